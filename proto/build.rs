@@ -1,0 +1,28 @@
+//! Compiles the .proto files with protox, so that nobody needs protoc.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+const FILES: [&str; 6] = [
+    "trailer/dispatch/v1/dispatch_service.proto",
+    "trailer/images/v1/build.proto",
+    "trailer/images/v1/build_service.proto",
+    "trailer/images/v1/image.proto",
+    "trailer/images/v1/image_service.proto",
+    "trailer/images/v1/worker_service.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=trailer");
+    let mut compiler = protox::Compiler::new(["."])?;
+    compiler.include_imports(true).include_source_info(true);
+    compiler.open_files(FILES)?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(
+        out.join("descriptor_set.bin"),
+        compiler.encode_file_descriptor_set(),
+    )?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .compile_fds(compiler.file_descriptor_set())?;
+    Ok(())
+}
