@@ -23,6 +23,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     tonic_prost_build::configure()
         .bytes(".")
+        // The clients' `connect(endpoint)` would clash with the RPC `Connect`: build clients from a channel.
+        .build_transport(false)
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }
