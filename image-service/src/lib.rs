@@ -1,1 +1,174 @@
+//! The catalogue of Trailer Images: records and builds, dispatch to workers, and watching.
+//!
+//! The way down is one way: `grpc` (parse, call, convert) calls the operations (`catalog`, `queue`, `session`, `feed`,
+//! `history`), which authorise, write through `store` and announce through `signals`. All rest on the nouns (`image`,
+//! `build`, `access`, `dispatch`, `error`, `timestamp`), which know no framework. Two of the nouns decide: `build::transition`
+//! is the table of a build's states, `dispatch::decide` says what every event writes and sends.
+//!
+//! Invariants:
+//! - The row is the queue: no job, state or lease lives in memory only.
+//! - Messages go out after the commit that they rest on.
+//! - A revision is taken in the transaction of its change, so the order of revisions is the order of commits.
+//! - Hints wake readers, rows are the truth, and a slow poll lies under every hint.
 
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+pub use self::{
+    access::Role,
+    config::{Cli, Command, Config, LogFormat, TokenArgs},
+    grpc::ServeError,
+    token::{MintError, TokenKeys},
+};
+use self::{
+    catalog::Catalog,
+    dispatch::Policy,
+    feed::Feed,
+    grpc::Operations,
+    history::Histories,
+    image::RepositoryPrefixes,
+    queue::{Queue, Times},
+    signals::Signals,
+    store::Store,
+    timestamp::Timestamp,
+};
+
+mod access;
+mod build;
+mod catalog;
+mod config;
+mod dispatch;
+mod error;
+mod feed;
+mod grpc;
+mod history;
+mod image;
+mod queue;
+mod session;
+mod signals;
+mod store;
+mod timestamp;
+mod token;
+mod workers;
+
+/// A service that listens and does not serve yet: connections wait.
+#[derive(Debug)]
+pub struct Bound {
+    config: Config,
+    prefixes: RepositoryPrefixes,
+    keys: Arc<TokenKeys>,
+    store: Store,
+    listener: TcpListener,
+}
+
+/// Checks the configuration, opens the data directory and the database, and binds the port, in this order.
+pub async fn bind(config: Config) -> Result<Bound, ServeError> {
+    let refuse = |reason| ServeError::Data(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    config.check().map_err(refuse)?;
+    let prefixes = RepositoryPrefixes::parse(&config.repository_prefixes).map_err(refuse)?;
+    let keys = Arc::new(TokenKeys::open(&config.data_dir)?);
+    let store = Store::open(&config.data_dir).await?;
+    let listener = TcpListener::bind(config.listen).await?;
+    Ok(Bound {
+        config,
+        prefixes,
+        keys,
+        store,
+        listener,
+    })
+}
+
+impl Bound {
+    /// How long the streams may take to end by themselves once a shutdown has been asked for and the grace is over.
+    const LAST_WORDS: Duration = Duration::from_secs(1);
+
+    /// The address that it listens on.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown`: then streams end with UNAVAILABLE and unary calls finish, within the grace.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let Self {
+            config,
+            prefixes,
+            keys,
+            store,
+            listener,
+        } = self;
+        let signals = Arc::new(Signals::default());
+        let policy = Policy {
+            lease: config.lease,
+            stop_deadline: Duration::from_secs(10),
+            max_failures: i32::from(config.max_attempt_failures),
+        };
+        let times = Times {
+            heartbeat: config.heartbeat,
+            silence: config.offline_after,
+            stop_after: config.stop_after,
+        };
+        // Whatever the workers hold they could not keep alive while nobody listened.
+        store
+            .renew_leases(Timestamp::now().after(config.lease))
+            .await
+            .map_err(|error| io::Error::other(error.to_string()))?;
+        let position = store
+            .revisions()
+            .await
+            .map_err(|error| io::Error::other(error.to_string()))?
+            .latest;
+        let queue = Arc::new(Queue::new(store.clone(), Arc::clone(&signals), policy, times));
+        let feed = Feed::new(store.clone(), shutdown.clone());
+        let operations = Operations {
+            catalog: Catalog::new(store.clone(), Arc::clone(&signals), Arc::clone(&queue), prefixes),
+            feed: feed.clone(),
+            histories: Histories::new(store.clone(), Arc::clone(&signals), shutdown.clone()),
+            queue: Arc::clone(&queue),
+            keys,
+            history: store.history(),
+        };
+
+        let mut tasks = JoinSet::new();
+        tasks.spawn({
+            let (queue, shutdown) = (Arc::clone(&queue), shutdown.clone());
+            async move { queue.dispatch(shutdown).await }
+        });
+        tasks.spawn({
+            let (queue, shutdown) = (queue, shutdown.clone());
+            async move { queue.clock(shutdown).await }
+        });
+        tasks.spawn(async move { feed.run(&signals, position).await });
+
+        let served = within_grace(
+            grpc::serve(operations, listener, shutdown.clone()),
+            &shutdown,
+            config.drain_grace + Self::LAST_WORDS,
+        )
+        .await;
+        shutdown.cancel();
+        while tasks.join_next().await.is_some() {}
+        store.close().await?;
+        served
+    }
+}
+
+/// Awaits the server; once shutdown was asked for, no longer than the grace.
+async fn within_grace(
+    serve: impl Future<Output = Result<(), ServeError>>,
+    shutdown: &CancellationToken,
+    grace: Duration,
+) -> Result<(), ServeError> {
+    let too_late = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(grace).await;
+    };
+    tokio::select! {
+        served = serve => served,
+        () = too_late => {
+            tracing::warn!("connections were still open when the grace was over");
+            Ok(())
+        }
+    }
+}

@@ -1,12 +1,7 @@
 //! The protocol of Trailer Images: the generated code of the `.proto` files beside this crate.
 //!
 //! The `.proto` files are the manual: every RPC and field is documented there, with the errors it gives.
-#![expect(
-    unreachable_pub,
-    unused_qualifications,
-    clippy::large_enum_variant,
-    reason = "generated code"
-)]
+#![allow(unused_qualifications, clippy::large_enum_variant, reason = "generated code")]
 
 /// The public API, package `trailer.images.v1`.
 pub mod images {
@@ -19,5 +14,4 @@ pub mod dispatch {
 }
 
 /// The encoded `FileDescriptorSet` of all packages with their imports and comments, for server reflection.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/descriptor_set.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor_set.bin"));

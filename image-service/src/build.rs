@@ -1,0 +1,208 @@
+//! A build: one job of one image, from the queue to its final state.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    image::{ImageId, Reference},
+    timestamp::Timestamp,
+};
+
+pub(crate) use self::{
+    history::{Happening, LogStream, Record, StepState},
+    transition::{Event, Fault, Next, transition},
+};
+
+mod history;
+mod transition;
+
+/// Identifies a build: a UUID of version 7, made by the service.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct BuildId(pub(crate) Uuid);
+
+/// What a build does.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Build,
+    Pull,
+    Snapshot,
+}
+
+/// Where a build stands.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum State {
+    Queued,
+    Claimed,
+    Running,
+    Publishing,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+/// One row of the queue and, once final, of the history. The row is the queue: no other place knows more.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Build {
+    pub(crate) id: BuildId,
+    pub(crate) image: ImageId,
+    /// Counts the builds of the image, from 1.
+    pub(crate) number: i64,
+    pub(crate) kind: Kind,
+    pub(crate) state: State,
+    /// Grows with every claim; reports of any other attempt are refused.
+    pub(crate) attempt: i32,
+    /// How many attempts the infrastructure has lost.
+    pub(crate) failures: i32,
+    pub(crate) requested_by: String,
+    pub(crate) queued_at: Timestamp,
+    pub(crate) started_at: Option<Timestamp>,
+    pub(crate) finished_at: Option<Timestamp>,
+    /// The worker of the latest attempt; none while queued.
+    pub(crate) worker: Option<String>,
+    /// When the attempt counts as lost, unless a heartbeat comes.
+    pub(crate) lease_expires_at: Option<Timestamp>,
+    pub(crate) cancel_requested_at: Option<Timestamp>,
+    pub(crate) stop_confirmed: bool,
+    /// The last report of the present attempt that is durable.
+    pub(crate) report_sequence: i64,
+    /// The last record of the build's history.
+    pub(crate) last_sequence: i64,
+    pub(crate) steps: Steps,
+    pub(crate) error: Option<Failure>,
+    pub(crate) log_bytes: i64,
+    pub(crate) log_truncated: bool,
+    pub(crate) configuration_revision: i64,
+    pub(crate) reference: Reference,
+}
+
+/// How far an attempt is.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Steps {
+    pub(crate) total: i32,
+    pub(crate) done: i32,
+    pub(crate) cached: i32,
+}
+
+/// Why a build failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) fault: Fault,
+    /// The name of the step that failed; empty when none did.
+    pub(crate) step: String,
+    pub(crate) message: String,
+    /// The last lines that the step printed.
+    pub(crate) last_lines: Vec<String>,
+}
+
+/// A build as a caller sees it: with what is computed when it is read.
+#[derive(Clone, Debug)]
+pub(crate) struct BuildInView {
+    pub(crate) build: Build,
+    pub(crate) pending: Option<Pending>,
+}
+
+/// Why a build does not run yet, and how many are before it.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pending {
+    pub(crate) reason: PendingReason,
+    /// 1 for the next; 0 when a worker has claimed it.
+    pub(crate) queue_position: i64,
+}
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PendingReason {
+    NoWorkerOnline,
+    AllSlotsTaken,
+    Dispatching,
+}
+
+impl BuildId {
+    pub(crate) fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl fmt::Display for BuildId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl State {
+    /// A final state is never left.
+    pub(crate) fn is_final(self) -> bool {
+        match self {
+            Self::Succeeded | Self::Failed | Self::Cancelled => true,
+            Self::Queued | Self::Claimed | Self::Running | Self::Publishing => false,
+        }
+    }
+
+    /// Whether a worker holds the build.
+    pub(crate) fn is_held(self) -> bool {
+        match self {
+            Self::Claimed | Self::Running | Self::Publishing => true,
+            Self::Queued | Self::Succeeded | Self::Failed | Self::Cancelled => false,
+        }
+    }
+}
+
+impl Build {
+    /// The next build of an image, in the queue.
+    pub(crate) fn queued(
+        image: ImageId,
+        number: i64,
+        requested_by: String,
+        configuration_revision: i64,
+        reference: Reference,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            id: BuildId::new(),
+            image,
+            number,
+            kind: Kind::Build,
+            state: State::Queued,
+            attempt: 0,
+            failures: 0,
+            requested_by,
+            queued_at: now,
+            started_at: None,
+            finished_at: None,
+            worker: None,
+            lease_expires_at: None,
+            cancel_requested_at: None,
+            stop_confirmed: true,
+            report_sequence: 0,
+            last_sequence: 0,
+            steps: Steps::default(),
+            error: None,
+            log_bytes: 0,
+            log_truncated: false,
+            configuration_revision,
+            reference,
+        }
+    }
+
+    /// Appends to the history what has happened, with the next number.
+    pub(crate) fn record(&mut self, time: Timestamp, happening: Happening) -> Record {
+        self.last_sequence += 1;
+        Record {
+            sequence: self.last_sequence,
+            time,
+            attempt: self.attempt,
+            happening,
+        }
+    }
+
+    /// What the image says of this build: why it failed, for instance.
+    pub(crate) fn message(&self) -> String {
+        match &self.error {
+            Some(error) if error.step.is_empty() => error.message.clone(),
+            Some(error) => format!("{}: {}", error.step, error.message),
+            None => String::new(),
+        }
+    }
+}

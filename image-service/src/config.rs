@@ -1,0 +1,138 @@
+//! The command line: every flag has an environment variable of the same name with `TRAILER_` before it.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::access::Role;
+
+/// The catalogue of container images that workspaces are built from.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the catalogue and dispatch builds to workers.
+    Serve(Config),
+    /// Print a bearer token, signed with the key pair of the data directory.
+    Token(TokenArgs),
+}
+
+/// How to serve.
+#[derive(Clone, Debug, Args)]
+pub struct Config {
+    /// The address to listen on.
+    #[arg(long, env = "TRAILER_LISTEN", default_value = "127.0.0.1:50051")]
+    pub listen: SocketAddr,
+
+    /// The directory of the database and of the key pair that tokens are signed with; made when missing.
+    #[arg(long, env = "TRAILER_DATA_DIR", default_value = "./data")]
+    pub data_dir: PathBuf,
+
+    /// Listen beyond loopback although the traffic, tokens included, is not encrypted: for a network that is trusted.
+    #[arg(long, env = "TRAILER_ALLOW_PLAINTEXT")]
+    pub allow_plaintext: bool,
+
+    /// Where images may be tagged by callers other than admins; derived references lie under the first. Repeatable.
+    #[arg(
+        long = "repository-prefix",
+        env = "TRAILER_REPOSITORY_PREFIX",
+        value_delimiter = ',',
+        default_value = "trailer/"
+    )]
+    pub repository_prefixes: Vec<String>,
+
+    /// How often workers say that they live.
+    #[arg(long, env = "TRAILER_HEARTBEAT", default_value = "1s", value_parser = humantime::parse_duration)]
+    pub heartbeat: Duration,
+
+    /// After how much silence a worker counts as offline.
+    #[arg(long, env = "TRAILER_OFFLINE_AFTER", default_value = "5s", value_parser = humantime::parse_duration)]
+    pub offline_after: Duration,
+
+    /// After how much silence a worker stops its builds by itself; it has 10 s for that.
+    #[arg(long, env = "TRAILER_STOP_AFTER", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub stop_after: Duration,
+
+    /// After how much silence the builds of a worker are given to others.
+    #[arg(long, env = "TRAILER_LEASE", default_value = "45s", value_parser = humantime::parse_duration)]
+    pub lease: Duration,
+
+    /// How often the infrastructure may fail a build before the build fails.
+    #[arg(long, env = "TRAILER_MAX_ATTEMPT_FAILURES", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_attempt_failures: u16,
+
+    /// How long calls under way may go on after SIGTERM.
+    #[arg(long, env = "TRAILER_DRAIN_GRACE", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub drain_grace: Duration,
+
+    /// How to log.
+    #[arg(long, env = "TRAILER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Human)]
+    pub log_format: LogFormat,
+}
+
+/// How to log.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Which token to print.
+#[derive(Debug, Args)]
+pub struct TokenArgs {
+    /// The data directory of the image-service that shall accept the token.
+    #[arg(long, env = "TRAILER_DATA_DIR", default_value = "./data")]
+    pub data_dir: PathBuf,
+
+    /// Whom the token names: a user, a service, or a worker by its name.
+    #[arg(long)]
+    pub subject: String,
+
+    /// What the subject may do beyond its own images. Repeatable.
+    #[arg(long = "role", value_enum)]
+    pub roles: Vec<Role>,
+
+    /// How long the token is valid.
+    #[arg(long, default_value = "24h", value_parser = humantime::parse_duration)]
+    pub ttl: Duration,
+}
+
+impl Config {
+    /// How long a worker may take to stop its builds.
+    const STOP_TIME: Duration = Duration::from_secs(10);
+
+    /// Checks what no single flag can: `Err` says which flags do not fit, and why.
+    pub fn check(&self) -> Result<(), String> {
+        if !self.listen.ip().is_loopback() && !self.allow_plaintext {
+            return Err(format!(
+                "--listen {} is beyond loopback and the traffic is not encrypted: add --allow-plaintext if the network is trusted",
+                self.listen
+            ));
+        }
+        if self.heartbeat < Duration::from_millis(10) {
+            return Err("--heartbeat must be at least 10ms".to_owned());
+        }
+        if self.offline_after < self.heartbeat * 2 {
+            return Err("--offline-after must be at least twice --heartbeat".to_owned());
+        }
+        if self.stop_after < self.offline_after {
+            return Err("--stop-after must not be shorter than --offline-after".to_owned());
+        }
+        if self.lease < self.stop_after + Self::STOP_TIME + self.heartbeat {
+            return Err(format!(
+                "--lease must be longer than --stop-after by {} (for stopping) and --heartbeat: or a build could run twice",
+                humantime::format_duration(Self::STOP_TIME)
+            ));
+        }
+        Ok(())
+    }
+}

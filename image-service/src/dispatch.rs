@@ -1,0 +1,381 @@
+//! What to do with a build when something happens: `decide`, without a clock, a store or a connection.
+//!
+//! The store loads the rows, `decide` says what to write and what to send, the store commits, and only then the messages
+//! go out. So whatever was sent rests on what is durable, and whatever is lost on the way can be decided again.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    build::{Build, Event as BuildEvent, Failure, Fault, Happening, Next, Record, State, Steps, transition},
+    error::Refusal,
+    image::{Artifact, Configuration},
+    timestamp::Timestamp,
+};
+
+pub(crate) use self::message::{
+    Attempt, Hello, KeptAttempt, Report, Reported, ToWorker, Welcome, WorkerEvent,
+};
+
+mod message;
+
+/// What may happen to one build, from either side.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    /// The build heads the queue and `worker` has a free slot.
+    Claim { worker: String },
+    /// A worker says what happened.
+    Report { worker: String, report: Report },
+    /// A client wants it cancelled.
+    Cancel { by: String },
+    /// Its worker came back without this attempt.
+    Abandoned { attempt: i32 },
+    /// Time has passed: leases and deadlines may be over.
+    Tick {
+        /// Whether the worker of the build has been heard of lately.
+        worker_online: bool,
+    },
+}
+
+/// What is decided upon: the row, and for a claim the configuration that goes to the worker.
+#[derive(Clone, Debug)]
+pub(crate) struct Rows {
+    pub(crate) build: Build,
+    pub(crate) configuration: Option<Arc<Configuration>>,
+}
+
+/// The times and limits of dispatch.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Policy {
+    /// How long a claim holds without a heartbeat.
+    pub(crate) lease: Duration,
+    /// How long a worker that answers may take to stop.
+    pub(crate) stop_deadline: Duration,
+    /// At how many failures of the infrastructure a build fails.
+    pub(crate) max_failures: i32,
+}
+
+/// What to write, and what to send once it is durable.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Decision {
+    /// The build's new row, when it changes.
+    pub(crate) build: Option<Build>,
+    /// What to append to its history.
+    pub(crate) records: Vec<Record>,
+    /// The image's new artifact.
+    pub(crate) artifact: Option<Artifact>,
+    /// To which worker to send what.
+    pub(crate) messages: Vec<(String, ToWorker)>,
+}
+
+/// Decides what `event` does to the build in `rows` at `now`.
+///
+/// Only clients are refused; what a worker says out of turn is answered with [`ToWorker::Drop`].
+pub(crate) fn decide(
+    rows: Rows,
+    event: &Event,
+    policy: &Policy,
+    now: Timestamp,
+) -> Result<Decision, Refusal> {
+    let mut deciding = Deciding {
+        build: rows.build,
+        decision: Decision::default(),
+        changed: false,
+        policy,
+        now,
+    };
+    match event {
+        Event::Claim { worker } => deciding.claim(worker, rows.configuration),
+        Event::Report { worker, report } => deciding.report(worker, report),
+        Event::Cancel { by } => deciding.cancel(by)?,
+        Event::Abandoned { attempt } => deciding.abandoned(*attempt),
+        Event::Tick { worker_online } => deciding.tick(*worker_online),
+    }
+    Ok(deciding.finish())
+}
+
+/// A decision in the making.
+struct Deciding<'a> {
+    build: Build,
+    decision: Decision,
+    changed: bool,
+    policy: &'a Policy,
+    now: Timestamp,
+}
+
+impl Deciding<'_> {
+    fn claim(&mut self, worker: &str, configuration: Option<Arc<Configuration>>) {
+        let Some(configuration) = configuration else {
+            return;
+        };
+        if self.next(BuildEvent::Claimed).is_none() {
+            return;
+        }
+        let build = &mut self.build;
+        build.attempt += 1;
+        build.worker = Some(worker.to_owned());
+        build.lease_expires_at = Some(self.now.after(self.policy.lease));
+        build.report_sequence = 0;
+        build.steps = Steps::default();
+        let assignment = ToWorker::Assignment {
+            attempt: Attempt::of(build),
+            image: build.image,
+            reference: build.reference.clone(),
+            configuration,
+        };
+        self.enter(State::Claimed, format!("claimed by {worker}"));
+        self.send(assignment);
+    }
+
+    fn report(&mut self, worker: &str, report: &Report) {
+        if self.build.attempt != report.attempt.number || self.build.worker.as_deref() != Some(worker) {
+            self.decision
+                .messages
+                .push((worker.to_owned(), ToWorker::Drop(report.attempt)));
+            return;
+        }
+        for (sequence, reported) in (report.first_sequence..).zip(&report.events) {
+            if sequence <= self.build.report_sequence {
+                continue;
+            }
+            if sequence > self.build.report_sequence + 1 {
+                // Something between was lost: the acknowledgement below makes the worker send it again.
+                break;
+            }
+            if !self.build.state.is_held() {
+                self.send(ToWorker::Drop(report.attempt));
+                return;
+            }
+            self.build.report_sequence = sequence;
+            self.changed = true;
+            if !self.apply(reported) {
+                self.send(ToWorker::Drop(report.attempt));
+                return;
+            }
+        }
+        self.send(ToWorker::ReportAck {
+            attempt: report.attempt,
+            sequence: self.build.report_sequence,
+        });
+    }
+
+    /// Applies one report; false when the attempt has no right to it.
+    fn apply(&mut self, reported: &Reported) -> bool {
+        match &reported.event {
+            WorkerEvent::Started => {
+                let allowed = self.next(BuildEvent::Started).is_some();
+                if allowed {
+                    self.build.started_at = Some(self.now);
+                    self.enter(State::Running, String::new());
+                }
+                allowed
+            }
+            WorkerEvent::Happened(happening) => {
+                self.build.note(happening);
+                let record = self.build.record(reported.time, happening.clone());
+                self.decision.records.push(record);
+                true
+            }
+            WorkerEvent::Built if self.build.cancel_requested_at.is_some() => {
+                self.send(ToWorker::Cancel(Attempt::of(&self.build)));
+                true
+            }
+            WorkerEvent::Built => {
+                let allowed = self.next(BuildEvent::Built).is_some();
+                if allowed {
+                    self.enter(State::Publishing, String::new());
+                    self.send(ToWorker::PublishGrant(Attempt::of(&self.build)));
+                }
+                allowed
+            }
+            WorkerEvent::Succeeded { image_id, size_bytes } => {
+                let allowed = self.next(BuildEvent::Succeeded).is_some();
+                if allowed {
+                    self.decision.artifact = Some(Artifact {
+                        image_id: image_id.clone(),
+                        size_bytes: *size_bytes,
+                        worker: self.build.worker.clone().unwrap_or_default(),
+                        finished_at: self.now,
+                        configuration_revision: self.build.configuration_revision,
+                        build: self.build.id,
+                    });
+                    self.enter(State::Succeeded, String::new());
+                }
+                allowed
+            }
+            WorkerEvent::Failed(failure) => self.lose(BuildEvent::Failed(failure.fault), failure.clone()),
+            WorkerEvent::HandedBack { reason } => match self.next(BuildEvent::HandedBack) {
+                Some(Next::Requeue) => {
+                    self.requeue(format!("handed back: {reason}"));
+                    true
+                }
+                Some(Next::To(state)) => {
+                    self.enter(state, String::new());
+                    true
+                }
+                Some(Next::RequeueAfterFailure | Next::RequestStop) | None => false,
+            },
+            WorkerEvent::Stopped { confirmed } => {
+                let allowed = self.next(BuildEvent::Stopped).is_some();
+                if allowed {
+                    self.build.stop_confirmed = *confirmed;
+                    self.enter(State::Cancelled, String::new());
+                }
+                allowed
+            }
+        }
+    }
+
+    fn cancel(&mut self, by: &str) -> Result<(), Refusal> {
+        if self.build.state.is_final() {
+            return Err(Refusal::NoBuildInProgress);
+        }
+        match self.next(BuildEvent::CancelRequested) {
+            Some(Next::To(state)) => self.enter(state, format!("cancelled by {by}")),
+            Some(Next::RequestStop) => {
+                if self.build.cancel_requested_at.is_none() {
+                    self.build.cancel_requested_at = Some(self.now);
+                    self.enter(self.build.state, format!("cancel requested by {by}"));
+                }
+                self.send(ToWorker::Cancel(Attempt::of(&self.build)));
+            }
+            Some(Next::Requeue | Next::RequeueAfterFailure) | None => {
+                return Err(Refusal::BuildNotCancellable);
+            }
+        }
+        Ok(())
+    }
+
+    fn abandoned(&mut self, attempt: i32) {
+        if self.build.attempt != attempt {
+            return;
+        }
+        if self.build.state == State::Claimed {
+            // The assignment was lost on its way: nobody has worked on it.
+            match self.next(BuildEvent::HandedBack) {
+                Some(Next::To(state)) => self.enter(state, String::new()),
+                Some(_) => self.requeue("the assignment did not arrive".to_owned()),
+                None => {}
+            }
+        } else {
+            self.lost("the worker came back without this attempt");
+        }
+    }
+
+    fn tick(&mut self, worker_online: bool) {
+        let overdue =
+            |since: Option<Timestamp>, limit| since.is_some_and(|since| since.after(limit) <= self.now);
+        if self.build.lease_expires_at.is_some_and(|end| end <= self.now) {
+            self.lost("the lease of its worker ran out");
+        } else if worker_online
+            && overdue(self.build.cancel_requested_at, self.policy.stop_deadline)
+            && self.next(BuildEvent::StopOverdue).is_some()
+        {
+            let attempt = Attempt::of(&self.build);
+            self.build.stop_confirmed = false;
+            self.send(ToWorker::Drop(attempt));
+            self.enter(
+                State::Cancelled,
+                "the worker did not confirm in time that the work has stopped".to_owned(),
+            );
+        }
+    }
+
+    fn lost(&mut self, why: &str) {
+        let failure = Failure {
+            fault: Fault::Infrastructure,
+            step: String::new(),
+            message: why.to_owned(),
+            last_lines: Vec::new(),
+        };
+        self.lose(BuildEvent::Lost, failure);
+    }
+
+    /// Ends the attempt with a failure; false when that is refused.
+    fn lose(&mut self, event: BuildEvent, failure: Failure) -> bool {
+        match self.next(event) {
+            Some(Next::To(State::Failed)) => {
+                if failure.fault == Fault::Infrastructure {
+                    self.build.failures += 1;
+                }
+                self.build.error = Some(failure);
+                let message = self.build.message();
+                self.enter(State::Failed, message);
+            }
+            Some(Next::To(state)) => self.enter(state, failure.message),
+            Some(Next::RequeueAfterFailure) => {
+                self.build.failures += 1;
+                self.requeue(failure.message);
+            }
+            Some(Next::Requeue | Next::RequestStop) | None => return false,
+        }
+        true
+    }
+
+    fn requeue(&mut self, why: String) {
+        self.enter(State::Queued, why);
+        self.build.worker = None;
+        self.build.started_at = None;
+    }
+
+    fn next(&self, event: BuildEvent) -> Option<Next> {
+        let build = &self.build;
+        transition(
+            build.kind,
+            build.state,
+            event,
+            build.cancel_requested_at.is_some(),
+            build.failures + 1 >= self.policy.max_failures,
+        )
+    }
+
+    fn enter(&mut self, state: State, message: String) {
+        self.changed = true;
+        self.build.state = state;
+        if !state.is_held() {
+            self.build.lease_expires_at = None;
+        }
+        if state.is_final() {
+            self.build.finished_at = Some(self.now);
+        }
+        let record = self.build.record(self.now, Happening::State { state, message });
+        self.decision.records.push(record);
+    }
+
+    fn send(&mut self, message: ToWorker) {
+        if let Some(worker) = self.build.worker.clone() {
+            self.decision.messages.push((worker, message));
+        }
+    }
+
+    fn finish(mut self) -> Decision {
+        if self.changed {
+            self.decision.build = Some(self.build);
+        }
+        self.decision
+    }
+}
+
+impl Build {
+    /// Counts what a worker says has happened.
+    fn note(&mut self, happening: &Happening) {
+        use crate::build::StepState;
+        match happening {
+            Happening::Step { step, state, .. } => {
+                self.steps.total = self.steps.total.max(step.saturating_add(1));
+                match state {
+                    StepState::Done => self.steps.done += 1,
+                    StepState::Cached => {
+                        self.steps.done += 1;
+                        self.steps.cached += 1;
+                    }
+                    StepState::Pending | StepState::Started | StepState::Failed => {}
+                }
+            }
+            Happening::Line { text, .. } => {
+                self.log_bytes += i64::try_from(text.len()).unwrap_or(i64::MAX);
+            }
+            Happening::Gap { .. } => self.log_truncated = true,
+            Happening::State { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What the service and a worker say to each other, free of the wire.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    build::{Build, BuildId, Failure, Happening},
+    image::{Configuration, ImageId, Reference},
+    timestamp::Timestamp,
+};
+
+/// One attempt at one build: what every report is fenced by.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Attempt {
+    pub(crate) build: BuildId,
+    pub(crate) number: i32,
+}
+
+/// A worker introduces itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Hello {
+    pub(crate) name: String,
+    /// Names the worker's process: a connection of the same process may supersede the one before at once.
+    pub(crate) instance: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) slots: i32,
+    pub(crate) engine_version: String,
+    pub(crate) holds: Vec<Attempt>,
+}
+
+/// The answer to [`Hello`].
+#[derive(Clone, Debug)]
+pub(crate) struct Welcome {
+    pub(crate) session: String,
+    pub(crate) keep: Vec<KeptAttempt>,
+    pub(crate) drop: Vec<Attempt>,
+}
+
+/// An attempt that goes on after a reconnect.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeptAttempt {
+    pub(crate) attempt: Attempt,
+    pub(crate) acknowledged: i64,
+    pub(crate) publish_granted: bool,
+    pub(crate) cancel_requested: bool,
+}
+
+/// What the service tells a worker.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum ToWorker {
+    HeartbeatAck(i64),
+    Assignment {
+        attempt: Attempt,
+        image: ImageId,
+        reference: Reference,
+        configuration: Arc<Configuration>,
+    },
+    ReportAck {
+        attempt: Attempt,
+        sequence: i64,
+    },
+    PublishGrant(Attempt),
+    Cancel(Attempt),
+    /// Stop the work, forget the attempt: it is fenced.
+    Drop(Attempt),
+}
+
+/// What happened in an attempt, numbered within it from 1.
+#[derive(Clone, Debug)]
+pub(crate) struct Report {
+    pub(crate) attempt: Attempt,
+    pub(crate) first_sequence: i64,
+    pub(crate) events: Vec<Reported>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Reported {
+    pub(crate) time: Timestamp,
+    pub(crate) event: WorkerEvent,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum WorkerEvent {
+    Started,
+    /// A step changed, or something was printed or left out.
+    Happened(Happening),
+    Built,
+    Succeeded {
+        image_id: String,
+        size_bytes: i64,
+    },
+    Failed(Failure),
+    HandedBack {
+        reason: String,
+    },
+    Stopped {
+        confirmed: bool,
+    },
+}
+
+impl Attempt {
+    pub(crate) fn of(build: &Build) -> Self {
+        Self {
+            build: build.id,
+            number: build.attempt,
+        }
+    }
+}

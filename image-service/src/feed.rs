@@ -1,0 +1,317 @@
+//! The live end of the change log: one reader for the whole process, and a watch for each caller.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::broadcast,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    access::{Principal, Sight},
+    error::Error,
+    image::{ImageId, ImageInView, View},
+    signals::Signals,
+    store::{Change, Store},
+    timestamp::Timestamp,
+};
+
+/// Where watches of images begin.
+#[derive(Clone, Debug)]
+pub(crate) struct Feed {
+    store: Store,
+    /// Bounded: a watch that falls behind by more reads what it has missed from the store, latest states only.
+    live: broadcast::Sender<Arc<Changed>>,
+    shutdown: CancellationToken,
+}
+
+/// A change, and the image as it was when the change was read.
+#[derive(Clone, Debug)]
+struct Changed {
+    change: Change,
+    /// None when the image is gone.
+    image: Option<ImageInView>,
+}
+
+/// A caller's view of the catalogue as it changes. Holds no more than a page of images.
+#[derive(Debug)]
+pub(crate) struct ImageWatch {
+    store: Store,
+    live: broadcast::Receiver<Arc<Changed>>,
+    shutdown: CancellationToken,
+    expiry: Instant,
+    sight: Sight,
+    view: View,
+    phase: Phase,
+    /// Every change up to this revision has been delivered or is in `pending`.
+    position: i64,
+    pending: VecDeque<Notice>,
+    last_sent: Instant,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Sending the images as they are, in the order of their ids.
+    FirstState { after: Option<ImageId> },
+    /// Reading the change log from `position`; with `announce` the end of it is told.
+    CatchUp { announce: bool },
+    /// Waiting for changes.
+    Live,
+}
+
+/// One message of a watch.
+#[derive(Clone, Debug)]
+pub(crate) struct Notice {
+    /// Everything up to it has been delivered; 0 while the first state is incomplete.
+    pub(crate) revision: i64,
+    pub(crate) event: WatchEvent,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum WatchEvent {
+    Image(ImageInView),
+    Synced,
+    Changed(ImageInView),
+    Removed(ImageId),
+    Bookmark,
+}
+
+impl Feed {
+    const BACKLOG: usize = 1_024;
+    const BATCH: u64 = 256;
+    /// How long a lost hint can delay a change.
+    const POLL: Duration = Duration::from_secs(1);
+
+    pub(crate) fn new(store: Store, shutdown: CancellationToken) -> Self {
+        Self {
+            store,
+            live: broadcast::Sender::new(Self::BACKLOG),
+            shutdown,
+        }
+    }
+
+    /// Reads the change log as it grows and hands every change to the watches, until shutdown.
+    pub(crate) async fn run(&self, signals: &Signals, mut position: i64) {
+        let mut poll = interval(Self::POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                () = signals.changed() => {}
+                _ = poll.tick() => {}
+            }
+            match self.publish_after(position).await {
+                Ok(reached) => position = reached,
+                Err(error) => {
+                    tracing::warn!(%error, source = ?std::error::Error::source(&error), "cannot read the change log");
+                }
+            }
+        }
+    }
+
+    async fn publish_after(&self, mut position: i64) -> Result<i64, Error> {
+        loop {
+            let changes = read_changes(&self.store, position).await?;
+            let Some(last) = changes.last() else {
+                return Ok(position);
+            };
+            position = last.change.revision;
+            for changed in changes {
+                // Nobody listens: nobody needs it.
+                let _ = self.live.send(Arc::new(changed));
+            }
+        }
+    }
+
+    /// Begins a watch of all that the caller sees, or of what has changed since `after`.
+    pub(crate) async fn watch(
+        &self,
+        caller: &Principal,
+        after: Option<i64>,
+        view: View,
+    ) -> Result<ImageWatch, Error> {
+        // Subscribe, then read: whatever is committed later than what is read here comes through the subscription.
+        let live = self.live.subscribe();
+        let revisions = self.store.revisions().await?;
+        if after.is_some_and(|after| after < revisions.oldest || after > revisions.latest) {
+            return Err(Error::RevisionUnavailable {
+                oldest: revisions.oldest,
+            });
+        }
+        Ok(ImageWatch {
+            store: self.store.clone(),
+            live,
+            shutdown: self.shutdown.clone(),
+            expiry: deadline(caller),
+            sight: caller.sight(),
+            view,
+            phase: match after {
+                None => Phase::FirstState { after: None },
+                Some(_) => Phase::CatchUp { announce: true },
+            },
+            position: after.unwrap_or(revisions.latest),
+            pending: VecDeque::new(),
+            last_sent: Instant::now(),
+        })
+    }
+
+    /// The oldest revision that a watch can be resumed from.
+    pub(crate) async fn oldest(&self) -> Result<i64, Error> {
+        Ok(self.store.revisions().await?.oldest)
+    }
+}
+
+impl ImageWatch {
+    const PAGE: u64 = 100;
+    /// How long a watch may be silent.
+    const BOOKMARK: Duration = Duration::from_secs(10);
+
+    /// Waits for the next message. After an error the watch is over.
+    pub(crate) async fn next(&mut self) -> Result<Notice, Error> {
+        loop {
+            if self.shutdown.is_cancelled() {
+                return Err(Error::Draining);
+            }
+            if self.expiry <= Instant::now() {
+                return Err(Error::TokenExpired);
+            }
+            if let Some(notice) = self.pending.pop_front() {
+                self.last_sent = Instant::now();
+                return Ok(notice);
+            }
+            match self.phase {
+                Phase::FirstState { after } => self.read_page(after).await?,
+                Phase::CatchUp { announce } => self.catch_up(announce).await?,
+                Phase::Live => self.wait().await?,
+            }
+        }
+    }
+
+    async fn read_page(&mut self, after: Option<ImageId>) -> Result<(), Error> {
+        let page = self
+            .store
+            .images_by_id(&self.sight, after, Self::PAGE, self.view)
+            .await?;
+        self.phase = match page.last() {
+            Some(last) => Phase::FirstState {
+                after: Some(last.image.id),
+            },
+            None => {
+                self.push(self.position, WatchEvent::Synced);
+                Phase::Live
+            }
+        };
+        for image in page {
+            self.push(0, WatchEvent::Image(image));
+        }
+        Ok(())
+    }
+
+    async fn catch_up(&mut self, announce: bool) -> Result<(), Error> {
+        let changes = read_changes(&self.store, self.position).await?;
+        if changes.is_empty() {
+            self.phase = Phase::Live;
+            if announce {
+                self.push(self.position, WatchEvent::Synced);
+            }
+        }
+        for changed in changes {
+            self.take(&changed);
+        }
+        Ok(())
+    }
+
+    async fn wait(&mut self) -> Result<(), Error> {
+        tokio::select! {
+            () = self.shutdown.cancelled() => {}
+            () = tokio::time::sleep_until(self.expiry) => {}
+            () = tokio::time::sleep_until(self.last_sent + Self::BOOKMARK) => {
+                self.push(self.position, WatchEvent::Bookmark);
+            }
+            changed = self.live.recv() => match changed {
+                Ok(changed) => self.take(&changed),
+                Err(broadcast::error::RecvError::Lagged(_)) => self.phase = Phase::CatchUp { announce: false },
+                Err(broadcast::error::RecvError::Closed) => return Err(Error::Draining),
+            },
+        }
+        Ok(())
+    }
+
+    /// Takes one change in, if it is new; tells of it, if it is in sight.
+    fn take(&mut self, changed: &Changed) {
+        let Change {
+            revision,
+            image: id,
+            creator,
+        } = &changed.change;
+        if *revision <= self.position {
+            return;
+        }
+        self.position = *revision;
+        if !self.sight.includes(creator) {
+            return;
+        }
+        let event = match &changed.image {
+            Some(image) => WatchEvent::Changed(in_view(image, self.view)),
+            None => WatchEvent::Removed(*id),
+        };
+        self.push(*revision, event);
+    }
+
+    fn push(&mut self, revision: i64, event: WatchEvent) {
+        self.pending.push_back(Notice { revision, event });
+    }
+}
+
+/// Reads the next changes, the last one of each image only, each image once.
+///
+/// An image may be read in a later state than the change that led to it: then that later change is in the log, too,
+/// and brings the same state again.
+async fn read_changes(store: &Store, position: i64) -> Result<Vec<Changed>, Error> {
+    let changes = store.changes_after(position, Feed::BATCH).await?;
+    let last: HashMap<ImageId, i64> = changes
+        .iter()
+        .map(|change| (change.image, change.revision))
+        .collect();
+    let ids: Vec<ImageId> = last.keys().copied().collect();
+    let mut images: HashMap<ImageId, ImageInView> = store
+        .images_among(&ids)
+        .await?
+        .into_iter()
+        .map(|image| (image.image.id, image))
+        .collect();
+    Ok(changes
+        .into_iter()
+        .filter(|change| last.get(&change.image) == Some(&change.revision))
+        .map(|change| Changed {
+            image: images.remove(&change.image),
+            change,
+        })
+        .collect())
+}
+
+fn in_view(image: &ImageInView, view: View) -> ImageInView {
+    ImageInView {
+        image: image.image.clone(),
+        configuration: match view {
+            View::Basic => None,
+            View::Full => image.configuration.clone(),
+        },
+    }
+}
+
+/// When a caller's streams end: with its token.
+pub(crate) fn deadline(caller: &Principal) -> Instant {
+    let left = caller
+        .expires_at()
+        .micros()
+        .saturating_sub(Timestamp::now().micros());
+    let left = Duration::from_micros(u64::try_from(left).unwrap_or(0));
+    // A token may be valid for longer than the clock can count.
+    Instant::now() + left.min(Duration::from_secs(10 * 365 * 24 * 3600))
+}

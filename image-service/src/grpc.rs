@@ -1,0 +1,166 @@
+//! The transport: parse, call, convert. The only place that knows tonic and the generated code.
+
+use std::{io, sync::Arc, time::Duration};
+
+use proto::{
+    dispatch::dispatch_service_server::DispatchServiceServer,
+    images::{
+        build_service_server::BuildServiceServer, image_service_server::ImageServiceServer,
+        worker_service_server::WorkerServiceServer,
+    },
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{service::InterceptorLayer, transport::Server};
+use tower::{ServiceBuilder, util::MapResponseLayer};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use self::authentication::{Api, Authentication};
+use crate::{catalog::Catalog, feed::Feed, history::Histories, queue::Queue, token::TokenKeys};
+
+mod authentication;
+mod build;
+mod build_service;
+mod cursor;
+mod dispatch_service;
+mod field;
+mod framing;
+mod image;
+mod image_service;
+mod status;
+mod worker_service;
+
+/// What the transport calls.
+#[derive(Debug)]
+pub(crate) struct Operations {
+    pub(crate) catalog: Catalog,
+    pub(crate) feed: Feed,
+    pub(crate) histories: Histories,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) keys: Arc<TokenKeys>,
+    /// Names the history of the database, for what callers may resume.
+    pub(crate) history: uuid::Uuid,
+}
+
+/// Serves on the listener until `shutdown`, and until every stream has ended then.
+pub(crate) async fn serve(
+    operations: Operations,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    const STREAMS_A_CONNECTION: u32 = 1_024;
+    const KEEPALIVE: Duration = Duration::from_secs(20);
+
+    let sessions = TaskTracker::new();
+    let health = health(&shutdown, &sessions).await;
+    let public = InterceptorLayer::new(Authentication::new(Arc::clone(&operations.keys), Api::Public));
+    let dispatch = InterceptorLayer::new(Authentication::new(Arc::clone(&operations.keys), Api::Dispatch));
+    let images = image_service::Images::new(operations.catalog.clone(), operations.feed, operations.history);
+    let builds = build_service::Builds::new(operations.catalog.clone(), operations.histories);
+    let workers = worker_service::AllWorkers::new(operations.catalog);
+    let dispatcher = dispatch_service::Dispatcher::new(operations.queue, sessions.clone(), shutdown.clone());
+
+    Server::builder()
+        .layer(CatchPanicLayer::custom(framing::panicked))
+        .layer(MapResponseLayer::new(framing::blame_caller))
+        .max_concurrent_streams(STREAMS_A_CONNECTION)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .tcp_nodelay(true)
+        .add_service(health)
+        .add_service(
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .build_v1()?,
+        )
+        .add_service(
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .build_v1alpha()?,
+        )
+        .add_service(
+            ServiceBuilder::new()
+                .layer(public.clone())
+                .service(ImageServiceServer::new(images)),
+        )
+        .add_service(
+            ServiceBuilder::new()
+                .layer(public.clone())
+                .service(BuildServiceServer::new(builds)),
+        )
+        .add_service(
+            ServiceBuilder::new()
+                .layer(public)
+                .service(WorkerServiceServer::new(workers)),
+        )
+        .add_service(
+            ServiceBuilder::new()
+                .layer(dispatch)
+                .service(DispatchServiceServer::new(dispatcher)),
+        )
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.cancelled_owned())
+        .await?;
+    sessions.close();
+    sessions.wait().await;
+    Ok(())
+}
+
+/// SERVING for the server and each service until shutdown, then NOT_SERVING.
+async fn health(
+    shutdown: &CancellationToken,
+    tasks: &TaskTracker,
+) -> tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health> {
+    let (reporter, service) = tonic_health::server::health_reporter();
+    reporter
+        .set_serving::<ImageServiceServer<image_service::Images>>()
+        .await;
+    reporter
+        .set_serving::<BuildServiceServer<build_service::Builds>>()
+        .await;
+    reporter
+        .set_serving::<WorkerServiceServer<worker_service::AllWorkers>>()
+        .await;
+    reporter
+        .set_serving::<DispatchServiceServer<dispatch_service::Dispatcher>>()
+        .await;
+    let shutdown = shutdown.clone();
+    tasks.spawn(async move {
+        shutdown.cancelled().await;
+        reporter
+            .set_service_status("", tonic_health::ServingStatus::NotServing)
+            .await;
+        reporter
+            .set_not_serving::<ImageServiceServer<image_service::Images>>()
+            .await;
+        reporter
+            .set_not_serving::<BuildServiceServer<build_service::Builds>>()
+            .await;
+        reporter
+            .set_not_serving::<WorkerServiceServer<worker_service::AllWorkers>>()
+            .await;
+        reporter
+            .set_not_serving::<DispatchServiceServer<dispatch_service::Dispatcher>>()
+            .await;
+    });
+    service
+}
+
+/// Why serving ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The listener or a connection.
+    #[error("cannot serve")]
+    Transport(#[from] tonic::transport::Error),
+    /// The descriptor set.
+    #[error("cannot describe the services")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The database.
+    #[error("cannot use the database")]
+    Database(#[from] sea_orm::DbErr),
+    /// The data directory.
+    #[error("cannot use the data directory")]
+    Data(#[from] io::Error),
+}

@@ -1,0 +1,100 @@
+//! `trailer.images.v1.BuildService`.
+
+use futures_util::stream::{self, BoxStream, StreamExt};
+use proto::images::{self as wire, build_service_server::BuildService};
+use tonic::{Request, Response, Status};
+
+use super::{authentication::caller, build, field};
+use crate::{
+    build::BuildId,
+    catalog::Catalog,
+    error::{Error, Violations},
+    history::Histories,
+    image::ImageId,
+};
+
+/// Builds on the wire.
+#[derive(Debug)]
+pub(super) struct Builds {
+    catalog: Catalog,
+    histories: Histories,
+}
+
+impl Builds {
+    pub(super) fn new(catalog: Catalog, histories: Histories) -> Self {
+        Self { catalog, histories }
+    }
+}
+
+#[tonic::async_trait]
+impl BuildService for Builds {
+    async fn get_build(
+        &self,
+        request: Request<wire::GetBuildRequest>,
+    ) -> Result<Response<wire::GetBuildResponse>, Status> {
+        let caller = caller(&request)?;
+        let id = BuildId(field::id("id", &request.into_inner().id)?);
+        let build = self.catalog.build(&caller, id).await?;
+        Ok(Response::new(wire::GetBuildResponse {
+            build: Some(build.into()),
+        }))
+    }
+
+    async fn list_builds(
+        &self,
+        request: Request<wire::ListBuildsRequest>,
+    ) -> Result<Response<wire::ListBuildsResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let image = ImageId(field::id("image_id", &request.image_id)?);
+        let size = field::page_size(request.page_size)?;
+        // The token is the number of the last build: it says nothing that the caller may not know.
+        let before = match request.page_token.as_str() {
+            "" => None,
+            token => Some(token.parse().map_err(|_| field::foreign_page_token())?),
+        };
+        let builds = self.catalog.builds(&caller, image, before, size).await?;
+        let next_page_token = match builds.last() {
+            Some(last) if builds.len() as u64 == size && last.build.number > 1 => {
+                last.build.number.to_string()
+            }
+            Some(_) | None => String::new(),
+        };
+        Ok(Response::new(wire::ListBuildsResponse {
+            builds: builds.into_iter().map(Into::into).collect(),
+            next_page_token,
+        }))
+    }
+
+    type WatchBuildStream = BoxStream<'static, Result<wire::WatchBuildResponse, Status>>;
+
+    async fn watch_build(
+        &self,
+        request: Request<wire::WatchBuildRequest>,
+    ) -> Result<Response<Self::WatchBuildStream>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let id = BuildId(field::id("id", &request.id)?);
+        if request.after_sequence < 0 {
+            let violation = Violations::one("after_sequence", "must not be negative");
+            return Err(Error::Invalid(violation).into());
+        }
+        let watch = self.histories.watch(&caller, id, request.after_sequence).await?;
+        let messages = stream::unfold(Some(watch), |watch| async {
+            let mut watch = watch?;
+            match watch.next().await {
+                Ok(None) => None,
+                Ok(Some(records)) => {
+                    let kind = watch.build().kind;
+                    let events = records
+                        .into_iter()
+                        .map(|record| build::event(kind, record))
+                        .collect();
+                    Some((Ok(wire::WatchBuildResponse { events }), Some(watch)))
+                }
+                Err(error) => Some((Err(Status::from(error)), None)),
+            }
+        });
+        Ok(Response::new(messages.boxed()))
+    }
+}

@@ -1,0 +1,181 @@
+//! `trailer.dispatch.v1.DispatchService`: one task a connection, which hears the worker out.
+
+use std::sync::Arc;
+
+use futures_util::stream::{BoxStream, StreamExt};
+use proto::dispatch::{
+    self as wire, connect_request::Message as FromWorker, dispatch_service_server::DispatchService,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{authentication::caller, status};
+use crate::{
+    access::Principal,
+    error::{Error, Violations},
+    feed::deadline,
+    queue::Queue,
+    session::{Opened, Session},
+};
+
+mod message;
+
+type Answers = mpsc::Sender<Result<wire::ConnectResponse, Status>>;
+
+/// The workers' side of the service.
+#[derive(Debug)]
+pub(super) struct Dispatcher {
+    queue: Arc<Queue>,
+    sessions: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl Dispatcher {
+    /// How many answers may wait in a connection beyond those of its line.
+    const ANSWERS: usize = 16;
+
+    pub(super) fn new(queue: Arc<Queue>, sessions: TaskTracker, shutdown: CancellationToken) -> Self {
+        Self {
+            queue,
+            sessions,
+            shutdown,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl DispatchService for Dispatcher {
+    type ConnectStream = BoxStream<'static, Result<wire::ConnectResponse, Status>>;
+
+    async fn connect(
+        &self,
+        request: Request<Streaming<wire::ConnectRequest>>,
+    ) -> Result<Response<Self::ConnectStream>, Status> {
+        let caller = caller(&request)?;
+        let (answers, stream) = mpsc::channel(Self::ANSWERS);
+        let connection = Connection {
+            queue: Arc::clone(&self.queue),
+            caller,
+            requests: request.into_inner(),
+            answers,
+            shutdown: self.shutdown.clone(),
+        };
+        self.sessions.spawn(connection.run());
+        Ok(Response::new(ReceiverStream::new(stream).boxed()))
+    }
+}
+
+struct Connection {
+    queue: Arc<Queue>,
+    caller: Principal,
+    requests: Streaming<wire::ConnectRequest>,
+    answers: Answers,
+    shutdown: CancellationToken,
+}
+
+impl Connection {
+    async fn run(mut self) {
+        if let Err(status) = self.hold().await {
+            tracing::info!(worker = self.caller.subject(), code = ?status.code(), message = status.message(), "a worker's connection ended");
+            // The worker may be gone already.
+            let _ = self.answers.send(Err(status)).await;
+        }
+    }
+
+    async fn hold(&mut self) -> Result<(), Status> {
+        // A worker that says nothing holds nothing of ours for longer than a lease.
+        let patience = self.queue.policy().lease;
+        let first = tokio::select! {
+            first = tokio::time::timeout(patience, self.requests.message()) => first,
+            () = self.shutdown.cancelled() => return Err(Error::Draining.into()),
+        };
+        let first = first.map_err(|_| silent())?.map_err(blame)?;
+        let Some(FromWorker::Hello(hello)) = first.and_then(|request| request.message) else {
+            return Err(Error::Invalid(Violations::one("message", "must begin with `hello`")).into());
+        };
+        let hello = message::hello(hello)?;
+        let opened = Session::open(Arc::clone(&self.queue), &self.caller, hello).await?;
+        tracing::info!(worker = opened.session.worker(), "a worker connected");
+        let Opened {
+            session,
+            welcome,
+            messages,
+            hang_up,
+        } = opened;
+        let welcome = message::welcome(welcome, self.queue.times());
+        let ended = if self.answers.send(Ok(welcome)).await.is_ok() {
+            self.converse(&session, messages, hang_up).await
+        } else {
+            Ok(())
+        };
+        session.close().await;
+        ended
+    }
+
+    /// Hears the worker and passes on what is for it, until either side ends.
+    async fn converse(
+        &mut self,
+        session: &Session,
+        mut messages: mpsc::Receiver<crate::dispatch::ToWorker>,
+        hang_up: CancellationToken,
+    ) -> Result<(), Status> {
+        let patience = self.queue.policy().lease;
+        let expiry = deadline(&self.caller);
+        let answers = self.answers.clone();
+        let pass_on = async {
+            while let Some(message) = messages.recv().await {
+                if answers.send(Ok(message::to_worker(message))).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let hear = async {
+            loop {
+                let request = tokio::time::timeout(patience, self.requests.message())
+                    .await
+                    .map_err(|_| silent())?
+                    .map_err(blame)?;
+                match request {
+                    Some(request) => handle(session, request).await?,
+                    None => return Ok(()),
+                }
+            }
+        };
+        tokio::select! {
+            heard = hear => heard,
+            () = pass_on => Ok(()),
+            () = hang_up.cancelled() => Err(Error::SessionLost.into()),
+            () = self.shutdown.cancelled() => Err(Error::Draining.into()),
+            () = tokio::time::sleep_until(expiry) => Err(Error::TokenExpired.into()),
+        }
+    }
+}
+
+async fn handle(session: &Session, request: wire::ConnectRequest) -> Result<(), Status> {
+    match request.message {
+        Some(FromWorker::Heartbeat(heartbeat)) => {
+            session.heartbeat(heartbeat.number, heartbeat.draining).await?;
+        }
+        Some(FromWorker::Report(report)) => session.report(message::report(report)?).await?,
+        Some(FromWorker::Hello(_)) => {
+            return Err(Error::Invalid(Violations::one("message", "must be `hello` only once")).into());
+        }
+        None => return Err(Error::Invalid(Violations::one("message", "must be given")).into()),
+    }
+    Ok(())
+}
+
+fn silent() -> Status {
+    Error::SessionLost.into()
+}
+
+/// What tonic says of a stream: bytes that are no message are the worker's fault, a broken connection is nobody's.
+fn blame(found: Status) -> Status {
+    if found.code() == tonic::Code::Internal {
+        status::malformed(found.message())
+    } else {
+        found
+    }
+}

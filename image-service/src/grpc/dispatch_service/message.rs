@@ -1,0 +1,269 @@
+//! The messages of dispatch on the wire.
+
+use std::collections::BTreeMap;
+
+use proto::dispatch as wire;
+
+use crate::{
+    build::{BuildId, Failure, Fault, Happening, LogStream, StepState},
+    dispatch::{Attempt, Hello, KeptAttempt, Report, Reported, ToWorker, Welcome, WorkerEvent},
+    error::{Error, Violations},
+    grpc::field,
+    image::Configuration,
+    queue::Times,
+    timestamp::Timestamp,
+};
+
+const PROTOCOL_VERSION: i32 = 1;
+const MAX_LABELS: usize = 64;
+const MAX_HELD: usize = 2_000;
+const MAX_EVENTS: usize = 4_096;
+/// As long as a line, a name or a message may be; what is longer is cut.
+const MAX_TEXT: usize = 16 * 1024;
+const MAX_STEPS: i32 = 10_000;
+const MAX_LAST_LINES: usize = 20;
+
+pub(super) fn hello(hello: wire::Hello) -> Result<Hello, Error> {
+    let mut violations = Violations::default();
+    if hello.protocol_version != PROTOCOL_VERSION {
+        violations.add("hello.protocol_version", format!("must be {PROTOCOL_VERSION}"));
+    }
+    if !(1..=1_000).contains(&hello.slots) {
+        violations.add("hello.slots", "must be from 1 to 1,000");
+    }
+    let label_fits = |text: &String| text.len() <= 255 && !text.chars().any(char::is_control);
+    if hello.labels.len() > MAX_LABELS || !hello.labels.iter().all(|(k, v)| label_fits(k) && label_fits(v)) {
+        violations.add(
+            "hello.labels",
+            format!("must be at most {MAX_LABELS}, of at most 255 bytes each and without control characters"),
+        );
+    }
+    if hello.holds.len() > MAX_HELD {
+        violations.add("hello.holds", format!("must be at most {MAX_HELD}"));
+    }
+    if hello.instance.is_empty() || hello.instance.len() > 64 {
+        violations.add("hello.instance", "must have 1 to 64 bytes");
+    }
+    violations.check()?;
+    let holds = hello
+        .holds
+        .into_iter()
+        .map(|held| attempt("hello.holds", Some(held)))
+        .collect::<Result<_, _>>()?;
+    Ok(Hello {
+        name: hello.name,
+        instance: hello.instance,
+        labels: hello.labels.into_iter().collect::<BTreeMap<_, _>>(),
+        slots: hello.slots,
+        engine_version: cut(hello.engine_version),
+        holds,
+    })
+}
+
+pub(super) fn report(report: wire::Report) -> Result<Report, Error> {
+    if report.events.is_empty() || report.events.len() > MAX_EVENTS {
+        let rule = format!("must be 1 to {MAX_EVENTS}");
+        return Err(Error::Invalid(Violations::one("report.events", rule)));
+    }
+    if report.first_sequence < 1 || report.first_sequence > i64::MAX - MAX_EVENTS as i64 {
+        return Err(Error::Invalid(Violations::one(
+            "report.first_sequence",
+            "must be 1 or more",
+        )));
+    }
+    let attempt = attempt("report.attempt", report.attempt)?;
+    let events = report
+        .events
+        .into_iter()
+        .map(reported)
+        .collect::<Result<_, _>>()?;
+    Ok(Report {
+        attempt,
+        first_sequence: report.first_sequence,
+        events,
+    })
+}
+
+fn reported(event: wire::ReportEvent) -> Result<Reported, Error> {
+    use wire::report_event::Event;
+    let time = event.time.map_or_else(Timestamp::now, |time| {
+        let micros = time.seconds.saturating_mul(1_000_000);
+        Timestamp::from_micros(micros.saturating_add(i64::from(time.nanos / 1_000)))
+    });
+    let event = match event.event {
+        Some(Event::Started(_)) => WorkerEvent::Started,
+        Some(Event::Step(step)) => WorkerEvent::Happened(Happening::Step {
+            step: step.index.clamp(0, MAX_STEPS),
+            name: cut(step.name),
+            state: step_state(step.state)?,
+            error: cut(step.error),
+        }),
+        Some(Event::Line(line)) => WorkerEvent::Happened(Happening::Line {
+            step: line.step.clamp(-1, MAX_STEPS),
+            stream: if line.stderr {
+                LogStream::Stderr
+            } else {
+                LogStream::Stdout
+            },
+            text: cut(line.text),
+        }),
+        Some(Event::Gap(gap)) => WorkerEvent::Happened(Happening::Gap {
+            lines: gap.lines.max(0),
+            message: cut(gap.message),
+        }),
+        Some(Event::Built(_)) => WorkerEvent::Built,
+        Some(Event::Succeeded(succeeded)) => WorkerEvent::Succeeded {
+            image_id: cut(succeeded.image_id),
+            size_bytes: succeeded.size_bytes.max(0),
+        },
+        Some(Event::Failed(failed)) => WorkerEvent::Failed(failure(failed)?),
+        Some(Event::HandedBack(handed_back)) => WorkerEvent::HandedBack {
+            reason: cut(handed_back.reason),
+        },
+        Some(Event::Stopped(stopped)) => WorkerEvent::Stopped {
+            confirmed: stopped.confirmed,
+        },
+        None => {
+            return Err(Error::Invalid(Violations::one(
+                "report.events.event",
+                "must be given",
+            )));
+        }
+    };
+    Ok(Reported { time, event })
+}
+
+fn failure(failed: wire::Failed) -> Result<Failure, Error> {
+    let fault = match failed.kind() {
+        wire::FailureKind::User => Fault::User,
+        wire::FailureKind::Timeout => Fault::Timeout,
+        wire::FailureKind::Infrastructure => Fault::Infrastructure,
+        wire::FailureKind::Unspecified => {
+            let violation = Violations::one("report.events.failed.kind", "must be given");
+            return Err(Error::Invalid(violation));
+        }
+    };
+    Ok(Failure {
+        fault,
+        step: cut(failed.step),
+        message: cut(failed.message),
+        last_lines: failed
+            .last_lines
+            .into_iter()
+            .take(MAX_LAST_LINES)
+            .map(cut)
+            .collect(),
+    })
+}
+
+fn step_state(number: i32) -> Result<StepState, Error> {
+    Ok(match wire::StepState::try_from(number) {
+        Ok(wire::StepState::Pending) => StepState::Pending,
+        Ok(wire::StepState::Started) => StepState::Started,
+        Ok(wire::StepState::Done) => StepState::Done,
+        Ok(wire::StepState::Cached) => StepState::Cached,
+        Ok(wire::StepState::Failed) => StepState::Failed,
+        Ok(wire::StepState::Unspecified) | Err(_) => {
+            let violation = Violations::one("report.events.step.state", "must be a known state");
+            return Err(Error::Invalid(violation));
+        }
+    })
+}
+
+fn attempt(name: &str, attempt: Option<wire::Attempt>) -> Result<Attempt, Error> {
+    let attempt = attempt.ok_or_else(|| Error::Invalid(Violations::one(name, "must be given")))?;
+    Ok(Attempt {
+        build: BuildId(field::id(&format!("{name}.build_id"), &attempt.build_id)?),
+        number: attempt.number,
+    })
+}
+
+fn cut(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        let end = (0..=MAX_TEXT).rev().find(|&end| text.is_char_boundary(end));
+        text.truncate(end.unwrap_or(0));
+    }
+    text
+}
+
+pub(super) fn welcome(welcome: Welcome, times: &Times) -> wire::ConnectResponse {
+    answer(wire::connect_response::Message::Welcome(wire::Welcome {
+        session_id: welcome.session,
+        heartbeat_interval: prost_types::Duration::try_from(times.heartbeat).ok(),
+        stop_after: prost_types::Duration::try_from(times.stop_after).ok(),
+        keep: welcome.keep.into_iter().map(kept).collect(),
+        drop: welcome.drop.into_iter().map(Into::into).collect(),
+    }))
+}
+
+fn kept(kept: KeptAttempt) -> wire::KeptAttempt {
+    wire::KeptAttempt {
+        attempt: Some(kept.attempt.into()),
+        acknowledged_sequence: kept.acknowledged,
+        publish_granted: kept.publish_granted,
+        cancel_requested: kept.cancel_requested,
+    }
+}
+
+pub(super) fn to_worker(message: ToWorker) -> wire::ConnectResponse {
+    use wire::connect_response::Message;
+    answer(match message {
+        ToWorker::HeartbeatAck(number) => Message::HeartbeatAck(wire::HeartbeatAck { number }),
+        ToWorker::Assignment {
+            attempt,
+            image,
+            reference,
+            configuration,
+        } => Message::Assignment(wire::Assignment {
+            attempt: Some(attempt.into()),
+            image_id: image.to_string(),
+            reference: reference.to_string(),
+            work: Some(work(&configuration)),
+        }),
+        ToWorker::ReportAck { attempt, sequence } => Message::ReportAck(wire::ReportAck {
+            attempt: Some(attempt.into()),
+            sequence,
+        }),
+        ToWorker::PublishGrant(attempt) => Message::PublishGrant(wire::PublishGrant {
+            attempt: Some(attempt.into()),
+        }),
+        ToWorker::Cancel(attempt) => Message::Cancel(wire::Cancel {
+            attempt: Some(attempt.into()),
+        }),
+        ToWorker::Drop(attempt) => Message::Drop(wire::Drop {
+            attempt: Some(attempt.into()),
+        }),
+    })
+}
+
+fn work(configuration: &Configuration) -> wire::assignment::Work {
+    match configuration {
+        Configuration::Dockerfile(source) => wire::assignment::Work::DockerBuild(wire::DockerBuild {
+            dockerfile: source.text().to_owned(),
+            files: source
+                .files()
+                .iter()
+                .map(|file| wire::ContextFile {
+                    path: file.path.clone(),
+                    content: file.content.clone().into(),
+                    executable: file.executable,
+                })
+                .collect(),
+        }),
+    }
+}
+
+fn answer(message: wire::connect_response::Message) -> wire::ConnectResponse {
+    wire::ConnectResponse {
+        message: Some(message),
+    }
+}
+
+impl From<Attempt> for wire::Attempt {
+    fn from(attempt: Attempt) -> Self {
+        Self {
+            build_id: attempt.build.to_string(),
+            number: attempt.number,
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What goes wrong outside of the handlers: requests that are no messages, and panics.
+
+use std::any::Any;
+
+use http::{HeaderMap, Response};
+use tonic::{Code, Status, body::Body};
+
+use super::status;
+
+/// Says what is the caller's fault when tonic could not read its request.
+///
+/// Tonic answers INTERNAL to bytes that are no message, and OUT_OF_RANGE to a message over the limit. Every status of
+/// ours carries details, so one without them comes from there.
+pub(super) fn blame_caller(response: Response<Body>) -> Response<Body> {
+    let Some(found) = undetailed_status(response.headers()) else {
+        return response;
+    };
+    match found.code() {
+        Code::Internal => {
+            status::malformed(format!("the request is no such message: {}", found.message())).into_http()
+        }
+        Code::OutOfRange => {
+            status::malformed(format!("the request is too large: {}", found.message())).into_http()
+        }
+        Code::Ok
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::InvalidArgument
+        | Code::DeadlineExceeded
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::Unimplemented
+        | Code::Unavailable
+        | Code::DataLoss
+        | Code::Unauthenticated => response,
+    }
+}
+
+/// Answers for a handler that has panicked.
+pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response<Body> {
+    let message = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    status::internal(&Panic(message)).into_http()
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("a handler panicked: {0}")]
+struct Panic(String);
+
+fn undetailed_status(headers: &HeaderMap) -> Option<Status> {
+    let found = Status::from_header_map(headers)?;
+    found.details().is_empty().then_some(found)
+}

@@ -1,0 +1,110 @@
+//! The one place where a gRPC code is chosen. What is internal stays in the log, under a trace id.
+
+use std::collections::HashMap;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+use uuid::Uuid;
+
+use crate::{
+    error::{Error, Refusal, Resource},
+    token::TokenError,
+};
+
+/// The domain of every reason.
+const DOMAIN: &str = "images.trailer";
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        match error {
+            Error::Invalid(violations) => {
+                let mut details = reason("INVALID_FIELDS");
+                for violation in violations.iter() {
+                    details.add_bad_request_violation(&violation.field, &violation.rule);
+                }
+                Self::with_error_details(Code::InvalidArgument, message, details)
+            }
+            Error::NotFound(Resource::Image) => with_reason(Code::NotFound, "IMAGE_NOT_FOUND", message),
+            Error::NotFound(Resource::Build) => with_reason(Code::NotFound, "BUILD_NOT_FOUND", message),
+            Error::RoleMissing(role) => {
+                let details = reason_with("ROLE_MISSING", "role", role.to_string());
+                Self::with_error_details(Code::PermissionDenied, message, details)
+            }
+            Error::WrongApi => with_reason(Code::PermissionDenied, "WORKER_TOKEN", message),
+            Error::Forbidden(action) => {
+                let details = reason_with("ACTION_FORBIDDEN", "action", format!("{action:?}"));
+                Self::with_error_details(Code::PermissionDenied, message, details)
+            }
+            Error::ReferenceTaken(_) => with_reason(Code::AlreadyExists, "REFERENCE_TAKEN", message),
+            Error::Refused(refusal) => {
+                let name = refusal_reason(refusal);
+                let mut details = reason(name);
+                details.add_precondition_failure_violation(name, "image", &message);
+                Self::with_error_details(Code::FailedPrecondition, message, details)
+            }
+            Error::RevisionUnavailable { oldest } => {
+                let details = reason_with("REVISION_UNAVAILABLE", "oldest_revision", oldest.to_string());
+                Self::with_error_details(Code::OutOfRange, message, details)
+            }
+            Error::SequenceUnavailable { asked: _, last } => {
+                let details = reason_with("SEQUENCE_UNAVAILABLE", "last_sequence", last.to_string());
+                Self::with_error_details(Code::OutOfRange, message, details)
+            }
+            Error::TokenExpired => with_reason(Code::Unauthenticated, "TOKEN_EXPIRED", message),
+            Error::WorkerConnected(_) => with_reason(Code::AlreadyExists, "WORKER_CONNECTED", message),
+            Error::SessionLost => with_reason(Code::Aborted, "SESSION_LOST", message),
+            Error::Draining => with_reason(Code::Unavailable, "DRAINING", message),
+            Error::Busy => with_reason(Code::Unavailable, "STORE_BUSY", message),
+            Error::Internal(source) => internal(source.as_ref()),
+        }
+    }
+}
+
+/// A request without a usable token.
+pub(super) fn unauthenticated(error: Option<TokenError>) -> Status {
+    let (name, message) = match error {
+        None => (
+            "TOKEN_MISSING",
+            "`authorization: Bearer <JWT>` is needed".to_owned(),
+        ),
+        Some(error @ TokenError::Invalid) => ("TOKEN_INVALID", error.to_string()),
+        Some(error @ TokenError::Expired) => ("TOKEN_EXPIRED", error.to_string()),
+    };
+    with_reason(Code::Unauthenticated, name, message)
+}
+
+/// A request that does not parse as its message at all.
+pub(super) fn malformed(message: impl Into<String>) -> Status {
+    with_reason(Code::InvalidArgument, "MALFORMED_REQUEST", message)
+}
+
+/// Something of ours is broken: the details go to the log, the caller gets the id to find them by.
+pub(super) fn internal(error: &(dyn std::error::Error + 'static)) -> Status {
+    let trace_id = Uuid::new_v4().simple().to_string();
+    tracing::error!(trace_id, %error, source = ?error.source(), "internal error");
+    let details = reason_with("INTERNAL", "trace_id", trace_id);
+    Status::with_error_details(Code::Internal, "internal error", details)
+}
+
+fn refusal_reason(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::BuildInProgress => "BUILD_IN_PROGRESS",
+        Refusal::NoBuildInProgress => "NO_BUILD_IN_PROGRESS",
+        Refusal::BuildNotCancellable => "BUILD_NOT_CANCELLABLE",
+        Refusal::SnapshotNotBuildable => "SNAPSHOT_NOT_BUILDABLE",
+        Refusal::OtherBuild => "OTHER_BUILD",
+    }
+}
+
+fn with_reason(code: Code, name: &str, message: impl Into<String>) -> Status {
+    Status::with_error_details(code, message, reason(name))
+}
+
+fn reason(name: &str) -> ErrorDetails {
+    ErrorDetails::with_error_info(name, DOMAIN, HashMap::new())
+}
+
+fn reason_with(name: &str, key: &str, value: String) -> ErrorDetails {
+    ErrorDetails::with_error_info(name, DOMAIN, HashMap::from([(key.to_owned(), value)]))
+}

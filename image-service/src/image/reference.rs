@@ -1,0 +1,233 @@
+//! The Docker reference that an image writes: `repository:tag`, under one of the operator's prefixes.
+
+use std::{fmt, str::FromStr};
+
+use oci_spec::distribution;
+use serde::{Deserialize, Serialize};
+
+use super::{ImageId, Name};
+
+/// A repository and a tag that the Docker Engine accepts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Reference {
+    repository: String,
+    tag: String,
+}
+
+/// Where callers other than admins may put their images: `trailer/` allows `trailer/a` and `trailer/b/c`.
+#[derive(Clone, Debug)]
+pub(crate) struct RepositoryPrefixes(Vec<String>);
+
+impl Reference {
+    const DEFAULT_TAG: &str = "latest";
+    const MAX_SLUG: usize = 100;
+
+    /// Checks that the two make a reference.
+    pub(crate) fn new(repository: &str, tag: &str) -> Result<Self, ReferenceError> {
+        let tag = if tag.is_empty() { Self::DEFAULT_TAG } else { tag };
+        if !is_tag(tag) {
+            return Err(ReferenceError::Tag);
+        }
+        if repository.chars().any(char::is_uppercase) {
+            return Err(ReferenceError::Repository("it must be in lower case".to_owned()));
+        }
+        let parsed = distribution::Reference::from_str(&format!("{repository}:{tag}"))
+            .map_err(|error| ReferenceError::Repository(error.to_string()))?;
+        if parsed.tag() != Some(tag)
+            || parsed.digest().is_some()
+            || repository.contains(['@', ':']) && !has_registry_port(repository)
+        {
+            return Err(ReferenceError::Repository(
+                "it must have neither a tag nor a digest".to_owned(),
+            ));
+        }
+        Ok(Self {
+            repository: repository.to_owned(),
+            tag: tag.to_owned(),
+        })
+    }
+
+    /// What was checked before it was stored.
+    pub(crate) fn from_stored(repository: String, tag: String) -> Self {
+        Self { repository, tag }
+    }
+
+    /// The reference of an image that was given only a name.
+    pub(crate) fn derived(
+        prefixes: &RepositoryPrefixes,
+        name: &Name,
+        tag: &str,
+    ) -> Result<Self, ReferenceError> {
+        Self::new(&format!("{}{}", prefixes.first(), slug(name)), tag)
+    }
+
+    /// The same reference made different from every other image's.
+    pub(crate) fn varied(&self, id: ImageId) -> Self {
+        let id = id.0.simple().to_string();
+        let random_end = &id[id.len() - 12..];
+        Self {
+            repository: format!("{}-{random_end}", self.repository),
+            tag: self.tag.clone(),
+        }
+    }
+
+    pub(crate) fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    pub(crate) fn tag(&self) -> &str {
+        &self.tag
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.repository, self.tag)
+    }
+}
+
+/// Which part does not fit, and why.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum ReferenceError {
+    Repository(String),
+    Tag,
+}
+
+impl ReferenceError {
+    /// The rule, for people.
+    pub(crate) fn rule(&self) -> String {
+        match self {
+            Self::Repository(reason) => format!("must be a Docker repository: {reason}"),
+            Self::Tag => "must be a Docker tag: 1 to 128 letters, digits, `_`, `.` and `-`, \
+                          beginning with none of the last two"
+                .to_owned(),
+        }
+    }
+}
+
+impl RepositoryPrefixes {
+    /// Checks that a repository can begin with each of them.
+    pub(crate) fn parse(prefixes: &[String]) -> Result<Self, String> {
+        for prefix in prefixes {
+            if !prefix.ends_with('/') {
+                return Err(format!("the repository prefix {prefix:?} must end with `/`"));
+            }
+            Reference::new(&format!("{prefix}a"), "")
+                .map_err(|_| format!("no Docker repository can begin with the prefix {prefix:?}"))?;
+        }
+        if prefixes.is_empty() {
+            return Err("at least one repository prefix is needed".to_owned());
+        }
+        Ok(Self(prefixes.to_vec()))
+    }
+
+    fn first(&self) -> &str {
+        &self.0[0]
+    }
+
+    /// Whether the reference lies under one of them.
+    pub(crate) fn allow(&self, reference: &Reference) -> bool {
+        self.0
+            .iter()
+            .any(|prefix| reference.repository.starts_with(prefix.as_str()))
+    }
+}
+
+impl fmt::Display for RepositoryPrefixes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(", "))
+    }
+}
+
+fn is_tag(tag: &str) -> bool {
+    let mut chars = tag.chars();
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    tag.len() <= 128 && chars.next().is_some_and(word) && chars.all(|c| word(c) || c == '.' || c == '-')
+}
+
+/// Whether the only colon of a repository is the one before its registry's port.
+fn has_registry_port(repository: &str) -> bool {
+    repository
+        .split_once('/')
+        .is_some_and(|(registry, path)| registry.matches(':').count() == 1 && !path.contains([':', '@']))
+}
+
+/// The part of a repository that a name gives: lower-case ASCII words joined by `-`, `image` when there are none.
+fn slug(name: &Name) -> String {
+    let mut slug = String::new();
+    for c in name.as_str().chars() {
+        let c = c.to_ascii_lowercase();
+        if c.is_ascii_alphanumeric() {
+            slug.push(c);
+        } else if !slug.is_empty() && !slug.ends_with('-') {
+            slug.push('-');
+        }
+        if slug.len() == Reference::MAX_SLUG {
+            break;
+        }
+    }
+    let slug = slug.trim_end_matches('-');
+    if slug.is_empty() { "image" } else { slug }.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn derived(name: &str) -> String {
+        let prefixes = RepositoryPrefixes::parse(&["trailer/".to_owned()]).expect("a prefix");
+        let name = Name::parse(name).expect("a name");
+        Reference::derived(&prefixes, &name, "")
+            .expect("a reference")
+            .to_string()
+    }
+
+    #[test]
+    fn a_reference_is_derived_from_any_name() {
+        assert_eq!(
+            derived("Go Tools 1.24 (beta)"),
+            "trailer/go-tools-1-24-beta:latest"
+        );
+        assert_eq!(derived("—"), "trailer/image:latest");
+        assert_eq!(derived("Größe"), "trailer/gr-e:latest");
+        assert!(derived(&"a b".repeat(40)).len() < 120);
+    }
+
+    #[test]
+    fn what_docker_would_refuse_is_refused() {
+        for repository in [
+            "",
+            "Trailer/a",
+            "trailer//a",
+            "trailer/a:b",
+            "trailer/a@sha256:00",
+            "a b",
+            "/a",
+            "trailer/",
+        ] {
+            assert!(Reference::new(repository, "").is_err(), "{repository}");
+        }
+        for tag in [".a", "-a", "a b", "a/b", "ä", &"a".repeat(129)] {
+            assert_eq!(
+                Reference::new("trailer/a", tag),
+                Err(ReferenceError::Tag),
+                "{tag}"
+            );
+        }
+        for repository in [
+            "trailer/a",
+            "trailer/a/b_c",
+            "localhost:5000/a",
+            "registry.example/a",
+        ] {
+            assert!(Reference::new(repository, "v1.0").is_ok(), "{repository}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_a_whole_path_component() {
+        assert!(RepositoryPrefixes::parse(&["trailer".to_owned()]).is_err());
+        assert!(RepositoryPrefixes::parse(&["TRAILER/".to_owned()]).is_err());
+        assert!(RepositoryPrefixes::parse(&[]).is_err());
+    }
+}

@@ -1,0 +1,163 @@
+//! The queue's driver: brings events to `dispatch::decide` by way of the store, and what was decided to the workers.
+//!
+//! The rows are the queue; nothing is queued in memory. Two tasks serve it: the dispatcher, which gives the head of the
+//! queue to whoever has a free slot, and the clock, which ends what is overdue.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    build::BuildId,
+    dispatch::{Decision, Event, Policy},
+    error::Error,
+    signals::Signals,
+    store::Store,
+    timestamp::Timestamp,
+    workers::{Connected, Workers},
+};
+
+/// When a worker counts as what.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Times {
+    /// How often workers send heartbeats.
+    pub(crate) heartbeat: Duration,
+    /// After how much silence a worker counts as offline.
+    pub(crate) silence: Duration,
+    /// After how much silence a worker stops its work by itself.
+    pub(crate) stop_after: Duration,
+}
+
+#[derive(Debug)]
+pub(crate) struct Queue {
+    store: Store,
+    signals: Arc<Signals>,
+    workers: Workers,
+    policy: Policy,
+    times: Times,
+}
+
+impl Queue {
+    /// How long a lost hint can delay a build.
+    const POLL: Duration = Duration::from_secs(1);
+    /// How late the end of a lease can be noticed.
+    const CLOCK: Duration = Duration::from_millis(500);
+
+    pub(crate) fn new(store: Store, signals: Arc<Signals>, policy: Policy, times: Times) -> Self {
+        Self {
+            store,
+            signals,
+            workers: Workers::default(),
+            policy,
+            times,
+        }
+    }
+
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    pub(crate) fn times(&self) -> &Times {
+        &self.times
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(crate) fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
+    /// A worker may have a free slot.
+    pub(crate) fn slot_freed(&self) {
+        self.signals.slot_freed();
+    }
+
+    /// Decides what an event does to a build, writes it, and tells whom it concerns. A build that is gone takes no event:
+    /// `false`.
+    pub(crate) async fn handle(&self, build: BuildId, event: &Event) -> Result<bool, Error> {
+        let Some((decision, committed)) = self
+            .store
+            .decide(build, event, &self.policy, Timestamp::now())
+            .await?
+        else {
+            return Ok(false);
+        };
+        self.signals.announce(&committed);
+        self.deliver(decision);
+        Ok(true)
+    }
+
+    /// Sends what was decided, now that it is durable.
+    pub(crate) fn deliver(&self, decision: Decision) {
+        for (worker, message) in decision.messages {
+            self.workers.send(&worker, message);
+        }
+    }
+
+    /// Gives queued builds to free slots until shutdown.
+    pub(crate) async fn dispatch(&self, shutdown: CancellationToken) {
+        let mut poll = interval(Self::POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.signals.queue_moved() => {}
+                _ = poll.tick() => {}
+            }
+            for worker in self.workers.ready(self.times.silence) {
+                if let Err(error) = self.fill(&worker).await {
+                    tracing::warn!(worker = worker.name, %error, source = ?std::error::Error::source(&error), "cannot dispatch");
+                }
+            }
+        }
+    }
+
+    /// Claims for a worker until its slots are taken or the queue is empty.
+    async fn fill(&self, worker: &Connected) -> Result<(), Error> {
+        loop {
+            let claimed = self
+                .store
+                .claim(&worker.name, worker.session, &self.policy, Timestamp::now())
+                .await?;
+            let Some((decision, committed)) = claimed else {
+                return Ok(());
+            };
+            self.signals.announce(&committed);
+            self.deliver(decision);
+        }
+    }
+
+    /// Ends leases and deadlines that are over, until shutdown.
+    pub(crate) async fn clock(&self, shutdown: CancellationToken) {
+        let mut tick = interval(Self::CLOCK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            if let Err(error) = self.end_overdue().await {
+                tracing::warn!(%error, source = ?std::error::Error::source(&error), "cannot look for what is overdue");
+            }
+        }
+    }
+
+    async fn end_overdue(&self) -> Result<(), Error> {
+        let now = Timestamp::now();
+        let overdue = self
+            .store
+            .overdue(now, now.before(self.policy.stop_deadline))
+            .await?;
+        for build in overdue {
+            let worker_online = build
+                .worker
+                .as_deref()
+                .is_some_and(|worker| self.workers.is_heard(worker, self.times.silence));
+            self.handle(build.id, &Event::Tick { worker_online }).await?;
+        }
+        Ok(())
+    }
+}

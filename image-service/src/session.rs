@@ -1,0 +1,151 @@
+//! One connection of one worker: what it says, and what that does.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    access::{Principal, Role},
+    build::{Build, State},
+    dispatch::{Attempt, Event, Hello, KeptAttempt, Report, ToWorker, Welcome, WorkerEvent},
+    error::{Error, Violations},
+    queue::Queue,
+    timestamp::Timestamp,
+};
+
+/// A worker that has been welcomed.
+#[derive(Debug)]
+pub(crate) struct Session {
+    queue: Arc<Queue>,
+    worker: String,
+    id: Uuid,
+}
+
+/// What a session's owner needs beside it.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) session: Session,
+    /// The first message to the worker.
+    pub(crate) welcome: Welcome,
+    /// The messages after it.
+    pub(crate) messages: mpsc::Receiver<ToWorker>,
+    /// Ends the connection.
+    pub(crate) hang_up: CancellationToken,
+}
+
+impl Session {
+    /// Lets a worker in: it must hold a worker's token of the name that it gives.
+    ///
+    /// What it holds beyond the store's knowledge it is told to drop; what the store thinks it holds and it does not is
+    /// queued again at once.
+    pub(crate) async fn open(queue: Arc<Queue>, caller: &Principal, hello: Hello) -> Result<Opened, Error> {
+        caller.require(Role::Worker)?;
+        if hello.name != caller.subject() {
+            let rule = format!("must be the token's subject, {}", caller.subject());
+            return Err(Error::Invalid(Violations::one("hello.name", rule)));
+        }
+        let id = Uuid::new_v4();
+        queue
+            .store()
+            .open_session(&hello, id, queue.times().silence, Timestamp::now())
+            .await?;
+        // First the line, then the rows: what is decided from here on is sent to this connection.
+        let (messages, hang_up) = queue.workers().connect(&hello.name, id);
+        let session = Self {
+            queue,
+            worker: hello.name,
+            id,
+        };
+        let welcome = session.reconcile(&hello.holds).await?;
+        session.queue.slot_freed();
+        Ok(Opened {
+            session,
+            welcome,
+            messages,
+            hang_up,
+        })
+    }
+
+    pub(crate) fn worker(&self) -> &str {
+        &self.worker
+    }
+
+    async fn reconcile(&self, holds: &[Attempt]) -> Result<Welcome, Error> {
+        let assigned = self.queue.store().held_by(&self.worker).await?;
+        let (kept, gone): (Vec<Build>, Vec<Build>) = assigned
+            .into_iter()
+            .partition(|build| holds.contains(&Attempt::of(build)));
+        for build in gone {
+            let event = Event::Abandoned {
+                attempt: build.attempt,
+            };
+            self.queue.handle(build.id, &event).await?;
+        }
+        let keep: Vec<KeptAttempt> = kept
+            .iter()
+            .map(|build| KeptAttempt {
+                attempt: Attempt::of(build),
+                acknowledged: build.report_sequence,
+                publish_granted: build.state == State::Publishing,
+                cancel_requested: build.cancel_requested_at.is_some(),
+            })
+            .collect();
+        let drop = holds
+            .iter()
+            .filter(|held| keep.iter().all(|kept| kept.attempt != **held))
+            .copied()
+            .collect();
+        Ok(Welcome {
+            session: self.id.to_string(),
+            keep,
+            drop,
+        })
+    }
+
+    /// The worker lives: its lease is extended. Whatever it should have stopped by now it is told again.
+    pub(crate) async fn heartbeat(&self, number: i64, draining: bool) -> Result<(), Error> {
+        let lease = self.queue.policy().lease;
+        let held = self
+            .queue
+            .store()
+            .heartbeat(&self.worker, self.id, lease, Timestamp::now())
+            .await?;
+        let workers = self.queue.workers();
+        workers.heard(&self.worker, self.id, !draining);
+        workers.send(&self.worker, ToWorker::HeartbeatAck(number));
+        for build in held.iter().filter(|build| build.cancel_requested_at.is_some()) {
+            workers.send(&self.worker, ToWorker::Cancel(Attempt::of(build)));
+        }
+        Ok(())
+    }
+
+    /// Something happened in an attempt.
+    pub(crate) async fn report(&self, report: Report) -> Result<(), Error> {
+        let attempt = report.attempt;
+        let handed_back = report
+            .events
+            .iter()
+            .any(|reported| matches!(reported.event, WorkerEvent::HandedBack { .. }));
+        if handed_back {
+            self.queue.workers().pause(&self.worker);
+        }
+        let event = Event::Report {
+            worker: self.worker.clone(),
+            report,
+        };
+        if !self.queue.handle(attempt.build, &event).await? {
+            self.queue.workers().send(&self.worker, ToWorker::Drop(attempt));
+        }
+        Ok(())
+    }
+
+    /// The connection is over. The worker keeps its builds until their leases end.
+    pub(crate) async fn close(self) {
+        self.queue.workers().disconnect(&self.worker, self.id);
+        if let Err(error) = self.queue.store().close_session(&self.worker, self.id).await {
+            tracing::warn!(worker = self.worker, %error, "cannot note that a worker has disconnected");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Workers and the sessions that speak for them.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter,
+    QueryOrder, QuerySelect, sea_query::Expr,
+};
+use uuid::Uuid;
+
+use super::{
+    Store, builds,
+    entity::{build, worker},
+    rows,
+};
+use crate::{build::Build, dispatch::Hello, error::Error, timestamp::Timestamp};
+
+/// What is known of a worker that has ever connected.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerRow {
+    pub(crate) name: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) slots: i32,
+    pub(crate) slots_taken: u64,
+    pub(crate) engine_version: String,
+    /// Whether a connection speaks for it.
+    pub(crate) connected: bool,
+    pub(crate) connected_at: Timestamp,
+    pub(crate) heard_at: Timestamp,
+}
+
+impl WorkerRow {
+    /// Whether it has been heard of within `silence`.
+    pub(crate) fn is_online(&self, silence: Duration, now: Timestamp) -> bool {
+        self.connected && self.heard_at.after(silence) >= now
+    }
+}
+
+impl Store {
+    /// Lets a session speak for a worker, unless one of another process does and was heard of within `silence`.
+    pub(crate) async fn open_session(
+        &self,
+        hello: &Hello,
+        session: Uuid,
+        silence: Duration,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let txn = self.write().await?;
+        let known = worker::Entity::find_by_id(&hello.name)
+            .lock_exclusive()
+            .one(&txn)
+            .await?;
+        let lives = known.as_ref().is_some_and(|known| {
+            known.session.is_some()
+                && known.instance != hello.instance
+                && Timestamp::from_micros(known.heard_at).after(silence) >= now
+        });
+        if lives {
+            return Err(Error::WorkerConnected(hello.name.clone()));
+        }
+        let row = worker::Model {
+            name: hello.name.clone(),
+            labels_json: rows::to_json(&hello.labels)?,
+            slots: hello.slots,
+            engine_version: hello.engine_version.clone(),
+            instance: hello.instance.clone(),
+            session: Some(session),
+            connected_at: now.micros(),
+            heard_at: now.micros(),
+        };
+        let row = row.into_active_model().reset_all();
+        if known.is_some() {
+            row.update(&txn).await?;
+        } else {
+            worker::Entity::insert(row).exec_without_returning(&txn).await?;
+        }
+        txn.commit().await?;
+        Ok(())
+    }
+
+    /// What a worker holds.
+    pub(crate) async fn held_by(&self, name: &str) -> Result<Vec<Build>, Error> {
+        Ok(held_by(&self.reader, name).await?)
+    }
+
+    /// Notes that a worker lives and extends the lease on what it holds, which is the answer.
+    pub(crate) async fn heartbeat(
+        &self,
+        name: &str,
+        session: Uuid,
+        lease: Duration,
+        now: Timestamp,
+    ) -> Result<Vec<Build>, Error> {
+        let txn = self.write().await?;
+        let heard = worker::Entity::update_many()
+            .col_expr(worker::Column::HeardAt, Expr::value(now.micros()))
+            .filter(worker::Column::Name.eq(name))
+            .filter(worker::Column::Session.eq(session))
+            .exec(&txn)
+            .await?;
+        if heard.rows_affected == 0 {
+            return Err(Error::SessionLost);
+        }
+        let held = held_by(&txn, name).await?;
+        if !held.is_empty() {
+            build::Entity::update_many()
+                .col_expr(
+                    build::Column::LeaseExpiresAt,
+                    Expr::value(now.after(lease).micros()),
+                )
+                .filter(build::Column::Id.is_in(held.iter().map(|build| build.id.0)))
+                .exec(&txn)
+                .await?;
+        }
+        txn.commit().await?;
+        Ok(held)
+    }
+
+    /// Notes that a session no longer speaks for its worker.
+    pub(crate) async fn close_session(&self, name: &str, session: Uuid) -> Result<(), Error> {
+        worker::Entity::update_many()
+            .col_expr(worker::Column::Session, Expr::value(None::<Uuid>))
+            .filter(worker::Column::Name.eq(name))
+            .filter(worker::Column::Session.eq(session))
+            .exec(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    /// Gives every held build a full lease: the service was away, and its workers could not reach it.
+    pub(crate) async fn renew_leases(&self, until: Timestamp) -> Result<(), Error> {
+        build::Entity::update_many()
+            .col_expr(build::Column::LeaseExpiresAt, Expr::value(until.micros()))
+            .filter(build::Column::LeaseExpiresAt.is_not_null())
+            .exec(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    /// The next workers by name.
+    pub(crate) async fn workers(&self, after: Option<&str>, limit: u64) -> Result<Vec<WorkerRow>, Error> {
+        let mut query = worker::Entity::find()
+            .order_by_asc(worker::Column::Name)
+            .limit(limit);
+        if let Some(name) = after {
+            query = query.filter(worker::Column::Name.gt(name));
+        }
+        let mut workers = Vec::new();
+        for row in query.all(&self.reader).await? {
+            workers.push(WorkerRow {
+                slots_taken: builds::held_by(&self.reader, &row.name).await?,
+                labels: rows::from_json(&row.labels_json)?,
+                name: row.name,
+                slots: row.slots,
+                engine_version: row.engine_version,
+                connected: row.session.is_some(),
+                connected_at: Timestamp::from_micros(row.connected_at),
+                heard_at: Timestamp::from_micros(row.heard_at),
+            });
+        }
+        Ok(workers)
+    }
+}
+
+/// How many slots the worker has; `None` when the session does not speak for it any more.
+pub(super) async fn slots_of_session(
+    db: &impl ConnectionTrait,
+    name: &str,
+    session: Uuid,
+) -> Result<Option<i32>, DbErr> {
+    worker::Entity::find_by_id(name)
+        .select_only()
+        .column(worker::Column::Slots)
+        .filter(worker::Column::Session.eq(session))
+        .into_tuple::<i32>()
+        .one(db)
+        .await
+}
+
+async fn held_by(db: &impl ConnectionTrait, name: &str) -> Result<Vec<Build>, DbErr> {
+    builds::held()
+        .filter(build::Column::Worker.eq(name))
+        .all(db)
+        .await?
+        .into_iter()
+        .map(rows::build_from_row)
+        .collect()
+}

@@ -1,0 +1,320 @@
+//! The quickstart's client: registers an image, or builds the one of that name again, and shows live what happens.
+//!
+//! Two streams run at the same time, WatchImages for the image's status and WatchBuild for the build's states, steps and
+//! lines. When the service drains or goes away for a while, both go on from where they were.
+use std::{env, fs, io::IsTerminal as _, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+use proto::images::{self as api, Image, ImageStatus, StepState, image_config::Source};
+use proto::images::{build_event::Event as Happened, watch_images_response::Event as Seen};
+use proto::images::{build_service_client as builds, image_service_client as images};
+use tonic::service::{Interceptor, interceptor::InterceptedService};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status, Streaming, metadata::AsciiMetadataValue};
+
+const PLAIN: &str = "0";
+const RED: &str = "31";
+const GREEN: &str = "32";
+const BLUE: &str = "34";
+
+/// Registers an image, builds it and shows the build.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Where image-service listens.
+    #[arg(long, default_value = "http://127.0.0.1:50051")]
+    server: String,
+    /// A file with the bearer token.
+    #[arg(long, value_parser = Bearer::read)]
+    token_file: Bearer,
+    /// The image's name.
+    #[arg(long)]
+    name: String,
+    /// The file with the Dockerfile to register the image with.
+    #[arg(long, value_parser = |path: &str| fs::read_to_string(path))]
+    dockerfile: String,
+    /// A file of the build context: CONTEXT_PATH=LOCAL_PATH, and `:x` behind it if it may be executed.
+    #[arg(long = "file", value_parser = context_file)]
+    files: Vec<api::ContextFile>,
+    /// How long to wait for the end of the build, in seconds.
+    #[arg(long, default_value_t = 300)]
+    timeout: u64,
+}
+
+/// Adds the token to every call.
+#[derive(Debug, Clone)]
+struct Bearer(AsciiMetadataValue);
+
+#[derive(Debug, Clone)]
+struct Client {
+    images: images::ImageServiceClient<InterceptedService<Channel, Bearer>>,
+    builds: builds::BuildServiceClient<InterceptedService<Channel, Bearer>>,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let limit = Duration::from_secs(arguments.timeout);
+    let endpoint = Endpoint::from_shared(arguments.server.clone())?;
+    let channel = endpoint
+        .connect()
+        .await
+        .context("cannot reach the server")?;
+    let bearer = arguments.token_file.clone();
+    let client = Client {
+        images: images::ImageServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+        builds: builds::BuildServiceClient::with_interceptor(channel, bearer),
+    };
+    let image = client.queue_build(arguments).await?;
+    let build_id = image.latest_build_id.clone();
+    let streams =
+        async { tokio::try_join!(client.watch_image(image), client.watch_build(&build_id)) };
+    let ended = tokio::time::timeout(limit, Box::pin(streams)).await;
+    let request = api::GetBuildRequest { id: build_id };
+    let response = client.builds.clone().get_build(request).await?;
+    let build = response
+        .into_inner()
+        .build
+        .context("the server answered no build")?;
+    let Ok(ended) = ended else {
+        let (state, reason) = (build.state(), build.pending_reason());
+        bail!("the build has not ended within {limit:?}: {state:?}, pending reason {reason:?}");
+    };
+    let (image, ()) = ended?;
+    if image.status() == ImageStatus::BuildFinished {
+        println!("reference={}:{}", image.repository, image.tag);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let error = build.error.unwrap_or_default();
+    show(RED, "error", &format!("{} {}", error.step, error.message));
+    for line in &error.last_lines {
+        show(RED, "error", &format!("| {line}"));
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+impl Client {
+    /// Answers the image; its latest build is the one to follow.
+    async fn queue_build(&self, arguments: Arguments) -> anyhow::Result<Image> {
+        let mut images = self.images.clone();
+        let Arguments {
+            name,
+            dockerfile: text,
+            files,
+            ..
+        } = arguments;
+        let image = if let Some(Image { id, .. }) = self.find(&name).await? {
+            show(PLAIN, "client", &format!("BuildImage {name} ({id})"));
+            match images
+                .build_image(api::BuildImageRequest { id: id.clone() })
+                .await
+            {
+                // A build is in progress: follow that one.
+                Err(status) if status.code() == Code::FailedPrecondition => {
+                    images
+                        .get_image(api::GetImageRequest { id })
+                        .await?
+                        .into_inner()
+                        .image
+                }
+                response => response?.into_inner().image,
+            }
+        } else {
+            show(PLAIN, "client", &format!("CreateImage {name}"));
+            let source = Some(Source::Dockerfile(api::DockerfileSource { text, files }));
+            let config = Some(api::ImageConfig { source });
+            let image = Some(Image {
+                name,
+                config,
+                ..Default::default()
+            });
+            images
+                .create_image(api::CreateImageRequest { image })
+                .await?
+                .into_inner()
+                .image
+        };
+        image.context("the server answered no image")
+    }
+
+    async fn find(&self, name: &str) -> anyhow::Result<Option<Image>> {
+        let mut request = api::ListImagesRequest::default();
+        loop {
+            let response = self.images.clone().list_images(request.clone()).await?;
+            let page = response.into_inner();
+            let found = page.images.into_iter().find(|image| image.name == name);
+            if found.is_some() || page.next_page_token.is_empty() {
+                return Ok(found);
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    /// Shows every status of the image, and answers it once its latest build is over.
+    async fn watch_image(&self, mut image: Image) -> anyhow::Result<Image> {
+        show_status(&image);
+        let open = async |request| {
+            self.images
+                .clone()
+                .watch_images(request)
+                .await
+                .map(|r| r.into_inner())
+        };
+        follow(
+            api::WatchImagesRequest::default(),
+            open,
+            |request, message| {
+                request.after_revision = message.resume_revision;
+                if let Some(Seen::Image(new) | Seen::Changed(new)) = message.event
+                    && new.id == image.id
+                {
+                    if new.status != image.status {
+                        show_status(&new);
+                    }
+                    image = new;
+                }
+                !matches!(
+                    image.status(),
+                    ImageStatus::BuildPending | ImageStatus::Building
+                )
+            },
+        )
+        .await?;
+        Ok(image)
+    }
+
+    /// Shows every event of the build until its end.
+    async fn watch_build(&self, id: &str) -> anyhow::Result<()> {
+        let open = async |request| {
+            self.builds
+                .clone()
+                .watch_build(request)
+                .await
+                .map(|r| r.into_inner())
+        };
+        let request = api::WatchBuildRequest {
+            id: id.to_owned(),
+            after_sequence: 0,
+        };
+        follow(request, open, |request, message| {
+            for event in message.events {
+                request.after_sequence = event.sequence;
+                show_event(event);
+            }
+            false
+        })
+        .await
+    }
+}
+
+/// Reads a stream until it ends or `take` is content; opens it anew when the service went away. `take` keeps the place
+/// from which to go on in the request.
+async fn follow<R: Clone, M>(
+    mut request: R,
+    open: impl AsyncFn(R) -> Result<Streaming<M>, Status>,
+    mut take: impl FnMut(&mut R, M) -> bool,
+) -> anyhow::Result<()> {
+    loop {
+        let ended = match open(request.clone()).await {
+            Err(status) => status,
+            Ok(mut stream) => loop {
+                match stream.message().await {
+                    Ok(Some(message)) => {
+                        if take(&mut request, message) {
+                            return Ok(());
+                        }
+                    }
+                    Ok(None) => return Ok(()),
+                    Err(status) => break status,
+                }
+            },
+        };
+        if !matches!(ended.code(), Code::Unavailable | Code::Unknown) {
+            bail!(ended);
+        }
+        show(
+            PLAIN,
+            "client",
+            &format!("resuming a stream, for: {}", ended.message()),
+        );
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+fn show_status(image: &Image) {
+    let (status, message) = (image.status(), &image.status_message);
+    let colour = match status {
+        ImageStatus::BuildFinished => GREEN,
+        ImageStatus::Error | ImageStatus::BuildCancelled => RED,
+        ImageStatus::BuildPending | ImageStatus::Building => BLUE,
+        ImageStatus::Snapshotting | ImageStatus::Unspecified => PLAIN,
+    };
+    let word = status.as_str_name().trim_start_matches("IMAGE_STATUS_");
+    show(colour, "image", &format!("{word} {message}"));
+}
+
+fn show_event(event: api::BuildEvent) {
+    match event.event {
+        Some(Happened::StateChange(change)) => {
+            let word = change
+                .state()
+                .as_str_name()
+                .trim_start_matches("BUILD_STATE_");
+            show(PLAIN, "build", &format!("{word} {}", change.message));
+        }
+        Some(Happened::StepChange(step)) => match step.state() {
+            StepState::Unspecified | StepState::Pending => {}
+            StepState::Started => show(BLUE, "step", &step.name),
+            StepState::Done => show(GREEN, "step", &format!("{}: done", step.name)),
+            StepState::Cached => show(GREEN, "step", &format!("{}: cached", step.name)),
+            StepState::Failed => show(RED, "step", &format!("{}: {}", step.name, step.error)),
+        },
+        Some(Happened::LogLine(line)) => show(PLAIN, "log", &format!("| {}", line.text)),
+        Some(Happened::LogGap(gap)) => show(RED, "log", &format!("| … {}", gap.message)),
+        None => {}
+    }
+}
+
+/// Prints a line; its first word in colour on a terminal, unless the environment asks otherwise.
+fn show(colour: &str, what: &str, text: &str) {
+    let set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
+    let coloured = !set("NO_COLOR") && (std::io::stdout().is_terminal() || set("CLICOLOR_FORCE"));
+    let (begin, end) = if coloured {
+        (format!("\x1b[{colour}m"), "\x1b[0m")
+    } else {
+        Default::default()
+    };
+    println!("{begin}{what:<6}{end} {}", text.trim_end());
+}
+
+fn context_file(argument: &str) -> anyhow::Result<api::ContextFile> {
+    let (path, local) = argument
+        .split_once('=')
+        .context("not CONTEXT_PATH=LOCAL_PATH")?;
+    let (local, executable) = local
+        .strip_suffix(":x")
+        .map_or((local, false), |local| (local, true));
+    let (path, content) = (path.to_owned(), fs::read(local)?.into());
+    Ok(api::ContextFile {
+        path,
+        content,
+        executable,
+    })
+}
+
+impl Bearer {
+    fn read(path: &str) -> anyhow::Result<Self> {
+        Ok(Self(
+            format!("Bearer {}", fs::read_to_string(path)?.trim()).parse()?,
+        ))
+    }
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request
+            .metadata_mut()
+            .insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
