@@ -1,1 +1,144 @@
+//! The build worker of Trailer Images: takes builds from image-service and runs them on a Docker Engine.
+//!
+//! `session` holds the connection, `worker` what is held over it, `job` is one attempt at one build; `docker` is the engine,
+//! `output` turns its progress into events, `outbox` keeps them until they are durable, `lease` says when all work has to
+//! stop, `residue` sees whether it has.
+//!
+//! Invariants:
+//! - A build runs under a tag of its attempt; the image's own tag is set after the service has granted it.
+//! - An event leaves the outbox when the service has acknowledged it, not when it was sent.
+//! - A full outbox stops the reading of the engine, not the memory of the host.
+//! - A cancel is confirmed after the engine's answer has ended and no process of the build is left.
 
+use std::{io, net::SocketAddr, time::Duration};
+
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+pub use self::config::{Config, LogFormat};
+use self::{docker::Engine, worker::Worker};
+
+mod config;
+mod context;
+mod docker;
+mod job;
+mod lease;
+mod outbox;
+mod output;
+mod residue;
+mod session;
+mod steps;
+mod worker;
+
+/// A worker that listens for health checks and takes no builds yet.
+#[derive(Debug)]
+pub struct Bound {
+    config: Config,
+    engine: Engine,
+    listener: TcpListener,
+}
+
+/// Why a worker cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The configuration.
+    #[error("{0}")]
+    Config(String),
+    /// The listener.
+    #[error("cannot listen")]
+    Listen(#[from] io::Error),
+    /// Serving health checks.
+    #[error("cannot serve health checks")]
+    Serve(#[from] tonic::transport::Error),
+    /// The descriptor set.
+    #[error("cannot describe the services")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// Checks the configuration and binds the port. The engine and the service may come later.
+pub async fn bind(config: Config) -> Result<Bound, WorkerError> {
+    let engine = Engine::new(&config.docker_host).map_err(|error| WorkerError::Config(error.to_string()))?;
+    let listener = TcpListener::bind(config.listen).await?;
+    Ok(Bound {
+        config,
+        engine,
+        listener,
+    })
+}
+
+impl Bound {
+    const ENGINE_POLL: Duration = Duration::from_secs(1);
+
+    /// The address that answers health checks.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Takes builds until `shutdown`, and then finishes or hands back what runs.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), WorkerError> {
+        let (reporter, health) = tonic_health::server::health_reporter();
+        reporter.set_service_status("", ServingStatus::NotServing).await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        let reflection_alpha = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        let worker_ended = CancellationToken::new();
+        let serving = Server::builder()
+            .add_service(health)
+            .add_service(reflection.build_v1()?)
+            .add_service(reflection_alpha.build_v1alpha()?)
+            .serve_with_incoming_shutdown(
+                TcpListenerStream::new(self.listener),
+                worker_ended.clone().cancelled_owned(),
+            );
+        let working = async {
+            work(self.config, self.engine, &reporter, shutdown).await;
+            worker_ended.cancel();
+        };
+        tokio::pin!(serving);
+        tokio::select! {
+            served = &mut serving => served?,
+            // Whoever watches the health of a worker that has ended has nothing more to see.
+            () = working => {}
+        }
+        Ok(())
+    }
+}
+
+async fn work(config: Config, engine: Engine, reporter: &HealthReporter, shutdown: CancellationToken) {
+    let engine_version = tokio::select! {
+        () = shutdown.cancelled() => return,
+        version = engine_version(&engine) => version,
+    };
+    tracing::info!(engine_version, "the Docker Engine answers");
+    reporter.set_service_status("", ServingStatus::Serving).await;
+    let worker = Worker::new(config, engine, engine_version);
+    let draining = async {
+        shutdown.cancelled().await;
+        reporter.set_service_status("", ServingStatus::NotServing).await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = worker.run(shutdown.clone()) => {}
+        () = draining => {}
+    }
+}
+
+/// Waits until the engine answers.
+async fn engine_version(engine: &Engine) -> String {
+    let mut is_first = true;
+    loop {
+        match engine.version().await {
+            Ok(version) => return version,
+            Err(error) if is_first => {
+                tracing::warn!(%error, "the Docker Engine does not answer; waiting for it")
+            }
+            Err(_) => {}
+        }
+        is_first = false;
+        tokio::time::sleep(Bound::ENGINE_POLL).await;
+    }
+}

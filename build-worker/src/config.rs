@@ -1,0 +1,76 @@
+//! The command line: every flag has an environment variable of the same name with `TRAILER_` before it.
+
+use std::{collections::HashMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Parser, ValueEnum};
+
+/// Runs Docker builds for an image-service.
+#[derive(Clone, Debug, Parser)]
+#[command(version)]
+pub struct Config {
+    /// The image-service to take builds from.
+    #[arg(long, env = "TRAILER_SERVER", default_value = "http://127.0.0.1:50051")]
+    pub server: String,
+
+    /// The file that holds the bearer token; read again at every connection, so that it can be renewed.
+    #[arg(long, env = "TRAILER_TOKEN_FILE")]
+    pub token_file: PathBuf,
+
+    /// The worker's name: the subject of its token.
+    #[arg(long, env = "TRAILER_NAME")]
+    pub name: String,
+
+    /// How many builds to run at a time.
+    #[arg(long, env = "TRAILER_SLOTS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub slots: u16,
+
+    /// What this worker says of itself, as `key=value`. Repeatable, or separated by commas.
+    #[arg(long, env = "TRAILER_LABELS", value_delimiter = ',', value_parser = label)]
+    pub labels: Vec<(String, String)>,
+
+    /// Where to answer health checks and reflection.
+    #[arg(long, env = "TRAILER_LISTEN", default_value = "127.0.0.1:50052")]
+    pub listen: SocketAddr,
+
+    /// The Docker Engine: `unix:///path` or `tcp://host:port`.
+    #[arg(
+        long,
+        env = "TRAILER_DOCKER_HOST",
+        default_value = "unix:///var/run/docker.sock"
+    )]
+    pub docker_host: String,
+
+    /// How many bytes of log lines to keep of one build; of what is over it, only the end is kept.
+    #[arg(long, env = "TRAILER_LOG_LIMIT", default_value_t = 64 * 1024 * 1024)]
+    pub log_limit: usize,
+
+    /// How long running builds may go on after SIGTERM before they are handed back.
+    #[arg(long, env = "TRAILER_DRAIN_GRACE", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub drain_grace: Duration,
+
+    /// How to log.
+    #[arg(long, env = "TRAILER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Human)]
+    pub log_format: LogFormat,
+}
+
+/// How to log.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Config {
+    pub(crate) fn label_map(&self) -> HashMap<String, String> {
+        self.labels.iter().cloned().collect()
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    text.split_once('=')
+        .filter(|(key, _)| !key.is_empty())
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .ok_or_else(|| "must be key=value".to_owned())
+}

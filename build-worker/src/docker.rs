@@ -1,0 +1,306 @@
+//! The Docker Engine: builds by BuildKit, tags and images. The only file that names bollard.
+//!
+//! Every build gets connections of its own, named by its attempt: so it can be cancelled by that name, read to its real end,
+//! and leaves no session behind.
+
+use std::{collections::HashMap, time::Duration};
+
+use bollard::{
+    API_DEFAULT_VERSION, Docker,
+    errors::Error as BollardError,
+    moby::buildkit::v1::{StatusResponse, Vertex, VertexLog},
+    models::{BuildInfo, BuildInfoAux},
+    query_parameters::{
+        BuildImageOptions, BuilderVersion, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+    },
+};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use prost_types::Timestamp;
+use proto::dispatch::StepState;
+use tokio::sync::mpsc;
+use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
+
+use self::transport::{Connections, Host};
+use crate::output::Progress;
+
+mod transport;
+
+/// A Docker Engine of version 20.10 or later.
+#[derive(Clone, Debug)]
+pub(crate) struct Engine {
+    docker: Docker,
+    host: Host,
+}
+
+/// What the engine shall build.
+#[derive(Debug)]
+pub(crate) struct BuildOrder {
+    /// Unique to the attempt: the build can be cancelled by it.
+    pub(crate) name: String,
+    /// The tag that the image gets, `repository:tag`.
+    pub(crate) tag: String,
+    /// The archive of the context, the Dockerfile included.
+    pub(crate) context: Bytes,
+    pub(crate) build_args: HashMap<String, String>,
+    pub(crate) labels: HashMap<String, String>,
+}
+
+/// A build that the engine runs. Dropping it drops its connections, which makes the engine stop, too, but nobody sees it.
+#[derive(Debug)]
+pub(crate) struct RunningBuild {
+    name: String,
+    connections: Connections,
+    /// Bounded: when nobody reads on, the engine's stream is not read either.
+    told: mpsc::Receiver<Result<Told, EngineError>>,
+    _reader: AbortOnDropHandle<()>,
+    _close: DropGuard,
+}
+
+/// What the engine says of a build.
+#[derive(Debug)]
+pub(crate) enum Told {
+    Progress(Vec<Progress>),
+    /// The image is built.
+    ImageId(String),
+}
+
+/// An image in the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EngineImage {
+    pub(crate) id: String,
+    pub(crate) size_bytes: i64,
+}
+
+/// What the engine could not do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EngineError {
+    /// The engine works, and refuses or has failed what it was asked for.
+    #[error("{0}")]
+    Refused(String),
+    /// The engine does not work, or cannot be reached.
+    #[error("the Docker Engine: {0}")]
+    Broken(String),
+}
+
+impl Engine {
+    const TIMEOUT_SECONDS: u64 = 60;
+    /// The engine answers a build when its first step begins, which may be after another one's.
+    const BUILD_TIMEOUT_SECONDS: u64 = 24 * 3600;
+    const TOLD: usize = 16;
+
+    /// Takes an address, `unix:///path` or `tcp://host:port`. Nothing is sent yet.
+    pub(crate) fn new(address: &str) -> Result<Self, EngineError> {
+        let host = Host::parse(address).map_err(EngineError::Refused)?;
+        let docker = connect(&Connections::to(host.clone(), None), Self::TIMEOUT_SECONDS)?;
+        Ok(Self { docker, host })
+    }
+
+    /// The version of the engine.
+    pub(crate) async fn version(&self) -> Result<String, EngineError> {
+        Ok(self.docker.version().await?.version.unwrap_or_default())
+    }
+
+    /// Whether the engine's processes run on this host, as far as the address tells.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self.host, Host::Unix(_))
+    }
+
+    /// Starts a build.
+    pub(crate) fn build(&self, order: BuildOrder) -> Result<RunningBuild, EngineError> {
+        let connections = Connections::to(self.host.clone(), Some(order.name.clone()));
+        let docker = connect(&connections, Self::BUILD_TIMEOUT_SECONDS)?;
+        let options = BuildImageOptions {
+            dockerfile: "Dockerfile".to_owned(),
+            t: Some(order.tag),
+            buildargs: Some(order.build_args),
+            labels: Some(order.labels),
+            version: BuilderVersion::BuilderBuildKit,
+            session: Some(order.name.clone()),
+            rm: true,
+            ..BuildImageOptions::default()
+        };
+        let (tell, hear) = mpsc::channel(Self::TOLD);
+        let reader = tokio::spawn(async move {
+            let mut stream = docker.build_image(options, None, Some(bollard::body_full(order.context)));
+            while let Some(info) = stream.next().await {
+                let told = match info {
+                    Ok(info) => told(info).map(Ok),
+                    Err(error) => Some(Err(error.into())),
+                };
+                if let Some(told) = told
+                    && tell.send(told).await.is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Ok(RunningBuild {
+            name: order.name,
+            _close: connections.closed().clone().drop_guard(),
+            connections,
+            told: hear,
+            _reader: AbortOnDropHandle::new(reader),
+        })
+    }
+
+    /// Gives an image another name.
+    pub(crate) async fn tag(&self, image: &str, repository: &str, tag: &str) -> Result<(), EngineError> {
+        let options = TagImageOptionsBuilder::new().repo(repository).tag(tag).build();
+        Ok(self.docker.tag_image(image, Some(options)).await?)
+    }
+
+    /// Takes a name from its image; the image goes, too, if that was its last one. Fine when there is no such name.
+    pub(crate) async fn untag(&self, name: &str) -> Result<(), EngineError> {
+        let options = RemoveImageOptionsBuilder::new()
+            .force(false)
+            .noprune(true)
+            .build();
+        match self.docker.remove_image(name, Some(options), None).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_missing(&error) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The image of that name or id.
+    pub(crate) async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError> {
+        match self.docker.inspect_image(name).await {
+            Ok(image) => Ok(image.id.map(|id| EngineImage {
+                id,
+                size_bytes: image.size.unwrap_or(0),
+            })),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl RunningBuild {
+    /// How long the engine may take to hear of a cancel.
+    const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// What the engine says next; `None` when the build has ended.
+    pub(crate) async fn next(&mut self) -> Option<Result<Told, EngineError>> {
+        self.told.recv().await
+    }
+
+    /// Asks the engine to end the build. It has ended when [`Self::next`] says so.
+    pub(crate) async fn cancel(&self) -> Result<(), EngineError> {
+        let path = format!("/build/cancel?id={}", self.name);
+        tokio::time::timeout(Self::CANCEL_TIMEOUT, self.connections.post(&path))
+            .await
+            .map_err(|_| EngineError::Broken("it did not answer a cancel in time".to_owned()))?
+            .map_err(|error| EngineError::Broken(error.to_string()))
+    }
+}
+
+fn connect(connections: &Connections, timeout_seconds: u64) -> Result<Docker, EngineError> {
+    // The host of this address is of no account: the connections know where to.
+    let docker = Docker::connect_with_custom_transport(
+        connections.transport(),
+        Some("http://docker"),
+        timeout_seconds,
+        API_DEFAULT_VERSION,
+    )?;
+    Ok(docker)
+}
+
+fn told(info: BuildInfo) -> Option<Told> {
+    match info.aux? {
+        BuildInfoAux::BuildKit(status) => Some(Told::Progress(progress(status))),
+        BuildInfoAux::Default(image) => image.id.map(Told::ImageId),
+    }
+}
+
+fn progress(status: StatusResponse) -> Vec<Progress> {
+    // Outputs before ends: what a step printed comes before that it is over.
+    let vertexes = status.vertexes;
+    let announced = vertexes
+        .iter()
+        .filter(|vertex| vertex.completed.is_none())
+        .cloned();
+    let outputs = status.logs.into_iter().map(output);
+    let ended = vertexes
+        .iter()
+        .filter(|vertex| vertex.completed.is_some())
+        .cloned();
+    announced
+        .map(step)
+        .chain(outputs)
+        .chain(ended.map(step))
+        .collect()
+}
+
+fn step(vertex: Vertex) -> Progress {
+    let (state, at) = if !vertex.error.is_empty() {
+        (StepState::Failed, vertex.completed)
+    } else if vertex.cached {
+        (StepState::Cached, vertex.completed)
+    } else if vertex.completed.is_some() {
+        (StepState::Done, vertex.completed)
+    } else if vertex.started.is_some() {
+        (StepState::Started, vertex.started)
+    } else {
+        (StepState::Pending, None)
+    };
+    Progress::Step {
+        id: vertex.digest,
+        name: vertex.name,
+        state,
+        error: vertex.error,
+        at: at.map(|at| Timestamp {
+            seconds: at.seconds,
+            nanos: at.nanos,
+        }),
+    }
+}
+
+fn output(log: VertexLog) -> Progress {
+    const STDERR: i64 = 2;
+    Progress::Output {
+        step: log.vertex,
+        stderr: log.stream == STDERR,
+        bytes: log.msg,
+        at: log.timestamp.map(|at| Timestamp {
+            seconds: at.seconds,
+            nanos: at.nanos,
+        }),
+    }
+}
+
+fn is_missing(error: &BollardError) -> bool {
+    matches!(
+        error,
+        BollardError::DockerResponseServerError { status_code: 404, .. }
+    )
+}
+
+/// What an engine says when it is itself the cause.
+const OWN_TROUBLES: [&str; 5] = [
+    "context canceled",
+    "no space left on device",
+    "transport is closing",
+    "error reading from server: EOF",
+    "cannot allocate memory",
+];
+
+impl From<BollardError> for EngineError {
+    fn from(error: BollardError) -> Self {
+        if let BollardError::DockerStreamError { error } = error {
+            return if OWN_TROUBLES.iter().any(|trouble| error.contains(trouble)) {
+                Self::Broken(error)
+            } else {
+                Self::Refused(error)
+            };
+        }
+        if let BollardError::DockerResponseServerError {
+            status_code: 400..=499,
+            message,
+        } = error
+        {
+            return Self::Refused(message);
+        }
+        Self::Broken(error.to_string())
+    }
+}

@@ -1,0 +1,299 @@
+//! One attempt at one build, from its assignment to its last report.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use proto::dispatch::{
+    Assignment, Built, DockerBuild, Failed, FailureKind, HandedBack, Started, Stopped, Succeeded,
+    assignment::Work, report_event::Event,
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    context,
+    docker::{BuildOrder, Engine, EngineError, EngineImage, RunningBuild, Told},
+    outbox::Outbox,
+    output::{FailedStep, Output},
+    residue,
+    steps::RunningSteps,
+};
+
+/// How the session steers a job.
+#[derive(Debug, Default)]
+pub(crate) struct Control {
+    granted: CancellationToken,
+    stop: CancellationToken,
+    reason: OnceLock<StopReason>,
+}
+
+/// Why a job is to stop; the first reason counts.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StopReason {
+    /// A client wants it: the service waits to hear that it has stopped.
+    Cancelled,
+    /// The worker ends: another one shall do it.
+    HandBack,
+    /// The attempt is fenced: nobody wants to hear of it.
+    Fenced,
+}
+
+/// What a job works with.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) assignment: Assignment,
+    pub(crate) engine: Engine,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) running: RunningSteps,
+    pub(crate) log_limit: usize,
+}
+
+/// How an attempt ended without an artifact.
+enum Ended {
+    Failed(Failed),
+    Stopped { confirmed: bool },
+}
+
+impl Control {
+    /// The tag may be set.
+    pub(crate) fn grant_publish(&self) {
+        self.granted.cancel();
+    }
+
+    /// The work is to stop.
+    pub(crate) fn stop(&self, reason: StopReason) {
+        self.reason.get_or_init(|| reason);
+        self.stop.cancel();
+    }
+
+    /// Whether nobody wants to hear of the attempt.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.reason.get() == Some(&StopReason::Fenced)
+    }
+}
+
+impl Job {
+    /// The label that tells which record an image belongs to.
+    const IMAGE_LABEL: &str = "trailer.image-id";
+    /// How long stopping may take before it counts as not confirmed.
+    const STOP_LIMIT: Duration = Duration::from_secs(8);
+    const RESIDUE_POLL: Duration = Duration::from_millis(20);
+
+    /// Works, reports, and waits until every report is durable.
+    pub(crate) async fn run(self) {
+        let ended = self.work().await;
+        self.running.forget(&self.marker());
+        if let Err(error) = self.engine.untag(&self.attempt_tag()).await {
+            tracing::warn!(tag = self.attempt_tag(), %error, "cannot remove the tag of an attempt");
+        }
+        let event = match ended {
+            Ok(image) => Some(Event::Succeeded(Succeeded {
+                image_id: image.id,
+                size_bytes: image.size_bytes,
+            })),
+            Err(Ended::Failed(failed)) => Some(Event::Failed(failed)),
+            Err(Ended::Stopped { confirmed }) => match self.control.reason.get() {
+                Some(StopReason::Cancelled) => Some(Event::Stopped(Stopped { confirmed })),
+                Some(StopReason::HandBack) => Some(Event::HandedBack(HandedBack {
+                    reason: "the worker is shutting down".to_owned(),
+                })),
+                Some(StopReason::Fenced) | None => None,
+            },
+        };
+        match event {
+            Some(event) => self.outbox.push(None, event).await,
+            None => self.outbox.drop_all(),
+        }
+        self.outbox.settled().await;
+    }
+
+    async fn work(&self) -> Result<EngineImage, Ended> {
+        self.outbox.push(None, Event::Started(Started {})).await;
+        let built = self.build().await?;
+        self.outbox.push(None, Event::Built(Built {})).await;
+        tokio::select! {
+            biased;
+            () = self.control.stop.cancelled() => Err(Ended::Stopped { confirmed: true }),
+            () = self.control.granted.cancelled() => self.publish(built).await,
+        }
+    }
+
+    async fn build(&self) -> Result<String, Ended> {
+        let Some(Work::DockerBuild(order)) = &self.assignment.work else {
+            let message = "this worker does not know this kind of build".to_owned();
+            return Err(infrastructure(message));
+        };
+        let mut build = self
+            .start(order)
+            .map_err(|error| infrastructure(error.to_string()))?;
+        let mut output = Output::new(self.log_limit);
+        let mut image_id = None;
+        let mut failure = None;
+        loop {
+            let told = tokio::select! {
+                biased;
+                () = self.control.stop.cancelled() => return Err(self.stop(build, output).await),
+                told = build.next() => told,
+            };
+            let mut events = Vec::new();
+            let is_over = told.is_none();
+            match told {
+                Some(Ok(Told::Progress(progress))) => {
+                    for progress in progress {
+                        output.take(progress, &mut events);
+                    }
+                    self.running.set(&self.marker(), output.running_steps());
+                }
+                Some(Ok(Told::ImageId(id))) => image_id = Some(id),
+                Some(Err(error)) => failure = Some(error),
+                None => output.finish(&mut events),
+            }
+            for (at, event) in events {
+                tokio::select! {
+                    biased;
+                    () = self.control.stop.cancelled() => break,
+                    () = self.outbox.push(at, event) => {}
+                }
+            }
+            if is_over {
+                break;
+            }
+        }
+        match (failure, image_id) {
+            (Some(error), _) => Err(Ended::Failed(failed(&error, output.failed_step()))),
+            (None, Some(id)) => Ok(id),
+            (None, None) => Err(infrastructure(
+                "the engine ended the build without an image".to_owned(),
+            )),
+        }
+    }
+
+    fn start(&self, order: &DockerBuild) -> Result<RunningBuild, EngineError> {
+        let context = context::pack(order).map_err(|error| EngineError::Refused(error.to_string()))?;
+        self.engine.build(BuildOrder {
+            name: self.name(),
+            tag: self.attempt_tag(),
+            context,
+            build_args: [(residue::VARIABLE.to_owned(), self.marker())].into(),
+            labels: [(Self::IMAGE_LABEL.to_owned(), self.assignment.image_id.clone())].into(),
+        })
+    }
+
+    /// Ends the build: the engine is told, its answer read to the end, and then no process of it may be left.
+    async fn stop(&self, mut build: RunningBuild, mut output: Output) -> Ended {
+        let deadline = Instant::now() + Self::STOP_LIMIT;
+        if let Err(error) = build.cancel().await {
+            tracing::warn!(build = self.name(), %error, "cannot cancel a build; dropping its connection");
+        }
+        let mut events = Vec::new();
+        let to_the_end = async {
+            while let Some(told) = build.next().await {
+                if let Ok(Told::Progress(progress)) = told {
+                    for progress in progress {
+                        output.take(progress, &mut events);
+                    }
+                }
+            }
+        };
+        let has_ended = tokio::time::timeout_at(deadline, to_the_end).await.is_ok();
+        drop(build);
+        output.finish(&mut events);
+        if self.control.reason.get() != Some(&StopReason::Fenced) {
+            for (at, event) in events {
+                // A service that is away must not keep the work from stopping.
+                if tokio::time::timeout_at(deadline, self.outbox.push(at, event))
+                    .await
+                    .is_err()
+                {
+                    break;
+                }
+            }
+        }
+        let confirmed = self.no_process_is_left(deadline).await && has_ended;
+        if !confirmed {
+            tracing::error!(build = self.name(), "a build did not stop in time");
+        }
+        Ended::Stopped { confirmed }
+    }
+
+    /// Waits until no process of the build is left that no other build of this worker needs.
+    async fn no_process_is_left(&self, deadline: Instant) -> bool {
+        if !self.engine.is_local() {
+            // The end of the build is all that can be seen of an engine elsewhere.
+            return true;
+        }
+        let marker = self.marker();
+        loop {
+            match residue::is_left(&marker) {
+                Ok(false) => return true,
+                // The engine runs equal steps of two builds once: the work goes on for the other one.
+                Ok(true) if self.running.is_shared(&marker) => return true,
+                Ok(true) if Instant::now() < deadline => tokio::time::sleep(Self::RESIDUE_POLL).await,
+                Ok(true) => return false,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot look for what is left of a build");
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Gives the image its name and sees that the engine has it under it.
+    async fn publish(&self, built: String) -> Result<EngineImage, Ended> {
+        let reference = &self.assignment.reference;
+        let (repository, tag) = reference
+            .rsplit_once(':')
+            .ok_or_else(|| infrastructure(format!("the reference {reference} has no tag")))?;
+        let broken = |error: EngineError| infrastructure(error.to_string());
+        self.engine.tag(&built, repository, tag).await.map_err(broken)?;
+        match self.engine.image(reference).await.map_err(broken)? {
+            Some(image) if image.id == built => Ok(image),
+            Some(image) => Err(infrastructure(format!(
+                "{reference} should be {built} and is {}",
+                image.id
+            ))),
+            None => Err(infrastructure(format!("{reference} was tagged and is not there"))),
+        }
+    }
+
+    /// Names the build in the engine, uniquely.
+    fn name(&self) -> String {
+        let attempt = self.assignment.attempt.clone().unwrap_or_default();
+        format!("{}-{}", attempt.build_id, attempt.number)
+    }
+
+    fn attempt_tag(&self) -> String {
+        let attempt = self.assignment.attempt.clone().unwrap_or_default();
+        format!("trailer-attempt/{}:{}", attempt.build_id, attempt.number)
+    }
+
+    fn marker(&self) -> String {
+        let attempt = self.assignment.attempt.clone().unwrap_or_default();
+        residue::marker(&attempt.build_id, attempt.number)
+    }
+}
+
+fn failed(error: &EngineError, step: Option<FailedStep>) -> Failed {
+    let kind = match error {
+        EngineError::Refused(_) => FailureKind::User,
+        EngineError::Broken(_) => FailureKind::Infrastructure,
+    };
+    let step = step.unwrap_or_default();
+    Failed {
+        kind: kind.into(),
+        step: step.name,
+        message: error.to_string(),
+        last_lines: step.last_lines,
+    }
+}
+
+fn infrastructure(message: String) -> Ended {
+    Ended::Failed(Failed {
+        kind: FailureKind::Infrastructure.into(),
+        message,
+        ..Failed::default()
+    })
+}

@@ -1,0 +1,62 @@
+//! How long the worker may go on without the service: counted monotonically from the sending of the last heartbeat that
+//! was acknowledged, so that the service never counts shorter.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+/// When the work has to stop.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Copy, Clone, Debug)]
+struct State {
+    since: Instant,
+    stop_after: Duration,
+}
+
+impl Lease {
+    const STOP_AFTER: Duration = Duration::from_secs(30);
+
+    pub(crate) fn new() -> Self {
+        Self {
+            state: Mutex::new(State {
+                since: Instant::now(),
+                stop_after: Self::STOP_AFTER,
+            }),
+            changed: Notify::new(),
+        }
+    }
+
+    /// The service has acknowledged what was sent at `since`.
+    pub(crate) fn extend(&self, since: Instant, stop_after: Option<Duration>) {
+        let mut state = self.state();
+        state.since = state.since.max(since);
+        state.stop_after = stop_after.unwrap_or(state.stop_after);
+        self.changed.notify_one();
+    }
+
+    /// Waits until the work has to stop. It has to stop again a while later, unless the lease was extended.
+    pub(crate) async fn over(&self) {
+        loop {
+            let State { since, stop_after } = *self.state();
+            tokio::select! {
+                () = tokio::time::sleep_until(since + stop_after) => {
+                    self.state().since = Instant::now();
+                    return;
+                }
+                () = self.changed.notified() => {}
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,378 @@
+//! What a build prints, from the engine's progress to the events that are reported.
+//!
+//! Steps are numbered as the engine announces them; bytes become lines; a log over its limit keeps its beginning and
+//! its end, with the gap between them told.
+
+use std::collections::{HashMap, VecDeque};
+
+use prost_types::Timestamp;
+use proto::dispatch::{Gap, Line, Step, StepState, report_event::Event};
+
+/// The progress of a build, as the engine tells it.
+#[derive(Debug)]
+pub(crate) enum Progress {
+    /// A step was announced, or changed.
+    Step {
+        id: String,
+        name: String,
+        state: StepState,
+        error: String,
+        at: Option<Timestamp>,
+    },
+    /// A step printed bytes.
+    Output {
+        step: String,
+        stderr: bool,
+        bytes: Vec<u8>,
+        at: Option<Timestamp>,
+    },
+}
+
+/// An event, and when it happened by the engine's clock.
+pub(crate) type Timed = (Option<Timestamp>, Event);
+
+/// Turns the progress of one build into events.
+#[derive(Debug)]
+pub(crate) struct Output {
+    steps: Vec<StepOutput>,
+    index: HashMap<String, usize>,
+    /// How many bytes of lines may still be reported at once.
+    budget: usize,
+    tail: Tail,
+}
+
+#[derive(Debug)]
+struct StepOutput {
+    name: String,
+    state: StepState,
+    error: String,
+    /// The unfinished lines of standard output and standard error.
+    partial: [Vec<u8>; 2],
+    last_lines: VecDeque<String>,
+}
+
+/// The end of a log that is over its limit.
+#[derive(Debug, Default)]
+struct Tail {
+    lines: VecDeque<(Option<Timestamp>, Line)>,
+    bytes: usize,
+    dropped: i64,
+}
+
+/// The step that made a build fail.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct FailedStep {
+    pub(crate) name: String,
+    pub(crate) error: String,
+    pub(crate) last_lines: Vec<String>,
+}
+
+impl Output {
+    const LAST_LINES: usize = 20;
+    const MAX_LINE: usize = 16 * 1024;
+    /// How the engine itself says that it has clipped a log.
+    const CLIPPED: &str = "[output clipped, log ";
+
+    pub(crate) fn new(log_limit: usize) -> Self {
+        Self {
+            steps: Vec::new(),
+            index: HashMap::new(),
+            budget: log_limit,
+            tail: Tail::default(),
+        }
+    }
+
+    /// Takes progress in; what of it is to be reported comes out.
+    pub(crate) fn take(&mut self, progress: Progress, events: &mut Vec<Timed>) {
+        match progress {
+            Progress::Step {
+                id,
+                name,
+                state,
+                error,
+                at,
+            } => self.take_step(&id, name, state, error, at, events),
+            Progress::Output {
+                step,
+                stderr,
+                bytes,
+                at,
+            } => self.take_bytes(&step, stderr, &bytes, at, events),
+        }
+    }
+
+    /// Nothing more comes: the unfinished lines, and the end of a log that was over its limit.
+    pub(crate) fn finish(&mut self, events: &mut Vec<Timed>) {
+        for step in 0..self.steps.len() {
+            self.finish_lines(step, None, events);
+        }
+        let tail = std::mem::take(&mut self.tail);
+        if tail.dropped > 0 {
+            let message = "the log is over its limit; its end follows".to_owned();
+            events.push((
+                None,
+                Event::Gap(Gap {
+                    lines: tail.dropped,
+                    message,
+                }),
+            ));
+        }
+        events.extend(tail.lines.into_iter().map(|(at, line)| (at, Event::Line(line))));
+    }
+
+    /// The step that failed, if one did.
+    pub(crate) fn failed_step(&self) -> Option<FailedStep> {
+        let failed = |step: &&StepOutput| step.state == StepState::Failed;
+        let step = self.steps.iter().rev().find(failed)?;
+        Some(FailedStep {
+            name: step.name.clone(),
+            error: step.error.clone(),
+            last_lines: step.last_lines.iter().cloned().collect(),
+        })
+    }
+
+    /// The names of the steps that run now.
+    pub(crate) fn running_steps(&self) -> impl Iterator<Item = &str> {
+        self.steps
+            .iter()
+            .filter(|step| step.state == StepState::Started)
+            .map(|step| step.name.as_str())
+    }
+
+    fn take_step(
+        &mut self,
+        id: &str,
+        name: String,
+        state: StepState,
+        error: String,
+        at: Option<Timestamp>,
+        events: &mut Vec<Timed>,
+    ) {
+        let is_new = !self.index.contains_key(id);
+        let step = self.step(id, name);
+        // The engine repeats itself, and what was finished stays so.
+        if (!is_new && self.steps[step].state == state) || is_over(self.steps[step].state) {
+            return;
+        }
+        if is_over(state) {
+            self.finish_lines(step, at, events);
+        }
+        let known = &mut self.steps[step];
+        known.state = state;
+        known.error.clone_from(&error);
+        let event = Step {
+            index: number(step),
+            name: known.name.clone(),
+            state: state.into(),
+            error,
+        };
+        events.push((at, Event::Step(event)));
+    }
+
+    fn take_bytes(
+        &mut self,
+        id: &str,
+        stderr: bool,
+        bytes: &[u8],
+        at: Option<Timestamp>,
+        events: &mut Vec<Timed>,
+    ) {
+        let step = self.step(id, String::new());
+        let stream = usize::from(stderr);
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let partial = &mut self.steps[step].partial[stream];
+            let room = Self::MAX_LINE - partial.len();
+            let end = rest.iter().take(room).position(|&byte| byte == b'\n');
+            let taken = end.unwrap_or_else(|| room.min(rest.len()));
+            partial.extend_from_slice(&rest[..taken]);
+            rest = &rest[taken + usize::from(end.is_some())..];
+            if end.is_some() || partial.len() == Self::MAX_LINE {
+                self.finish_line(step, stream, at, events);
+            }
+        }
+    }
+
+    fn finish_lines(&mut self, step: usize, at: Option<Timestamp>, events: &mut Vec<Timed>) {
+        for stream in 0..2 {
+            if !self.steps[step].partial[stream].is_empty() {
+                self.finish_line(step, stream, at, events);
+            }
+        }
+    }
+
+    fn finish_line(&mut self, step: usize, stream: usize, at: Option<Timestamp>, events: &mut Vec<Timed>) {
+        let mut bytes = std::mem::take(&mut self.steps[step].partial[stream]);
+        if bytes.last() == Some(&b'\r') {
+            bytes.pop();
+        }
+        let text = String::from_utf8(bytes)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+        if text.starts_with(Self::CLIPPED) {
+            events.push((
+                at,
+                Event::Gap(Gap {
+                    lines: 0,
+                    message: text,
+                }),
+            ));
+            return;
+        }
+        let last_lines = &mut self.steps[step].last_lines;
+        if last_lines.len() == Self::LAST_LINES {
+            last_lines.pop_front();
+        }
+        last_lines.push_back(text.clone());
+        let line = Line {
+            step: number(step),
+            stderr: stream == 1,
+            text,
+        };
+        if line.text.len() <= self.budget {
+            self.budget -= line.text.len();
+            events.push((at, Event::Line(line)));
+        } else {
+            // From here on everything goes to the end, so that the lines keep their order.
+            self.budget = 0;
+            self.tail.push(at, line);
+        }
+    }
+
+    /// The index of a step; one that the engine has not announced yet is new.
+    fn step(&mut self, id: &str, name: String) -> usize {
+        if let Some(&step) = self.index.get(id) {
+            if self.steps[step].name.is_empty() {
+                self.steps[step].name = name;
+            }
+            return step;
+        }
+        let step = self.steps.len();
+        self.index.insert(id.to_owned(), step);
+        self.steps.push(StepOutput {
+            name,
+            state: StepState::Unspecified,
+            error: String::new(),
+            partial: [Vec::new(), Vec::new()],
+            last_lines: VecDeque::new(),
+        });
+        step
+    }
+}
+
+impl Tail {
+    const BYTES: usize = 64 * 1024;
+
+    fn push(&mut self, at: Option<Timestamp>, line: Line) {
+        self.bytes += line.text.len();
+        self.lines.push_back((at, line));
+        while self.bytes > Self::BYTES {
+            let Some((_, first)) = self.lines.pop_front() else {
+                return;
+            };
+            self.bytes -= first.text.len();
+            self.dropped += 1;
+        }
+    }
+}
+
+fn is_over(state: StepState) -> bool {
+    match state {
+        StepState::Done | StepState::Cached | StepState::Failed => true,
+        StepState::Unspecified | StepState::Pending | StepState::Started => false,
+    }
+}
+
+fn number(step: usize) -> i32 {
+    i32::try_from(step).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output(output: &mut Output, text: &str) -> Vec<Event> {
+        let mut events = Vec::new();
+        let progress = Progress::Output {
+            step: "a".to_owned(),
+            stderr: false,
+            bytes: text.as_bytes().to_vec(),
+            at: None,
+        };
+        output.take(progress, &mut events);
+        events.into_iter().map(|(_, event)| event).collect()
+    }
+
+    fn finish(output: &mut Output) -> Vec<Event> {
+        let mut events = Vec::new();
+        output.finish(&mut events);
+        events.into_iter().map(|(_, event)| event).collect()
+    }
+
+    fn texts(events: &[Event]) -> Vec<String> {
+        let text = |event: &Event| match event {
+            Event::Line(line) => line.text.clone(),
+            Event::Gap(gap) => format!("<{}>", gap.lines),
+            other => format!("{other:?}"),
+        };
+        events.iter().map(text).collect()
+    }
+
+    fn step(output: &mut Output, state: StepState) -> usize {
+        let mut events = Vec::new();
+        let progress = Progress::Step {
+            id: "a".to_owned(),
+            name: "[1/1] RUN".to_owned(),
+            state,
+            error: String::new(),
+            at: None,
+        };
+        output.take(progress, &mut events);
+        events.len()
+    }
+
+    #[test]
+    fn bytes_become_lines_wherever_they_are_cut() {
+        let mut log = Output::new(1_000_000);
+        assert_eq!(texts(&output(&mut log, "on")), [""; 0]);
+        assert_eq!(texts(&output(&mut log, "e\r\n\ntw")), ["one", ""]);
+        assert_eq!(texts(&finish(&mut log)), ["tw"]);
+    }
+
+    #[test]
+    fn a_line_without_end_is_cut() {
+        let mut log = Output::new(1_000_000);
+        let lines = texts(&output(&mut log, &"x".repeat(2 * Output::MAX_LINE + 5)));
+        assert_eq!(
+            lines.iter().map(String::len).collect::<Vec<_>>(),
+            [Output::MAX_LINE; 2]
+        );
+        assert_eq!(texts(&finish(&mut log)), ["xxxxx"]);
+    }
+
+    #[test]
+    fn a_log_over_its_limit_keeps_its_beginning_and_its_end() {
+        let mut log = Output::new(10);
+        let line = "y".repeat(1_000);
+        assert_eq!(texts(&output(&mut log, "12345\n67890\n")), ["12345", "67890"]);
+        for _ in 0..100 {
+            assert_eq!(texts(&output(&mut log, &format!("{line}\n"))), [""; 0]);
+        }
+        output(&mut log, "end\n");
+        let rest = texts(&finish(&mut log));
+        let kept = Tail::BYTES / 1_000;
+        assert_eq!(rest.len(), 1 + kept + 1);
+        assert_eq!(rest[0], format!("<{}>", 100 - kept));
+        assert_eq!(rest.last().map(String::as_str), Some("end"));
+    }
+
+    #[test]
+    fn a_step_says_each_state_once() {
+        let mut log = Output::new(10);
+        assert_eq!(step(&mut log, StepState::Pending), 1);
+        assert_eq!(step(&mut log, StepState::Pending), 0);
+        assert_eq!(step(&mut log, StepState::Started), 1);
+        assert_eq!(step(&mut log, StepState::Done), 1);
+        assert_eq!(step(&mut log, StepState::Started), 0);
+        assert_eq!(step(&mut log, StepState::Done), 0);
+    }
+}

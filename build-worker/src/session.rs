@@ -1,0 +1,253 @@
+//! The connection to image-service: says that the worker lives, takes builds, sends reports, and reconnects.
+
+use std::{collections::VecDeque, time::Duration};
+
+use proto::dispatch::{
+    Attempt, ConnectRequest, ConnectResponse, Heartbeat, Hello, Welcome,
+    connect_request::Message as ToService, connect_response::Message as FromService,
+    dispatch_service_client::DispatchServiceClient,
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Status, Streaming, metadata::MetadataValue, transport::Endpoint};
+
+use crate::{job::StopReason, worker::Worker};
+
+const PROTOCOL_VERSION: i32 = 1;
+/// How many messages may wait for the network; reports beyond them wait in their outboxes.
+const OUTBOUND: usize = 64;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// After how much silence of the service the connection counts as dead.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SessionError {
+    #[error("the server's address is not valid")]
+    Address(#[source] tonic::transport::Error),
+    #[error("cannot connect")]
+    Connect(#[source] tonic::transport::Error),
+    #[error("cannot read the token file")]
+    Token(#[source] std::io::Error),
+    #[error("the token file holds no token")]
+    NoToken,
+    #[error("{} ({:?})", .0.message(), .0.code())]
+    Refused(Box<Status>),
+    #[error("the service closed the connection")]
+    Closed,
+    #[error("the service was silent")]
+    Silent,
+    #[error("the service did not begin with a welcome")]
+    NoWelcome,
+}
+
+/// One connection, once it is welcomed.
+struct Session<'a> {
+    worker: &'a Worker,
+    requests: mpsc::Sender<ConnectRequest>,
+    responses: Streaming<ConnectResponse>,
+    heartbeat_interval: Duration,
+    /// The heartbeats that are not acknowledged, with when they were sent.
+    sent: VecDeque<(i64, Instant)>,
+    next_heartbeat: i64,
+    heard: Instant,
+}
+
+/// Connects once and serves until the connection ends; `welcomed` is called when it has begun well.
+pub(crate) async fn connect(worker: &Worker, welcomed: impl FnOnce()) -> Result<(), SessionError> {
+    let token = tokio::fs::read_to_string(&worker.config.token_file)
+        .await
+        .map_err(SessionError::Token)?;
+    let mut bearer: MetadataValue<_> = format!("Bearer {}", token.trim())
+        .parse()
+        .map_err(|_| SessionError::NoToken)?;
+    bearer.set_sensitive(true);
+    let channel = Endpoint::from_shared(worker.config.server.clone())
+        .map_err(SessionError::Address)?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .connect()
+        .await
+        .map_err(SessionError::Connect)?;
+
+    let (requests, stream) = mpsc::channel(OUTBOUND);
+    let said_hello = Instant::now();
+    requests
+        .send(request(ToService::Hello(hello(worker))))
+        .await
+        .map_err(|_| SessionError::Closed)?;
+    let mut call = Request::new(ReceiverStream::new(stream));
+    call.metadata_mut().insert("authorization", bearer);
+    let mut client = DispatchServiceClient::new(channel);
+    let mut responses = timeout(SILENCE, client.connect(call))
+        .await
+        .map_err(|_| SessionError::Silent)?
+        .map_err(refused)?
+        .into_inner();
+    let first = timeout(SILENCE, responses.message())
+        .await
+        .map_err(|_| SessionError::Silent)?
+        .map_err(refused)?
+        .ok_or(SessionError::Closed)?;
+    let Some(FromService::Welcome(welcome)) = first.message else {
+        return Err(SessionError::NoWelcome);
+    };
+    welcomed();
+    worker
+        .lease
+        .extend(said_hello, duration(welcome.stop_after.as_ref()));
+    let mut session = Session {
+        worker,
+        requests,
+        responses,
+        heartbeat_interval: duration(welcome.heartbeat_interval.as_ref()).unwrap_or(Duration::from_secs(1)),
+        sent: VecDeque::new(),
+        next_heartbeat: 1,
+        heard: said_hello,
+    };
+    tracing::info!(session = welcome.session_id, "connected to image-service");
+    session.take_up(welcome);
+    session.serve().await
+}
+
+impl Session<'_> {
+    /// Goes on with what the service still wants, and gives up the rest.
+    fn take_up(&self, welcome: Welcome) {
+        for attempt in welcome.drop {
+            self.worker.fence(&attempt);
+        }
+        for kept in welcome.keep {
+            let Some(held) = kept
+                .attempt
+                .as_ref()
+                .and_then(|attempt| self.worker.held(attempt))
+            else {
+                continue;
+            };
+            held.outbox.rewind(kept.acknowledged_sequence);
+            if kept.publish_granted {
+                held.control.grant_publish();
+            }
+            if kept.cancel_requested {
+                held.control.stop(StopReason::Cancelled);
+            }
+        }
+    }
+
+    async fn serve(&mut self) -> Result<(), SessionError> {
+        let mut heartbeat = interval(self.heartbeat_interval);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let requests = self.requests.clone();
+        let mut may_have_reports = true;
+        loop {
+            tokio::select! {
+                biased;
+                response = self.responses.message() => {
+                    let response = response.map_err(refused)?.ok_or(SessionError::Closed)?;
+                    self.heard = Instant::now();
+                    self.take(response);
+                }
+                _ = heartbeat.tick() => self.beat()?,
+                () = self.worker.reports_ready.notified() => may_have_reports = true,
+                permit = requests.reserve(), if may_have_reports => {
+                    let permit = permit.map_err(|_| SessionError::Closed)?;
+                    match self.worker.next_report() {
+                        Some(report) => permit.send(request(ToService::Report(report))),
+                        None => may_have_reports = false,
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, response: ConnectResponse) {
+        match response.message {
+            Some(FromService::HeartbeatAck(ack)) => {
+                while let Some((number, at)) = self.sent.pop_front() {
+                    if number == ack.number {
+                        self.worker.lease.extend(at, None);
+                        break;
+                    }
+                }
+            }
+            Some(FromService::Assignment(assignment)) => self.worker.accept(assignment),
+            Some(FromService::ReportAck(ack)) => {
+                if let Some(held) = self.held(ack.attempt.as_ref()) {
+                    held.outbox.acknowledge(ack.sequence);
+                }
+            }
+            Some(FromService::PublishGrant(grant)) => {
+                if let Some(held) = self.held(grant.attempt.as_ref()) {
+                    held.control.grant_publish();
+                }
+            }
+            Some(FromService::Cancel(cancel)) => {
+                if let Some(held) = self.held(cancel.attempt.as_ref()) {
+                    held.control.stop(StopReason::Cancelled);
+                }
+            }
+            Some(FromService::Drop(drop)) => {
+                if let Some(attempt) = &drop.attempt {
+                    self.worker.fence(attempt);
+                }
+            }
+            // A later version's message, or a second welcome: nothing that this version could do.
+            Some(FromService::Welcome(_)) | None => {
+                tracing::warn!("a message that this worker does not know")
+            }
+        }
+    }
+
+    fn held(&self, attempt: Option<&Attempt>) -> Option<crate::worker::Held> {
+        self.worker.held(attempt?)
+    }
+
+    fn beat(&mut self) -> Result<(), SessionError> {
+        if self.heard.elapsed() > SILENCE {
+            return Err(SessionError::Silent);
+        }
+        let heartbeat = Heartbeat {
+            number: self.next_heartbeat,
+            draining: self.worker.is_draining(),
+        };
+        // When the network is stalled, the one that waits already will do.
+        if self
+            .requests
+            .try_send(request(ToService::Heartbeat(heartbeat)))
+            .is_ok()
+        {
+            self.sent.push_back((self.next_heartbeat, Instant::now()));
+            self.next_heartbeat += 1;
+        }
+        Ok(())
+    }
+}
+
+fn hello(worker: &Worker) -> Hello {
+    Hello {
+        name: worker.config.name.clone(),
+        labels: worker.config.label_map(),
+        slots: i32::from(worker.config.slots),
+        engine_version: worker.engine_version.clone(),
+        protocol_version: PROTOCOL_VERSION,
+        holds: worker.holds(),
+        instance: worker.instance.clone(),
+    }
+}
+
+fn request(message: ToService) -> ConnectRequest {
+    ConnectRequest {
+        message: Some(message),
+    }
+}
+
+fn duration(wire: Option<&prost_types::Duration>) -> Option<Duration> {
+    wire.and_then(|&wire| Duration::try_from(wire).ok())
+}
+
+fn refused(status: Status) -> SessionError {
+    SessionError::Refused(Box::new(status))
+}
