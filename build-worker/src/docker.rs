@@ -42,7 +42,6 @@ pub(crate) struct BuildOrder {
     pub(crate) tag: String,
     /// The archive of the context, the Dockerfile included.
     pub(crate) context: Bytes,
-    pub(crate) build_args: HashMap<String, String>,
     pub(crate) labels: HashMap<String, String>,
 }
 
@@ -63,6 +62,14 @@ pub(crate) enum Told {
     Progress(Vec<Progress>),
     /// The image is built.
     ImageId(String),
+}
+
+/// What an engine says of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineInfo {
+    pub(crate) version: String,
+    /// The directory that it keeps everything in, on its host.
+    pub(crate) root: String,
 }
 
 /// An image in the engine.
@@ -96,9 +103,13 @@ impl Engine {
         Ok(Self { docker, host })
     }
 
-    /// The version of the engine.
-    pub(crate) async fn version(&self) -> Result<String, EngineError> {
-        Ok(self.docker.version().await?.version.unwrap_or_default())
+    /// What the engine says of itself.
+    pub(crate) async fn info(&self) -> Result<EngineInfo, EngineError> {
+        let info = self.docker.info().await?;
+        Ok(EngineInfo {
+            version: info.server_version.unwrap_or_default(),
+            root: info.docker_root_dir.unwrap_or_default(),
+        })
     }
 
     /// Whether the engine's processes run on this host, as far as the address tells.
@@ -113,7 +124,6 @@ impl Engine {
         let options = BuildImageOptions {
             dockerfile: "Dockerfile".to_owned(),
             t: Some(order.tag),
-            buildargs: Some(order.build_args),
             labels: Some(order.labels),
             version: BuilderVersion::BuilderBuildKit,
             session: Some(order.name.clone()),
@@ -214,22 +224,24 @@ fn told(info: BuildInfo) -> Option<Told> {
 }
 
 fn progress(status: StatusResponse) -> Vec<Progress> {
-    // Outputs before ends: what a step printed comes before that it is over.
+    // One message may hold a step's beginning, its output and its end: they are told in this order.
     let vertexes = status.vertexes;
-    let announced = vertexes
+    let begun = vertexes
         .iter()
-        .filter(|vertex| vertex.completed.is_none())
-        .cloned();
+        .filter(|vertex| !vertex.cached)
+        .cloned()
+        .map(|vertex| {
+            step(Vertex {
+                completed: None,
+                error: String::new(),
+                ..vertex
+            })
+        });
     let outputs = status.logs.into_iter().map(output);
     let ended = vertexes
         .iter()
-        .filter(|vertex| vertex.completed.is_some())
-        .cloned();
-    announced
-        .map(step)
-        .chain(outputs)
-        .chain(ended.map(step))
-        .collect()
+        .filter(|vertex| vertex.cached || vertex.completed.is_some());
+    begun.chain(outputs).chain(ended.cloned().map(step)).collect()
 }
 
 fn step(vertex: Vertex) -> Progress {

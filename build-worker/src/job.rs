@@ -17,8 +17,8 @@ use crate::{
     docker::{BuildOrder, Engine, EngineError, EngineImage, RunningBuild, Told},
     outbox::Outbox,
     output::{FailedStep, Output},
-    residue,
-    steps::RunningSteps,
+    residue::StepProcesses,
+    steps::StepsUnderWay,
 };
 
 /// How the session steers a job.
@@ -47,7 +47,9 @@ pub(crate) struct Job {
     pub(crate) engine: Engine,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) control: Arc<Control>,
-    pub(crate) running: RunningSteps,
+    pub(crate) steps: StepsUnderWay,
+    /// None when the engine's processes cannot be seen from here.
+    pub(crate) processes: Option<StepProcesses>,
     pub(crate) log_limit: usize,
 }
 
@@ -80,12 +82,14 @@ impl Job {
     const IMAGE_LABEL: &str = "trailer.image-id";
     /// How long stopping may take before it counts as not confirmed.
     const STOP_LIMIT: Duration = Duration::from_secs(8);
-    const RESIDUE_POLL: Duration = Duration::from_millis(20);
+    /// How long a step that other builds need is awaited, in case that it ends after all.
+    const SHARED: Duration = Duration::from_millis(500);
+    const PROCESS_POLL: Duration = Duration::from_millis(20);
 
     /// Works, reports, and waits until every report is durable.
     pub(crate) async fn run(self) {
         let ended = self.work().await;
-        self.running.forget(&self.marker());
+        self.steps.forget(&self.name());
         if let Err(error) = self.engine.untag(&self.attempt_tag()).await {
             tracing::warn!(tag = self.attempt_tag(), %error, "cannot remove the tag of an attempt");
         }
@@ -126,6 +130,7 @@ impl Job {
             let message = "this worker does not know this kind of build".to_owned();
             return Err(infrastructure(message));
         };
+        let begun = Instant::now();
         let mut build = self
             .start(order)
             .map_err(|error| infrastructure(error.to_string()))?;
@@ -135,7 +140,7 @@ impl Job {
         loop {
             let told = tokio::select! {
                 biased;
-                () = self.control.stop.cancelled() => return Err(self.stop(build, output).await),
+                () = self.control.stop.cancelled() => return Err(self.stop(build, output, begun).await),
                 told = build.next() => told,
             };
             let mut events = Vec::new();
@@ -145,7 +150,7 @@ impl Job {
                     for progress in progress {
                         output.take(progress, &mut events);
                     }
-                    self.running.set(&self.marker(), output.running_steps());
+                    self.steps.set(&self.name(), output.steps_under_way());
                 }
                 Some(Ok(Told::ImageId(id))) => image_id = Some(id),
                 Some(Err(error)) => failure = Some(error),
@@ -177,13 +182,12 @@ impl Job {
             name: self.name(),
             tag: self.attempt_tag(),
             context,
-            build_args: [(residue::VARIABLE.to_owned(), self.marker())].into(),
             labels: [(Self::IMAGE_LABEL.to_owned(), self.assignment.image_id.clone())].into(),
         })
     }
 
     /// Ends the build: the engine is told, its answer read to the end, and then no process of it may be left.
-    async fn stop(&self, mut build: RunningBuild, mut output: Output) -> Ended {
+    async fn stop(&self, mut build: RunningBuild, mut output: Output, begun: Instant) -> Ended {
         let deadline = Instant::now() + Self::STOP_LIMIT;
         if let Err(error) = build.cancel().await {
             tracing::warn!(build = self.name(), %error, "cannot cancel a build; dropping its connection");
@@ -212,32 +216,39 @@ impl Job {
                 }
             }
         }
-        let confirmed = self.no_process_is_left(deadline).await && has_ended;
+        let confirmed = self.no_process_is_left(begun, deadline).await && has_ended;
         if !confirmed {
             tracing::error!(build = self.name(), "a build did not stop in time");
         }
         Ended::Stopped { confirmed }
     }
 
-    /// Waits until no process of the build is left that no other build of this worker needs.
-    async fn no_process_is_left(&self, deadline: Instant) -> bool {
-        if !self.engine.is_local() {
+    /// Waits until no step of the build has a process left that no other build of this worker needs.
+    async fn no_process_is_left(&self, begun: Instant, deadline: Instant) -> bool {
+        let Some(processes) = &self.processes else {
             // The end of the build is all that can be seen of an engine elsewhere.
             return true;
-        }
-        let marker = self.marker();
+        };
+        let stopped = Instant::now();
         loop {
-            match residue::is_left(&marker) {
-                Ok(false) => return true,
-                // The engine runs equal steps of two builds once: the work goes on for the other one.
-                Ok(true) if self.running.is_shared(&marker) => return true,
-                Ok(true) if Instant::now() < deadline => tokio::time::sleep(Self::RESIDUE_POLL).await,
-                Ok(true) => return false,
+            let left = match processes.younger_than(begun.elapsed()) {
+                Ok(left) => left.len(),
                 Err(error) => {
                     tracing::warn!(%error, "cannot look for what is left of a build");
                     return false;
                 }
+            };
+            let now = Instant::now();
+            // What others seem to need is given some time to end, in case that they do not.
+            if left == 0
+                || (left <= self.steps.needed_by_others(&self.name()) && now > stopped + Self::SHARED)
+            {
+                return true;
             }
+            if now >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Self::PROCESS_POLL).await;
         }
     }
 
@@ -268,11 +279,6 @@ impl Job {
     fn attempt_tag(&self) -> String {
         let attempt = self.assignment.attempt.clone().unwrap_or_default();
         format!("trailer-attempt/{}:{}", attempt.build_id, attempt.number)
-    }
-
-    fn marker(&self) -> String {
-        let attempt = self.assignment.attempt.clone().unwrap_or_default();
-        residue::marker(&attempt.build_id, attempt.number)
     }
 }
 

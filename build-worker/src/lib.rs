@@ -19,7 +19,10 @@ use tonic::transport::Server;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 pub use self::config::{Config, LogFormat};
-use self::{docker::Engine, worker::Worker};
+use self::{
+    docker::{Engine, EngineInfo},
+    worker::Worker,
+};
 
 mod config;
 mod context;
@@ -109,13 +112,13 @@ impl Bound {
 }
 
 async fn work(config: Config, engine: Engine, reporter: &HealthReporter, shutdown: CancellationToken) {
-    let engine_version = tokio::select! {
+    let info = tokio::select! {
         () = shutdown.cancelled() => return,
-        version = engine_version(&engine) => version,
+        info = engine_info(&engine) => info,
     };
-    tracing::info!(engine_version, "the Docker Engine answers");
+    tracing::info!(engine_version = info.version, "the Docker Engine answers");
     reporter.set_service_status("", ServingStatus::Serving).await;
-    let worker = Worker::new(config, engine, engine_version);
+    let worker = Worker::new(config, engine, info);
     let draining = async {
         shutdown.cancelled().await;
         reporter.set_service_status("", ServingStatus::NotServing).await;
@@ -128,11 +131,11 @@ async fn work(config: Config, engine: Engine, reporter: &HealthReporter, shutdow
 }
 
 /// Waits until the engine answers.
-async fn engine_version(engine: &Engine) -> String {
+async fn engine_info(engine: &Engine) -> EngineInfo {
     let mut is_first = true;
     loop {
-        match engine.version().await {
-            Ok(version) => return version,
+        match engine.info().await {
+            Ok(info) => return info,
             Err(error) if is_first => {
                 tracing::warn!(%error, "the Docker Engine does not answer; waiting for it")
             }

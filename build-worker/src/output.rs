@@ -6,6 +6,8 @@
 use std::collections::{HashMap, VecDeque};
 
 use prost_types::Timestamp;
+
+use crate::steps::StepUnderWay;
 use proto::dispatch::{Gap, Line, Step, StepState, report_event::Event};
 
 /// The progress of a build, as the engine tells it.
@@ -43,6 +45,8 @@ pub(crate) struct Output {
 
 #[derive(Debug)]
 struct StepOutput {
+    /// The engine's.
+    id: String,
     name: String,
     state: StepState,
     error: String,
@@ -131,12 +135,18 @@ impl Output {
         })
     }
 
-    /// The names of the steps that run now.
-    pub(crate) fn running_steps(&self) -> impl Iterator<Item = &str> {
+    /// The steps that the engine has announced and not finished.
+    pub(crate) fn steps_under_way(&self) -> Vec<StepUnderWay> {
+        let unfinished = |step: &&StepOutput| !is_over(step.state);
         self.steps
             .iter()
-            .filter(|step| step.state == StepState::Started)
-            .map(|step| step.name.as_str())
+            .filter(unfinished)
+            .map(|step| StepUnderWay {
+                id: step.id.clone(),
+                name: step.name.clone(),
+                started: step.state == StepState::Started,
+            })
+            .collect()
     }
 
     fn take_step(
@@ -249,6 +259,7 @@ impl Output {
         let step = self.steps.len();
         self.index.insert(id.to_owned(), step);
         self.steps.push(StepOutput {
+            id: id.to_owned(),
             name,
             state: StepState::Unspecified,
             error: String::new(),

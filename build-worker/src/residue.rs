@@ -1,65 +1,133 @@
-//! What a cancelled build may leave running on this host.
+//! What runs on this host of an engine's builds.
 //!
-//! BuildKit's steps are no Docker containers, so no list of the engine shows them. Every attempt's steps carry a marker in
-//! their environment: an entry of `NO_PROXY` that names no host. BuildKit passes that variable into every step and leaves
-//! it out of its cache keys, so the marker changes neither the image nor the cache.
+//! BuildKit's steps are no Docker containers, so no list of the engine shows them. Each runs in a control group named
+//! `…/buildkit/<id>`, on a root file system in the engine's directory: by these its processes are found. Marking the steps
+//! themselves, by their environment say, would make equal steps of two builds differ for the engine, which then runs them
+//! once but shows the output to one build only.
 
-use std::{fs, io};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-/// The variable that carries the marker.
-pub(crate) const VARIABLE: &str = "NO_PROXY";
-
-/// The marker of an attempt: a name below `.invalid`, which no host can have.
-pub(crate) fn marker(build_id: &str, attempt: i32) -> String {
-    format!("{build_id}.{attempt}.attempt.trailer.invalid")
+/// Looks at the processes of this host.
+#[derive(Clone, Debug)]
+pub(crate) struct StepProcesses {
+    proc: PathBuf,
+    /// Where the engine keeps its file systems: tells its processes from those of another engine.
+    engine_root: String,
 }
 
-/// Whether a process on this host carries the marker. Processes that may not be looked into count as others.
-pub(crate) fn is_left(marker: &str) -> io::Result<bool> {
-    for entry in fs::read_dir("/proc")? {
-        let entry = entry?;
-        let is_process = entry
-            .file_name()
-            .to_str()
-            .is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
-        if !is_process {
-            continue;
-        }
-        // The process may have ended since the directory was read.
-        let Ok(environment) = fs::read(entry.path().join("environ")) else {
-            continue;
-        };
-        let mut variables = environment.split(|&byte| byte == 0);
-        if variables.any(|variable| carries(variable, marker.as_bytes())) {
-            return Ok(true);
+impl StepProcesses {
+    /// How coarse the kernel counts the ages of processes.
+    const SLACK: Duration = Duration::from_millis(50);
+    /// `USER_HZ`, which Linux fixes for what it shows in /proc.
+    const TICKS_A_SECOND: f64 = 100.0;
+
+    pub(crate) fn of(engine_root: String) -> Self {
+        Self {
+            proc: PathBuf::from("/proc"),
+            engine_root,
         }
     }
-    Ok(false)
+
+    /// The ids of the steps of this engine that have processes no older than `age`.
+    pub(crate) fn younger_than(&self, age: Duration) -> io::Result<BTreeSet<String>> {
+        let uptime = first_number(&fs::read_to_string(self.proc.join("uptime"))?)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/uptime has no number"))?;
+        let oldest = uptime - (age + Self::SLACK).as_secs_f64();
+        let mut steps = BTreeSet::new();
+        for entry in fs::read_dir(&self.proc)? {
+            let entry = entry?;
+            let is_process = entry
+                .file_name()
+                .to_str()
+                .is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+            if is_process && let Some(step) = self.step_of(&entry.path(), oldest) {
+                steps.insert(step);
+            }
+        }
+        Ok(steps)
+    }
+
+    /// The step that a process belongs to. A process that is gone belongs to none.
+    fn step_of(&self, process: &Path, oldest: f64) -> Option<String> {
+        let groups = fs::read_to_string(process.join("cgroup")).ok()?;
+        let (_, step) = groups.lines().find_map(|group| group.split_once("/buildkit/"))?;
+        let started = start_ticks(&fs::read_to_string(process.join("stat")).ok()?)? / Self::TICKS_A_SECOND;
+        if started < oldest {
+            return None;
+        }
+        // Who may not look into the process cannot tell the engines apart: then it counts.
+        let is_of_engine = fs::read_to_string(process.join("mountinfo")).map_or(true, |mounts| {
+            mounts.is_empty() || mounts.contains(&self.engine_root)
+        });
+        is_of_engine.then(|| step.split('/').next().unwrap_or(step).to_owned())
+    }
 }
 
-fn carries(variable: &[u8], marker: &[u8]) -> bool {
-    variable.starts_with(VARIABLE.as_bytes()) && variable.windows(marker.len()).any(|window| window == marker)
+fn first_number(text: &str) -> Option<f64> {
+    text.split_whitespace().next()?.parse().ok()
+}
+
+/// When a process was started: the 22nd field, after a name that may hold anything.
+fn start_ticks(stat: &str) -> Option<f64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(19)?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
 
+    fn process(proc: &Path, pid: u32, cgroup: &str, start_ticks: u32, mounts: &str) {
+        let dir = proc.join(pid.to_string());
+        let write = |name: &str, text: String| fs::write(dir.join(name), text).expect("a file");
+        fs::create_dir(&dir).expect("a directory");
+        write("cgroup", format!("8:pids:{cgroup}\n0::{cgroup}\n"));
+        write(
+            "stat",
+            format!("{pid} (a ) b) S 1 {} {start_ticks} 0\n", "0 ".repeat(17)),
+        );
+        write(
+            "mountinfo",
+            format!("75 50 0:39 / / rw - overlay overlay rw,{mounts}\n"),
+        );
+    }
+
     #[test]
-    fn a_process_that_carries_the_marker_is_found() {
-        let marker = marker("0198f0c4-7a2e-7b6e-9d55-9f1c2b3a4d5e", 7);
-        assert!(!is_left(&marker).expect("/proc can be read"));
-        let mut child = Command::new("sleep")
-            .arg("60")
-            .env(VARIABLE, &marker)
-            .spawn()
-            .expect("sleep runs");
-        let found = is_left(&marker);
-        child.kill().expect("it is ours");
-        child.wait().expect("it is ours");
-        assert!(found.expect("/proc can be read"));
-        assert!(!is_left(&marker).expect("/proc can be read"));
+    fn the_steps_of_one_engine_are_found_by_age() {
+        let proc = tempfile::tempdir().expect("a directory");
+        let path = proc.path();
+        fs::write(path.join("uptime"), "100.00 50.00\n").expect("a file");
+        fs::create_dir(path.join("sys")).expect("a directory");
+        let ours = "upperdir=/var/lib/docker/overlay2/x/diff";
+        process(path, 1, "/init.scope", 0, ours);
+        process(path, 10, "/docker/buildkit/old", 1_000, ours);
+        process(path, 11, "/docker/buildkit/new", 9_500, ours);
+        process(path, 12, "/docker/buildkit/new", 9_900, ours);
+        process(
+            path,
+            13,
+            "/docker/buildkit/foreign",
+            9_900,
+            "upperdir=/elsewhere/overlay2/x/diff",
+        );
+        let processes = StepProcesses {
+            proc: path.to_owned(),
+            engine_root: "/var/lib/docker".to_owned(),
+        };
+        let found = |seconds| {
+            let found = processes
+                .younger_than(Duration::from_secs(seconds))
+                .expect("readable");
+            found.into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(found(3), ["new"]);
+        assert_eq!(found(10), ["new"]);
+        assert_eq!(found(1_000), ["new", "old"]);
+        assert_eq!(found(0), [""; 0]);
     }
 }

@@ -1,19 +1,27 @@
-//! Which steps run now in the builds of this worker: the engine runs equal steps of several builds once.
+//! Which steps the builds of this worker have under way: the engine runs equal steps of several builds once.
 
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// The running steps of every build, by the marker of the build.
+/// The unfinished steps of every build, by the build's name.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct RunningSteps(Arc<Mutex<HashMap<String, BTreeSet<String>>>>);
+pub(crate) struct StepsUnderWay(Arc<Mutex<HashMap<String, Vec<StepUnderWay>>>>);
 
-impl RunningSteps {
-    /// These steps of a build run now.
-    pub(crate) fn set<'a>(&self, build: &str, steps: impl Iterator<Item = &'a str>) {
-        self.builds()
-            .insert(build.to_owned(), steps.map(str::to_owned).collect());
+/// A step that the engine has announced and not finished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StepUnderWay {
+    /// What the engine tells steps apart by.
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) started: bool,
+}
+
+impl StepsUnderWay {
+    /// These steps of a build are under way now.
+    pub(crate) fn set(&self, build: &str, steps: Vec<StepUnderWay>) {
+        self.builds().insert(build.to_owned(), steps);
     }
 
     /// The build is over.
@@ -21,18 +29,35 @@ impl RunningSteps {
         self.builds().remove(build);
     }
 
-    /// Whether another build runs a step of the same name as one that ran in this build when it was last heard of.
-    pub(crate) fn is_shared(&self, build: &str) -> bool {
+    /// How many steps may go on running when this build has stopped, because other builds need them: those that they have
+    /// started, and one that they wait for while this build has started one of the same name.
+    pub(crate) fn needed_by_others(&self, build: &str) -> usize {
         let builds = self.builds();
-        let Some(steps) = builds.get(build) else {
-            return false;
+        let ours: BTreeSet<&str> = builds
+            .get(build)
+            .into_iter()
+            .flatten()
+            .filter(|step| step.started)
+            .map(|step| step.name.as_str())
+            .collect();
+        let others = || {
+            builds
+                .iter()
+                .filter(|(other, _)| *other != build)
+                .flat_map(|(_, steps)| steps)
         };
-        builds
-            .iter()
-            .any(|(other, running)| other != build && !running.is_disjoint(steps))
+        let started: BTreeSet<&str> = others()
+            .filter(|step| step.started)
+            .map(|step| step.id.as_str())
+            .collect();
+        let awaited: BTreeSet<&str> = others()
+            .filter(|step| !step.started && ours.contains(step.name.as_str()))
+            .map(|step| step.name.as_str())
+            .collect();
+        started.len() + awaited.len()
     }
 
-    fn builds(&self) -> MutexGuard<'_, HashMap<String, BTreeSet<String>>> {
+    fn builds(&self) -> MutexGuard<'_, HashMap<String, Vec<StepUnderWay>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -41,14 +66,28 @@ impl RunningSteps {
 mod tests {
     use super::*;
 
+    fn step(id: &str, name: &str, started: bool) -> StepUnderWay {
+        StepUnderWay {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            started,
+        }
+    }
+
     #[test]
-    fn a_step_of_the_same_name_in_another_build_is_shared() {
-        let running = RunningSteps::default();
-        running.set("a", ["[2/2] RUN make"].into_iter());
-        assert!(!running.is_shared("a"));
-        running.set("b", ["[2/2] RUN make"].into_iter());
-        assert!(running.is_shared("a") && running.is_shared("b"));
-        running.set("b", [].into_iter());
-        assert!(!running.is_shared("a"));
+    fn others_need_what_they_have_started_or_wait_for() {
+        let steps = StepsUnderWay::default();
+        steps.set("a", vec![step("1", "RUN make", true)]);
+        assert_eq!(steps.needed_by_others("a"), 0);
+        // The engine runs one step for both, and says so to both.
+        steps.set("b", vec![step("1", "RUN make", true)]);
+        steps.set("c", vec![step("1", "RUN make", true)]);
+        assert_eq!(steps.needed_by_others("a"), 1);
+        // The engine runs one step for both, and says so to one.
+        steps.set("b", vec![step("2", "RUN make", false)]);
+        steps.set("c", vec![step("3", "RUN test", false)]);
+        assert_eq!(steps.needed_by_others("a"), 1);
+        steps.forget("b");
+        assert_eq!(steps.needed_by_others("a"), 0);
     }
 }

@@ -16,12 +16,13 @@ use uuid::Uuid;
 
 use crate::{
     config::Config,
-    docker::Engine,
+    docker::{Engine, EngineInfo},
     job::{Control, Job, StopReason},
     lease::Lease,
     outbox::Outbox,
+    residue::StepProcesses,
     session,
-    steps::RunningSteps,
+    steps::StepsUnderWay,
 };
 
 /// Everything that lives as long as the worker's process.
@@ -35,7 +36,8 @@ pub(crate) struct Worker {
     /// Some outbox has something to send.
     pub(crate) reports_ready: Arc<Notify>,
     engine: Engine,
-    running: RunningSteps,
+    steps: StepsUnderWay,
+    processes: Option<StepProcesses>,
     jobs: Arc<Jobs>,
     tasks: TaskTracker,
     draining: AtomicBool,
@@ -61,15 +63,16 @@ impl Worker {
     /// How long reports may take to become durable at the very end.
     const LAST_REPORTS: Duration = Duration::from_secs(10);
 
-    pub(crate) fn new(config: Config, engine: Engine, engine_version: String) -> Self {
+    pub(crate) fn new(config: Config, engine: Engine, info: EngineInfo) -> Self {
         Self {
+            processes: engine.is_local().then(|| StepProcesses::of(info.root)),
             config,
-            engine_version,
+            engine_version: info.version,
             instance: Uuid::new_v4().to_string(),
             lease: Lease::new(),
             reports_ready: Arc::new(Notify::new()),
             engine,
-            running: RunningSteps::default(),
+            steps: StepsUnderWay::default(),
             jobs: Arc::new(Jobs::default()),
             tasks: TaskTracker::new(),
             draining: AtomicBool::new(false),
@@ -173,7 +176,8 @@ impl Worker {
                 engine: self.engine.clone(),
                 outbox: held.outbox,
                 control: held.control,
-                running: self.running.clone(),
+                steps: self.steps.clone(),
+                processes: self.processes.clone(),
                 log_limit: self.config.log_limit,
             };
             self.tasks.spawn(async move {

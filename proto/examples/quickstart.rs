@@ -56,10 +56,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     let limit = Duration::from_secs(arguments.timeout);
     let endpoint = Endpoint::from_shared(arguments.server.clone())?;
-    let channel = endpoint
-        .connect()
-        .await
-        .context("cannot reach the server")?;
+    let channel = endpoint.connect().await.context("cannot reach the server")?;
     let bearer = arguments.token_file.clone();
     let client = Client {
         images: images::ImageServiceClient::with_interceptor(channel.clone(), bearer.clone()),
@@ -67,8 +64,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     };
     let image = client.queue_build(arguments).await?;
     let build_id = image.latest_build_id.clone();
-    let streams =
-        async { tokio::try_join!(client.watch_image(image), client.watch_build(&build_id)) };
+    let streams = async { tokio::try_join!(client.watch_image(image), client.watch_build(&build_id)) };
     let ended = tokio::time::timeout(limit, Box::pin(streams)).await;
     let request = api::GetBuildRequest { id: build_id };
     let response = client.builds.clone().get_build(request).await?;
@@ -160,25 +156,18 @@ impl Client {
                 .await
                 .map(|r| r.into_inner())
         };
-        follow(
-            api::WatchImagesRequest::default(),
-            open,
-            |request, message| {
-                request.after_revision = message.resume_revision;
-                if let Some(Seen::Image(new) | Seen::Changed(new)) = message.event
-                    && new.id == image.id
-                {
-                    if new.status != image.status {
-                        show_status(&new);
-                    }
-                    image = new;
+        follow(api::WatchImagesRequest::default(), open, |request, message| {
+            request.after_revision = message.resume_revision;
+            if let Some(Seen::Image(new) | Seen::Changed(new)) = message.event
+                && new.id == image.id
+            {
+                if new.status != image.status {
+                    show_status(&new);
                 }
-                !matches!(
-                    image.status(),
-                    ImageStatus::BuildPending | ImageStatus::Building
-                )
-            },
-        )
+                image = new;
+            }
+            !matches!(image.status(), ImageStatus::BuildPending | ImageStatus::Building)
+        })
         .await?;
         Ok(image)
     }
@@ -256,10 +245,7 @@ fn show_status(image: &Image) {
 fn show_event(event: api::BuildEvent) {
     match event.event {
         Some(Happened::StateChange(change)) => {
-            let word = change
-                .state()
-                .as_str_name()
-                .trim_start_matches("BUILD_STATE_");
+            let word = change.state().as_str_name().trim_start_matches("BUILD_STATE_");
             show(PLAIN, "build", &format!("{word} {}", change.message));
         }
         Some(Happened::StepChange(step)) => match step.state() {
@@ -288,9 +274,7 @@ fn show(colour: &str, what: &str, text: &str) {
 }
 
 fn context_file(argument: &str) -> anyhow::Result<api::ContextFile> {
-    let (path, local) = argument
-        .split_once('=')
-        .context("not CONTEXT_PATH=LOCAL_PATH")?;
+    let (path, local) = argument.split_once('=').context("not CONTEXT_PATH=LOCAL_PATH")?;
     let (local, executable) = local
         .strip_suffix(":x")
         .map_or((local, false), |local| (local, true));
@@ -312,9 +296,7 @@ impl Bearer {
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request
-            .metadata_mut()
-            .insert("authorization", self.0.clone());
+        request.metadata_mut().insert("authorization", self.0.clone());
         Ok(request)
     }
 }
