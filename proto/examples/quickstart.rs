@@ -1,17 +1,18 @@
 //! The quickstart's client: registers an image, or builds the one of that name again, and shows live what happens.
 //!
-//! Two streams run at the same time, WatchImages for the image's status and WatchBuild for the build's states, steps and
-//! lines. When the service drains or goes away for a while, both go on from where they were.
+//! WatchBuild tells everything: the image's statuses, the build's states, steps and lines, each exactly once. When the
+//! service drains or goes away for a while, the watch goes on from where it was.
+
 use std::{env, fs, io::IsTerminal as _, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
+use proto::images::build_event::Event as Happened;
 use proto::images::{self as api, Image, ImageStatus, StepState, image_config::Source};
-use proto::images::{build_event::Event as Happened, watch_images_response::Event as Seen};
 use proto::images::{build_service_client as builds, image_service_client as images};
 use tonic::service::{Interceptor, interceptor::InterceptedService};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status, Streaming, metadata::AsciiMetadataValue};
+use tonic::{Code, Request, Status, metadata::AsciiMetadataValue};
 
 const PLAIN: &str = "0";
 const RED: &str = "31";
@@ -64,8 +65,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     };
     let image = client.queue_build(arguments).await?;
     let build_id = image.latest_build_id.clone();
-    let streams = async { tokio::try_join!(client.watch_image(image), client.watch_build(&build_id)) };
-    let ended = tokio::time::timeout(limit, Box::pin(streams)).await;
+    let ended = tokio::time::timeout(limit, client.watch_build(&build_id)).await;
     let request = api::GetBuildRequest { id: build_id };
     let response = client.builds.clone().get_build(request).await?;
     let build = response
@@ -76,8 +76,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         let (state, reason) = (build.state(), build.pending_reason());
         bail!("the build has not ended within {limit:?}: {state:?}, pending reason {reason:?}");
     };
-    let (image, ()) = ended?;
-    if image.status() == ImageStatus::BuildFinished {
+    if ended? == ImageStatus::BuildFinished {
         println!("reference={}:{}", image.repository, image.tag);
         return Ok(ExitCode::SUCCESS);
     }
@@ -146,92 +145,43 @@ impl Client {
         }
     }
 
-    /// Shows every status of the image, and answers it once its latest build is over.
-    async fn watch_image(&self, mut image: Image) -> anyhow::Result<Image> {
-        show_status(&image);
-        let open = async |request| {
-            self.images
-                .clone()
-                .watch_images(request)
-                .await
-                .map(|r| r.into_inner())
-        };
-        follow(api::WatchImagesRequest::default(), open, |request, message| {
-            request.after_revision = message.resume_revision;
-            if let Some(Seen::Image(new) | Seen::Changed(new)) = message.event
-                && new.id == image.id
-            {
-                if new.status != image.status {
-                    show_status(&new);
-                }
-                image = new;
-            }
-            !matches!(image.status(), ImageStatus::BuildPending | ImageStatus::Building)
-        })
-        .await?;
-        Ok(image)
-    }
-
-    /// Shows every event of the build until its end.
-    async fn watch_build(&self, id: &str) -> anyhow::Result<()> {
-        let open = async |request| {
-            self.builds
-                .clone()
-                .watch_build(request)
-                .await
-                .map(|r| r.into_inner())
-        };
-        let request = api::WatchBuildRequest {
-            id: id.to_owned(),
-            after_sequence: 0,
-        };
-        follow(request, open, |request, message| {
-            for event in message.events {
-                request.after_sequence = event.sequence;
-                show_event(event);
-            }
-            false
-        })
-        .await
-    }
-}
-
-/// Reads a stream until it ends or `take` is content; opens it anew when the service went away. `take` keeps the place
-/// from which to go on in the request.
-async fn follow<R: Clone, M>(
-    mut request: R,
-    open: impl AsyncFn(R) -> Result<Streaming<M>, Status>,
-    mut take: impl FnMut(&mut R, M) -> bool,
-) -> anyhow::Result<()> {
-    loop {
-        let ended = match open(request.clone()).await {
-            Err(status) => status,
-            Ok(mut stream) => loop {
-                match stream.message().await {
-                    Ok(Some(message)) => {
-                        if take(&mut request, message) {
-                            return Ok(());
+    /// Shows every event of the build until its end, and answers the status that the image has then.
+    async fn watch_build(&self, id: &str) -> anyhow::Result<ImageStatus> {
+        let mut status = ImageStatus::Unspecified;
+        let mut after_sequence = 0;
+        loop {
+            let request = api::WatchBuildRequest {
+                id: id.to_owned(),
+                after_sequence,
+            };
+            let ended = match self.builds.clone().watch_build(request).await {
+                Err(refused) => refused,
+                Ok(response) => {
+                    let mut messages = response.into_inner();
+                    loop {
+                        match messages.message().await {
+                            Ok(None) => return Ok(status),
+                            Err(ended) => break ended,
+                            Ok(Some(message)) => {
+                                for event in message.events {
+                                    after_sequence = event.sequence;
+                                    show_event(event, &mut status);
+                                }
+                            }
                         }
                     }
-                    Ok(None) => return Ok(()),
-                    Err(status) => break status,
                 }
-            },
-        };
-        if !matches!(ended.code(), Code::Unavailable | Code::Unknown) {
-            bail!(ended);
+            };
+            if !matches!(ended.code(), Code::Unavailable | Code::Unknown) {
+                bail!(ended);
+            }
+            show(PLAIN, "client", &format!("going on, after: {}", ended.message()));
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
-        show(
-            PLAIN,
-            "client",
-            &format!("resuming a stream, for: {}", ended.message()),
-        );
-        tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
 
-fn show_status(image: &Image) {
-    let (status, message) = (image.status(), &image.status_message);
+fn show_status(status: ImageStatus) {
     let colour = match status {
         ImageStatus::BuildFinished => GREEN,
         ImageStatus::Error | ImageStatus::BuildCancelled => RED,
@@ -239,14 +189,18 @@ fn show_status(image: &Image) {
         ImageStatus::Snapshotting | ImageStatus::Unspecified => PLAIN,
     };
     let word = status.as_str_name().trim_start_matches("IMAGE_STATUS_");
-    show(colour, "image", &format!("{word} {message}"));
+    show(colour, "image", word);
 }
 
-fn show_event(event: api::BuildEvent) {
+fn show_event(event: api::BuildEvent, status: &mut ImageStatus) {
     match event.event {
         Some(Happened::StateChange(change)) => {
             let word = change.state().as_str_name().trim_start_matches("BUILD_STATE_");
             show(PLAIN, "build", &format!("{word} {}", change.message));
+            if change.image_status() != *status {
+                *status = change.image_status();
+                show_status(*status);
+            }
         }
         Some(Happened::StepChange(step)) => match step.state() {
             StepState::Unspecified | StepState::Pending => {}
