@@ -33,11 +33,7 @@ pub struct Config {
     pub listen: SocketAddr,
 
     /// The Docker Engine: `unix:///path` or `tcp://host:port`.
-    #[arg(
-        long,
-        env = "TRAILER_DOCKER_HOST",
-        default_value = "unix:///var/run/docker.sock"
-    )]
+    #[arg(long, env = "TRAILER_DOCKER_HOST", default_value = "unix:///var/run/docker.sock")]
     pub docker_host: String,
 
     /// How many bytes of log lines to keep of one build; of what is over it, only the end is kept.

@@ -162,10 +162,7 @@ impl Engine {
 
     /// Takes a name from its image; the image goes, too, if that was its last one. Fine when there is no such name.
     pub(crate) async fn untag(&self, name: &str) -> Result<(), EngineError> {
-        let options = RemoveImageOptionsBuilder::new()
-            .force(false)
-            .noprune(true)
-            .build();
+        let options = RemoveImageOptionsBuilder::new().force(false).noprune(true).build();
         match self.docker.remove_image(name, Some(options), None).await {
             Ok(_) => Ok(()),
             Err(error) if is_missing(&error) => Ok(()),
@@ -176,10 +173,7 @@ impl Engine {
     /// The image of that name or id.
     pub(crate) async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError> {
         match self.docker.inspect_image(name).await {
-            Ok(image) => Ok(image.id.map(|id| EngineImage {
-                id,
-                size_bytes: image.size.unwrap_or(0),
-            })),
+            Ok(image) => Ok(image.id.map(|id| EngineImage { id, size_bytes: image.size.unwrap_or(0) })),
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -230,17 +224,9 @@ fn progress(status: StatusResponse) -> Vec<Progress> {
         .iter()
         .filter(|vertex| !vertex.cached)
         .cloned()
-        .map(|vertex| {
-            step(Vertex {
-                completed: None,
-                error: String::new(),
-                ..vertex
-            })
-        });
+        .map(|vertex| step(Vertex { completed: None, error: String::new(), ..vertex }));
     let outputs = status.logs.into_iter().map(output);
-    let ended = vertexes
-        .iter()
-        .filter(|vertex| vertex.cached || vertex.completed.is_some());
+    let ended = vertexes.iter().filter(|vertex| vertex.cached || vertex.completed.is_some());
     begun.chain(outputs).chain(ended.cloned().map(step)).collect()
 }
 
@@ -261,10 +247,7 @@ fn step(vertex: Vertex) -> Progress {
         name: vertex.name,
         state,
         error: vertex.error,
-        at: at.map(|at| Timestamp {
-            seconds: at.seconds,
-            nanos: at.nanos,
-        }),
+        at: at.map(|at| Timestamp { seconds: at.seconds, nanos: at.nanos }),
     }
 }
 
@@ -274,18 +257,12 @@ fn output(log: VertexLog) -> Progress {
         step: log.vertex,
         stderr: log.stream == STDERR,
         bytes: log.msg,
-        at: log.timestamp.map(|at| Timestamp {
-            seconds: at.seconds,
-            nanos: at.nanos,
-        }),
+        at: log.timestamp.map(|at| Timestamp { seconds: at.seconds, nanos: at.nanos }),
     }
 }
 
 fn is_missing(error: &BollardError) -> bool {
-    matches!(
-        error,
-        BollardError::DockerResponseServerError { status_code: 404, .. }
-    )
+    matches!(error, BollardError::DockerResponseServerError { status_code: 404, .. })
 }
 
 /// What an engine says when it is itself the cause.
@@ -306,11 +283,7 @@ impl From<BollardError> for EngineError {
                 Self::Refused(error)
             };
         }
-        if let BollardError::DockerResponseServerError {
-            status_code: 400..=499,
-            message,
-        } = error
-        {
+        if let BollardError::DockerResponseServerError { status_code: 400..=499, message } = error {
             return Self::Refused(message);
         }
         Self::Broken(error.to_string())

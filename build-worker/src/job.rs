@@ -51,6 +51,8 @@ pub(crate) struct Job {
     /// None when the engine's processes cannot be seen from here.
     pub(crate) processes: Option<StepProcesses>,
     pub(crate) log_limit: usize,
+    /// How long stopping may take before it counts as not confirmed.
+    pub(crate) stop_limit: Duration,
 }
 
 /// How an attempt ended without an artifact.
@@ -80,8 +82,6 @@ impl Control {
 impl Job {
     /// The label that tells which record an image belongs to.
     const IMAGE_LABEL: &str = "trailer.image-id";
-    /// How long stopping may take before it counts as not confirmed.
-    const STOP_LIMIT: Duration = Duration::from_secs(8);
     /// How long a step that other builds need is awaited, in case that it ends after all.
     const SHARED: Duration = Duration::from_millis(500);
     const PROCESS_POLL: Duration = Duration::from_millis(20);
@@ -94,16 +94,15 @@ impl Job {
             tracing::warn!(tag = self.attempt_tag(), %error, "cannot remove the tag of an attempt");
         }
         let event = match ended {
-            Ok(image) => Some(Event::Succeeded(Succeeded {
-                image_id: image.id,
-                size_bytes: image.size_bytes,
-            })),
+            Ok(image) => {
+                Some(Event::Succeeded(Succeeded { image_id: image.id, size_bytes: image.size_bytes }))
+            }
             Err(Ended::Failed(failed)) => Some(Event::Failed(failed)),
             Err(Ended::Stopped { confirmed }) => match self.control.reason.get() {
                 Some(StopReason::Cancelled) => Some(Event::Stopped(Stopped { confirmed })),
-                Some(StopReason::HandBack) => Some(Event::HandedBack(HandedBack {
-                    reason: "the worker is shutting down".to_owned(),
-                })),
+                Some(StopReason::HandBack) => {
+                    Some(Event::HandedBack(HandedBack { reason: "the worker is shutting down".to_owned() }))
+                }
                 Some(StopReason::Fenced) | None => None,
             },
         };
@@ -131,9 +130,7 @@ impl Job {
             return Err(infrastructure(message));
         };
         let begun = Instant::now();
-        let mut build = self
-            .start(order)
-            .map_err(|error| infrastructure(error.to_string()))?;
+        let mut build = self.start(order).map_err(|error| infrastructure(error.to_string()))?;
         let mut output = Output::new(self.log_limit);
         let mut image_id = None;
         let mut failure = None;
@@ -170,9 +167,7 @@ impl Job {
         match (failure, image_id) {
             (Some(error), _) => Err(Ended::Failed(failed(&error, output.failed_step()))),
             (None, Some(id)) => Ok(id),
-            (None, None) => Err(infrastructure(
-                "the engine ended the build without an image".to_owned(),
-            )),
+            (None, None) => Err(infrastructure("the engine ended the build without an image".to_owned())),
         }
     }
 
@@ -188,7 +183,7 @@ impl Job {
 
     /// Ends the build: the engine is told, its answer read to the end, and then no process of it may be left.
     async fn stop(&self, mut build: RunningBuild, mut output: Output, begun: Instant) -> Ended {
-        let deadline = Instant::now() + Self::STOP_LIMIT;
+        let deadline = Instant::now() + self.stop_limit;
         if let Err(error) = build.cancel().await {
             tracing::warn!(build = self.name(), %error, "cannot cancel a build; dropping its connection");
         }
@@ -208,10 +203,7 @@ impl Job {
         if self.control.reason.get() != Some(&StopReason::Fenced) {
             for (at, event) in events {
                 // A service that is away must not keep the work from stopping.
-                if tokio::time::timeout_at(deadline, self.outbox.push(at, event))
-                    .await
-                    .is_err()
-                {
+                if tokio::time::timeout_at(deadline, self.outbox.push(at, event)).await.is_err() {
                     break;
                 }
             }
@@ -262,10 +254,7 @@ impl Job {
         self.engine.tag(&built, repository, tag).await.map_err(broken)?;
         match self.engine.image(reference).await.map_err(broken)? {
             Some(image) if image.id == built => Ok(image),
-            Some(image) => Err(infrastructure(format!(
-                "{reference} should be {built} and is {}",
-                image.id
-            ))),
+            Some(image) => Err(infrastructure(format!("{reference} should be {built} and is {}", image.id))),
             None => Err(infrastructure(format!("{reference} was tagged and is not there"))),
         }
     }
@@ -288,18 +277,9 @@ fn failed(error: &EngineError, step: Option<FailedStep>) -> Failed {
         EngineError::Broken(_) => FailureKind::Infrastructure,
     };
     let step = step.unwrap_or_default();
-    Failed {
-        kind: kind.into(),
-        step: step.name,
-        message: error.to_string(),
-        last_lines: step.last_lines,
-    }
+    Failed { kind: kind.into(), step: step.name, message: error.to_string(), last_lines: step.last_lines }
 }
 
 fn infrastructure(message: String) -> Ended {
-    Ended::Failed(Failed {
-        kind: FailureKind::Infrastructure.into(),
-        message,
-        ..Failed::default()
-    })
+    Ended::Failed(Failed { kind: FailureKind::Infrastructure.into(), message, ..Failed::default() })
 }

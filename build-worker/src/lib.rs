@@ -65,11 +65,7 @@ pub enum WorkerError {
 pub async fn bind(config: Config) -> Result<Bound, WorkerError> {
     let engine = Engine::new(&config.docker_host).map_err(|error| WorkerError::Config(error.to_string()))?;
     let listener = TcpListener::bind(config.listen).await?;
-    Ok(Bound {
-        config,
-        engine,
-        listener,
-    })
+    Ok(Bound { config, engine, listener })
 }
 
 impl Bound {

@@ -44,10 +44,7 @@ impl Outbox {
     pub(crate) fn new(attempt: Attempt, ready: Arc<Notify>) -> Self {
         Self {
             attempt,
-            state: Mutex::new(State {
-                first_sequence: 1,
-                ..State::default()
-            }),
+            state: Mutex::new(State { first_sequence: 1, ..State::default() }),
             room: Notify::new(),
             settled: Notify::new(),
             ready,
@@ -65,10 +62,9 @@ impl Outbox {
                 }
                 if state.bytes < Self::BYTES {
                     state.bytes += size(&event);
-                    state.waiting.push_back(ReportEvent {
-                        time: Some(at.unwrap_or_else(now)),
-                        event: Some(event),
-                    });
+                    state
+                        .waiting
+                        .push_back(ReportEvent { time: Some(at.unwrap_or_else(now)), event: Some(event) });
                     break;
                 }
             }
@@ -98,11 +94,7 @@ impl Outbox {
         }
         let first_sequence = state.first_sequence + i64::try_from(state.sent).unwrap_or(i64::MAX);
         state.sent += events.len();
-        Some(Report {
-            attempt: Some(self.attempt.clone()),
-            first_sequence,
-            events,
-        })
+        Some(Report { attempt: Some(self.attempt.clone()), first_sequence, events })
     }
 
     /// Everything up to `sequence` is durable.
@@ -189,18 +181,12 @@ mod tests {
     use super::*;
 
     fn outbox() -> Outbox {
-        let attempt = Attempt {
-            build_id: "b".to_owned(),
-            number: 1,
-        };
+        let attempt = Attempt { build_id: "b".to_owned(), number: 1 };
         Outbox::new(attempt, Arc::new(Notify::new()))
     }
 
     fn line(bytes: usize) -> Event {
-        Event::Line(Line {
-            text: "x".repeat(bytes),
-            ..Line::default()
-        })
+        Event::Line(Line { text: "x".repeat(bytes), ..Line::default() })
     }
 
     fn sent(outbox: &Outbox) -> Vec<(i64, usize)> {
@@ -242,9 +228,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), full)
-            .await
-            .expect("the outbox fills");
+        tokio::time::timeout(Duration::from_secs(10), full).await.expect("the outbox fills");
         assert!(outbox.state().waiting.len() < 6 && !pushing.is_finished());
         outbox.drop_all();
         tokio::time::timeout(Duration::from_secs(10), pushing)

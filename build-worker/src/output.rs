@@ -14,20 +14,9 @@ use proto::dispatch::{Gap, Line, Step, StepState, report_event::Event};
 #[derive(Debug)]
 pub(crate) enum Progress {
     /// A step was announced, or changed.
-    Step {
-        id: String,
-        name: String,
-        state: StepState,
-        error: String,
-        at: Option<Timestamp>,
-    },
+    Step { id: String, name: String, state: StepState, error: String, at: Option<Timestamp> },
     /// A step printed bytes.
-    Output {
-        step: String,
-        stderr: bool,
-        bytes: Vec<u8>,
-        at: Option<Timestamp>,
-    },
+    Output { step: String, stderr: bool, bytes: Vec<u8>, at: Option<Timestamp> },
 }
 
 /// An event, and when it happened by the engine's clock.
@@ -78,30 +67,18 @@ impl Output {
     const CLIPPED: &str = "[output clipped, log ";
 
     pub(crate) fn new(log_limit: usize) -> Self {
-        Self {
-            steps: Vec::new(),
-            index: HashMap::new(),
-            budget: log_limit,
-            tail: Tail::default(),
-        }
+        Self { steps: Vec::new(), index: HashMap::new(), budget: log_limit, tail: Tail::default() }
     }
 
     /// Takes progress in; what of it is to be reported comes out.
     pub(crate) fn take(&mut self, progress: Progress, events: &mut Vec<Timed>) {
         match progress {
-            Progress::Step {
-                id,
-                name,
-                state,
-                error,
-                at,
-            } => self.take_step(&id, name, state, error, at, events),
-            Progress::Output {
-                step,
-                stderr,
-                bytes,
-                at,
-            } => self.take_bytes(&step, stderr, &bytes, at, events),
+            Progress::Step { id, name, state, error, at } => {
+                self.take_step(&id, name, state, error, at, events)
+            }
+            Progress::Output { step, stderr, bytes, at } => {
+                self.take_bytes(&step, stderr, &bytes, at, events)
+            }
         }
     }
 
@@ -113,13 +90,7 @@ impl Output {
         let tail = std::mem::take(&mut self.tail);
         if tail.dropped > 0 {
             let message = "the log is over its limit; its end follows".to_owned();
-            events.push((
-                None,
-                Event::Gap(Gap {
-                    lines: tail.dropped,
-                    message,
-                }),
-            ));
+            events.push((None, Event::Gap(Gap { lines: tail.dropped, message })));
         }
         events.extend(tail.lines.into_iter().map(|(at, line)| (at, Event::Line(line))));
     }
@@ -170,12 +141,7 @@ impl Output {
         let known = &mut self.steps[step];
         known.state = state;
         known.error.clone_from(&error);
-        let event = Step {
-            index: number(step),
-            name: known.name.clone(),
-            state: state.into(),
-            error,
-        };
+        let event = Step { index: number(step), name: known.name.clone(), state: state.into(), error };
         events.push((at, Event::Step(event)));
     }
 
@@ -219,13 +185,7 @@ impl Output {
         let text = String::from_utf8(bytes)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
         if text.starts_with(Self::CLIPPED) {
-            events.push((
-                at,
-                Event::Gap(Gap {
-                    lines: 0,
-                    message: text,
-                }),
-            ));
+            events.push((at, Event::Gap(Gap { lines: 0, message: text })));
             return;
         }
         let last_lines = &mut self.steps[step].last_lines;
@@ -233,11 +193,7 @@ impl Output {
             last_lines.pop_front();
         }
         last_lines.push_back(text.clone());
-        let line = Line {
-            step: number(step),
-            stderr: stream == 1,
-            text,
-        };
+        let line = Line { step: number(step), stderr: stream == 1, text };
         if line.text.len() <= self.budget {
             self.budget -= line.text.len();
             events.push((at, Event::Line(line)));
@@ -353,10 +309,7 @@ mod tests {
     fn a_line_without_end_is_cut() {
         let mut log = Output::new(1_000_000);
         let lines = texts(&output(&mut log, &"x".repeat(2 * Output::MAX_LINE + 5)));
-        assert_eq!(
-            lines.iter().map(String::len).collect::<Vec<_>>(),
-            [Output::MAX_LINE; 2]
-        );
+        assert_eq!(lines.iter().map(String::len).collect::<Vec<_>>(), [Output::MAX_LINE; 2]);
         assert_eq!(texts(&finish(&mut log)), ["xxxxx"]);
     }
 

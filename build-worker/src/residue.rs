@@ -27,10 +27,7 @@ impl StepProcesses {
     const TICKS_A_SECOND: f64 = 100.0;
 
     pub(crate) fn of(engine_root: String) -> Self {
-        Self {
-            proc: PathBuf::from("/proc"),
-            engine_root,
-        }
+        Self { proc: PathBuf::from("/proc"), engine_root }
     }
 
     /// The ids of the steps of this engine that have processes no older than `age`.
@@ -41,10 +38,8 @@ impl StepProcesses {
         let mut steps = BTreeSet::new();
         for entry in fs::read_dir(&self.proc)? {
             let entry = entry?;
-            let is_process = entry
-                .file_name()
-                .to_str()
-                .is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+            let is_process =
+                entry.file_name().to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
             if is_process && let Some(step) = self.step_of(&entry.path(), oldest) {
                 steps.insert(step);
             }
@@ -61,9 +56,8 @@ impl StepProcesses {
             return None;
         }
         // Who may not look into the process cannot tell the engines apart: then it counts.
-        let is_of_engine = fs::read_to_string(process.join("mountinfo")).map_or(true, |mounts| {
-            mounts.is_empty() || mounts.contains(&self.engine_root)
-        });
+        let is_of_engine = fs::read_to_string(process.join("mountinfo"))
+            .map_or(true, |mounts| mounts.is_empty() || mounts.contains(&self.engine_root));
         is_of_engine.then(|| step.split('/').next().unwrap_or(step).to_owned())
     }
 }
@@ -87,14 +81,8 @@ mod tests {
         let write = |name: &str, text: String| fs::write(dir.join(name), text).expect("a file");
         fs::create_dir(&dir).expect("a directory");
         write("cgroup", format!("8:pids:{cgroup}\n0::{cgroup}\n"));
-        write(
-            "stat",
-            format!("{pid} (a ) b) S 1 {} {start_ticks} 0\n", "0 ".repeat(17)),
-        );
-        write(
-            "mountinfo",
-            format!("75 50 0:39 / / rw - overlay overlay rw,{mounts}\n"),
-        );
+        write("stat", format!("{pid} (a ) b) S 1 {} {start_ticks} 0\n", "0 ".repeat(17)));
+        write("mountinfo", format!("75 50 0:39 / / rw - overlay overlay rw,{mounts}\n"));
     }
 
     #[test]
@@ -108,21 +96,10 @@ mod tests {
         process(path, 10, "/docker/buildkit/old", 1_000, ours);
         process(path, 11, "/docker/buildkit/new", 9_500, ours);
         process(path, 12, "/docker/buildkit/new", 9_900, ours);
-        process(
-            path,
-            13,
-            "/docker/buildkit/foreign",
-            9_900,
-            "upperdir=/elsewhere/overlay2/x/diff",
-        );
-        let processes = StepProcesses {
-            proc: path.to_owned(),
-            engine_root: "/var/lib/docker".to_owned(),
-        };
+        process(path, 13, "/docker/buildkit/foreign", 9_900, "upperdir=/elsewhere/overlay2/x/diff");
+        let processes = StepProcesses { proc: path.to_owned(), engine_root: "/var/lib/docker".to_owned() };
         let found = |seconds| {
-            let found = processes
-                .younger_than(Duration::from_secs(seconds))
-                .expect("readable");
+            let found = processes.younger_than(Duration::from_secs(seconds)).expect("readable");
             found.into_iter().collect::<Vec<_>>()
         };
         assert_eq!(found(3), ["new"]);

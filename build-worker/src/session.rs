@@ -58,12 +58,9 @@ struct Session<'a> {
 
 /// Connects once and serves until the connection ends; `welcomed` is called when it has begun well.
 pub(crate) async fn connect(worker: &Worker, welcomed: impl FnOnce()) -> Result<(), SessionError> {
-    let token = tokio::fs::read_to_string(&worker.config.token_file)
-        .await
-        .map_err(SessionError::Token)?;
-    let mut bearer: MetadataValue<_> = format!("Bearer {}", token.trim())
-        .parse()
-        .map_err(|_| SessionError::NoToken)?;
+    let token = tokio::fs::read_to_string(&worker.config.token_file).await.map_err(SessionError::Token)?;
+    let mut bearer: MetadataValue<_> =
+        format!("Bearer {}", token.trim()).parse().map_err(|_| SessionError::NoToken)?;
     bearer.set_sensitive(true);
     let channel = Endpoint::from_shared(worker.config.server.clone())
         .map_err(SessionError::Address)?
@@ -75,10 +72,7 @@ pub(crate) async fn connect(worker: &Worker, welcomed: impl FnOnce()) -> Result<
 
     let (requests, stream) = mpsc::channel(OUTBOUND);
     let said_hello = Instant::now();
-    requests
-        .send(request(ToService::Hello(hello(worker))))
-        .await
-        .map_err(|_| SessionError::Closed)?;
+    requests.send(request(ToService::Hello(hello(worker)))).await.map_err(|_| SessionError::Closed)?;
     let mut call = Request::new(ReceiverStream::new(stream));
     call.metadata_mut().insert("authorization", bearer);
     let mut client = DispatchServiceClient::new(channel);
@@ -96,9 +90,8 @@ pub(crate) async fn connect(worker: &Worker, welcomed: impl FnOnce()) -> Result<
         return Err(SessionError::NoWelcome);
     };
     welcomed();
-    worker
-        .lease
-        .extend(said_hello, duration(welcome.stop_after.as_ref()));
+    worker.lease.set_times(duration(welcome.stop_after.as_ref()), duration(welcome.stop_within.as_ref()));
+    worker.lease.extend(said_hello);
     let mut session = Session {
         worker,
         requests,
@@ -120,11 +113,7 @@ impl Session<'_> {
             self.worker.fence(&attempt);
         }
         for kept in welcome.keep {
-            let Some(held) = kept
-                .attempt
-                .as_ref()
-                .and_then(|attempt| self.worker.held(attempt))
-            else {
+            let Some(held) = kept.attempt.as_ref().and_then(|attempt| self.worker.held(attempt)) else {
                 continue;
             };
             held.outbox.rewind(kept.acknowledged_sequence);
@@ -168,7 +157,7 @@ impl Session<'_> {
             Some(FromService::HeartbeatAck(ack)) => {
                 while let Some((number, at)) = self.sent.pop_front() {
                     if number == ack.number {
-                        self.worker.lease.extend(at, None);
+                        self.worker.lease.extend(at);
                         break;
                     }
                 }
@@ -209,16 +198,9 @@ impl Session<'_> {
         if self.heard.elapsed() > SILENCE {
             return Err(SessionError::Silent);
         }
-        let heartbeat = Heartbeat {
-            number: self.next_heartbeat,
-            draining: self.worker.is_draining(),
-        };
+        let heartbeat = Heartbeat { number: self.next_heartbeat, draining: self.worker.is_draining() };
         // When the network is stalled, the one that waits already will do.
-        if self
-            .requests
-            .try_send(request(ToService::Heartbeat(heartbeat)))
-            .is_ok()
-        {
+        if self.requests.try_send(request(ToService::Heartbeat(heartbeat))).is_ok() {
             self.sent.push_back((self.next_heartbeat, Instant::now()));
             self.next_heartbeat += 1;
         }
@@ -239,9 +221,7 @@ fn hello(worker: &Worker) -> Hello {
 }
 
 fn request(message: ToService) -> ConnectRequest {
-    ConnectRequest {
-        message: Some(message),
-    }
+    ConnectRequest { message: Some(message) }
 }
 
 fn duration(wire: Option<&prost_types::Duration>) -> Option<Duration> {

@@ -40,16 +40,9 @@ impl StepsUnderWay {
             .filter(|step| step.started)
             .map(|step| step.name.as_str())
             .collect();
-        let others = || {
-            builds
-                .iter()
-                .filter(|(other, _)| *other != build)
-                .flat_map(|(_, steps)| steps)
-        };
-        let started: BTreeSet<&str> = others()
-            .filter(|step| step.started)
-            .map(|step| step.id.as_str())
-            .collect();
+        let others = || builds.iter().filter(|(other, _)| *other != build).flat_map(|(_, steps)| steps);
+        let started: BTreeSet<&str> =
+            others().filter(|step| step.started).map(|step| step.id.as_str()).collect();
         let awaited: BTreeSet<&str> = others()
             .filter(|step| !step.started && ours.contains(step.name.as_str()))
             .map(|step| step.name.as_str())
@@ -67,11 +60,7 @@ mod tests {
     use super::*;
 
     fn step(id: &str, name: &str, started: bool) -> StepUnderWay {
-        StepUnderWay {
-            id: id.to_owned(),
-            name: name.to_owned(),
-            started,
-        }
+        StepUnderWay { id: id.to_owned(), name: name.to_owned(), started }
     }
 
     #[test]

@@ -100,11 +100,7 @@ impl Worker {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(%error, source, "the connection to image-service ended");
             }
-            pause = if was_welcome {
-                Self::FIRST_PAUSE
-            } else {
-                (pause * 2).min(Self::LONGEST_PAUSE)
-            };
+            pause = if was_welcome { Self::FIRST_PAUSE } else { (pause * 2).min(Self::LONGEST_PAUSE) };
             tokio::time::sleep(pause).await;
         }
     }
@@ -124,19 +120,13 @@ impl Worker {
     async fn drain(&self, shutdown: CancellationToken) {
         shutdown.cancelled().await;
         self.draining.store(true, Ordering::Relaxed);
-        if tokio::time::timeout(self.config.drain_grace, self.jobs.emptied())
-            .await
-            .is_ok()
-        {
+        if tokio::time::timeout(self.config.drain_grace, self.jobs.emptied()).await.is_ok() {
             return;
         }
         for (_, held) in self.jobs.all() {
             held.control.stop(StopReason::HandBack);
         }
-        if tokio::time::timeout(Self::LAST_REPORTS, self.jobs.emptied())
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(Self::LAST_REPORTS, self.jobs.emptied()).await.is_err() {
             tracing::warn!("some reports could not be delivered; the service will find out by the lease");
             for (_, held) in self.jobs.all() {
                 held.outbox.drop_all();
@@ -163,12 +153,7 @@ impl Worker {
             None => return,
             Some(count) => count <= usize::from(self.config.slots) && !self.is_draining(),
         };
-        tracing::info!(
-            build = attempt.build_id,
-            attempt = attempt.number,
-            has_room,
-            "a build was assigned"
-        );
+        tracing::info!(build = attempt.build_id, attempt = attempt.number, has_room, "a build was assigned");
         let jobs = Arc::clone(&self.jobs);
         if has_room {
             let job = Job {
@@ -179,6 +164,7 @@ impl Worker {
                 steps: self.steps.clone(),
                 processes: self.processes.clone(),
                 log_limit: self.config.log_limit,
+                stop_limit: self.lease.stop_limit(),
             };
             self.tasks.spawn(async move {
                 job.run().await;
@@ -187,9 +173,7 @@ impl Worker {
         } else {
             self.tasks.spawn(async move {
                 let reason = "the worker has no free slot".to_owned();
-                held.outbox
-                    .push(None, Event::HandedBack(HandedBack { reason }))
-                    .await;
+                held.outbox.push(None, Event::HandedBack(HandedBack { reason })).await;
                 held.outbox.settled().await;
                 jobs.remove(&attempt);
             });
@@ -220,10 +204,7 @@ impl Worker {
 
     /// The next report of any attempt.
     pub(crate) fn next_report(&self) -> Option<Report> {
-        self.jobs
-            .held()
-            .values()
-            .find_map(|held| held.outbox.next_report())
+        self.jobs.held().values().find_map(|held| held.outbox.next_report())
     }
 }
 
@@ -248,9 +229,7 @@ impl Jobs {
 
     fn all(&self) -> Vec<(Attempt, Held)> {
         let held = self.held();
-        held.iter()
-            .map(|(attempt, job)| (attempt.clone(), job.clone()))
-            .collect()
+        held.iter().map(|(attempt, job)| (attempt.clone(), job.clone())).collect()
     }
 
     async fn emptied(&self) {

@@ -14,10 +14,7 @@ const STEPS: [&str; 5] = [
     "preparing the greeting: line 5 of 5, ready\n",
 ];
 const GREETING: &str = "Hello from an image that Trailer registered, built and started.\n";
-static PAUSE: TimeSpec = TimeSpec {
-    seconds: 0,
-    nanoseconds: 300_000_000,
-};
+static PAUSE: TimeSpec = TimeSpec { seconds: 0, nanoseconds: 300_000_000 };
 
 #[repr(C)]
 struct TimeSpec {

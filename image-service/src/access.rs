@@ -45,11 +45,7 @@ pub(crate) enum Sight {
 
 impl Principal {
     pub(crate) fn new(subject: String, roles: Vec<Role>, expires_at: Timestamp) -> Self {
-        Self {
-            subject,
-            roles,
-            expires_at,
-        }
+        Self { subject, roles, expires_at }
     }
 
     pub(crate) fn subject(&self) -> &str {
@@ -83,20 +79,12 @@ impl Principal {
     }
 
     pub(crate) fn sight(&self) -> Sight {
-        if self.is_admin() {
-            Sight::Everything
-        } else {
-            Sight::CreatedBy(self.subject.clone())
-        }
+        if self.is_admin() { Sight::Everything } else { Sight::CreatedBy(self.subject.clone()) }
     }
 
     /// Fails unless the caller may do this with an image that it can see.
     pub(crate) fn require_action(&self, action: Action, image: &Image) -> Result<(), Error> {
-        if self.is_admin() || image.creator == self.subject {
-            Ok(())
-        } else {
-            Err(Error::Forbidden(action))
-        }
+        if self.is_admin() || image.creator == self.subject { Ok(()) } else { Err(Error::Forbidden(action)) }
     }
 }
 

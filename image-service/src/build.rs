@@ -189,12 +189,7 @@ impl Build {
     /// Appends to the history what has happened, with the next number.
     pub(crate) fn record(&mut self, time: Timestamp, happening: Happening) -> Record {
         self.last_sequence += 1;
-        Record {
-            sequence: self.last_sequence,
-            time,
-            attempt: self.attempt,
-            happening,
-        }
+        Record { sequence: self.last_sequence, time, attempt: self.attempt, happening }
     }
 
     /// What the image says of this build: why it failed, for instance.

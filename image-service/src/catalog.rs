@@ -30,12 +30,7 @@ impl Catalog {
         queue: Arc<Queue>,
         prefixes: RepositoryPrefixes,
     ) -> Self {
-        Self {
-            store,
-            signals,
-            queue,
-            prefixes,
-        }
+        Self { store, signals, queue, prefixes }
     }
 
     /// Registers an image and queues its first build.
@@ -46,15 +41,9 @@ impl Catalog {
     ) -> Result<(ImageInView, BuildInView), Error> {
         caller.require(Role::Builder)?;
         let new = draft.check(&self.prefixes, caller.is_admin())?;
-        let (image, build) = self
-            .store
-            .create_image(caller.subject(), &new, Timestamp::now())
-            .await?;
+        let (image, build) = self.store.create_image(caller.subject(), &new, Timestamp::now()).await?;
         self.queued();
-        let image = ImageInView {
-            image,
-            configuration: Some(new.configuration),
-        };
+        let image = ImageInView { image, configuration: Some(new.configuration) };
         Ok((image, self.in_view(build).await?))
     }
 
@@ -77,10 +66,8 @@ impl Catalog {
     /// Removes an image; work that is under way is cancelled.
     pub(crate) async fn delete_image(&self, caller: &Principal, id: ImageId) -> Result<(), Error> {
         self.permitted(caller, Action::Delete, id).await?;
-        let (decision, committed) = self
-            .store
-            .delete_image(id, caller.subject(), self.queue.policy(), Timestamp::now())
-            .await?;
+        let (decision, committed) =
+            self.store.delete_image(id, caller.subject(), self.queue.policy(), Timestamp::now()).await?;
         self.signals.announce(&committed);
         self.queue.deliver(decision);
         Ok(())
@@ -93,10 +80,7 @@ impl Catalog {
         id: ImageId,
     ) -> Result<(Image, BuildInView), Error> {
         self.permitted(caller, Action::Build, id).await?;
-        let (image, build) = self
-            .store
-            .queue_build(id, caller.subject(), Timestamp::now())
-            .await?;
+        let (image, build) = self.store.queue_build(id, caller.subject(), Timestamp::now()).await?;
         self.queued();
         Ok((image, self.in_view(build).await?))
     }
@@ -112,9 +96,7 @@ impl Catalog {
         if meant.is_some_and(|meant| meant != image.latest_build) {
             return Err(Error::Refused(Refusal::OtherBuild));
         }
-        let event = Event::Cancel {
-            by: caller.subject().to_owned(),
-        };
+        let event = Event::Cancel { by: caller.subject().to_owned() };
         self.queue.handle(image.latest_build, &event).await?;
         let image = self.store.image(&caller.sight(), id, View::Basic).await?.image;
         let build = self.build(caller, image.latest_build).await?;
@@ -160,20 +142,13 @@ impl Catalog {
     }
 
     fn queued(&self) {
-        self.signals.announce(&Committed {
-            image_changed: true,
-            recorded: None,
-            queue_moved: true,
-        });
+        self.signals.announce(&Committed { image_changed: true, recorded: None, queue_moved: true });
     }
 
     async fn in_view(&self, build: Build) -> Result<BuildInView, Error> {
         let pending = match build.state {
             State::Queued => Some(self.pending(&build).await?),
-            State::Claimed => Some(Pending {
-                reason: PendingReason::Dispatching,
-                queue_position: 0,
-            }),
+            State::Claimed => Some(Pending { reason: PendingReason::Dispatching, queue_position: 0 }),
             State::Running | State::Publishing | State::Succeeded | State::Failed | State::Cancelled => None,
         };
         Ok(BuildInView { build, pending })
@@ -192,9 +167,6 @@ impl Catalog {
         } else {
             PendingReason::Dispatching
         };
-        Ok(Pending {
-            reason,
-            queue_position: i64::try_from(before).unwrap_or(i64::MAX).saturating_add(1),
-        })
+        Ok(Pending { reason, queue_position: i64::try_from(before).unwrap_or(i64::MAX).saturating_add(1) })
     }
 }

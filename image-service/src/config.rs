@@ -56,9 +56,13 @@ pub struct Config {
     #[arg(long, env = "TRAILER_OFFLINE_AFTER", default_value = "5s", value_parser = humantime::parse_duration)]
     pub offline_after: Duration,
 
-    /// After how much silence a worker stops its builds by itself; it has 10 s for that.
+    /// After how much silence a worker begins to stop its builds by itself.
     #[arg(long, env = "TRAILER_STOP_AFTER", default_value = "30s", value_parser = humantime::parse_duration)]
     pub stop_after: Duration,
+
+    /// How long a worker may take to stop a build; then a cancelled build counts as cancelled all the same.
+    #[arg(long, env = "TRAILER_STOP_WITHIN", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub stop_within: Duration,
 
     /// After how much silence the builds of a worker are given to others.
     #[arg(long, env = "TRAILER_LEASE", default_value = "45s", value_parser = humantime::parse_duration)]
@@ -107,9 +111,6 @@ pub struct TokenArgs {
 }
 
 impl Config {
-    /// How long a worker may take to stop its builds.
-    const STOP_TIME: Duration = Duration::from_secs(10);
-
     /// Checks what no single flag can: `Err` says which flags do not fit, and why.
     pub fn check(&self) -> Result<(), String> {
         if !self.listen.ip().is_loopback() && !self.allow_plaintext {
@@ -127,11 +128,10 @@ impl Config {
         if self.stop_after < self.offline_after {
             return Err("--stop-after must not be shorter than --offline-after".to_owned());
         }
-        if self.lease < self.stop_after + Self::STOP_TIME + self.heartbeat {
-            return Err(format!(
-                "--lease must be longer than --stop-after by {} (for stopping) and --heartbeat: or a build could run twice",
-                humantime::format_duration(Self::STOP_TIME)
-            ));
+        if self.lease < self.stop_after + self.stop_within + self.heartbeat {
+            return Err("--lease must be at least --stop-after, --stop-within and --heartbeat together: \
+                        or a build could run twice"
+                .to_owned());
         }
         Ok(())
     }

@@ -76,13 +76,8 @@ pub(crate) fn decide(
     policy: &Policy,
     now: Timestamp,
 ) -> Result<Decision, Refusal> {
-    let mut deciding = Deciding {
-        build: rows.build,
-        decision: Decision::default(),
-        changed: false,
-        policy,
-        now,
-    };
+    let mut deciding =
+        Deciding { build: rows.build, decision: Decision::default(), changed: false, policy, now };
     match event {
         Event::Claim { worker } => deciding.claim(worker, rows.configuration),
         Event::Report { worker, report } => deciding.report(worker, report),
@@ -128,9 +123,7 @@ impl Deciding<'_> {
 
     fn report(&mut self, worker: &str, report: &Report) {
         if self.build.attempt != report.attempt.number || self.build.worker.as_deref() != Some(worker) {
-            self.decision
-                .messages
-                .push((worker.to_owned(), ToWorker::Drop(report.attempt)));
+            self.decision.messages.push((worker.to_owned(), ToWorker::Drop(report.attempt)));
             return;
         }
         for (sequence, reported) in (report.first_sequence..).zip(&report.events) {
@@ -152,10 +145,7 @@ impl Deciding<'_> {
                 return;
             }
         }
-        self.send(ToWorker::ReportAck {
-            attempt: report.attempt,
-            sequence: self.build.report_sequence,
-        });
+        self.send(ToWorker::ReportAck { attempt: report.attempt, sequence: self.build.report_sequence });
     }
 
     /// Applies one report; false when the attempt has no right to it.

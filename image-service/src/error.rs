@@ -89,10 +89,7 @@ impl Violations {
     }
 
     pub(crate) fn add(&mut self, field: impl Into<String>, rule: impl Into<String>) {
-        self.0.push(Violation {
-            field: field.into(),
-            rule: rule.into(),
-        });
+        self.0.push(Violation { field: field.into(), rule: rule.into() });
     }
 
     /// Keeps the value, or notes the violation.
@@ -102,11 +99,7 @@ impl Violations {
 
     /// Fails when anything was noted.
     pub(crate) fn check(self) -> Result<(), Error> {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            Err(Error::Invalid(self))
-        }
+        if self.0.is_empty() { Ok(()) } else { Err(Error::Invalid(self)) }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Violation> {

@@ -88,11 +88,7 @@ impl Feed {
     const POLL: Duration = Duration::from_secs(1);
 
     pub(crate) fn new(store: Store, shutdown: CancellationToken) -> Self {
-        Self {
-            store,
-            live: broadcast::Sender::new(Self::BACKLOG),
-            shutdown,
-        }
+        Self { store, live: broadcast::Sender::new(Self::BACKLOG), shutdown }
     }
 
     /// Reads the change log as it grows and hands every change to the watches, until shutdown.
@@ -139,9 +135,7 @@ impl Feed {
         let live = self.live.subscribe();
         let revisions = self.store.revisions().await?;
         if after.is_some_and(|after| after < revisions.oldest || after > revisions.latest) {
-            return Err(Error::RevisionUnavailable {
-                oldest: revisions.oldest,
-            });
+            return Err(Error::RevisionUnavailable { oldest: revisions.oldest });
         }
         Ok(ImageWatch {
             store: self.store.clone(),
@@ -193,14 +187,9 @@ impl ImageWatch {
     }
 
     async fn read_page(&mut self, after: Option<ImageId>) -> Result<(), Error> {
-        let page = self
-            .store
-            .images_by_id(&self.sight, after, Self::PAGE, self.view)
-            .await?;
+        let page = self.store.images_by_id(&self.sight, after, Self::PAGE, self.view).await?;
         self.phase = match page.last() {
-            Some(last) => Phase::FirstState {
-                after: Some(last.image.id),
-            },
+            Some(last) => Phase::FirstState { after: Some(last.image.id) },
             None => {
                 self.push(self.position, WatchEvent::Synced);
                 Phase::Live
@@ -244,11 +233,7 @@ impl ImageWatch {
 
     /// Takes one change in, if it is new; tells of it, if it is in sight.
     fn take(&mut self, changed: &Changed) {
-        let Change {
-            revision,
-            image: id,
-            creator,
-        } = &changed.change;
+        let Change { revision, image: id, creator } = &changed.change;
         if *revision <= self.position {
             return;
         }
@@ -274,24 +259,14 @@ impl ImageWatch {
 /// and brings the same state again.
 async fn read_changes(store: &Store, position: i64) -> Result<Vec<Changed>, Error> {
     let changes = store.changes_after(position, Feed::BATCH).await?;
-    let last: HashMap<ImageId, i64> = changes
-        .iter()
-        .map(|change| (change.image, change.revision))
-        .collect();
+    let last: HashMap<ImageId, i64> = changes.iter().map(|change| (change.image, change.revision)).collect();
     let ids: Vec<ImageId> = last.keys().copied().collect();
-    let mut images: HashMap<ImageId, ImageInView> = store
-        .images_among(&ids)
-        .await?
-        .into_iter()
-        .map(|image| (image.image.id, image))
-        .collect();
+    let mut images: HashMap<ImageId, ImageInView> =
+        store.images_among(&ids).await?.into_iter().map(|image| (image.image.id, image)).collect();
     Ok(changes
         .into_iter()
         .filter(|change| last.get(&change.image) == Some(&change.revision))
-        .map(|change| Changed {
-            image: images.remove(&change.image),
-            change,
-        })
+        .map(|change| Changed { image: images.remove(&change.image), change })
         .collect())
 }
 
@@ -307,10 +282,7 @@ fn in_view(image: &ImageInView, view: View) -> ImageInView {
 
 /// When a caller's streams end: with its token.
 pub(crate) fn deadline(caller: &Principal) -> Instant {
-    let left = caller
-        .expires_at()
-        .micros()
-        .saturating_sub(Timestamp::now().micros());
+    let left = caller.expires_at().micros().saturating_sub(Timestamp::now().micros());
     let left = Duration::from_micros(u64::try_from(left).unwrap_or(0));
     // A token may be valid for longer than the clock can count.
     Instant::now() + left.min(Duration::from_secs(10 * 365 * 24 * 3600))

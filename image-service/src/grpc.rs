@@ -81,26 +81,10 @@ pub(crate) async fn serve(
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
                 .build_v1alpha()?,
         )
-        .add_service(
-            ServiceBuilder::new()
-                .layer(public.clone())
-                .service(ImageServiceServer::new(images)),
-        )
-        .add_service(
-            ServiceBuilder::new()
-                .layer(public.clone())
-                .service(BuildServiceServer::new(builds)),
-        )
-        .add_service(
-            ServiceBuilder::new()
-                .layer(public)
-                .service(WorkerServiceServer::new(workers)),
-        )
-        .add_service(
-            ServiceBuilder::new()
-                .layer(dispatch)
-                .service(DispatchServiceServer::new(dispatcher)),
-        )
+        .add_service(ServiceBuilder::new().layer(public.clone()).service(ImageServiceServer::new(images)))
+        .add_service(ServiceBuilder::new().layer(public.clone()).service(BuildServiceServer::new(builds)))
+        .add_service(ServiceBuilder::new().layer(public).service(WorkerServiceServer::new(workers)))
+        .add_service(ServiceBuilder::new().layer(dispatch).service(DispatchServiceServer::new(dispatcher)))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.cancelled_owned())
         .await?;
     sessions.close();
@@ -114,36 +98,18 @@ async fn health(
     tasks: &TaskTracker,
 ) -> tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health> {
     let (reporter, service) = tonic_health::server::health_reporter();
-    reporter
-        .set_serving::<ImageServiceServer<image_service::Images>>()
-        .await;
-    reporter
-        .set_serving::<BuildServiceServer<build_service::Builds>>()
-        .await;
-    reporter
-        .set_serving::<WorkerServiceServer<worker_service::AllWorkers>>()
-        .await;
-    reporter
-        .set_serving::<DispatchServiceServer<dispatch_service::Dispatcher>>()
-        .await;
+    reporter.set_serving::<ImageServiceServer<image_service::Images>>().await;
+    reporter.set_serving::<BuildServiceServer<build_service::Builds>>().await;
+    reporter.set_serving::<WorkerServiceServer<worker_service::AllWorkers>>().await;
+    reporter.set_serving::<DispatchServiceServer<dispatch_service::Dispatcher>>().await;
     let shutdown = shutdown.clone();
     tasks.spawn(async move {
         shutdown.cancelled().await;
-        reporter
-            .set_service_status("", tonic_health::ServingStatus::NotServing)
-            .await;
-        reporter
-            .set_not_serving::<ImageServiceServer<image_service::Images>>()
-            .await;
-        reporter
-            .set_not_serving::<BuildServiceServer<build_service::Builds>>()
-            .await;
-        reporter
-            .set_not_serving::<WorkerServiceServer<worker_service::AllWorkers>>()
-            .await;
-        reporter
-            .set_not_serving::<DispatchServiceServer<dispatch_service::Dispatcher>>()
-            .await;
+        reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        reporter.set_not_serving::<ImageServiceServer<image_service::Images>>().await;
+        reporter.set_not_serving::<BuildServiceServer<build_service::Builds>>().await;
+        reporter.set_not_serving::<WorkerServiceServer<worker_service::AllWorkers>>().await;
+        reporter.set_not_serving::<DispatchServiceServer<dispatch_service::Dispatcher>>().await;
     });
     service
 }

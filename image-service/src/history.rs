@@ -38,11 +38,7 @@ pub(crate) struct BuildWatch {
 
 impl Histories {
     pub(crate) fn new(store: Store, signals: Arc<Signals>, shutdown: CancellationToken) -> Self {
-        Self {
-            store,
-            signals,
-            shutdown,
-        }
+        Self { store, signals, shutdown }
     }
 
     /// Begins a watch of a build after the record numbered `after`.
@@ -56,10 +52,7 @@ impl Histories {
         // Look before subscribing, so that nobody can subscribe to what does not exist.
         let build = self.store.build(&sight, id).await?;
         if after > build.last_sequence {
-            return Err(Error::SequenceUnavailable {
-                asked: after,
-                last: build.last_sequence,
-            });
+            return Err(Error::SequenceUnavailable { asked: after, last: build.last_sequence });
         }
         Ok(BuildWatch {
             histories: self.clone(),
@@ -89,11 +82,8 @@ impl BuildWatch {
             if !self.pending.is_empty() {
                 return Ok(Some(self.take_message()));
             }
-            let Excerpt { build, records } = self
-                .histories
-                .store
-                .excerpt(&self.sight, self.build.id, self.after)
-                .await?;
+            let Excerpt { build, records } =
+                self.histories.store.excerpt(&self.sight, self.build.id, self.after).await?;
             let is_over = build.state.is_final() && records.is_empty();
             self.build = build;
             if let Some(last) = records.last() {

@@ -143,10 +143,7 @@ impl Name {
                 Err("must not contain control characters".to_owned())
             }
             1..=Self::MAX_CHARS => Ok(Self(name.to_owned())),
-            length => Err(format!(
-                "must have at most {} characters, has {length}",
-                Self::MAX_CHARS
-            )),
+            length => Err(format!("must have at most {} characters, has {length}", Self::MAX_CHARS)),
         }
     }
 
@@ -160,11 +157,7 @@ impl Description {
 
     pub(crate) fn parse(text: String) -> Result<Self, String> {
         if text.len() > Self::MAX_BYTES {
-            return Err(format!(
-                "must have at most {} bytes, has {}",
-                Self::MAX_BYTES,
-                text.len()
-            ));
+            return Err(format!("must have at most {} bytes, has {}", Self::MAX_BYTES, text.len()));
         }
         if text.contains('\0') {
             return Err("must not contain NUL".to_owned());

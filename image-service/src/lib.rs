@@ -71,13 +71,7 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
     let keys = Arc::new(TokenKeys::open(&config.data_dir)?);
     let store = Store::open(&config.data_dir).await?;
     let listener = TcpListener::bind(config.listen).await?;
-    Ok(Bound {
-        config,
-        prefixes,
-        keys,
-        store,
-        listener,
-    })
+    Ok(Bound { config, prefixes, keys, store, listener })
 }
 
 impl Bound {
@@ -91,17 +85,11 @@ impl Bound {
 
     /// Serves until `shutdown`: then streams end with UNAVAILABLE and unary calls finish, within the grace.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
-        let Self {
-            config,
-            prefixes,
-            keys,
-            store,
-            listener,
-        } = self;
+        let Self { config, prefixes, keys, store, listener } = self;
         let signals = Arc::new(Signals::default());
         let policy = Policy {
             lease: config.lease,
-            stop_deadline: Duration::from_secs(10),
+            stop_deadline: config.stop_within,
             max_failures: i32::from(config.max_attempt_failures),
         };
         let times = Times {
@@ -114,11 +102,7 @@ impl Bound {
             .renew_leases(Timestamp::now().after(config.lease))
             .await
             .map_err(|error| io::Error::other(error.to_string()))?;
-        let position = store
-            .revisions()
-            .await
-            .map_err(|error| io::Error::other(error.to_string()))?
-            .latest;
+        let position = store.revisions().await.map_err(|error| io::Error::other(error.to_string()))?.latest;
         let queue = Arc::new(Queue::new(store.clone(), Arc::clone(&signals), policy, times));
         let feed = Feed::new(store.clone(), shutdown.clone());
         let operations = Operations {

@@ -45,13 +45,7 @@ impl Queue {
     const CLOCK: Duration = Duration::from_millis(500);
 
     pub(crate) fn new(store: Store, signals: Arc<Signals>, policy: Policy, times: Times) -> Self {
-        Self {
-            store,
-            signals,
-            workers: Workers::default(),
-            policy,
-            times,
-        }
+        Self { store, signals, workers: Workers::default(), policy, times }
     }
 
     pub(crate) fn policy(&self) -> &Policy {
@@ -78,10 +72,8 @@ impl Queue {
     /// Decides what an event does to a build, writes it, and tells whom it concerns. A build that is gone takes no event:
     /// `false`.
     pub(crate) async fn handle(&self, build: BuildId, event: &Event) -> Result<bool, Error> {
-        let Some((decision, committed)) = self
-            .store
-            .decide(build, event, &self.policy, Timestamp::now())
-            .await?
+        let Some((decision, committed)) =
+            self.store.decide(build, event, &self.policy, Timestamp::now()).await?
         else {
             return Ok(false);
         };
@@ -118,10 +110,8 @@ impl Queue {
     /// Claims for a worker until its slots are taken or the queue is empty.
     async fn fill(&self, worker: &Connected) -> Result<(), Error> {
         loop {
-            let claimed = self
-                .store
-                .claim(&worker.name, worker.session, &self.policy, Timestamp::now())
-                .await?;
+            let claimed =
+                self.store.claim(&worker.name, worker.session, &self.policy, Timestamp::now()).await?;
             let Some((decision, committed)) = claimed else {
                 return Ok(());
             };
@@ -147,10 +137,7 @@ impl Queue {
 
     async fn end_overdue(&self) -> Result<(), Error> {
         let now = Timestamp::now();
-        let overdue = self
-            .store
-            .overdue(now, now.before(self.policy.stop_deadline))
-            .await?;
+        let overdue = self.store.overdue(now, now.before(self.policy.stop_deadline)).await?;
         for build in overdue {
             let worker_online = build
                 .worker

@@ -47,25 +47,13 @@ impl Session {
             return Err(Error::Invalid(Violations::one("hello.name", rule)));
         }
         let id = Uuid::new_v4();
-        queue
-            .store()
-            .open_session(&hello, id, queue.times().silence, Timestamp::now())
-            .await?;
+        queue.store().open_session(&hello, id, queue.times().silence, Timestamp::now()).await?;
         // First the line, then the rows: what is decided from here on is sent to this connection.
         let (messages, hang_up) = queue.workers().connect(&hello.name, id);
-        let session = Self {
-            queue,
-            worker: hello.name,
-            id,
-        };
+        let session = Self { queue, worker: hello.name, id };
         let welcome = session.reconcile(&hello.holds).await?;
         session.queue.slot_freed();
-        Ok(Opened {
-            session,
-            welcome,
-            messages,
-            hang_up,
-        })
+        Ok(Opened { session, welcome, messages, hang_up })
     }
 
     pub(crate) fn worker(&self) -> &str {
@@ -74,13 +62,10 @@ impl Session {
 
     async fn reconcile(&self, holds: &[Attempt]) -> Result<Welcome, Error> {
         let assigned = self.queue.store().held_by(&self.worker).await?;
-        let (kept, gone): (Vec<Build>, Vec<Build>) = assigned
-            .into_iter()
-            .partition(|build| holds.contains(&Attempt::of(build)));
+        let (kept, gone): (Vec<Build>, Vec<Build>) =
+            assigned.into_iter().partition(|build| holds.contains(&Attempt::of(build)));
         for build in gone {
-            let event = Event::Abandoned {
-                attempt: build.attempt,
-            };
+            let event = Event::Abandoned { attempt: build.attempt };
             self.queue.handle(build.id, &event).await?;
         }
         let keep: Vec<KeptAttempt> = kept
@@ -92,26 +77,15 @@ impl Session {
                 cancel_requested: build.cancel_requested_at.is_some(),
             })
             .collect();
-        let drop = holds
-            .iter()
-            .filter(|held| keep.iter().all(|kept| kept.attempt != **held))
-            .copied()
-            .collect();
-        Ok(Welcome {
-            session: self.id.to_string(),
-            keep,
-            drop,
-        })
+        let drop =
+            holds.iter().filter(|held| keep.iter().all(|kept| kept.attempt != **held)).copied().collect();
+        Ok(Welcome { session: self.id.to_string(), keep, drop })
     }
 
     /// The worker lives: its lease is extended. Whatever it should have stopped by now it is told again.
     pub(crate) async fn heartbeat(&self, number: i64, draining: bool) -> Result<(), Error> {
         let lease = self.queue.policy().lease;
-        let held = self
-            .queue
-            .store()
-            .heartbeat(&self.worker, self.id, lease, Timestamp::now())
-            .await?;
+        let held = self.queue.store().heartbeat(&self.worker, self.id, lease, Timestamp::now()).await?;
         let workers = self.queue.workers();
         workers.heard(&self.worker, self.id, !draining);
         workers.send(&self.worker, ToWorker::HeartbeatAck(number));
@@ -124,17 +98,12 @@ impl Session {
     /// Something happened in an attempt.
     pub(crate) async fn report(&self, report: Report) -> Result<(), Error> {
         let attempt = report.attempt;
-        let handed_back = report
-            .events
-            .iter()
-            .any(|reported| matches!(reported.event, WorkerEvent::HandedBack { .. }));
+        let handed_back =
+            report.events.iter().any(|reported| matches!(reported.event, WorkerEvent::HandedBack { .. }));
         if handed_back {
             self.queue.workers().pause(&self.worker);
         }
-        let event = Event::Report {
-            worker: self.worker.clone(),
-            report,
-        };
+        let event = Event::Report { worker: self.worker.clone(), report };
         if !self.queue.handle(attempt.build, &event).await? {
             self.queue.workers().send(&self.worker, ToWorker::Drop(attempt));
         }

@@ -49,10 +49,7 @@ impl Signals {
 
     /// Marks the history of a build as new whenever it grows. Subscribe, then read.
     pub(crate) fn subscribe_history(&self, build: BuildId) -> watch::Receiver<()> {
-        self.histories()
-            .entry(build)
-            .or_insert_with(|| watch::Sender::new(()))
-            .subscribe()
+        self.histories().entry(build).or_insert_with(|| watch::Sender::new(())).subscribe()
     }
 
     fn history_grew(&self, build: BuildId) {

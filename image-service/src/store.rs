@@ -59,10 +59,7 @@ impl Store {
 
     /// Opens the database in the data directory, creating or migrating it where needed.
     pub(crate) async fn open(data_dir: &Path) -> Result<Self, DbErr> {
-        let url = format!(
-            "sqlite://{}?mode=rwc",
-            data_dir.join("catalogue.sqlite").display()
-        );
+        let url = format!("sqlite://{}?mode=rwc", data_dir.join("catalogue.sqlite").display());
         let writer = Database::connect(options(&url, 1)).await?;
         migration::Migrator::up(&writer, None).await?;
         let reader = Database::connect(options(&url, Self::READERS)).await?;
@@ -70,11 +67,7 @@ impl Store {
             .one(&reader)
             .await?
             .ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
-        Ok(Self {
-            reader,
-            writer,
-            history: catalogue.history,
-        })
+        Ok(Self { reader, writer, history: catalogue.history })
     }
 
     /// Names this history of revisions: another database, or a restored one, has another.
@@ -100,16 +93,13 @@ impl Store {
 
 fn options(url: &str, connections: u32) -> ConnectOptions {
     let mut options = ConnectOptions::new(url);
-    options
-        .max_connections(connections)
-        .sqlx_logging(false)
-        .map_sqlx_sqlite_opts(|sqlite| {
-            sqlite
-                .journal_mode(SqliteJournalMode::Wal)
-                .synchronous(SqliteSynchronous::Full)
-                .busy_timeout(Store::BUSY_TIMEOUT)
-                .foreign_keys(true)
-        });
+    options.max_connections(connections).sqlx_logging(false).map_sqlx_sqlite_opts(|sqlite| {
+        sqlite
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Store::BUSY_TIMEOUT)
+            .foreign_keys(true)
+    });
     options
 }
 
@@ -120,10 +110,7 @@ async fn next_revision(txn: &impl ConnectionTrait) -> Result<i64, DbErr> {
         .col_expr(Column::Revision, Expr::col(Column::Revision).add(1))
         .exec_with_returning(txn)
         .await?;
-    updated
-        .first()
-        .map(|row| row.revision)
-        .ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))
+    updated.first().map(|row| row.revision).ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))
 }
 
 /// Writes what was decided about a build, and what follows from it for the image.
@@ -132,11 +119,7 @@ async fn apply(txn: &DatabaseTransaction, decision: &Decision, now: Timestamp) -
     let Some(build) = &decision.build else {
         return Ok(committed);
     };
-    rows::build_to_row(build)?
-        .into_active_model()
-        .reset_all()
-        .update(txn)
-        .await?;
+    rows::build_to_row(build)?.into_active_model().reset_all().update(txn).await?;
     if let (Some(first), Some(last)) = (decision.records.first(), decision.records.last()) {
         let chunk = entity::build_record::Model {
             build: build.id.0,
@@ -144,9 +127,7 @@ async fn apply(txn: &DatabaseTransaction, decision: &Decision, now: Timestamp) -
             last_sequence: last.sequence,
             json: rows::to_json(&decision.records)?,
         };
-        entity::build_record::Entity::insert(chunk.into_active_model())
-            .exec_without_returning(txn)
-            .await?;
+        entity::build_record::Entity::insert(chunk.into_active_model()).exec_without_returning(txn).await?;
         committed.recorded = Some(build.id);
     }
     committed.queue_moved = !build.state.is_held();
@@ -193,14 +174,8 @@ async fn follow_build(
 /// Appends a change of an image to the change log, under a new revision.
 async fn log_change(txn: &DatabaseTransaction, image: ImageId, creator: &str) -> Result<i64, DbErr> {
     let revision = next_revision(txn).await?;
-    let change = entity::change::Model {
-        revision,
-        image: image.0,
-        creator: creator.to_owned(),
-    };
-    entity::change::Entity::insert(change.into_active_model())
-        .exec_without_returning(txn)
-        .await?;
+    let change = entity::change::Model { revision, image: image.0, creator: creator.to_owned() };
+    entity::change::Entity::insert(change.into_active_model()).exec_without_returning(txn).await?;
     Ok(revision)
 }
 
@@ -216,14 +191,8 @@ async fn purge(txn: &DatabaseTransaction, image: ImageId) -> Result<(), DbErr> {
         .filter(build_record::Column::Build.in_subquery(builds))
         .exec(txn)
         .await?;
-    build::Entity::delete_many()
-        .filter(build::Column::Image.eq(image.0))
-        .exec(txn)
-        .await?;
-    configuration::Entity::delete_many()
-        .filter(configuration::Column::Image.eq(image.0))
-        .exec(txn)
-        .await?;
+    build::Entity::delete_many().filter(build::Column::Image.eq(image.0)).exec(txn).await?;
+    configuration::Entity::delete_many().filter(configuration::Column::Image.eq(image.0)).exec(txn).await?;
     entity::image::Entity::delete_by_id(image.0).exec(txn).await?;
     Ok(())
 }

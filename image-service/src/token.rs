@@ -54,10 +54,7 @@ impl TokenKeys {
 
     /// Opens the key pair of a data directory; makes both, for the owner's eyes only, where they are missing.
     pub fn open(data_dir: &Path) -> io::Result<Self> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(data_dir)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
         let path = data_dir.join(Self::FILE);
         let pkcs8 = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -93,11 +90,7 @@ impl TokenKeys {
             exp: seconds(now.after(ttl)),
             roles: roles.to_vec(),
         };
-        Ok(jsonwebtoken::encode(
-            &Header::new(Algorithm::EdDSA),
-            &claims,
-            &self.signing,
-        )?)
+        Ok(jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.signing)?)
     }
 
     /// Accepts a token that was signed with this key pair and has not expired.
@@ -140,12 +133,7 @@ fn create(path: &Path) -> io::Result<()> {
     let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
         .map_err(|_| io::Error::other("the system has no randomness"))?;
     let draft = path.with_extension(format!("{}.draft", std::process::id()));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&draft)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
     file.write_all(pkcs8.as_ref())?;
     file.sync_all()?;
     let linked = fs::hard_link(&draft, path);
@@ -191,22 +179,14 @@ mod tests {
         let token = keys.mint("alice", &[Role::Admin], HOUR).expect("a token");
         assert_eq!(other.verify(&token), Err(TokenError::Invalid));
         let (body, signature) = token.rsplit_once('.').expect("three parts");
-        for forged in [
-            "",
-            "a.b.c",
-            body,
-            &format!("{body}."),
-            &format!("{body}.AAAA"),
-            &format!("{signature}.{body}"),
-        ] {
+        for forged in
+            ["", "a.b.c", body, &format!("{body}."), &format!("{body}.AAAA"), &format!("{signature}.{body}")]
+        {
             assert_eq!(keys.verify(forged), Err(TokenError::Invalid), "{forged}");
         }
         // {"alg":"none"}
         let claims = token.split('.').nth(1).expect("claims");
-        assert_eq!(
-            keys.verify(&format!("eyJhbGciOiJub25lIn0.{claims}.")),
-            Err(TokenError::Invalid)
-        );
+        assert_eq!(keys.verify(&format!("eyJhbGciOiJub25lIn0.{claims}.")), Err(TokenError::Invalid));
         let expired = keys.mint("alice", &[], Duration::ZERO).expect("a token");
         std::thread::sleep(Duration::from_millis(1_100));
         assert_eq!(keys.verify(&expired), Err(TokenError::Expired));
@@ -216,10 +196,7 @@ mod tests {
     fn a_subject_must_be_printable() {
         let (_dir, keys) = keys();
         for subject in ["", " ", "a\nb", &"a".repeat(256)] {
-            assert!(
-                matches!(keys.mint(subject, &[], HOUR), Err(MintError::Subject)),
-                "{subject:?}"
-            );
+            assert!(matches!(keys.mint(subject, &[], HOUR), Err(MintError::Subject)), "{subject:?}");
         }
     }
 }

@@ -43,13 +43,8 @@ impl Workers {
     pub(crate) fn connect(&self, name: &str, session: Uuid) -> (mpsc::Receiver<ToWorker>, CancellationToken) {
         let (outbox, inbox) = mpsc::channel(Self::OUTBOX);
         let hang_up = CancellationToken::new();
-        let line = Line {
-            session,
-            outbox,
-            hang_up: hang_up.clone(),
-            heard: Instant::now(),
-            takes_builds: true,
-        };
+        let line =
+            Line { session, outbox, hang_up: hang_up.clone(), heard: Instant::now(), takes_builds: true };
         if let Some(earlier) = self.lines().insert(name.to_owned(), line) {
             earlier.hang_up.cancel();
         }
@@ -95,18 +90,13 @@ impl Workers {
         self.lines()
             .iter()
             .filter(|(_, line)| line.takes_builds && line.heard.elapsed() < silence)
-            .map(|(name, line)| Connected {
-                name: name.clone(),
-                session: line.session,
-            })
+            .map(|(name, line)| Connected { name: name.clone(), session: line.session })
             .collect()
     }
 
     /// Whether a worker is connected here and has been heard of within `silence`.
     pub(crate) fn is_heard(&self, name: &str, silence: Duration) -> bool {
-        self.lines()
-            .get(name)
-            .is_some_and(|line| line.heard.elapsed() < silence)
+        self.lines().get(name).is_some_and(|line| line.heard.elapsed() < silence)
     }
 
     fn lines(&self) -> MutexGuard<'_, HashMap<String, Line>> {

@@ -68,10 +68,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let ended = tokio::time::timeout(limit, client.watch_build(&build_id)).await;
     let request = api::GetBuildRequest { id: build_id };
     let response = client.builds.clone().get_build(request).await?;
-    let build = response
-        .into_inner()
-        .build
-        .context("the server answered no build")?;
+    let build = response.into_inner().build.context("the server answered no build")?;
     let Ok(ended) = ended else {
         let (state, reason) = (build.state(), build.pending_reason());
         bail!("the build has not ended within {limit:?}: {state:?}, pending reason {reason:?}");
@@ -92,25 +89,13 @@ impl Client {
     /// Answers the image; its latest build is the one to follow.
     async fn queue_build(&self, arguments: Arguments) -> anyhow::Result<Image> {
         let mut images = self.images.clone();
-        let Arguments {
-            name,
-            dockerfile: text,
-            files,
-            ..
-        } = arguments;
+        let Arguments { name, dockerfile: text, files, .. } = arguments;
         let image = if let Some(Image { id, .. }) = self.find(&name).await? {
             show(PLAIN, "client", &format!("BuildImage {name} ({id})"));
-            match images
-                .build_image(api::BuildImageRequest { id: id.clone() })
-                .await
-            {
+            match images.build_image(api::BuildImageRequest { id: id.clone() }).await {
                 // A build is in progress: follow that one.
                 Err(status) if status.code() == Code::FailedPrecondition => {
-                    images
-                        .get_image(api::GetImageRequest { id })
-                        .await?
-                        .into_inner()
-                        .image
+                    images.get_image(api::GetImageRequest { id }).await?.into_inner().image
                 }
                 response => response?.into_inner().image,
             }
@@ -118,16 +103,8 @@ impl Client {
             show(PLAIN, "client", &format!("CreateImage {name}"));
             let source = Some(Source::Dockerfile(api::DockerfileSource { text, files }));
             let config = Some(api::ImageConfig { source });
-            let image = Some(Image {
-                name,
-                config,
-                ..Default::default()
-            });
-            images
-                .create_image(api::CreateImageRequest { image })
-                .await?
-                .into_inner()
-                .image
+            let image = Some(Image { name, config, ..Default::default() });
+            images.create_image(api::CreateImageRequest { image }).await?.into_inner().image
         };
         image.context("the server answered no image")
     }
@@ -150,10 +127,7 @@ impl Client {
         let mut status = ImageStatus::Unspecified;
         let mut after_sequence = 0;
         loop {
-            let request = api::WatchBuildRequest {
-                id: id.to_owned(),
-                after_sequence,
-            };
+            let request = api::WatchBuildRequest { id: id.to_owned(), after_sequence };
             let ended = match self.builds.clone().watch_build(request).await {
                 Err(refused) => refused,
                 Ok(response) => {
@@ -219,32 +193,20 @@ fn show_event(event: api::BuildEvent, status: &mut ImageStatus) {
 fn show(colour: &str, what: &str, text: &str) {
     let set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
     let coloured = !set("NO_COLOR") && (std::io::stdout().is_terminal() || set("CLICOLOR_FORCE"));
-    let (begin, end) = if coloured {
-        (format!("\x1b[{colour}m"), "\x1b[0m")
-    } else {
-        Default::default()
-    };
+    let (begin, end) = if coloured { (format!("\x1b[{colour}m"), "\x1b[0m") } else { Default::default() };
     println!("{begin}{what:<6}{end} {}", text.trim_end());
 }
 
 fn context_file(argument: &str) -> anyhow::Result<api::ContextFile> {
     let (path, local) = argument.split_once('=').context("not CONTEXT_PATH=LOCAL_PATH")?;
-    let (local, executable) = local
-        .strip_suffix(":x")
-        .map_or((local, false), |local| (local, true));
+    let (local, executable) = local.strip_suffix(":x").map_or((local, false), |local| (local, true));
     let (path, content) = (path.to_owned(), fs::read(local)?.into());
-    Ok(api::ContextFile {
-        path,
-        content,
-        executable,
-    })
+    Ok(api::ContextFile { path, content, executable })
 }
 
 impl Bearer {
     fn read(path: &str) -> anyhow::Result<Self> {
-        Ok(Self(
-            format!("Bearer {}", fs::read_to_string(path)?.trim()).parse()?,
-        ))
+        Ok(Self(format!("Bearer {}", fs::read_to_string(path)?.trim()).parse()?))
     }
 }
 

@@ -79,12 +79,9 @@ impl Connections {
         let connections = self.clone();
         move |request| {
             let connections = connections.clone();
-            Box::pin(async move {
-                connections
-                    .send(request)
-                    .await
-                    .map_err(|err| BollardError::IOError { err })
-            })
+            Box::pin(
+                async move { connections.send(request).await.map_err(|err| BollardError::IOError { err }) },
+            )
         }
     }
 
@@ -125,13 +122,8 @@ impl Connections {
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static,
     {
-        let io = Closable {
-            io,
-            closed: Box::pin(self.closed.clone().cancelled_owned()),
-        };
-        let (mut sender, connection) = http1::handshake(TokioIo::new(io))
-            .await
-            .map_err(io::Error::other)?;
+        let io = Closable { io, closed: Box::pin(self.closed.clone().cancelled_owned()) };
+        let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(io::Error::other)?;
         // Ends with the connection; a build's are closed with it, others after their answer.
         self.tasks.spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
@@ -204,10 +196,7 @@ mod tests {
 
     #[test]
     fn an_engine_listens_on_a_socket_or_a_port() {
-        assert_eq!(
-            Host::parse("unix:///run/d.sock"),
-            Ok(Host::Unix("/run/d.sock".to_owned()))
-        );
+        assert_eq!(Host::parse("unix:///run/d.sock"), Ok(Host::Unix("/run/d.sock".to_owned())));
         assert_eq!(Host::parse("tcp://h:2375"), Ok(Host::Tcp("h:2375".to_owned())));
         for wrong in ["", "/run/d.sock", "unix://d.sock", "tcp://h", "ssh://h:22"] {
             assert!(Host::parse(wrong).is_err(), "{wrong}");
@@ -217,12 +206,8 @@ mod tests {
     #[test]
     fn only_a_build_gets_the_name() {
         let connections = Connections::to(Host::Unix("/s".to_owned()), Some("b1".to_owned()));
-        let target = |uri: &str| {
-            connections
-                .target(&uri.parse().expect("a uri"))
-                .expect("a target")
-                .to_string()
-        };
+        let target =
+            |uri: &str| connections.target(&uri.parse().expect("a uri")).expect("a target").to_string();
         assert_eq!(target("http://d/build?t=x"), "/build?t=x&buildid=b1");
         assert_eq!(target("http://d/v1.41/build?t=x"), "/v1.41/build?t=x&buildid=b1");
         assert_eq!(target("http://d/session"), "/session");

@@ -20,18 +20,9 @@ pub(crate) enum Happening {
     /// The build came into a state, or something about its state is to be said.
     State { state: State, message: String },
     /// A step of the present attempt changed.
-    Step {
-        step: i32,
-        name: String,
-        state: StepState,
-        error: String,
-    },
+    Step { step: i32, name: String, state: StepState, error: String },
     /// A step, or with -1 the engine, printed a line.
-    Line {
-        step: i32,
-        stream: LogStream,
-        text: String,
-    },
+    Line { step: i32, stream: LogStream, text: String },
     /// Lines were left out here; 0 when nobody counted them.
     Gap { lines: i64, message: String },
 }

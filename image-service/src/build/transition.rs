@@ -132,21 +132,19 @@ mod tests {
     /// failure, `s` stop requested, `.` refused.
     fn row(kind: Kind, event: Event, cancelling: bool, last_failure: bool) -> String {
         STATES
-            .map(
-                |state| match transition(kind, state, event, cancelling, last_failure) {
-                    None => '.',
-                    Some(Next::To(State::Queued)) => '!',
-                    Some(Next::To(State::Claimed)) => 'c',
-                    Some(Next::To(State::Running)) => 'r',
-                    Some(Next::To(State::Publishing)) => 'p',
-                    Some(Next::To(State::Succeeded)) => 'S',
-                    Some(Next::To(State::Failed)) => 'F',
-                    Some(Next::To(State::Cancelled)) => 'X',
-                    Some(Next::Requeue) => 'q',
-                    Some(Next::RequeueAfterFailure) => 'Q',
-                    Some(Next::RequestStop) => 's',
-                },
-            )
+            .map(|state| match transition(kind, state, event, cancelling, last_failure) {
+                None => '.',
+                Some(Next::To(State::Queued)) => '!',
+                Some(Next::To(State::Claimed)) => 'c',
+                Some(Next::To(State::Running)) => 'r',
+                Some(Next::To(State::Publishing)) => 'p',
+                Some(Next::To(State::Succeeded)) => 'S',
+                Some(Next::To(State::Failed)) => 'F',
+                Some(Next::To(State::Cancelled)) => 'X',
+                Some(Next::Requeue) => 'q',
+                Some(Next::RequeueAfterFailure) => 'Q',
+                Some(Next::RequestStop) => 's',
+            })
             .iter()
             .collect()
     }

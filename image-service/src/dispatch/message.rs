@@ -99,9 +99,6 @@ pub(crate) enum WorkerEvent {
 
 impl Attempt {
     pub(crate) fn of(build: &Build) -> Self {
-        Self {
-            build: build.id,
-            number: build.attempt,
-        }
+        Self { build: build.id, number: build.attempt }
     }
 }

@@ -42,10 +42,7 @@ impl Interceptor for Authentication {
                 scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
             })
             .ok_or_else(|| status::unauthenticated(None))?;
-        let principal = self
-            .keys
-            .verify(token)
-            .map_err(|error| status::unauthenticated(Some(error)))?;
+        let principal = self.keys.verify(token).map_err(|error| status::unauthenticated(Some(error)))?;
         match self.api {
             Api::Public if principal.is_worker() => return Err(Error::WrongApi.into()),
             Api::Dispatch => principal.require(Role::Worker)?,
@@ -58,9 +55,5 @@ impl Interceptor for Authentication {
 
 /// The principal of a request that was let in.
 pub(super) fn caller<T>(request: &Request<T>) -> Result<Principal, Status> {
-    request
-        .extensions()
-        .get::<Principal>()
-        .cloned()
-        .ok_or_else(|| status::unauthenticated(None))
+    request.extensions().get::<Principal>().cloned().ok_or_else(|| status::unauthenticated(None))
 }

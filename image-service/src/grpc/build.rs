@@ -29,9 +29,8 @@ impl From<BuildInView> for wire::Build {
             pending_reason: pending
                 .map_or(wire::PendingReason::Unspecified, |pending| pending.reason.into())
                 .into(),
-            queue_position: pending.map_or(0, |pending| {
-                i32::try_from(pending.queue_position).unwrap_or(i32::MAX)
-            }),
+            queue_position: pending
+                .map_or(0, |pending| i32::try_from(pending.queue_position).unwrap_or(i32::MAX)),
             cancel_requested: build.cancel_requested_at.is_some(),
             stop_confirmed: build.stop_confirmed,
             steps: Some(wire::StepCounts {
@@ -58,22 +57,15 @@ pub(super) fn event(kind: Kind, record: Record) -> wire::BuildEvent {
             message,
             image_status: wire::ImageStatus::from(Status::of(kind, state)).into(),
         }),
-        Happening::Step {
-            step,
-            name,
-            state,
-            error,
-        } => Event::StepChange(wire::StepChange {
+        Happening::Step { step, name, state, error } => Event::StepChange(wire::StepChange {
             step,
             name,
             state: wire::StepState::from(state).into(),
             error,
         }),
-        Happening::Line { step, stream, text } => Event::LogLine(wire::LogLine {
-            step,
-            stream: wire::LogStream::from(stream).into(),
-            text,
-        }),
+        Happening::Line { step, stream, text } => {
+            Event::LogLine(wire::LogLine { step, stream: wire::LogStream::from(stream).into(), text })
+        }
         Happening::Gap { lines, message } => Event::LogGap(wire::LogGap { lines, message }),
     };
     wire::BuildEvent {

@@ -35,9 +35,7 @@ impl BuildService for Builds {
         let caller = caller(&request)?;
         let id = BuildId(field::id("id", &request.into_inner().id)?);
         let build = self.catalog.build(&caller, id).await?;
-        Ok(Response::new(wire::GetBuildResponse {
-            build: Some(build.into()),
-        }))
+        Ok(Response::new(wire::GetBuildResponse { build: Some(build.into()) }))
     }
 
     async fn list_builds(
@@ -86,10 +84,7 @@ impl BuildService for Builds {
                 Ok(None) => None,
                 Ok(Some(records)) => {
                     let kind = watch.build().kind;
-                    let events = records
-                        .into_iter()
-                        .map(|record| build::event(kind, record))
-                        .collect();
+                    let events = records.into_iter().map(|record| build::event(kind, record)).collect();
                     Some((Ok(wire::WatchBuildResponse { events }), Some(watch)))
                 }
                 Err(error) => Some((Err(Status::from(error)), None)),

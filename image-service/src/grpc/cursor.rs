@@ -13,12 +13,7 @@ impl Binding {
     pub(super) fn new(history: Uuid, query: &str, view: View, caller: &Principal) -> Self {
         let bound = format!("{history}/{query}/{view:?}/{:?}", caller.sight());
         let digest = digest(&SHA256, bound.as_bytes());
-        Self(
-            digest.as_ref()[..8]
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
-        )
+        Self(digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// Gives a place to the caller.

@@ -37,11 +37,7 @@ impl Dispatcher {
     const ANSWERS: usize = 16;
 
     pub(super) fn new(queue: Arc<Queue>, sessions: TaskTracker, shutdown: CancellationToken) -> Self {
-        Self {
-            queue,
-            sessions,
-            shutdown,
-        }
+        Self { queue, sessions, shutdown }
     }
 }
 
@@ -98,13 +94,8 @@ impl Connection {
         let hello = message::hello(hello)?;
         let opened = Session::open(Arc::clone(&self.queue), &self.caller, hello).await?;
         tracing::info!(worker = opened.session.worker(), "a worker connected");
-        let Opened {
-            session,
-            welcome,
-            messages,
-            hang_up,
-        } = opened;
-        let welcome = message::welcome(welcome, self.queue.times());
+        let Opened { session, welcome, messages, hang_up } = opened;
+        let welcome = message::welcome(welcome, self.queue.times(), self.queue.policy().stop_deadline);
         let ended = if self.answers.send(Ok(welcome)).await.is_ok() {
             self.converse(&session, messages, hang_up).await
         } else {
@@ -173,9 +164,5 @@ fn silent() -> Status {
 
 /// What tonic says of a stream: bytes that are no message are the worker's fault, a broken connection is nobody's.
 fn blame(found: Status) -> Status {
-    if found.code() == tonic::Code::Internal {
-        status::malformed(found.message())
-    } else {
-        found
-    }
+    if found.code() == tonic::Code::Internal { status::malformed(found.message()) } else { found }
 }

@@ -16,17 +16,11 @@ const MAX_PAGE: u64 = 1_000;
 /// Parses a UUID.
 pub(super) fn id(field: &str, text: &str) -> Result<Uuid, Error> {
     // Only the hyphenated form: one id has one spelling.
-    Uuid::try_parse(text)
-        .ok()
-        .filter(|id| text.len() == 36 && !id.is_nil())
-        .ok_or_else(|| {
-            let rule = if text.is_empty() {
-                "must not be empty"
-            } else {
-                "must be a UUID in its hyphenated form"
-            };
-            Error::Invalid(Violations::one(field, rule))
-        })
+    Uuid::try_parse(text).ok().filter(|id| text.len() == 36 && !id.is_nil()).ok_or_else(|| {
+        let rule =
+            if text.is_empty() { "must not be empty" } else { "must be a UUID in its hyphenated form" };
+        Error::Invalid(Violations::one(field, rule))
+    })
 }
 
 /// Parses a page size.
@@ -34,10 +28,7 @@ pub(super) fn page_size(size: i32) -> Result<u64, Error> {
     match u64::try_from(size) {
         Ok(0) => Ok(DEFAULT_PAGE),
         Ok(size) => Ok(size.min(MAX_PAGE)),
-        Err(_) => Err(Error::Invalid(Violations::one(
-            "page_size",
-            "must not be negative",
-        ))),
+        Err(_) => Err(Error::Invalid(Violations::one("page_size", "must not be negative"))),
     }
 }
 

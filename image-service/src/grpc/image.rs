@@ -9,23 +9,20 @@ use crate::image::{
 
 /// Takes what a caller may set.
 pub(super) fn draft(image: wire::Image) -> ImageDraft {
-    let source = image
-        .config
-        .and_then(|config| config.source)
-        .map(|source| match source {
-            wire::image_config::Source::Dockerfile(dockerfile) => SourceDraft::Dockerfile {
-                text: dockerfile.text,
-                files: dockerfile
-                    .files
-                    .into_iter()
-                    .map(|file| ContextFile {
-                        path: file.path,
-                        content: file.content.into(),
-                        executable: file.executable,
-                    })
-                    .collect(),
-            },
-        });
+    let source = image.config.and_then(|config| config.source).map(|source| match source {
+        wire::image_config::Source::Dockerfile(dockerfile) => SourceDraft::Dockerfile {
+            text: dockerfile.text,
+            files: dockerfile
+                .files
+                .into_iter()
+                .map(|file| ContextFile {
+                    path: file.path,
+                    content: file.content.into(),
+                    executable: file.executable,
+                })
+                .collect(),
+        },
+    });
     ImageDraft {
         name: image.name,
         description: image.description,
@@ -37,10 +34,7 @@ pub(super) fn draft(image: wire::Image) -> ImageDraft {
 
 impl From<ImageInView> for wire::Image {
     fn from(view: ImageInView) -> Self {
-        Self {
-            config: view.configuration.map(Into::into),
-            ..view.image.into()
-        }
+        Self { config: view.configuration.map(Into::into), ..view.image.into() }
     }
 }
 

@@ -26,11 +26,7 @@ pub(super) struct Images {
 
 impl Images {
     pub(super) fn new(catalog: Catalog, feed: Feed, history: Uuid) -> Self {
-        Self {
-            catalog,
-            feed,
-            history,
-        }
+        Self { catalog, feed, history }
     }
 }
 
@@ -46,10 +42,7 @@ impl ImageService for Images {
             .image
             .ok_or_else(|| Error::Invalid(Violations::one("image", "must be given")))?;
         let (image, build) = self.catalog.create_image(&caller, image::draft(image)).await?;
-        Ok(Response::new(wire::CreateImageResponse {
-            image: Some(image.into()),
-            build: Some(build.into()),
-        }))
+        Ok(Response::new(wire::CreateImageResponse { image: Some(image.into()), build: Some(build.into()) }))
     }
 
     async fn get_image(
@@ -59,9 +52,7 @@ impl ImageService for Images {
         let caller = caller(&request)?;
         let id = ImageId(field::id("id", &request.into_inner().id)?);
         let image = self.catalog.image(&caller, id).await?;
-        Ok(Response::new(wire::GetImageResponse {
-            image: Some(image.into()),
-        }))
+        Ok(Response::new(wire::GetImageResponse { image: Some(image.into()) }))
     }
 
     async fn list_images(
@@ -111,10 +102,7 @@ impl ImageService for Images {
         let caller = caller(&request)?;
         let id = ImageId(field::id("id", &request.into_inner().id)?);
         let (image, build) = self.catalog.build_image(&caller, id).await?;
-        Ok(Response::new(wire::BuildImageResponse {
-            image: Some(image.into()),
-            build: Some(build.into()),
-        }))
+        Ok(Response::new(wire::BuildImageResponse { image: Some(image.into()), build: Some(build.into()) }))
     }
 
     async fn cancel_build(
@@ -129,10 +117,7 @@ impl ImageService for Images {
             meant => Some(BuildId(field::id("build_id", meant)?)),
         };
         let (image, build) = self.catalog.cancel_build(&caller, id, meant).await?;
-        Ok(Response::new(wire::CancelBuildResponse {
-            image: Some(image.into()),
-            build: Some(build.into()),
-        }))
+        Ok(Response::new(wire::CancelBuildResponse { image: Some(image.into()), build: Some(build.into()) }))
     }
 
     type WatchImagesStream = BoxStream<'static, Result<wire::WatchImagesResponse, Status>>;
@@ -187,8 +172,5 @@ fn message(notice: Notice, binding: &Binding) -> wire::WatchImagesResponse {
         WatchEvent::Removed(id) => Event::Removed(wire::ImageRemoved { id: id.to_string() }),
         WatchEvent::Bookmark => Event::Bookmark(wire::Bookmark {}),
     };
-    wire::WatchImagesResponse {
-        resume_revision: binding.seal(notice.revision),
-        event: Some(event),
-    }
+    wire::WatchImagesResponse { resume_revision: binding.seal(notice.revision), event: Some(event) }
 }

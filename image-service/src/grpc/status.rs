@@ -64,10 +64,7 @@ impl From<Error> for Status {
 /// A request without a usable token.
 pub(super) fn unauthenticated(error: Option<TokenError>) -> Status {
     let (name, message) = match error {
-        None => (
-            "TOKEN_MISSING",
-            "`authorization: Bearer <JWT>` is needed".to_owned(),
-        ),
+        None => ("TOKEN_MISSING", "`authorization: Bearer <JWT>` is needed".to_owned()),
         Some(error @ TokenError::Invalid) => ("TOKEN_INVALID", error.to_string()),
         Some(error @ TokenError::Expired) => ("TOKEN_EXPIRED", error.to_string()),
     };

@@ -52,9 +52,6 @@ impl WorkerService for AllWorkers {
             }
             workers.push(on_wire);
         }
-        Ok(Response::new(wire::ListWorkersResponse {
-            workers,
-            next_page_token,
-        }))
+        Ok(Response::new(wire::ListWorkersResponse { workers, next_page_token }))
     }
 }

@@ -55,10 +55,7 @@ impl DockerfileSource {
         if bytes > Configuration::MAX_BYTES {
             violations.add(
                 field,
-                format!(
-                    "must have at most {} bytes in all, has {bytes}",
-                    Configuration::MAX_BYTES
-                ),
+                format!("must have at most {} bytes in all, has {bytes}", Configuration::MAX_BYTES),
             );
         }
         let mut paths = BTreeSet::new();
@@ -132,40 +129,23 @@ mod tests {
     fn violations(text: &str, paths: &[&str]) -> Vec<String> {
         let files = paths
             .iter()
-            .map(|path| ContextFile {
-                path: (*path).to_owned(),
-                content: Vec::new(),
-                executable: false,
-            })
+            .map(|path| ContextFile { path: (*path).to_owned(), content: Vec::new(), executable: false })
             .collect();
         let mut violations = Violations::default();
         DockerfileSource::parse(text.to_owned(), files, "config.dockerfile", &mut violations);
-        violations
-            .iter()
-            .map(|v| format!("{}: {}", v.field, v.rule))
-            .collect()
+        violations.iter().map(|v| format!("{}: {}", v.field, v.rule)).collect()
     }
 
     #[test]
     fn a_good_configuration_violates_nothing() {
-        assert_eq!(
-            violations("FROM scratch", &["a", "b/c", "b/d.txt", "..e/f"]),
-            [""; 0]
-        );
+        assert_eq!(violations("FROM scratch", &["a", "b/c", "b/d.txt", "..e/f"]), [""; 0]);
     }
 
     #[test]
     fn all_violations_are_found_together() {
-        let found = violations(
-            "",
-            &["", "/etc/passwd", "a/../b", "Dockerfile", "x", "x", "x/y", "a\nb"],
-        );
+        let found = violations("", &["", "/etc/passwd", "a/../b", "Dockerfile", "x", "x", "x/y", "a\nb"]);
         assert_eq!(found.len(), 8, "{found:#?}");
-        assert!(
-            found
-                .iter()
-                .any(|v| v.starts_with("config.dockerfile.files[6].path: must not lie below"))
-        );
+        assert!(found.iter().any(|v| v.starts_with("config.dockerfile.files[6].path: must not lie below")));
     }
 
     #[test]

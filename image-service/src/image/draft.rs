@@ -61,12 +61,9 @@ impl ImageDraft {
         };
         violations.check()?;
         match (name, description, reference, configuration) {
-            (Some(name), Some(description), Some(reference), Some(configuration)) => Ok(NewImage {
-                name,
-                description,
-                reference,
-                configuration,
-            }),
+            (Some(name), Some(description), Some(reference), Some(configuration)) => {
+                Ok(NewImage { name, description, reference, configuration })
+            }
             _ => Err(Error::Internal("a part is missing without a violation".into())),
         }
     }
@@ -98,22 +95,10 @@ mod tests {
             Err(Error::Invalid(violations)) => violations.iter().map(|v| v.field.clone()).collect::<Vec<_>>(),
             other => vec![format!("{other:?}")],
         };
-        let all = [
-            "image.name",
-            "image.description",
-            "image.repository",
-            "image.config",
-        ];
+        let all = ["image.name", "image.description", "image.repository", "image.config"];
         assert_eq!(fields(&draft, false), all);
-        assert_eq!(
-            fields(&draft, true),
-            ["image.name", "image.description", "image.config"]
-        );
-        let bad_tag = ImageDraft {
-            repository: String::new(),
-            tag: "a b".to_owned(),
-            ..draft
-        };
+        assert_eq!(fields(&draft, true), ["image.name", "image.description", "image.config"]);
+        let bad_tag = ImageDraft { repository: String::new(), tag: "a b".to_owned(), ..draft };
         assert_eq!(fields(&bad_tag, true)[2], "image.tag");
     }
 }

@@ -37,14 +37,9 @@ impl Reference {
             || parsed.digest().is_some()
             || repository.contains(['@', ':']) && !has_registry_port(repository)
         {
-            return Err(ReferenceError::Repository(
-                "it must have neither a tag nor a digest".to_owned(),
-            ));
+            return Err(ReferenceError::Repository("it must have neither a tag nor a digest".to_owned()));
         }
-        Ok(Self {
-            repository: repository.to_owned(),
-            tag: tag.to_owned(),
-        })
+        Ok(Self { repository: repository.to_owned(), tag: tag.to_owned() })
     }
 
     /// What was checked before it was stored.
@@ -65,10 +60,7 @@ impl Reference {
     pub(crate) fn varied(&self, id: ImageId) -> Self {
         let id = id.0.simple().to_string();
         let random_end = &id[id.len() - 12..];
-        Self {
-            repository: format!("{}-{random_end}", self.repository),
-            tag: self.tag.clone(),
-        }
+        Self { repository: format!("{}-{random_end}", self.repository), tag: self.tag.clone() }
     }
 
     pub(crate) fn repository(&self) -> &str {
@@ -127,9 +119,7 @@ impl RepositoryPrefixes {
 
     /// Whether the reference lies under one of them.
     pub(crate) fn allow(&self, reference: &Reference) -> bool {
-        self.0
-            .iter()
-            .any(|prefix| reference.repository.starts_with(prefix.as_str()))
+        self.0.iter().any(|prefix| reference.repository.starts_with(prefix.as_str()))
     }
 }
 
@@ -177,17 +167,12 @@ mod tests {
     fn derived(name: &str) -> String {
         let prefixes = RepositoryPrefixes::parse(&["trailer/".to_owned()]).expect("a prefix");
         let name = Name::parse(name).expect("a name");
-        Reference::derived(&prefixes, &name, "")
-            .expect("a reference")
-            .to_string()
+        Reference::derived(&prefixes, &name, "").expect("a reference").to_string()
     }
 
     #[test]
     fn a_reference_is_derived_from_any_name() {
-        assert_eq!(
-            derived("Go Tools 1.24 (beta)"),
-            "trailer/go-tools-1-24-beta:latest"
-        );
+        assert_eq!(derived("Go Tools 1.24 (beta)"), "trailer/go-tools-1-24-beta:latest");
         assert_eq!(derived("—"), "trailer/image:latest");
         assert_eq!(derived("Größe"), "trailer/gr-e:latest");
         assert!(derived(&"a b".repeat(40)).len() < 120);
@@ -195,31 +180,15 @@ mod tests {
 
     #[test]
     fn what_docker_would_refuse_is_refused() {
-        for repository in [
-            "",
-            "Trailer/a",
-            "trailer//a",
-            "trailer/a:b",
-            "trailer/a@sha256:00",
-            "a b",
-            "/a",
-            "trailer/",
-        ] {
+        for repository in
+            ["", "Trailer/a", "trailer//a", "trailer/a:b", "trailer/a@sha256:00", "a b", "/a", "trailer/"]
+        {
             assert!(Reference::new(repository, "").is_err(), "{repository}");
         }
         for tag in [".a", "-a", "a b", "a/b", "ä", &"a".repeat(129)] {
-            assert_eq!(
-                Reference::new("trailer/a", tag),
-                Err(ReferenceError::Tag),
-                "{tag}"
-            );
+            assert_eq!(Reference::new("trailer/a", tag), Err(ReferenceError::Tag), "{tag}");
         }
-        for repository in [
-            "trailer/a",
-            "trailer/a/b_c",
-            "localhost:5000/a",
-            "registry.example/a",
-        ] {
+        for repository in ["trailer/a", "trailer/a/b_c", "localhost:5000/a", "registry.example/a"] {
             assert!(Reference::new(repository, "v1.0").is_ok(), "{repository}");
         }
     }

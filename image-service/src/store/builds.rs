@@ -47,10 +47,7 @@ impl Store {
         let Some(row) = build::Entity::find_by_id(id.0).lock_exclusive().one(&txn).await? else {
             return Ok(None);
         };
-        let rows = Rows {
-            build: rows::build_from_row(row)?,
-            configuration: None,
-        };
+        let rows = Rows { build: rows::build_from_row(row)?, configuration: None };
         let decision = dispatch::decide(rows, event, policy, now).map_err(Error::Refused)?;
         let committed = apply(&txn, &decision, now).await?;
         txn.commit().await?;
@@ -88,13 +85,8 @@ impl Store {
         };
         let build = rows::build_from_row(head)?;
         let configuration = images::configuration(&txn, build.image, build.configuration_revision).await?;
-        let rows = Rows {
-            build,
-            configuration: Some(Arc::new(configuration)),
-        };
-        let event = Event::Claim {
-            worker: worker.to_owned(),
-        };
+        let rows = Rows { build, configuration: Some(Arc::new(configuration)) };
+        let event = Event::Claim { worker: worker.to_owned() };
         let decision = dispatch::decide(rows, &event, policy, now).map_err(Error::Refused)?;
         let committed = apply(&txn, &decision, now).await?;
         txn.commit().await?;
@@ -128,10 +120,7 @@ impl Store {
             )
             .all(&self.reader)
             .await?;
-        Ok(found
-            .into_iter()
-            .map(rows::build_from_row)
-            .collect::<Result<_, _>>()?)
+        Ok(found.into_iter().map(rows::build_from_row).collect::<Result<_, _>>()?)
     }
 
     /// One build whose image is in sight.
@@ -158,21 +147,16 @@ impl Store {
         }
         let found = query.all(&txn).await?;
         txn.commit().await?;
-        Ok(found
-            .into_iter()
-            .map(rows::build_from_row)
-            .collect::<Result<_, _>>()?)
+        Ok(found.into_iter().map(rows::build_from_row).collect::<Result<_, _>>()?)
     }
 
     /// How many queued builds are before this one.
     pub(crate) async fn queued_before(&self, of: &Build) -> Result<u64, Error> {
-        let earlier = Condition::any()
-            .add(build::Column::QueuedAt.lt(of.queued_at.micros()))
-            .add(
-                Condition::all()
-                    .add(build::Column::QueuedAt.eq(of.queued_at.micros()))
-                    .add(build::Column::Id.lt(of.id.0)),
-            );
+        let earlier = Condition::any().add(build::Column::QueuedAt.lt(of.queued_at.micros())).add(
+            Condition::all()
+                .add(build::Column::QueuedAt.eq(of.queued_at.micros()))
+                .add(build::Column::Id.lt(of.id.0)),
+        );
         Ok(build::Entity::find()
             .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
             .filter(earlier)
@@ -257,10 +241,7 @@ pub(super) async fn held_by(db: &impl ConnectionTrait, worker: &str) -> Result<u
 }
 
 async fn build_in_sight(db: &impl ConnectionTrait, sight: &Sight, id: BuildId) -> Result<Build, Error> {
-    let row = build::Entity::find_by_id(id.0)
-        .one(db)
-        .await?
-        .ok_or(Error::NotFound(Resource::Build))?;
+    let row = build::Entity::find_by_id(id.0).one(db).await?.ok_or(Error::NotFound(Resource::Build))?;
     require_in_sight(db, sight, ImageId(row.image), Resource::Build).await?;
     Ok(rows::build_from_row(row)?)
 }

@@ -32,10 +32,7 @@ impl Store {
             .one(&self.reader)
             .await?
             .ok_or_else(|| Error::Internal("the catalogue has no row".into()))?;
-        Ok(Revisions {
-            latest: row.revision,
-            oldest: row.compacted_revision,
-        })
+        Ok(Revisions { latest: row.revision, oldest: row.compacted_revision })
     }
 
     /// The next changes after a revision, in the order of their commits.
@@ -48,11 +45,7 @@ impl Store {
             .await?;
         Ok(found
             .into_iter()
-            .map(|row| Change {
-                revision: row.revision,
-                image: ImageId(row.image),
-                creator: row.creator,
-            })
+            .map(|row| Change { revision: row.revision, image: ImageId(row.image), creator: row.creator })
             .collect())
     }
 }

@@ -56,17 +56,10 @@ impl Store {
             latest_build: build.id.0,
             deleted: false,
         };
-        image::Entity::insert(row.clone().into_active_model())
-            .exec_without_returning(&txn)
-            .await?;
-        let configuration = configuration::Model {
-            image: id.0,
-            revision: 1,
-            json: rows::to_json(&new.configuration)?,
-        };
-        configuration::Entity::insert(configuration.into_active_model())
-            .exec_without_returning(&txn)
-            .await?;
+        image::Entity::insert(row.clone().into_active_model()).exec_without_returning(&txn).await?;
+        let configuration =
+            configuration::Model { image: id.0, revision: 1, json: rows::to_json(&new.configuration)? };
+        configuration::Entity::insert(configuration.into_active_model()).exec_without_returning(&txn).await?;
         apply(&txn, &decision, now).await?;
         txn.commit().await?;
         Ok((rows::image_from_row(row)?, build))
@@ -122,10 +115,7 @@ impl Store {
         let mut tombstone = row.into_active_model();
         tombstone.deleted = Set(true);
         tombstone.update(&txn).await?;
-        let rows = Rows {
-            build,
-            configuration: None,
-        };
+        let rows = Rows { build, configuration: None };
         // A build that is over, or a snapshot that cannot be cancelled, ends by itself.
         let decision =
             dispatch::decide(rows, &Event::Cancel { by: by.to_owned() }, policy, now).unwrap_or_default();
@@ -205,14 +195,8 @@ async fn enqueue(txn: &DatabaseTransaction, build: &mut Build) -> Result<Decisio
     };
     let record = build.record(now, queued);
     let row = rows::build_to_row(build)?;
-    super::entity::build::Entity::insert(row.into_active_model())
-        .exec_without_returning(txn)
-        .await?;
-    Ok(Decision {
-        build: Some(build.clone()),
-        records: vec![record],
-        ..Decision::default()
-    })
+    super::entity::build::Entity::insert(row.into_active_model()).exec_without_returning(txn).await?;
+    Ok(Decision { build: Some(build.clone()), records: vec![record], ..Decision::default() })
 }
 
 async fn free_reference(

@@ -151,18 +151,10 @@ fn indexes() -> Vec<IndexCreateStatement> {
     };
     vec![
         // A tombstone keeps its reference until the work that may write it has stopped.
-        index("images", "images_reference", &["repository", "tag"])
-            .unique()
-            .take(),
+        index("images", "images_reference", &["repository", "tag"]).unique().take(),
         index("images", "images_by_update", &["updated_at", "id"]),
-        index(
-            "images",
-            "images_of_creator_by_update",
-            &["creator", "updated_at", "id"],
-        ),
-        index("builds", "builds_of_image", &["image", "number"])
-            .unique()
-            .take(),
+        index("images", "images_of_creator_by_update", &["creator", "updated_at", "id"]),
+        index("builds", "builds_of_image", &["image", "number"]).unique().take(),
         index("builds", "builds_by_state", &["state", "queued_at", "id"]),
     ]
 }

@@ -55,11 +55,7 @@ pub(super) fn build_from_row(row: entity::build::Model) -> Result<Build, DbErr> 
         stop_confirmed: row.stop_confirmed,
         report_sequence: row.report_sequence,
         last_sequence: row.last_sequence,
-        steps: Steps {
-            total: row.steps_total,
-            done: row.steps_done,
-            cached: row.steps_cached,
-        },
+        steps: Steps { total: row.steps_total, done: row.steps_done, cached: row.steps_cached },
         error: row.error_json.as_deref().map(from_json).transpose()?,
         log_bytes: row.log_bytes,
         log_truncated: row.log_truncated,

@@ -46,10 +46,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<(), Error> {
         let txn = self.write().await?;
-        let known = worker::Entity::find_by_id(&hello.name)
-            .lock_exclusive()
-            .one(&txn)
-            .await?;
+        let known = worker::Entity::find_by_id(&hello.name).lock_exclusive().one(&txn).await?;
         let lives = known.as_ref().is_some_and(|known| {
             known.session.is_some()
                 && known.instance != hello.instance
@@ -104,10 +101,7 @@ impl Store {
         let held = held_by(&txn, name).await?;
         if !held.is_empty() {
             build::Entity::update_many()
-                .col_expr(
-                    build::Column::LeaseExpiresAt,
-                    Expr::value(now.after(lease).micros()),
-                )
+                .col_expr(build::Column::LeaseExpiresAt, Expr::value(now.after(lease).micros()))
                 .filter(build::Column::Id.is_in(held.iter().map(|build| build.id.0)))
                 .exec(&txn)
                 .await?;
@@ -139,9 +133,7 @@ impl Store {
 
     /// The next workers by name.
     pub(crate) async fn workers(&self, after: Option<&str>, limit: u64) -> Result<Vec<WorkerRow>, Error> {
-        let mut query = worker::Entity::find()
-            .order_by_asc(worker::Column::Name)
-            .limit(limit);
+        let mut query = worker::Entity::find().order_by_asc(worker::Column::Name).limit(limit);
         if let Some(name) = after {
             query = query.filter(worker::Column::Name.gt(name));
         }

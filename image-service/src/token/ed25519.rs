@@ -8,11 +8,8 @@ use jsonwebtoken::{
 };
 use ring::signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey};
 
-static PROVIDER: CryptoProvider = CryptoProvider {
-    signer_factory,
-    verifier_factory,
-    key_utils: KeyUtils::new_unimplemented(),
-};
+static PROVIDER: CryptoProvider =
+    CryptoProvider { signer_factory, verifier_factory, key_utils: KeyUtils::new_unimplemented() };
 
 /// Makes this the process's provider; once is enough.
 pub(super) fn install() {
@@ -33,11 +30,7 @@ fn verifier_factory(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn 
 }
 
 fn require_eddsa(algorithm: &Algorithm) -> Result<(), Error> {
-    if *algorithm == Algorithm::EdDSA {
-        Ok(())
-    } else {
-        Err(ErrorKind::InvalidAlgorithm.into())
-    }
+    if *algorithm == Algorithm::EdDSA { Ok(()) } else { Err(ErrorKind::InvalidAlgorithm.into()) }
 }
 
 struct Ed25519Signer(Ed25519KeyPair);
@@ -58,9 +51,7 @@ impl JwtSigner for Ed25519Signer {
 
 impl Verifier<Vec<u8>> for Ed25519Verifier {
     fn verify(&self, message: &[u8], signature: &Vec<u8>) -> Result<(), signature::Error> {
-        self.0
-            .verify(message, signature)
-            .map_err(|_| signature::Error::new())
+        self.0.verify(message, signature).map_err(|_| signature::Error::new())
     }
 }
 

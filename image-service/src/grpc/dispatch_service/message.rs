@@ -1,6 +1,6 @@
 //! The messages of dispatch on the wire.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use proto::dispatch as wire;
 
@@ -45,11 +45,8 @@ pub(super) fn hello(hello: wire::Hello) -> Result<Hello, Error> {
         violations.add("hello.instance", "must have 1 to 64 bytes");
     }
     violations.check()?;
-    let holds = hello
-        .holds
-        .into_iter()
-        .map(|held| attempt("hello.holds", Some(held)))
-        .collect::<Result<_, _>>()?;
+    let holds =
+        hello.holds.into_iter().map(|held| attempt("hello.holds", Some(held))).collect::<Result<_, _>>()?;
     Ok(Hello {
         name: hello.name,
         instance: hello.instance,
@@ -66,22 +63,11 @@ pub(super) fn report(report: wire::Report) -> Result<Report, Error> {
         return Err(Error::Invalid(Violations::one("report.events", rule)));
     }
     if report.first_sequence < 1 || report.first_sequence > i64::MAX - MAX_EVENTS as i64 {
-        return Err(Error::Invalid(Violations::one(
-            "report.first_sequence",
-            "must be 1 or more",
-        )));
+        return Err(Error::Invalid(Violations::one("report.first_sequence", "must be 1 or more")));
     }
     let attempt = attempt("report.attempt", report.attempt)?;
-    let events = report
-        .events
-        .into_iter()
-        .map(reported)
-        .collect::<Result<_, _>>()?;
-    Ok(Report {
-        attempt,
-        first_sequence: report.first_sequence,
-        events,
-    })
+    let events = report.events.into_iter().map(reported).collect::<Result<_, _>>()?;
+    Ok(Report { attempt, first_sequence: report.first_sequence, events })
 }
 
 fn reported(event: wire::ReportEvent) -> Result<Reported, Error> {
@@ -100,34 +86,22 @@ fn reported(event: wire::ReportEvent) -> Result<Reported, Error> {
         }),
         Some(Event::Line(line)) => WorkerEvent::Happened(Happening::Line {
             step: line.step.clamp(-1, MAX_STEPS),
-            stream: if line.stderr {
-                LogStream::Stderr
-            } else {
-                LogStream::Stdout
-            },
+            stream: if line.stderr { LogStream::Stderr } else { LogStream::Stdout },
             text: cut(line.text),
         }),
-        Some(Event::Gap(gap)) => WorkerEvent::Happened(Happening::Gap {
-            lines: gap.lines.max(0),
-            message: cut(gap.message),
-        }),
+        Some(Event::Gap(gap)) => {
+            WorkerEvent::Happened(Happening::Gap { lines: gap.lines.max(0), message: cut(gap.message) })
+        }
         Some(Event::Built(_)) => WorkerEvent::Built,
         Some(Event::Succeeded(succeeded)) => WorkerEvent::Succeeded {
             image_id: cut(succeeded.image_id),
             size_bytes: succeeded.size_bytes.max(0),
         },
         Some(Event::Failed(failed)) => WorkerEvent::Failed(failure(failed)?),
-        Some(Event::HandedBack(handed_back)) => WorkerEvent::HandedBack {
-            reason: cut(handed_back.reason),
-        },
-        Some(Event::Stopped(stopped)) => WorkerEvent::Stopped {
-            confirmed: stopped.confirmed,
-        },
+        Some(Event::HandedBack(handed_back)) => WorkerEvent::HandedBack { reason: cut(handed_back.reason) },
+        Some(Event::Stopped(stopped)) => WorkerEvent::Stopped { confirmed: stopped.confirmed },
         None => {
-            return Err(Error::Invalid(Violations::one(
-                "report.events.event",
-                "must be given",
-            )));
+            return Err(Error::Invalid(Violations::one("report.events.event", "must be given")));
         }
     };
     Ok(Reported { time, event })
@@ -147,12 +121,7 @@ fn failure(failed: wire::Failed) -> Result<Failure, Error> {
         fault,
         step: cut(failed.step),
         message: cut(failed.message),
-        last_lines: failed
-            .last_lines
-            .into_iter()
-            .take(MAX_LAST_LINES)
-            .map(cut)
-            .collect(),
+        last_lines: failed.last_lines.into_iter().take(MAX_LAST_LINES).map(cut).collect(),
     })
 }
 
@@ -186,11 +155,12 @@ fn cut(mut text: String) -> String {
     text
 }
 
-pub(super) fn welcome(welcome: Welcome, times: &Times) -> wire::ConnectResponse {
+pub(super) fn welcome(welcome: Welcome, times: &Times, stop_within: Duration) -> wire::ConnectResponse {
     answer(wire::connect_response::Message::Welcome(wire::Welcome {
         session_id: welcome.session,
         heartbeat_interval: prost_types::Duration::try_from(times.heartbeat).ok(),
         stop_after: prost_types::Duration::try_from(times.stop_after).ok(),
+        stop_within: prost_types::Duration::try_from(stop_within).ok(),
         keep: welcome.keep.into_iter().map(kept).collect(),
         drop: welcome.drop.into_iter().map(Into::into).collect(),
     }))
@@ -209,30 +179,22 @@ pub(super) fn to_worker(message: ToWorker) -> wire::ConnectResponse {
     use wire::connect_response::Message;
     answer(match message {
         ToWorker::HeartbeatAck(number) => Message::HeartbeatAck(wire::HeartbeatAck { number }),
-        ToWorker::Assignment {
-            attempt,
-            image,
-            reference,
-            configuration,
-        } => Message::Assignment(wire::Assignment {
-            attempt: Some(attempt.into()),
-            image_id: image.to_string(),
-            reference: reference.to_string(),
-            work: Some(work(&configuration)),
-        }),
-        ToWorker::ReportAck { attempt, sequence } => Message::ReportAck(wire::ReportAck {
-            attempt: Some(attempt.into()),
-            sequence,
-        }),
-        ToWorker::PublishGrant(attempt) => Message::PublishGrant(wire::PublishGrant {
-            attempt: Some(attempt.into()),
-        }),
-        ToWorker::Cancel(attempt) => Message::Cancel(wire::Cancel {
-            attempt: Some(attempt.into()),
-        }),
-        ToWorker::Drop(attempt) => Message::Drop(wire::Drop {
-            attempt: Some(attempt.into()),
-        }),
+        ToWorker::Assignment { attempt, image, reference, configuration } => {
+            Message::Assignment(wire::Assignment {
+                attempt: Some(attempt.into()),
+                image_id: image.to_string(),
+                reference: reference.to_string(),
+                work: Some(work(&configuration)),
+            })
+        }
+        ToWorker::ReportAck { attempt, sequence } => {
+            Message::ReportAck(wire::ReportAck { attempt: Some(attempt.into()), sequence })
+        }
+        ToWorker::PublishGrant(attempt) => {
+            Message::PublishGrant(wire::PublishGrant { attempt: Some(attempt.into()) })
+        }
+        ToWorker::Cancel(attempt) => Message::Cancel(wire::Cancel { attempt: Some(attempt.into()) }),
+        ToWorker::Drop(attempt) => Message::Drop(wire::Drop { attempt: Some(attempt.into()) }),
     })
 }
 
@@ -254,16 +216,11 @@ fn work(configuration: &Configuration) -> wire::assignment::Work {
 }
 
 fn answer(message: wire::connect_response::Message) -> wire::ConnectResponse {
-    wire::ConnectResponse {
-        message: Some(message),
-    }
+    wire::ConnectResponse { message: Some(message) }
 }
 
 impl From<Attempt> for wire::Attempt {
     fn from(attempt: Attempt) -> Self {
-        Self {
-            build_id: attempt.build.to_string(),
-            number: attempt.number,
-        }
+        Self { build_id: attempt.build.to_string(), number: attempt.number }
     }
 }
