@@ -1,0 +1,209 @@
+//! What a build does: steps, output, pauses and an end.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+/// How long [`Gate::reached`] waits before it calls the test lost.
+const GATE_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a build does, written in the order in which it happens.
+///
+/// A script without an end succeeds. The default script has a FROM step, a RUN step that prints
+/// "hello from the fake engine", and succeeds.
+#[derive(Clone, Debug)]
+pub(crate) struct Script {
+    pub(super) acts: Vec<Act>,
+    pub(super) end: End,
+    pub(super) ignores_cancel: bool,
+    pub(super) image_size: u64,
+}
+
+/// One thing that happens in a build.
+#[derive(Clone)]
+pub(super) enum Act {
+    Step { name: String, cached: bool },
+    Log { stream: i64, text: String },
+    Logs { count: usize, line: LineOf },
+    Pause(Gate),
+}
+
+/// Makes the text of the line with a given number.
+pub(super) type LineOf = Arc<dyn Fn(usize) -> String + Send + Sync>;
+
+/// How a build ends.
+#[derive(Clone, Debug)]
+pub(super) enum End {
+    Succeed,
+    Fail(String),
+    Hang,
+    Cut,
+    InternalError,
+}
+
+impl Script {
+    /// A script in which nothing happens, and which succeeds.
+    pub(crate) fn new() -> Script {
+        Script { acts: Vec::new(), end: End::Succeed, ignores_cancel: false, image_size: 1_982_256 }
+    }
+
+    /// Ends the step before, and starts one with this name, like `[2/3] RUN make`.
+    pub(crate) fn step(self, name: &str) -> Script {
+        self.act(Act::Step { name: name.to_owned(), cached: false })
+    }
+
+    /// The step just named comes from the cache. A cached step prints nothing.
+    pub(crate) fn cached(mut self) -> Script {
+        let Some(Act::Step { cached, .. }) = self.acts.last_mut() else {
+            panic!("cached() goes right behind step()")
+        };
+        *cached = true;
+        self
+    }
+
+    /// The current step prints this text on its standard output.
+    pub(crate) fn log(self, text: &str) -> Script {
+        self.act(Act::Log { stream: 1, text: text.to_owned() })
+    }
+
+    /// The current step prints this text on its standard error.
+    pub(crate) fn log_error(self, text: &str) -> Script {
+        self.act(Act::Log { stream: 2, text: text.to_owned() })
+    }
+
+    /// The current step prints `count` log entries, about 100 in each message, as fast as the
+    /// client reads them. Numbers start at 0; the text carries its own line end.
+    pub(crate) fn logs(self, count: usize, line: impl Fn(usize) -> String + Send + Sync + 'static) -> Script {
+        let line: LineOf = Arc::new(line);
+        self.act(Act::Logs { count, line })
+    }
+
+    /// Waits here until the gate is open.
+    pub(crate) fn pause(self, gate: &Gate) -> Script {
+        self.act(Act::Pause(gate.clone()))
+    }
+
+    /// The image is this large.
+    pub(crate) fn image_size(mut self, bytes: u64) -> Script {
+        self.image_size = bytes;
+        self
+    }
+
+    /// A cancel is recorded, but nothing comes of it. A client that goes away still ends the build.
+    pub(crate) fn ignore_cancel(mut self) -> Script {
+        self.ignores_cancel = true;
+        self
+    }
+
+    /// Ends well: the image is in the table under its tag.
+    pub(crate) fn succeed(self) -> Script {
+        self.end(End::Succeed)
+    }
+
+    /// The current step fails. In a RUN step, "exit code: 2" gets the engine's words around it;
+    /// every other message is taken as it is. Without a step the build fails before the first.
+    pub(crate) fn fail(self, message: &str) -> Script {
+        self.end(End::Fail(message.to_owned()))
+    }
+
+    /// Never ends by itself.
+    pub(crate) fn hang(self) -> Script {
+        self.end(End::Hang)
+    }
+
+    /// Cuts the connection in the middle of the stream.
+    pub(crate) fn drop_connection(self) -> Script {
+        self.end(End::Cut)
+    }
+
+    /// Answers 500 instead of a stream; nothing else of the script happens.
+    pub(crate) fn internal_error(self) -> Script {
+        self.end(End::InternalError)
+    }
+
+    fn act(mut self, act: Act) -> Script {
+        let prints = matches!(act, Act::Log { .. } | Act::Logs { .. });
+        assert!(!prints || self.step_is_open(), "only a step that runs can print");
+        self.acts.push(act);
+        self
+    }
+
+    fn step_is_open(&self) -> bool {
+        let step = self.acts.iter().rev().find_map(|act| match act {
+            Act::Step { cached, .. } => Some(!cached),
+            Act::Log { .. } | Act::Logs { .. } | Act::Pause(_) => None,
+        });
+        step == Some(true)
+    }
+
+    fn end(mut self, end: End) -> Script {
+        self.end = end;
+        self
+    }
+}
+
+impl Default for Script {
+    fn default() -> Script {
+        Script::new()
+            .step("[1/2] FROM scratch")
+            .step("[2/2] RUN hello")
+            .log("hello from the fake engine\n")
+            .succeed()
+    }
+}
+
+impl fmt::Debug for Act {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Act::Step { name, cached } => write!(f, "step {name:?} cached={cached}"),
+            Act::Log { stream, text } => write!(f, "log {stream} {text:?}"),
+            Act::Logs { count, .. } => write!(f, "{count} logs"),
+            Act::Pause(_) => write!(f, "pause"),
+        }
+    }
+}
+
+/// A place in a script where it waits for the test. Clones are the same gate.
+#[derive(Clone, Debug)]
+pub(crate) struct Gate {
+    open: watch::Sender<bool>,
+    arrivals: watch::Sender<usize>,
+}
+
+impl Gate {
+    /// A closed gate.
+    pub(crate) fn new() -> Gate {
+        Gate { open: watch::Sender::new(false), arrivals: watch::Sender::new(0) }
+    }
+
+    /// Lets every build through that waits here, and every later one.
+    pub(crate) fn open(&self) {
+        self.open.send_replace(true);
+    }
+
+    /// Waits until a build has come to this gate; panics if none does for 30 seconds.
+    pub(crate) async fn reached(&self) {
+        self.reached_by(1).await;
+    }
+
+    /// Waits until this many builds have come to this gate; panics after 30 seconds.
+    pub(crate) async fn reached_by(&self, builds: usize) {
+        let mut arrivals = self.arrivals.subscribe();
+        tokio::time::timeout(GATE_LIMIT, arrivals.wait_for(|count| *count >= builds))
+            .await
+            .expect("the script comes to its gate within 30 seconds")
+            .expect("the gate outlives the wait, for it holds the sender");
+    }
+
+    /// Tells that a build is here, and waits until the gate is open.
+    pub(super) async fn pass(&self) {
+        self.arrivals.send_modify(|count| *count += 1);
+        self.open
+            .subscribe()
+            .wait_for(|open| *open)
+            .await
+            .expect("the gate outlives the wait, for it holds the sender");
+    }
+}
