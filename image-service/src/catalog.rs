@@ -68,8 +68,8 @@ impl Catalog {
         self.permitted(caller, Action::Delete, id).await?;
         let (decision, committed) =
             self.store.delete_image(id, caller.subject(), self.queue.policy(), Timestamp::now()).await?;
-        self.signals.announce(&committed);
         self.queue.deliver(decision);
+        self.signals.announce(&committed);
         Ok(())
     }
 

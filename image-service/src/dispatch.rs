@@ -122,30 +122,39 @@ impl Deciding<'_> {
     }
 
     fn report(&mut self, worker: &str, report: &Report) {
+        // The worker itself is answered, whoever holds the build afterwards.
+        let answer = if self.take(worker, report) {
+            ToWorker::ReportAck { attempt: report.attempt, sequence: self.build.report_sequence }
+        } else {
+            ToWorker::Drop(report.attempt)
+        };
+        self.decision.messages.push((worker.to_owned(), answer));
+    }
+
+    /// Takes in what is new of a report; false when the attempt is fenced, or over.
+    fn take(&mut self, worker: &str, report: &Report) -> bool {
+        let sequence_before = self.build.report_sequence;
         if self.build.attempt != report.attempt.number || self.build.worker.as_deref() != Some(worker) {
-            self.decision.messages.push((worker.to_owned(), ToWorker::Drop(report.attempt)));
-            return;
+            return false;
         }
         for (sequence, reported) in (report.first_sequence..).zip(&report.events) {
-            if sequence <= self.build.report_sequence {
+            if sequence <= sequence_before {
                 continue;
             }
             if sequence > self.build.report_sequence + 1 {
-                // Something between was lost: the acknowledgement below makes the worker send it again.
+                // Something between was lost: the acknowledgement makes the worker send it again.
                 break;
             }
             if !self.build.state.is_held() {
-                self.send(ToWorker::Drop(report.attempt));
-                return;
+                return false;
             }
             self.build.report_sequence = sequence;
             self.changed = true;
             if !self.apply(reported) {
-                self.send(ToWorker::Drop(report.attempt));
-                return;
+                return false;
             }
         }
-        self.send(ToWorker::ReportAck { attempt: report.attempt, sequence: self.build.report_sequence });
+        true
     }
 
     /// Applies one report; false when the attempt has no right to it.

@@ -77,8 +77,8 @@ impl Queue {
         else {
             return Ok(false);
         };
-        self.signals.announce(&committed);
         self.deliver(decision);
+        self.signals.announce(&committed);
         Ok(true)
     }
 
@@ -115,8 +115,8 @@ impl Queue {
             let Some((decision, committed)) = claimed else {
                 return Ok(());
             };
-            self.signals.announce(&committed);
             self.deliver(decision);
+            self.signals.announce(&committed);
         }
     }
 

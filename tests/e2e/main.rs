@@ -3,7 +3,11 @@
 //! `stack` starts the services, `engine` is a scripted Docker Engine at the wire, `proxy` cuts and stalls connections. The
 //! other modules are tests, named by what they are about.
 
+mod access;
+mod dispatch;
 mod engine;
+mod input;
 mod main_job;
 mod proxy;
 mod stack;
+mod watching;

@@ -1,11 +1,7 @@
 //! Both services in process, on ports of their own, as a deployment starts them: configured by the command line, called over
 //! the network.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -34,7 +30,6 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(crate) struct Service {
     pub(crate) addr: SocketAddr,
-    data: PathBuf,
     keys: TokenKeys,
     running: Running,
     /// Kept until the last service of the directory is gone.
@@ -75,17 +70,21 @@ pub(crate) struct Bearer(Option<AsciiMetadataValue>);
 impl Service {
     /// Starts a service with further flags of `image-service serve`.
     pub(crate) async fn start_with(flags: &[&str]) -> anyhow::Result<Self> {
-        Self::start_in(std::sync::Arc::new(tempfile::tempdir()?), flags).await
+        Self::start_in(std::sync::Arc::new(tempfile::tempdir()?), "127.0.0.1:0", flags).await
     }
 
     pub(crate) async fn start() -> anyhow::Result<Self> {
         Self::start_with(&[]).await
     }
 
-    async fn start_in(directory: std::sync::Arc<TempDir>, flags: &[&str]) -> anyhow::Result<Self> {
+    async fn start_in(
+        directory: std::sync::Arc<TempDir>,
+        listen: &str,
+        flags: &[&str],
+    ) -> anyhow::Result<Self> {
         let data = directory.path().join("data");
         let data_flag = data.to_str().context("a path in UTF-8")?;
-        let fixed = ["image-service", "serve", "--listen", "127.0.0.1:0", "--data-dir", data_flag];
+        let fixed = ["image-service", "serve", "--listen", listen, "--data-dir", data_flag];
         let Command::Serve(config) = Cli::try_parse_from(fixed.iter().chain(flags))?.command else {
             anyhow::bail!("the flags are those of another command");
         };
@@ -93,17 +92,16 @@ impl Service {
         Ok(Self {
             addr: bound.local_addr()?,
             keys: TokenKeys::open(&data)?,
-            data,
             running: Running::start(|shutdown| async move { Ok(bound.run(shutdown).await?) }),
             directory,
         })
     }
 
-    /// Shuts it down in order, and starts another on the same data.
-    pub(crate) async fn restart_with(self, flags: &[&str]) -> anyhow::Result<Self> {
-        let directory = std::sync::Arc::clone(&self.directory);
+    /// Shuts it down in order, and starts another on the same data and port.
+    pub(crate) async fn restart(self) -> anyhow::Result<Self> {
+        let (directory, listen) = (std::sync::Arc::clone(&self.directory), self.addr.to_string());
         self.stop().await?;
-        Self::start_in(directory, flags).await
+        Self::start_in(directory, &listen, &[]).await
     }
 
     /// Shuts it down in order.
@@ -114,10 +112,6 @@ impl Service {
     /// Begins the shutdown and does not wait for its end.
     pub(crate) fn begin_shutdown(&self) {
         self.running.shutdown.cancel();
-    }
-
-    pub(crate) fn data_dir(&self) -> &Path {
-        &self.data
     }
 
     /// A token of this service.

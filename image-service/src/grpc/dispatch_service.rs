@@ -118,9 +118,11 @@ impl Connection {
         let pass_on = async {
             while let Some(message) = messages.recv().await {
                 if answers.send(Ok(message::to_worker(message))).await.is_err() {
-                    break;
+                    return Ok(());
                 }
             }
+            // Another connection has taken this one's place.
+            Err(Error::SessionLost.into())
         };
         let hear = async {
             loop {
@@ -136,7 +138,7 @@ impl Connection {
         };
         tokio::select! {
             heard = hear => heard,
-            () = pass_on => Ok(()),
+            passed_on = pass_on => passed_on,
             () = hang_up.cancelled() => Err(Error::SessionLost.into()),
             () = self.shutdown.cancelled() => Err(Error::Draining.into()),
             () = tokio::time::sleep_until(expiry) => Err(Error::TokenExpired.into()),

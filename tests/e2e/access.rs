@@ -1,0 +1,168 @@
+//! Who is let in, and who sees what.
+
+use std::time::Duration;
+
+use image_service::Role;
+use proto::images::{self as api, ListWorkersRequest, WatchBuildRequest, WatchImagesRequest};
+use tonic::{Code, Status};
+
+use crate::{
+    engine::FakeEngine,
+    stack::{LIMIT, Service, Worker, image, reason},
+};
+
+fn refused<T: std::fmt::Debug>(answer: Result<T, Status>) -> (Code, String) {
+    let status = answer.expect_err("it is refused");
+    (status.code(), reason(&status))
+}
+
+fn pair(code: Code, reason: &str) -> (Code, String) {
+    (code, reason.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_tokens_of_this_service_are_accepted() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let other = Service::start().await?;
+    let expired = service.token_for("alice", &[Role::Admin], Duration::ZERO);
+    let valid = service.token("alice", &[Role::Admin]);
+    let (body, _) = valid.rsplit_once('.').expect("three parts");
+    let claims = valid.split('.').nth(1).expect("claims");
+    let unsigned = format!("eyJhbGciOiJub25lIn0.{claims}.");
+    for (token, expected) in [
+        ("", "TOKEN_MISSING"),
+        ("nonsense", "TOKEN_INVALID"),
+        (body, "TOKEN_INVALID"),
+        (&unsigned, "TOKEN_INVALID"),
+        (&other.token("alice", &[Role::Admin]), "TOKEN_INVALID"),
+    ] {
+        assert_eq!(
+            refused(service.client(token).list().await),
+            pair(Code::Unauthenticated, expected),
+            "{token}"
+        );
+    }
+    let begun = tokio::time::Instant::now();
+    let expired = service.client(&expired);
+    // A token is valid until the end of its last second.
+    while expired.list().await.is_ok() {
+        assert!(begun.elapsed() < LIMIT);
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(refused(expired.list().await), pair(Code::Unauthenticated, "TOKEN_EXPIRED"));
+    assert!(service.client(&valid).list().await.is_ok());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_token_is_good_for_its_api_alone() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let worker = service.client(&service.token("w1", &[Role::Worker]));
+    assert_eq!(refused(worker.list().await), pair(Code::PermissionDenied, "WORKER_TOKEN"));
+    assert_eq!(
+        refused(worker.create(image("A", "FROM scratch")).await),
+        pair(Code::PermissionDenied, "WORKER_TOKEN")
+    );
+    for roles in [&[][..], &[Role::Builder], &[Role::Admin]] {
+        let client = service.client(&service.token("alice", roles));
+        let hello = tokio_stream::pending::<proto::dispatch::ConnectRequest>();
+        let answer = client.dispatch.clone().connect(hello).await;
+        assert_eq!(refused(answer.map(|_| ())), pair(Code::PermissionDenied, "ROLE_MISSING"));
+    }
+    let nobody = service.client(&service.token("alice", &[]));
+    assert_eq!(
+        refused(nobody.create(image("A", "FROM scratch")).await),
+        pair(Code::PermissionDenied, "ROLE_MISSING")
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_caller_may_not_see_does_not_exist_for_it() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let mallory = service.builder("mallory");
+    let admin = service.client(&service.token("root", &[Role::Admin]));
+    let (created, build) = alice.create(image("Private", "FROM scratch")).await?;
+    let missing = uuid::Uuid::now_v7().to_string();
+
+    for (seen, absent) in [
+        (mallory.get(&created.id).await.err(), mallory.get(&missing).await.err()),
+        (mallory.build(&created.id).await.err(), mallory.build(&missing).await.err()),
+        (mallory.cancel(&created.id).await.err(), mallory.cancel(&missing).await.err()),
+        (mallory.delete(&created.id).await.err(), mallory.delete(&missing).await.err()),
+        (mallory.get_build(&build.id).await.err(), mallory.get_build(&missing).await.err()),
+        (mallory.history(&build.id, 0).await.err(), mallory.history(&missing, 0).await.err()),
+        (list_builds(&mallory, &created.id).await.err(), list_builds(&mallory, &missing).await.err()),
+    ] {
+        let (seen, absent) = (seen.expect("refused"), absent.expect("refused"));
+        assert_eq!(seen.code(), Code::NotFound);
+        assert_eq!((seen.code(), seen.message()), (absent.code(), absent.message()));
+        assert_eq!(seen.details(), absent.details());
+    }
+    assert_eq!(mallory.list().await?, []);
+    assert_eq!(admin.list().await?.len(), 1);
+    assert_eq!(admin.get_build(&build.id).await?.requested_by, "alice");
+    admin.delete(&created.id).await?;
+    Ok(())
+}
+
+async fn list_builds(client: &crate::stack::Client, image: &str) -> Result<(), Status> {
+    let request = api::ListBuildsRequest { image_id: image.to_owned(), ..api::ListBuildsRequest::default() };
+    client.builds.clone().list_builds(request).await.map(|_| ())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_end_with_their_token() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let (_, build) = service.builder("alice").create(image("A", "FROM scratch")).await?;
+    let short = service.token_for("alice", &[Role::Builder], Duration::from_secs(2));
+    let client = service.client(&short);
+    let images = async {
+        let mut stream =
+            client.images.clone().watch_images(WatchImagesRequest::default()).await?.into_inner();
+        while stream.message().await?.is_some() {}
+        Ok::<_, Status>(())
+    };
+    let builds = async {
+        let request = WatchBuildRequest { id: build.id, after_sequence: 0 };
+        let mut stream = client.builds.clone().watch_build(request).await?.into_inner();
+        while stream.message().await?.is_some() {}
+        Ok::<_, Status>(())
+    };
+    let both = async { tokio::join!(images, builds) };
+    let (images, builds) = tokio::time::timeout(LIMIT, both).await?;
+    assert_eq!(refused(images), pair(Code::Unauthenticated, "TOKEN_EXPIRED"));
+    assert_eq!(refused(builds), pair(Code::Unauthenticated, "TOKEN_EXPIRED"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_sees_the_workers_and_admins_see_more() -> anyhow::Result<()> {
+    let engine = FakeEngine::start().await?;
+    let service = Service::start().await?;
+    let flags = ["--slots", "3", "--labels", "zone=a,disk=ssd"];
+    let worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags).await?;
+    let alice = service.client(&service.token("alice", &[]));
+    let admin = service.client(&service.token("root", &[Role::Admin]));
+    let list = async |client: &crate::stack::Client| {
+        let response = client.workers.clone().list_workers(ListWorkersRequest::default()).await?;
+        Ok::<_, Status>(response.into_inner().workers)
+    };
+    let begun = tokio::time::Instant::now();
+    while !list(&alice).await?.iter().any(|worker| worker.online) {
+        assert!(begun.elapsed() < LIMIT);
+        tokio::task::yield_now().await;
+    }
+    let seen = list(&alice).await?.remove(0);
+    assert_eq!((seen.name.as_str(), seen.labels.len(), seen.slots), ("w1", 2, 0));
+    assert_eq!(seen.engine_version, "");
+    let seen = list(&admin).await?.remove(0);
+    assert_eq!((seen.slots, seen.slots_taken, seen.engine_version.as_str()), (3, 0, "20.10.24"));
+    worker.stop().await?;
+    while list(&alice).await?.iter().any(|worker| worker.online) {
+        assert!(begun.elapsed() < LIMIT);
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}

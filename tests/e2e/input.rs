@@ -1,0 +1,256 @@
+//! What comes in that should not: it is refused with the field and the rule, and nothing breaks.
+
+use std::collections::BTreeSet;
+
+use image_service::Role;
+use proto::images::{self as api, ImageView};
+use tonic::{Code, Status};
+
+use crate::stack::{Client, Service, fields, image, reason};
+
+fn invalid(answer: Result<impl std::fmt::Debug, Status>) -> Vec<String> {
+    let status = answer.expect_err("it is refused");
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::InvalidArgument, "INVALID_FIELDS"),
+        "{status:?}"
+    );
+    let found = fields(&status);
+    for field in &found {
+        assert!(status.message().contains(field.as_str()), "{} does not name {field}", status.message());
+    }
+    found
+}
+
+fn with_file(path: &str, bytes: usize) -> api::Image {
+    let mut image = image("A", "FROM scratch");
+    if let Some(api::image_config::Source::Dockerfile(source)) =
+        image.config.as_mut().and_then(|config| config.source.as_mut())
+    {
+        source.files.push(api::ContextFile {
+            path: path.to_owned(),
+            content: vec![7; bytes].into(),
+            executable: false,
+        });
+    }
+    image
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_images_are_refused_by_field() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let good = || image("A", "FROM scratch");
+    for (bad, field) in [
+        (api::Image { name: " ".to_owned(), ..good() }, "image.name"),
+        (api::Image { name: "x".repeat(121), ..good() }, "image.name"),
+        (api::Image { name: "a\u{1b}[31m".to_owned(), ..good() }, "image.name"),
+        (api::Image { description: "x".repeat(4097), ..good() }, "image.description"),
+        (api::Image { repository: "a b".to_owned(), ..good() }, "image.repository"),
+        (api::Image { repository: "ubuntu".to_owned(), ..good() }, "image.repository"),
+        (api::Image { repository: "trailer/a:b".to_owned(), ..good() }, "image.repository"),
+        (api::Image { repository: "trailer/../ubuntu".to_owned(), ..good() }, "image.repository"),
+        (api::Image { tag: "-".to_owned(), ..good() }, "image.tag"),
+        (api::Image { config: None, ..good() }, "image.config"),
+        (api::Image { config: Some(api::ImageConfig::default()), ..good() }, "image.config"),
+        (image("A", ""), "image.config.dockerfile.text"),
+        (image("A", "FROM scratch\0"), "image.config.dockerfile.text"),
+        (image("A", &"#".repeat(256 * 1024 + 1)), "image.config.dockerfile"),
+        (with_file("big", 256 * 1024), "image.config.dockerfile"),
+        (with_file("../up", 1), "image.config.dockerfile.files[0].path"),
+        (with_file("/abs", 1), "image.config.dockerfile.files[0].path"),
+        (with_file("Dockerfile", 1), "image.config.dockerfile.files[0].path"),
+        (with_file("a\nb", 1), "image.config.dockerfile.files[0].path"),
+    ] {
+        assert_eq!(invalid(alice.create(bad).await), [field]);
+    }
+    assert_eq!(
+        invalid(alice.create(api::Image { tag: "-".to_owned(), ..api::Image::default() }).await),
+        ["image.name", "image.tag", "image.config"]
+    );
+    assert_eq!(
+        invalid(alice.images.clone().create_image(api::CreateImageRequest::default()).await),
+        ["image"]
+    );
+    assert_eq!(alice.list().await?, [], "nothing was created");
+
+    let admin = service.client(&service.token("root", &[Role::Admin]));
+    let anywhere = api::Image { repository: "localhost:5000/base".to_owned(), ..good() };
+    assert_eq!(admin.create(anywhere).await?.0.repository, "localhost:5000/base");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_requests_are_refused_by_field() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let Client { mut images, mut builds, mut workers, .. } = service.builder("alice");
+    let id = || uuid::Uuid::now_v7().to_string();
+    for bad in [
+        "",
+        "x",
+        "0198f0c47a2e7b6e9d559f1c2b3a4d5e",
+        "{0198f0c4-7a2e-7b6e-9d55-9f1c2b3a4d5e}",
+        "%s",
+        "' or 1=1",
+    ] {
+        let bad = || bad.to_owned();
+        assert_eq!(invalid(images.get_image(api::GetImageRequest { id: bad() }).await), ["id"]);
+        assert_eq!(invalid(images.delete_image(api::DeleteImageRequest { id: bad() }).await), ["id"]);
+        assert_eq!(invalid(images.build_image(api::BuildImageRequest { id: bad() }).await), ["id"]);
+        let request = api::CancelBuildRequest { id: bad(), build_id: String::new() };
+        assert_eq!(invalid(images.cancel_build(request).await), ["id"]);
+        assert_eq!(invalid(builds.get_build(api::GetBuildRequest { id: bad() }).await), ["id"]);
+        let request = api::WatchBuildRequest { id: bad(), after_sequence: 0 };
+        assert_eq!(invalid(builds.watch_build(request).await.map(|_| ())), ["id"]);
+        let request = api::ListBuildsRequest { image_id: bad(), ..Default::default() };
+        assert_eq!(invalid(builds.list_builds(request).await), ["image_id"]);
+    }
+    let request = api::CancelBuildRequest { id: id(), build_id: "x".to_owned() };
+    assert_eq!(invalid(images.cancel_build(request).await), ["build_id"]);
+    let request = api::WatchBuildRequest { id: id(), after_sequence: -1 };
+    assert_eq!(invalid(builds.watch_build(request).await.map(|_| ())), ["after_sequence"]);
+    let request = api::ListImagesRequest { page_size: -1, ..Default::default() };
+    assert_eq!(invalid(images.list_images(request).await), ["page_size"]);
+    let request = api::ListImagesRequest { view: 77, ..Default::default() };
+    assert_eq!(invalid(images.list_images(request).await), ["view"]);
+    let request = api::WatchImagesRequest { view: -1, ..Default::default() };
+    assert_eq!(invalid(images.watch_images(request).await.map(|_| ())), ["view"]);
+    for token in ["x", "1:2.3", "9999:0198f0c4-7a2e-7b6e-9d55-9f1c2b3a4d5e.0000000000000000"] {
+        let request = api::ListImagesRequest { page_token: token.to_owned(), ..Default::default() };
+        assert_eq!(invalid(images.list_images(request).await), ["page_token"]);
+    }
+    let request = api::ListWorkersRequest { page_size: i32::MIN, ..Default::default() };
+    assert_eq!(invalid(workers.list_workers(request).await), ["page_size"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_hold_every_image_once_and_belong_to_their_caller() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
+    let mut created = BTreeSet::new();
+    for i in 0..7 {
+        created.insert(alice.create(image(&format!("A{i}"), "FROM scratch")).await?.0.id);
+        bob.create(image(&format!("B{i}"), "FROM scratch")).await?;
+    }
+    let mut request =
+        api::ListImagesRequest { page_size: 3, view: ImageView::Full.into(), ..Default::default() };
+    let mut listed = Vec::new();
+    loop {
+        let page = alice.images.clone().list_images(request.clone()).await?.into_inner();
+        listed.extend(page.images);
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+        assert_eq!(invalid(bob.images.clone().list_images(request.clone()).await), ["page_token"]);
+        let other = api::ListImagesRequest { view: ImageView::Basic.into(), ..request.clone() };
+        assert_eq!(invalid(alice.images.clone().list_images(other).await), ["page_token"]);
+    }
+    assert!(listed.is_sorted_by(
+        |a, b| a.update_time.map(|t| (t.seconds, t.nanos)) >= b.update_time.map(|t| (t.seconds, t.nanos))
+    ));
+    assert!(listed.iter().all(|image| image.config.is_some()));
+    assert_eq!(listed.len(), 7);
+    assert_eq!(listed.into_iter().map(|image| image.id).collect::<BTreeSet<_>>(), created);
+    assert!(alice.list().await?.iter().all(|image| image.config.is_none()));
+    Ok(())
+}
+
+/// Every method that takes one request, by its path.
+const METHODS: [&str; 11] = [
+    "/trailer.images.v1.ImageService/CreateImage",
+    "/trailer.images.v1.ImageService/GetImage",
+    "/trailer.images.v1.ImageService/ListImages",
+    "/trailer.images.v1.ImageService/DeleteImage",
+    "/trailer.images.v1.ImageService/BuildImage",
+    "/trailer.images.v1.ImageService/CancelBuild",
+    "/trailer.images.v1.ImageService/WatchImages",
+    "/trailer.images.v1.BuildService/GetBuild",
+    "/trailer.images.v1.BuildService/ListBuilds",
+    "/trailer.images.v1.BuildService/WatchBuild",
+    "/trailer.images.v1.WorkerService/ListWorkers",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_bytes_are_the_callers_fault() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let token = service.token("alice", &[Role::Builder]);
+    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    let mut byte = || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random.to_le_bytes()[3]
+    };
+    for round in 0..60 {
+        for method in METHODS {
+            let length = usize::from(byte()) % 64;
+            let bytes: Vec<u8> = (0..length).map(|_| byte()).collect();
+            // Now and then a broken frame instead of a broken message, or none at all.
+            let frame = match round % 6 {
+                0 => bytes,
+                1 => Vec::new(),
+                _ => [&[0, 0, 0, 0, u8::try_from(length)?], bytes.as_slice()].concat(),
+            };
+            let (code, reason) = raw::call(&service, method, &token, frame).await?;
+            let expected = [Code::Ok, Code::InvalidArgument, Code::NotFound, Code::OutOfRange];
+            assert!(expected.contains(&code), "{method}: {code:?} {reason}");
+        }
+    }
+    let oversized = [&[0][..], &(5 * 1024 * 1024_u32).to_be_bytes(), &vec![0; 5 * 1024 * 1024]].concat();
+    let (code, reason) = raw::call(&service, METHODS[0], &token, oversized).await?;
+    assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "MALFORMED_REQUEST"));
+    let (code, _) =
+        raw::call(&service, "/trailer.images.v1.ImageService/Nothing", &token, vec![0; 5]).await?;
+    assert_eq!(code, Code::Unimplemented);
+    Ok(())
+}
+
+mod raw {
+    //! Calls with bytes of one's choice, over HTTP/2 without a gRPC library.
+
+    use anyhow::Context as _;
+    use bytes::Bytes;
+    use http_body_util::{BodyExt as _, Full};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::net::TcpStream;
+    use tonic::{Code, Status};
+
+    use crate::stack::{LIMIT, Service, reason};
+
+    pub(super) async fn call(
+        service: &Service,
+        method: &str,
+        token: &str,
+        body: Vec<u8>,
+    ) -> anyhow::Result<(Code, String)> {
+        let stream = TokioIo::new(TcpStream::connect(service.addr).await?);
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
+        let connection = tokio::spawn(connection);
+        let request = http::Request::post(format!("http://{}{method}", service.addr))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("authorization", format!("Bearer {token}"))
+            .body(Full::new(Bytes::from(body)))?;
+        let response = tokio::time::timeout(LIMIT, sender.send_request(request)).await??;
+        let mut status = Status::from_header_map(response.headers());
+        let mut body = response.into_body();
+        while status.is_none() {
+            // A watch that was begun answers at once, and would go on for ever.
+            let frame = tokio::time::timeout(LIMIT, body.frame()).await?;
+            match frame.transpose()? {
+                Some(frame) if frame.is_data() => status = Some(Status::ok("")),
+                Some(frame) => {
+                    let trailers = frame.into_trailers().ok().context("neither data nor trailers")?;
+                    status = Status::from_header_map(&trailers);
+                }
+                None => anyhow::bail!("an answer without a status"),
+            }
+        }
+        connection.abort();
+        let status = status.context("an answer without a status")?;
+        Ok((status.code(), reason(&status)))
+    }
+}
