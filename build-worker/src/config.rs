@@ -36,7 +36,8 @@ pub struct Config {
     #[arg(long, env = "TRAILER_DOCKER_HOST", default_value = "unix:///var/run/docker.sock")]
     pub docker_host: String,
 
-    /// How many bytes of log lines to keep of one build; of what is over it, only the end is kept.
+    /// How many bytes of log lines to keep of one build, 32 more counted for each line; of what is over it, only the end
+    /// is kept.
     #[arg(long, env = "TRAILER_LOG_LIMIT", default_value_t = 64 * 1024 * 1024)]
     pub log_limit: usize,
 

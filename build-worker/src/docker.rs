@@ -56,6 +56,13 @@ pub(crate) struct RunningBuild {
     _close: DropGuard,
 }
 
+/// A way to cancel a build.
+#[derive(Debug)]
+pub(crate) struct Canceller {
+    name: String,
+    connections: Connections,
+}
+
 /// What the engine says of a build.
 #[derive(Debug)]
 pub(crate) enum Told {
@@ -181,18 +188,25 @@ impl Engine {
 }
 
 impl RunningBuild {
-    /// How long the engine may take to hear of a cancel.
-    const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
-
     /// What the engine says next; `None` when the build has ended.
     pub(crate) async fn next(&mut self) -> Option<Result<Told, EngineError>> {
         self.told.recv().await
     }
 
-    /// Asks the engine to end the build. It has ended when [`Self::next`] says so.
+    /// What can cancel the build while somebody reads on.
+    pub(crate) fn canceller(&self) -> Canceller {
+        Canceller { name: self.name.clone(), connections: self.connections.clone() }
+    }
+}
+
+impl Canceller {
+    /// How long the engine may take to hear of a cancel.
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// Asks the engine to end the build. It has ended when [`RunningBuild::next`] says so.
     pub(crate) async fn cancel(&self) -> Result<(), EngineError> {
         let path = format!("/build/cancel?id={}", self.name);
-        tokio::time::timeout(Self::CANCEL_TIMEOUT, self.connections.post(&path))
+        tokio::time::timeout(Self::TIMEOUT, self.connections.post(&path))
             .await
             .map_err(|_| EngineError::Broken("it did not answer a cancel in time".to_owned()))?
             .map_err(|error| EngineError::Broken(error.to_string()))

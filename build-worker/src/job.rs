@@ -1,6 +1,8 @@
 //! One attempt at one build, from its assignment to its last report.
 
 use std::{
+    collections::BTreeSet,
+    io,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -16,7 +18,7 @@ use crate::{
     context,
     docker::{BuildOrder, Engine, EngineError, EngineImage, RunningBuild, Told},
     outbox::Outbox,
-    output::{FailedStep, Output},
+    output::{FailedStep, Output, Timed},
     residue::StepProcesses,
     steps::StepsUnderWay,
 };
@@ -82,6 +84,10 @@ impl Control {
 impl Job {
     /// The label that tells which record an image belongs to.
     const IMAGE_LABEL: &str = "trailer.image-id";
+    /// How often the engine is asked to cancel.
+    const CANCEL_AGAIN: Duration = Duration::from_millis(200);
+    /// How long a worker that ends waits for the grant of what it has built.
+    const LAST_GRANT: Duration = Duration::from_secs(5);
     /// How long a step that other builds need is awaited, in case that it ends after all.
     const SHARED: Duration = Duration::from_millis(500);
     const PROCESS_POLL: Duration = Duration::from_millis(20);
@@ -100,10 +106,11 @@ impl Job {
             Err(Ended::Failed(failed)) => Some(Event::Failed(failed)),
             Err(Ended::Stopped { confirmed }) => match self.control.reason.get() {
                 Some(StopReason::Cancelled) => Some(Event::Stopped(Stopped { confirmed })),
-                Some(StopReason::HandBack) => {
+                Some(StopReason::HandBack) if confirmed => {
                     Some(Event::HandedBack(HandedBack { reason: "the worker is shutting down".to_owned() }))
                 }
-                Some(StopReason::Fenced) | None => None,
+                // Work that may still go on is not given to others before the lease is over.
+                Some(StopReason::HandBack | StopReason::Fenced) | None => None,
             },
         };
         match event {
@@ -119,12 +126,24 @@ impl Job {
         self.outbox.push(None, Event::Built(Built {})).await;
         tokio::select! {
             biased;
-            () = self.control.stop.cancelled() => Err(Ended::Stopped { confirmed: true }),
             () = self.control.granted.cancelled() => self.publish(built).await,
+            () = self.control.stop.cancelled() => {
+                // What is built need not be built again because the worker ends: the grant is on its way.
+                let wanted = self.control.reason.get() == Some(&StopReason::HandBack);
+                let granted = tokio::time::timeout(Self::LAST_GRANT, self.control.granted.cancelled());
+                if wanted && granted.await.is_ok() {
+                    self.publish(built).await
+                } else {
+                    Err(Ended::Stopped { confirmed: true })
+                }
+            }
         }
     }
 
     async fn build(&self) -> Result<String, Ended> {
+        if self.control.stop.is_cancelled() {
+            return Err(Ended::Stopped { confirmed: true });
+        }
         let Some(Work::DockerBuild(order)) = &self.assignment.work else {
             let message = "this worker does not know this kind of build".to_owned();
             return Err(infrastructure(message));
@@ -137,7 +156,9 @@ impl Job {
         loop {
             let told = tokio::select! {
                 biased;
-                () = self.control.stop.cancelled() => return Err(self.stop(build, output, begun).await),
+                () = self.control.stop.cancelled() => {
+                    return Err(self.stop(build, output, Vec::new(), begun).await);
+                }
                 told = build.next() => told,
             };
             let mut events = Vec::new();
@@ -153,11 +174,16 @@ impl Job {
                 Some(Err(error)) => failure = Some(error),
                 None => output.finish(&mut events),
             }
-            for (at, event) in events {
-                tokio::select! {
+            let mut events = events.into_iter();
+            while let Some((at, event)) = events.next() {
+                let is_pushed = tokio::select! {
                     biased;
-                    () = self.control.stop.cancelled() => break,
-                    () = self.outbox.push(at, event) => {}
+                    () = self.outbox.push(at, event.clone()) => true,
+                    () = self.control.stop.cancelled() => false,
+                };
+                if !is_pushed && !is_over {
+                    let untold = std::iter::once((at, event)).chain(events).collect();
+                    return Err(self.stop(build, output, untold, begun).await);
                 }
             }
             if is_over {
@@ -182,25 +208,39 @@ impl Job {
     }
 
     /// Ends the build: the engine is told, its answer read to the end, and then no process of it may be left.
-    async fn stop(&self, mut build: RunningBuild, mut output: Output, begun: Instant) -> Ended {
+    async fn stop(
+        &self,
+        mut build: RunningBuild,
+        mut output: Output,
+        mut events: Vec<Timed>,
+        begun: Instant,
+    ) -> Ended {
         let deadline = Instant::now() + self.stop_limit;
-        if let Err(error) = build.cancel().await {
-            tracing::warn!(build = self.name(), %error, "cannot cancel a build; dropping its connection");
-        }
-        let mut events = Vec::new();
+        let canceller = build.canceller();
+        // The engine ignores the cancel of a build that it has not begun: it is asked again.
+        let cancel = async {
+            loop {
+                if let Err(error) = canceller.cancel().await {
+                    tracing::warn!(build = self.name(), %error, "cannot cancel a build");
+                }
+                tokio::time::sleep(Self::CANCEL_AGAIN).await;
+            }
+        };
         let to_the_end = async {
             while let Some(told) = build.next().await {
                 if let Ok(Told::Progress(progress)) = told {
-                    for progress in progress {
-                        output.take(progress, &mut events);
-                    }
+                    progress.into_iter().for_each(|progress| output.take(progress, &mut events));
                 }
             }
         };
-        let has_ended = tokio::time::timeout_at(deadline, to_the_end).await.is_ok();
+        let has_ended = tokio::select! {
+            () = to_the_end => true,
+            () = cancel => false,
+            () = tokio::time::sleep_until(deadline) => false,
+        };
         drop(build);
         output.finish(&mut events);
-        if self.control.reason.get() != Some(&StopReason::Fenced) {
+        if !self.control.is_fenced() {
             for (at, event) in events {
                 // A service that is away must not keep the work from stopping.
                 if tokio::time::timeout_at(deadline, self.outbox.push(at, event)).await.is_err() {
@@ -217,19 +257,18 @@ impl Job {
 
     /// Waits until no step of the build has a process left that no other build of this worker needs.
     async fn no_process_is_left(&self, begun: Instant, deadline: Instant) -> bool {
-        let Some(processes) = &self.processes else {
-            // The end of the build is all that can be seen of an engine elsewhere.
-            return true;
-        };
         let stopped = Instant::now();
+        let mut ours: Option<BTreeSet<String>> = None;
         loop {
-            let left = match processes.younger_than(begun.elapsed()) {
-                Ok(left) => left.len(),
+            let found = match self.step_processes(begun).await {
+                Ok(found) => found,
                 Err(error) => {
                     tracing::warn!(%error, "cannot look for what is left of a build");
                     return false;
                 }
             };
+            // What begins from now on is not of this build.
+            let left = found.intersection(ours.get_or_insert_with(|| found.clone())).count();
             let now = Instant::now();
             // What others seem to need is given some time to end, in case that they do not.
             if left == 0
@@ -242,6 +281,19 @@ impl Job {
             }
             tokio::time::sleep(Self::PROCESS_POLL).await;
         }
+    }
+
+    /// The steps that have processes and may be of this build. Of an engine elsewhere none is seen: the end of the build is
+    /// all there is to go by.
+    async fn step_processes(&self, begun: Instant) -> io::Result<BTreeSet<String>> {
+        let ours = self.steps.started_by(&self.name());
+        let Some(processes) = self.processes.clone().filter(|_| !ours.is_empty()) else {
+            return Ok(BTreeSet::new());
+        };
+        let look = move || processes.younger_than(begun.elapsed());
+        let mut found = tokio::task::spawn_blocking(look).await.map_err(io::Error::other)??;
+        found.retain(|_, process| ours.iter().any(|step| process.may_be_of(step)));
+        Ok(found.into_keys().collect())
     }
 
     /// Gives the image its name and sees that the engine has it under it.

@@ -1,19 +1,13 @@
 //! How long the worker may go on without the service: counted monotonically from the sending of the last heartbeat that
 //! was acknowledged, so that the service never counts shorter.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::{sync::watch, time::Instant};
 
 /// When the work has to stop.
 #[derive(Debug)]
-pub(crate) struct Lease {
-    state: Mutex<State>,
-    changed: Notify,
-}
+pub(crate) struct Lease(watch::Sender<State>);
 
 #[derive(Copy, Clone, Debug)]
 struct State {
@@ -27,50 +21,49 @@ impl Lease {
     const STOP_WITHIN: Duration = Duration::from_secs(10);
 
     pub(crate) fn new() -> Self {
-        Self {
-            state: Mutex::new(State {
-                since: Instant::now(),
-                stop_after: Self::STOP_AFTER,
-                stop_within: Self::STOP_WITHIN,
-            }),
-            changed: Notify::new(),
-        }
+        Self(watch::Sender::new(State {
+            since: Instant::now(),
+            stop_after: Self::STOP_AFTER,
+            stop_within: Self::STOP_WITHIN,
+        }))
     }
 
     /// The service gives these times.
     pub(crate) fn set_times(&self, stop_after: Option<Duration>, stop_within: Option<Duration>) {
-        let mut state = self.state();
-        state.stop_after = stop_after.unwrap_or(state.stop_after);
-        state.stop_within = stop_within.unwrap_or(state.stop_within);
+        self.0.send_modify(|state| {
+            state.stop_after = stop_after.unwrap_or(state.stop_after);
+            state.stop_within = stop_within.unwrap_or(state.stop_within);
+        });
     }
 
     /// The service has acknowledged what was sent at `since`.
     pub(crate) fn extend(&self, since: Instant) {
-        let mut state = self.state();
-        state.since = state.since.max(since);
-        self.changed.notify_one();
+        self.0.send_modify(|state| state.since = state.since.max(since));
     }
 
     /// How long stopping a build may take until the service is told how it went: some time is left for the telling.
     pub(crate) fn stop_limit(&self) -> Duration {
-        self.state().stop_within.mul_f32(0.8)
+        self.0.borrow().stop_within.mul_f32(0.8)
     }
 
     /// Waits until the work has to stop. It has to stop again a while later, unless the lease was extended.
     pub(crate) async fn over(&self) {
+        let mut changes = self.0.subscribe();
         loop {
-            let State { since, stop_after, .. } = *self.state();
+            let State { since, stop_after, .. } = *changes.borrow_and_update();
             tokio::select! {
                 () = tokio::time::sleep_until(since + stop_after) => {
-                    self.state().since = Instant::now();
+                    self.0.send_modify(|state| state.since = Instant::now());
                     return;
                 }
-                () = self.changed.notified() => {}
+                _ = changes.changed() => {}
             }
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits until the service has acknowledged something that was sent after `since`.
+    pub(crate) async fn extended_after(&self, since: Instant) {
+        // The sender is ours: it cannot be gone.
+        let _ = self.0.subscribe().wait_for(|state| state.since > since).await;
     }
 }

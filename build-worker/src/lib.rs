@@ -15,7 +15,7 @@ use std::{io, net::SocketAddr, time::Duration};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
+use tonic::transport::{Endpoint, Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 pub use self::config::{Config, LogFormat};
@@ -63,6 +63,11 @@ pub enum WorkerError {
 
 /// Checks the configuration and binds the port. The engine and the service may come later.
 pub async fn bind(config: Config) -> Result<Bound, WorkerError> {
+    Endpoint::from_shared(config.server.clone())
+        .map_err(|_| WorkerError::Config(format!("--server {:?} is no URL", config.server)))?;
+    std::fs::read(&config.token_file).map_err(|error| {
+        WorkerError::Config(format!("--token-file {}: {error}", config.token_file.display()))
+    })?;
     let engine = Engine::new(&config.docker_host).map_err(|error| WorkerError::Config(error.to_string()))?;
     let listener = TcpListener::bind(config.listen).await?;
     Ok(Bound { config, engine, listener })

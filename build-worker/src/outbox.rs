@@ -97,9 +97,14 @@ impl Outbox {
         Some(Report { attempt: Some(self.attempt.clone()), first_sequence, events })
     }
 
-    /// Everything up to `sequence` is durable.
+    /// Everything up to `sequence` is durable. An answer that acknowledges nothing new means that the service has missed
+    /// something: it is sent again.
     pub(crate) fn acknowledge(&self, sequence: i64) {
         let mut state = self.state();
+        if sequence < state.first_sequence && state.sent > 0 {
+            state.sent = 0;
+            self.ready.notify_one();
+        }
         while state.first_sequence <= sequence {
             let Some(event) = state.waiting.pop_front() else {
                 break;

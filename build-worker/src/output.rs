@@ -27,8 +27,9 @@ pub(crate) type Timed = (Option<Timestamp>, Event);
 pub(crate) struct Output {
     steps: Vec<StepOutput>,
     index: HashMap<String, usize>,
-    /// How many bytes of lines may still be reported at once.
-    budget: usize,
+    /// What lines may still cost that are reported at once. None when it was used up: from then on everything goes to the
+    /// tail, so that the lines keep their order.
+    budget: Option<usize>,
     tail: Tail,
 }
 
@@ -67,7 +68,7 @@ impl Output {
     const CLIPPED: &str = "[output clipped, log ";
 
     pub(crate) fn new(log_limit: usize) -> Self {
-        Self { steps: Vec::new(), index: HashMap::new(), budget: log_limit, tail: Tail::default() }
+        Self { steps: Vec::new(), index: HashMap::new(), budget: Some(log_limit), tail: Tail::default() }
     }
 
     /// Takes progress in; what of it is to be reported comes out.
@@ -95,10 +96,12 @@ impl Output {
         events.extend(tail.lines.into_iter().map(|(at, line)| (at, Event::Line(line))));
     }
 
-    /// The step that failed, if one did.
+    /// The step that failed, if one did. When one fails, the engine cancels those beside it, which count only if there is
+    /// no other.
     pub(crate) fn failed_step(&self) -> Option<FailedStep> {
-        let failed = |step: &&StepOutput| step.state == StepState::Failed;
-        let step = self.steps.iter().rev().find(failed)?;
+        let failed = || self.steps.iter().filter(|step| step.state == StepState::Failed);
+        let step =
+            failed().find(|step| !step.error.ends_with("context canceled")).or_else(|| failed().next())?;
         Some(FailedStep {
             name: step.name.clone(),
             error: step.error.clone(),
@@ -194,13 +197,15 @@ impl Output {
         }
         last_lines.push_back(text.clone());
         let line = Line { step: number(step), stderr: stream == 1, text };
-        if line.text.len() <= self.budget {
-            self.budget -= line.text.len();
-            events.push((at, Event::Line(line)));
-        } else {
-            // From here on everything goes to the end, so that the lines keep their order.
-            self.budget = 0;
-            self.tail.push(at, line);
+        match self.budget.and_then(|budget| budget.checked_sub(cost(&line))) {
+            Some(rest) => {
+                self.budget = Some(rest);
+                events.push((at, Event::Line(line)));
+            }
+            None => {
+                self.budget = None;
+                self.tail.push(at, line);
+            }
         }
     }
 
@@ -230,16 +235,22 @@ impl Tail {
     const BYTES: usize = 64 * 1024;
 
     fn push(&mut self, at: Option<Timestamp>, line: Line) {
-        self.bytes += line.text.len();
+        self.bytes += cost(&line);
         self.lines.push_back((at, line));
         while self.bytes > Self::BYTES {
             let Some((_, first)) = self.lines.pop_front() else {
                 return;
             };
-            self.bytes -= first.text.len();
+            self.bytes -= cost(&first);
             self.dropped += 1;
         }
     }
+}
+
+/// What a line counts for: its bytes, and something for being one.
+fn cost(line: &Line) -> usize {
+    const LINE: usize = 32;
+    LINE + line.text.len()
 }
 
 fn is_over(state: StepState) -> bool {
@@ -279,7 +290,13 @@ mod tests {
         let text = |event: &Event| match event {
             Event::Line(line) => line.text.clone(),
             Event::Gap(gap) => format!("<{}>", gap.lines),
-            other => format!("{other:?}"),
+            Event::Started(_)
+            | Event::Step(_)
+            | Event::Built(_)
+            | Event::Succeeded(_)
+            | Event::Failed(_)
+            | Event::HandedBack(_)
+            | Event::Stopped(_) => "no output".to_owned(),
         };
         events.iter().map(text).collect()
     }
@@ -315,9 +332,9 @@ mod tests {
 
     #[test]
     fn a_log_over_its_limit_keeps_its_beginning_and_its_end() {
-        let mut log = Output::new(10);
-        let line = "y".repeat(1_000);
-        assert_eq!(texts(&output(&mut log, "12345\n67890\n")), ["12345", "67890"]);
+        let mut log = Output::new(2 * (32 + 5));
+        let line = "y".repeat(1_000 - 32);
+        assert_eq!(texts(&output(&mut log, "12345\n67890\n\n")), ["12345", "67890"]);
         for _ in 0..100 {
             assert_eq!(texts(&output(&mut log, &format!("{line}\n"))), [""; 0]);
         }
@@ -325,7 +342,7 @@ mod tests {
         let rest = texts(&finish(&mut log));
         let kept = Tail::BYTES / 1_000;
         assert_eq!(rest.len(), 1 + kept + 1);
-        assert_eq!(rest[0], format!("<{}>", 100 - kept));
+        assert_eq!(rest[0], format!("<{}>", 101 - kept));
         assert_eq!(rest.last().map(String::as_str), Some("end"));
     }
 

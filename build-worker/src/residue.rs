@@ -6,7 +6,7 @@
 //! once but shows the output to one build only.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -20,6 +20,15 @@ pub(crate) struct StepProcesses {
     engine_root: String,
 }
 
+/// The first process of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct StepProcess {
+    /// In seconds since the host was booted.
+    started: f64,
+    /// Its arguments, joined by spaces.
+    command: String,
+}
+
 impl StepProcesses {
     /// How coarse the kernel counts the ages of processes.
     const SLACK: Duration = Duration::from_millis(50);
@@ -30,35 +39,52 @@ impl StepProcesses {
         Self { proc: PathBuf::from("/proc"), engine_root }
     }
 
-    /// The ids of the steps of this engine that have processes no older than `age`.
-    pub(crate) fn younger_than(&self, age: Duration) -> io::Result<BTreeSet<String>> {
+    /// The steps of this engine, by their ids, that have processes and were begun no longer than `age` ago.
+    pub(crate) fn younger_than(&self, age: Duration) -> io::Result<BTreeMap<String, StepProcess>> {
         let uptime = first_number(&fs::read_to_string(self.proc.join("uptime"))?)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/uptime has no number"))?;
         let oldest = uptime - (age + Self::SLACK).as_secs_f64();
-        let mut steps = BTreeSet::new();
+        let mut steps: BTreeMap<String, StepProcess> = BTreeMap::new();
         for entry in fs::read_dir(&self.proc)? {
             let entry = entry?;
             let is_process =
                 entry.file_name().to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
-            if is_process && let Some(step) = self.step_of(&entry.path(), oldest) {
-                steps.insert(step);
+            // A process that is gone belongs to no step.
+            let Some((step, process)) = is_process.then(|| self.step_process(&entry.path())).flatten() else {
+                continue;
+            };
+            let first = steps.entry(step).or_insert_with(|| process.clone());
+            if process.started < first.started {
+                *first = process;
             }
         }
+        steps.retain(|_, first| first.started >= oldest);
         Ok(steps)
     }
 
-    /// The step that a process belongs to. A process that is gone belongs to none.
-    fn step_of(&self, process: &Path, oldest: f64) -> Option<String> {
+    /// The step that a process belongs to, if it belongs to one of this engine.
+    fn step_process(&self, process: &Path) -> Option<(String, StepProcess)> {
         let groups = fs::read_to_string(process.join("cgroup")).ok()?;
         let (_, step) = groups.lines().find_map(|group| group.split_once("/buildkit/"))?;
         let started = start_ticks(&fs::read_to_string(process.join("stat")).ok()?)? / Self::TICKS_A_SECOND;
-        if started < oldest {
-            return None;
-        }
         // Who may not look into the process cannot tell the engines apart: then it counts.
         let is_of_engine = fs::read_to_string(process.join("mountinfo"))
             .map_or(true, |mounts| mounts.is_empty() || mounts.contains(&self.engine_root));
-        is_of_engine.then(|| step.split('/').next().unwrap_or(step).to_owned())
+        let command = fs::read(process.join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        is_of_engine
+            .then(|| (step.split('/').next().unwrap_or(step).to_owned(), StepProcess { started, command }))
+    }
+}
+
+impl StepProcess {
+    /// Whether this may be the process of a step of that name, such as `[2/3] RUN make`: when at least half of its words
+    /// are in the name. The name shows variables expanded, and of a here-document the first line only.
+    pub(crate) fn may_be_of(&self, step: &str) -> bool {
+        let is_telling = |word: &&str| !word.contains('$') && *word != "-c" && !word.ends_with("sh");
+        let words: Vec<&str> = self.command.split_whitespace().filter(is_telling).collect();
+        let known = words.iter().filter(|word| step.contains(*word)).count();
+        step.contains("<<") || known * 2 >= words.len()
     }
 }
 
@@ -83,6 +109,7 @@ mod tests {
         write("cgroup", format!("8:pids:{cgroup}\n0::{cgroup}\n"));
         write("stat", format!("{pid} (a ) b) S 1 {} {start_ticks} 0\n", "0 ".repeat(17)));
         write("mountinfo", format!("75 50 0:39 / / rw - overlay overlay rw,{mounts}\n"));
+        write("cmdline", format!("run\0{pid}\0"));
     }
 
     #[test]
@@ -94,17 +121,34 @@ mod tests {
         let ours = "upperdir=/var/lib/docker/overlay2/x/diff";
         process(path, 1, "/init.scope", 0, ours);
         process(path, 10, "/docker/buildkit/old", 1_000, ours);
-        process(path, 11, "/docker/buildkit/new", 9_500, ours);
-        process(path, 12, "/docker/buildkit/new", 9_900, ours);
-        process(path, 13, "/docker/buildkit/foreign", 9_900, "upperdir=/elsewhere/overlay2/x/diff");
+        process(path, 11, "/docker/buildkit/old", 9_900, ours);
+        process(path, 13, "/docker/buildkit/new", 9_900, ours);
+        process(path, 12, "/docker/buildkit/new", 9_500, ours);
+        process(path, 14, "/docker/buildkit/foreign", 9_900, "upperdir=/elsewhere/overlay2/x/diff");
         let processes = StepProcesses { proc: path.to_owned(), engine_root: "/var/lib/docker".to_owned() };
         let found = |seconds| {
             let found = processes.younger_than(Duration::from_secs(seconds)).expect("readable");
-            found.into_iter().collect::<Vec<_>>()
+            found.into_values().map(|step| step.command.trim().to_owned()).collect::<Vec<_>>()
         };
-        assert_eq!(found(3), ["new"]);
-        assert_eq!(found(10), ["new"]);
-        assert_eq!(found(1_000), ["new", "old"]);
-        assert_eq!(found(0), [""; 0]);
+        assert_eq!(found(3), [""; 0]);
+        assert_eq!(found(10), ["run 12"]);
+        assert_eq!(found(1_000), ["run 12", "run 10"]);
+    }
+
+    #[test]
+    fn a_process_is_told_by_its_words() {
+        let process = |command: &str| StepProcess { started: 0.0, command: command.to_owned() };
+        for (command, step) in [
+            ("/bin/sh -c make all && sleep 300", "[2/3] RUN make all && sleep 300"),
+            ("sleep 300", "[2/3] RUN sleep 300"),
+            ("/bin/sh -c echo $A $B", "[2/3] RUN echo one two"),
+            ("/greeter prepare", "[2/2] RUN [\"/greeter\", \"prepare\"]"),
+            ("/bin/sh -c set -e\nmake", "[2/2] RUN <<EOF (set -e...)"),
+            ("", "[2/2] RUN true"),
+        ] {
+            assert!(process(command).may_be_of(step), "{command}: {step}");
+        }
+        let foreign = process("/bin/sh -c echo begun; /bin/busybox sleep 3; echo done");
+        assert!(!foreign.may_be_of("[2/2] RUN /bin/busybox sleep 300"));
     }
 }

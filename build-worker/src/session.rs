@@ -17,11 +17,12 @@ use tonic::{Request, Status, Streaming, metadata::MetadataValue, transport::Endp
 use crate::{job::StopReason, worker::Worker};
 
 const PROTOCOL_VERSION: i32 = 1;
-/// How many messages may wait for the network; reports beyond them wait in their outboxes.
-const OUTBOUND: usize = 64;
+/// How many messages may wait for the network, and a heartbeat behind them; reports beyond wait in their outboxes.
+const OUTBOUND: usize = 4;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// After how much silence of the service the connection counts as dead.
+/// After how much silence of the service the connection counts as dead; three heartbeats, where that is longer.
 const SILENCE: Duration = Duration::from_secs(10);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +53,7 @@ struct Session<'a> {
     heartbeat_interval: Duration,
     /// The heartbeats that are not acknowledged, with when they were sent.
     sent: VecDeque<(i64, Instant)>,
-    next_heartbeat: i64,
+    heartbeats: i64,
     heard: Instant,
 }
 
@@ -91,14 +92,19 @@ pub(crate) async fn connect(worker: &Worker, welcomed: impl FnOnce()) -> Result<
     };
     welcomed();
     worker.lease.set_times(duration(welcome.stop_after.as_ref()), duration(welcome.stop_within.as_ref()));
-    worker.lease.extend(said_hello);
+    if worker.holds().is_empty() {
+        // Nothing is held yet, so every lease will begin later than this.
+        worker.lease.extend(said_hello);
+    }
     let mut session = Session {
         worker,
         requests,
         responses,
-        heartbeat_interval: duration(welcome.heartbeat_interval.as_ref()).unwrap_or(Duration::from_secs(1)),
+        heartbeat_interval: duration(welcome.heartbeat_interval.as_ref())
+            .filter(|interval| !interval.is_zero())
+            .unwrap_or(HEARTBEAT_INTERVAL),
         sent: VecDeque::new(),
-        next_heartbeat: 1,
+        heartbeats: 0,
         heard: said_hello,
     };
     tracing::info!(session = welcome.session_id, "connected to image-service");
@@ -131,6 +137,7 @@ impl Session<'_> {
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let requests = self.requests.clone();
         let mut may_have_reports = true;
+        let mut beat_is_due = false;
         loop {
             tokio::select! {
                 biased;
@@ -139,13 +146,21 @@ impl Session<'_> {
                     self.heard = Instant::now();
                     self.take(response);
                 }
-                _ = heartbeat.tick() => self.beat()?,
+                _ = heartbeat.tick() => {
+                    self.require_life()?;
+                    beat_is_due = true;
+                }
+                () = self.worker.draining_begun() => beat_is_due = true,
                 () = self.worker.reports_ready.notified() => may_have_reports = true,
-                permit = requests.reserve(), if may_have_reports => {
+                permit = requests.reserve(), if beat_is_due || may_have_reports => {
                     let permit = permit.map_err(|_| SessionError::Closed)?;
-                    match self.worker.next_report() {
-                        Some(report) => permit.send(request(ToService::Report(report))),
-                        None => may_have_reports = false,
+                    if beat_is_due {
+                        beat_is_due = false;
+                        permit.send(request(ToService::Heartbeat(self.next_heartbeat())));
+                    } else if let Some(report) = self.worker.next_report() {
+                        permit.send(request(ToService::Report(report)));
+                    } else {
+                        may_have_reports = false;
                     }
                 }
             }
@@ -194,17 +209,15 @@ impl Session<'_> {
         self.worker.held(attempt?)
     }
 
-    fn beat(&mut self) -> Result<(), SessionError> {
-        if self.heard.elapsed() > SILENCE {
-            return Err(SessionError::Silent);
-        }
-        let heartbeat = Heartbeat { number: self.next_heartbeat, draining: self.worker.is_draining() };
-        // When the network is stalled, the one that waits already will do.
-        if self.requests.try_send(request(ToService::Heartbeat(heartbeat))).is_ok() {
-            self.sent.push_back((self.next_heartbeat, Instant::now()));
-            self.next_heartbeat += 1;
-        }
-        Ok(())
+    fn require_life(&self) -> Result<(), SessionError> {
+        let is_silent = self.heard.elapsed() > SILENCE.max(self.heartbeat_interval * 3);
+        if is_silent { Err(SessionError::Silent) } else { Ok(()) }
+    }
+
+    fn next_heartbeat(&mut self) -> Heartbeat {
+        self.heartbeats += 1;
+        self.sent.push_back((self.heartbeats, Instant::now()));
+        Heartbeat { number: self.heartbeats, draining: self.worker.is_draining() }
     }
 }
 

@@ -29,6 +29,13 @@ impl StepsUnderWay {
         self.builds().remove(build);
     }
 
+    /// The names of the steps that this build has started.
+    pub(crate) fn started_by(&self, build: &str) -> Vec<String> {
+        let builds = self.builds();
+        let steps = builds.get(build).into_iter().flatten();
+        steps.filter(|step| step.started).map(|step| step.name.clone()).collect()
+    }
+
     /// How many steps may go on running when this build has stopped, because other builds need them: those that they have
     /// started, and one that they wait for while this build has started one of the same name.
     pub(crate) fn needed_by_others(&self, build: &str) -> usize {
@@ -40,7 +47,11 @@ impl StepsUnderWay {
             .filter(|step| step.started)
             .map(|step| step.name.as_str())
             .collect();
-        let others = || builds.iter().filter(|(other, _)| *other != build).flat_map(|(_, steps)| steps);
+        let others = || {
+            let others = builds.iter().filter(|(other, _)| *other != build);
+            // Only these have processes.
+            others.flat_map(|(_, steps)| steps).filter(|step| step.name.contains("RUN "))
+        };
         let started: BTreeSet<&str> =
             others().filter(|step| step.started).map(|step| step.id.as_str()).collect();
         let awaited: BTreeSet<&str> = others()

@@ -4,13 +4,16 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use proto::dispatch::{Assignment, Attempt, HandedBack, Report, report_event::Event};
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
@@ -40,7 +43,13 @@ pub(crate) struct Worker {
     processes: Option<StepProcesses>,
     jobs: Arc<Jobs>,
     tasks: TaskTracker,
+    /// How many builds run at a time. A job that ends frees its slot after the service has freed it, so the next one may
+    /// have to wait for a moment.
+    slots: Arc<Semaphore>,
+    /// Whose report was sent last: every job gets its turn.
+    turn: AtomicUsize,
     draining: AtomicBool,
+    draining_begun: Notify,
 }
 
 /// An attempt that this worker works on, or has reports of that are not durable.
@@ -53,20 +62,21 @@ pub(crate) struct Held {
 #[derive(Debug, Default)]
 struct Jobs {
     held: Mutex<HashMap<Attempt, Held>>,
-    /// The last one has ended.
-    empty: Notify,
+    /// One has ended.
+    removed: Notify,
 }
 
 impl Worker {
     const FIRST_PAUSE: Duration = Duration::from_millis(100);
     const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+    /// How long the service may take to hear that no more builds are taken.
+    const LAST_ASSIGNMENTS: Duration = Duration::from_secs(2);
     /// How long reports may take to become durable at the very end.
     const LAST_REPORTS: Duration = Duration::from_secs(10);
 
     pub(crate) fn new(config: Config, engine: Engine, info: EngineInfo) -> Self {
         Self {
             processes: engine.is_local().then(|| StepProcesses::of(info.root)),
-            config,
             engine_version: info.version,
             instance: Uuid::new_v4().to_string(),
             lease: Lease::new(),
@@ -75,7 +85,11 @@ impl Worker {
             steps: StepsUnderWay::default(),
             jobs: Arc::new(Jobs::default()),
             tasks: TaskTracker::new(),
+            slots: Arc::new(Semaphore::new(usize::from(config.slots))),
+            config,
+            turn: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
+            draining_begun: Notify::new(),
         }
     }
 
@@ -83,7 +97,6 @@ impl Worker {
     pub(crate) async fn run(&self, shutdown: CancellationToken) {
         tokio::select! {
             () = self.stay_connected() => {}
-            () = self.keep_lease() => {}
             () = self.drain(shutdown) => {}
         }
         self.tasks.close();
@@ -95,43 +108,69 @@ impl Worker {
         let mut pause = Self::FIRST_PAUSE;
         loop {
             let mut was_welcome = false;
-            let ended = session::connect(self, || was_welcome = true).await;
+            let ended = tokio::select! {
+                ended = session::connect(self, || was_welcome = true) => ended,
+                // The service must hear that nothing is held any more.
+                () = self.keep_lease() => Ok(()),
+            };
             if let Err(error) = ended {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(%error, source, "the connection to image-service ended");
             }
             pause = if was_welcome { Self::FIRST_PAUSE } else { (pause * 2).min(Self::LONGEST_PAUSE) };
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.keep_lease() => {}
+            }
+            // Whoever says that it does not hold an attempt must not be working on it.
+            self.jobs.until(|held| held.values().all(|held| !held.control.is_fenced())).await;
         }
     }
 
-    /// Stops all work whenever the service has not been heard of for too long: it may have given it to others.
+    /// Stops all work when the service has not been heard of for too long: it may give it to others. Returns when there
+    /// was some.
     async fn keep_lease(&self) {
         loop {
             self.lease.over().await;
-            for (attempt, held) in self.jobs.all() {
+            let all = self.jobs.all();
+            for (attempt, held) in &all {
                 tracing::warn!(build = attempt.build_id, "the lease is over; stopping");
                 held.outbox.drop_all();
                 held.control.stop(StopReason::Fenced);
+            }
+            if !all.is_empty() {
+                return;
             }
         }
     }
 
     async fn drain(&self, shutdown: CancellationToken) {
         shutdown.cancelled().await;
+        let begun = Instant::now();
         self.draining.store(true, Ordering::Relaxed);
-        if tokio::time::timeout(self.config.drain_grace, self.jobs.emptied()).await.is_ok() {
+        self.draining_begun.notify_one();
+        // From the answer on no more assignments are on their way.
+        if tokio::time::timeout(Self::LAST_ASSIGNMENTS, self.lease.extended_after(begun)).await.is_err() {
+            tracing::warn!("the service does not know that this worker is shutting down");
+        }
+        let emptied = || self.jobs.until(HashMap::is_empty);
+        if tokio::time::timeout(self.config.drain_grace, emptied()).await.is_ok() {
             return;
         }
         for (_, held) in self.jobs.all() {
             held.control.stop(StopReason::HandBack);
         }
-        if tokio::time::timeout(Self::LAST_REPORTS, self.jobs.emptied()).await.is_err() {
+        if tokio::time::timeout(Self::LAST_REPORTS, emptied()).await.is_err() {
             tracing::warn!("some reports could not be delivered; the service will find out by the lease");
             for (_, held) in self.jobs.all() {
                 held.outbox.drop_all();
             }
         }
+    }
+
+    /// Completes once when draining begins.
+    pub(crate) async fn draining_begun(&self) {
+        self.draining_begun.notified().await;
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -148,36 +187,38 @@ impl Worker {
             outbox: Arc::new(Outbox::new(attempt.clone(), Arc::clone(&self.reports_ready))),
             control: Arc::new(Control::default()),
         };
-        let has_room = match self.jobs.insert(attempt.clone(), held.clone()) {
+        if !self.jobs.insert(attempt.clone(), held.clone()) {
             // The assignment came twice.
-            None => return,
-            Some(count) => count <= usize::from(self.config.slots) && !self.is_draining(),
-        };
-        tracing::info!(build = attempt.build_id, attempt = attempt.number, has_room, "a build was assigned");
-        let jobs = Arc::clone(&self.jobs);
-        if has_room {
-            let job = Job {
-                assignment,
-                engine: self.engine.clone(),
-                outbox: held.outbox,
-                control: held.control,
-                steps: self.steps.clone(),
-                processes: self.processes.clone(),
-                log_limit: self.config.log_limit,
-                stop_limit: self.lease.stop_limit(),
-            };
+            return;
+        }
+        tracing::info!(build = attempt.build_id, attempt = attempt.number, "a build was assigned");
+        let entry = Entry { jobs: Arc::clone(&self.jobs), attempt };
+        if self.is_draining() {
             self.tasks.spawn(async move {
-                job.run().await;
-                jobs.remove(&attempt);
-            });
-        } else {
-            self.tasks.spawn(async move {
-                let reason = "the worker has no free slot".to_owned();
+                let reason = "the worker is shutting down".to_owned();
                 held.outbox.push(None, Event::HandedBack(HandedBack { reason })).await;
                 held.outbox.settled().await;
-                jobs.remove(&attempt);
+                drop(entry);
             });
+            return;
         }
+        let job = Job {
+            assignment,
+            engine: self.engine.clone(),
+            outbox: held.outbox,
+            control: held.control,
+            steps: self.steps.clone(),
+            processes: self.processes.clone(),
+            log_limit: self.config.log_limit,
+            stop_limit: self.lease.stop_limit(),
+        };
+        let slots = Arc::clone(&self.slots);
+        self.tasks.spawn(async move {
+            // The semaphore is never closed. A job that is to stop while it waits finds out when it begins.
+            let _slot = slots.acquire().await;
+            job.run().await;
+            drop(entry);
+        });
     }
 
     /// The service gives this attempt to nobody, or to somebody else.
@@ -202,29 +243,37 @@ impl Worker {
             .collect()
     }
 
-    /// The next report of any attempt.
+    /// The next report of any attempt; each gets its turn.
     pub(crate) fn next_report(&self) -> Option<Report> {
-        self.jobs.held().values().find_map(|held| held.outbox.next_report())
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let held = self.jobs.held();
+        let begin = turn.checked_rem(held.len())?;
+        held.values().cycle().skip(begin).take(held.len()).find_map(|held| held.outbox.next_report())
+    }
+}
+
+/// A job's entry, removed when the job ends, however it ends.
+struct Entry {
+    jobs: Arc<Jobs>,
+    attempt: Attempt,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.jobs.held().remove(&self.attempt);
+        self.jobs.removed.notify_waiters();
     }
 }
 
 impl Jobs {
-    /// Adds an attempt; answers how many there are then, or `None` when it was there already.
-    fn insert(&self, attempt: Attempt, job: Held) -> Option<usize> {
+    /// Adds an attempt; false when it was there already.
+    fn insert(&self, attempt: Attempt, job: Held) -> bool {
         let mut held = self.held();
-        if held.contains_key(&attempt) {
-            return None;
+        let is_new = !held.contains_key(&attempt);
+        if is_new {
+            held.insert(attempt, job);
         }
-        held.insert(attempt, job);
-        Some(held.len())
-    }
-
-    fn remove(&self, attempt: &Attempt) {
-        let mut held = self.held();
-        held.remove(attempt);
-        if held.is_empty() {
-            self.empty.notify_waiters();
-        }
+        is_new
     }
 
     fn all(&self) -> Vec<(Attempt, Held)> {
@@ -232,13 +281,14 @@ impl Jobs {
         held.iter().map(|(attempt, job)| (attempt.clone(), job.clone())).collect()
     }
 
-    async fn emptied(&self) {
+    /// Waits until a condition holds, which jobs fulfil by ending.
+    async fn until(&self, condition: impl Fn(&HashMap<Attempt, Held>) -> bool) {
         loop {
-            let empty = self.empty.notified();
-            if self.held().is_empty() {
+            let removed = self.removed.notified();
+            if condition(&self.held()) {
                 return;
             }
-            empty.await;
+            removed.await;
         }
     }
 

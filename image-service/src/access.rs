@@ -1,6 +1,6 @@
 //! Who may do what: callers, their roles, and the one table of permissions.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ pub(crate) struct Principal {
 }
 
 /// What a token's bearer may do beyond its own images.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Everything, with every image.
@@ -94,6 +94,20 @@ impl Sight {
         match self {
             Self::Everything => true,
             Self::CreatedBy(subject) => subject == creator,
+        }
+    }
+}
+
+impl FromStr for Role {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "admin" => Ok(Self::Admin),
+            "builder" => Ok(Self::Builder),
+            "service" => Ok(Self::Service),
+            "worker" => Ok(Self::Worker),
+            _ => Err("must be admin, builder, service or worker".to_owned()),
         }
     }
 }

@@ -7,10 +7,10 @@ use crate::{
     build::{Build, BuildId, BuildInView, Pending, PendingReason, State},
     dispatch::Event,
     error::{Error, Refusal},
-    image::{Image, ImageDraft, ImageId, ImageInView, RepositoryPrefixes, View},
+    image::{Image, ImageDraft, ImageId, ImageInView, ImageKey, RepositoryPrefixes, View},
     queue::Queue,
     signals::Signals,
-    store::{Committed, ImageKey, Store, WorkerRow},
+    store::{Committed, Store, WorkerRow},
     timestamp::Timestamp,
 };
 
@@ -44,7 +44,7 @@ impl Catalog {
         let (image, build) = self.store.create_image(caller.subject(), &new, Timestamp::now()).await?;
         self.queued();
         let image = ImageInView { image, configuration: Some(new.configuration) };
-        Ok((image, self.in_view(build).await?))
+        Ok((image, self.in_view(build).await))
     }
 
     /// Reads one image, in full.
@@ -82,7 +82,7 @@ impl Catalog {
         self.permitted(caller, Action::Build, id).await?;
         let (image, build) = self.store.queue_build(id, caller.subject(), Timestamp::now()).await?;
         self.queued();
-        Ok((image, self.in_view(build).await?))
+        Ok((image, self.in_view(build).await))
     }
 
     /// Cancels the latest build, if it is the one that is meant.
@@ -106,7 +106,7 @@ impl Catalog {
     /// Reads one build.
     pub(crate) async fn build(&self, caller: &Principal, id: BuildId) -> Result<BuildInView, Error> {
         let build = self.store.build(&caller.sight(), id).await?;
-        self.in_view(build).await
+        Ok(self.in_view(build).await)
     }
 
     /// Reads the next builds of an image, the newest first.
@@ -120,7 +120,7 @@ impl Catalog {
         let builds = self.store.builds(&caller.sight(), image, before, limit).await?;
         let mut in_view = Vec::with_capacity(builds.len());
         for build in builds {
-            in_view.push(self.in_view(build).await?);
+            in_view.push(self.in_view(build).await);
         }
         Ok(in_view)
     }
@@ -145,13 +145,18 @@ impl Catalog {
         self.signals.announce(&Committed { image_changed: true, recorded: None, queue_moved: true });
     }
 
-    async fn in_view(&self, build: Build) -> Result<BuildInView, Error> {
+    async fn in_view(&self, build: Build) -> BuildInView {
+        let dispatching = Pending { reason: PendingReason::Dispatching, queue_position: 0 };
         let pending = match build.state {
-            State::Queued => Some(self.pending(&build).await?),
-            State::Claimed => Some(Pending { reason: PendingReason::Dispatching, queue_position: 0 }),
+            State::Queued => Some(self.pending(&build).await.unwrap_or_else(|error| {
+                // What is computed when read must not fail a write that is durable.
+                tracing::warn!(build = %build.id, %error, "cannot tell why a build is pending");
+                dispatching
+            })),
+            State::Claimed => Some(dispatching),
             State::Running | State::Publishing | State::Succeeded | State::Failed | State::Cancelled => None,
         };
-        Ok(BuildInView { build, pending })
+        BuildInView { build, pending }
     }
 
     async fn pending(&self, build: &Build) -> Result<Pending, Error> {
@@ -160,9 +165,7 @@ impl Catalog {
         let mut online = workers.iter().filter(|worker| self.is_online(worker)).peekable();
         let reason = if online.peek().is_none() {
             PendingReason::NoWorkerOnline
-        } else if online
-            .all(|worker| i64::try_from(worker.slots_taken).is_ok_and(|n| n >= worker.slots.into()))
-        {
+        } else if online.all(|worker| worker.slots_taken >= i64::from(worker.slots)) {
             PendingReason::AllSlotsTaken
         } else {
             PendingReason::Dispatching

@@ -1,4 +1,5 @@
-//! The command line: every flag has an environment variable of the same name with `TRAILER_` before it.
+//! The command line: every flag of `serve`, and `--data-dir`, has an environment variable of the same name with `TRAILER_`
+//! before it.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -36,7 +37,7 @@ pub struct Config {
     pub data_dir: PathBuf,
 
     /// Listen beyond loopback although the traffic, tokens included, is not encrypted: for a network that is trusted.
-    #[arg(long, env = "TRAILER_ALLOW_PLAINTEXT")]
+    #[arg(long, env = "TRAILER_ALLOW_PLAINTEXT", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_plaintext: bool,
 
     /// Where images may be tagged by callers other than admins; derived references lie under the first. Repeatable.
@@ -101,8 +102,8 @@ pub struct TokenArgs {
     #[arg(long)]
     pub subject: String,
 
-    /// What the subject may do beyond its own images. Repeatable.
-    #[arg(long = "role", value_enum)]
+    /// What the subject may do beyond its own images: admin, builder, service or worker. Repeatable.
+    #[arg(long = "role")]
     pub roles: Vec<Role>,
 
     /// How long the token is valid.

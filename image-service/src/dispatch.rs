@@ -245,17 +245,7 @@ impl Deciding<'_> {
     }
 
     fn abandoned(&mut self, attempt: i32) {
-        if self.build.attempt != attempt {
-            return;
-        }
-        if self.build.state == State::Claimed {
-            // The assignment was lost on its way: nobody has worked on it.
-            match self.next(BuildEvent::HandedBack) {
-                Some(Next::To(state)) => self.enter(state, String::new()),
-                Some(_) => self.requeue("the assignment did not arrive".to_owned()),
-                None => {}
-            }
-        } else {
+        if self.build.attempt == attempt {
             self.lost("the worker came back without this attempt");
         }
     }
@@ -280,6 +270,17 @@ impl Deciding<'_> {
     }
 
     fn lost(&mut self, why: &str) {
+        if self.build.state == State::Claimed {
+            // Nobody has said that work has begun, so it costs nothing.
+            match self.next(BuildEvent::HandedBack) {
+                Some(Next::To(state)) => self.enter(state, String::new()),
+                Some(Next::Requeue) => self.requeue(format!("not accepted: {why}")),
+                Some(Next::RequeueAfterFailure | Next::RequestStop) | None => {}
+            }
+            return;
+        }
+        // Whether the work has stopped nobody can tell.
+        self.build.stop_confirmed &= self.build.cancel_requested_at.is_none();
         let failure = Failure {
             fault: Fault::Infrastructure,
             step: String::new(),

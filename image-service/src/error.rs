@@ -15,6 +15,8 @@ pub(crate) enum Error {
     RoleMissing(Role),
     #[error("a worker's token is good for the dispatch API alone")]
     WrongApi,
+    #[error("the token is another worker's")]
+    OtherWorker,
     #[error("you may see this image but not {0} it")]
     Forbidden(Action),
     #[error("the reference {0} is written by another image")]

@@ -30,7 +30,7 @@ pub(crate) struct Feed {
     shutdown: CancellationToken,
 }
 
-/// A change, and the image as it was when the change was read.
+/// A change, and the image without its configuration as it was when the change was read.
 #[derive(Clone, Debug)]
 struct Changed {
     change: Change,
@@ -38,7 +38,7 @@ struct Changed {
     image: Option<ImageInView>,
 }
 
-/// A caller's view of the catalogue as it changes. Holds no more than a page of images.
+/// A caller's view of the catalogue as it changes. Holds no more than a batch of images.
 #[derive(Debug)]
 pub(crate) struct ImageWatch {
     store: Store,
@@ -112,13 +112,17 @@ impl Feed {
 
     async fn publish_after(&self, mut position: i64) -> Result<i64, Error> {
         loop {
-            let changes = read_changes(&self.store, position).await?;
+            let changes = self.store.changes_after(position, Self::BATCH).await?;
             let Some(last) = changes.last() else {
                 return Ok(position);
             };
-            position = last.change.revision;
-            for changed in changes {
-                // Nobody listens: nobody needs it.
+            position = last.revision;
+            if self.live.receiver_count() == 0 {
+                // Whoever subscribes from here on reads the store afterwards.
+                continue;
+            }
+            for changed in with_images(&self.store, changes).await? {
+                // The last listener may have gone meanwhile.
                 let _ = self.live.send(Arc::new(changed));
             }
         }
@@ -202,15 +206,15 @@ impl ImageWatch {
     }
 
     async fn catch_up(&mut self, announce: bool) -> Result<(), Error> {
-        let changes = read_changes(&self.store, self.position).await?;
+        let changes = self.store.changes_after(self.position, Feed::BATCH).await?;
         if changes.is_empty() {
             self.phase = Phase::Live;
             if announce {
                 self.push(self.position, WatchEvent::Synced);
             }
         }
-        for changed in changes {
-            self.take(&changed);
+        for changed in with_images(&self.store, changes).await? {
+            self.take(&changed).await?;
         }
         Ok(())
     }
@@ -223,7 +227,7 @@ impl ImageWatch {
                 self.push(self.position, WatchEvent::Bookmark);
             }
             changed = self.live.recv() => match changed {
-                Ok(changed) => self.take(&changed),
+                Ok(changed) => self.take(&changed).await?,
                 Err(broadcast::error::RecvError::Lagged(_)) => self.phase = Phase::CatchUp { announce: false },
                 Err(broadcast::error::RecvError::Closed) => return Err(Error::Draining),
             },
@@ -232,20 +236,27 @@ impl ImageWatch {
     }
 
     /// Takes one change in, if it is new; tells of it, if it is in sight.
-    fn take(&mut self, changed: &Changed) {
+    async fn take(&mut self, changed: &Changed) -> Result<(), Error> {
         let Change { revision, image: id, creator } = &changed.change;
         if *revision <= self.position {
-            return;
+            return Ok(());
         }
         self.position = *revision;
         if !self.sight.includes(creator) {
-            return;
+            return Ok(());
         }
-        let event = match &changed.image {
-            Some(image) => WatchEvent::Changed(in_view(image, self.view)),
-            None => WatchEvent::Removed(*id),
+        let image = match (&changed.image, self.view) {
+            (Some(image), View::Basic) => Some(image.clone()),
+            (Some(_), View::Full) => match self.store.image(&self.sight, *id, View::Full).await {
+                Ok(image) => Some(image),
+                Err(Error::NotFound(_)) => None,
+                Err(error) => return Err(error),
+            },
+            (None, _) => None,
         };
+        let event = image.map_or(WatchEvent::Removed(*id), WatchEvent::Changed);
         self.push(*revision, event);
+        Ok(())
     }
 
     fn push(&mut self, revision: i64, event: WatchEvent) {
@@ -253,31 +264,21 @@ impl ImageWatch {
     }
 }
 
-/// Reads the next changes, the last one of each image only, each image once.
+/// Adds the images to changes, each read once, and leaves only the last change of each.
 ///
 /// An image may be read in a later state than the change that led to it: then that later change is in the log, too,
 /// and brings the same state again.
-async fn read_changes(store: &Store, position: i64) -> Result<Vec<Changed>, Error> {
-    let changes = store.changes_after(position, Feed::BATCH).await?;
+async fn with_images(store: &Store, changes: Vec<Change>) -> Result<Vec<Changed>, Error> {
     let last: HashMap<ImageId, i64> = changes.iter().map(|change| (change.image, change.revision)).collect();
     let ids: Vec<ImageId> = last.keys().copied().collect();
+    let found = store.images_among(&ids).await?;
     let mut images: HashMap<ImageId, ImageInView> =
-        store.images_among(&ids).await?.into_iter().map(|image| (image.image.id, image)).collect();
+        found.into_iter().map(|image| (image.image.id, image)).collect();
     Ok(changes
         .into_iter()
         .filter(|change| last.get(&change.image) == Some(&change.revision))
         .map(|change| Changed { image: images.remove(&change.image), change })
         .collect())
-}
-
-fn in_view(image: &ImageInView, view: View) -> ImageInView {
-    ImageInView {
-        image: image.image.clone(),
-        configuration: match view {
-            View::Basic => None,
-            View::Full => image.configuration.clone(),
-        },
-    }
 }
 
 /// When a caller's streams end: with its token.

@@ -1,6 +1,6 @@
 //! The transport: parse, call, convert. The only place that knows tonic and the generated code.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use proto::{
     dispatch::dispatch_service_server::DispatchServiceServer,
@@ -12,12 +12,13 @@ use proto::{
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{service::InterceptorLayer, transport::Server};
+use tonic::{server::NamedService, service::InterceptorLayer, transport::Server};
+use tonic_health::ServingStatus;
 use tower::{ServiceBuilder, util::MapResponseLayer};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::authentication::{Api, Authentication};
-use crate::{catalog::Catalog, feed::Feed, history::Histories, queue::Queue, token::TokenKeys};
+use crate::{ServeError, catalog::Catalog, feed::Feed, history::Histories, queue::Queue, token::TokenKeys};
 
 mod authentication;
 mod build;
@@ -28,6 +29,7 @@ mod field;
 mod framing;
 mod image;
 mod image_service;
+mod page;
 mod status;
 mod worker_service;
 
@@ -57,13 +59,14 @@ pub(crate) async fn serve(
     let public = InterceptorLayer::new(Authentication::new(Arc::clone(&operations.keys), Api::Public));
     let dispatch = InterceptorLayer::new(Authentication::new(Arc::clone(&operations.keys), Api::Dispatch));
     let images = image_service::Images::new(operations.catalog.clone(), operations.feed, operations.history);
-    let builds = build_service::Builds::new(operations.catalog.clone(), operations.histories);
-    let workers = worker_service::AllWorkers::new(operations.catalog);
+    let builds =
+        build_service::Builds::new(operations.catalog.clone(), operations.histories, operations.history);
+    let workers = worker_service::AllWorkers::new(operations.catalog, operations.history);
     let dispatcher = dispatch_service::Dispatcher::new(operations.queue, sessions.clone(), shutdown.clone());
 
     Server::builder()
         .layer(CatchPanicLayer::custom(framing::panicked))
-        .layer(MapResponseLayer::new(framing::blame_caller))
+        .layer(MapResponseLayer::new(framing::explain))
         .max_concurrent_streams(STREAMS_A_CONNECTION)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
@@ -98,35 +101,27 @@ async fn health(
     tasks: &TaskTracker,
 ) -> tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health> {
     let (reporter, service) = tonic_health::server::health_reporter();
-    reporter.set_serving::<ImageServiceServer<image_service::Images>>().await;
-    reporter.set_serving::<BuildServiceServer<build_service::Builds>>().await;
-    reporter.set_serving::<WorkerServiceServer<worker_service::AllWorkers>>().await;
-    reporter.set_serving::<DispatchServiceServer<dispatch_service::Dispatcher>>().await;
+    let names = [
+        "",
+        ImageServiceServer::<image_service::Images>::NAME,
+        BuildServiceServer::<build_service::Builds>::NAME,
+        WorkerServiceServer::<worker_service::AllWorkers>::NAME,
+        DispatchServiceServer::<dispatch_service::Dispatcher>::NAME,
+    ];
+    for name in names {
+        reporter.set_service_status(name, ServingStatus::Serving).await;
+    }
     let shutdown = shutdown.clone();
     tasks.spawn(async move {
         shutdown.cancelled().await;
-        reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
-        reporter.set_not_serving::<ImageServiceServer<image_service::Images>>().await;
-        reporter.set_not_serving::<BuildServiceServer<build_service::Builds>>().await;
-        reporter.set_not_serving::<WorkerServiceServer<worker_service::AllWorkers>>().await;
-        reporter.set_not_serving::<DispatchServiceServer<dispatch_service::Dispatcher>>().await;
+        for name in names {
+            reporter.set_service_status(name, ServingStatus::NotServing).await;
+        }
+        for name in names {
+            // Ends the watches, once they have told of it.
+            let mut reporter = reporter.clone();
+            reporter.clear_service_status(name).await;
+        }
     });
     service
-}
-
-/// Why serving ended.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The listener or a connection.
-    #[error("cannot serve")]
-    Transport(#[from] tonic::transport::Error),
-    /// The descriptor set.
-    #[error("cannot describe the services")]
-    Reflection(#[from] tonic_reflection::server::Error),
-    /// The database.
-    #[error("cannot use the database")]
-    Database(#[from] sea_orm::DbErr),
-    /// The data directory.
-    #[error("cannot use the data directory")]
-    Data(#[from] io::Error),
 }

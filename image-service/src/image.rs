@@ -67,6 +67,13 @@ pub(crate) struct ImageInView {
     pub(crate) configuration: Option<Configuration>,
 }
 
+/// Where a page of images ends: the sort key of its last one.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ImageKey {
+    pub(crate) updated_at: Timestamp,
+    pub(crate) id: ImageId,
+}
+
 /// How much of an image to read.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum View {
@@ -113,6 +120,12 @@ impl ImageId {
 impl fmt::Display for ImageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+impl Image {
+    pub(crate) fn key(&self) -> ImageKey {
+        ImageKey { updated_at: self.updated_at, id: self.id }
     }
 }
 

@@ -19,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 pub use self::{
     access::Role,
     config::{Cli, Command, Config, LogFormat, TokenArgs},
-    grpc::ServeError,
     token::{MintError, TokenKeys},
 };
 use self::{
@@ -65,12 +64,11 @@ pub struct Bound {
 
 /// Checks the configuration, opens the data directory and the database, and binds the port, in this order.
 pub async fn bind(config: Config) -> Result<Bound, ServeError> {
-    let refuse = |reason| ServeError::Data(io::Error::new(io::ErrorKind::InvalidInput, reason));
-    config.check().map_err(refuse)?;
-    let prefixes = RepositoryPrefixes::parse(&config.repository_prefixes).map_err(refuse)?;
-    let keys = Arc::new(TokenKeys::open(&config.data_dir)?);
-    let store = Store::open(&config.data_dir).await?;
-    let listener = TcpListener::bind(config.listen).await?;
+    config.check().map_err(ServeError::Config)?;
+    let prefixes = RepositoryPrefixes::parse(&config.repository_prefixes).map_err(ServeError::Config)?;
+    let keys = Arc::new(TokenKeys::open(&config.data_dir).map_err(ServeError::DataDir)?);
+    let store = Store::open(&config.data_dir).await.map_err(database)?;
+    let listener = TcpListener::bind(config.listen).await.map_err(ServeError::Listen)?;
     Ok(Bound { config, prefixes, keys, store, listener })
 }
 
@@ -98,11 +96,8 @@ impl Bound {
             stop_after: config.stop_after,
         };
         // Whatever the workers hold they could not keep alive while nobody listened.
-        store
-            .renew_leases(Timestamp::now().after(config.lease))
-            .await
-            .map_err(|error| io::Error::other(error.to_string()))?;
-        let position = store.revisions().await.map_err(|error| io::Error::other(error.to_string()))?.latest;
+        store.renew_leases(Timestamp::now().after(config.lease)).await.map_err(database)?;
+        let position = store.revisions().await.map_err(database)?.latest;
         let queue = Arc::new(Queue::new(store.clone(), Arc::clone(&signals), policy, times));
         let feed = Feed::new(store.clone(), shutdown.clone());
         let operations = Operations {
@@ -125,17 +120,50 @@ impl Bound {
         });
         tasks.spawn(async move { feed.run(&signals, position).await });
 
-        let served = within_grace(
-            grpc::serve(operations, listener, shutdown.clone()),
-            &shutdown,
-            config.drain_grace + Self::LAST_WORDS,
-        )
-        .await;
+        let grace = config.drain_grace + Self::LAST_WORDS;
+        let served = tokio::select! {
+            served = within_grace(grpc::serve(operations, listener, shutdown.clone()), &shutdown, grace) => served,
+            Some(ended) = tasks.join_next(), if !shutdown.is_cancelled() => match ended {
+                Err(error) => Err(ServeError::Panicked(error)),
+                // They end only on shutdown.
+                Ok(()) => Ok(()),
+            },
+        };
         shutdown.cancel();
         while tasks.join_next().await.is_some() {}
-        store.close().await?;
+        store.close().await.map_err(database)?;
         served
     }
+}
+
+/// Why the service cannot serve, or serves no more.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Flags that are wrong, or do not fit each other.
+    #[error("{0}")]
+    Config(String),
+    /// The data directory.
+    #[error("cannot use the data directory")]
+    DataDir(#[source] io::Error),
+    /// The database.
+    #[error("cannot use the database")]
+    Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The port.
+    #[error("cannot listen")]
+    Listen(#[source] io::Error),
+    /// The listener or a connection.
+    #[error("cannot serve")]
+    Transport(#[from] tonic::transport::Error),
+    /// The descriptor set.
+    #[error("cannot describe the services")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// A task without which the service is of no use.
+    #[error("a task of the service panicked")]
+    Panicked(#[source] tokio::task::JoinError),
+}
+
+fn database(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ServeError {
+    ServeError::Database(error.into())
 }
 
 /// Awaits the server; once shutdown was asked for, no longer than the grace.

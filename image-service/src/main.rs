@@ -14,13 +14,8 @@ fn main() -> ExitCode {
         Command::Serve(config) => serve(config),
         Command::Token(args) => token(&args),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("image-service: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let failed = |error| eprintln!("image-service: {error:#}");
+    done.map_err(failed).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
 }
 
 #[tokio::main]
@@ -44,8 +39,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
 fn token(args: &TokenArgs) -> anyhow::Result<()> {
     let keys = TokenKeys::open(&args.data_dir).context("cannot open the key pair")?;
-    println!("{}", keys.mint(&args.subject, &args.roles, args.ttl)?);
-    Ok(())
+    Ok(println!("{}", keys.mint(&args.subject, &args.roles, args.ttl)?))
 }
 
 fn log(format: LogFormat) {

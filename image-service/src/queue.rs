@@ -3,7 +3,7 @@
 //! The rows are the queue; nothing is queued in memory. Two tasks serve it: the dispatcher, which gives the head of the
 //! queue to whoever has a free slot, and the clock, which ends what is overdue.
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error as _, sync::Arc, time::Duration};
 
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -101,7 +101,7 @@ impl Queue {
             }
             for worker in self.workers.ready(self.times.silence) {
                 if let Err(error) = self.fill(&worker).await {
-                    tracing::warn!(worker = worker.name, %error, source = ?std::error::Error::source(&error), "cannot dispatch");
+                    tracing::warn!(worker = worker.name, %error, source = ?error.source(), "cannot dispatch");
                 }
             }
         }
@@ -109,15 +109,15 @@ impl Queue {
 
     /// Claims for a worker until its slots are taken or the queue is empty.
     async fn fill(&self, worker: &Connected) -> Result<(), Error> {
-        loop {
-            let claimed =
-                self.store.claim(&worker.name, worker.session, &self.policy, Timestamp::now()).await?;
-            let Some((decision, committed)) = claimed else {
-                return Ok(());
-            };
-            self.deliver(decision);
+        while let Some((decision, committed)) =
+            self.store.claim(&worker.name, worker.session, &self.policy, Timestamp::now()).await?
+        {
+            for (_, message) in decision.messages {
+                self.workers.send_over(worker, message);
+            }
             self.signals.announce(&committed);
         }
+        Ok(())
     }
 
     /// Ends leases and deadlines that are over, until shutdown.
@@ -130,7 +130,7 @@ impl Queue {
                 _ = tick.tick() => {}
             }
             if let Err(error) = self.end_overdue().await {
-                tracing::warn!(%error, source = ?std::error::Error::source(&error), "cannot look for what is overdue");
+                tracing::warn!(%error, source = ?error.source(), "cannot look for what is overdue");
             }
         }
     }
@@ -143,7 +143,11 @@ impl Queue {
                 .worker
                 .as_deref()
                 .is_some_and(|worker| self.workers.is_heard(worker, self.times.silence));
-            self.handle(build.id, &Event::Tick { worker_online }).await?;
+            // One that cannot be ended must not keep the others from it.
+            if let Err(error) = self.handle(build.id, &Event::Tick { worker_online }).await {
+                let source = error.source();
+                tracing::warn!(build = %build.id, %error, ?source, "cannot end what is overdue");
+            }
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::{
     access::{Principal, Role},
     build::{Build, State},
     dispatch::{Attempt, Event, Hello, KeptAttempt, Report, ToWorker, Welcome, WorkerEvent},
-    error::{Error, Violations},
+    error::Error,
     queue::Queue,
     timestamp::Timestamp,
 };
@@ -43,17 +43,24 @@ impl Session {
     pub(crate) async fn open(queue: Arc<Queue>, caller: &Principal, hello: Hello) -> Result<Opened, Error> {
         caller.require(Role::Worker)?;
         if hello.name != caller.subject() {
-            let rule = format!("must be the token's subject, {}", caller.subject());
-            return Err(Error::Invalid(Violations::one("hello.name", rule)));
+            return Err(Error::OtherWorker);
         }
         let id = Uuid::new_v4();
         queue.store().open_session(&hello, id, queue.times().silence, Timestamp::now()).await?;
         // First the line, then the rows: what is decided from here on is sent to this connection.
         let (messages, hang_up) = queue.workers().connect(&hello.name, id);
         let session = Self { queue, worker: hello.name, id };
-        let welcome = session.reconcile(&hello.holds).await?;
-        session.queue.slot_freed();
-        Ok(Opened { session, welcome, messages, hang_up })
+        match session.reconcile(&hello.holds).await {
+            Ok(welcome) => {
+                session.queue.workers().heard(&session.worker, id, Some(true));
+                session.queue.slot_freed();
+                Ok(Opened { session, welcome, messages, hang_up })
+            }
+            Err(error) => {
+                session.close().await;
+                Err(error)
+            }
+        }
     }
 
     pub(crate) fn worker(&self) -> &str {
@@ -87,7 +94,7 @@ impl Session {
         let lease = self.queue.policy().lease;
         let held = self.queue.store().heartbeat(&self.worker, self.id, lease, Timestamp::now()).await?;
         let workers = self.queue.workers();
-        workers.heard(&self.worker, self.id, !draining);
+        workers.heard(&self.worker, self.id, Some(!draining));
         workers.send(&self.worker, ToWorker::HeartbeatAck(number));
         for build in held.iter().filter(|build| build.cancel_requested_at.is_some()) {
             workers.send(&self.worker, ToWorker::Cancel(Attempt::of(build)));
@@ -97,6 +104,7 @@ impl Session {
 
     /// Something happened in an attempt.
     pub(crate) async fn report(&self, report: Report) -> Result<(), Error> {
+        self.queue.workers().heard(&self.worker, self.id, None);
         let attempt = report.attempt;
         let handed_back =
             report.events.iter().any(|reported| matches!(reported.event, WorkerEvent::HandedBack { .. }));

@@ -24,7 +24,7 @@ use crate::{
     timestamp::Timestamp,
 };
 
-pub(crate) use self::{builds::Excerpt, changes::Change, images::ImageKey, workers::WorkerRow};
+pub(crate) use self::{builds::Excerpt, changes::Change, workers::WorkerRow};
 
 mod builds;
 mod changes;

@@ -39,12 +39,12 @@ struct Line {
 impl Workers {
     const OUTBOX: usize = 256;
 
-    /// Makes this the worker's connection; an earlier one is hung up.
+    /// Makes this the worker's connection; an earlier one is hung up. It takes builds from [`Self::heard`] on.
     pub(crate) fn connect(&self, name: &str, session: Uuid) -> (mpsc::Receiver<ToWorker>, CancellationToken) {
         let (outbox, inbox) = mpsc::channel(Self::OUTBOX);
         let hang_up = CancellationToken::new();
         let line =
-            Line { session, outbox, hang_up: hang_up.clone(), heard: Instant::now(), takes_builds: true };
+            Line { session, outbox, hang_up: hang_up.clone(), heard: Instant::now(), takes_builds: false };
         if let Some(earlier) = self.lines().insert(name.to_owned(), line) {
             earlier.hang_up.cancel();
         }
@@ -61,8 +61,17 @@ impl Workers {
 
     /// Sends to a worker, if it is connected here: whoever is not learns of it when it connects.
     pub(crate) fn send(&self, name: &str, message: ToWorker) {
+        self.send_if(name, message, |_| true);
+    }
+
+    /// Sends over one connection of a worker, and over no other: what was assigned to a connection before is given up.
+    pub(crate) fn send_over(&self, connected: &Connected, message: ToWorker) {
+        self.send_if(&connected.name, message, |line| line.session == connected.session);
+    }
+
+    fn send_if(&self, name: &str, message: ToWorker, condition: impl Fn(&Line) -> bool) {
         let lines = self.lines();
-        if let Some(line) = lines.get(name)
+        if let Some(line) = lines.get(name).filter(|line| condition(line))
             && line.outbox.try_send(message).is_err()
         {
             tracing::warn!(worker = name, "the worker reads too slowly; hanging up");
@@ -70,11 +79,11 @@ impl Workers {
         }
     }
 
-    /// Notes that a worker lives, and whether it takes builds.
-    pub(crate) fn heard(&self, name: &str, session: Uuid, takes_builds: bool) {
+    /// Notes that a worker lives, and, when it said so, whether it takes builds.
+    pub(crate) fn heard(&self, name: &str, session: Uuid, takes_builds: Option<bool>) {
         if let Some(line) = self.lines().get_mut(name).filter(|line| line.session == session) {
             line.heard = Instant::now();
-            line.takes_builds = takes_builds;
+            line.takes_builds = takes_builds.unwrap_or(line.takes_builds);
         }
     }
 

@@ -9,5 +9,6 @@ mod engine;
 mod input;
 mod main_job;
 mod proxy;
+mod real_engine;
 mod stack;
 mod watching;

@@ -293,7 +293,7 @@ async fn a_log_over_its_limit_shows_the_gap_and_keeps_its_end() -> anyhow::Resul
     let engine = FakeEngine::start().await?;
     engine.script(Script::new().step("[1/1] RUN talk").logs(20_000, |i| format!("{i:09}\n")).succeed());
     let service = Service::start().await?;
-    let flags = ["--log-limit", "9000"];
+    let flags = ["--log-limit", "41000"];
     let _worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags).await?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("Chatty", "FROM scratch\nRUN talk")).await?;

@@ -3,14 +3,15 @@
 use futures_util::stream::{self, BoxStream, StreamExt};
 use proto::images::{self as wire, build_service_server::BuildService};
 use tonic::{Request, Response, Status};
+use uuid::Uuid;
 
-use super::{authentication::caller, build, field};
+use super::{authentication::caller, build, cursor::Binding, field, page};
 use crate::{
     build::BuildId,
     catalog::Catalog,
     error::{Error, Violations},
     history::Histories,
-    image::ImageId,
+    image::{ImageId, View},
 };
 
 /// Builds on the wire.
@@ -18,11 +19,13 @@ use crate::{
 pub(super) struct Builds {
     catalog: Catalog,
     histories: Histories,
+    /// Names the database's history.
+    history: Uuid,
 }
 
 impl Builds {
-    pub(super) fn new(catalog: Catalog, histories: Histories) -> Self {
-        Self { catalog, histories }
+    pub(super) fn new(catalog: Catalog, histories: Histories, history: Uuid) -> Self {
+        Self { catalog, histories, history }
     }
 }
 
@@ -46,22 +49,22 @@ impl BuildService for Builds {
         let request = request.into_inner();
         let image = ImageId(field::id("image_id", &request.image_id)?);
         let size = field::page_size(request.page_size)?;
-        // The token is the number of the last build: it says nothing that the caller may not know.
+        let binding = Binding::new(self.history, &format!("ListBuilds/{image}"), View::Basic, &caller);
         let before = match request.page_token.as_str() {
             "" => None,
-            token => Some(token.parse().map_err(|_| field::foreign_page_token())?),
-        };
-        let builds = self.catalog.builds(&caller, image, before, size).await?;
-        let next_page_token = match builds.last() {
-            Some(last) if builds.len() as u64 == size && last.build.number > 1 => {
-                last.build.number.to_string()
+            token => {
+                let number = binding.open(token).and_then(|number| number.parse().ok());
+                Some(number.ok_or_else(field::foreign_page_token)?)
             }
+        };
+        let found = self.catalog.builds(&caller, image, before, size).await?;
+        let builds = page::fitting(found.into_iter().map(wire::Build::from));
+        // The first build of an image has the number 1.
+        let next_page_token = match builds.last() {
+            Some(last) if last.number > 1 => binding.seal(last.number),
             Some(_) | None => String::new(),
         };
-        Ok(Response::new(wire::ListBuildsResponse {
-            builds: builds.into_iter().map(Into::into).collect(),
-            next_page_token,
-        }))
+        Ok(Response::new(wire::ListBuildsResponse { builds, next_page_token }))
     }
 
     type WatchBuildStream = BoxStream<'static, Result<wire::WatchBuildResponse, Status>>;

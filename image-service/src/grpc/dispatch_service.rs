@@ -1,6 +1,6 @@
 //! `trailer.dispatch.v1.DispatchService`: one task a connection, which hears the worker out.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::stream::{BoxStream, StreamExt};
 use proto::dispatch::{
@@ -72,11 +72,13 @@ struct Connection {
 }
 
 impl Connection {
+    const LAST_WORD: Duration = Duration::from_secs(1);
+
     async fn run(mut self) {
         if let Err(status) = self.hold().await {
             tracing::info!(worker = self.caller.subject(), code = ?status.code(), message = status.message(), "a worker's connection ended");
-            // The worker may be gone already.
-            let _ = self.answers.send(Err(status)).await;
+            // The worker may be gone, or read nothing more.
+            let _ = tokio::time::timeout(Self::LAST_WORD, self.answers.send(Err(status))).await;
         }
     }
 

@@ -7,37 +7,35 @@ use tonic::{Code, Status, body::Body};
 
 use super::status;
 
-/// Says what is the caller's fault when tonic could not read its request.
+/// Gives details to what tonic itself has answered, which knows none, and blames the caller where it is to blame.
 ///
 /// Tonic answers INTERNAL to bytes that are no message, and OUT_OF_RANGE to a message over the limit. Every status of
 /// ours carries details, so one without them comes from there.
-pub(super) fn blame_caller(response: Response<Body>) -> Response<Body> {
+pub(super) fn explain(response: Response<Body>) -> Response<Body> {
     let Some(found) = undetailed_status(response.headers()) else {
         return response;
     };
+    let message = found.message();
     match found.code() {
-        Code::Internal => {
-            status::malformed(format!("the request is no such message: {}", found.message())).into_http()
-        }
-        Code::OutOfRange => {
-            status::malformed(format!("the request is too large: {}", found.message())).into_http()
-        }
+        Code::Internal => status::malformed(format!("the request is no such message: {message}")),
+        Code::OutOfRange => status::malformed(format!("the request is too large: {message}")),
+        Code::Unimplemented => status::unimplemented(message),
+        // The deadline that the caller has set.
+        Code::Cancelled | Code::DeadlineExceeded => status::deadline_exceeded(message),
         Code::Ok
-        | Code::Cancelled
         | Code::Unknown
         | Code::InvalidArgument
-        | Code::DeadlineExceeded
         | Code::NotFound
         | Code::AlreadyExists
         | Code::PermissionDenied
         | Code::ResourceExhausted
         | Code::FailedPrecondition
         | Code::Aborted
-        | Code::Unimplemented
         | Code::Unavailable
         | Code::DataLoss
-        | Code::Unauthenticated => response,
+        | Code::Unauthenticated => return response,
     }
+    .into_http()
 }
 
 /// Answers for a handler that has panicked.

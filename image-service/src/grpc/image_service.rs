@@ -5,14 +5,13 @@ use proto::images::{self as wire, image_service_server::ImageService};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{authentication::caller, cursor::Binding, field, image};
+use super::{authentication::caller, cursor::Binding, field, image, page};
 use crate::{
     build::BuildId,
     catalog::Catalog,
     error::{Error, Violations},
     feed::{Feed, Notice, WatchEvent},
-    image::ImageId,
-    store::ImageKey,
+    image::{ImageId, ImageKey},
     timestamp::Timestamp,
 };
 
@@ -71,18 +70,15 @@ impl ImageService for Images {
                 Some(key.ok_or_else(field::foreign_page_token)?)
             }
         };
-        let images = self.catalog.images(&caller, after, size, view).await?;
-        let next_page_token = match images.last() {
-            Some(last) if images.len() as u64 == size => {
-                let image = &last.image;
-                binding.seal(format_args!("{}:{}", image.updated_at.micros(), image.id))
-            }
+        let found = self.catalog.images(&caller, after, size, view).await?;
+        let keys: Vec<ImageKey> = found.iter().map(|found| found.image.key()).collect();
+        let images = page::fitting(found.into_iter().map(wire::Image::from));
+        let is_last = (keys.len() as u64) < size && images.len() == keys.len();
+        let next_page_token = match images.len().checked_sub(1).and_then(|last| keys.get(last)) {
+            Some(last) if !is_last => binding.seal(format_args!("{}:{}", last.updated_at.micros(), last.id)),
             Some(_) | None => String::new(),
         };
-        Ok(Response::new(wire::ListImagesResponse {
-            images: images.into_iter().map(Into::into).collect(),
-            next_page_token,
-        }))
+        Ok(Response::new(wire::ListImagesResponse { images, next_page_token }))
     }
 
     async fn delete_image(

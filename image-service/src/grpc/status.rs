@@ -31,6 +31,7 @@ impl From<Error> for Status {
                 let details = reason_with("ROLE_MISSING", "role", role.to_string());
                 Self::with_error_details(Code::PermissionDenied, message, details)
             }
+            Error::OtherWorker => with_reason(Code::PermissionDenied, "OTHER_WORKER", message),
             Error::WrongApi => with_reason(Code::PermissionDenied, "WORKER_TOKEN", message),
             Error::Forbidden(action) => {
                 let details = reason_with("ACTION_FORBIDDEN", "action", format!("{action:?}"));
@@ -74,6 +75,17 @@ pub(super) fn unauthenticated(error: Option<TokenError>) -> Status {
 /// A request that does not parse as its message at all.
 pub(super) fn malformed(message: impl Into<String>) -> Status {
     with_reason(Code::InvalidArgument, "MALFORMED_REQUEST", message)
+}
+
+/// No such method, or an encoding that is not known here.
+pub(super) fn unimplemented(message: &str) -> Status {
+    let message = if message.is_empty() { "no such method" } else { message };
+    with_reason(Code::Unimplemented, "UNIMPLEMENTED", message)
+}
+
+/// The answer was not ready by the caller's deadline.
+pub(super) fn deadline_exceeded(message: &str) -> Status {
+    with_reason(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message)
 }
 
 /// Something of ours is broken: the details go to the log, the caller gets the id to find them by.

@@ -2,19 +2,22 @@
 
 use proto::images::{self as wire, worker_service_server::WorkerService};
 use tonic::{Request, Response, Status};
+use uuid::Uuid;
 
-use super::{authentication::caller, field};
-use crate::catalog::Catalog;
+use super::{authentication::caller, cursor::Binding, field};
+use crate::{catalog::Catalog, image::View};
 
 /// The workers on the wire.
 #[derive(Debug)]
 pub(super) struct AllWorkers {
     catalog: Catalog,
+    /// Names the database's history.
+    history: Uuid,
 }
 
 impl AllWorkers {
-    pub(super) fn new(catalog: Catalog) -> Self {
-        Self { catalog }
+    pub(super) fn new(catalog: Catalog, history: Uuid) -> Self {
+        Self { catalog, history }
     }
 }
 
@@ -27,11 +30,14 @@ impl WorkerService for AllWorkers {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let size = field::page_size(request.page_size)?;
-        // The token is the name of the last worker, which every caller may know.
-        let after = Some(request.page_token.as_str()).filter(|token| !token.is_empty());
+        let binding = Binding::new(self.history, "ListWorkers", View::Basic, &caller);
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(binding.open(token).ok_or_else(field::foreign_page_token)?),
+        };
         let found = self.catalog.workers(after, size).await?;
         let next_page_token = match found.last() {
-            Some(last) if found.len() as u64 == size => last.name.clone(),
+            Some(last) if found.len() as u64 == size => binding.seal(&last.name),
             Some(_) | None => String::new(),
         };
         let mut workers = Vec::with_capacity(found.len());

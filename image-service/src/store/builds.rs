@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::TryStreamExt as _;
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, PaginatorTrait,
     QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
@@ -32,8 +33,8 @@ pub(crate) struct Excerpt {
 }
 
 impl Store {
-    /// How many chunks of a history one read brings at most.
-    const CHUNKS: u64 = 16;
+    /// How much of a history one read brings: about this much, and at least one chunk.
+    const EXCERPT_BYTES: usize = 512 * 1024;
 
     /// Decides what `event` does to a build and writes it; `None` when there is no such build.
     pub(crate) async fn decide(
@@ -164,30 +165,30 @@ impl Store {
             .await?)
     }
 
-    /// The next records of a build whose image is in sight, after the one numbered `after`.
+    /// The next records of a build whose image is in sight, after the one numbered `after`: of a long history a part.
     pub(crate) async fn excerpt(&self, sight: &Sight, id: BuildId, after: i64) -> Result<Excerpt, Error> {
         let txn = self.reader.begin().await?;
         let build = build_in_sight(&txn, sight, id).await?;
-        let chunks = build_record::Entity::find()
-            .filter(build_record::Column::Build.eq(id.0))
+        let mut records: Vec<Record> = Vec::new();
+        if after < build.last_sequence {
             // The chunk that holds the next record begins at or before it, so the primary key finds it.
-            .filter(
-                build_record::Column::FirstSequence
-                    .gte(first_sequence_of_chunk(&txn, id, after.saturating_add(1)).await?),
-            )
-            .order_by_asc(build_record::Column::FirstSequence)
-            .limit(Self::CHUNKS)
-            .all(&txn)
-            .await?;
-        txn.commit().await?;
-        let mut records = Vec::new();
-        for chunk in chunks {
-            records.extend(
-                rows::from_json::<Vec<Record>>(&chunk.json)?
-                    .into_iter()
-                    .filter(|record| record.sequence > after),
-            );
+            let first = first_sequence_of_chunk(&txn, id, after.saturating_add(1)).await?;
+            let mut chunks = build_record::Entity::find()
+                .filter(build_record::Column::Build.eq(id.0))
+                .filter(build_record::Column::FirstSequence.gte(first))
+                .order_by_asc(build_record::Column::FirstSequence)
+                .stream(&txn)
+                .await?;
+            let mut bytes = 0;
+            while bytes < Self::EXCERPT_BYTES
+                && let Some(chunk) = chunks.try_next().await?
+            {
+                bytes += chunk.json.len();
+                let chunk: Vec<Record> = rows::from_json(&chunk.json)?;
+                records.extend(chunk.into_iter().filter(|record| record.sequence > after));
+            }
         }
+        txn.commit().await?;
         Ok(Excerpt { build, records })
     }
 }

@@ -2,7 +2,7 @@
 
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait,
-    IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, Select, Set,
+    IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, Select, Set, TransactionTrait,
 };
 
 use super::{
@@ -15,16 +15,12 @@ use crate::{
     build::{Build, Kind},
     dispatch::{self, Decision, Event, Policy, Rows},
     error::{Error, Refusal, Resource},
-    image::{Configuration, Image, ImageId, ImageInView, NewImage, Reference, Status, View, WantedReference},
+    image::{
+        Configuration, Image, ImageId, ImageInView, ImageKey, NewImage, Reference, Status, View,
+        WantedReference,
+    },
     timestamp::Timestamp,
 };
-
-/// Where a page of images ends: the sort key of its last one.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ImageKey {
-    pub(crate) updated_at: Timestamp,
-    pub(crate) id: ImageId,
-}
 
 impl Store {
     /// Creates an image with its first build in the queue.
@@ -130,13 +126,9 @@ impl Store {
 
     /// One image that is in sight.
     pub(crate) async fn image(&self, sight: &Sight, id: ImageId, view: View) -> Result<ImageInView, Error> {
-        let row = in_sight(sight)
-            .filter(image::Column::Id.eq(id.0))
-            .one(&self.reader)
-            .await?
-            .ok_or(Error::NotFound(Resource::Image))?;
-        let image = rows::image_from_row(row)?;
-        Ok(in_view(&self.reader, image, view).await?)
+        let query = in_sight(sight).filter(image::Column::Id.eq(id.0));
+        let mut found = self.read_images(query, view).await?;
+        found.pop().ok_or(Error::NotFound(Resource::Image))
     }
 
     /// The next images that are in sight, the latest update first.
@@ -161,7 +153,7 @@ impl Store {
                 ),
             );
         }
-        in_views(&self.reader, query.all(&self.reader).await?, view).await
+        self.read_images(query, view).await
     }
 
     /// The next images that are in sight in the order of their ids, which never changes.
@@ -176,13 +168,29 @@ impl Store {
         if let Some(id) = after {
             query = query.filter(image::Column::Id.gt(id.0));
         }
-        in_views(&self.reader, query.all(&self.reader).await?, view).await
+        self.read_images(query, view).await
     }
 
-    /// Those of these images that exist, whoever may see them, with their configurations.
+    /// Those of these images that exist, whoever may see them.
     pub(crate) async fn images_among(&self, ids: &[ImageId]) -> Result<Vec<ImageInView>, Error> {
         let query = in_sight(&Sight::Everything).filter(image::Column::Id.is_in(ids.iter().map(|id| id.0)));
-        in_views(&self.reader, query.all(&self.reader).await?, View::Full).await
+        self.read_images(query, View::Basic).await
+    }
+
+    /// Reads images and what belongs to them as of one moment.
+    async fn read_images(&self, query: Select<image::Entity>, view: View) -> Result<Vec<ImageInView>, Error> {
+        let txn = self.reader.begin().await?;
+        let mut images = Vec::new();
+        for row in query.all(&txn).await? {
+            let image = rows::image_from_row(row)?;
+            let configuration = match view {
+                View::Basic => None,
+                View::Full => Some(configuration(&txn, image.id, image.configuration_revision).await?),
+            };
+            images.push(ImageInView { image, configuration });
+        }
+        txn.commit().await?;
+        Ok(images)
     }
 }
 
@@ -238,26 +246,6 @@ async fn visible(txn: &DatabaseTransaction, id: ImageId) -> Result<image::Model,
         .one(txn)
         .await?
         .ok_or(Error::NotFound(Resource::Image))
-}
-
-async fn in_views(
-    db: &impl ConnectionTrait,
-    found: Vec<image::Model>,
-    view: View,
-) -> Result<Vec<ImageInView>, Error> {
-    let mut images = Vec::with_capacity(found.len());
-    for row in found {
-        images.push(in_view(db, rows::image_from_row(row)?, view).await?);
-    }
-    Ok(images)
-}
-
-async fn in_view(db: &impl ConnectionTrait, image: Image, view: View) -> Result<ImageInView, DbErr> {
-    let configuration = match view {
-        View::Basic => None,
-        View::Full => Some(configuration(db, image.id, image.configuration_revision).await?),
-    };
-    Ok(ImageInView { image, configuration })
 }
 
 pub(super) async fn configuration(

@@ -1,6 +1,9 @@
 //! Workers and the sessions that speak for them.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter,
@@ -21,7 +24,7 @@ pub(crate) struct WorkerRow {
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) slots: i32,
-    pub(crate) slots_taken: u64,
+    pub(crate) slots_taken: i64,
     pub(crate) engine_version: String,
     /// Whether a connection speaks for it.
     pub(crate) connected: bool,
@@ -137,10 +140,21 @@ impl Store {
         if let Some(name) = after {
             query = query.filter(worker::Column::Name.gt(name));
         }
-        let mut workers = Vec::new();
-        for row in query.all(&self.reader).await? {
+        let found = query.all(&self.reader).await?;
+        let taken: HashMap<String, i64> = builds::held()
+            .select_only()
+            .column(build::Column::Worker)
+            .column_as(build::Column::Id.count(), "taken")
+            .group_by(build::Column::Worker)
+            .into_tuple::<(String, i64)>()
+            .all(&self.reader)
+            .await?
+            .into_iter()
+            .collect();
+        let mut workers = Vec::with_capacity(found.len());
+        for row in found {
             workers.push(WorkerRow {
-                slots_taken: builds::held_by(&self.reader, &row.name).await?,
+                slots_taken: taken.get(&row.name).copied().unwrap_or(0),
                 labels: rows::from_json(&row.labels_json)?,
                 name: row.name,
                 slots: row.slots,

@@ -1,0 +1,295 @@
+//! The main flows against a real Docker Engine, as `tests/run` provides it.
+//!
+//! The base image is made here from the host's busybox: nothing is pulled. Names are this run's own, and everything that a
+//! test makes in the engine it removes.
+
+use std::{
+    collections::HashMap,
+    fs,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use bollard::{
+    API_DEFAULT_VERSION, Docker,
+    models::ContainerCreateBody,
+    query_parameters::{
+        CreateContainerOptionsBuilder, CreateImageOptionsBuilder, ListImagesOptionsBuilder,
+        LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, StartContainerOptions,
+        WaitContainerOptions,
+    },
+};
+use futures_util::StreamExt as _;
+use proto::images::{BuildErrorKind, BuildState, ImageStatus};
+
+use crate::stack::{Client, LIMIT, Service, Worker, assert_gapless, image, lines};
+
+const SOCKET: &str = "/var/run/docker.sock";
+
+/// A service and a worker on the real engine, with a base image that holds a shell.
+struct Real {
+    docker: Docker,
+    run: String,
+    service: Service,
+    _worker: Worker,
+}
+
+impl Real {
+    async fn start() -> anyhow::Result<Self> {
+        let docker_host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| format!("unix://{SOCKET}"));
+        let docker = match docker_host.strip_prefix("unix://") {
+            Some(socket) => Docker::connect_with_unix(socket, 60, API_DEFAULT_VERSION)?,
+            None => Docker::connect_with_http(&docker_host, 60, API_DEFAULT_VERSION)?,
+        };
+        docker.ping().await.context("the tests need a Docker Engine: run them by tests/run")?;
+        let run = uuid::Uuid::new_v4().simple().to_string();
+        let service = Service::start().await?;
+        let worker = Worker::start(&service, &format!("w-{run}"), &docker_host).await?;
+        let real = Self { docker, run, service, _worker: worker };
+        real.import_base().await?;
+        Ok(real)
+    }
+
+    /// Makes an image of the host's static busybox.
+    async fn import_base(&self) -> anyhow::Result<()> {
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"]
+            .iter()
+            .find_map(|path| fs::read(path).ok())
+            .context("the tests need a static busybox: run them by tests/run")?;
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(busybox.len() as u64);
+        header.set_mode(0o755);
+        archive.append_data(&mut header, "bin/busybox", busybox.as_slice())?;
+        let mut link = tar::Header::new_gnu();
+        link.set_entry_type(tar::EntryType::Symlink);
+        link.set_size(0);
+        archive.append_link(&mut link, "bin/sh", "busybox")?;
+        let archive = archive.into_inner()?;
+        let (name, tag) =
+            self.base().split_once(':').map(|(n, t)| (n.to_owned(), t.to_owned())).context("a tag")?;
+        let options = CreateImageOptionsBuilder::new().from_src("-").repo(&name).tag(&tag).build();
+        let mut importing =
+            self.docker.create_image(Some(options), Some(bollard::body_full(archive.into())), None);
+        while let Some(progress) = importing.next().await {
+            progress?;
+        }
+        Ok(())
+    }
+
+    fn base(&self) -> String {
+        format!("trailer-test/base-{}:latest", self.run)
+    }
+
+    /// A Dockerfile on the base. The run's name in it keeps the engine's cache out of the test.
+    fn dockerfile(&self, instructions: &str) -> String {
+        format!("FROM {}\nENV RUN={}\n{instructions}", self.base(), self.run)
+    }
+
+    fn alice(&self) -> Client {
+        self.service.builder("alice")
+    }
+
+    async fn image_id(&self, reference: &str) -> anyhow::Result<String> {
+        self.docker.inspect_image(reference).await?.id.context("an id")
+    }
+
+    /// What an image's command prints.
+    async fn run_image(&self, reference: &str) -> anyhow::Result<String> {
+        let options =
+            CreateContainerOptionsBuilder::new().name(&format!("trailer-test-{}", self.run)).build();
+        let body =
+            ContainerCreateBody { image: Some(reference.to_owned()), ..ContainerCreateBody::default() };
+        let id = self.docker.create_container(Some(options), body).await?.id;
+        self.docker.start_container(&id, None::<StartContainerOptions>).await?;
+        let mut waiting = self.docker.wait_container(&id, None::<WaitContainerOptions>);
+        while let Some(ended) = waiting.next().await {
+            ended?;
+        }
+        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).build();
+        let mut printed = String::new();
+        let mut logs = self.docker.logs(&id, Some(options));
+        while let Some(line) = logs.next().await {
+            printed.push_str(&line?.to_string());
+        }
+        let options = RemoveContainerOptionsBuilder::new().force(true).build();
+        self.docker.remove_container(&id, Some(options)).await?;
+        Ok(printed)
+    }
+
+    /// The tags of the engine's images that contain a text.
+    async fn tags_with(&self, text: &str) -> anyhow::Result<Vec<String>> {
+        let images =
+            self.docker.list_images(Some(ListImagesOptionsBuilder::new().all(false).build())).await?;
+        Ok(images.into_iter().flat_map(|image| image.repo_tags).filter(|tag| tag.contains(text)).collect())
+    }
+
+    /// Removes what was made, and the base.
+    async fn clean(self, references: &[&str]) -> anyhow::Result<()> {
+        for name in references.iter().copied().chain([self.base().as_str()]) {
+            let options = RemoveImageOptionsBuilder::new().force(true).build();
+            self.docker.remove_image(name, Some(options), None).await?;
+        }
+        Ok(())
+    }
+}
+
+/// How many processes of this host have exactly this argument.
+fn processes_with(argument: &str) -> anyhow::Result<usize> {
+    let mut count = 0;
+    for entry in fs::read_dir("/proc")? {
+        // A process may end while it is looked at.
+        let Ok(command) = fs::read(entry?.path().join("cmdline")) else { continue };
+        count += usize::from(command.split(|&byte| byte == 0).any(|part| part == argument.as_bytes()));
+    }
+    Ok(count)
+}
+
+/// Waits until a condition of the host holds.
+async fn eventually(what: &str, condition: impl Fn() -> anyhow::Result<bool>) -> anyhow::Result<Duration> {
+    let begun = Instant::now();
+    while !condition()? {
+        anyhow::ensure!(begun.elapsed() < LIMIT, "{what}: not within {LIMIT:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(begun.elapsed())
+}
+
+fn unique_seconds(run: &str, salt: u32) -> anyhow::Result<String> {
+    let digits = u32::from_str_radix(&run[..6], 16)?;
+    Ok(format!("300.{digits:08}{salt}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_built_image_runs() -> anyhow::Result<()> {
+    let real = Real::start().await?;
+    let alice = real.alice();
+    let mut wanted = image(
+        &format!("Real {}", real.run),
+        &real.dockerfile("COPY greeting /greeting\nRUN echo building $RUN; /bin/busybox cat /greeting\nCMD [\"/bin/busybox\", \"cat\", \"/greeting\"]"),
+    );
+    if let Some(proto::images::image_config::Source::Dockerfile(source)) =
+        wanted.config.as_mut().and_then(|config| config.source.as_mut())
+    {
+        source.files.push(proto::images::ContextFile {
+            path: "greeting".to_owned(),
+            content: "grüß dich\n".as_bytes().to_vec().into(),
+            executable: false,
+        });
+    }
+    let (created, build) = alice.create(wanted).await?;
+    let finished = alice.finished(&build.id).await?;
+    assert_eq!(finished.state(), BuildState::Succeeded, "{finished:?}");
+    let reference = format!("{}:{}", created.repository, created.tag);
+    let artifact = alice.get(&created.id).await?.artifact.context("an artifact")?;
+    assert_eq!(real.image_id(&reference).await?, artifact.image_id);
+    assert!(artifact.size_bytes > 1_000_000);
+    assert_eq!(real.tags_with(&build.id).await?, [""; 0], "the attempt's own tag is gone");
+    let events = alice.history(&build.id, 0).await?;
+    assert_gapless(&events, 1);
+    assert_eq!(lines(&events), [format!("building {}", real.run).as_str(), "grüß dich"]);
+    assert_eq!(real.run_image(&reference).await?, "grüß dich\n");
+
+    // Built again, everything comes from the cache, and it is the same image.
+    let again = alice.build(&created.id).await?;
+    let again = alice.finished(&again.id).await?;
+    assert_eq!(again.state(), BuildState::Succeeded);
+    assert!(again.steps.context("steps")?.cached >= 2, "{again:?}");
+    assert_eq!(real.image_id(&reference).await?, artifact.image_id);
+    real.clean(&[&reference]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_step_is_named() -> anyhow::Result<()> {
+    let real = Real::start().await?;
+    let alice = real.alice();
+    let text = real.dockerfile(
+        "RUN echo fine\nRUN echo out; /bin/busybox sleep 0.3; echo err >&2; exit 7\nRUN echo never",
+    );
+    let (created, build) = alice.create(image("Failing", &text)).await?;
+    let failed = alice.finished(&build.id).await?;
+    assert_eq!((failed.state(), failed.attempt), (BuildState::Failed, 1));
+    let error = failed.error.context("an error")?;
+    assert_eq!(error.kind(), BuildErrorKind::User);
+    assert!(
+        error.step.contains("RUN echo out; /bin/busybox sleep 0.3; echo err >&2; exit 7"),
+        "{}",
+        error.step
+    );
+    assert!(error.message.contains("exit code: 7"), "{}", error.message);
+    assert_eq!(error.last_lines, ["out", "err"]);
+    assert_eq!(alice.get(&created.id).await?.status(), ImageStatus::Error);
+    let events = alice.history(&build.id, 0).await?;
+    assert_gapless(&events, 1);
+    assert_eq!(lines(&events), ["fine", "out", "err"]);
+    for after in 0..events.len() {
+        assert_eq!(alice.history(&build.id, i64::try_from(after)?).await?, events[after..]);
+    }
+
+    for (text, part) in [
+        (real.dockerfile("COPY missing /"), "missing"),
+        ("FROM scratch\nNONSENSE".to_owned(), "NONSENSE"),
+        ("FROM trailer-test/no-such-image:0".to_owned(), "no-such-image"),
+    ] {
+        let (_, build) = alice.create(image("Refused", &text)).await?;
+        let failed = alice.finished(&build.id).await?;
+        let error = failed.error.clone().context("an error")?;
+        assert_eq!((failed.state(), error.kind()), (BuildState::Failed, BuildErrorKind::User), "{error:?}");
+        assert!(error.message.contains(part), "{} does not name {part}", error.message);
+    }
+    real.clean(&[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_leaves_no_process_and_the_previous_image() -> anyhow::Result<()> {
+    let real = Real::start().await?;
+    let alice = real.alice();
+    let seconds = unique_seconds(&real.run, 1)?;
+    let text = real.dockerfile("RUN /bin/busybox echo once");
+    let (created, first) = alice.create(image(&format!("Sleepy {}", real.run), &text)).await?;
+    assert_eq!(alice.finished(&first.id).await?.state(), BuildState::Succeeded);
+    let reference = format!("{}:{}", created.repository, created.tag);
+    let previous = real.image_id(&reference).await?;
+
+    let sleeping = real.dockerfile(&format!("RUN /bin/busybox sleep {seconds}"));
+    let (other, build) = alice.create(image("Cancelled", &sleeping)).await?;
+    eventually("the step runs", || Ok(processes_with(&seconds)? > 0)).await?;
+    let begun = Instant::now();
+    alice.cancel(&other.id).await?;
+    let cancelled = alice.finished(&build.id).await?;
+    assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, true));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(processes_with(&seconds)?, 0);
+    assert_eq!(alice.get(&other.id).await?.status(), ImageStatus::BuildCancelled);
+    assert_eq!(real.image_id(&reference).await?, previous);
+    assert_eq!(real.tags_with(&build.id).await?, [""; 0]);
+    assert_eq!(real.tags_with(&other.repository).await?, [""; 0]);
+    real.clean(&[&reference]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_does_not_disturb_an_identical_build() -> anyhow::Result<()> {
+    let real = Real::start().await?;
+    let alice = real.alice();
+    let marker = format!("done-{}", &real.run[..8]);
+    let text = real.dockerfile(&format!("RUN echo begun; /bin/busybox sleep 3; echo {marker}"));
+    let (first, first_build) = alice.create(image(&format!("Same {}", real.run), &text)).await?;
+    let (second, second_build) = alice.create(image(&format!("Same {}", real.run), &text)).await?;
+    for build in [&first_build, &second_build] {
+        alice.until(&build.id, |build| build.log_bytes > 0).await?;
+    }
+    let begun = Instant::now();
+    alice.cancel(&first.id).await?;
+    assert_eq!(alice.finished(&first_build.id).await?.state(), BuildState::Cancelled);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    let finished = alice.finished(&second_build.id).await?;
+    assert_eq!((finished.state(), finished.attempt), (BuildState::Succeeded, 1));
+    let events = alice.history(&second_build.id, 0).await?;
+    assert_gapless(&events, 1);
+    assert_eq!(lines(&events), ["begun", marker.as_str()]);
+    let reference = format!("{}:{}", second.repository, second.tag);
+    let label = real.docker.inspect_image(&reference).await?.config.and_then(|config| config.labels);
+    let expected = HashMap::from([("trailer.image-id".to_owned(), second.id.clone())]);
+    assert_eq!(label, Some(expected));
+    real.clean(&[&reference]).await
+}
