@@ -11,11 +11,11 @@ use crate::{
 };
 
 pub(crate) use self::{
-    history::{Happening, LogStream, Record, StepState},
+    record::{Happening, LogStream, Record, StepState},
     transition::{Event, Fault, Next, transition},
 };
 
-mod history;
+mod record;
 mod transition;
 
 /// Identifies a build: a UUID of version 7, made by the service.

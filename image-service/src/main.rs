@@ -39,7 +39,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
 fn token(args: &TokenArgs) -> anyhow::Result<()> {
     let keys = TokenKeys::open(&args.data_dir).context("cannot open the key pair")?;
-    Ok(println!("{}", keys.mint(&args.subject, &args.roles, args.ttl)?))
+    println!("{}", keys.mint(&args.subject, &args.roles, args.ttl)?);
+    Ok(())
 }
 
 fn log(format: LogFormat) {

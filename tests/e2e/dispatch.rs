@@ -1,6 +1,6 @@
 //! The dispatch protocol, with a worker played by the test, and with the connection of a real one cut.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
 
 use image_service::Role;
 use proto::{
@@ -73,20 +73,20 @@ impl Actor {
     }
 
     async fn assignment(&mut self) -> anyhow::Result<(Assignment, Attempt)> {
-        match self.next().await? {
-            FromService::Assignment(assignment) => {
-                let attempt = assignment.attempt.clone().expect("an assignment names its attempt");
-                Ok((assignment, attempt))
-            }
-            other => anyhow::bail!("{other:?} is no assignment"),
-        }
+        let said = self.next().await?;
+        let FromService::Assignment(assignment) = said else {
+            anyhow::bail!("{said:?} is no assignment");
+        };
+        let attempt = assignment.attempt.clone().expect("an assignment names its attempt");
+        Ok((assignment, attempt))
     }
 
     async fn acknowledged(&mut self) -> anyhow::Result<i64> {
-        match self.next().await? {
-            FromService::ReportAck(ack) => Ok(ack.sequence),
-            other => anyhow::bail!("{other:?} is no acknowledgement"),
-        }
+        let said = self.next().await?;
+        let FromService::ReportAck(ack) = said else {
+            anyhow::bail!("{said:?} is no acknowledgement");
+        };
+        Ok(ack.sequence)
     }
 }
 
@@ -155,6 +155,8 @@ async fn a_stale_attempt_is_refused() -> anyhow::Result<()> {
     assert_eq!(alice.get_build(&build.id).await?.failures, 1);
 
     let mut other = Actor::connect(&service, hello("w2", &[])).await?;
+    other.say(ToService::Heartbeat(Heartbeat { number: 1, draining: true })).await;
+    assert!(matches!(other.next().await?, FromService::HeartbeatAck(_)));
     for (actor, attempt) in [(&mut first, &stale), (&mut other, &attempt)] {
         actor.report(attempt, 1, vec![started(), line("late")]).await;
         assert!(
@@ -434,19 +436,31 @@ async fn a_worker_that_shuts_down_hands_back_what_runs() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_engine_is_tried_again() -> anyhow::Result<()> {
-    let engine = FakeEngine::start().await?;
-    engine.script(Script::new().step("[1/1] RUN make").log("begun\n").drop_connection());
-    let service = Service::start().await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
-    let alice = service.builder("alice");
-    let (_, build) = alice.create(image("A", "FROM scratch\nRUN make")).await?;
-    let failed = alice.finished(&build.id).await?;
-    assert_eq!((failed.state(), failed.attempt, failed.failures), (BuildState::Failed, 3, 3));
-    assert_eq!(failed.error.map(|error| error.kind()), Some(BuildErrorKind::Infrastructure));
-    assert_eq!(engine.builds().len(), 3);
-    let tags: Vec<_> = engine.builds().into_iter().map(|build| (build.tag, build.build_id)).collect();
-    assert!(tags.iter().all(|tag| tags.iter().filter(|other| *other == tag).count() == 1), "{tags:?}");
-    tokio::time::timeout(Duration::from_secs(5), engine.wait_for(|state| state.sessions == 0, LIMIT))
-        .await??;
+    for script in [
+        Script::new().internal_error(),
+        Script::new().step("[1/1] RUN make").log("begun\n").drop_connection(),
+        Script::new().step("[1/1] RUN make").fail("write /x: no space left on device"),
+    ] {
+        let engine = FakeEngine::start().await?;
+        engine.script(script);
+        let service = Service::start().await?;
+        let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+        let alice = service.builder("alice");
+        let (_, build) = alice.create(image("A", "FROM scratch\nRUN make")).await?;
+        let failed = alice.finished(&build.id).await?;
+        assert_eq!((failed.state(), failed.attempt, failed.failures), (BuildState::Failed, 3, 3));
+        assert_eq!(failed.error.map(|error| error.kind()), Some(BuildErrorKind::Infrastructure));
+        let builds = engine.builds();
+        assert_eq!(builds.len(), 3);
+        for names in [
+            builds.iter().map(|build| &build.tag).collect::<BTreeSet<_>>(),
+            builds.iter().map(|build| &build.build_id).collect(),
+            builds.iter().map(|build| &build.session).collect(),
+        ] {
+            assert_eq!(names.len(), 3, "every attempt has names of its own: {names:?}");
+        }
+        // Nothing of a build that is over stays open.
+        engine.wait_for(|state| state.sessions == 0, LIMIT).await?;
+    }
     Ok(())
 }

@@ -92,19 +92,9 @@ impl FakeEngine {
         self.shared.state.borrow().running()
     }
 
-    /// How many `/session` connections are open.
-    pub(crate) fn sessions(&self) -> usize {
-        self.shared.state.borrow().sessions
-    }
-
     /// Every tag and the id of the image that it names.
     pub(crate) fn tags(&self) -> BTreeMap<String, String> {
         self.shared.state.borrow().images.tags().clone()
-    }
-
-    /// The image behind a tag or an id.
-    pub(crate) fn image(&self, name: &str) -> Option<Image> {
-        self.shared.state.borrow().images.find(name).cloned()
     }
 
     /// The requests that this engine does not know, as `METHOD path`.
@@ -127,13 +117,6 @@ impl FakeEngine {
                 anyhow::bail!("not within {within:?}; the engine's state is {seen:#?}")
             }
         }
-    }
-
-    /// Ends every task and waits until all have ended.
-    pub(crate) async fn stop(self) {
-        self.shared.stop.cancel();
-        self.shared.tasks.close();
-        self.shared.tasks.wait().await;
     }
 }
 

@@ -25,6 +25,7 @@ async fn an_image_is_built_and_its_history_is_kept() -> anyhow::Result<()> {
             .log("ing\n")
             .pause(&gate)
             .log_error("warned")
+            .image_size(1_234_567)
             .succeed(),
     );
     let service = Service::start().await?;
@@ -52,7 +53,7 @@ async fn an_image_is_built_and_its_history_is_kept() -> anyhow::Result<()> {
     let artifact = built.artifact.expect("a finished build leaves an artifact");
     assert_eq!(Some(&artifact.image_id), engine.tags().get("trailer/tools:latest"));
     assert_eq!((artifact.worker.as_str(), artifact.build_id), ("w1", build.id.clone()));
-    assert!(artifact.size_bytes > 0);
+    assert_eq!(artifact.size_bytes, 1_234_567);
     assert_eq!(engine.tags().len(), 1, "the attempt's own tag is gone");
 
     let events = alice.history(&build.id, 0).await?;

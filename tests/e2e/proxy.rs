@@ -69,11 +69,6 @@ impl Proxy {
     pub(crate) fn stall(&self, on: bool) {
         self.shared.stalls.send_replace(on);
     }
-
-    /// How many connections are open. Right after [`Proxy::cut`] this is 0.
-    pub(crate) fn connections(&self) -> usize {
-        self.shared.connections().len()
-    }
 }
 
 /// What the proxy's tasks share.

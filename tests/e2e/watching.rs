@@ -158,7 +158,7 @@ async fn a_revision_is_good_for_its_query_caller_and_database() -> anyhow::Resul
     }
     let view = ImageView::Full.into();
     let other_query = WatchImagesRequest { after_revision: resume.clone(), view };
-    let refused = alice.images.clone().watch_images(other_query).await.err().expect("it is refused");
+    let refused = alice.images.clone().watch_images(other_query).await.expect_err("it is refused");
     assert_eq!(refused.code(), Code::OutOfRange);
     assert!(Watcher::begin(&alice, &resume).await.is_ok());
     Ok(())

@@ -1,0 +1,133 @@
+//! The directions of dependencies, read from the source: what the architecture says is what the code does.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+
+const NOUNS: [&str; 6] = ["access", "build", "dispatch", "error", "image", "timestamp"];
+const OPERATIONS: [&str; 7] = ["catalog", "feed", "history", "queue", "session", "signals", "workers"];
+/// Beside the layers: the command line, tokens, and the root that puts everything together.
+const ROOT: [&str; 4] = ["config", "lib", "main", "token"];
+
+/// The source files of a package by their path below `src`, without comments and unit tests.
+fn sources(package: &str) -> anyhow::Result<BTreeMap<String, String>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(package).join("src");
+    let mut files = BTreeMap::new();
+    let mut folders: Vec<PathBuf> = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(&root)?.to_str().context("a path in UTF-8")?.to_owned();
+                files.insert(name, code(&fs::read_to_string(&path)?));
+            }
+        }
+    }
+    Ok(files)
+}
+
+fn code(text: &str) -> String {
+    let shipped = text.split("#[cfg(test)]").next().unwrap_or(text);
+    shipped.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// Whether code names a crate, as `name::…`.
+fn names(code: &str, name: &str) -> bool {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
+    code.match_indices(&format!("{name}::"))
+        .any(|(at, _)| !code[..at].chars().next_back().is_some_and(is_word))
+}
+
+/// The modules of its own crate that code names, as `crate::name` or within `crate::{…}`.
+fn modules(code: &str) -> BTreeSet<&str> {
+    let mut found = BTreeSet::new();
+    for (at, path) in code.match_indices("crate::") {
+        let rest = &code[at + path.len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            found.extend(word(rest));
+            continue;
+        };
+        let mut depth = 0;
+        let mut item = 0;
+        for (at, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' | ',' if depth == 0 => {
+                    found.extend(word(&group[item..at]));
+                    item = at + 1;
+                }
+                '}' => depth -= 1,
+                _ => {}
+            }
+            if c == '}' && depth == 0 && item == at + 1 {
+                break;
+            }
+        }
+    }
+    found
+}
+
+fn word(text: &str) -> Option<&str> {
+    text.trim_start().split(|c: char| !c.is_alphanumeric() && c != '_').next().filter(|word| !word.is_empty())
+}
+
+fn module(file: &str) -> &str {
+    file.split(['/', '.']).next().unwrap_or(file)
+}
+
+#[test]
+fn image_service_depends_downwards_only() -> anyhow::Result<()> {
+    const FRAMEWORKS: [&str; 9] =
+        ["tonic", "proto", "prost", "sea_orm", "tokio", "tokio_util", "clap", "http", "tower"];
+    for (file, code) in sources("image-service")? {
+        let module = module(&file);
+        let (crates, upwards): (&[&str], Vec<&str>) = if NOUNS.contains(&module) {
+            (&FRAMEWORKS, ["grpc", "store"].into_iter().chain(OPERATIONS).collect())
+        } else if OPERATIONS.contains(&module) {
+            (&["tonic", "proto", "prost", "sea_orm", "clap", "http", "tower"], vec!["grpc"])
+        } else if module == "grpc" {
+            (&["sea_orm", "clap"], vec!["store"])
+        } else if module == "store" {
+            (&["tonic", "proto", "prost", "clap", "tokio"], ["grpc"].into_iter().chain(OPERATIONS).collect())
+        } else {
+            assert!(ROOT.contains(&module), "{file} belongs to no layer");
+            (&["sea_orm"], Vec::new())
+        };
+        for name in crates.iter().chain(&["build_worker"]) {
+            assert!(!names(&code, name), "image-service/src/{file} must not name the crate {name}");
+        }
+        for name in upwards {
+            assert!(
+                !modules(&code).contains(name),
+                "image-service/src/{file} must not name the module {name}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn only_the_docker_module_of_build_worker_knows_bollard() -> anyhow::Result<()> {
+    for (file, code) in sources("build-worker")? {
+        let is_docker = module(&file) == "docker";
+        assert!(is_docker || !names(&code, "bollard"), "build-worker/src/{file} must not name bollard");
+        assert!(!names(&code, "image_service"), "the services do not depend on each other: {file}");
+        let pure = ["context", "output", "residue", "steps"].contains(&module(&file));
+        assert!(!pure || !names(&code, "tokio"), "build-worker/src/{file} must not name tokio");
+    }
+    Ok(())
+}
+
+#[test]
+fn names_in_code_are_found() {
+    assert!(names("use tonic::Status;", "tonic") && names("fn a() -> tonic::Status", "tonic"));
+    assert!(!names("use tonic_types::X", "tonic") && !names("self.tonic::<A>()", "tonic"));
+    let code = "use crate::{\n    a::{b, c::D},\n    e,\n    f::G,\n};\nuse h::i; crate::j::k(l::m)";
+    assert_eq!(modules(code).into_iter().collect::<Vec<_>>(), ["a", "e", "f", "j"]);
+}
