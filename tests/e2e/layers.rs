@@ -125,6 +125,42 @@ fn only_the_docker_module_of_build_worker_knows_bollard() -> anyhow::Result<()> 
 }
 
 #[test]
+fn the_readme_names_real_functions() -> anyhow::Result<()> {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md"))?;
+    let code: Vec<String> = ["image-service", "build-worker"]
+        .iter()
+        .map(|package| sources(package))
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .flat_map(BTreeMap::into_values)
+        .collect();
+    let mut count = 0;
+    for (name, function) in readme.split('`').skip(1).step_by(2).filter_map(|quoted| quoted.split_once("::"))
+    {
+        if !function.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
+            continue;
+        }
+        let is_type = name.chars().next().is_some_and(char::is_uppercase);
+        let has_both = |code: &&String| {
+            names_word(code, &format!("fn {function}")) && (!is_type || names_word(code, &format!(" {name}")))
+        };
+        assert!(
+            code.iter().any(|code| has_both(&code)),
+            "README.md names {name}::{function}, which is not there"
+        );
+        count += 1;
+    }
+    assert!(count > 40, "only {count} functions were found in README.md");
+    Ok(())
+}
+
+fn names_word(code: &str, word: &str) -> bool {
+    code.match_indices(word).any(|(at, _)| {
+        code[at + word.len()..].chars().next().is_none_or(|c| !c.is_alphanumeric() && c != '_')
+    })
+}
+
+#[test]
 fn names_in_code_are_found() {
     assert!(names("use tonic::Status;", "tonic") && names("fn a() -> tonic::Status", "tonic"));
     assert!(!names("use tonic_types::X", "tonic") && !names("self.tonic::<A>()", "tonic"));
