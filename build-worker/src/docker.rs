@@ -8,22 +8,19 @@ use std::{collections::HashMap, time::Duration};
 use bollard::{
     API_DEFAULT_VERSION, Docker,
     errors::Error as BollardError,
-    moby::buildkit::v1::{StatusResponse, Vertex, VertexLog},
-    models::{BuildInfo, BuildInfoAux},
     query_parameters::{
         BuildImageOptions, BuilderVersion, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
     },
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
-use prost_types::Timestamp;
-use proto::dispatch::StepState;
 use tokio::sync::mpsc;
 use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
 
 use self::transport::{Connections, Host};
 use crate::output::Progress;
 
+mod progress;
 mod transport;
 
 /// A Docker Engine of version 20.10 or later.
@@ -142,7 +139,7 @@ impl Engine {
             let mut stream = docker.build_image(options, None, Some(bollard::body_full(order.context)));
             while let Some(info) = stream.next().await {
                 let told = match info {
-                    Ok(info) => told(info).map(Ok),
+                    Ok(info) => progress::told(info).map(Ok),
                     Err(error) => Some(Err(error.into())),
                 };
                 if let Some(told) = told
@@ -222,57 +219,6 @@ fn connect(connections: &Connections, timeout_seconds: u64) -> Result<Docker, En
         API_DEFAULT_VERSION,
     )?;
     Ok(docker)
-}
-
-fn told(info: BuildInfo) -> Option<Told> {
-    match info.aux? {
-        BuildInfoAux::BuildKit(status) => Some(Told::Progress(progress(status))),
-        BuildInfoAux::Default(image) => image.id.map(Told::ImageId),
-    }
-}
-
-fn progress(status: StatusResponse) -> Vec<Progress> {
-    // One message may hold a step's beginning, its output and its end: they are told in this order.
-    let vertexes = status.vertexes;
-    let begun = vertexes
-        .iter()
-        .filter(|vertex| !vertex.cached)
-        .cloned()
-        .map(|vertex| step(Vertex { completed: None, error: String::new(), ..vertex }));
-    let outputs = status.logs.into_iter().map(output);
-    let ended = vertexes.iter().filter(|vertex| vertex.cached || vertex.completed.is_some());
-    begun.chain(outputs).chain(ended.cloned().map(step)).collect()
-}
-
-fn step(vertex: Vertex) -> Progress {
-    let (state, at) = if !vertex.error.is_empty() {
-        (StepState::Failed, vertex.completed)
-    } else if vertex.cached {
-        (StepState::Cached, vertex.completed)
-    } else if vertex.completed.is_some() {
-        (StepState::Done, vertex.completed)
-    } else if vertex.started.is_some() {
-        (StepState::Started, vertex.started)
-    } else {
-        (StepState::Pending, None)
-    };
-    Progress::Step {
-        id: vertex.digest,
-        name: vertex.name,
-        state,
-        error: vertex.error,
-        at: at.map(|at| Timestamp { seconds: at.seconds, nanos: at.nanos }),
-    }
-}
-
-fn output(log: VertexLog) -> Progress {
-    const STDERR: i64 = 2;
-    Progress::Output {
-        step: log.vertex,
-        stderr: log.stream == STDERR,
-        bytes: log.msg,
-        at: log.timestamp.map(|at| Timestamp { seconds: at.seconds, nanos: at.nanos }),
-    }
 }
 
 fn is_missing(error: &BollardError) -> bool {

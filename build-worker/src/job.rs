@@ -1,46 +1,26 @@
 //! One attempt at one build, from its assignment to its last report.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use proto::dispatch::{
     Assignment, Built, DockerBuild, Failed, FailureKind, HandedBack, Started, Stopped, Succeeded,
     assignment::Work, report_event::Event,
 };
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     context,
     docker::{BuildOrder, Engine, EngineError, EngineImage, RunningBuild, Told},
     outbox::Outbox,
-    output::{FailedStep, Output, Timed},
+    output::{FailedStep, Output},
     residue::StepProcesses,
     steps::StepsUnderWay,
 };
 
-/// How the session steers a job.
-#[derive(Debug, Default)]
-pub(crate) struct Control {
-    granted: CancellationToken,
-    stop: CancellationToken,
-    reason: OnceLock<StopReason>,
-}
+pub(crate) use self::control::{Control, StopReason};
 
-/// Why a job is to stop; the first reason counts.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(crate) enum StopReason {
-    /// A client wants it: the service waits to hear that it has stopped.
-    Cancelled,
-    /// The worker ends: another one shall do it.
-    HandBack,
-    /// The attempt is fenced: nobody wants to hear of it.
-    Fenced,
-}
+mod control;
+mod stopping;
 
 /// What a job works with.
 #[derive(Debug)]
@@ -63,34 +43,11 @@ enum Ended {
     Stopped { confirmed: bool },
 }
 
-impl Control {
-    /// The tag may be set.
-    pub(crate) fn grant_publish(&self) {
-        self.granted.cancel();
-    }
-
-    /// The work is to stop.
-    pub(crate) fn stop(&self, reason: StopReason) {
-        self.reason.get_or_init(|| reason);
-        self.stop.cancel();
-    }
-
-    /// Whether nobody wants to hear of the attempt.
-    pub(crate) fn is_fenced(&self) -> bool {
-        self.reason.get() == Some(&StopReason::Fenced)
-    }
-}
-
 impl Job {
     /// The label that tells which record an image belongs to.
     const IMAGE_LABEL: &str = "trailer.image-id";
-    /// How often the engine is asked to cancel.
-    const CANCEL_AGAIN: Duration = Duration::from_millis(200);
     /// How long a worker that ends waits for the grant of what it has built.
     const LAST_GRANT: Duration = Duration::from_secs(5);
-    /// How long a step that other builds need is awaited, in case that it ends after all.
-    const SHARED: Duration = Duration::from_millis(500);
-    const PROCESS_POLL: Duration = Duration::from_millis(20);
 
     /// Works, reports, and waits until every report is durable.
     pub(crate) async fn run(self) {
@@ -205,95 +162,6 @@ impl Job {
             context,
             labels: [(Self::IMAGE_LABEL.to_owned(), self.assignment.image_id.clone())].into(),
         })
-    }
-
-    /// Ends the build: the engine is told, its answer read to the end, and then no process of it may be left.
-    async fn stop(
-        &self,
-        mut build: RunningBuild,
-        mut output: Output,
-        mut events: Vec<Timed>,
-        begun: Instant,
-    ) -> Ended {
-        let deadline = Instant::now() + self.stop_limit;
-        let canceller = build.canceller();
-        // The engine ignores the cancel of a build that it has not begun: it is asked again.
-        let cancel = async {
-            loop {
-                if let Err(error) = canceller.cancel().await {
-                    tracing::warn!(build = self.name(), %error, "cannot cancel a build");
-                }
-                tokio::time::sleep(Self::CANCEL_AGAIN).await;
-            }
-        };
-        let to_the_end = async {
-            while let Some(told) = build.next().await {
-                if let Ok(Told::Progress(progress)) = told {
-                    progress.into_iter().for_each(|progress| output.take(progress, &mut events));
-                }
-            }
-        };
-        let has_ended = tokio::select! {
-            () = to_the_end => true,
-            () = cancel => false,
-            () = tokio::time::sleep_until(deadline) => false,
-        };
-        drop(build);
-        output.finish(&mut events);
-        if !self.control.is_fenced() {
-            for (at, event) in events {
-                // A service that is away must not keep the work from stopping.
-                if tokio::time::timeout_at(deadline, self.outbox.push(at, event)).await.is_err() {
-                    break;
-                }
-            }
-        }
-        let confirmed = self.no_process_is_left(begun, deadline).await && has_ended;
-        if !confirmed {
-            tracing::error!(build = self.name(), "a build did not stop in time");
-        }
-        Ended::Stopped { confirmed }
-    }
-
-    /// Waits until no step of the build has a process left that no other build of this worker needs.
-    async fn no_process_is_left(&self, begun: Instant, deadline: Instant) -> bool {
-        let stopped = Instant::now();
-        let mut ours: Option<BTreeSet<String>> = None;
-        loop {
-            let found = match self.step_processes(begun).await {
-                Ok(found) => found,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot look for what is left of a build");
-                    return false;
-                }
-            };
-            // What begins from now on is not of this build.
-            let left = found.intersection(ours.get_or_insert_with(|| found.clone())).count();
-            let now = Instant::now();
-            // What others seem to need is given some time to end, in case that they do not.
-            if left == 0
-                || (left <= self.steps.needed_by_others(&self.name()) && now > stopped + Self::SHARED)
-            {
-                return true;
-            }
-            if now >= deadline {
-                return false;
-            }
-            tokio::time::sleep(Self::PROCESS_POLL).await;
-        }
-    }
-
-    /// The steps that have processes and may be of this build. Of an engine elsewhere none is seen: the end of the build is
-    /// all there is to go by.
-    async fn step_processes(&self, begun: Instant) -> io::Result<BTreeSet<String>> {
-        let ours = self.steps.started_by(&self.name());
-        let Some(processes) = self.processes.clone().filter(|_| !ours.is_empty()) else {
-            return Ok(BTreeSet::new());
-        };
-        let look = move || processes.younger_than(begun.elapsed());
-        let mut found = tokio::task::spawn_blocking(look).await.map_err(io::Error::other)??;
-        found.retain(|_, process| ours.iter().any(|step| process.may_be_of(step)));
-        Ok(found.into_keys().collect())
     }
 
     /// Gives the image its name and sees that the engine has it under it.

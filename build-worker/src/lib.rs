@@ -28,6 +28,7 @@ mod config;
 mod context;
 mod docker;
 mod job;
+mod jobs;
 mod lease;
 mod outbox;
 mod output;

@@ -6,9 +6,12 @@
 use std::collections::{HashMap, VecDeque};
 
 use prost_types::Timestamp;
-
-use crate::steps::StepUnderWay;
 use proto::dispatch::{Gap, Line, Step, StepState, report_event::Event};
+
+use self::tail::{Tail, cost};
+use crate::steps::StepUnderWay;
+
+mod tail;
 
 /// The progress of a build, as the engine tells it.
 #[derive(Debug)]
@@ -43,14 +46,6 @@ struct StepOutput {
     /// The unfinished lines of standard output and standard error.
     partial: [Vec<u8>; 2],
     last_lines: VecDeque<String>,
-}
-
-/// The end of a log that is over its limit.
-#[derive(Debug, Default)]
-struct Tail {
-    lines: VecDeque<(Option<Timestamp>, Line)>,
-    bytes: usize,
-    dropped: i64,
 }
 
 /// The step that made a build fail.
@@ -229,28 +224,6 @@ impl Output {
         });
         step
     }
-}
-
-impl Tail {
-    const BYTES: usize = 64 * 1024;
-
-    fn push(&mut self, at: Option<Timestamp>, line: Line) {
-        self.bytes += cost(&line);
-        self.lines.push_back((at, line));
-        while self.bytes > Self::BYTES {
-            let Some((_, first)) = self.lines.pop_front() else {
-                return;
-            };
-            self.bytes -= cost(&first);
-            self.dropped += 1;
-        }
-    }
-}
-
-/// What a line counts for: its bytes, and something for being one.
-fn cost(line: &Line) -> usize {
-    const LINE: usize = 32;
-    LINE + line.text.len()
 }
 
 fn is_over(state: StepState) -> bool {

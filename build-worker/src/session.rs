@@ -14,7 +14,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming, metadata::MetadataValue, transport::Endpoint};
 
-use crate::{job::StopReason, worker::Worker};
+use crate::{job::StopReason, jobs::Held, worker::Worker};
 
 const PROTOCOL_VERSION: i32 = 1;
 /// How many messages may wait for the network, and a heartbeat behind them; reports beyond wait in their outboxes.
@@ -205,7 +205,7 @@ impl Session<'_> {
         }
     }
 
-    fn held(&self, attempt: Option<&Attempt>) -> Option<crate::worker::Held> {
+    fn held(&self, attempt: Option<&Attempt>) -> Option<Held> {
         self.worker.held(attempt?)
     }
 

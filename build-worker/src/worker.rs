@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -21,6 +21,7 @@ use crate::{
     config::Config,
     docker::{Engine, EngineInfo},
     job::{Control, Job, StopReason},
+    jobs::{Held, Jobs},
     lease::Lease,
     outbox::Outbox,
     residue::StepProcesses,
@@ -50,20 +51,6 @@ pub(crate) struct Worker {
     turn: AtomicUsize,
     draining: AtomicBool,
     draining_begun: Notify,
-}
-
-/// An attempt that this worker works on, or has reports of that are not durable.
-#[derive(Clone, Debug)]
-pub(crate) struct Held {
-    pub(crate) outbox: Arc<Outbox>,
-    pub(crate) control: Arc<Control>,
-}
-
-#[derive(Debug, Default)]
-struct Jobs {
-    held: Mutex<HashMap<Attempt, Held>>,
-    /// One has ended.
-    removed: Notify,
 }
 
 impl Worker {
@@ -187,12 +174,11 @@ impl Worker {
             outbox: Arc::new(Outbox::new(attempt.clone(), Arc::clone(&self.reports_ready))),
             control: Arc::new(Control::default()),
         };
-        if !self.jobs.insert(attempt.clone(), held.clone()) {
+        let Some(entry) = self.jobs.insert(attempt.clone(), held.clone()) else {
             // The assignment came twice.
             return;
-        }
+        };
         tracing::info!(build = attempt.build_id, attempt = attempt.number, "a build was assigned");
-        let entry = Entry { jobs: Arc::clone(&self.jobs), attempt };
         if self.is_draining() {
             self.tasks.spawn(async move {
                 let reason = "the worker is shutting down".to_owned();
@@ -249,50 +235,5 @@ impl Worker {
         let held = self.jobs.held();
         let begin = turn.checked_rem(held.len())?;
         held.values().cycle().skip(begin).take(held.len()).find_map(|held| held.outbox.next_report())
-    }
-}
-
-/// A job's entry, removed when the job ends, however it ends.
-struct Entry {
-    jobs: Arc<Jobs>,
-    attempt: Attempt,
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        self.jobs.held().remove(&self.attempt);
-        self.jobs.removed.notify_waiters();
-    }
-}
-
-impl Jobs {
-    /// Adds an attempt; false when it was there already.
-    fn insert(&self, attempt: Attempt, job: Held) -> bool {
-        let mut held = self.held();
-        let is_new = !held.contains_key(&attempt);
-        if is_new {
-            held.insert(attempt, job);
-        }
-        is_new
-    }
-
-    fn all(&self) -> Vec<(Attempt, Held)> {
-        let held = self.held();
-        held.iter().map(|(attempt, job)| (attempt.clone(), job.clone())).collect()
-    }
-
-    /// Waits until a condition holds, which jobs fulfil by ending.
-    async fn until(&self, condition: impl Fn(&HashMap<Attempt, Held>) -> bool) {
-        loop {
-            let removed = self.removed.notified();
-            if condition(&self.held()) {
-                return;
-            }
-            removed.await;
-        }
-    }
-
-    fn held(&self) -> MutexGuard<'_, HashMap<Attempt, Held>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -24,11 +24,12 @@ use crate::{
     timestamp::Timestamp,
 };
 
-pub(crate) use self::{builds::Excerpt, changes::Change, workers::WorkerRow};
+pub(crate) use self::{changes::Change, histories::Excerpt, workers::WorkerRow};
 
 mod builds;
 mod changes;
 mod entity;
+mod histories;
 mod images;
 mod migration;
 mod rows;

@@ -7,8 +7,10 @@ use proto::images::{self as api, ListWorkersRequest, WatchBuildRequest, WatchIma
 use tonic::{Code, Status};
 
 use crate::{
+    answers::reason,
+    client::{Client, image},
     engine::FakeEngine,
-    stack::{LIMIT, Service, Worker, image, reason},
+    stack::{LIMIT, Service, Worker},
 };
 
 fn refused<T: std::fmt::Debug>(answer: Result<T, Status>) -> (Code, String) {
@@ -107,7 +109,7 @@ async fn what_a_caller_may_not_see_does_not_exist_for_it() -> anyhow::Result<()>
     Ok(())
 }
 
-async fn list_builds(client: &crate::stack::Client, image: &str) -> Result<(), Status> {
+async fn list_builds(client: &Client, image: &str) -> Result<(), Status> {
     let request = api::ListBuildsRequest { image_id: image.to_owned(), ..api::ListBuildsRequest::default() };
     client.builds.clone().list_builds(request).await.map(|_| ())
 }
@@ -145,7 +147,7 @@ async fn everybody_sees_the_workers_and_admins_see_more() -> anyhow::Result<()> 
     let worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags).await?;
     let alice = service.client(&service.token("alice", &[]));
     let admin = service.client(&service.token("root", &[Role::Admin]));
-    let list = async |client: &crate::stack::Client| {
+    let list = async |client: &Client| {
         let response = client.workers.clone().list_workers(ListWorkersRequest::default()).await?;
         Ok::<_, Status>(response.into_inner().workers)
     };

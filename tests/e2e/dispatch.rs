@@ -1,94 +1,22 @@
-//! The dispatch protocol, with a worker played by the test, and with the connection of a real one cut.
+//! The dispatch protocol: reports, fencing, grants, leases, with a worker played by the test.
 
-use std::collections::BTreeSet;
-
-use image_service::Role;
 use proto::{
     dispatch::{
-        Assignment, Attempt, Built, ConnectRequest, ConnectResponse, Failed, FailureKind, HandedBack,
-        Heartbeat, Hello, Line, Report, ReportEvent, Started, Stopped, Succeeded, Welcome,
-        connect_request::Message as ToService, connect_response::Message as FromService, report_event::Event,
+        Attempt, Built, ConnectRequest, Failed, FailureKind, HandedBack, Heartbeat, Hello, Line, Report,
+        ReportEvent, Started, Stopped, Succeeded, connect_request::Message as ToService,
+        connect_response::Message as FromService, report_event::Event,
     },
     images::{BuildErrorKind, BuildState, ImageStatus},
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::Code;
 
 use crate::{
-    engine::{Ended, FakeEngine, Gate, Script},
-    proxy::Proxy,
-    stack::{LIMIT, Service, Worker, assert_gapless, image, lines, reason, states},
+    actor::{Actor, hello, say},
+    answers::{assert_gapless, fields, lines, reason},
+    client::image,
+    engine::FakeEngine,
+    stack::{LIMIT, Service, Worker},
 };
-
-/// A worker that says what the test makes it say.
-struct Actor {
-    requests: mpsc::Sender<ConnectRequest>,
-    responses: Streaming<ConnectResponse>,
-    welcome: Welcome,
-}
-
-fn hello(name: &str, holds: &[Attempt]) -> Hello {
-    Hello {
-        name: name.to_owned(),
-        slots: 1,
-        engine_version: "none".to_owned(),
-        protocol_version: 1,
-        holds: holds.to_vec(),
-        instance: format!("process of {name}"),
-        ..Hello::default()
-    }
-}
-
-fn say(message: ToService) -> ConnectRequest {
-    ConnectRequest { message: Some(message) }
-}
-
-impl Actor {
-    async fn connect(service: &Service, hello: Hello) -> Result<Self, Status> {
-        let (requests, stream) = mpsc::channel(16);
-        let client = service.client(&service.token(&hello.name, &[Role::Worker]));
-        requests.send(say(ToService::Hello(hello))).await.expect("the stream is held below");
-        let mut responses = client.dispatch.clone().connect(ReceiverStream::new(stream)).await?.into_inner();
-        let first = responses.message().await?.and_then(|response| response.message);
-        let Some(FromService::Welcome(welcome)) = first else {
-            panic!("{first:?} is no welcome");
-        };
-        Ok(Self { requests, responses, welcome })
-    }
-
-    async fn say(&self, message: ToService) {
-        self.requests.send(say(message)).await.expect("the connection lives");
-    }
-
-    async fn report(&self, attempt: &Attempt, first_sequence: i64, events: Vec<Event>) {
-        let events = events.into_iter().map(|event| ReportEvent { time: None, event: Some(event) }).collect();
-        let report = Report { attempt: Some(attempt.clone()), first_sequence, events };
-        self.say(ToService::Report(report)).await;
-    }
-
-    async fn next(&mut self) -> anyhow::Result<FromService> {
-        let response = tokio::time::timeout(LIMIT, self.responses.message()).await??;
-        response.and_then(|response| response.message).ok_or_else(|| anyhow::anyhow!("the connection ended"))
-    }
-
-    async fn assignment(&mut self) -> anyhow::Result<(Assignment, Attempt)> {
-        let said = self.next().await?;
-        let FromService::Assignment(assignment) = said else {
-            anyhow::bail!("{said:?} is no assignment");
-        };
-        let attempt = assignment.attempt.clone().expect("an assignment names its attempt");
-        Ok((assignment, attempt))
-    }
-
-    async fn acknowledged(&mut self) -> anyhow::Result<i64> {
-        let said = self.next().await?;
-        let FromService::ReportAck(ack) = said else {
-            anyhow::bail!("{said:?} is no acknowledgement");
-        };
-        Ok(ack.sequence)
-    }
-}
 
 fn started() -> Event {
     Event::Started(Started {})
@@ -309,10 +237,7 @@ async fn bad_messages_end_the_connection_and_name_the_field() -> anyhow::Result<
         (hello("w1", &[Attempt::default()]), "hello.holds.build_id"),
     ] {
         let refused = Actor::connect(&service, bad).await.err().expect("it is refused");
-        assert_eq!(
-            (refused.code(), crate::stack::fields(&refused)),
-            (Code::InvalidArgument, vec![field.to_owned()])
-        );
+        assert_eq!((refused.code(), fields(&refused)), (Code::InvalidArgument, vec![field.to_owned()]));
     }
     let attempt = Attempt { build_id: uuid::Uuid::now_v7().to_string(), number: 1 };
     for (bad, field) in [
@@ -332,135 +257,7 @@ async fn bad_messages_end_the_connection_and_name_the_field() -> anyhow::Result<
         actor.requests.send(bad).await?;
         let refused =
             tokio::time::timeout(LIMIT, actor.responses.message()).await?.expect_err("it is refused");
-        assert_eq!(
-            (refused.code(), crate::stack::fields(&refused)),
-            (Code::InvalidArgument, vec![field.to_owned()])
-        );
-    }
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_broken_connection_disturbs_no_build() -> anyhow::Result<()> {
-    let engine = FakeEngine::start().await?;
-    let gates = [Gate::new(), Gate::new(), Gate::new()];
-    engine.script(
-        Script::new()
-            .step("[1/1] RUN talk")
-            .logs(500, |i| format!("a {i}\n"))
-            .pause(&gates[0])
-            .logs(500, |i| format!("b {i}\n"))
-            .pause(&gates[1])
-            .logs(500, |i| format!("c {i}\n"))
-            .pause(&gates[2])
-            .succeed(),
-    );
-    let service = Service::start().await?;
-    let proxy = Proxy::start(service.addr).await?;
-    let alice = service.builder("alice");
-    let _worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &[]).await?;
-    let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
-    for (i, gate) in gates.iter().enumerate() {
-        gate.reached().await;
-        match i {
-            0 => proxy.cut(),
-            1 => {
-                proxy.refuse(true);
-                proxy.cut();
-            }
-            _ => proxy.stall(true),
-        }
-        gate.open();
-        if i == 1 {
-            gates[2].reached().await;
-            proxy.refuse(false);
-        }
-    }
-    engine.wait_for(|state| state.builds[0].ended == Ended::Succeeded, LIMIT).await?;
-    proxy.stall(false);
-    let finished = alice.finished(&build.id).await?;
-    assert_eq!((finished.state(), finished.attempt, finished.failures), (BuildState::Succeeded, 1, 0));
-    let events = alice.history(&build.id, 0).await?;
-    assert_gapless(&events, 1);
-    let expected: Vec<String> =
-        ["a", "b", "c"].iter().flat_map(|part| (0..500).map(move |i| format!("{part} {i}"))).collect();
-    assert_eq!(lines(&events), expected);
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_restarted_service_goes_on_with_what_runs() -> anyhow::Result<()> {
-    let engine = FakeEngine::start().await?;
-    let gate = Gate::new();
-    engine.script(Script::new().step("[1/1] RUN talk").log("before\n").pause(&gate).log("after\n").succeed());
-    let service = Service::start().await?;
-    let proxy = Proxy::start(service.addr).await?;
-    let _worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &[]).await?;
-    let alice = service.builder("alice");
-    let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
-    gate.reached().await;
-    proxy.cut();
-    let service = service.restart().await?;
-    gate.open();
-    let alice = service.builder("alice");
-    let finished = alice.finished(&build.id).await?;
-    assert_eq!((finished.state(), finished.attempt, finished.failures), (BuildState::Succeeded, 1, 0));
-    let events = alice.history(&build.id, 0).await?;
-    assert_gapless(&events, 1);
-    assert_eq!(lines(&events), ["before", "after"]);
-    assert_eq!(states(&events).last(), Some(&BuildState::Succeeded));
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_shuts_down_hands_back_what_runs() -> anyhow::Result<()> {
-    let engine = FakeEngine::start().await?;
-    let gate = Gate::new();
-    engine.script(Script::new().step("[1/1] RUN sleep").pause(&gate).hang());
-    let service = Service::start().await?;
-    let flags = ["--drain-grace", "100ms"];
-    let worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags).await?;
-    let alice = service.builder("alice");
-    let (_, build) = alice.create(image("Sleepy", "FROM scratch\nRUN sleep")).await?;
-    gate.reached().await;
-    gate.open();
-    worker.stop().await?;
-    assert_eq!(engine.running(), 0);
-    let handed_back = alice.get_build(&build.id).await?;
-    assert_eq!((handed_back.state(), handed_back.failures), (BuildState::Queued, 0));
-    engine.script(Script::new().step("[1/1] RUN sleep").succeed());
-    let _worker = Worker::start(&service, "w2", &engine.docker_host()).await?;
-    assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Succeeded);
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_broken_engine_is_tried_again() -> anyhow::Result<()> {
-    for script in [
-        Script::new().internal_error(),
-        Script::new().step("[1/1] RUN make").log("begun\n").drop_connection(),
-        Script::new().step("[1/1] RUN make").fail("write /x: no space left on device"),
-    ] {
-        let engine = FakeEngine::start().await?;
-        engine.script(script);
-        let service = Service::start().await?;
-        let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
-        let alice = service.builder("alice");
-        let (_, build) = alice.create(image("A", "FROM scratch\nRUN make")).await?;
-        let failed = alice.finished(&build.id).await?;
-        assert_eq!((failed.state(), failed.attempt, failed.failures), (BuildState::Failed, 3, 3));
-        assert_eq!(failed.error.map(|error| error.kind()), Some(BuildErrorKind::Infrastructure));
-        let builds = engine.builds();
-        assert_eq!(builds.len(), 3);
-        for names in [
-            builds.iter().map(|build| &build.tag).collect::<BTreeSet<_>>(),
-            builds.iter().map(|build| &build.build_id).collect(),
-            builds.iter().map(|build| &build.session).collect(),
-        ] {
-            assert_eq!(names.len(), 3, "every attempt has names of its own: {names:?}");
-        }
-        // Nothing of a build that is over stays open.
-        engine.wait_for(|state| state.sessions == 0, LIMIT).await?;
+        assert_eq!((refused.code(), fields(&refused)), (Code::InvalidArgument, vec![field.to_owned()]));
     }
     Ok(())
 }

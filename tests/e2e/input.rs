@@ -6,7 +6,12 @@ use image_service::Role;
 use proto::images::{self as api, ImageView};
 use tonic::{Code, Status};
 
-use crate::stack::{Client, Service, fields, image, reason};
+use crate::{
+    answers::{fields, reason},
+    client::{Client, image},
+    raw,
+    stack::Service,
+};
 
 fn invalid(answer: Result<impl std::fmt::Debug, Status>) -> Vec<String> {
     let status = answer.expect_err("it is refused");
@@ -205,52 +210,4 @@ async fn random_bytes_are_the_callers_fault() -> anyhow::Result<()> {
         raw::call(&service, "/trailer.images.v1.ImageService/Nothing", &token, vec![0; 5]).await?;
     assert_eq!(code, Code::Unimplemented);
     Ok(())
-}
-
-mod raw {
-    //! Calls with bytes of one's choice, over HTTP/2 without a gRPC library.
-
-    use anyhow::Context as _;
-    use bytes::Bytes;
-    use http_body_util::{BodyExt as _, Full};
-    use hyper_util::rt::{TokioExecutor, TokioIo};
-    use tokio::net::TcpStream;
-    use tonic::{Code, Status};
-
-    use crate::stack::{LIMIT, Service, reason};
-
-    pub(super) async fn call(
-        service: &Service,
-        method: &str,
-        token: &str,
-        body: Vec<u8>,
-    ) -> anyhow::Result<(Code, String)> {
-        let stream = TokioIo::new(TcpStream::connect(service.addr).await?);
-        let (mut sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
-        let connection = tokio::spawn(connection);
-        let request = http::Request::post(format!("http://{}{method}", service.addr))
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .header("authorization", format!("Bearer {token}"))
-            .body(Full::new(Bytes::from(body)))?;
-        let response = tokio::time::timeout(LIMIT, sender.send_request(request)).await??;
-        let mut status = Status::from_header_map(response.headers());
-        let mut body = response.into_body();
-        while status.is_none() {
-            // A watch that was begun answers at once, and would go on for ever.
-            let frame = tokio::time::timeout(LIMIT, body.frame()).await?;
-            match frame.transpose()? {
-                Some(frame) if frame.is_data() => status = Some(Status::ok("")),
-                Some(frame) => {
-                    let trailers = frame.into_trailers().ok().context("neither data nor trailers")?;
-                    status = Status::from_header_map(&trailers);
-                }
-                None => anyhow::bail!("an answer without a status"),
-            }
-        }
-        connection.abort();
-        let status = status.context("an answer without a status")?;
-        Ok((status.code(), reason(&status)))
-    }
 }

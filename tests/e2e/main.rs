@@ -1,16 +1,22 @@
 //! Trailer Images as its users meet it: both services in process, called over the network.
 //!
-//! `stack` starts the services, `engine` is a scripted Docker Engine at the wire, `proxy` cuts and stalls connections. The
+//! `stack` starts the services, `client` calls them, `actor` plays a worker, `engine` is a scripted Docker Engine at the wire, `proxy` cuts and stalls connections. The
 //! other modules are tests, named by what they are about.
 
 mod access;
+mod actor;
+mod answers;
+mod cancelling;
+mod client;
 mod dispatch;
 mod engine;
 mod input;
 mod layers;
 mod main_job;
 mod proxy;
+mod raw;
 mod real_engine;
+mod recovery;
 mod reflection;
 mod stack;
 mod watching;

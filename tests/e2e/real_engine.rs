@@ -22,7 +22,11 @@ use bollard::{
 use futures_util::StreamExt as _;
 use proto::images::{BuildErrorKind, BuildState, ImageStatus};
 
-use crate::stack::{Client, LIMIT, Service, Worker, assert_gapless, image, lines};
+use crate::{
+    answers::{assert_gapless, lines},
+    client::{Client, image},
+    stack::{LIMIT, Service, Worker},
+};
 
 const SOCKET: &str = "/var/run/docker.sock";
 

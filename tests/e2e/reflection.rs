@@ -13,8 +13,9 @@ use tonic::{
 };
 
 use crate::{
+    client::channel,
     engine::FakeEngine,
-    stack::{LIMIT, Service, Worker, channel},
+    stack::{LIMIT, Service, Worker},
 };
 
 /// Encodes any message, and decodes messages of one kind.

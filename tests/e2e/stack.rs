@@ -6,22 +6,11 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::Context as _;
 use clap::Parser as _;
 use image_service::{Cli, Command, Role, TokenKeys};
-use proto::{
-    dispatch::dispatch_service_client::DispatchServiceClient,
-    images::{
-        self as api, build_service_client::BuildServiceClient, image_service_client::ImageServiceClient,
-        worker_service_client::WorkerServiceClient,
-    },
-};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{
-    Request, Status,
-    metadata::AsciiMetadataValue,
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint},
-};
+
+use crate::client::{Client, client};
 
 /// How long anything may take that should take milliseconds.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
@@ -51,21 +40,6 @@ struct Running {
     shutdown: CancellationToken,
     _guard: DropGuard,
 }
-
-/// A caller with a token.
-#[derive(Clone, Debug)]
-pub(crate) struct Client {
-    pub(crate) images: ImageServiceClient<Caller>,
-    pub(crate) builds: BuildServiceClient<Caller>,
-    pub(crate) workers: WorkerServiceClient<Caller>,
-    pub(crate) dispatch: DispatchServiceClient<Caller>,
-}
-
-pub(crate) type Caller = InterceptedService<Channel, Bearer>;
-
-/// Adds a token to every call; none when empty.
-#[derive(Clone, Debug)]
-pub(crate) struct Bearer(Option<AsciiMetadataValue>);
 
 impl Service {
     /// Starts a service with further flags of `image-service serve`.
@@ -133,24 +107,6 @@ impl Service {
     }
 }
 
-/// A caller of the service at an address.
-pub(crate) fn client(addr: SocketAddr, token: &str) -> Client {
-    let channel = channel(addr);
-    let value = (!token.is_empty()).then(|| format!("Bearer {token}").parse().expect("tokens are ASCII"));
-    let bearer = Bearer(value);
-    Client {
-        images: ImageServiceClient::with_interceptor(channel.clone(), bearer.clone()),
-        builds: BuildServiceClient::with_interceptor(channel.clone(), bearer.clone()),
-        workers: WorkerServiceClient::with_interceptor(channel.clone(), bearer.clone()),
-        dispatch: DispatchServiceClient::with_interceptor(channel, bearer),
-    }
-}
-
-/// Connects at the first call.
-pub(crate) fn channel(addr: SocketAddr) -> Channel {
-    Endpoint::from_shared(format!("http://{addr}")).expect("an address makes a URL").connect_lazy()
-}
-
 impl Worker {
     /// Starts a worker of the service that is reached at `server`, on the engine at `docker_host`.
     pub(crate) async fn start_at(
@@ -210,150 +166,4 @@ impl Running {
         self.shutdown.cancel();
         tokio::time::timeout(LIMIT, self.task).await.context("it did not shut down in time")??
     }
-}
-
-impl Interceptor for Bearer {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(value) = &self.0 {
-            request.metadata_mut().insert("authorization", value.clone());
-        }
-        Ok(request)
-    }
-}
-
-/// An image with a hand-written Dockerfile.
-pub(crate) fn image(name: &str, dockerfile: &str) -> api::Image {
-    let source = api::DockerfileSource { text: dockerfile.to_owned(), files: Vec::new() };
-    api::Image {
-        name: name.to_owned(),
-        config: Some(api::ImageConfig { source: Some(api::image_config::Source::Dockerfile(source)) }),
-        ..api::Image::default()
-    }
-}
-
-impl Client {
-    /// Creates an image; answers it with its first build.
-    pub(crate) async fn create(&self, image: api::Image) -> Result<(api::Image, api::Build), Status> {
-        let request = api::CreateImageRequest { image: Some(image) };
-        let response = self.images.clone().create_image(request).await?.into_inner();
-        Ok((response.image.expect("an image"), response.build.expect("a build")))
-    }
-
-    pub(crate) async fn get(&self, id: &str) -> Result<api::Image, Status> {
-        let request = api::GetImageRequest { id: id.to_owned() };
-        Ok(self.images.clone().get_image(request).await?.into_inner().image.expect("an image"))
-    }
-
-    pub(crate) async fn list(&self) -> Result<Vec<api::Image>, Status> {
-        Ok(self.images.clone().list_images(api::ListImagesRequest::default()).await?.into_inner().images)
-    }
-
-    pub(crate) async fn build(&self, id: &str) -> Result<api::Build, Status> {
-        let request = api::BuildImageRequest { id: id.to_owned() };
-        Ok(self.images.clone().build_image(request).await?.into_inner().build.expect("a build"))
-    }
-
-    pub(crate) async fn cancel(&self, id: &str) -> Result<api::Build, Status> {
-        let request = api::CancelBuildRequest { id: id.to_owned(), build_id: String::new() };
-        Ok(self.images.clone().cancel_build(request).await?.into_inner().build.expect("a build"))
-    }
-
-    pub(crate) async fn delete(&self, id: &str) -> Result<(), Status> {
-        let request = api::DeleteImageRequest { id: id.to_owned() };
-        self.images.clone().delete_image(request).await.map(|_| ())
-    }
-
-    pub(crate) async fn get_build(&self, id: &str) -> Result<api::Build, Status> {
-        let request = api::GetBuildRequest { id: id.to_owned() };
-        Ok(self.builds.clone().get_build(request).await?.into_inner().build.expect("a build"))
-    }
-
-    /// Everything that happens in a build after an event, until its end.
-    pub(crate) async fn history(&self, build: &str, after: i64) -> Result<Vec<api::BuildEvent>, Status> {
-        let request = api::WatchBuildRequest { id: build.to_owned(), after_sequence: after };
-        let mut messages = self.builds.clone().watch_build(request).await?.into_inner();
-        let mut events = Vec::new();
-        while let Some(message) = messages.message().await? {
-            events.extend(message.events);
-        }
-        Ok(events)
-    }
-
-    /// Waits for the end of a build.
-    pub(crate) async fn finished(&self, build: &str) -> anyhow::Result<api::Build> {
-        tokio::time::timeout(LIMIT * 3, self.history(build, 0)).await.context("the build did not end")??;
-        Ok(self.get_build(build).await?)
-    }
-
-    /// Waits until a build fulfils a condition, which it is asked for whenever something happened in it.
-    pub(crate) async fn until(
-        &self,
-        build: &str,
-        condition: impl Fn(&api::Build) -> bool,
-    ) -> anyhow::Result<api::Build> {
-        let waiting = async {
-            let request = api::WatchBuildRequest { id: build.to_owned(), after_sequence: 0 };
-            let mut messages = self.builds.clone().watch_build(request).await?.into_inner();
-            loop {
-                let found = self.get_build(build).await?;
-                if condition(&found) {
-                    return Ok(found);
-                }
-                anyhow::ensure!(messages.message().await?.is_some(), "the build ended as {found:?}");
-            }
-        };
-        tokio::time::timeout(LIMIT, waiting).await.context("the condition was not met")?
-    }
-}
-
-/// The lines that were printed, in order.
-pub(crate) fn lines(events: &[api::BuildEvent]) -> Vec<&str> {
-    events
-        .iter()
-        .filter_map(|event| match &event.event {
-            Some(api::build_event::Event::LogLine(line)) => Some(line.text.as_str()),
-            Some(
-                api::build_event::Event::StateChange(_)
-                | api::build_event::Event::StepChange(_)
-                | api::build_event::Event::LogGap(_),
-            )
-            | None => None,
-        })
-        .collect()
-}
-
-/// The states that were come into, in order.
-pub(crate) fn states(events: &[api::BuildEvent]) -> Vec<api::BuildState> {
-    events
-        .iter()
-        .filter_map(|event| match &event.event {
-            Some(api::build_event::Event::StateChange(change)) => Some(change.state()),
-            Some(
-                api::build_event::Event::LogLine(_)
-                | api::build_event::Event::StepChange(_)
-                | api::build_event::Event::LogGap(_),
-            )
-            | None => None,
-        })
-        .collect()
-}
-
-/// Fails unless the events are numbered from `first` without a gap.
-pub(crate) fn assert_gapless(events: &[api::BuildEvent], first: i64) {
-    let numbers: Vec<i64> = events.iter().map(|event| event.sequence).collect();
-    let expected: Vec<i64> = (first..).take(events.len()).collect();
-    assert_eq!(numbers, expected);
-}
-
-/// The reason of an error, which every error has.
-pub(crate) fn reason(status: &Status) -> String {
-    use tonic_types::StatusExt as _;
-    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
-}
-
-/// The fields that an error names.
-pub(crate) fn fields(status: &Status) -> Vec<String> {
-    use tonic_types::StatusExt as _;
-    let violations = status.get_details_bad_request().map(|bad_request| bad_request.field_violations);
-    violations.into_iter().flatten().map(|violation| violation.field).collect()
 }

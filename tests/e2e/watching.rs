@@ -7,9 +7,11 @@ use proto::images::{self as api, ImageStatus, ImageView, WatchImagesRequest, wat
 use tonic::{Code, Status, Streaming};
 
 use crate::{
+    answers::reason,
+    client::{Client, channel, client, image},
     engine::FakeEngine,
     proxy::Proxy,
-    stack::{Client, LIMIT, Service, Worker, client, image, reason},
+    stack::{LIMIT, Service, Worker},
 };
 
 /// A client that folds a watch into what it knows.
@@ -169,7 +171,7 @@ async fn draining_ends_every_stream_and_tells_the_health_checks() -> anyhow::Res
     let service = Service::start().await?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("A", "FROM scratch")).await?;
-    let mut health = tonic_health::pb::health_client::HealthClient::new(crate::stack::channel(service.addr));
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel(service.addr));
     let request = tonic_health::pb::HealthCheckRequest::default();
     let mut health = health.watch(request).await?.into_inner();
     let serving = tonic_health::pb::health_check_response::ServingStatus::Serving;

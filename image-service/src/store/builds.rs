@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures_util::TryStreamExt as _;
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, PaginatorTrait,
     QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
@@ -11,12 +10,12 @@ use uuid::Uuid;
 
 use super::{
     Committed, Store, apply,
-    entity::{build, build_record, image},
+    entity::{build, image},
     images, rows,
 };
 use crate::{
     access::Sight,
-    build::{Build, BuildId, Record, State},
+    build::{Build, BuildId, State},
     dispatch::{self, Decision, Event, Policy, Rows},
     error::{Error, Resource},
     image::ImageId,
@@ -25,17 +24,7 @@ use crate::{
 
 const HELD: [State; 3] = [State::Claimed, State::Running, State::Publishing];
 
-/// A piece of a build's history, and the build as it stood then.
-#[derive(Debug)]
-pub(crate) struct Excerpt {
-    pub(crate) build: Build,
-    pub(crate) records: Vec<Record>,
-}
-
 impl Store {
-    /// How much of a history one read brings: about this much, and at least one chunk.
-    const EXCERPT_BYTES: usize = 512 * 1024;
-
     /// Decides what `event` does to a build and writes it; `None` when there is no such build.
     pub(crate) async fn decide(
         &self,
@@ -164,52 +153,6 @@ impl Store {
             .count(&self.reader)
             .await?)
     }
-
-    /// The next records of a build whose image is in sight, after the one numbered `after`: of a long history a part.
-    pub(crate) async fn excerpt(&self, sight: &Sight, id: BuildId, after: i64) -> Result<Excerpt, Error> {
-        let txn = self.reader.begin().await?;
-        let build = build_in_sight(&txn, sight, id).await?;
-        let mut records: Vec<Record> = Vec::new();
-        if after < build.last_sequence {
-            // The chunk that holds the next record begins at or before it, so the primary key finds it.
-            let first = first_sequence_of_chunk(&txn, id, after.saturating_add(1)).await?;
-            let mut chunks = build_record::Entity::find()
-                .filter(build_record::Column::Build.eq(id.0))
-                .filter(build_record::Column::FirstSequence.gte(first))
-                .order_by_asc(build_record::Column::FirstSequence)
-                .stream(&txn)
-                .await?;
-            let mut bytes = 0;
-            while bytes < Self::EXCERPT_BYTES
-                && let Some(chunk) = chunks.try_next().await?
-            {
-                bytes += chunk.json.len();
-                let chunk: Vec<Record> = rows::from_json(&chunk.json)?;
-                records.extend(chunk.into_iter().filter(|record| record.sequence > after));
-            }
-        }
-        txn.commit().await?;
-        Ok(Excerpt { build, records })
-    }
-}
-
-/// Where the chunk begins that holds the record of this number, or that will.
-async fn first_sequence_of_chunk(
-    db: &impl ConnectionTrait,
-    id: BuildId,
-    sequence: i64,
-) -> Result<i64, DbErr> {
-    let first = build_record::Entity::find()
-        .select_only()
-        .column(build_record::Column::FirstSequence)
-        .filter(build_record::Column::Build.eq(id.0))
-        .filter(build_record::Column::FirstSequence.lte(sequence))
-        .order_by_desc(build_record::Column::FirstSequence)
-        .limit(1)
-        .into_tuple::<i64>()
-        .one(db)
-        .await?;
-    Ok(first.unwrap_or(sequence))
 }
 
 pub(super) async fn one(txn: &DatabaseTransaction, id: Uuid) -> Result<Build, DbErr> {
@@ -241,7 +184,11 @@ pub(super) async fn held_by(db: &impl ConnectionTrait, worker: &str) -> Result<u
     held().filter(build::Column::Worker.eq(worker)).count(db).await
 }
 
-async fn build_in_sight(db: &impl ConnectionTrait, sight: &Sight, id: BuildId) -> Result<Build, Error> {
+pub(super) async fn build_in_sight(
+    db: &impl ConnectionTrait,
+    sight: &Sight,
+    id: BuildId,
+) -> Result<Build, Error> {
     let row = build::Entity::find_by_id(id.0).one(db).await?.ok_or(Error::NotFound(Resource::Build))?;
     require_in_sight(db, sight, ImageId(row.image), Resource::Build).await?;
     Ok(rows::build_from_row(row)?)

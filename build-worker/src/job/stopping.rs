@@ -1,0 +1,108 @@
+//! Stopped means stopped: the engine has ended the build, and no process of it is left on the host.
+
+use std::{collections::BTreeSet, io, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{Ended, Job};
+use crate::{
+    docker::{RunningBuild, Told},
+    output::{Output, Timed},
+};
+
+impl Job {
+    /// How often the engine is asked to cancel.
+    const CANCEL_AGAIN: Duration = Duration::from_millis(200);
+    /// How long a step that other builds need is awaited, in case that it ends after all.
+    const SHARED: Duration = Duration::from_millis(500);
+    const PROCESS_POLL: Duration = Duration::from_millis(20);
+
+    /// Ends the build: the engine is told, its answer read to the end, and then no process of it may be left.
+    pub(super) async fn stop(
+        &self,
+        mut build: RunningBuild,
+        mut output: Output,
+        mut events: Vec<Timed>,
+        begun: Instant,
+    ) -> Ended {
+        let deadline = Instant::now() + self.stop_limit;
+        let canceller = build.canceller();
+        // The engine ignores the cancel of a build that it has not begun: it is asked again.
+        let cancel = async {
+            loop {
+                if let Err(error) = canceller.cancel().await {
+                    tracing::warn!(build = self.name(), %error, "cannot cancel a build");
+                }
+                tokio::time::sleep(Self::CANCEL_AGAIN).await;
+            }
+        };
+        let to_the_end = async {
+            while let Some(told) = build.next().await {
+                if let Ok(Told::Progress(progress)) = told {
+                    progress.into_iter().for_each(|progress| output.take(progress, &mut events));
+                }
+            }
+        };
+        let has_ended = tokio::select! {
+            () = to_the_end => true,
+            () = cancel => false,
+            () = tokio::time::sleep_until(deadline) => false,
+        };
+        drop(build);
+        output.finish(&mut events);
+        if !self.control.is_fenced() {
+            for (at, event) in events {
+                // A service that is away must not keep the work from stopping.
+                if tokio::time::timeout_at(deadline, self.outbox.push(at, event)).await.is_err() {
+                    break;
+                }
+            }
+        }
+        let confirmed = self.no_process_is_left(begun, deadline).await && has_ended;
+        if !confirmed {
+            tracing::error!(build = self.name(), "a build did not stop in time");
+        }
+        Ended::Stopped { confirmed }
+    }
+
+    /// Waits until no step of the build has a process left that no other build of this worker needs.
+    async fn no_process_is_left(&self, begun: Instant, deadline: Instant) -> bool {
+        let stopped = Instant::now();
+        let mut ours: Option<BTreeSet<String>> = None;
+        loop {
+            let found = match self.step_processes(begun).await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot look for what is left of a build");
+                    return false;
+                }
+            };
+            // What begins from now on is not of this build.
+            let left = found.intersection(ours.get_or_insert_with(|| found.clone())).count();
+            let now = Instant::now();
+            // What others seem to need is given some time to end, in case that they do not.
+            if left == 0
+                || (left <= self.steps.needed_by_others(&self.name()) && now > stopped + Self::SHARED)
+            {
+                return true;
+            }
+            if now >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Self::PROCESS_POLL).await;
+        }
+    }
+
+    /// The steps that have processes and may be of this build. Of an engine elsewhere none is seen: the end of the build is
+    /// all there is to go by.
+    async fn step_processes(&self, begun: Instant) -> io::Result<BTreeSet<String>> {
+        let ours = self.steps.started_by(&self.name());
+        let Some(processes) = self.processes.clone().filter(|_| !ours.is_empty()) else {
+            return Ok(BTreeSet::new());
+        };
+        let look = move || processes.younger_than(begun.elapsed());
+        let mut found = tokio::task::spawn_blocking(look).await.map_err(io::Error::other)??;
+        found.retain(|_, process| ours.iter().any(|step| process.may_be_of(step)));
+        Ok(found.into_keys().collect())
+    }
+}

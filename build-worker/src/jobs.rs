@@ -1,0 +1,72 @@
+//! The attempts that this worker works on, or has reports of that are not durable.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use proto::dispatch::Attempt;
+use tokio::sync::Notify;
+
+use crate::{job::Control, outbox::Outbox};
+
+/// An attempt that this worker works on, or has reports of that are not durable.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) control: Arc<Control>,
+}
+
+/// The one owner of what is held.
+#[derive(Debug, Default)]
+pub(crate) struct Jobs {
+    held: Mutex<HashMap<Attempt, Held>>,
+    /// One has ended.
+    removed: Notify,
+}
+
+/// A job's entry, removed when the job ends, however it ends.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    jobs: Arc<Jobs>,
+    attempt: Attempt,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.jobs.held().remove(&self.attempt);
+        self.jobs.removed.notify_waiters();
+    }
+}
+
+impl Jobs {
+    /// Adds an attempt; its entry goes when it is dropped. None when it was there already.
+    pub(crate) fn insert(self: &Arc<Self>, attempt: Attempt, job: Held) -> Option<Entry> {
+        let mut held = self.held();
+        if held.contains_key(&attempt) {
+            return None;
+        }
+        held.insert(attempt.clone(), job);
+        Some(Entry { jobs: Arc::clone(self), attempt })
+    }
+
+    pub(crate) fn all(&self) -> Vec<(Attempt, Held)> {
+        let held = self.held();
+        held.iter().map(|(attempt, job)| (attempt.clone(), job.clone())).collect()
+    }
+
+    /// Waits until a condition holds, which jobs fulfil by ending.
+    pub(crate) async fn until(&self, condition: impl Fn(&HashMap<Attempt, Held>) -> bool) {
+        loop {
+            let removed = self.removed.notified();
+            if condition(&self.held()) {
+                return;
+            }
+            removed.await;
+        }
+    }
+
+    pub(crate) fn held(&self) -> MutexGuard<'_, HashMap<Attempt, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,308 @@
+//! How a decision comes about: one method an event.
+
+use std::sync::Arc;
+
+use super::{Attempt, Decision, Policy, Report, Reported, ToWorker, WorkerEvent};
+use crate::{
+    build::{
+        Build, Event as BuildEvent, Failure, Fault, Happening, Next, State, StepState, Steps, transition,
+    },
+    error::Refusal,
+    image::{Artifact, Configuration},
+    timestamp::Timestamp,
+};
+
+/// A decision in the making.
+pub(super) struct Deciding<'a> {
+    build: Build,
+    decision: Decision,
+    changed: bool,
+    policy: &'a Policy,
+    now: Timestamp,
+}
+
+impl<'a> Deciding<'a> {
+    pub(super) fn new(build: Build, policy: &'a Policy, now: Timestamp) -> Self {
+        Self { build, decision: Decision::default(), changed: false, policy, now }
+    }
+
+    pub(super) fn claim(&mut self, worker: &str, configuration: Option<Arc<Configuration>>) {
+        let Some(configuration) = configuration else {
+            return;
+        };
+        if self.next(BuildEvent::Claimed).is_none() {
+            return;
+        }
+        let build = &mut self.build;
+        build.attempt += 1;
+        build.worker = Some(worker.to_owned());
+        build.lease_expires_at = Some(self.now.after(self.policy.lease));
+        build.report_sequence = 0;
+        build.steps = Steps::default();
+        let assignment = ToWorker::Assignment {
+            attempt: Attempt::of(build),
+            image: build.image,
+            reference: build.reference.clone(),
+            configuration,
+        };
+        self.enter(State::Claimed, format!("claimed by {worker}"));
+        self.send(assignment);
+    }
+
+    pub(super) fn report(&mut self, worker: &str, report: &Report) {
+        // The worker itself is answered, whoever holds the build afterwards.
+        let answer = if self.take(worker, report) {
+            ToWorker::ReportAck { attempt: report.attempt, sequence: self.build.report_sequence }
+        } else {
+            ToWorker::Drop(report.attempt)
+        };
+        self.decision.messages.push((worker.to_owned(), answer));
+    }
+
+    /// Takes in what is new of a report; false when the attempt is fenced, or over.
+    fn take(&mut self, worker: &str, report: &Report) -> bool {
+        let sequence_before = self.build.report_sequence;
+        if self.build.attempt != report.attempt.number || self.build.worker.as_deref() != Some(worker) {
+            return false;
+        }
+        for (sequence, reported) in (report.first_sequence..).zip(&report.events) {
+            if sequence <= sequence_before {
+                continue;
+            }
+            if sequence > self.build.report_sequence + 1 {
+                // Something between was lost: the acknowledgement makes the worker send it again.
+                break;
+            }
+            if !self.build.state.is_held() {
+                return false;
+            }
+            self.build.report_sequence = sequence;
+            self.changed = true;
+            if !self.apply(reported) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Applies one report; false when the attempt has no right to it.
+    fn apply(&mut self, reported: &Reported) -> bool {
+        match &reported.event {
+            WorkerEvent::Started => {
+                let allowed = self.next(BuildEvent::Started).is_some();
+                if allowed {
+                    self.build.started_at = Some(self.now);
+                    self.enter(State::Running, String::new());
+                }
+                allowed
+            }
+            WorkerEvent::Happened(happening) => {
+                self.build.note(happening);
+                let record = self.build.record(reported.time, happening.clone());
+                self.decision.records.push(record);
+                true
+            }
+            WorkerEvent::Built if self.build.cancel_requested_at.is_some() => {
+                self.send(ToWorker::Cancel(Attempt::of(&self.build)));
+                true
+            }
+            WorkerEvent::Built => {
+                let allowed = self.next(BuildEvent::Built).is_some();
+                if allowed {
+                    self.enter(State::Publishing, String::new());
+                    self.send(ToWorker::PublishGrant(Attempt::of(&self.build)));
+                }
+                allowed
+            }
+            WorkerEvent::Succeeded { image_id, size_bytes } => {
+                let allowed = self.next(BuildEvent::Succeeded).is_some();
+                if allowed {
+                    self.decision.artifact = Some(Artifact {
+                        image_id: image_id.clone(),
+                        size_bytes: *size_bytes,
+                        worker: self.build.worker.clone().unwrap_or_default(),
+                        finished_at: self.now,
+                        configuration_revision: self.build.configuration_revision,
+                        build: self.build.id,
+                    });
+                    self.enter(State::Succeeded, String::new());
+                }
+                allowed
+            }
+            WorkerEvent::Failed(failure) => self.lose(BuildEvent::Failed(failure.fault), failure.clone()),
+            WorkerEvent::HandedBack { reason } => match self.next(BuildEvent::HandedBack) {
+                Some(Next::Requeue) => {
+                    self.requeue(format!("handed back: {reason}"));
+                    true
+                }
+                Some(Next::To(state)) => {
+                    self.enter(state, String::new());
+                    true
+                }
+                Some(Next::RequeueAfterFailure | Next::RequestStop) | None => false,
+            },
+            WorkerEvent::Stopped { confirmed } => {
+                let allowed = self.next(BuildEvent::Stopped).is_some();
+                if allowed {
+                    self.build.stop_confirmed = *confirmed;
+                    self.enter(State::Cancelled, String::new());
+                }
+                allowed
+            }
+        }
+    }
+
+    pub(super) fn cancel(&mut self, by: &str) -> Result<(), Refusal> {
+        if self.build.state.is_final() {
+            return Err(Refusal::NoBuildInProgress);
+        }
+        match self.next(BuildEvent::CancelRequested) {
+            Some(Next::To(state)) => self.enter(state, format!("cancelled by {by}")),
+            Some(Next::RequestStop) => {
+                if self.build.cancel_requested_at.is_none() {
+                    self.build.cancel_requested_at = Some(self.now);
+                    self.enter(self.build.state, format!("cancel requested by {by}"));
+                }
+                self.send(ToWorker::Cancel(Attempt::of(&self.build)));
+            }
+            Some(Next::Requeue | Next::RequeueAfterFailure) | None => {
+                return Err(Refusal::BuildNotCancellable);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn abandoned(&mut self, attempt: i32) {
+        if self.build.attempt == attempt {
+            self.lost("the worker came back without this attempt");
+        }
+    }
+
+    pub(super) fn tick(&mut self, worker_online: bool) {
+        let overdue =
+            |since: Option<Timestamp>, limit| since.is_some_and(|since| since.after(limit) <= self.now);
+        if self.build.lease_expires_at.is_some_and(|end| end <= self.now) {
+            self.lost("the lease of its worker ran out");
+        } else if worker_online
+            && overdue(self.build.cancel_requested_at, self.policy.stop_deadline)
+            && self.next(BuildEvent::StopOverdue).is_some()
+        {
+            let attempt = Attempt::of(&self.build);
+            self.build.stop_confirmed = false;
+            self.send(ToWorker::Drop(attempt));
+            self.enter(
+                State::Cancelled,
+                "the worker did not confirm in time that the work has stopped".to_owned(),
+            );
+        }
+    }
+
+    fn lost(&mut self, why: &str) {
+        if self.build.state == State::Claimed {
+            // Nobody has said that work has begun, so it costs nothing.
+            match self.next(BuildEvent::HandedBack) {
+                Some(Next::To(state)) => self.enter(state, String::new()),
+                Some(Next::Requeue) => self.requeue(format!("not accepted: {why}")),
+                Some(Next::RequeueAfterFailure | Next::RequestStop) | None => {}
+            }
+            return;
+        }
+        // Whether the work has stopped nobody can tell.
+        self.build.stop_confirmed &= self.build.cancel_requested_at.is_none();
+        let failure = Failure {
+            fault: Fault::Infrastructure,
+            step: String::new(),
+            message: why.to_owned(),
+            last_lines: Vec::new(),
+        };
+        self.lose(BuildEvent::Lost, failure);
+    }
+
+    /// Ends the attempt with a failure; false when that is refused.
+    fn lose(&mut self, event: BuildEvent, failure: Failure) -> bool {
+        match self.next(event) {
+            Some(Next::To(State::Failed)) => {
+                if failure.fault == Fault::Infrastructure {
+                    self.build.failures += 1;
+                }
+                self.build.error = Some(failure);
+                let message = self.build.message();
+                self.enter(State::Failed, message);
+            }
+            Some(Next::To(state)) => self.enter(state, failure.message),
+            Some(Next::RequeueAfterFailure) => {
+                self.build.failures += 1;
+                self.requeue(failure.message);
+            }
+            Some(Next::Requeue | Next::RequestStop) | None => return false,
+        }
+        true
+    }
+
+    fn requeue(&mut self, why: String) {
+        self.enter(State::Queued, why);
+        self.build.worker = None;
+        self.build.started_at = None;
+    }
+
+    fn next(&self, event: BuildEvent) -> Option<Next> {
+        let build = &self.build;
+        transition(
+            build.kind,
+            build.state,
+            event,
+            build.cancel_requested_at.is_some(),
+            build.failures + 1 >= self.policy.max_failures,
+        )
+    }
+
+    fn enter(&mut self, state: State, message: String) {
+        self.changed = true;
+        self.build.state = state;
+        if !state.is_held() {
+            self.build.lease_expires_at = None;
+        }
+        if state.is_final() {
+            self.build.finished_at = Some(self.now);
+        }
+        let record = self.build.record(self.now, Happening::State { state, message });
+        self.decision.records.push(record);
+    }
+
+    fn send(&mut self, message: ToWorker) {
+        if let Some(worker) = self.build.worker.clone() {
+            self.decision.messages.push((worker, message));
+        }
+    }
+
+    pub(super) fn finish(mut self) -> Decision {
+        if self.changed {
+            self.decision.build = Some(self.build);
+        }
+        self.decision
+    }
+}
+
+impl Build {
+    /// Counts what a worker says has happened.
+    fn note(&mut self, happening: &Happening) {
+        match happening {
+            Happening::Step { step, state, .. } => {
+                self.steps.total = self.steps.total.max(step.saturating_add(1));
+                match state {
+                    StepState::Done => self.steps.done += 1,
+                    StepState::Cached => {
+                        self.steps.done += 1;
+                        self.steps.cached += 1;
+                    }
+                    StepState::Pending | StepState::Started | StepState::Failed => {}
+                }
+            }
+            Happening::Line { text, .. } => {
+                self.log_bytes += i64::try_from(text.len()).unwrap_or(i64::MAX);
+            }
+            Happening::Gap { .. } => self.log_truncated = true,
+            Happening::State { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Whatever happens to a build, and in whatever order: what can never be.
+
+use std::time::Duration;
+
+use super::*;
+use crate::{
+    build::{Failure, Fault, Happening, LogStream, State},
+    image::{DockerfileSource, ImageId, Reference},
+};
+
+const POLICY: Policy =
+    Policy { lease: Duration::from_secs(45), stop_deadline: Duration::from_secs(10), max_failures: 3 };
+
+/// Numbers that look random and are the same for the same seed (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: i32) -> i32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        i32::try_from(self.0 % u64::from(limit.unsigned_abs())).expect("it is below an i32")
+    }
+
+    fn worker_event(&mut self) -> WorkerEvent {
+        let failed = |fault| {
+            WorkerEvent::Failed(Failure {
+                fault,
+                step: String::new(),
+                message: "it broke".to_owned(),
+                last_lines: Vec::new(),
+            })
+        };
+        match self.below(9) {
+            0 => WorkerEvent::Started,
+            1 | 2 => WorkerEvent::Happened(Happening::Line {
+                step: 0,
+                stream: LogStream::Stdout,
+                text: "line".to_owned(),
+            }),
+            3 => WorkerEvent::Built,
+            4 => WorkerEvent::Succeeded { image_id: "sha256:0".to_owned(), size_bytes: 1 },
+            5 => failed(Fault::User),
+            6 => failed(Fault::Infrastructure),
+            7 => WorkerEvent::HandedBack { reason: "no room".to_owned() },
+            _ => WorkerEvent::Stopped { confirmed: self.below(2) == 0 },
+        }
+    }
+
+    fn event(&mut self, build: &Build, now: Timestamp) -> Event {
+        let worker = format!("w{}", self.below(2));
+        match self.below(10) {
+            0..3 => Event::Claim { worker },
+            3 => Event::Cancel { by: "alice".to_owned() },
+            4 => Event::Abandoned { attempt: build.attempt - self.below(2) },
+            5 => Event::Tick { worker_online: self.below(2) == 0 },
+            _ => {
+                let attempt = Attempt { build: build.id, number: build.attempt - self.below(2) };
+                let first_sequence = (build.report_sequence + 1 - i64::from(self.below(2))).max(1);
+                let events =
+                    (0..=self.below(3)).map(|_| Reported { time: now, event: self.worker_event() }).collect();
+                Event::Report { worker, report: Report { attempt, first_sequence, events } }
+            }
+        }
+    }
+}
+
+fn queued() -> Build {
+    let reference = Reference::new("trailer/a", "").expect("a reference");
+    Build::queued(ImageId::new(), 1, "alice".to_owned(), 1, reference, Timestamp::from_micros(0))
+}
+
+fn configuration() -> Arc<Configuration> {
+    let mut violations = crate::error::Violations::default();
+    let source = DockerfileSource::parse("FROM scratch".to_owned(), Vec::new(), "", &mut violations);
+    Arc::new(Configuration::Dockerfile(source))
+}
+
+#[test]
+fn no_history_breaks_what_must_hold() {
+    let configuration = configuration();
+    let mut seen = std::collections::BTreeMap::new();
+    for seed in 1..=2_000 {
+        let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        let mut build = queued();
+        let mut now = Timestamp::from_micros(0);
+        let mut next_sequence = 1;
+        for _ in 0..40 {
+            now = now.after(Duration::from_secs(random.below(20).unsigned_abs().into()));
+            let event = random.event(&build, now);
+            let rows = Rows { build: build.clone(), configuration: Some(Arc::clone(&configuration)) };
+            let Ok(decision) = decide(rows, &event, &POLICY, now) else {
+                assert!(matches!(event, Event::Cancel { .. }), "only clients are refused");
+                continue;
+            };
+            for record in &decision.records {
+                assert_eq!(record.sequence, next_sequence, "seed {seed}: records have no gap");
+                next_sequence += 1;
+            }
+            let granted =
+                decision.messages.iter().any(|(_, message)| matches!(message, ToWorker::PublishGrant(_)));
+            let Some(after) = decision.build else {
+                assert!(decision.records.is_empty() && decision.artifact.is_none() && !granted);
+                continue;
+            };
+            assert!(!build.state.is_final(), "seed {seed}: {event:?} changed {:?}", build.state);
+            let attempts = i32::from(matches!(event, Event::Claim { .. }));
+            assert_eq!(after.attempt, build.attempt + attempts, "seed {seed}: only a claim makes an attempt");
+            assert!(after.failures >= build.failures && after.failures <= POLICY.max_failures);
+            assert_eq!(
+                after.lease_expires_at.is_some(),
+                after.state.is_held(),
+                "seed {seed}: {:?}",
+                after.state
+            );
+            assert_eq!(after.finished_at.is_some(), after.state.is_final());
+            assert_eq!(decision.artifact.is_some(), after.state == State::Succeeded);
+            assert!(!granted || after.cancel_requested_at.is_none(), "seed {seed}: a grant after a cancel");
+            assert_eq!(after.error.is_some(), after.state == State::Failed);
+            if let Event::Report { worker, report } = &event {
+                let fenced = report.attempt.number != build.attempt || build.worker.as_ref() != Some(worker);
+                assert!(!fenced, "seed {seed}: a fenced report changed the build");
+            }
+            *seen.entry(format!("{:?}", after.state)).or_insert(0) += 1;
+            build = after;
+        }
+    }
+    assert_eq!(seen.len(), 7, "every state was come into: {seen:?}");
+}
+
+#[test]
+fn a_cancel_that_is_not_confirmed_ends_at_its_deadline_or_with_the_lease() {
+    for (worker_online, seconds, ends) in
+        [(true, 9, false), (true, 11, true), (false, 11, false), (false, 46, true)]
+    {
+        let mut build = queued();
+        for event in [Event::Claim { worker: "w".to_owned() }, Event::Cancel { by: "alice".to_owned() }] {
+            let rows = Rows { build: build.clone(), configuration: Some(configuration()) };
+            let decision = decide(rows, &event, &POLICY, Timestamp::from_micros(0)).expect("allowed");
+            build = decision.build.expect("it changes");
+        }
+        let now = Timestamp::from_micros(0).after(Duration::from_secs(seconds));
+        let rows = Rows { build, configuration: None };
+        let decision = decide(rows, &Event::Tick { worker_online }, &POLICY, now).expect("allowed");
+        let state = decision.build.map(|build| build.state);
+        assert_eq!(state, ends.then_some(State::Cancelled), "online {worker_online} after {seconds} s");
+    }
+}

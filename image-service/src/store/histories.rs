@@ -1,0 +1,71 @@
+//! The histories of builds, chunk by chunk.
+
+use futures_util::TryStreamExt as _;
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
+};
+
+use super::{Store, builds::build_in_sight, entity::build_record, rows};
+use crate::{
+    access::Sight,
+    build::{Build, BuildId, Record},
+    error::Error,
+};
+
+/// A piece of a build's history, and the build as it stood then.
+#[derive(Debug)]
+pub(crate) struct Excerpt {
+    pub(crate) build: Build,
+    pub(crate) records: Vec<Record>,
+}
+
+impl Store {
+    /// How much of a history one read brings: about this much, and at least one chunk.
+    const EXCERPT_BYTES: usize = 512 * 1024;
+
+    /// The next records of a build whose image is in sight, after the one numbered `after`: of a long history a part.
+    pub(crate) async fn excerpt(&self, sight: &Sight, id: BuildId, after: i64) -> Result<Excerpt, Error> {
+        let txn = self.reader.begin().await?;
+        let build = build_in_sight(&txn, sight, id).await?;
+        let mut records: Vec<Record> = Vec::new();
+        if after < build.last_sequence {
+            // The chunk that holds the next record begins at or before it, so the primary key finds it.
+            let first = first_sequence_of_chunk(&txn, id, after.saturating_add(1)).await?;
+            let mut chunks = build_record::Entity::find()
+                .filter(build_record::Column::Build.eq(id.0))
+                .filter(build_record::Column::FirstSequence.gte(first))
+                .order_by_asc(build_record::Column::FirstSequence)
+                .stream(&txn)
+                .await?;
+            let mut bytes = 0;
+            while bytes < Self::EXCERPT_BYTES
+                && let Some(chunk) = chunks.try_next().await?
+            {
+                bytes += chunk.json.len();
+                let chunk: Vec<Record> = rows::from_json(&chunk.json)?;
+                records.extend(chunk.into_iter().filter(|record| record.sequence > after));
+            }
+        }
+        txn.commit().await?;
+        Ok(Excerpt { build, records })
+    }
+}
+
+/// Where the chunk begins that holds the record of this number, or that will.
+async fn first_sequence_of_chunk(
+    db: &impl ConnectionTrait,
+    id: BuildId,
+    sequence: i64,
+) -> Result<i64, DbErr> {
+    let first = build_record::Entity::find()
+        .select_only()
+        .column(build_record::Column::FirstSequence)
+        .filter(build_record::Column::Build.eq(id.0))
+        .filter(build_record::Column::FirstSequence.lte(sequence))
+        .order_by_desc(build_record::Column::FirstSequence)
+        .limit(1)
+        .into_tuple::<i64>()
+        .one(db)
+        .await?;
+    Ok(first.unwrap_or(sequence))
+}

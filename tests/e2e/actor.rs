@@ -1,0 +1,81 @@
+//! A worker played by the test: it speaks the dispatch protocol, and says what the test makes it say.
+
+use image_service::Role;
+use proto::dispatch::{
+    Assignment, Attempt, ConnectRequest, ConnectResponse, Hello, Report, ReportEvent, Welcome,
+    connect_request::Message as ToService, connect_response::Message as FromService, report_event::Event,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use crate::stack::{LIMIT, Service};
+
+/// A worker that says what the test makes it say.
+pub(crate) struct Actor {
+    pub(crate) requests: mpsc::Sender<ConnectRequest>,
+    pub(crate) responses: Streaming<ConnectResponse>,
+    pub(crate) welcome: Welcome,
+}
+
+pub(crate) fn hello(name: &str, holds: &[Attempt]) -> Hello {
+    Hello {
+        name: name.to_owned(),
+        slots: 1,
+        engine_version: "none".to_owned(),
+        protocol_version: 1,
+        holds: holds.to_vec(),
+        instance: format!("process of {name}"),
+        ..Hello::default()
+    }
+}
+
+pub(crate) fn say(message: ToService) -> ConnectRequest {
+    ConnectRequest { message: Some(message) }
+}
+
+impl Actor {
+    pub(crate) async fn connect(service: &Service, hello: Hello) -> Result<Self, Status> {
+        let (requests, stream) = mpsc::channel(16);
+        let client = service.client(&service.token(&hello.name, &[Role::Worker]));
+        requests.send(say(ToService::Hello(hello))).await.expect("the stream is held below");
+        let mut responses = client.dispatch.clone().connect(ReceiverStream::new(stream)).await?.into_inner();
+        let first = responses.message().await?.and_then(|response| response.message);
+        let Some(FromService::Welcome(welcome)) = first else {
+            panic!("{first:?} is no welcome");
+        };
+        Ok(Self { requests, responses, welcome })
+    }
+
+    pub(crate) async fn say(&self, message: ToService) {
+        self.requests.send(say(message)).await.expect("the connection lives");
+    }
+
+    pub(crate) async fn report(&self, attempt: &Attempt, first_sequence: i64, events: Vec<Event>) {
+        let events = events.into_iter().map(|event| ReportEvent { time: None, event: Some(event) }).collect();
+        let report = Report { attempt: Some(attempt.clone()), first_sequence, events };
+        self.say(ToService::Report(report)).await;
+    }
+
+    pub(crate) async fn next(&mut self) -> anyhow::Result<FromService> {
+        let response = tokio::time::timeout(LIMIT, self.responses.message()).await??;
+        response.and_then(|response| response.message).ok_or_else(|| anyhow::anyhow!("the connection ended"))
+    }
+
+    pub(crate) async fn assignment(&mut self) -> anyhow::Result<(Assignment, Attempt)> {
+        let said = self.next().await?;
+        let FromService::Assignment(assignment) = said else {
+            anyhow::bail!("{said:?} is no assignment");
+        };
+        let attempt = assignment.attempt.clone().expect("an assignment names its attempt");
+        Ok((assignment, attempt))
+    }
+
+    pub(crate) async fn acknowledged(&mut self) -> anyhow::Result<i64> {
+        let said = self.next().await?;
+        let FromService::ReportAck(ack) = said else {
+            anyhow::bail!("{said:?} is no acknowledgement");
+        };
+        Ok(ack.sequence)
+    }
+}

@@ -1,0 +1,55 @@
+//! What tests look for in answers.
+
+use proto::images as api;
+use tonic::Status;
+use tonic_types::StatusExt as _;
+
+/// The lines that were printed, in order.
+pub(crate) fn lines(events: &[api::BuildEvent]) -> Vec<&str> {
+    events
+        .iter()
+        .filter_map(|event| match &event.event {
+            Some(api::build_event::Event::LogLine(line)) => Some(line.text.as_str()),
+            Some(
+                api::build_event::Event::StateChange(_)
+                | api::build_event::Event::StepChange(_)
+                | api::build_event::Event::LogGap(_),
+            )
+            | None => None,
+        })
+        .collect()
+}
+
+/// The states that were come into, in order.
+pub(crate) fn states(events: &[api::BuildEvent]) -> Vec<api::BuildState> {
+    events
+        .iter()
+        .filter_map(|event| match &event.event {
+            Some(api::build_event::Event::StateChange(change)) => Some(change.state()),
+            Some(
+                api::build_event::Event::LogLine(_)
+                | api::build_event::Event::StepChange(_)
+                | api::build_event::Event::LogGap(_),
+            )
+            | None => None,
+        })
+        .collect()
+}
+
+/// Fails unless the events are numbered from `first` without a gap.
+pub(crate) fn assert_gapless(events: &[api::BuildEvent], first: i64) {
+    let numbers: Vec<i64> = events.iter().map(|event| event.sequence).collect();
+    let expected: Vec<i64> = (first..).take(events.len()).collect();
+    assert_eq!(numbers, expected);
+}
+
+/// The reason of an error, which every error has.
+pub(crate) fn reason(status: &Status) -> String {
+    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
+}
+
+/// The fields that an error names.
+pub(crate) fn fields(status: &Status) -> Vec<String> {
+    let violations = status.get_details_bad_request().map(|bad_request| bad_request.field_violations);
+    violations.into_iter().flatten().map(|violation| violation.field).collect()
+}

@@ -1,0 +1,138 @@
+//! Cancelling and deleting: the work stops, and what was there before stays.
+
+use proto::images::{BuildState, ImageStatus};
+use tonic::Code;
+
+use crate::{
+    answers::{reason, states},
+    client::image,
+    engine::{Ended, FakeEngine, Gate, Script},
+    stack::{LIMIT, Service, Worker},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_stops_the_work_and_leaves_the_previous_artifact() -> anyhow::Result<()> {
+    let engine = FakeEngine::start().await?;
+    let service = Service::start().await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let alice = service.builder("alice");
+    let (created, first) = alice.create(image("Sleepy", "FROM scratch\nRUN sleep")).await?;
+    alice.finished(&first.id).await?;
+    let tagged = engine.tags();
+
+    let gate = Gate::new();
+    engine.script(Script::new().step("[1/1] RUN sleep").log("zzz\n").pause(&gate).hang());
+    let second = alice.build(&created.id).await?;
+    assert_eq!(second.number, 2);
+    gate.reached().await;
+    gate.open();
+    alice.until(&second.id, |build| build.log_bytes > 0).await?;
+    let asked = alice.cancel(&created.id).await?;
+    assert!(asked.cancel_requested || asked.state() == BuildState::Cancelled);
+    let cancelled = alice.finished(&second.id).await?;
+    assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, true));
+    assert_eq!(engine.builds().last().map(|build| build.ended), Some(Ended::Cancelled));
+    assert_eq!(engine.tags(), tagged);
+    let shown = alice.get(&created.id).await?;
+    assert_eq!(shown.status(), ImageStatus::BuildCancelled);
+    assert_eq!(shown.artifact.map(|artifact| artifact.build_id), Some(first.id));
+    // And it can be built again.
+    engine.script(Script::new().step("[1/1] RUN sleep").succeed());
+    let third = alice.build(&created.id).await?;
+    assert_eq!(alice.finished(&third.id).await?.state(), BuildState::Succeeded);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_does_not_stop_is_told_of() -> anyhow::Result<()> {
+    let engine = FakeEngine::start().await?;
+    let gate = Gate::new();
+    engine.script(Script::new().step("[1/1] RUN sleep").pause(&gate).hang().ignore_cancel());
+    let service = Service::start_with(&["--stop-within", "1s"]).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let alice = service.builder("alice");
+    let (created, build) = alice.create(image("Stuck", "FROM scratch\nRUN sleep")).await?;
+    gate.reached().await;
+    gate.open();
+    alice.until(&build.id, |build| build.state() == BuildState::Running).await?;
+    alice.cancel(&created.id).await?;
+    let cancelled = alice.finished(&build.id).await?;
+    assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, false));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pending_build_is_cancelled_at_once() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let (created, build) = alice.create(image("Waiting", "FROM scratch")).await?;
+    assert_eq!(alice.cancel(&created.id).await?.state(), BuildState::Cancelled);
+    assert_eq!(alice.get(&created.id).await?.status(), ImageStatus::BuildCancelled);
+    assert_eq!(states(&alice.history(&build.id, 0).await?), [BuildState::Queued, BuildState::Cancelled]);
+
+    let refused = alice.cancel(&created.id).await.expect_err("there is nothing to cancel");
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::FailedPrecondition, "NO_BUILD_IN_PROGRESS")
+    );
+    let second = alice.build(&created.id).await?;
+    let refused = alice.build(&created.id).await.expect_err("one build at a time");
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "BUILD_IN_PROGRESS"));
+    let meant = proto::images::CancelBuildRequest { id: created.id.clone(), build_id: build.id.clone() };
+    let refused = alice.images.clone().cancel_build(meant).await.expect_err("a newer build is not meant");
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "OTHER_BUILD"));
+
+    let request =
+        proto::images::ListBuildsRequest { image_id: created.id.clone(), page_size: 1, ..Default::default() };
+    let page = alice.builds.clone().list_builds(request.clone()).await?.into_inner();
+    assert_eq!(page.builds.iter().map(|build| &build.id).collect::<Vec<_>>(), [&second.id]);
+    let request = proto::images::ListBuildsRequest { page_token: page.next_page_token, ..request };
+    let page = alice.builds.clone().list_builds(request).await?.into_inner();
+    assert_eq!(page.builds.iter().map(|build| &build.id).collect::<Vec<_>>(), [&build.id]);
+    assert_eq!(page.next_page_token, "");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_stops_the_work_and_frees_the_reference_afterwards() -> anyhow::Result<()> {
+    let engine = FakeEngine::start().await?;
+    let gate = Gate::new();
+    engine.script(Script::new().step("[1/1] RUN sleep").pause(&gate).hang());
+    let service = Service::start().await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let alice = service.builder("alice");
+    let mut wanted = image("Gone", "FROM scratch\nRUN sleep");
+    wanted.repository = "trailer/gone".to_owned();
+    let (created, build) = alice.create(wanted.clone()).await?;
+    gate.reached().await;
+    gate.open();
+    let watching = tokio::spawn({
+        let (alice, build) = (alice.clone(), build.id.clone());
+        async move { alice.history(&build, 0).await }
+    });
+    alice.delete(&created.id).await?;
+    for refused in [
+        alice.get(&created.id).await.err(),
+        alice.get_build(&build.id).await.err(),
+        alice.build(&created.id).await.err(),
+        alice.delete(&created.id).await.err(),
+        tokio::time::timeout(LIMIT, watching).await??.err(),
+    ] {
+        assert_eq!(refused.map(|status| status.code()), Some(Code::NotFound));
+    }
+    assert_eq!(alice.list().await?, []);
+    engine.wait_for(|state| state.builds[0].ended == Ended::Cancelled, LIMIT).await?;
+    // The reference is free when the worker has confirmed.
+    let begun = tokio::time::Instant::now();
+    let (again, _) = loop {
+        match alice.create(wanted.clone()).await {
+            Ok(created) => break created,
+            Err(status) if status.code() == Code::AlreadyExists && begun.elapsed() < LIMIT => {
+                tokio::task::yield_now().await;
+            }
+            Err(status) => return Err(status.into()),
+        }
+    };
+    assert_eq!(again.repository, "trailer/gone");
+    Ok(())
+}

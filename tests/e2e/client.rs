@@ -1,0 +1,147 @@
+//! A caller, with a method for what tests do often.
+
+use std::net::SocketAddr;
+
+use anyhow::Context as _;
+use proto::{
+    dispatch::dispatch_service_client::DispatchServiceClient,
+    images::{
+        self as api, build_service_client::BuildServiceClient, image_service_client::ImageServiceClient,
+        worker_service_client::WorkerServiceClient,
+    },
+};
+use tonic::{
+    Request, Status,
+    metadata::AsciiMetadataValue,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+
+use crate::stack::LIMIT;
+
+/// A caller with a token.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    pub(crate) images: ImageServiceClient<Caller>,
+    pub(crate) builds: BuildServiceClient<Caller>,
+    pub(crate) workers: WorkerServiceClient<Caller>,
+    pub(crate) dispatch: DispatchServiceClient<Caller>,
+}
+
+pub(crate) type Caller = InterceptedService<Channel, Bearer>;
+
+/// Adds a token to every call; none when empty.
+#[derive(Clone, Debug)]
+pub(crate) struct Bearer(Option<AsciiMetadataValue>);
+
+/// A caller of the service at an address.
+pub(crate) fn client(addr: SocketAddr, token: &str) -> Client {
+    let channel = channel(addr);
+    let value = (!token.is_empty()).then(|| format!("Bearer {token}").parse().expect("tokens are ASCII"));
+    let bearer = Bearer(value);
+    Client {
+        images: ImageServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+        builds: BuildServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+        workers: WorkerServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+        dispatch: DispatchServiceClient::with_interceptor(channel, bearer),
+    }
+}
+
+/// Connects at the first call.
+pub(crate) fn channel(addr: SocketAddr) -> Channel {
+    Endpoint::from_shared(format!("http://{addr}")).expect("an address makes a URL").connect_lazy()
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// An image with a hand-written Dockerfile.
+pub(crate) fn image(name: &str, dockerfile: &str) -> api::Image {
+    let source = api::DockerfileSource { text: dockerfile.to_owned(), files: Vec::new() };
+    api::Image {
+        name: name.to_owned(),
+        config: Some(api::ImageConfig { source: Some(api::image_config::Source::Dockerfile(source)) }),
+        ..api::Image::default()
+    }
+}
+
+impl Client {
+    /// Creates an image; answers it with its first build.
+    pub(crate) async fn create(&self, image: api::Image) -> Result<(api::Image, api::Build), Status> {
+        let request = api::CreateImageRequest { image: Some(image) };
+        let response = self.images.clone().create_image(request).await?.into_inner();
+        Ok((response.image.expect("an image"), response.build.expect("a build")))
+    }
+
+    pub(crate) async fn get(&self, id: &str) -> Result<api::Image, Status> {
+        let request = api::GetImageRequest { id: id.to_owned() };
+        Ok(self.images.clone().get_image(request).await?.into_inner().image.expect("an image"))
+    }
+
+    pub(crate) async fn list(&self) -> Result<Vec<api::Image>, Status> {
+        Ok(self.images.clone().list_images(api::ListImagesRequest::default()).await?.into_inner().images)
+    }
+
+    pub(crate) async fn build(&self, id: &str) -> Result<api::Build, Status> {
+        let request = api::BuildImageRequest { id: id.to_owned() };
+        Ok(self.images.clone().build_image(request).await?.into_inner().build.expect("a build"))
+    }
+
+    pub(crate) async fn cancel(&self, id: &str) -> Result<api::Build, Status> {
+        let request = api::CancelBuildRequest { id: id.to_owned(), build_id: String::new() };
+        Ok(self.images.clone().cancel_build(request).await?.into_inner().build.expect("a build"))
+    }
+
+    pub(crate) async fn delete(&self, id: &str) -> Result<(), Status> {
+        let request = api::DeleteImageRequest { id: id.to_owned() };
+        self.images.clone().delete_image(request).await.map(|_| ())
+    }
+
+    pub(crate) async fn get_build(&self, id: &str) -> Result<api::Build, Status> {
+        let request = api::GetBuildRequest { id: id.to_owned() };
+        Ok(self.builds.clone().get_build(request).await?.into_inner().build.expect("a build"))
+    }
+
+    /// Everything that happens in a build after an event, until its end.
+    pub(crate) async fn history(&self, build: &str, after: i64) -> Result<Vec<api::BuildEvent>, Status> {
+        let request = api::WatchBuildRequest { id: build.to_owned(), after_sequence: after };
+        let mut messages = self.builds.clone().watch_build(request).await?.into_inner();
+        let mut events = Vec::new();
+        while let Some(message) = messages.message().await? {
+            events.extend(message.events);
+        }
+        Ok(events)
+    }
+
+    /// Waits for the end of a build.
+    pub(crate) async fn finished(&self, build: &str) -> anyhow::Result<api::Build> {
+        tokio::time::timeout(LIMIT * 3, self.history(build, 0)).await.context("the build did not end")??;
+        Ok(self.get_build(build).await?)
+    }
+
+    /// Waits until a build fulfils a condition, which it is asked for whenever something happened in it.
+    pub(crate) async fn until(
+        &self,
+        build: &str,
+        condition: impl Fn(&api::Build) -> bool,
+    ) -> anyhow::Result<api::Build> {
+        let waiting = async {
+            let request = api::WatchBuildRequest { id: build.to_owned(), after_sequence: 0 };
+            let mut messages = self.builds.clone().watch_build(request).await?.into_inner();
+            loop {
+                let found = self.get_build(build).await?;
+                if condition(&found) {
+                    return Ok(found);
+                }
+                anyhow::ensure!(messages.message().await?.is_some(), "the build ended as {found:?}");
+            }
+        };
+        tokio::time::timeout(LIMIT, waiting).await.context("the condition was not met")?
+    }
+}
