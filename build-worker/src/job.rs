@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::{
     context,
     docker::{BuildOrder, Engine, EngineError, EngineImage, RunningBuild, Told},
+    engine_watch::EngineWatch,
     outbox::Outbox,
     output::{FailedStep, Output},
     residue::StepProcesses,
@@ -27,6 +28,7 @@ mod stopping;
 pub(crate) struct Job {
     pub(crate) assignment: Assignment,
     pub(crate) engine: Engine,
+    pub(crate) engine_watch: Arc<EngineWatch>,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) control: Arc<Control>,
     pub(crate) steps: StepsUnderWay,
@@ -39,13 +41,19 @@ pub(crate) struct Job {
 
 /// How an attempt ended without an artifact.
 enum Ended {
+    /// It was not begun, for the engine does not answer.
+    NotBegun,
     Failed(Failed),
-    Stopped { confirmed: bool },
+    Stopped {
+        confirmed: bool,
+    },
 }
 
 impl Job {
     /// The label that tells which record an image belongs to.
     const IMAGE_LABEL: &str = "trailer.image-id";
+    /// How long a build waits for an engine that does not answer.
+    const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
     /// How long a worker that ends waits for the grant of what it has built.
     const LAST_GRANT: Duration = Duration::from_secs(5);
 
@@ -60,7 +68,16 @@ impl Job {
             Ok(image) => {
                 Some(Event::Succeeded(Succeeded { image_id: image.id, size_bytes: image.size_bytes }))
             }
-            Err(Ended::Failed(failed)) => Some(Event::Failed(failed)),
+            Err(Ended::NotBegun) => {
+                Some(Event::HandedBack(HandedBack { reason: "the Docker Engine does not answer".to_owned() }))
+            }
+            Err(Ended::Failed(failed)) => {
+                if failed.kind() == FailureKind::Infrastructure {
+                    // Before the service hears of it, which gives the build back at once.
+                    self.engine_watch.suspect();
+                }
+                Some(Event::Failed(failed))
+            }
             Err(Ended::Stopped { confirmed }) => match self.control.reason.get() {
                 Some(StopReason::Cancelled) => Some(Event::Stopped(Stopped { confirmed })),
                 Some(StopReason::HandBack) if confirmed => {
@@ -78,6 +95,13 @@ impl Job {
     }
 
     async fn work(&self) -> Result<EngineImage, Ended> {
+        tokio::select! {
+            biased;
+            () = self.control.stop.cancelled() => return Err(Ended::Stopped { confirmed: true }),
+            waited = tokio::time::timeout(Self::ENGINE_PATIENCE, self.engine_watch.answering()) => {
+                waited.map_err(|_| Ended::NotBegun)?;
+            }
+        }
         self.outbox.push(None, Event::Started(Started {})).await;
         let built = self.build().await?;
         self.outbox.push(None, Event::Built(Built {})).await;

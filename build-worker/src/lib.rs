@@ -27,6 +27,7 @@ use self::{
 mod config;
 mod context;
 mod docker;
+mod engine_watch;
 mod job;
 mod jobs;
 mod lease;

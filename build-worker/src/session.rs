@@ -217,7 +217,7 @@ impl Session<'_> {
     fn next_heartbeat(&mut self) -> Heartbeat {
         self.heartbeats += 1;
         self.sent.push_back((self.heartbeats, Instant::now()));
-        Heartbeat { number: self.heartbeats, draining: self.worker.is_draining() }
+        Heartbeat { number: self.heartbeats, draining: !self.worker.takes_builds() }
     }
 }
 

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::{
     config::Config,
     docker::{Engine, EngineInfo},
+    engine_watch::EngineWatch,
     job::{Control, Job, StopReason},
     jobs::{Held, Jobs},
     lease::Lease,
@@ -40,6 +41,7 @@ pub(crate) struct Worker {
     /// Some outbox has something to send.
     pub(crate) reports_ready: Arc<Notify>,
     engine: Engine,
+    engine_watch: Arc<EngineWatch>,
     steps: StepsUnderWay,
     processes: Option<StepProcesses>,
     jobs: Arc<Jobs>,
@@ -69,6 +71,7 @@ impl Worker {
             lease: Lease::new(),
             reports_ready: Arc::new(Notify::new()),
             engine,
+            engine_watch: Arc::new(EngineWatch::new()),
             steps: StepsUnderWay::default(),
             jobs: Arc::new(Jobs::default()),
             tasks: TaskTracker::new(),
@@ -84,6 +87,7 @@ impl Worker {
     pub(crate) async fn run(&self, shutdown: CancellationToken) {
         tokio::select! {
             () = self.stay_connected() => {}
+            () = self.engine_watch.run(&self.engine) => {}
             () = self.drain(shutdown) => {}
         }
         self.tasks.close();
@@ -160,7 +164,12 @@ impl Worker {
         self.draining_begun.notified().await;
     }
 
-    pub(crate) fn is_draining(&self) -> bool {
+    /// Whether more builds may come.
+    pub(crate) fn takes_builds(&self) -> bool {
+        !self.is_draining() && self.engine_watch.answers()
+    }
+
+    fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
@@ -193,6 +202,7 @@ impl Worker {
             engine: self.engine.clone(),
             outbox: held.outbox,
             control: held.control,
+            engine_watch: Arc::clone(&self.engine_watch),
             steps: self.steps.clone(),
             processes: self.processes.clone(),
             log_limit: self.config.log_limit,

@@ -107,6 +107,33 @@ async fn a_worker_that_shuts_down_hands_back_what_runs() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_is_away_for_a_while_costs_one_failure() -> anyhow::Result<()> {
+    let engine = FakeEngine::start().await?;
+    let gate = Gate::new();
+    engine.script(Script::new().step("[1/1] RUN make").pause(&gate).drop_connection());
+    // The worker finds the engine by a link, which can be taken away.
+    let directory = tempfile::tempdir()?;
+    let link = directory.path().join("docker.sock");
+    let socket = engine.docker_host();
+    let socket = socket.trim_start_matches("unix://");
+    std::os::unix::fs::symlink(socket, &link)?;
+    let service = Service::start().await?;
+    let _worker = Worker::start(&service, "w1", &format!("unix://{}", link.display())).await?;
+    let alice = service.builder("alice");
+    let (_, build) = alice.create(image("A", "FROM scratch\nRUN make")).await?;
+    gate.reached().await;
+    std::fs::remove_file(&link)?;
+    gate.open();
+    let waiting = alice.until(&build.id, |build| build.attempt == 2).await?;
+    assert_eq!((waiting.state(), waiting.failures), (BuildState::Claimed, 1));
+    engine.script(Script::new().step("[1/1] RUN make").succeed());
+    std::os::unix::fs::symlink(socket, &link)?;
+    let finished = alice.finished(&build.id).await?;
+    assert_eq!((finished.state(), finished.failures), (BuildState::Succeeded, 1));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broken_engine_is_tried_again() -> anyhow::Result<()> {
     for script in [
         Script::new().internal_error(),

@@ -1,0 +1,52 @@
+//! Whether the Docker Engine answers: while it does not, no build is begun, so that an engine that is restarted costs the
+//! builds that were running one failure, and the others none.
+
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use crate::docker::Engine;
+
+/// What is known of the engine; it answered when the worker began.
+#[derive(Debug)]
+pub(crate) struct EngineWatch {
+    answers: watch::Sender<bool>,
+    suspected: Notify,
+}
+
+impl EngineWatch {
+    const POLL: Duration = Duration::from_secs(1);
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    pub(crate) fn new() -> Self {
+        Self { answers: watch::Sender::new(true), suspected: Notify::new() }
+    }
+
+    /// Something has failed that may be the engine's fault: it does not count as answering until it was asked.
+    pub(crate) fn suspect(&self) {
+        self.answers.send_replace(false);
+        self.suspected.notify_one();
+    }
+
+    pub(crate) fn answers(&self) -> bool {
+        *self.answers.borrow()
+    }
+
+    /// Waits until the engine answers.
+    pub(crate) async fn answering(&self) {
+        // The sender is ours: it cannot be gone.
+        let _ = self.answers.subscribe().wait_for(|answers| *answers).await;
+    }
+
+    /// Asks the engine whenever it is suspected, until it answers.
+    pub(crate) async fn run(&self, engine: &Engine) {
+        loop {
+            self.suspected.notified().await;
+            while !matches!(tokio::time::timeout(Self::TIMEOUT, engine.info()).await, Ok(Ok(_))) {
+                tracing::warn!("the Docker Engine does not answer; no build is begun meanwhile");
+                tokio::time::sleep(Self::POLL).await;
+            }
+            self.answers.send_replace(true);
+        }
+    }
+}
