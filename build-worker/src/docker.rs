@@ -17,10 +17,14 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
 
-use self::transport::{Connections, Host};
+use self::{
+    silence::Silence,
+    transport::{Connections, Host},
+};
 use crate::output::Progress;
 
 mod progress;
+mod silence;
 mod transport;
 
 /// A Docker Engine of version 20.10 or later.
@@ -66,6 +70,8 @@ pub(crate) enum Told {
     Progress(Vec<Progress>),
     /// The image is built.
     ImageId(String),
+    /// From here on the engine tells nothing but an image's id; not how the build fails, and not its end.
+    Silent,
 }
 
 /// What an engine says of itself.
@@ -137,14 +143,17 @@ impl Engine {
         let (tell, hear) = mpsc::channel(Self::TOLD);
         let reader = tokio::spawn(async move {
             let mut stream = docker.build_image(options, None, Some(bollard::body_full(order.context)));
+            let mut silence = Silence::default();
             while let Some(info) = stream.next().await {
                 let told = match info {
-                    Ok(info) => progress::told(info).map(Ok),
+                    Ok(info) => progress::told(info).and_then(|told| silence.hear(told)).map(Ok),
                     Err(error) => Some(Err(error.into())),
                 };
-                if let Some(told) = told
-                    && tell.send(told).await.is_err()
-                {
+                let Some(told) = told else {
+                    silence.pass().await;
+                    continue;
+                };
+                if tell.send(told).await.is_err() {
                     return;
                 }
             }

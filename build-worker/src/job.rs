@@ -54,6 +54,8 @@ impl Job {
     const IMAGE_LABEL: &str = "trailer.image-id";
     /// How long a build waits for an engine that does not answer.
     const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
+    /// What the log says when the engine tells nothing more.
+    const SILENT: &str = "the Docker Engine tells nothing more of this build, as version 20.10 does when a step prints too much at once";
     /// How long a worker that ends waits for the grant of what it has built.
     const LAST_GRANT: Duration = Duration::from_secs(5);
 
@@ -134,16 +136,22 @@ impl Job {
         let mut output = Output::new(self.log_limit);
         let mut image_id = None;
         let mut failure = None;
+        let mut is_silent = false;
         loop {
             let told = tokio::select! {
                 biased;
                 () = self.control.stop.cancelled() => {
-                    return Err(self.stop(build, output, Vec::new(), begun).await);
+                    return Err(self.stop(build, output, Vec::new(), begun, is_silent).await);
                 }
                 told = build.next() => told,
+                () = self.idle(begun), if is_silent => {
+                    failure = Some(EngineError::Broken("it tells nothing more of the build".to_owned()));
+                    None
+                }
             };
             let mut events = Vec::new();
-            let is_over = told.is_none();
+            let mut is_over = false;
+            is_silent |= matches!(told, Some(Ok(Told::Silent)));
             match told {
                 Some(Ok(Told::Progress(progress))) => {
                     for progress in progress {
@@ -152,8 +160,13 @@ impl Job {
                     self.steps.set(&self.name(), output.steps_under_way());
                 }
                 Some(Ok(Told::ImageId(id))) => image_id = Some(id),
+                Some(Ok(Told::Silent)) => output.leave_out(Self::SILENT, &mut events),
                 Some(Err(error)) => failure = Some(error),
-                None => output.finish(&mut events),
+                None => is_over = true,
+            }
+            is_over |= is_silent && image_id.is_some();
+            if is_over {
+                output.finish(&mut events);
             }
             let mut events = events.into_iter();
             while let Some((at, event)) = events.next() {
@@ -164,7 +177,7 @@ impl Job {
                 };
                 if !is_pushed && !is_over {
                     let untold = std::iter::once((at, event)).chain(events).collect();
-                    return Err(self.stop(build, output, untold, begun).await);
+                    return Err(self.stop(build, output, untold, begun, is_silent).await);
                 }
             }
             if is_over {

@@ -41,7 +41,11 @@ struct StepOutput {
     /// The engine's.
     id: String,
     name: String,
+    /// As it was told.
     state: StepState,
+    /// Whether it runs now: the engine may run a step again that was over.
+    runs: bool,
+    ended_at: Option<Timestamp>,
     error: String,
     /// The unfinished lines of standard output and standard error.
     partial: [Vec<u8>; 2],
@@ -78,6 +82,11 @@ impl Output {
         }
     }
 
+    /// What comes from here on is not known.
+    pub(crate) fn leave_out(&mut self, why: &str, events: &mut Vec<Timed>) {
+        events.push((None, Event::Gap(Gap { lines: 0, message: why.to_owned() })));
+    }
+
     /// Nothing more comes: the unfinished lines, and the end of a log that was over its limit.
     pub(crate) fn finish(&mut self, events: &mut Vec<Timed>) {
         for step in 0..self.steps.len() {
@@ -106,15 +115,11 @@ impl Output {
 
     /// The steps that the engine has announced and not finished.
     pub(crate) fn steps_under_way(&self) -> Vec<StepUnderWay> {
-        let unfinished = |step: &&StepOutput| !is_over(step.state);
+        let unfinished = |step: &&StepOutput| step.runs || !is_over(step.state);
         self.steps
             .iter()
             .filter(unfinished)
-            .map(|step| StepUnderWay {
-                id: step.id.clone(),
-                name: step.name.clone(),
-                started: step.state == StepState::Started,
-            })
+            .map(|step| StepUnderWay { id: step.id.clone(), name: step.name.clone(), started: step.runs })
             .collect()
     }
 
@@ -127,10 +132,16 @@ impl Output {
         at: Option<Timestamp>,
         events: &mut Vec<Timed>,
     ) {
-        let is_new = !self.index.contains_key(id);
         let step = self.step(id, name);
-        // The engine repeats itself, and what was finished stays so.
-        if (!is_new && self.steps[step].state == state) || is_over(self.steps[step].state) {
+        let known = &mut self.steps[step];
+        if is_over(state) {
+            (known.runs, known.ended_at) = (false, at);
+        } else if state == StepState::Started {
+            // The engine repeats itself; only a later beginning is another run of the step.
+            known.runs |= known.ended_at.is_none() || order(at) > order(known.ended_at);
+        }
+        // A step that was over is told of again only when another run of it has failed.
+        if known.state == state || (is_over(known.state) && state != StepState::Failed) {
             return;
         }
         if is_over(state) {
@@ -218,12 +229,18 @@ impl Output {
             id: id.to_owned(),
             name,
             state: StepState::Unspecified,
+            runs: false,
+            ended_at: None,
             error: String::new(),
             partial: [Vec::new(), Vec::new()],
             last_lines: VecDeque::new(),
         });
         step
     }
+}
+
+fn order(at: Option<Timestamp>) -> Option<(i64, i32)> {
+    at.map(|at| (at.seconds, at.nanos))
 }
 
 fn is_over(state: StepState) -> bool {
@@ -274,14 +291,15 @@ mod tests {
         events.iter().map(text).collect()
     }
 
-    fn step(output: &mut Output, state: StepState) -> usize {
+    /// How many events a state of the step `a` gives, `second` being the engine's clock.
+    fn step(output: &mut Output, state: StepState, second: i64) -> usize {
         let mut events = Vec::new();
         let progress = Progress::Step {
             id: "a".to_owned(),
             name: "[1/1] RUN".to_owned(),
             state,
-            error: String::new(),
-            at: None,
+            error: if state == StepState::Failed { "exit code: 1".to_owned() } else { String::new() },
+            at: Some(Timestamp { seconds: second, nanos: 0 }),
         };
         output.take(progress, &mut events);
         events.len()
@@ -322,11 +340,27 @@ mod tests {
     #[test]
     fn a_step_says_each_state_once() {
         let mut log = Output::new(10);
-        assert_eq!(step(&mut log, StepState::Pending), 1);
-        assert_eq!(step(&mut log, StepState::Pending), 0);
-        assert_eq!(step(&mut log, StepState::Started), 1);
-        assert_eq!(step(&mut log, StepState::Done), 1);
-        assert_eq!(step(&mut log, StepState::Started), 0);
-        assert_eq!(step(&mut log, StepState::Done), 0);
+        assert_eq!(step(&mut log, StepState::Pending, 0), 1);
+        assert_eq!(step(&mut log, StepState::Pending, 0), 0);
+        assert_eq!(step(&mut log, StepState::Started, 1), 1);
+        assert_eq!(step(&mut log, StepState::Done, 2), 1);
+        assert_eq!(step(&mut log, StepState::Started, 1), 0);
+        assert!(log.steps_under_way().is_empty(), "what the engine repeats is not another run");
+        assert_eq!(step(&mut log, StepState::Done, 2), 0);
+        assert!(log.failed_step().is_none());
+    }
+
+    #[test]
+    fn a_step_that_runs_again_and_fails_has_failed() {
+        let mut log = Output::new(1_000);
+        step(&mut log, StepState::Started, 1);
+        step(&mut log, StepState::Done, 2);
+        step(&mut log, StepState::Started, 3);
+        assert_eq!(log.steps_under_way().len(), 1);
+        output(&mut log, "last words\n");
+        assert_eq!(step(&mut log, StepState::Failed, 4), 1);
+        assert!(log.steps_under_way().is_empty());
+        let failed = log.failed_step().expect("it failed");
+        assert_eq!((failed.name.as_str(), failed.last_lines), ("[1/1] RUN", vec!["last words".to_owned()]));
     }
 }

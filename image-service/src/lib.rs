@@ -13,7 +13,10 @@
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    task::{JoinError, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
@@ -123,11 +126,7 @@ impl Bound {
         let grace = config.drain_grace + Self::LAST_WORDS;
         let served = tokio::select! {
             served = within_grace(grpc::serve(operations, listener, shutdown.clone()), &shutdown, grace) => served,
-            Some(ended) = tasks.join_next(), if !shutdown.is_cancelled() => match ended {
-                Err(error) => Err(ServeError::Panicked(error)),
-                // They end only on shutdown.
-                Ok(()) => Ok(()),
-            },
+            panicked = first_panic(&mut tasks) => Err(ServeError::Panicked(panicked)),
         };
         shutdown.cancel();
         while tasks.join_next().await.is_some() {}
@@ -159,11 +158,22 @@ pub enum ServeError {
     Reflection(#[from] tonic_reflection::server::Error),
     /// A task without which the service is of no use.
     #[error("a task of the service panicked")]
-    Panicked(#[source] tokio::task::JoinError),
+    Panicked(#[source] JoinError),
 }
 
 fn database(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ServeError {
     ServeError::Database(error.into())
+}
+
+/// Waits until a task panics. They end by themselves on shutdown, which is no news.
+async fn first_panic(tasks: &mut JoinSet<()>) -> JoinError {
+    loop {
+        match tasks.join_next().await {
+            Some(Err(panicked)) => return panicked,
+            Some(Ok(())) => {}
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// Awaits the server; once shutdown was asked for, no longer than the grace.

@@ -163,3 +163,25 @@ async fn a_broken_engine_is_tried_again() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_falls_silent_is_not_waited_for() -> anyhow::Result<()> {
+    let engine = FakeEngine::start().await?;
+    let talk = || Script::new().step("[1/1] RUN talk").logs(100, |i| format!("{i}\n"));
+    engine.on("succeeds", talk().fall_silent(true));
+    engine.on("goes on", talk().fall_silent(false));
+    let service = Service::start().await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let alice = service.builder("alice");
+    let (_, build) = alice.create(image("A", "FROM scratch\n# succeeds")).await?;
+    let finished = alice.finished(&build.id).await?;
+    assert_eq!((finished.state(), finished.log_truncated), (BuildState::Succeeded, true));
+    assert_eq!(lines(&alice.history(&build.id, 0).await?).len(), 100);
+
+    let (created, build) = alice.create(image("B", "FROM scratch\n# goes on")).await?;
+    alice.until(&build.id, |build| build.log_truncated).await?;
+    alice.cancel(&created.id).await?;
+    let cancelled = alice.finished(&build.id).await?;
+    assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, true));
+    Ok(())
+}

@@ -181,13 +181,20 @@ async fn draining_ends_every_stream_and_tells_the_health_checks() -> anyhow::Res
     watcher.synced().await?;
     let resume = watcher.resume.clone();
     let request = api::WatchBuildRequest { id: build.id, after_sequence: 0 };
-    let mut history = alice.builds.clone().watch_build(request).await?.into_inner();
-    assert!(history.message().await?.is_some());
+    let mut histories = Vec::new();
+    for _ in 0..50 {
+        let mut history = alice.builds.clone().watch_build(request.clone()).await?.into_inner();
+        assert!(history.message().await?.is_some());
+        histories.push(history);
+    }
     service.begin_shutdown();
     let ended = watcher.end().await;
     assert_eq!((ended.code(), reason(&ended).as_str()), (Code::Unavailable, "DRAINING"), "{ended:?}");
-    let ended = tokio::time::timeout(LIMIT, history.message()).await?.expect_err("the build has not ended");
-    assert_eq!(ended.code(), Code::Unavailable, "{ended:?}");
+    for mut history in histories {
+        let ended =
+            tokio::time::timeout(LIMIT, history.message()).await?.expect_err("the build has not ended");
+        assert_eq!((ended.code(), reason(&ended).as_str()), (Code::Unavailable, "DRAINING"), "{ended:?}");
+    }
     let not_serving = tonic_health::pb::health_check_response::ServingStatus::NotServing;
     assert_eq!(health.message().await?.map(|answer| answer.status()), Some(not_serving));
     drop(health);

@@ -11,6 +11,9 @@ use crate::{
 };
 
 impl Job {
+    /// For how long a build without processes may still be at work: exporting a large image, say.
+    const IDLE: Duration = Duration::from_secs(60);
+    const IDLE_POLL: Duration = Duration::from_secs(1);
     /// How often the engine is asked to cancel.
     const CANCEL_AGAIN: Duration = Duration::from_millis(200);
     /// How long a step that other builds need is awaited, in case that it ends after all.
@@ -24,6 +27,7 @@ impl Job {
         mut output: Output,
         mut events: Vec<Timed>,
         begun: Instant,
+        is_silent: bool,
     ) -> Ended {
         let deadline = Instant::now() + self.stop_limit;
         let canceller = build.canceller();
@@ -38,14 +42,25 @@ impl Job {
         };
         let to_the_end = async {
             while let Some(told) = build.next().await {
-                if let Ok(Told::Progress(progress)) = told {
-                    progress.into_iter().for_each(|progress| output.take(progress, &mut events));
+                match told {
+                    Ok(Told::Progress(progress)) => {
+                        progress.into_iter().for_each(|progress| output.take(progress, &mut events));
+                    }
+                    Ok(Told::Silent) => return,
+                    Ok(Told::ImageId(_)) | Err(_) => {}
                 }
             }
         };
+        // An engine that tells nothing more does not tell the end either: that it agrees has to do.
+        let agreed = async {
+            while canceller.cancel().await.is_err() {
+                tokio::time::sleep(Self::CANCEL_AGAIN).await;
+            }
+        };
         let has_ended = tokio::select! {
-            () = to_the_end => true,
-            () = cancel => false,
+            () = agreed, if is_silent => true,
+            () = to_the_end, if !is_silent => true,
+            () = cancel, if !is_silent => false,
             () = tokio::time::sleep_until(deadline) => false,
         };
         drop(build);
@@ -63,6 +78,20 @@ impl Job {
             tracing::error!(build = self.name(), "a build did not stop in time");
         }
         Ended::Stopped { confirmed }
+    }
+
+    /// Waits until no step of any build since this one was begun has had a process for a while.
+    pub(super) async fn idle(&self, begun: Instant) {
+        let mut since = Instant::now();
+        while since.elapsed() < Self::IDLE {
+            tokio::time::sleep(Self::IDLE_POLL).await;
+            if let Some(processes) = self.processes.clone() {
+                let look = tokio::task::spawn_blocking(move || processes.younger_than(begun.elapsed()));
+                if look.await.is_ok_and(|found| found.is_ok_and(|found| !found.is_empty())) {
+                    since = Instant::now();
+                }
+            }
+        }
     }
 
     /// Waits until no step of the build has a process left that no other build of this worker needs.

@@ -20,9 +20,9 @@ pub(super) fn explain(response: Response<Body>) -> Response<Body> {
         Code::Internal => status::malformed(format!("the request is no such message: {message}")),
         Code::OutOfRange => status::malformed(format!("the request is too large: {message}")),
         Code::Unimplemented => status::unimplemented(message),
-        // The deadline that the caller has set.
-        Code::Cancelled | Code::DeadlineExceeded => status::deadline_exceeded(message),
         Code::Ok
+        | Code::Cancelled
+        | Code::DeadlineExceeded
         | Code::Unknown
         | Code::InvalidArgument
         | Code::NotFound

@@ -83,11 +83,6 @@ pub(super) fn unimplemented(message: &str) -> Status {
     with_reason(Code::Unimplemented, "UNIMPLEMENTED", message)
 }
 
-/// The answer was not ready by the caller's deadline.
-pub(super) fn deadline_exceeded(message: &str) -> Status {
-    with_reason(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message)
-}
-
 /// Something of ours is broken: the details go to the log, the caller gets the id to find them by.
 pub(super) fn internal(error: &(dyn std::error::Error + 'static)) -> Status {
     let trace_id = Uuid::new_v4().simple().to_string();

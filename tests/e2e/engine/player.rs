@@ -104,6 +104,14 @@ impl Player {
                 Ok(Ended::Dropped)
             }
             End::Hang => std::future::pending().await,
+            End::Silence { built } => {
+                if built {
+                    self.succeed().await?;
+                }
+                loop {
+                    self.send(wire::vertexes(&[])).await?;
+                }
+            }
             End::InternalError => Ok(Ended::Failed),
         }
     }

@@ -41,12 +41,20 @@ pub(super) enum End {
     Hang,
     Cut,
     InternalError,
+    Silence { built: bool },
 }
 
 impl Script {
     /// A script in which nothing happens, and which succeeds.
     pub(crate) fn new() -> Script {
         Script { acts: Vec::new(), end: End::Succeed, ignores_cancel: false, image_size: 1_982_256 }
+    }
+
+    /// Tells nothing more, but repeats an empty message without end, as Engine 20.10 does when too much is printed at once;
+    /// after the image's id, if the build succeeds.
+    pub(crate) fn fall_silent(mut self, built: bool) -> Script {
+        self.end = End::Silence { built };
+        self
     }
 
     /// Ends the step before, and starts one with this name, like `[2/3] RUN make`.
