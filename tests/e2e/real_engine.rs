@@ -297,3 +297,23 @@ async fn a_cancel_does_not_disturb_an_identical_build() -> anyhow::Result<()> {
     assert_eq!(label, Some(expected));
     real.clean(&[&reference]).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_output_is_told_or_its_gap_is() -> anyhow::Result<()> {
+    let real = Real::start().await?;
+    let alice = real.alice();
+    let filler = "y".repeat(120);
+    let text =
+        real.dockerfile(&format!("RUN /bin/busybox seq 1 20000 | /bin/busybox sed s/^/{filler}/; echo end"));
+    let (created, build) = alice.create(image(&format!("Burst {}", real.run), &text)).await?;
+    let finished = alice.finished(&build.id).await?;
+    assert_eq!((finished.state(), finished.attempt), (BuildState::Succeeded, 1), "{finished:?}");
+    let events = alice.history(&build.id, 0).await?;
+    assert_gapless(&events, 1);
+    let told = lines(&events);
+    assert!(told.len() == 20_001 || finished.log_truncated, "{} lines and no gap", told.len());
+    for (i, line) in told.iter().enumerate().take(5_000) {
+        assert_eq!(*line, format!("{filler}{}", i + 1));
+    }
+    real.clean(&[&format!("{}:{}", created.repository, created.tag)]).await
+}
