@@ -38,7 +38,7 @@ struct Changed {
     image: Option<ImageInView>,
 }
 
-/// A caller's view of the catalogue as it changes. Holds no more than a batch of images.
+/// A caller's view of the catalogue as it changes. Holds no more than a batch of images, without their configurations.
 #[derive(Debug)]
 pub(crate) struct ImageWatch {
     store: Store,
@@ -179,8 +179,9 @@ impl ImageWatch {
                 return Err(Error::TokenExpired);
             }
             if let Some(notice) = self.pending.pop_front() {
+                let event = self.in_view(notice.event).await?;
                 self.last_sent = Instant::now();
-                return Ok(notice);
+                return Ok(Notice { revision: notice.revision, event });
             }
             match self.phase {
                 Phase::FirstState { after } => self.read_page(after).await?,
@@ -191,7 +192,7 @@ impl ImageWatch {
     }
 
     async fn read_page(&mut self, after: Option<ImageId>) -> Result<(), Error> {
-        let page = self.store.images_by_id(&self.sight, after, Self::PAGE, self.view).await?;
+        let page = self.store.images_by_id(&self.sight, after, Self::PAGE).await?;
         self.phase = match page.last() {
             Some(last) => Phase::FirstState { after: Some(last.image.id) },
             None => {
@@ -214,7 +215,7 @@ impl ImageWatch {
             }
         }
         for changed in with_images(&self.store, changes).await? {
-            self.take(&changed).await?;
+            self.take(&changed);
         }
         Ok(())
     }
@@ -227,7 +228,7 @@ impl ImageWatch {
                 self.push(self.position, WatchEvent::Bookmark);
             }
             changed = self.live.recv() => match changed {
-                Ok(changed) => self.take(&changed).await?,
+                Ok(changed) => self.take(&changed),
                 Err(broadcast::error::RecvError::Lagged(_)) => self.phase = Phase::CatchUp { announce: false },
                 Err(broadcast::error::RecvError::Closed) => return Err(Error::Draining),
             },
@@ -236,27 +237,37 @@ impl ImageWatch {
     }
 
     /// Takes one change in, if it is new; tells of it, if it is in sight.
-    async fn take(&mut self, changed: &Changed) -> Result<(), Error> {
+    fn take(&mut self, changed: &Changed) {
         let Change { revision, image: id, creator } = &changed.change;
         if *revision <= self.position {
-            return Ok(());
+            return;
         }
         self.position = *revision;
         if !self.sight.includes(creator) {
-            return Ok(());
+            return;
         }
-        let image = match (&changed.image, self.view) {
-            (Some(image), View::Basic) => Some(image.clone()),
-            (Some(_), View::Full) => match self.store.image(&self.sight, *id, View::Full).await {
-                Ok(image) => Some(image),
-                Err(Error::NotFound(_)) => None,
-                Err(error) => return Err(error),
-            },
-            (None, _) => None,
+        let event = match &changed.image {
+            Some(image) => WatchEvent::Changed(image.clone()),
+            None => WatchEvent::Removed(*id),
         };
-        let event = image.map_or(WatchEvent::Removed(*id), WatchEvent::Changed);
         self.push(*revision, event);
-        Ok(())
+    }
+
+    /// Reads the configuration that the view asks for, only now: what waits to be sent is small.
+    async fn in_view(&self, event: WatchEvent) -> Result<WatchEvent, Error> {
+        let (WatchEvent::Image(image) | WatchEvent::Changed(image)) = &event else {
+            return Ok(event);
+        };
+        if self.view == View::Basic {
+            return Ok(event);
+        }
+        let id = image.image.id;
+        match self.store.image(&self.sight, id, View::Full).await {
+            Ok(full) if matches!(event, WatchEvent::Image(_)) => Ok(WatchEvent::Image(full)),
+            Ok(full) => Ok(WatchEvent::Changed(full)),
+            Err(Error::NotFound(_)) => Ok(WatchEvent::Removed(id)),
+            Err(error) => Err(error),
+        }
     }
 
     fn push(&mut self, revision: i64, event: WatchEvent) {

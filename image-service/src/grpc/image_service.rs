@@ -11,9 +11,12 @@ use crate::{
     catalog::Catalog,
     error::{Error, Violations},
     feed::{Feed, Notice, WatchEvent},
-    image::{ImageId, ImageKey},
+    image::{ImageId, ImageKey, View},
     timestamp::Timestamp,
 };
+
+/// Images with their configurations are large: more would not fit an answer anyway.
+const MAX_FULL_PAGE: u64 = 50;
 
 /// The catalogue on the wire.
 #[derive(Debug)]
@@ -61,7 +64,10 @@ impl ImageService for Images {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let view = field::view(request.view)?;
-        let size = field::page_size(request.page_size)?;
+        let size = match view {
+            View::Basic => field::page_size(request.page_size)?,
+            View::Full => field::page_size(request.page_size)?.min(MAX_FULL_PAGE),
+        };
         let binding = Binding::new(self.history, "ListImages", view, &caller);
         let after = match request.page_token.as_str() {
             "" => None,

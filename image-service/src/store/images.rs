@@ -162,13 +162,12 @@ impl Store {
         sight: &Sight,
         after: Option<ImageId>,
         limit: u64,
-        view: View,
     ) -> Result<Vec<ImageInView>, Error> {
         let mut query = in_sight(sight).order_by_asc(image::Column::Id).limit(limit);
         if let Some(id) = after {
             query = query.filter(image::Column::Id.gt(id.0));
         }
-        self.read_images(query, view).await
+        self.read_images(query, View::Basic).await
     }
 
     /// Those of these images that exist, whoever may see them.
