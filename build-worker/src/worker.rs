@@ -114,7 +114,14 @@ impl Worker {
                 () = self.keep_lease() => {}
             }
             // Whoever says that it does not hold an attempt must not be working on it.
-            self.jobs.until(|held| held.values().all(|held| !held.control.is_fenced())).await;
+            let none_is_fenced = self.jobs.until(|held| held.values().all(|held| !held.control.is_fenced()));
+            tokio::pin!(none_is_fenced);
+            loop {
+                tokio::select! {
+                    () = &mut none_is_fenced => break,
+                    () = self.keep_lease() => {}
+                }
+            }
         }
     }
 
