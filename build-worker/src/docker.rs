@@ -246,7 +246,10 @@ const OWN_TROUBLES: [&str; 5] = [
 impl From<BollardError> for EngineError {
     fn from(error: BollardError) -> Self {
         if let BollardError::DockerStreamError { error } = error {
-            return if OWN_TROUBLES.iter().any(|trouble| error.contains(trouble)) {
+            // The text quotes the command of a step that has failed, which may hold anything.
+            let is_exit =
+                error.rsplit_once("exit code: ").is_some_and(|(_, code)| code.trim().parse::<i32>().is_ok());
+            return if !is_exit && OWN_TROUBLES.iter().any(|trouble| error.contains(trouble)) {
                 Self::Broken(error)
             } else {
                 Self::Refused(error)
@@ -256,5 +259,24 @@ impl From<BollardError> for EngineError {
             return Self::Refused(message);
         }
         Self::Broken(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_fails_is_no_trouble_of_the_engine() {
+        let is_broken = |error: &str| {
+            let error = BollardError::DockerStreamError { error: error.to_owned() };
+            matches!(EngineError::from(error), EngineError::Broken(_))
+        };
+        assert!(is_broken("failed to copy: write /x: no space left on device"));
+        assert!(is_broken("context canceled"));
+        assert!(!is_broken("executor failed running [/bin/sh -c false]: exit code: 1"));
+        assert!(!is_broken(
+            "executor failed running [/bin/sh -c grep 'no space left on device' x]: exit code: 1"
+        ));
     }
 }

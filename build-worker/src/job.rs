@@ -56,6 +56,8 @@ impl Job {
     const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
     /// What the log says when the engine tells nothing more.
     const SILENT: &str = "the Docker Engine tells nothing more of this build, as version 20.10 does when a step prints too much at once";
+    /// How long the last report may wait for the attempt's tag to go.
+    const UNTAG_LIMIT: Duration = Duration::from_secs(1);
     /// How long a worker that ends waits for the grant of what it has built.
     const LAST_GRANT: Duration = Duration::from_secs(5);
 
@@ -63,8 +65,14 @@ impl Job {
     pub(crate) async fn run(self) {
         let ended = self.work().await;
         self.steps.forget(&self.name());
-        if let Err(error) = self.engine.untag(&self.attempt_tag()).await {
-            tracing::warn!(tag = self.attempt_tag(), %error, "cannot remove the tag of an attempt");
+        match tokio::time::timeout(Self::UNTAG_LIMIT, self.engine.untag(&self.attempt_tag())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(tag = self.attempt_tag(), %error, "cannot remove the tag of an attempt");
+            }
+            Err(_) => {
+                tracing::warn!(tag = self.attempt_tag(), "the engine does not remove the tag of an attempt")
+            }
         }
         let event = match ended {
             Ok(image) => {
@@ -170,12 +178,17 @@ impl Job {
             }
             let mut events = events.into_iter();
             while let Some((at, event)) = events.next() {
+                if is_over {
+                    // There is nothing left to stop.
+                    self.outbox.push(at, event).await;
+                    continue;
+                }
                 let is_pushed = tokio::select! {
                     biased;
                     () = self.outbox.push(at, event.clone()) => true,
                     () = self.control.stop.cancelled() => false,
                 };
-                if !is_pushed && !is_over {
+                if !is_pushed {
                     let untold = std::iter::once((at, event)).chain(events).collect();
                     return Err(self.stop(build, output, untold, begun, is_silent).await);
                 }

@@ -37,8 +37,9 @@ impl StepsUnderWay {
     }
 
     /// How many steps may go on running when this build has stopped, because other builds need them: those that they have
-    /// started, and one that they wait for while this build has started one of the same name.
-    pub(crate) fn needed_by_others(&self, build: &str) -> usize {
+    /// started, and one that they wait for while this build has started one of the same name. Only steps count whose name
+    /// `is_left` accepts.
+    pub(crate) fn needed_by_others(&self, build: &str, is_left: impl Fn(&str) -> bool) -> usize {
         let builds = self.builds();
         let ours: BTreeSet<&str> = builds
             .get(build)
@@ -50,7 +51,9 @@ impl StepsUnderWay {
         let others = || {
             let others = builds.iter().filter(|(other, _)| *other != build);
             // Only these have processes.
-            others.flat_map(|(_, steps)| steps).filter(|step| step.name.contains("RUN "))
+            others
+                .flat_map(|(_, steps)| steps)
+                .filter(|step| step.name.contains("RUN ") && is_left(&step.name))
         };
         let started: BTreeSet<&str> =
             others().filter(|step| step.started).map(|step| step.id.as_str()).collect();
@@ -78,16 +81,17 @@ mod tests {
     fn others_need_what_they_have_started_or_wait_for() {
         let steps = StepsUnderWay::default();
         steps.set("a", vec![step("1", "RUN make", true)]);
-        assert_eq!(steps.needed_by_others("a"), 0);
+        assert_eq!(steps.needed_by_others("a", |_| true), 0);
         // The engine runs one step for both, and says so to both.
         steps.set("b", vec![step("1", "RUN make", true)]);
         steps.set("c", vec![step("1", "RUN make", true)]);
-        assert_eq!(steps.needed_by_others("a"), 1);
+        assert_eq!(steps.needed_by_others("a", |_| true), 1);
         // The engine runs one step for both, and says so to one.
         steps.set("b", vec![step("2", "RUN make", false)]);
         steps.set("c", vec![step("3", "RUN test", false)]);
-        assert_eq!(steps.needed_by_others("a"), 1);
+        assert_eq!(steps.needed_by_others("a", |_| true), 1);
+        assert_eq!(steps.needed_by_others("a", |step| step == "RUN test"), 0);
         steps.forget("b");
-        assert_eq!(steps.needed_by_others("a"), 0);
+        assert_eq!(steps.needed_by_others("a", |_| true), 0);
     }
 }

@@ -91,7 +91,11 @@ impl Worker {
             () = self.drain(shutdown) => {}
         }
         self.tasks.close();
-        self.tasks.wait().await;
+        if tokio::time::timeout(Self::LAST_REPORTS, self.tasks.wait()).await.is_err() {
+            tracing::warn!(
+                "some builds did not end in time; the engine stops them when their connections close"
+            );
+        }
     }
 
     /// Connects again and again, with a growing pause.
@@ -144,8 +148,8 @@ impl Worker {
 
     async fn drain(&self, shutdown: CancellationToken) {
         shutdown.cancelled().await;
-        let begun = Instant::now();
         self.draining.store(true, Ordering::Relaxed);
+        let begun = Instant::now();
         self.draining_begun.notify_one();
         // From the answer on no more assignments are on their way.
         if tokio::time::timeout(Self::LAST_ASSIGNMENTS, self.lease.extended_after(begun)).await.is_err() {
@@ -216,9 +220,13 @@ impl Worker {
             stop_limit: self.lease.stop_limit(),
         };
         let slots = Arc::clone(&self.slots);
+        let control = Arc::clone(&job.control);
         self.tasks.spawn(async move {
-            // The semaphore is never closed. A job that is to stop while it waits finds out when it begins.
-            let _slot = slots.acquire().await;
+            // The semaphore is never closed. A job that is to stop while it waits ends as soon as it begins.
+            let _slot = tokio::select! {
+                slot = slots.acquire() => slot.ok(),
+                () = control.stopping() => None,
+            };
             job.run().await;
             drop(entry);
         });

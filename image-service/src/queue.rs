@@ -112,10 +112,14 @@ impl Queue {
         while let Some((decision, committed)) =
             self.store.claim(&worker.name, worker.session, &self.policy, Timestamp::now()).await?
         {
-            for (_, message) in decision.messages {
-                self.workers.send_over(worker, message);
-            }
+            let is_assigned =
+                decision.messages.into_iter().all(|(_, message)| self.workers.assign(worker, message));
             self.signals.announce(&committed);
+            if let Some(build) = decision.build.filter(|_| !is_assigned) {
+                // The worker has begun to drain, or has gone, since it was chosen.
+                self.handle(build.id, &Event::Abandoned { attempt: build.attempt }).await?;
+                return Ok(());
+            }
         }
         Ok(())
     }

@@ -61,22 +61,26 @@ impl Workers {
 
     /// Sends to a worker, if it is connected here: whoever is not learns of it when it connects.
     pub(crate) fn send(&self, name: &str, message: ToWorker) {
-        self.send_if(name, message, |_| true);
+        let _ = self.send_if(name, message, |_| true);
     }
 
-    /// Sends over one connection of a worker, and over no other: what was assigned to a connection before is given up.
-    pub(crate) fn send_over(&self, connected: &Connected, message: ToWorker) {
-        self.send_if(&connected.name, message, |line| line.session == connected.session);
+    /// Gives a build to a worker over one connection, and over no other; false when that is gone or takes none any more.
+    #[must_use]
+    pub(crate) fn assign(&self, connected: &Connected, message: ToWorker) -> bool {
+        self.send_if(&connected.name, message, |line| line.session == connected.session && line.takes_builds)
     }
 
-    fn send_if(&self, name: &str, message: ToWorker, condition: impl Fn(&Line) -> bool) {
+    fn send_if(&self, name: &str, message: ToWorker, condition: impl Fn(&Line) -> bool) -> bool {
         let lines = self.lines();
-        if let Some(line) = lines.get(name).filter(|line| condition(line))
-            && line.outbox.try_send(message).is_err()
-        {
+        let Some(line) = lines.get(name).filter(|line| condition(line)) else {
+            return false;
+        };
+        let is_sent = line.outbox.try_send(message).is_ok();
+        if !is_sent {
             tracing::warn!(worker = name, "the worker reads too slowly; hanging up");
             line.hang_up.cancel();
         }
+        is_sent
     }
 
     /// Notes that a worker lives, and, when it said so, whether it takes builds.

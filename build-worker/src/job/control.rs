@@ -35,6 +35,11 @@ impl Control {
         self.stop.cancel();
     }
 
+    /// Waits until the work is to stop.
+    pub(crate) async fn stopping(&self) {
+        self.stop.cancelled().await;
+    }
+
     /// Whether nobody wants to hear of the attempt.
     pub(crate) fn is_fenced(&self) -> bool {
         self.reason.get() == Some(&StopReason::Fenced)

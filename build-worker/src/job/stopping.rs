@@ -1,6 +1,10 @@
 //! Stopped means stopped: the engine has ended the build, and no process of it is left on the host.
 
-use std::{collections::BTreeSet, io, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -8,6 +12,7 @@ use super::{Ended, Job};
 use crate::{
     docker::{RunningBuild, Told},
     output::{Output, Timed},
+    residue::StepProcess,
 };
 
 impl Job {
@@ -107,12 +112,14 @@ impl Job {
                 }
             };
             // What begins from now on is not of this build.
-            let left = found.intersection(ours.get_or_insert_with(|| found.clone())).count();
+            let ours = ours.get_or_insert_with(|| found.keys().cloned().collect());
+            let left: Vec<&StepProcess> =
+                found.iter().filter(|(step, _)| ours.contains(*step)).map(|(_, process)| process).collect();
+            let is_left = |step: &str| left.iter().any(|process| process.may_be_of(step));
+            let needed = self.steps.needed_by_others(&self.name(), is_left);
             let now = Instant::now();
             // What others seem to need is given some time to end, in case that they do not.
-            if left == 0
-                || (left <= self.steps.needed_by_others(&self.name()) && now > stopped + Self::SHARED)
-            {
+            if left.is_empty() || (left.len() <= needed && now > stopped + Self::SHARED) {
                 return true;
             }
             if now >= deadline {
@@ -124,14 +131,14 @@ impl Job {
 
     /// The steps that have processes and may be of this build. Of an engine elsewhere none is seen: the end of the build is
     /// all there is to go by.
-    async fn step_processes(&self, begun: Instant) -> io::Result<BTreeSet<String>> {
+    async fn step_processes(&self, begun: Instant) -> io::Result<BTreeMap<String, StepProcess>> {
         let ours = self.steps.started_by(&self.name());
         let Some(processes) = self.processes.clone().filter(|_| !ours.is_empty()) else {
-            return Ok(BTreeSet::new());
+            return Ok(BTreeMap::new());
         };
         let look = move || processes.younger_than(begun.elapsed());
         let mut found = tokio::task::spawn_blocking(look).await.map_err(io::Error::other)??;
         found.retain(|_, process| ours.iter().any(|step| process.may_be_of(step)));
-        Ok(found.into_keys().collect())
+        Ok(found)
     }
 }

@@ -4,7 +4,7 @@ use proto::images::{self as wire, worker_service_server::WorkerService};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{authentication::caller, cursor::Binding, field};
+use super::{authentication::caller, cursor::Binding, field, page};
 use crate::{catalog::Catalog, image::View};
 
 /// The workers on the wire.
@@ -36,10 +36,6 @@ impl WorkerService for AllWorkers {
             token => Some(binding.open(token).ok_or_else(field::foreign_page_token)?),
         };
         let found = self.catalog.workers(after, size).await?;
-        let next_page_token = match found.last() {
-            Some(last) if found.len() as u64 == size => binding.seal(&last.name),
-            Some(_) | None => String::new(),
-        };
         let mut workers = Vec::with_capacity(found.len());
         for worker in found {
             let online = self.catalog.is_online(&worker);
@@ -58,6 +54,12 @@ impl WorkerService for AllWorkers {
             }
             workers.push(on_wire);
         }
+        let read = workers.len();
+        let workers = page::fitting(workers.into_iter());
+        let next_page_token = match workers.last() {
+            Some(last) if workers.len() < read || read as u64 == size => binding.seal(&last.name),
+            Some(_) | None => String::new(),
+        };
         Ok(Response::new(wire::ListWorkersResponse { workers, next_page_token }))
     }
 }
