@@ -184,7 +184,7 @@ impl Worker {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Begins an attempt, or hands it back when there is no room.
+    /// Begins an attempt as soon as a slot is free, or hands it back while draining.
     pub(crate) fn accept(&self, assignment: Assignment) {
         let Some(attempt) = assignment.attempt.clone() else {
             tracing::warn!("an assignment without an attempt");

@@ -198,6 +198,8 @@ impl<'a> Deciding<'a> {
     }
 
     fn lost(&mut self, why: &str) {
+        // Whether work that was to stop has stopped nobody can tell: that it has begun may not have been heard either.
+        self.build.stop_confirmed &= self.build.cancel_requested_at.is_none();
         if self.build.state == State::Claimed {
             // Nobody has said that work has begun, so it costs nothing.
             match self.next(BuildEvent::HandedBack) {
@@ -207,8 +209,6 @@ impl<'a> Deciding<'a> {
             }
             return;
         }
-        // Whether the work has stopped nobody can tell.
-        self.build.stop_confirmed &= self.build.cancel_requested_at.is_none();
         let failure = Failure {
             fault: Fault::Infrastructure,
             step: String::new(),

@@ -142,7 +142,11 @@ fn a_cancel_that_is_not_confirmed_ends_at_its_deadline_or_with_the_lease() {
         let now = Timestamp::from_micros(0).after(Duration::from_secs(seconds));
         let rows = Rows { build, configuration: None };
         let decision = decide(rows, &Event::Tick { worker_online }, &POLICY, now).expect("allowed");
-        let state = decision.build.map(|build| build.state);
-        assert_eq!(state, ends.then_some(State::Cancelled), "online {worker_online} after {seconds} s");
+        let ended = decision.build.map(|build| (build.state, build.stop_confirmed));
+        assert_eq!(
+            ended,
+            ends.then_some((State::Cancelled, false)),
+            "online {worker_online} after {seconds} s"
+        );
     }
 }
