@@ -2,8 +2,9 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "trailer/dispatch/v1/dispatch_service.proto",
+    "trailer/images/v1/access_service.proto",
     "trailer/images/v1/build.proto",
     "trailer/images/v1/build_service.proto",
     "trailer/images/v1/image.proto",
@@ -13,6 +14,7 @@ const FILES: [&str; 6] = [
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=trailer");
+    println!("cargo:rerun-if-changed=google");
     let mut compiler = protox::Compiler::new(["."])?;
     compiler.include_imports(true).include_source_info(true);
     compiler.open_files(FILES)?;
@@ -20,6 +22,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("descriptor_set.bin"), compiler.encode_file_descriptor_set())?;
     tonic_prost_build::configure()
         .bytes(".")
+        // One content has one encoding: repeated requests are told by it.
+        .btree_map(".")
+        .extern_path(".google.rpc", "::tonic_types::pb")
         // The clients' `connect(endpoint)` would clash with the RPC `Connect`: build clients from a channel.
         .build_transport(false)
         .compile_fds(compiler.file_descriptor_set())?;

@@ -92,7 +92,7 @@ impl Client {
         let Arguments { name, dockerfile: text, files, .. } = arguments;
         let image = if let Some(Image { id, .. }) = self.find(&name).await? {
             show(PLAIN, "client", &format!("BuildImage {name} ({id})"));
-            match images.build_image(api::BuildImageRequest { id: id.clone() }).await {
+            match images.build_image(api::BuildImageRequest { id: id.clone(), ..Default::default() }).await {
                 // A build is in progress: follow that one.
                 Err(status) if status.code() == Code::FailedPrecondition => {
                     images.get_image(api::GetImageRequest { id }).await?.into_inner().image
@@ -101,10 +101,15 @@ impl Client {
             }
         } else {
             show(PLAIN, "client", &format!("CreateImage {name}"));
-            let source = Some(Source::Dockerfile(api::DockerfileSource { text, files }));
-            let config = Some(api::ImageConfig { source });
+            let source =
+                Some(Source::Dockerfile(api::DockerfileSource { text, files, ..Default::default() }));
+            let config = Some(api::ImageConfig { source, ..Default::default() });
             let image = Some(Image { name, config, ..Default::default() });
-            images.create_image(api::CreateImageRequest { image }).await?.into_inner().image
+            images
+                .create_image(api::CreateImageRequest { image, ..Default::default() })
+                .await?
+                .into_inner()
+                .image
         };
         image.context("the server answered no image")
     }
