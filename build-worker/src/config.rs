@@ -1,6 +1,6 @@
 //! The command line: every flag has an environment variable of the same name with `TRAILER_` before it.
 
-use std::{collections::HashMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
 
@@ -60,7 +60,7 @@ pub enum LogFormat {
 }
 
 impl Config {
-    pub(crate) fn label_map(&self) -> HashMap<String, String> {
+    pub(crate) fn label_map(&self) -> BTreeMap<String, String> {
         self.labels.iter().cloned().collect()
     }
 }

@@ -44,6 +44,13 @@ pub(crate) struct BuildOrder {
     /// The archive of the context, the Dockerfile included.
     pub(crate) context: Bytes,
     pub(crate) labels: HashMap<String, String>,
+    pub(crate) build_args: HashMap<String, String>,
+    /// The stage to build; the last one when empty.
+    pub(crate) target: String,
+    /// Whether registries are asked for newer base images.
+    pub(crate) pull_base: bool,
+    /// Whether nothing is taken from the cache.
+    pub(crate) no_cache: bool,
 }
 
 /// A build that the engine runs. Dropping it drops its connections, which makes the engine stop, too, but nobody sees it.
@@ -135,6 +142,10 @@ impl Engine {
             dockerfile: "Dockerfile".to_owned(),
             t: Some(order.tag),
             labels: Some(order.labels),
+            buildargs: Some(order.build_args),
+            target: order.target,
+            pull: order.pull_base.then(|| "true".to_owned()),
+            nocache: order.no_cache,
             version: BuilderVersion::BuilderBuildKit,
             session: Some(order.name.clone()),
             rm: true,

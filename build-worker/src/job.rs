@@ -63,7 +63,17 @@ impl Job {
 
     /// Works, reports, and waits until every report is durable.
     pub(crate) async fn run(self) {
-        let ended = self.work().await;
+        let ended = {
+            let work = self.work();
+            tokio::pin!(work);
+            tokio::select! {
+                ended = &mut work => ended,
+                () = self.run_out() => {
+                    self.control.stop(StopReason::TimedOut);
+                    work.await
+                }
+            }
+        };
         self.steps.forget(&self.name());
         match tokio::time::timeout(Self::UNTAG_LIMIT, self.engine.untag(&self.attempt_tag())).await {
             Ok(Ok(())) => {}
@@ -90,6 +100,14 @@ impl Job {
             }
             Err(Ended::Stopped { confirmed }) => match self.control.reason.get() {
                 Some(StopReason::Cancelled) => Some(Event::Stopped(Stopped { confirmed })),
+                Some(StopReason::TimedOut) => Some(Event::Failed(Failed {
+                    kind: FailureKind::Timeout.into(),
+                    message: format!(
+                        "the build was stopped after {:?}, as configured",
+                        self.timeout().unwrap_or_default()
+                    ),
+                    ..Failed::default()
+                })),
                 Some(StopReason::HandBack) if confirmed => {
                     Some(Event::HandedBack(HandedBack { reason: "the worker is shutting down".to_owned() }))
                 }
@@ -102,6 +120,19 @@ impl Job {
             None => self.outbox.drop_all(),
         }
         self.outbox.settled().await;
+    }
+
+    /// How long the attempt may run.
+    fn timeout(&self) -> Option<Duration> {
+        self.assignment.timeout.as_ref().and_then(|&timeout| Duration::try_from(timeout).ok())
+    }
+
+    /// Waits until the attempt has run for as long as it may.
+    async fn run_out(&self) {
+        match self.timeout() {
+            Some(timeout) => tokio::time::sleep(timeout).await,
+            None => std::future::pending().await,
+        }
     }
 
     async fn work(&self) -> Result<EngineImage, Ended> {
@@ -210,6 +241,10 @@ impl Job {
             name: self.name(),
             tag: self.attempt_tag(),
             context,
+            build_args: order.build_args.clone().into_iter().collect(),
+            target: order.target.clone(),
+            pull_base: order.pull_base,
+            no_cache: order.no_cache,
             labels: [(Self::IMAGE_LABEL.to_owned(), self.assignment.image_id.clone())].into(),
         })
     }

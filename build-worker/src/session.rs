@@ -221,6 +221,9 @@ impl Session<'_> {
     }
 }
 
+/// What this worker can do.
+const CAPABILITIES: [&str; 1] = ["dockerfile"];
+
 fn hello(worker: &Worker) -> Hello {
     Hello {
         name: worker.config.name.clone(),
@@ -230,6 +233,7 @@ fn hello(worker: &Worker) -> Hello {
         protocol_version: PROTOCOL_VERSION,
         holds: worker.holds(),
         instance: worker.instance.clone(),
+        capabilities: CAPABILITIES.map(str::to_owned).into(),
     }
 }
 

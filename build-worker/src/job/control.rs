@@ -19,6 +19,8 @@ pub(crate) enum StopReason {
     Cancelled,
     /// The worker ends: another one shall do it.
     HandBack,
+    /// It has run for longer than it may.
+    TimedOut,
     /// The attempt is fenced: nobody wants to hear of it.
     Fenced,
 }
