@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{error::Error, image::Image, timestamp::Timestamp};
+use crate::{error::Error, timestamp::Timestamp};
 
 /// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,19 +28,44 @@ pub enum Role {
     Worker,
 }
 
-/// What can be done with an image.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+/// What can be done with an image, in the order in which callers are told of it.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Action {
+    CreateWorkspace,
     Build,
     CancelBuild,
+    Enable,
+    Disable,
+    Clone,
+    Edit,
+    Share,
     Delete,
+}
+
+/// What may be granted to one subject for one image. Modify and delete imply view.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Permissions {
+    view: bool,
+    modify: bool,
+    delete: bool,
+}
+
+/// What a caller is to an image that it can see.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// An admin, or its creator.
+    Owner,
+    /// Somebody whom the owner has let in.
+    Guest(Permissions),
 }
 
 /// The images that a caller can see; no query of the catalogue can be begun without one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Sight {
     Everything,
-    CreatedBy(String),
+    /// What this subject has created or was granted.
+    Of(String),
 }
 
 impl Principal {
@@ -79,21 +104,74 @@ impl Principal {
     }
 
     pub(crate) fn sight(&self) -> Sight {
-        if self.is_admin() { Sight::Everything } else { Sight::CreatedBy(self.subject.clone()) }
+        if self.is_admin() { Sight::Everything } else { Sight::Of(self.subject.clone()) }
+    }
+}
+
+impl Action {
+    pub(crate) const ALL: [Self; 9] = [
+        Self::CreateWorkspace,
+        Self::Build,
+        Self::CancelBuild,
+        Self::Enable,
+        Self::Disable,
+        Self::Clone,
+        Self::Edit,
+        Self::Share,
+        Self::Delete,
+    ];
+}
+
+impl Permissions {
+    pub(crate) fn new(view: bool, modify: bool, delete: bool) -> Self {
+        Self { view: view || modify || delete, modify, delete }
     }
 
-    /// Fails unless the caller may do this with an image that it can see.
-    pub(crate) fn require_action(&self, action: Action, image: &Image) -> Result<(), Error> {
-        if self.is_admin() || image.creator == self.subject { Ok(()) } else { Err(Error::Forbidden(action)) }
+    pub(crate) fn can_view(self) -> bool {
+        self.view
+    }
+
+    pub(crate) fn can_modify(self) -> bool {
+        self.modify
+    }
+
+    pub(crate) fn can_delete(self) -> bool {
+        self.delete
+    }
+}
+
+impl Standing {
+    /// The table of permissions.
+    pub(crate) fn permits(self, action: Action) -> bool {
+        match self {
+            Self::Owner => true,
+            Self::Guest(permissions) => match action {
+                Action::CreateWorkspace | Action::Clone => permissions.view,
+                Action::Build | Action::CancelBuild | Action::Enable | Action::Disable | Action::Edit => {
+                    permissions.modify
+                }
+                Action::Delete => permissions.delete,
+                Action::Share => false,
+            },
+        }
     }
 }
 
 impl Sight {
-    /// Whether an image of this creator is in sight.
-    pub(crate) fn includes(&self, creator: &str) -> bool {
+    /// What the caller is to an image of this creator, of which it was granted this much; `None` when it cannot see it.
+    pub(crate) fn standing(&self, creator: &str, granted: Permissions) -> Option<Standing> {
         match self {
-            Self::Everything => true,
-            Self::CreatedBy(subject) => subject == creator,
+            Self::Everything => Some(Standing::Owner),
+            Self::Of(subject) if subject == creator => Some(Standing::Owner),
+            Self::Of(_) => granted.view.then_some(Standing::Guest(granted)),
+        }
+    }
+
+    /// Whose grants count; nobody's when everything is in sight.
+    pub(crate) fn subject(&self) -> Option<&str> {
+        match self {
+            Self::Everything => None,
+            Self::Of(subject) => Some(subject),
         }
     }
 }
@@ -126,9 +204,50 @@ impl fmt::Display for Role {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::CreateWorkspace => "create a workspace from",
             Self::Build => "build",
             Self::CancelBuild => "cancel a build of",
+            Self::Enable => "enable",
+            Self::Disable => "disable",
+            Self::Clone => "clone",
+            Self::Edit => "edit",
+            Self::Share => "read or change the grants of",
             Self::Delete => "delete",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_standing_permits_what_the_contract_says() {
+        // One letter an action, in the order of `Action::ALL`: Workspace, Build, Cancel, Enable, Disable, cLone, eDit, Share,
+        // delete.
+        let row = |standing: Standing| -> String {
+            Action::ALL.map(|action| if standing.permits(action) { 'y' } else { 'n' }).iter().collect()
+        };
+        let guest = |view, modify, delete| Standing::Guest(Permissions::new(view, modify, delete));
+        assert_eq!(row(Standing::Owner), "yyyyyyyyy");
+        assert_eq!(row(guest(true, false, false)), "ynnnnynnn");
+        assert_eq!(row(guest(false, false, true)), "ynnnnynny");
+        assert_eq!(row(guest(true, false, true)), "ynnnnynny");
+        assert_eq!(row(guest(false, true, false)), "yyyyyyynn");
+        assert_eq!(row(guest(true, true, false)), "yyyyyyynn");
+        assert_eq!(row(guest(false, true, true)), "yyyyyyyny");
+        assert_eq!(row(guest(true, true, true)), "yyyyyyyny");
+    }
+
+    #[test]
+    fn nobody_sees_what_was_not_granted() {
+        let none = Permissions::default();
+        let bob = Sight::Of("bob".to_owned());
+        assert_eq!(bob.standing("alice", none), None);
+        assert_eq!(bob.standing("bob", none), Some(Standing::Owner));
+        assert_eq!(Sight::Everything.standing("alice", none), Some(Standing::Owner));
+        for permissions in [Permissions::new(false, true, false), Permissions::new(false, false, true)] {
+            assert_eq!(bob.standing("alice", permissions), Some(Standing::Guest(permissions)));
+        }
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    image::{ImageId, Reference},
+    image::{ImageId, Reference, Requirements},
     timestamp::Timestamp,
 };
 
@@ -23,7 +23,8 @@ mod transition;
 pub(crate) struct BuildId(pub(crate) Uuid);
 
 /// What a build does.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
     Build,
     Pull,
@@ -44,7 +45,7 @@ pub(crate) enum State {
 }
 
 /// One row of the queue and, once final, of the history. The row is the queue: no other place knows more.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Build {
     pub(crate) id: BuildId,
     pub(crate) image: ImageId,
@@ -76,10 +77,33 @@ pub(crate) struct Build {
     pub(crate) log_truncated: bool,
     pub(crate) configuration_revision: i64,
     pub(crate) reference: Reference,
+    /// What a worker must be to take it.
+    pub(crate) requirements: Requirements,
+    /// What a snapshot commits; none for any other kind.
+    pub(crate) workspace: Option<Workspace>,
+}
+
+/// The running workspace that a snapshot commits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Workspace {
+    /// The engine's id or name of its container.
+    pub(crate) container: String,
+    /// The image that it was started from.
+    pub(crate) source: ImageId,
+}
+
+/// What a build is queued with.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub(crate) kind: Kind,
+    pub(crate) configuration_revision: i64,
+    pub(crate) reference: Reference,
+    pub(crate) requirements: Requirements,
+    pub(crate) workspace: Option<Workspace>,
 }
 
 /// How far an attempt is.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Steps {
     pub(crate) total: i32,
     pub(crate) done: i32,
@@ -98,23 +122,25 @@ pub(crate) struct Failure {
 }
 
 /// A build as a caller sees it: with what is computed when it is read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct BuildInView {
     pub(crate) build: Build,
     pub(crate) pending: Option<Pending>,
 }
 
 /// Why a build does not run yet, and how many are before it.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Pending {
     pub(crate) reason: PendingReason,
     /// 1 for the next; 0 when a worker has claimed it.
     pub(crate) queue_position: i64,
 }
 
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum PendingReason {
     NoWorkerOnline,
+    NoSuitableWorker,
     AllSlotsTaken,
     Dispatching,
 }
@@ -155,15 +181,14 @@ impl Build {
         image: ImageId,
         number: i64,
         requested_by: String,
-        configuration_revision: i64,
-        reference: Reference,
+        job: Job,
         now: Timestamp,
     ) -> Self {
         Self {
             id: BuildId::new(),
             image,
             number,
-            kind: Kind::Build,
+            kind: job.kind,
             state: State::Queued,
             attempt: 0,
             failures: 0,
@@ -181,8 +206,10 @@ impl Build {
             error: None,
             log_bytes: 0,
             log_truncated: false,
-            configuration_revision,
-            reference,
+            configuration_revision: job.configuration_revision,
+            reference: job.reference,
+            requirements: job.requirements,
+            workspace: job.workspace,
         }
     }
 

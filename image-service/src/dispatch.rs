@@ -52,6 +52,8 @@ pub(crate) struct Policy {
     pub(crate) lease: Duration,
     /// How long a worker that answers may take to stop.
     pub(crate) stop_deadline: Duration,
+    /// After how much silence a worker counts as offline.
+    pub(crate) offline_after: Duration,
     /// At how many failures of the infrastructure a build fails.
     pub(crate) max_failures: i32,
 }

@@ -2,10 +2,13 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::access::{Action, Role};
 
-/// The outcome of an operation that failed.
-#[derive(Debug, thiserror::Error)]
+/// The outcome of an operation that failed. Serialised, it is remembered as the answer to a row of a batch.
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Error {
     #[error("the request is invalid: {0}")]
     Invalid(Violations),
@@ -19,8 +22,14 @@ pub(crate) enum Error {
     OtherWorker,
     #[error("you may see this image but not {0} it")]
     Forbidden(Action),
-    #[error("the reference {0} is written by another image")]
+    #[error("the reference {0} is another image's")]
     ReferenceTaken(String),
+    #[error("the image has changed: its etag is another by now")]
+    EtagMismatch,
+    #[error("the request id was used for another request")]
+    RequestIdReused,
+    #[error("no workspace can be started from this image: {}", list(.0))]
+    NotResolvable(Vec<Obstacle>),
     #[error("{0}")]
     Refused(Refusal),
     #[error("the watch cannot be resumed from this revision; the oldest is {oldest}")]
@@ -37,12 +46,14 @@ pub(crate) enum Error {
     Draining,
     #[error("the store is busy; try again")]
     Busy,
+    #[serde(skip)]
     #[error("internal error")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// What can be missing, or out of the caller's sight, which is the same to it.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Resource {
     Image,
     Build,
@@ -58,26 +69,49 @@ impl fmt::Display for Resource {
 }
 
 /// Why the state of an image or a build refuses what was asked.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Refusal {
     #[error("a build of this image is pending or running")]
     BuildInProgress,
     #[error("no build of this image is pending or running")]
     NoBuildInProgress,
-    #[error("a snapshot that has begun cannot be cancelled")]
+    #[error("a snapshot cannot be cancelled")]
     BuildNotCancellable,
+    #[error("a template is never built")]
+    TemplateNotBuildable,
+    #[error("the snapshot is not finished")]
+    SnapshotNotFinished,
+    #[error("an image has at most 1,000 grants")]
+    TooManyGrants,
     #[error("a snapshot cannot be built again: it would lose the committed file system")]
     SnapshotNotBuildable,
     #[error("the build that is meant is not the latest one of this image")]
     OtherBuild,
 }
 
+/// What keeps an image from backing a workspace.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Obstacle {
+    #[error("it is a template")]
+    Template,
+    #[error("its latest build has not finished with success")]
+    NotFinished,
+    #[error("it is disabled")]
+    Disabled,
+}
+
+fn list(obstacles: &[Obstacle]) -> String {
+    obstacles.iter().map(Obstacle::to_string).collect::<Vec<_>>().join(", ")
+}
+
 /// Every rule that a request violates, each with the path of its field.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Violations(Vec<Violation>);
 
 /// A rule that a field violates.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Violation {
     pub(crate) field: String,
     pub(crate) rule: String,

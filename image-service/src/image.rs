@@ -6,18 +6,30 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
+    access::Action,
     build::{BuildId, Kind, State},
+    search::SearchText,
     timestamp::Timestamp,
 };
 
 pub(crate) use self::{
-    configuration::{Configuration, ContextFile, DockerfileSource},
-    draft::{ImageDraft, SourceDraft},
-    reference::{Reference, RepositoryPrefixes},
+    actions::BatchAction,
+    configuration::{
+        Capability, Configuration, ConfigurationDraft, Dockerfile, File, Generate, Pull, Requirements,
+        Service, Source,
+    },
+    draft::ImageDraft,
+    edit::EditDraft,
+    query::{Direction, Key, KeyValue, Order, Place, Query},
+    reference::{PulledReference, Reference, RepositoryPrefixes},
 };
 
+mod actions;
+mod cloning;
 mod configuration;
 mod draft;
+mod edit;
+mod query;
 mod reference;
 
 /// Identifies an image: a UUID of version 7, made by the service.
@@ -29,49 +41,60 @@ pub(crate) struct ImageId(pub(crate) Uuid);
 pub(crate) struct NewImage {
     pub(crate) name: Name,
     pub(crate) description: Description,
+    pub(crate) template: bool,
+    pub(crate) enabled: bool,
     pub(crate) reference: WantedReference,
     pub(crate) configuration: Configuration,
 }
 
-/// The reference that a new image shall write.
-#[derive(Clone, Debug)]
+/// The reference that an image shall have.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum WantedReference {
     /// This one, or none.
     Given(Reference),
     /// This one, derived from the name, or a variation of it that is free.
     Derived(Reference),
+    /// This one, which it does not write.
+    Pulled(Reference),
 }
 
 /// A record of the catalogue, without its configuration, which is stored by revision.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Image {
     pub(crate) id: ImageId,
     pub(crate) name: String,
     pub(crate) description: String,
     pub(crate) creator: String,
-    pub(crate) status: Status,
+    pub(crate) template: bool,
+    pub(crate) snapshot: bool,
+    /// None for a template.
+    pub(crate) status: Option<Status>,
     pub(crate) status_message: String,
     pub(crate) reference: Reference,
+    /// Whether the reference was set by a client, rather than derived from the name.
+    pub(crate) reference_given: bool,
+    pub(crate) enabled: bool,
+    pub(crate) pulled: bool,
     pub(crate) configuration_revision: i64,
     pub(crate) artifact: Option<Artifact>,
     pub(crate) created_at: Timestamp,
     pub(crate) updated_at: Timestamp,
     pub(crate) revision: i64,
-    pub(crate) latest_build: BuildId,
+    pub(crate) etag: Etag,
+    /// None for a template.
+    pub(crate) latest_build: Option<BuildId>,
 }
 
-/// An image with its configuration where the caller asked for it.
-#[derive(Clone, Debug)]
+/// Changes with every change that a client makes to a record: the revision of the last one.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Etag(pub(crate) i64);
+
+/// An image as a caller sees it: what it may do with it, and the configuration where it asked for that.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ImageInView {
     pub(crate) image: Image,
     pub(crate) configuration: Option<Configuration>,
-}
-
-/// Where a page of images ends: the sort key of its last one.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ImageKey {
-    pub(crate) updated_at: Timestamp,
-    pub(crate) id: ImageId,
+    pub(crate) actions: Vec<Action>,
 }
 
 /// How much of an image to read.
@@ -82,7 +105,8 @@ pub(crate) enum View {
 }
 
 /// Where an image stands: a function of its latest build.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Status {
     BuildPending,
     Building,
@@ -101,6 +125,15 @@ pub(crate) struct Artifact {
     pub(crate) finished_at: Timestamp,
     pub(crate) configuration_revision: i64,
     pub(crate) build: BuildId,
+    /// What was written or pulled.
+    #[serde(default)]
+    pub(crate) reference: Option<Reference>,
+    /// Whether it was pulled, so that nothing was written.
+    #[serde(default)]
+    pub(crate) pulled: bool,
+    /// The registry's digest; none for what no registry holds.
+    #[serde(default)]
+    pub(crate) repo_digest: Option<String>,
 }
 
 /// 1 to 120 characters after trimming, no control characters.
@@ -123,13 +156,46 @@ impl fmt::Display for ImageId {
     }
 }
 
-impl Image {
-    pub(crate) fn key(&self) -> ImageKey {
-        ImageKey { updated_at: self.updated_at, id: self.id }
+impl fmt::Display for Etag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
     }
 }
 
+impl Image {
+    /// Whether the configuration has changed since the artifact was built.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.artifact
+            .as_ref()
+            .is_some_and(|artifact| artifact.configuration_revision != self.configuration_revision)
+    }
+
+    /// Whether builds of it write its reference.
+    pub(crate) fn writes_reference(&self) -> bool {
+        !self.template && !self.pulled
+    }
+}
+
+/// Everything that an image can be found by.
+pub(crate) fn search_text(name: &str, description: &str, configuration: &Configuration) -> SearchText {
+    let ports: Vec<String> = configuration.services.iter().flat_map(Service::port_texts).collect();
+    let texts = configuration.texts();
+    SearchText::of([name, description].into_iter().chain(texts).chain(ports.iter().map(String::as_str)))
+}
+
 impl Status {
+    /// Its place among the statuses when images are ordered by them; what has no status comes before all, with 0.
+    pub(crate) fn rank(self) -> i64 {
+        match self {
+            Self::BuildPending => 1,
+            Self::Building => 2,
+            Self::BuildFinished => 3,
+            Self::BuildCancelled => 4,
+            Self::Snapshotting => 5,
+            Self::Error => 6,
+        }
+    }
+
     /// The status of an image whose latest build is of this kind and in this state.
     pub(crate) fn of(kind: Kind, state: State) -> Self {
         match (kind, state) {
@@ -147,6 +213,16 @@ impl Status {
 
 impl Name {
     const MAX_CHARS: usize = 120;
+
+    /// What a copy of something of this name is called.
+    fn of_copy(name: &str) -> String {
+        format!("Copy of {name}").chars().take(Self::MAX_CHARS).collect::<String>().trim_end().to_owned()
+    }
+
+    /// Whether a reference derived from another name would be the same.
+    fn has_slug_of(&self, other: &str) -> bool {
+        reference::slug(&self.0) == reference::slug(other)
+    }
 
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let name = text.trim();

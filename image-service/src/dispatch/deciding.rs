@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::{Attempt, Decision, Policy, Report, Reported, ToWorker, WorkerEvent};
 use crate::{
     build::{
-        Build, Event as BuildEvent, Failure, Fault, Happening, Next, State, StepState, Steps, transition,
+        Build, Event as BuildEvent, Failure, Fault, Happening, Kind, Next, State, StepState, Steps,
+        transition,
     },
     error::Refusal,
     image::{Artifact, Configuration},
@@ -44,6 +45,7 @@ impl<'a> Deciding<'a> {
             image: build.image,
             reference: build.reference.clone(),
             configuration,
+            workspace: build.workspace.clone(),
         };
         self.enter(State::Claimed, format!("claimed by {worker}"));
         self.send(assignment);
@@ -124,6 +126,9 @@ impl<'a> Deciding<'a> {
                         finished_at: self.now,
                         configuration_revision: self.build.configuration_revision,
                         build: self.build.id,
+                        reference: Some(self.build.reference.clone()),
+                        pulled: self.build.kind == Kind::Pull,
+                        repo_digest: None,
                     });
                     self.enter(State::Succeeded, String::new());
                 }

@@ -1,10 +1,13 @@
 //! What the service and a worker say to each other, free of the wire.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
-    build::{Build, BuildId, Failure, Happening},
-    image::{Configuration, ImageId, Reference},
+    build::{Build, BuildId, Failure, Happening, Workspace},
+    image::{Capability, Configuration, ImageId, Reference},
     timestamp::Timestamp,
 };
 
@@ -24,6 +27,7 @@ pub(crate) struct Hello {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) slots: i32,
     pub(crate) engine_version: String,
+    pub(crate) capabilities: BTreeSet<Capability>,
     pub(crate) holds: Vec<Attempt>,
 }
 
@@ -53,6 +57,8 @@ pub(crate) enum ToWorker {
         image: ImageId,
         reference: Reference,
         configuration: Arc<Configuration>,
+        /// What to commit, if the attempt is at a snapshot.
+        workspace: Option<Workspace>,
     },
     ReportAck {
         attempt: Attempt,

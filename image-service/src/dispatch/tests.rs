@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    build::{Failure, Fault, Happening, LogStream, State},
-    image::{DockerfileSource, ImageId, Reference},
+    build::{Failure, Fault, Happening, Job, Kind, LogStream, State},
+    image::{ConfigurationDraft, Dockerfile, ImageId, Reference, Source},
 };
 
-const POLICY: Policy =
-    Policy { lease: Duration::from_secs(45), stop_deadline: Duration::from_secs(10), max_failures: 3 };
+const POLICY: Policy = Policy {
+    lease: Duration::from_secs(45),
+    stop_deadline: Duration::from_secs(10),
+    offline_after: Duration::from_secs(5),
+    max_failures: 3,
+};
 
 /// Numbers that look random and are the same for the same seed (xorshift64).
 struct Random(u64);
@@ -67,13 +71,16 @@ impl Random {
 
 fn queued() -> Build {
     let reference = Reference::new("trailer/a", "").expect("a reference");
-    Build::queued(ImageId::new(), 1, "alice".to_owned(), 1, reference, Timestamp::from_micros(0))
+    let requirements = configuration().requirements();
+    let job = Job { kind: Kind::Build, configuration_revision: 1, reference, requirements, workspace: None };
+    Build::queued(ImageId::new(), 1, "alice".to_owned(), job, Timestamp::from_micros(0))
 }
 
 fn configuration() -> Arc<Configuration> {
     let mut violations = crate::error::Violations::default();
-    let source = DockerfileSource::parse("FROM scratch".to_owned(), Vec::new(), "", &mut violations);
-    Arc::new(Configuration::Dockerfile(source))
+    let dockerfile = Dockerfile { text: "FROM scratch".to_owned(), ..Dockerfile::default() };
+    let draft = ConfigurationDraft::of(Source::Dockerfile(dockerfile));
+    Arc::new(Configuration::parse(draft, "", &mut violations))
 }
 
 #[test]

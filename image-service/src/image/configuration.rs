@@ -1,109 +1,243 @@
 //! What an image is built from, checked once when it comes in.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Deref,
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Violations;
+mod checking;
+mod rules;
 
 /// A configuration that every rule holds for. Serialised, it is what the store keeps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Configuration(ConfigurationDraft);
+
+/// A configuration before anything of it has been checked; see the API for what each part means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ConfigurationDraft {
+    #[serde(flatten)]
+    pub(crate) source: Source,
+    #[serde(default)]
+    pub(crate) services: Vec<Service>,
+    #[serde(default)]
+    pub(crate) pull_base: bool,
+    #[serde(default)]
+    pub(crate) squash: bool,
+    #[serde(default)]
+    pub(crate) push: bool,
+    #[serde(default)]
+    pub(crate) no_cache: bool,
+    /// The only worker that may build it; any when empty.
+    #[serde(default)]
+    pub(crate) worker: String,
+    #[serde(default)]
+    pub(crate) worker_labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(crate) build_timeout_ms: Option<i64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Configuration {
-    Dockerfile(DockerfileSource),
+pub(crate) enum Source {
+    Dockerfile(Dockerfile),
+    Generate(Generate),
+    Pull(Pull),
 }
 
 /// A hand-written Dockerfile and its context.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct DockerfileSource {
-    text: String,
-    files: Vec<ContextFile>,
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Dockerfile {
+    pub(crate) text: String,
+    pub(crate) files: Vec<File>,
+    #[serde(default)]
+    pub(crate) build_args: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(crate) target: String,
 }
 
-/// One file of a build context.
+/// What a Dockerfile is written from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Generate {
+    pub(crate) base_image: String,
+    pub(crate) apt_packages: Vec<String>,
+    pub(crate) python_packages: Vec<String>,
+    pub(crate) environment: BTreeMap<String, String>,
+    pub(crate) user: String,
+    pub(crate) start_commands: Vec<String>,
+    pub(crate) files: Vec<File>,
+}
+
+/// An image from a registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ContextFile {
+pub(crate) struct Pull {
+    pub(crate) reference: String,
+}
+
+/// A service of a workspace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Service {
+    pub(crate) name: String,
+    pub(crate) packages: Vec<String>,
+    pub(crate) command: String,
+    pub(crate) ports: Vec<i32>,
+    pub(crate) environment: BTreeMap<String, String>,
+}
+
+/// One file, of a build context or for an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct File {
     pub(crate) path: String,
     #[serde(with = "base64_bytes")]
     pub(crate) content: Vec<u8>,
     pub(crate) executable: bool,
 }
 
+/// Something that not every worker can do.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Capability {
+    Dockerfile,
+    Generate,
+    Pull,
+    Snapshot,
+    Push,
+    Squash,
+}
+
+/// What a worker must be to take a build.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Requirements {
+    /// Its name; any when empty.
+    pub(crate) worker: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) capabilities: BTreeSet<Capability>,
+}
+
 impl Configuration {
-    /// The most that a configuration may hold: texts, paths and contents together.
-    const MAX_BYTES: usize = 256 * 1024;
-}
-
-impl DockerfileSource {
-    const MAX_PATH: usize = 255;
-
-    /// Checks every rule and notes each violation under `field`.
-    pub(crate) fn parse(
-        text: String,
-        files: Vec<ContextFile>,
-        field: &str,
-        violations: &mut Violations,
-    ) -> Self {
-        if text.trim().is_empty() {
-            violations.add(format!("{field}.text"), "must not be empty");
-        }
-        if text.contains('\0') {
-            violations.add(format!("{field}.text"), "must not contain NUL");
-        }
-        let contents: usize = files.iter().map(|f| f.path.len() + f.content.len()).sum();
-        let bytes = text.len() + contents;
-        if bytes > Configuration::MAX_BYTES {
-            violations.add(
-                field,
-                format!("must have at most {} bytes in all, has {bytes}", Configuration::MAX_BYTES),
-            );
-        }
-        let mut paths = BTreeSet::new();
-        for (i, file) in files.iter().enumerate() {
-            let field = format!("{field}.files[{i}].path");
-            if let Err(rule) = check_path(&file.path) {
-                violations.add(field, rule);
-            } else if !paths.insert(file.path.as_str()) {
-                violations.add(field, "must be unique among the files");
-            }
-        }
-        for (i, file) in files.iter().enumerate() {
-            let above = file.path.match_indices('/').map(|(end, _)| &file.path[..end]);
-            if let Some(other) = above.into_iter().find(|above| paths.contains(above)) {
-                violations.add(
-                    format!("{field}.files[{i}].path"),
-                    format!("must not lie below the file {other:?}"),
-                );
-            }
-        }
-        Self { text, files }
+    /// Whether the image comes from a registry.
+    pub(crate) fn is_pull(&self) -> bool {
+        matches!(self.source, Source::Pull(_))
     }
 
-    pub(crate) fn text(&self) -> &str {
-        &self.text
-    }
-
-    pub(crate) fn files(&self) -> &[ContextFile] {
-        &self.files
+    /// What a worker must be to build it.
+    pub(crate) fn requirements(&self) -> Requirements {
+        let source = match &self.source {
+            Source::Dockerfile(_) => Capability::Dockerfile,
+            Source::Generate(_) => Capability::Generate,
+            Source::Pull(_) => Capability::Pull,
+        };
+        let options = [(self.push, Capability::Push), (self.squash, Capability::Squash)];
+        let wanted =
+            options.into_iter().filter_map(|(is_wanted, capability)| is_wanted.then_some(capability));
+        Requirements {
+            worker: self.worker.clone(),
+            labels: self.worker_labels.clone(),
+            capabilities: wanted.chain([source]).collect(),
+        }
     }
 }
 
-fn check_path(path: &str) -> Result<(), &'static str> {
-    if path.is_empty() {
-        Err("must not be empty")
-    } else if path.len() > DockerfileSource::MAX_PATH {
-        Err("must have at most 255 bytes")
-    } else if path.chars().any(char::is_control) {
-        Err("must not contain control characters")
-    } else if path.starts_with('/') {
-        Err("must be relative")
-    } else if path.split('/').any(|name| matches!(name, "" | "." | "..")) {
-        Err("must not contain empty, `.` or `..` names")
-    } else if path == "Dockerfile" {
-        Err("must not be `Dockerfile`: that is the configuration's `text`")
-    } else {
-        Ok(())
+impl Requirements {
+    /// What only the worker that runs a workspace can do.
+    pub(crate) fn of_snapshot(worker: String) -> Self {
+        Self { worker, labels: BTreeMap::new(), capabilities: [Capability::Snapshot].into() }
     }
+
+    /// Whether a worker is what is required.
+    pub(crate) fn fit(
+        &self,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+        capabilities: &BTreeSet<Capability>,
+    ) -> bool {
+        (self.worker.is_empty() || self.worker == name)
+            && self.labels.iter().all(|(label, value)| labels.get(label) == Some(value))
+            && self.capabilities.is_subset(capabilities)
+    }
+}
+
+impl Deref for Configuration {
+    type Target = ConfigurationDraft;
+
+    fn deref(&self) -> &ConfigurationDraft {
+        &self.0
+    }
+}
+
+impl ConfigurationDraft {
+    /// A configuration with this source and nothing beside it.
+    pub(crate) fn of(source: Source) -> Self {
+        Self {
+            source,
+            services: Vec::new(),
+            pull_base: false,
+            squash: false,
+            push: false,
+            no_cache: false,
+            worker: String::new(),
+            worker_labels: BTreeMap::new(),
+            build_timeout_ms: None,
+        }
+    }
+
+    /// Every text of it that can be searched for, each a value of its own.
+    pub(crate) fn texts(&self) -> Vec<&str> {
+        let mut texts = Vec::new();
+        match &self.source {
+            Source::Dockerfile(Dockerfile { text, files, build_args, target }) => {
+                texts.extend([text.as_str(), target]);
+                texts.extend(pairs(build_args));
+                texts.extend(files.iter().flat_map(File::texts));
+            }
+            Source::Generate(Generate {
+                base_image,
+                apt_packages,
+                python_packages,
+                environment,
+                user,
+                start_commands,
+                files,
+            }) => {
+                texts.extend([base_image.as_str(), user]);
+                for list in [apt_packages, python_packages, start_commands] {
+                    texts.extend(list.iter().map(String::as_str));
+                }
+                texts.extend(pairs(environment));
+                texts.extend(files.iter().flat_map(File::texts));
+            }
+            Source::Pull(Pull { reference }) => texts.push(reference),
+        }
+        for Service { name, packages, command, ports: _, environment } in &self.services {
+            texts.extend([name.as_str(), command]);
+            texts.extend(packages.iter().map(String::as_str));
+            texts.extend(pairs(environment));
+        }
+        texts.push(&self.worker);
+        texts.extend(pairs(&self.worker_labels));
+        texts.retain(|text| !text.is_empty());
+        texts
+    }
+}
+
+impl Service {
+    /// Its ports as they are searched for.
+    pub(crate) fn port_texts(&self) -> impl Iterator<Item = String> {
+        self.ports.iter().map(i32::to_string)
+    }
+}
+
+impl File {
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        [Some(self.path.as_str()), std::str::from_utf8(&self.content).ok()].into_iter().flatten()
+    }
+}
+
+fn pairs(map: &BTreeMap<String, String>) -> impl Iterator<Item = &str> {
+    map.iter().flat_map(|(name, value)| [name.as_str(), value])
 }
 
 mod base64_bytes {
@@ -119,38 +253,5 @@ mod base64_bytes {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(deserializer)?;
         BASE64_STANDARD.decode(text).map_err(D::Error::custom)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn violations(text: &str, paths: &[&str]) -> Vec<String> {
-        let files = paths
-            .iter()
-            .map(|path| ContextFile { path: (*path).to_owned(), content: Vec::new(), executable: false })
-            .collect();
-        let mut violations = Violations::default();
-        DockerfileSource::parse(text.to_owned(), files, "config.dockerfile", &mut violations);
-        violations.iter().map(|v| format!("{}: {}", v.field, v.rule)).collect()
-    }
-
-    #[test]
-    fn a_good_configuration_violates_nothing() {
-        assert_eq!(violations("FROM scratch", &["a", "b/c", "b/d.txt", "..e/f"]), [""; 0]);
-    }
-
-    #[test]
-    fn all_violations_are_found_together() {
-        let found = violations("", &["", "/etc/passwd", "a/../b", "Dockerfile", "x", "x", "x/y", "a\nb"]);
-        assert_eq!(found.len(), 8, "{found:#?}");
-        assert!(found.iter().any(|v| v.starts_with("config.dockerfile.files[6].path: must not lie below")));
-    }
-
-    #[test]
-    fn the_size_is_bounded() {
-        assert_eq!(violations(&"#".repeat(256 * 1024), &[]), [""; 0]);
-        assert_eq!(violations(&"#".repeat(256 * 1024), &["a"]).len(), 1);
     }
 }

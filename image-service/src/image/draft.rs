@@ -1,8 +1,8 @@
 //! What a caller asks to create, before anything of it has been checked.
 
 use super::{
-    Configuration, ContextFile, Description, DockerfileSource, Name, NewImage, Reference, RepositoryPrefixes,
-    WantedReference, reference::ReferenceError,
+    Configuration, ConfigurationDraft, Description, Name, NewImage, PulledReference, Reference,
+    RepositoryPrefixes, Source, WantedReference, reference::ReferenceError,
 };
 use crate::error::{Error, Violations};
 
@@ -15,12 +15,9 @@ pub(crate) struct ImageDraft {
     pub(crate) repository: String,
     /// Empty: `latest`.
     pub(crate) tag: String,
-    pub(crate) source: Option<SourceDraft>,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) enum SourceDraft {
-    Dockerfile { text: String, files: Vec<ContextFile> },
+    pub(crate) template: bool,
+    pub(crate) enabled: Option<bool>,
+    pub(crate) configuration: Option<ConfigurationDraft>,
 }
 
 impl ImageDraft {
@@ -29,47 +26,96 @@ impl ImageDraft {
         let mut violations = Violations::default();
         let name = violations.take("image.name", Name::parse(&self.name));
         let description = violations.take("image.description", Description::parse(self.description));
-        let reference = if self.repository.is_empty() {
-            // Without a name the tag can still be checked.
-            let any_name = name.clone().or_else(|| Name::parse("any").ok());
-            any_name
-                .map(|name| Reference::derived(prefixes, &name, &self.tag))
-                .and_then(|derived| note(&mut violations, derived))
-                .map(WantedReference::Derived)
-        } else {
-            note(&mut violations, Reference::new(&self.repository, &self.tag))
-                .filter(|reference| {
-                    let allowed = anywhere || prefixes.allow(reference);
-                    if !allowed {
-                        violations.add(
-                            "image.repository",
-                            format!("must begin with one of the prefixes {prefixes}"),
-                        );
-                    }
-                    allowed
-                })
-                .map(WantedReference::Given)
-        };
-        let configuration = match self.source {
-            Some(SourceDraft::Dockerfile { text, files }) => Some(Configuration::Dockerfile(
-                DockerfileSource::parse(text, files, "image.config.dockerfile", &mut violations),
-            )),
-            None => {
-                violations.add("image.config", "must have a source, such as `dockerfile`");
-                None
+        let pulled = self.configuration.as_ref().and_then(pulled);
+        let reference = match &pulled {
+            Some(pulled) => {
+                check_pulled(&mut violations, pulled, Some(&self.repository), Some(&self.tag));
+                Some(WantedReference::Pulled(pulled.clone()))
             }
+            None if self.repository.is_empty() => {
+                // Without a name the tag can still be checked.
+                let any_name = name.clone().or_else(|| Name::parse("any").ok());
+                any_name
+                    .map(|name| Reference::derived(prefixes, &name, &self.tag))
+                    .and_then(|derived| note(&mut violations, derived))
+                    .map(WantedReference::Derived)
+            }
+            None => check_given(&mut violations, &self.repository, &self.tag, prefixes, anywhere)
+                .map(WantedReference::Given),
         };
+        let configuration = check_configuration(&mut violations, self.configuration);
         violations.check()?;
         match (name, description, reference, configuration) {
-            (Some(name), Some(description), Some(reference), Some(configuration)) => {
-                Ok(NewImage { name, description, reference, configuration })
-            }
+            (Some(name), Some(description), Some(reference), Some(configuration)) => Ok(NewImage {
+                name,
+                description,
+                template: self.template,
+                enabled: self.enabled.unwrap_or(true),
+                reference,
+                configuration,
+            }),
             _ => Err(Error::Internal("a part is missing without a violation".into())),
         }
     }
 }
 
-fn note(violations: &mut Violations, parsed: Result<Reference, ReferenceError>) -> Option<Reference> {
+/// What a configuration pulls, if it does.
+pub(super) fn pulled(draft: &ConfigurationDraft) -> Option<Reference> {
+    match &draft.source {
+        Source::Pull(pull) => {
+            PulledReference::parse(&pull.reference).map(|parsed| parsed.reference().clone())
+        }
+        Source::Dockerfile(_) | Source::Generate(_) => None,
+    }
+}
+
+pub(super) fn check_configuration(
+    violations: &mut Violations,
+    draft: Option<ConfigurationDraft>,
+) -> Option<Configuration> {
+    let Some(draft) = draft else {
+        violations.add("image.config", "must have a source: `dockerfile`, `generate` or `pull`");
+        return None;
+    };
+    Some(Configuration::parse(draft, "image.config", violations))
+}
+
+/// What is pulled says the reference: nothing else can be given.
+pub(super) fn check_pulled(
+    violations: &mut Violations,
+    pulled: &Reference,
+    repository: Option<&str>,
+    tag: Option<&str>,
+) {
+    for (field, given, is) in
+        [("image.repository", repository, pulled.repository()), ("image.tag", tag, pulled.tag())]
+    {
+        if given.is_some_and(|given| !given.is_empty() && given != is) {
+            violations.add(field, format!("must be empty, or that of `config.pull.reference`: {is:?}"));
+        }
+    }
+}
+
+pub(super) fn check_given(
+    violations: &mut Violations,
+    repository: &str,
+    tag: &str,
+    prefixes: &RepositoryPrefixes,
+    anywhere: bool,
+) -> Option<Reference> {
+    note(violations, Reference::new(repository, tag)).filter(|reference| {
+        let is_allowed = anywhere || prefixes.allow(reference);
+        if !is_allowed {
+            violations.add("image.repository", format!("must begin with one of the prefixes {prefixes}"));
+        }
+        is_allowed
+    })
+}
+
+pub(super) fn note(
+    violations: &mut Violations,
+    parsed: Result<Reference, ReferenceError>,
+) -> Option<Reference> {
     let field = match &parsed {
         Err(ReferenceError::Tag) => "image.tag",
         Ok(_) | Err(ReferenceError::Repository(_)) => "image.repository",
@@ -80,25 +126,55 @@ fn note(violations: &mut Violations, parsed: Result<Reference, ReferenceError>) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::Pull;
 
-    #[test]
-    fn every_violation_is_reported_at_once() {
-        let prefixes = RepositoryPrefixes::parse(&["trailer/".to_owned()]).expect("a prefix");
-        let draft = ImageDraft {
+    fn draft() -> ImageDraft {
+        ImageDraft {
             name: " ".to_owned(),
             description: "x".repeat(5_000),
             repository: "ubuntu".to_owned(),
             tag: String::new(),
-            source: None,
-        };
-        let fields = |draft: &ImageDraft, anywhere| match draft.clone().check(&prefixes, anywhere) {
-            Err(Error::Invalid(violations)) => violations.iter().map(|v| v.field.clone()).collect::<Vec<_>>(),
+            template: false,
+            enabled: None,
+            configuration: None,
+        }
+    }
+
+    fn fields(draft: ImageDraft, anywhere: bool) -> Vec<String> {
+        let prefixes = RepositoryPrefixes::parse(&["trailer/".to_owned()]).expect("a prefix");
+        match draft.check(&prefixes, anywhere) {
+            Err(Error::Invalid(violations)) => violations.iter().map(|v| v.field.clone()).collect(),
             other => vec![format!("{other:?}")],
-        };
+        }
+    }
+
+    #[test]
+    fn every_violation_is_reported_at_once() {
         let all = ["image.name", "image.description", "image.repository", "image.config"];
-        assert_eq!(fields(&draft, false), all);
-        assert_eq!(fields(&draft, true), ["image.name", "image.description", "image.config"]);
-        let bad_tag = ImageDraft { repository: String::new(), tag: "a b".to_owned(), ..draft };
-        assert_eq!(fields(&bad_tag, true)[2], "image.tag");
+        assert_eq!(fields(draft(), false), all);
+        assert_eq!(fields(draft(), true), ["image.name", "image.description", "image.config"]);
+        let bad_tag = ImageDraft { repository: String::new(), tag: "a b".to_owned(), ..draft() };
+        assert_eq!(fields(bad_tag, true)[2], "image.tag");
+    }
+
+    #[test]
+    fn a_pulled_image_has_the_reference_of_what_is_pulled() {
+        let prefixes = RepositoryPrefixes::parse(&["trailer/".to_owned()]).expect("a prefix");
+        let pulling = |reference: &str, repository: &str| ImageDraft {
+            name: "Pulled".to_owned(),
+            description: String::new(),
+            repository: repository.to_owned(),
+            configuration: Some(ConfigurationDraft::of(Source::Pull(Pull {
+                reference: reference.to_owned(),
+            }))),
+            ..draft()
+        };
+        let checked =
+            pulling("docker.io/library/nginx", "nginx").check(&prefixes, false).expect("it is good");
+        let WantedReference::Pulled(reference) = checked.reference else {
+            panic!("{:?}", checked.reference);
+        };
+        assert_eq!(reference.to_string(), "nginx:latest");
+        assert_eq!(fields(pulling("nginx", "trailer/nginx"), true), ["image.repository"]);
     }
 }

@@ -14,6 +14,10 @@ pub(crate) struct Reference {
     tag: String,
 }
 
+/// What a registry can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PulledReference(Reference);
+
 /// Where callers other than admins may put their images: `trailer/` allows `trailer/a` and `trailer/b/c`.
 #[derive(Clone, Debug)]
 pub(crate) struct RepositoryPrefixes(Vec<String>);
@@ -21,6 +25,7 @@ pub(crate) struct RepositoryPrefixes(Vec<String>);
 impl Reference {
     const DEFAULT_TAG: &str = "latest";
     const MAX_SLUG: usize = 100;
+    const MAX_REPOSITORY: usize = 255;
 
     /// Checks that the two make a reference.
     pub(crate) fn new(repository: &str, tag: &str) -> Result<Self, ReferenceError> {
@@ -31,6 +36,9 @@ impl Reference {
         if repository.chars().any(char::is_uppercase) {
             return Err(ReferenceError::Repository("it must be in lower case".to_owned()));
         }
+        if repository.len() > Self::MAX_REPOSITORY {
+            return Err(ReferenceError::Repository("it must have at most 255 characters".to_owned()));
+        }
         let parsed = distribution::Reference::from_str(&format!("{repository}:{tag}"))
             .map_err(|error| ReferenceError::Repository(error.to_string()))?;
         if parsed.tag() != Some(tag)
@@ -39,7 +47,7 @@ impl Reference {
         {
             return Err(ReferenceError::Repository("it must have neither a tag nor a digest".to_owned()));
         }
-        Ok(Self { repository: repository.to_owned(), tag: tag.to_owned() })
+        Ok(Self { repository: familiar(&parsed), tag: tag.to_owned() })
     }
 
     /// What was checked before it was stored.
@@ -53,7 +61,7 @@ impl Reference {
         name: &Name,
         tag: &str,
     ) -> Result<Self, ReferenceError> {
-        Self::new(&format!("{}{}", prefixes.first(), slug(name)), tag)
+        Self::new(&format!("{}{}", prefixes.first(), slug(name.as_str())), tag)
     }
 
     /// The same reference made different from every other image's.
@@ -72,9 +80,31 @@ impl Reference {
     }
 }
 
+impl PulledReference {
+    /// `None` when it is no reference. Without a tag or a digest it means `latest`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let parsed = distribution::Reference::from_str(text).ok()?;
+        let is_bounded =
+            parsed.repository().len() <= Reference::MAX_REPOSITORY && parsed.tag().is_none_or(is_tag);
+        let tag = match (parsed.tag(), parsed.digest()) {
+            (Some(tag), _) => tag,
+            (None, Some(_)) => "",
+            (None, None) => Reference::DEFAULT_TAG,
+        };
+        (is_bounded && text.trim() == text)
+            .then(|| Self(Reference { repository: familiar(&parsed), tag: tag.to_owned() }))
+    }
+
+    pub(crate) fn reference(&self) -> &Reference {
+        &self.0
+    }
+}
+
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.repository, self.tag)
+        // What is pulled by digest has no tag.
+        let separator = if self.tag.is_empty() { "" } else { ":" };
+        write!(f, "{}{separator}{}", self.repository, self.tag)
     }
 }
 
@@ -129,6 +159,17 @@ impl fmt::Display for RepositoryPrefixes {
     }
 }
 
+/// The short form that Docker shows: two spellings of one repository must not count as two.
+fn familiar(parsed: &distribution::Reference) -> String {
+    match (parsed.registry(), parsed.repository()) {
+        ("docker.io" | "index.docker.io", repository) => {
+            let short = repository.strip_prefix("library/").filter(|short| !short.contains('/'));
+            short.unwrap_or(repository).to_owned()
+        }
+        (registry, repository) => format!("{registry}/{repository}"),
+    }
+}
+
 fn is_tag(tag: &str) -> bool {
     let mut chars = tag.chars();
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -143,9 +184,9 @@ fn has_registry_port(repository: &str) -> bool {
 }
 
 /// The part of a repository that a name gives: lower-case ASCII words joined by `-`, `image` when there are none.
-fn slug(name: &Name) -> String {
+pub(super) fn slug(name: &str) -> String {
     let mut slug = String::new();
-    for c in name.as_str().chars() {
+    for c in name.chars() {
         let c = c.to_ascii_lowercase();
         if c.is_ascii_alphanumeric() {
             slug.push(c);
@@ -190,6 +231,34 @@ mod tests {
         }
         for repository in ["trailer/a", "trailer/a/b_c", "localhost:5000/a", "registry.example/a"] {
             assert!(Reference::new(repository, "v1.0").is_ok(), "{repository}");
+        }
+    }
+
+    #[test]
+    fn one_repository_has_one_spelling() {
+        for (given, short) in [
+            ("docker.io/trailer/a", "trailer/a"),
+            ("index.docker.io/trailer/a", "trailer/a"),
+            ("docker.io/library/ubuntu", "ubuntu"),
+            ("library/ubuntu", "ubuntu"),
+            ("ubuntu", "ubuntu"),
+            ("localhost:5000/a", "localhost:5000/a"),
+            ("quay.io/library/a", "quay.io/library/a"),
+        ] {
+            assert_eq!(Reference::new(given, "").expect("a reference").repository(), short);
+        }
+    }
+
+    #[test]
+    fn what_is_pulled_has_a_tag_or_a_digest() {
+        let pulled = |text: &str| PulledReference::parse(text).map(|pulled| pulled.reference().to_string());
+        let digest = format!("sha256:{}", "0".repeat(64));
+        assert_eq!(pulled("nginx").as_deref(), Some("nginx:latest"));
+        assert_eq!(pulled("quay.io/a/b:1").as_deref(), Some("quay.io/a/b:1"));
+        assert_eq!(pulled(&format!("nginx@{digest}")).as_deref(), Some("nginx"));
+        assert_eq!(pulled(&format!("nginx:1@{digest}")).as_deref(), Some("nginx:1"));
+        for bad in ["", " nginx", "nginx ", "Nginx", "a b", "nginx:", "nginx@sha256:00", "a\nb", "-x"] {
+            assert_eq!(pulled(bad), None, "{bad:?}");
         }
     }
 

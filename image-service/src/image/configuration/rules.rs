@@ -1,0 +1,288 @@
+//! The rules for single texts of a configuration. Each fails with the rule that is violated.
+
+use crate::image::reference::PulledReference;
+
+const MAX_PATH: usize = 255;
+const MAX_LINE: usize = 4 * 1024;
+
+pub(super) type Rule = fn(&str) -> Result<(), &'static str>;
+
+/// Any text at all, as long as databases and shells can hold it.
+pub(super) fn text(text: &str) -> Result<(), &'static str> {
+    if text.contains('\0') { Err("must not contain NUL") } else { Ok(()) }
+}
+
+/// One line of any text.
+pub(super) fn line(text: &str) -> Result<(), &'static str> {
+    if text.contains(['\0', '\n', '\r']) { Err("must be one line, without NUL") } else { Ok(()) }
+}
+
+/// A shell command.
+pub(super) fn command(text: &str) -> Result<(), &'static str> {
+    if text.trim().is_empty() {
+        Err("must not be empty")
+    } else if text.len() > MAX_LINE {
+        Err("must have at most 4 KiB")
+    } else {
+        line(text)
+    }
+}
+
+/// The name of an environment variable, or of an ARG.
+pub(super) fn variable(name: &str) -> Result<(), &'static str> {
+    let fits = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.len() <= 255
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if fits {
+        Ok(())
+    } else {
+        Err("must be letters, digits and `_`, not beginning with a digit: at most 255")
+    }
+}
+
+/// `name`, `name:architecture`, `name=version`, `name/release`.
+pub(super) fn apt_package(package: &str) -> Result<(), &'static str> {
+    let fits = package.len() <= 255 && fits_apt(package);
+    if fits {
+        Ok(())
+    } else {
+        Err(
+            "must be the name of a Debian package, and behind it `:architecture`, `=version` or `/release` where wanted",
+        )
+    }
+}
+
+fn fits_apt(package: &str) -> bool {
+    let lower = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let name_end = package.find([':', '=', '/']).unwrap_or(package.len());
+    let (name, rest) = package.split_at(name_end);
+    let (architecture, rest) = match rest.strip_prefix(':') {
+        Some(rest) => rest.split_at(rest.find(['=', '/']).unwrap_or(rest.len())),
+        None => ("any", rest),
+    };
+    let version = rest.strip_prefix(['=', '/']).unwrap_or(if rest.is_empty() { "any" } else { "" });
+    let version_fits = |c: char| c.is_ascii_alphanumeric() || ".+-:~_".contains(c);
+    name.len() >= 2
+        && name.starts_with(lower)
+        && name.chars().all(|c| lower(c) || "+.-".contains(c))
+        && !architecture.is_empty()
+        && architecture.chars().all(|c| lower(c) || c == '-')
+        && version.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && version.chars().all(version_fits)
+}
+
+/// `name`, `name[extra]`, `name==1.2`, `name>=1,<2`.
+pub(super) fn python_package(package: &str) -> Result<(), &'static str> {
+    if package.len() <= 255 && fits_python(package) {
+        Ok(())
+    } else {
+        Err(
+            "must be the name of a Python package, and behind it `[extra,…]` and versions such as `==1.2` or `>=1,<2`",
+        )
+    }
+}
+
+fn fits_python(package: &str) -> bool {
+    let alphanumeric = |c: char| c.is_ascii_alphanumeric();
+    let is_name = |name: &str| {
+        name.starts_with(alphanumeric)
+            && name.ends_with(alphanumeric)
+            && name.chars().all(|c| alphanumeric(c) || "._-".contains(c))
+    };
+    let name_end = package.find(['[', '=', '<', '>', '~', '!']).unwrap_or(package.len());
+    let (name, rest) = package.split_at(name_end);
+    let rest = match rest.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((extras, rest)) if extras.split(',').all(is_name) => rest,
+            Some(_) | None => return false,
+        },
+        None => rest,
+    };
+    let is_clause = |clause: &str| {
+        let operators = ["===", "==", "~=", "!=", "<=", ">=", "<", ">"];
+        operators.iter().find_map(|operator| clause.strip_prefix(operator)).is_some_and(|version| {
+            version.starts_with(alphanumeric)
+                && version.chars().all(|c| alphanumeric(c) || ".*+!_-".contains(c))
+        })
+    };
+    is_name(name) && (rest.is_empty() || rest.split(',').all(is_clause))
+}
+
+/// The name of a user, as Debian's `adduser` takes it.
+pub(super) fn user(name: &str) -> Result<(), &'static str> {
+    let fits = name.len() <= 32
+        && name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-".contains(c));
+    if fits {
+        Ok(())
+    } else {
+        Err("must be lower-case letters, digits, `_` and `-`, at most 32, not beginning with a digit or `-`")
+    }
+}
+
+/// The name of a service.
+pub(super) fn service(name: &str) -> Result<(), &'static str> {
+    let fits = name.len() <= 63
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    if fits {
+        Ok(())
+    } else {
+        Err("must be lower-case letters, digits and `-`, beginning with a letter: at most 63")
+    }
+}
+
+/// The name of a build stage.
+pub(super) fn stage(name: &str) -> Result<(), &'static str> {
+    let fits = name.len() <= 255
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
+    if fits {
+        Ok(())
+    } else {
+        Err("must be letters, digits, `_`, `.` and `-`, beginning with a letter or digit: at most 255")
+    }
+}
+
+/// A worker's name, or a part of a label.
+pub(super) fn label(text: &str) -> Result<(), &'static str> {
+    if text.len() > 255 || text.chars().any(char::is_control) {
+        Err("must have at most 255 bytes and no control characters")
+    } else {
+        Ok(())
+    }
+}
+
+/// Something that a registry can be asked for.
+pub(super) fn image(reference: &str) -> Result<(), &'static str> {
+    PulledReference::parse(reference).map(|_| ()).ok_or("must be a Docker reference, such as `ubuntu:24.04`")
+}
+
+/// A path within a build context.
+pub(super) fn context_path(path: &str) -> Result<(), &'static str> {
+    if path.starts_with('/') {
+        Err("must be relative")
+    } else if path == "Dockerfile" {
+        Err("must not be `Dockerfile`: that is the configuration's `text`")
+    } else {
+        check_path(path)
+    }
+}
+
+/// A path within an image.
+pub(super) fn image_path(path: &str) -> Result<(), &'static str> {
+    path.strip_prefix('/').map_or(Err("must be absolute"), check_path)
+}
+
+fn check_path(path: &str) -> Result<(), &'static str> {
+    if path.is_empty() {
+        Err("must not be empty")
+    } else if path.len() > MAX_PATH {
+        Err("must have at most 255 bytes")
+    } else if path.chars().any(char::is_control) {
+        Err("must not contain control characters")
+    } else if path.split('/').any(|name| matches!(name, "" | "." | "..")) {
+        Err("must not contain empty, `.` or `..` names")
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assert_rule(rule: Rule, good: &[&str], bad: &[&str]) {
+        for text in good {
+            assert_eq!(rule(text), Ok(()), "{text:?}");
+        }
+        for text in bad {
+            assert!(rule(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn packages_are_names_with_versions_and_nothing_else() {
+        assert_rule(
+            apt_package,
+            &[
+                "git",
+                "g++",
+                "libssl3",
+                "libc6:i386",
+                "nginx=1.22.1-9+deb12u1",
+                "vim/bookworm",
+                "gcc:amd64=4:12.2.0-3",
+            ],
+            &[
+                "",
+                "a",
+                "-y",
+                "Git",
+                "git curl",
+                "git;id",
+                "git=",
+                "git:",
+                "git=$(id)",
+                "git/",
+                "../x",
+                "git\n",
+                "é",
+            ],
+        );
+        assert_rule(
+            python_package,
+            &[
+                "numpy",
+                "Django",
+                "a",
+                "uvicorn[standard]",
+                "x[a,b]>=1,<2",
+                "torch==2.1.0+cpu",
+                "y~=1.4.2",
+                "z!=1.*",
+            ],
+            &[
+                "",
+                "-r",
+                "numpy=",
+                "numpy=1",
+                "x[",
+                "x[]",
+                "x[a",
+                "git+https://x",
+                "a;b",
+                "a==$(id)",
+                "a b",
+                "a==1,,",
+                "é",
+            ],
+        );
+    }
+
+    #[test]
+    fn names_are_words() {
+        assert_rule(variable, &["A", "_x1", "PATH"], &["", "1A", "A-B", "A=B", "é", "A B"]);
+        assert_rule(user, &["root", "dev_1", "_apt"], &["", "Root", "1a", "-a", "a b", "a:b", "é"]);
+        assert_rule(service, &["ssh", "code-server-2"], &["", "SSH", "1a", "a_b", "a b"]);
+        assert_rule(stage, &["builder", "0", "a.b-c_d"], &["", "-a", "a b", "a/b"]);
+        assert_rule(label, &["", "zone a", "é"], &["a\nb", &"x".repeat(256)]);
+    }
+
+    #[test]
+    fn lines_have_no_end() {
+        assert_rule(line, &["", "a b", "é\t"], &["a\nb", "a\rb", "a\0"]);
+        assert_rule(command, &["run --now \"x\""], &["", " ", "a\nb", &"x".repeat(4097)]);
+        assert_rule(text, &["", "a\nb"], &["\0"]);
+    }
+
+    #[test]
+    fn paths_stay_inside() {
+        assert_rule(
+            context_path,
+            &["a", "b/c", "b/d.txt", "..e/f"],
+            &["", "/etc/passwd", "a/../b", "..", ".", "a//b", "Dockerfile", "a\nb", &"x".repeat(256)],
+        );
+        assert_rule(image_path, &["/a", "/etc/x.conf"], &["", "/", "a", "/a/../b", "//a", "/a/"]);
+    }
+}

@@ -1,0 +1,175 @@
+//! What a caller asks to change of an image.
+
+use super::{
+    Configuration, ConfigurationDraft, Description, Image, Name, Reference, RepositoryPrefixes,
+    WantedReference,
+    draft::{check_configuration, check_given, check_pulled, note, pulled},
+};
+use crate::error::{Error, Violations};
+
+/// An unchecked change: what is `None` stays as it is. Fields are named in violations as `image.…`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct EditDraft {
+    pub(crate) name: Option<String>,
+    pub(crate) description: Option<String>,
+    /// Empty: derived from the name again.
+    pub(crate) repository: Option<String>,
+    /// Empty: `latest`.
+    pub(crate) tag: Option<String>,
+    /// `Some(None)`: asked to change to nothing, which is refused.
+    pub(crate) configuration: Option<Option<ConfigurationDraft>>,
+}
+
+/// What an image shall be like after a change; every part has been checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Edit {
+    pub(crate) name: Name,
+    pub(crate) description: Description,
+    /// None when it stays as it is.
+    pub(crate) reference: Option<WantedReference>,
+    /// None when it stays as it is.
+    pub(crate) configuration: Option<Configuration>,
+}
+
+impl EditDraft {
+    /// Checks everything against the image as it is, and reports every violation together. With `anywhere` a reference may lie
+    /// outside the prefixes.
+    pub(crate) fn check(
+        self,
+        image: &Image,
+        prefixes: &RepositoryPrefixes,
+        anywhere: bool,
+    ) -> Result<Edit, Error> {
+        let mut violations = Violations::default();
+        let name = violations.take("image.name", Name::parse(self.name.as_deref().unwrap_or(&image.name)));
+        let description = self.description.unwrap_or_else(|| image.description.clone());
+        let description = violations.take("image.description", Description::parse(description));
+        let becomes_pulled = match &self.configuration {
+            Some(Some(draft)) if !image.snapshot => pulled(draft),
+            Some(_) => None,
+            None => image.pulled.then(|| image.reference.clone()),
+        };
+        let (repository, tag) = (self.repository.as_deref(), self.tag.as_deref());
+        let reference = if let Some(pulled) = becomes_pulled {
+            check_pulled(&mut violations, &pulled, repository, tag);
+            Some(WantedReference::Pulled(pulled))
+        } else {
+            let name = name.clone().or_else(|| Name::parse("any").ok());
+            name.and_then(|name| wanted(&mut violations, image, &name, repository, tag, prefixes, anywhere))
+        };
+        let configuration = self.configuration.and_then(|draft| check_configuration(&mut violations, draft));
+        violations.check()?;
+        let (Some(name), Some(description), Some(reference)) = (name, description, reference) else {
+            return Err(Error::Internal("a part is missing without a violation".into()));
+        };
+        let is_same = match &reference {
+            WantedReference::Given(wanted) => image.reference_given && *wanted == image.reference,
+            WantedReference::Derived(wanted) => !image.reference_given && *wanted == image.reference,
+            WantedReference::Pulled(wanted) => image.pulled && *wanted == image.reference,
+        };
+        Ok(Edit { name, description, reference: (!is_same).then_some(reference), configuration })
+    }
+}
+
+/// The reference that an image which is not pulled shall have.
+fn wanted(
+    violations: &mut Violations,
+    image: &Image,
+    name: &Name,
+    repository: Option<&str>,
+    tag: Option<&str>,
+    prefixes: &RepositoryPrefixes,
+    anywhere: bool,
+) -> Option<WantedReference> {
+    let current = (!image.pulled).then_some(&image.reference);
+    let tag = tag.or_else(|| current.map(Reference::tag)).unwrap_or_default();
+    match (repository, current) {
+        (Some(repository), _) if !repository.is_empty() => {
+            // Where it is already, it may stay, whoever has put it there.
+            let stays = current.is_some_and(|current| current.repository() == repository);
+            check_given(violations, repository, tag, prefixes, anywhere || stays).map(WantedReference::Given)
+        }
+        (None, Some(current)) if image.reference_given => {
+            note(violations, Reference::new(current.repository(), tag)).map(WantedReference::Given)
+        }
+        (None, Some(current)) if name.has_slug_of(&image.name) => {
+            // It may have been varied: that stays.
+            note(violations, Reference::new(current.repository(), tag)).map(WantedReference::Derived)
+        }
+        _ => note(violations, Reference::derived(prefixes, name, tag)).map(WantedReference::Derived),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{Etag, ImageId, Pull, Source, Status};
+    use crate::timestamp::Timestamp;
+
+    fn image(repository: &str, reference_given: bool) -> Image {
+        Image {
+            id: ImageId::new(),
+            name: "Go tools".to_owned(),
+            description: String::new(),
+            creator: "alice".to_owned(),
+            template: false,
+            snapshot: false,
+            status: Some(Status::Error),
+            status_message: String::new(),
+            reference: Reference::new(repository, "v1").expect("a reference"),
+            reference_given,
+            enabled: true,
+            pulled: false,
+            configuration_revision: 1,
+            artifact: None,
+            created_at: Timestamp::now(),
+            updated_at: Timestamp::now(),
+            revision: 1,
+            etag: Etag(1),
+            latest_build: None,
+        }
+    }
+
+    fn reference(draft: EditDraft, image: &Image) -> Option<String> {
+        let prefixes = RepositoryPrefixes::parse(&["trailer/".to_owned()]).expect("a prefix");
+        match draft.check(image, &prefixes, false) {
+            Ok(edit) => edit.reference.map(|reference| format!("{reference:?}").replace(['"', ' '], "")),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    fn is(kind: &str, repository: &str, tag: &str) -> Option<String> {
+        Some(format!("{kind}(Reference{{repository:{repository},tag:{tag}}})"))
+    }
+
+    #[test]
+    fn a_reference_follows_the_name_until_it_is_set() {
+        let derived = image("trailer/go-tools-a1b2", false);
+        let given = image("trailer/mine", true);
+        let rename = |name: &str| EditDraft { name: Some(name.to_owned()), ..EditDraft::default() };
+        assert_eq!(reference(rename("Go  Tools!"), &derived), None);
+        assert_eq!(reference(rename("Rust"), &derived), is("Derived", "trailer/rust", "v1"));
+        assert_eq!(reference(rename("Rust"), &given), None);
+        let set =
+            |repository: &str| EditDraft { repository: Some(repository.to_owned()), ..EditDraft::default() };
+        assert_eq!(reference(set("trailer/mine"), &given), None);
+        assert_eq!(reference(set(""), &given), is("Derived", "trailer/go-tools", "v1"));
+        assert_eq!(reference(set("trailer/other"), &derived), is("Given", "trailer/other", "v1"));
+        assert!(reference(set("ubuntu"), &derived).is_some_and(|error| error.contains("prefixes")));
+        assert_eq!(reference(set("ubuntu"), &image("ubuntu", true)), None, "it is there already");
+        let tag = EditDraft { tag: Some("v2".to_owned()), ..EditDraft::default() };
+        assert_eq!(reference(tag.clone(), &given), is("Given", "trailer/mine", "v2"));
+        assert_eq!(reference(tag, &derived), is("Derived", "trailer/go-tools-a1b2", "v2"));
+    }
+
+    #[test]
+    fn what_is_pulled_says_the_reference() {
+        let pull = Source::Pull(Pull { reference: "nginx:1".to_owned() });
+        let draft =
+            EditDraft { configuration: Some(Some(ConfigurationDraft::of(pull))), ..EditDraft::default() };
+        assert_eq!(reference(draft, &image("trailer/mine", true)), is("Pulled", "nginx", "1"));
+        let pulled = Image { pulled: true, ..image("nginx", false) };
+        let rename = EditDraft { name: Some("Web".to_owned()), ..EditDraft::default() };
+        assert_eq!(reference(rename, &pulled), None);
+    }
+}

@@ -1,0 +1,177 @@
+//! Which images are asked for, in which order, and from where on.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Image, ImageId, Status};
+use crate::search::Term;
+
+/// Which images, and in which order. The default is all, the latest update first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Query {
+    pub(crate) search: Option<Term>,
+    /// Templates, or what is none; both when `None`.
+    pub(crate) template: Option<bool>,
+    /// Of one of these; of any when empty.
+    pub(crate) statuses: BTreeSet<Status>,
+    pub(crate) enabled: Option<bool>,
+    pub(crate) pulled: Option<bool>,
+    pub(crate) creator: Option<String>,
+    pub(crate) order: Order,
+}
+
+/// By what to sort, the most significant key first; ties are broken by the ids, ascending.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Order(Vec<(Key, Direction)>);
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Key {
+    Name,
+    Creator,
+    Status,
+    /// `repository:tag`.
+    ImageName,
+    Enabled,
+    Pulled,
+    CreateTime,
+    UpdateTime,
+}
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Ascending,
+    Descending,
+}
+
+/// A place between two images in an order: right after the image with these keys and this id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    pub(crate) keys: Vec<KeyValue>,
+    pub(crate) id: ImageId,
+}
+
+/// What a key is for one image.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum KeyValue {
+    Number(i64),
+    Text(String),
+}
+
+impl Order {
+    /// Reads `name, update_time desc`; the default order when there is nothing to read.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        let mut keys: Vec<(Key, Direction)> = Vec::new();
+        for part in text.split(',') {
+            let mut words = part.split_whitespace();
+            let name = words.next().unwrap_or_default();
+            let key = Key::parse(name).ok_or_else(|| {
+                format!(
+                    "cannot order by {name:?}: must be fields separated by commas, of {}",
+                    Key::NAMES.join(", ")
+                )
+            })?;
+            let direction = match (words.next(), words.next()) {
+                (None | Some("asc"), None) => Direction::Ascending,
+                (Some("desc"), None) => Direction::Descending,
+                _ => return Err(format!("after {name} there may only be `asc` or `desc`")),
+            };
+            if keys.iter().any(|(other, _)| *other == key) {
+                return Err(format!("must not name {name} twice"));
+            }
+            keys.push((key, direction));
+        }
+        Ok(Self(keys))
+    }
+
+    pub(crate) fn keys(&self) -> &[(Key, Direction)] {
+        &self.0
+    }
+
+    /// The place right after an image.
+    pub(crate) fn place_of(&self, image: &Image) -> Place {
+        Place { keys: self.0.iter().map(|(key, _)| key.of(image)).collect(), id: image.id }
+    }
+
+    /// Whether a place is one of this order.
+    pub(crate) fn fits(&self, place: &Place) -> bool {
+        place.keys.len() == self.0.len()
+            && self.0.iter().zip(&place.keys).all(|((key, _), value)| match value {
+                KeyValue::Text(_) => key.is_text(),
+                KeyValue::Number(_) => !key.is_text(),
+            })
+    }
+}
+
+impl Default for Order {
+    fn default() -> Self {
+        Self(vec![(Key::UpdateTime, Direction::Descending)])
+    }
+}
+
+impl Key {
+    const NAMES: [&str; 8] =
+        ["name", "creator", "status", "image_name", "enabled", "pulled", "create_time", "update_time"];
+
+    fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "name" => Self::Name,
+            "creator" => Self::Creator,
+            "status" => Self::Status,
+            "image_name" => Self::ImageName,
+            "enabled" => Self::Enabled,
+            "pulled" => Self::Pulled,
+            "create_time" => Self::CreateTime,
+            "update_time" => Self::UpdateTime,
+            _ => return None,
+        })
+    }
+
+    fn is_text(self) -> bool {
+        match self {
+            Self::Name | Self::Creator | Self::ImageName => true,
+            Self::Status | Self::Enabled | Self::Pulled | Self::CreateTime | Self::UpdateTime => false,
+        }
+    }
+
+    fn of(self, image: &Image) -> KeyValue {
+        match self {
+            Self::Name => KeyValue::Text(image.name.clone()),
+            Self::Creator => KeyValue::Text(image.creator.clone()),
+            Self::ImageName => KeyValue::Text(image.reference.to_string()),
+            Self::Status => KeyValue::Number(image.status.map_or(0, Status::rank)),
+            Self::Enabled => KeyValue::Number(i64::from(image.enabled)),
+            Self::Pulled => KeyValue::Number(i64::from(image.pulled)),
+            Self::CreateTime => KeyValue::Number(image.created_at.micros()),
+            Self::UpdateTime => KeyValue::Number(image.updated_at.micros()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_read_or_refused() {
+        use Direction::{Ascending, Descending};
+        let order = |text| Order::parse(text).map(|order| order.0);
+        assert_eq!(order(""), Ok(vec![(Key::UpdateTime, Descending)]));
+        assert_eq!(
+            order(" status desc,name , create_time asc"),
+            Ok(vec![(Key::Status, Descending), (Key::Name, Ascending), (Key::CreateTime, Ascending)])
+        );
+        for bad in
+            ["id", "name,", ",", "name;", "name up", "name desc desc", "name, name desc", "Name", "revision"]
+        {
+            assert!(order(bad).is_err(), "{bad}");
+        }
+        for name in Key::NAMES {
+            assert!(Key::parse(name).is_some(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What is found: texts and terms, folded so that a plain comparison of characters is what people mean by the same text.
+
+use icu_casemap::CaseMapper;
+use icu_normalizer::ComposingNormalizer;
+use serde::{Deserialize, Serialize};
+
+/// Stands between the values of a text. It is in none of them, and in no term.
+const SEPARATOR: char = '\u{1e}';
+/// Takes the separator's place within a value or a term.
+const STAND_IN: char = '\u{fffe}';
+
+/// Everything that can be found of an image: its values, folded, with separators between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SearchText(String);
+
+/// What somebody looks for, folded; never empty.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Term(String);
+
+impl SearchText {
+    pub(crate) fn of<'a>(values: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut text = String::new();
+        for value in values {
+            text.push_str(&fold(value));
+            text.push(SEPARATOR);
+        }
+        Self(text)
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Term {
+    const MAX_CHARS: usize = 1_024;
+
+    /// Takes what was typed, every character for itself; `None` when that is nothing, so that everything matches.
+    pub(crate) fn parse(typed: &str) -> Result<Option<Self>, String> {
+        let length = typed.chars().count();
+        if length > Self::MAX_CHARS {
+            return Err(format!("must have at most {} characters, has {length}", Self::MAX_CHARS));
+        }
+        Ok((!typed.is_empty()).then(|| Self(fold(typed))))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// No text of the catalogue holds NUL, and databases do not like it.
+    pub(crate) fn is_possible(&self) -> bool {
+        !self.0.contains('\0')
+    }
+}
+
+/// Full, locale-free case folding over NFC.
+fn fold(text: &str) -> String {
+    let normalizer = ComposingNormalizer::new_nfc();
+    // Folding can take characters apart, or leave what composes.
+    let folded = CaseMapper::new().fold_string(&normalizer.normalize(text)).into_owned();
+    normalizer.normalize(&folded).replace(SEPARATOR, STAND_IN.encode_utf8(&mut [0; 4]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finds(typed: &str, values: &[&str]) -> bool {
+        let term = Term::parse(typed).expect("short enough").expect("not empty");
+        SearchText::of(values.iter().copied()).as_str().contains(term.as_str())
+    }
+
+    #[test]
+    fn case_does_not_matter_in_any_script() {
+        for (typed, text) in [
+            ("straße", "STRASSE"),
+            ("STRASSE", "Straße"),
+            ("ÇA", "ça"),
+            ("c\u{327}a", "ÇA"),
+            ("ΣΊΣΥΦΟΣ", "Σίσυφος"),
+            ("ﬃ", "OFFICE FFI"),
+            ("i\u{307}", "İ"),
+        ] {
+            assert!(finds(typed, &[text]), "{typed} in {text}");
+        }
+        for (typed, text) in [("ı", "i"), ("i", "ı"), ("é", "e"), ("a", "á")] {
+            assert!(!finds(typed, &[text]), "{typed} in {text}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_found_across_two_values() {
+        assert!(finds("ab", &["xab", "c"]));
+        for typed in ["abc", "b\u{1e}c", "b c", "bc"] {
+            assert!(!finds(typed, &["ab", "c"]), "{typed:?}");
+        }
+        assert!(finds("b\u{1e}c", &["ab\u{1e}c"]));
+    }
+
+    #[test]
+    fn a_term_is_bounded_and_may_be_nothing() {
+        assert_eq!(Term::parse(""), Ok(None));
+        assert!(Term::parse(&"ß".repeat(1_024)).is_ok());
+        assert!(Term::parse(&"ß".repeat(1_025)).is_err());
+    }
+}
