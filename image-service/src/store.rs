@@ -1,16 +1,16 @@
 //! The database: one method, one transaction. The only place that knows sea-orm.
 //!
-//! On SQLite there is one writer, whose transactions begin IMMEDIATE, so that a decision is committed upon the rows that
-//! it was made from; and a pool of readers, which never wait for it. Whatever a method has returned survives a power cut
-//! (`synchronous=FULL`).
+//! SQLite or Postgres, with the same promises: no two transactions write at once, so a decision is committed upon the rows that
+//! it was made from, and revisions are in the order of commits. On SQLite there is one writer, whose transactions begin
+//! IMMEDIATE; on Postgres every writing transaction begins with a lock that all replicas share. Readers never wait for
+//! writers. Whatever a method has returned survives a power cut (`synchronous=FULL` on SQLite).
 
 use std::{path::Path, time::Duration};
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectOptions, ConnectionTrait, Database, DatabaseConnection,
-    DatabaseTransaction, DbErr, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QuerySelect,
-    QueryTrait, Set, SqliteTransactionMode, TransactionOptions, TransactionTrait,
-    sea_query::Expr,
+    AccessMode, ActiveModelTrait, ColumnTrait, ConnectOptions, ConnectionTrait, Database, DatabaseConnection,
+    DatabaseTransaction, DbBackend, DbErr, EntityTrait, IntoActiveModel, IsolationLevel, QueryFilter,
+    QuerySelect, QueryTrait, Set, SqliteTransactionMode, TransactionOptions, TransactionTrait,
     sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous},
 };
 use sea_orm_migration::MigratorTrait;
@@ -18,57 +18,89 @@ use uuid::Uuid;
 
 use crate::{
     build::{Build, BuildId},
-    dispatch::Decision,
+    dispatch::{Decision, Policy, ToWorker},
     error::Error,
     image::{ImageId, Status},
     timestamp::Timestamp,
 };
 
-pub(crate) use self::{changes::Change, histories::Excerpt, workers::WorkerRow};
+pub(crate) use self::{
+    changes::Change,
+    edits::{BatchOutcome, BatchTarget, SnapshotOrder, WithBuild},
+    histories::Excerpt,
+    images::SharedImage,
+    listing::Page,
+    workers::WorkerRow,
+};
 
 mod builds;
 mod changes;
+mod edits;
 mod entity;
+mod grants;
 mod histories;
 mod images;
+mod listing;
 mod migration;
+mod references;
 mod rows;
+mod texts;
 mod workers;
+mod write;
 
 /// A handle to the catalogue's database.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     reader: DatabaseConnection,
+    /// A pool of one: whoever writes waits here for its turn.
     writer: DatabaseConnection,
     history: Uuid,
+    policy: Policy,
 }
 
-/// What else a committed transaction calls for: the feed and the watchers of a build read on.
+/// What else a committed transaction calls for: the feed and the watchers of builds read on.
 #[derive(Debug, Default)]
 pub(crate) struct Committed {
-    /// The image changed, so the change log has a new row.
+    /// An image changed, so the change log has a new row.
     pub(crate) image_changed: bool,
-    /// The build's history has grown.
-    pub(crate) recorded: Option<BuildId>,
-    /// The build is back in the queue, or has left a slot.
+    /// The builds whose histories have grown.
+    pub(crate) recorded: Vec<BuildId>,
+    /// A build is in the queue, or has left a slot.
     pub(crate) queue_moved: bool,
+}
+
+/// What a committed write calls for.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    pub(crate) committed: Committed,
+    /// To which worker to send what.
+    pub(crate) messages: Vec<(String, ToWorker)>,
 }
 
 impl Store {
     const READERS: u32 = 8;
+    /// How long to wait for a lock that another process holds.
     const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+    /// How long to wait for one's turn to write, or to read.
+    const TURN_TIMEOUT: Duration = Duration::from_secs(60);
+    /// The lock of all who write to a Postgres database, and that of all who migrate it.
+    const WRITE_LOCK: i64 = 0x7472_6169_6c65_7201;
+    const MIGRATION_LOCK: i64 = 0x7472_6169_6c65_7202;
 
-    /// Opens the database in the data directory, creating or migrating it where needed.
-    pub(crate) async fn open(data_dir: &Path) -> Result<Self, DbErr> {
-        let url = format!("sqlite://{}?mode=rwc", data_dir.join("catalogue.sqlite").display());
+    /// Opens the database at a `postgres://` URL, or else the one in the data directory, creating or migrating it where needed.
+    pub(crate) async fn open(data_dir: &Path, url: Option<&str>, policy: Policy) -> Result<Self, DbErr> {
+        let url = url.map_or_else(
+            || format!("sqlite://{}?mode=rwc", data_dir.join("catalogue.sqlite").display()),
+            ToOwned::to_owned,
+        );
         let writer = Database::connect(options(&url, 1)).await?;
-        migration::Migrator::up(&writer, None).await?;
+        migrate(&writer).await?;
         let reader = Database::connect(options(&url, Self::READERS)).await?;
         let catalogue = entity::catalogue::Entity::find_by_id(1)
             .one(&reader)
             .await?
             .ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
-        Ok(Self { reader, writer, history: catalogue.history })
+        Ok(Self { reader, writer, history: catalogue.history, policy })
     }
 
     /// Names this history of revisions: another database, or a restored one, has another.
@@ -76,13 +108,28 @@ impl Store {
         self.history
     }
 
-    /// Waits for what is under way and closes the files.
+    /// The times and limits of dispatch.
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Waits for what is under way and closes the connections.
     pub(crate) async fn close(self) -> Result<(), DbErr> {
         self.reader.close().await?;
         self.writer.close().await
     }
 
+    fn backend(&self) -> DbBackend {
+        self.reader.get_database_backend()
+    }
+
+    /// Begins a transaction that no other writes beside.
     async fn write(&self) -> Result<DatabaseTransaction, DbErr> {
+        if self.backend() == DbBackend::Postgres {
+            let txn = self.writer.begin().await?;
+            txn.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({})", Self::WRITE_LOCK)).await?;
+            return Ok(txn);
+        }
         self.writer
             .begin_with_options(TransactionOptions {
                 sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
@@ -90,35 +137,66 @@ impl Store {
             })
             .await
     }
+
+    /// Begins a transaction that reads everything as of one moment.
+    async fn read(&self) -> Result<DatabaseTransaction, DbErr> {
+        if self.backend() == DbBackend::Postgres {
+            let (isolation, access) = (IsolationLevel::RepeatableRead, AccessMode::ReadOnly);
+            return self.reader.begin_with_config(Some(isolation), Some(access)).await;
+        }
+        self.reader.begin().await
+    }
+}
+
+/// Brings the schema up to date; of processes that start together one after the other.
+async fn migrate(writer: &DatabaseConnection) -> Result<(), DbErr> {
+    let is_shared = writer.get_database_backend() == DbBackend::Postgres;
+    // The writer is a single connection, so the lock, the migration and the release are of one session.
+    let lock = |function: &str| format!("SELECT {function}({})", Store::MIGRATION_LOCK);
+    if is_shared {
+        writer.execute_unprepared("SET lock_timeout = 0").await?;
+        writer.execute_unprepared(&lock("pg_advisory_lock")).await?;
+    }
+    let migrated = migration::Migrator::up(writer, None).await;
+    if is_shared {
+        writer.execute_unprepared(&lock("pg_advisory_unlock")).await?;
+        let timeout = Store::BUSY_TIMEOUT.as_millis();
+        writer.execute_unprepared(&format!("SET lock_timeout = {timeout}")).await?;
+    }
+    migrated
 }
 
 fn options(url: &str, connections: u32) -> ConnectOptions {
     let mut options = ConnectOptions::new(url);
-    options.max_connections(connections).sqlx_logging(false).map_sqlx_sqlite_opts(|sqlite| {
-        sqlite
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(Store::BUSY_TIMEOUT)
-            .foreign_keys(true)
-    });
+    options
+        .max_connections(connections)
+        .acquire_timeout(Store::TURN_TIMEOUT)
+        .sqlx_logging(false)
+        .map_sqlx_sqlite_opts(|sqlite| {
+            sqlite
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Full)
+                .busy_timeout(Store::BUSY_TIMEOUT)
+                .foreign_keys(true)
+        })
+        .map_sqlx_postgres_opts(|postgres| {
+            let timeout = Store::BUSY_TIMEOUT.as_millis().to_string();
+            // A plan that was made for one search is a bad one for another.
+            let settings = [("plan_cache_mode", "force_custom_plan"), ("lock_timeout", timeout.as_str())];
+            postgres.application_name("trailer image-service").options(settings)
+        });
     options
 }
 
-/// Takes the next revision. Its row is the lock that makes the order of revisions the order of commits.
-async fn next_revision(txn: &impl ConnectionTrait) -> Result<i64, DbErr> {
-    use entity::catalogue::{Column, Entity};
-    let updated = Entity::update_many()
-        .col_expr(Column::Revision, Expr::col(Column::Revision).add(1))
-        .exec_with_returning(txn)
-        .await?;
-    updated.first().map(|row| row.revision).ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))
-}
-
 /// Writes what was decided about a build, and what follows from it for the image.
-async fn apply(txn: &DatabaseTransaction, decision: &Decision, now: Timestamp) -> Result<Committed, DbErr> {
-    let mut committed = Committed::default();
+async fn apply(
+    txn: &DatabaseTransaction,
+    decision: &Decision,
+    now: Timestamp,
+    committed: &mut Committed,
+) -> Result<(), Error> {
     let Some(build) = &decision.build else {
-        return Ok(committed);
+        return Ok(());
     };
     rows::build_to_row(build)?.into_active_model().reset_all().update(txn).await?;
     if let (Some(first), Some(last)) = (decision.records.first(), decision.records.last()) {
@@ -129,9 +207,9 @@ async fn apply(txn: &DatabaseTransaction, decision: &Decision, now: Timestamp) -
             json: rows::to_json(&decision.records)?,
         };
         entity::build_record::Entity::insert(chunk.into_active_model()).exec_without_returning(txn).await?;
-        committed.recorded = Some(build.id);
+        committed.recorded.push(build.id);
     }
-    committed.queue_moved = !build.state.is_held();
+    committed.queue_moved |= !build.state.is_held();
     let image = entity::image::Entity::find_by_id(build.image.0)
         .one(txn)
         .await?
@@ -140,44 +218,49 @@ async fn apply(txn: &DatabaseTransaction, decision: &Decision, now: Timestamp) -
         if build.state.is_final() {
             purge(txn, build.image).await?;
         }
-        return Ok(committed);
+        return Ok(());
     }
-    committed.image_changed = follow_build(txn, image, build, decision, now).await?;
-    Ok(committed)
+    let row = follow_build(txn, image, build, decision, now, committed).await?;
+    if build.state.is_final() || decision.records.first().is_some_and(|record| record.sequence == 1) {
+        references::settle(txn, &row).await?;
+    }
+    Ok(())
 }
 
-/// Brings an image to where its latest build stands; whether that changed anything.
+/// Brings an image to where its latest build stands.
 async fn follow_build(
     txn: &DatabaseTransaction,
-    image: entity::image::Model,
+    mut image: entity::image::Model,
     build: &Build,
     decision: &Decision,
     now: Timestamp,
-) -> Result<bool, DbErr> {
+    committed: &mut Committed,
+) -> Result<entity::image::Model, DbErr> {
     let status = rows::status_to_code(Status::of(build.kind, build.state));
     let message = build.message();
-    if image.latest_build != build.id.0 || (image.status == status && image.status_message == message) {
-        return Ok(false);
+    if image.latest_build != Some(build.id.0) || (image.status == status && image.status_message == message) {
+        return Ok(image);
     }
-    let revision = log_change(txn, ImageId(image.id), &image.creator).await?;
-    let mut row = image.into_active_model();
-    row.status = Set(status);
-    row.status_message = Set(message);
-    row.updated_at = Set(now.micros());
-    row.revision = Set(revision);
+    let viewers = grants::viewers(txn, ImageId(image.id)).await?;
+    image.revision = changes::log(txn, ImageId(image.id), &image.creator, &viewers).await?;
+    image.status = status;
+    image.status_message = message;
+    image.updated_at = now.micros();
     if let Some(artifact) = &decision.artifact {
-        row.artifact_json = Set(Some(rows::to_json(artifact)?));
+        image.artifact_json = Some(rows::to_json(artifact)?);
     }
-    row.update(txn).await?;
-    Ok(true)
-}
-
-/// Appends a change of an image to the change log, under a new revision.
-async fn log_change(txn: &DatabaseTransaction, image: ImageId, creator: &str) -> Result<i64, DbErr> {
-    let revision = next_revision(txn).await?;
-    let change = entity::change::Model { revision, image: image.0, creator: creator.to_owned() };
-    entity::change::Entity::insert(change.into_active_model()).exec_without_returning(txn).await?;
-    Ok(revision)
+    let row = entity::image::ActiveModel {
+        id: Set(image.id),
+        revision: Set(image.revision),
+        status: Set(image.status),
+        status_message: Set(image.status_message.clone()),
+        updated_at: Set(image.updated_at),
+        artifact_json: Set(image.artifact_json.clone()),
+        ..Default::default()
+    };
+    entity::image::Entity::update(row).exec(txn).await?;
+    committed.image_changed = true;
+    Ok(image)
 }
 
 /// Removes all that is left of a deleted image whose work has stopped.
@@ -194,16 +277,32 @@ async fn purge(txn: &DatabaseTransaction, image: ImageId) -> Result<(), DbErr> {
         .await?;
     build::Entity::delete_many().filter(build::Column::Image.eq(image.0)).exec(txn).await?;
     configuration::Entity::delete_many().filter(configuration::Column::Image.eq(image.0)).exec(txn).await?;
+    texts::purge(txn, image.0).await?;
+    grants::purge(txn, image.0).await?;
+    references::purge(txn, image.0).await?;
     entity::image::Entity::delete_by_id(image.0).exec(txn).await?;
     Ok(())
 }
 
 impl From<DbErr> for Error {
     fn from(error: DbErr) -> Self {
-        if matches!(error, DbErr::ConnectionAcquire(_)) {
+        if matches!(error, DbErr::ConnectionAcquire(_)) || is_lock_timeout(&error) {
             Self::Busy
         } else {
             Self::Internal(Box::new(error))
         }
     }
+}
+
+/// Whether another process has held a lock for too long: SQLITE_BUSY, or Postgres' lock_not_available.
+fn is_lock_timeout(error: &DbErr) -> bool {
+    use sea_orm::{RuntimeErr, sqlx::Error as SqlxError};
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error
+    else {
+        return false;
+    };
+    let SqlxError::Database(error) = error.as_ref() else {
+        return false;
+    };
+    error.code().is_some_and(|code| matches!(code.as_ref(), "5" | "261" | "517" | "55P03"))
 }

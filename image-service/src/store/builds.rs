@@ -4,21 +4,17 @@ use std::sync::Arc;
 
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
+    QueryFilter, QueryOrder, QuerySelect,
 };
 use uuid::Uuid;
 
-use super::{
-    Committed, Store, apply,
-    entity::{build, image},
-    images, rows,
-};
+use super::{Committed, Store, apply, entity::build, images, rows};
 use crate::{
     access::Sight,
-    build::{Build, BuildId, State},
+    build::{Build, BuildId, BuildInView, Pending, PendingReason, State},
     dispatch::{self, Decision, Event, Policy, Rows},
     error::{Error, Resource},
-    image::ImageId,
+    image::{ImageId, Requirements},
     timestamp::Timestamp,
 };
 
@@ -30,7 +26,6 @@ impl Store {
         &self,
         id: BuildId,
         event: &Event,
-        policy: &Policy,
         now: Timestamp,
     ) -> Result<Option<(Decision, Committed)>, Error> {
         let txn = self.write().await?;
@@ -38,32 +33,40 @@ impl Store {
             return Ok(None);
         };
         let rows = Rows { build: rows::build_from_row(row)?, configuration: None };
-        let decision = dispatch::decide(rows, event, policy, now).map_err(Error::Refused)?;
-        let committed = apply(&txn, &decision, now).await?;
+        let decision = dispatch::decide(rows, event, &self.policy, now).map_err(Error::Refused)?;
+        let mut committed = Committed::default();
+        apply(&txn, &decision, now, &mut committed).await?;
         txn.commit().await?;
         Ok(Some((decision, committed)))
     }
 
-    /// Gives the head of the queue to a worker that has a free slot; `None` when either is missing.
+    /// Gives the oldest queued build that the worker can take to it, if it has a free slot; `None` when either is missing.
     pub(crate) async fn claim(
         &self,
         worker: &str,
         session: Uuid,
-        policy: &Policy,
         now: Timestamp,
     ) -> Result<Option<(Decision, Committed)>, Error> {
         if !self.has_queued().await? {
             return Ok(None);
         }
         let txn = self.write().await?;
-        let Some(slots) = super::workers::slots_of_session(&txn, worker, session).await? else {
+        let Some(of_session) = super::workers::of_session(&txn, worker, session).await? else {
             return Err(Error::SessionLost);
         };
-        if held_by(&txn, worker).await? >= u64::from(slots.unsigned_abs()) {
+        if held_by(&txn, worker).await? >= u64::from(of_session.slots.unsigned_abs()) {
             return Ok(None);
+        }
+        let mut fitting = Vec::new();
+        for requirements_json in requirements_in_queue(&txn).await? {
+            let requirements: Requirements = rows::from_json(&requirements_json)?;
+            if requirements.fit(worker, &of_session.labels, &of_session.capabilities) {
+                fitting.push(requirements_json);
+            }
         }
         let Some(head) = build::Entity::find()
             .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
+            .filter(build::Column::RequirementsJson.is_in(fitting))
             .order_by_asc(build::Column::QueuedAt)
             .order_by_asc(build::Column::Id)
             .limit(1)
@@ -77,8 +80,9 @@ impl Store {
         let configuration = images::configuration(&txn, build.image, build.configuration_revision).await?;
         let rows = Rows { build, configuration: Some(Arc::new(configuration)) };
         let event = Event::Claim { worker: worker.to_owned() };
-        let decision = dispatch::decide(rows, &event, policy, now).map_err(Error::Refused)?;
-        let committed = apply(&txn, &decision, now).await?;
+        let decision = dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?;
+        let mut committed = Committed::default();
+        apply(&txn, &decision, now, &mut committed).await?;
         txn.commit().await?;
         Ok(Some((decision, committed)))
     }
@@ -114,8 +118,12 @@ impl Store {
     }
 
     /// One build whose image is in sight.
-    pub(crate) async fn build(&self, sight: &Sight, id: BuildId) -> Result<Build, Error> {
-        build_in_sight(&self.reader, sight, id).await
+    pub(crate) async fn build(&self, sight: &Sight, id: BuildId) -> Result<BuildInView, Error> {
+        let txn = self.read().await?;
+        let build = build_in_sight(&txn, sight, id).await?;
+        let build = in_view(&txn, build, &self.policy, Timestamp::now()).await?;
+        txn.commit().await?;
+        Ok(build)
     }
 
     /// The builds of an image that is in sight, the newest first, with numbers below `before`.
@@ -125,8 +133,8 @@ impl Store {
         image: ImageId,
         before: Option<i64>,
         limit: u64,
-    ) -> Result<Vec<Build>, Error> {
-        let txn = self.reader.begin().await?;
+    ) -> Result<Vec<BuildInView>, Error> {
+        let txn = self.read().await?;
         require_in_sight(&txn, sight, image, Resource::Image).await?;
         let mut query = build::Entity::find()
             .filter(build::Column::Image.eq(image.0))
@@ -135,24 +143,78 @@ impl Store {
         if let Some(number) = before {
             query = query.filter(build::Column::Number.lt(number));
         }
-        let found = query.all(&txn).await?;
+        let mut builds = Vec::new();
+        for row in query.all(&txn).await? {
+            let build = rows::build_from_row(row)?;
+            builds.push(in_view(&txn, build, &self.policy, Timestamp::now()).await?);
+        }
         txn.commit().await?;
-        Ok(found.into_iter().map(rows::build_from_row).collect::<Result<_, _>>()?)
+        Ok(builds)
     }
+}
 
-    /// How many queued builds are before this one.
-    pub(crate) async fn queued_before(&self, of: &Build) -> Result<u64, Error> {
-        let earlier = Condition::any().add(build::Column::QueuedAt.lt(of.queued_at.micros())).add(
-            Condition::all()
-                .add(build::Column::QueuedAt.eq(of.queued_at.micros()))
-                .add(build::Column::Id.lt(of.id.0)),
-        );
-        Ok(build::Entity::find()
-            .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
-            .filter(earlier)
-            .count(&self.reader)
-            .await?)
-    }
+/// A build as callers see it: with why it is pending, while it is.
+pub(super) async fn in_view(
+    db: &impl ConnectionTrait,
+    build: Build,
+    policy: &Policy,
+    now: Timestamp,
+) -> Result<BuildInView, DbErr> {
+    let pending = match build.state {
+        State::Queued => Some(pending(db, &build, policy, now).await?),
+        State::Claimed => Some(Pending { reason: PendingReason::Dispatching, queue_position: 0 }),
+        State::Running | State::Publishing | State::Succeeded | State::Failed | State::Cancelled => None,
+    };
+    Ok(BuildInView { build, pending })
+}
+
+async fn pending(
+    db: &impl ConnectionTrait,
+    build: &Build,
+    policy: &Policy,
+    now: Timestamp,
+) -> Result<Pending, DbErr> {
+    let before = queued_before(db, build).await?;
+    let mut online = super::workers::all(db, None, 1_000).await?;
+    online.retain(|worker| worker.is_online(policy.offline_after, now));
+    let is_any_online = !online.is_empty();
+    online.retain(|worker| build.requirements.fit(&worker.name, &worker.labels, &worker.capabilities));
+    let reason = if !is_any_online {
+        PendingReason::NoWorkerOnline
+    } else if online.is_empty() {
+        PendingReason::NoSuitableWorker
+    } else if online.iter().all(|worker| worker.slots_taken >= i64::from(worker.slots)) {
+        PendingReason::AllSlotsTaken
+    } else {
+        PendingReason::Dispatching
+    };
+    Ok(Pending { reason, queue_position: i64::try_from(before).unwrap_or(i64::MAX).saturating_add(1) })
+}
+
+/// How many queued builds are before this one.
+async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<u64, DbErr> {
+    let earlier = Condition::any().add(build::Column::QueuedAt.lt(of.queued_at.micros())).add(
+        Condition::all()
+            .add(build::Column::QueuedAt.eq(of.queued_at.micros()))
+            .add(build::Column::Id.lt(of.id.0)),
+    );
+    build::Entity::find()
+        .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
+        .filter(earlier)
+        .count(db)
+        .await
+}
+
+/// What the queued builds require, each once.
+async fn requirements_in_queue(db: &impl ConnectionTrait) -> Result<Vec<String>, DbErr> {
+    build::Entity::find()
+        .select_only()
+        .column(build::Column::RequirementsJson)
+        .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
+        .distinct()
+        .into_tuple()
+        .all(db)
+        .await
 }
 
 pub(super) async fn one(txn: &DatabaseTransaction, id: Uuid) -> Result<Build, DbErr> {
@@ -201,15 +263,8 @@ async fn require_in_sight(
     id: ImageId,
     missing: Resource,
 ) -> Result<(), Error> {
-    let creator = image::Entity::find_by_id(id.0)
-        .select_only()
-        .column(image::Column::Creator)
-        .filter(image::Column::Deleted.eq(false))
-        .into_tuple::<String>()
-        .one(db)
-        .await?;
-    match creator {
-        Some(creator) if sight.includes(&creator) => Ok(()),
-        Some(_) | None => Err(Error::NotFound(missing)),
+    match images::image_in_sight(db, sight, id).await {
+        Err(Error::NotFound(_)) => Err(Error::NotFound(missing)),
+        found => found.map(|_| ()),
     }
 }

@@ -1,19 +1,27 @@
 //! The change log, which the feed reads.
 
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use std::collections::BTreeSet;
+
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, ExprTrait, IntoActiveModel,
+    QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
+};
 
 use super::{
     Store,
     entity::{catalogue, change},
+    rows,
 };
 use crate::{error::Error, image::ImageId};
 
-/// A change of an image: created, edited, followed its build, or deleted.
+/// A change of an image: created, edited, shared, followed its build, or deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) revision: i64,
     pub(crate) image: ImageId,
     pub(crate) creator: String,
+    /// Those to whom the image was granted before or after.
+    pub(crate) viewers: BTreeSet<String>,
 }
 
 /// The ends of the change log.
@@ -43,9 +51,43 @@ impl Store {
             .limit(limit)
             .all(&self.reader)
             .await?;
-        Ok(found
-            .into_iter()
-            .map(|row| Change { revision: row.revision, image: ImageId(row.image), creator: row.creator })
-            .collect())
+        let mut changes = Vec::with_capacity(found.len());
+        for row in found {
+            changes.push(Change {
+                revision: row.revision,
+                image: ImageId(row.image),
+                creator: row.creator,
+                viewers: rows::from_json(&row.viewers_json)?,
+            });
+        }
+        Ok(changes)
     }
+}
+
+/// Appends a change of an image to the change log, under a new revision.
+pub(super) async fn log(
+    txn: &DatabaseTransaction,
+    image: ImageId,
+    creator: &str,
+    viewers: &BTreeSet<String>,
+) -> Result<i64, DbErr> {
+    let revision = next_revision(txn).await?;
+    let change = change::Model {
+        revision,
+        image: image.0,
+        creator: creator.to_owned(),
+        viewers_json: rows::to_json(viewers)?,
+    };
+    change::Entity::insert(change.into_active_model()).exec_without_returning(txn).await?;
+    Ok(revision)
+}
+
+/// Takes the next revision, within a transaction that no other writes beside: so the order of revisions is that of commits.
+async fn next_revision(txn: &impl ConnectionTrait) -> Result<i64, DbErr> {
+    use catalogue::{Column, Entity};
+    let updated = Entity::update_many()
+        .col_expr(Column::Revision, Expr::col(Column::Revision).add(1))
+        .exec_with_returning(txn)
+        .await?;
+    updated.first().map(|row| row.revision).ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))
 }

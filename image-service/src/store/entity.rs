@@ -40,12 +40,21 @@ pub(crate) mod image {
         pub status_message: String,
         pub repository: String,
         pub tag: String,
+        /// The two as they are shown, for ordering.
+        pub image_name: String,
+        pub reference_given: bool,
+        pub template: bool,
+        pub snapshot: bool,
+        pub enabled: bool,
+        pub pulled: bool,
         pub configuration_revision: i64,
         pub artifact_json: Option<String>,
         pub created_at: i64,
         pub updated_at: i64,
         pub revision: i64,
-        pub latest_build: Uuid,
+        /// The revision of the last change that a client made to the record: its etag.
+        pub edit_revision: i64,
+        pub latest_build: Option<Uuid>,
         /// A tombstone: invisible, and gone once the latest build is final.
         pub deleted: bool,
     }
@@ -108,6 +117,9 @@ pub(crate) mod build {
         pub configuration_revision: i64,
         pub repository: String,
         pub tag: String,
+        /// What a worker must be to take it. Equal requirements are equal texts.
+        pub requirements_json: String,
+        pub workspace_json: Option<String>,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -147,8 +159,9 @@ pub(crate) mod change {
         #[sea_orm(primary_key, auto_increment = false)]
         pub revision: i64,
         pub image: Uuid,
-        /// Who could see the image before and after, beside admins.
+        /// Who could see the image before or after, beside admins: its creator and those to whom it was granted.
         pub creator: String,
+        pub viewers_json: String,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -168,12 +181,97 @@ pub(crate) mod worker {
         pub labels_json: String,
         pub slots: i32,
         pub engine_version: String,
+        pub capabilities_json: String,
         /// The worker's process.
         pub instance: String,
         /// The connection that speaks for the worker; none when it said goodbye.
         pub session: Option<Uuid>,
         pub connected_at: i64,
         pub heard_at: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// What may be done with an image by subjects other than its creator.
+pub(crate) mod grant {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+    #[sea_orm(table_name = "grants")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub image: Uuid,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub subject: String,
+        pub view: bool,
+        pub modify: bool,
+        pub delete: bool,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// Which image a reference belongs to: because it is set, because a build under way will write it, or because the artifact
+/// has it.
+pub(crate) mod image_reference {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+    #[sea_orm(table_name = "image_references")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub repository: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub tag: String,
+        pub image: Uuid,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// What an image can be found by. On SQLite `image_search` indexes it, on Postgres an index of its own.
+pub(crate) mod image_text {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+    #[sea_orm(table_name = "image_texts")]
+    pub struct Model {
+        #[sea_orm(primary_key)]
+        pub row: i64,
+        pub image: Uuid,
+        pub text: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// The answers to requests that may be repeated.
+pub(crate) mod answer {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+    #[sea_orm(table_name = "answers")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub subject: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub request: String,
+        pub digest: String,
+        pub json: String,
+        pub answered_at: i64,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -1,9 +1,7 @@
 //! The histories of builds, chunk by chunk.
 
 use futures_util::TryStreamExt as _;
-use sea_orm::{
-    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
-};
+use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use super::{Store, builds::build_in_sight, entity::build_record, rows};
 use crate::{
@@ -25,7 +23,7 @@ impl Store {
 
     /// The next records of a build whose image is in sight, after the one numbered `after`: of a long history a part.
     pub(crate) async fn excerpt(&self, sight: &Sight, id: BuildId, after: i64) -> Result<Excerpt, Error> {
-        let txn = self.reader.begin().await?;
+        let txn = self.read().await?;
         let build = build_in_sight(&txn, sight, id).await?;
         let mut records: Vec<Record> = Vec::new();
         if after < build.last_sequence {

@@ -8,12 +8,14 @@ use sea_orm_migration::{
     },
 };
 
+mod sharing;
+
 #[derive(Debug)]
 pub(crate) struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Catalogue)]
+        vec![Box::new(Catalogue), Box::new(sharing::Sharing)]
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::entity;
 use crate::{
     build::{Build, BuildId, Kind, State, Steps},
-    image::{Image, ImageId, Reference, Status},
+    image::{Etag, Image, ImageId, Reference, Status},
     timestamp::Timestamp,
 };
 
@@ -24,15 +24,21 @@ pub(super) fn image_from_row(row: entity::image::Model) -> Result<Image, DbErr> 
         name: row.name,
         description: row.description,
         creator: row.creator,
-        status: status_from_code(row.status)?,
+        template: row.template,
+        snapshot: row.snapshot,
+        status: (row.status != NO_STATUS).then(|| status_from_code(row.status)).transpose()?,
         status_message: row.status_message,
         reference: Reference::from_stored(row.repository, row.tag),
+        reference_given: row.reference_given,
+        enabled: row.enabled,
+        pulled: row.pulled,
         configuration_revision: row.configuration_revision,
         artifact: row.artifact_json.as_deref().map(from_json).transpose()?,
         created_at: Timestamp::from_micros(row.created_at),
         updated_at: Timestamp::from_micros(row.updated_at),
         revision: row.revision,
-        latest_build: BuildId(row.latest_build),
+        etag: Etag(row.edit_revision),
+        latest_build: row.latest_build.map(BuildId),
     })
 }
 
@@ -61,6 +67,8 @@ pub(super) fn build_from_row(row: entity::build::Model) -> Result<Build, DbErr> 
         log_truncated: row.log_truncated,
         configuration_revision: row.configuration_revision,
         reference: Reference::from_stored(row.repository, row.tag),
+        requirements: from_json(&row.requirements_json)?,
+        workspace: row.workspace_json.as_deref().map(from_json).transpose()?,
     })
 }
 
@@ -92,8 +100,13 @@ pub(super) fn build_to_row(build: &Build) -> Result<entity::build::Model, DbErr>
         configuration_revision: build.configuration_revision,
         repository: build.reference.repository().to_owned(),
         tag: build.reference.tag().to_owned(),
+        requirements_json: to_json(&build.requirements)?,
+        workspace_json: build.workspace.as_ref().map(to_json).transpose()?,
     })
 }
+
+/// The status of a template, which has none.
+pub(super) const NO_STATUS: i32 = 0;
 
 pub(super) fn status_to_code(status: Status) -> i32 {
     match status {

@@ -1,7 +1,7 @@
 //! Workers and the sessions that speak for them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use super::{
     entity::{build, worker},
     rows,
 };
-use crate::{build::Build, dispatch::Hello, error::Error, timestamp::Timestamp};
+use crate::{build::Build, dispatch::Hello, error::Error, image::Capability, timestamp::Timestamp};
 
 /// What is known of a worker that has ever connected.
 #[derive(Clone, Debug)]
@@ -26,6 +26,7 @@ pub(crate) struct WorkerRow {
     pub(crate) slots: i32,
     pub(crate) slots_taken: i64,
     pub(crate) engine_version: String,
+    pub(crate) capabilities: BTreeSet<Capability>,
     /// Whether a connection speaks for it.
     pub(crate) connected: bool,
     pub(crate) connected_at: Timestamp,
@@ -63,6 +64,7 @@ impl Store {
             labels_json: rows::to_json(&hello.labels)?,
             slots: hello.slots,
             engine_version: hello.engine_version.clone(),
+            capabilities_json: rows::to_json(&hello.capabilities)?,
             instance: hello.instance.clone(),
             session: Some(session),
             connected_at: now.micros(),
@@ -136,51 +138,72 @@ impl Store {
 
     /// The next workers by name.
     pub(crate) async fn workers(&self, after: Option<&str>, limit: u64) -> Result<Vec<WorkerRow>, Error> {
-        let mut query = worker::Entity::find().order_by_asc(worker::Column::Name).limit(limit);
-        if let Some(name) = after {
-            query = query.filter(worker::Column::Name.gt(name));
-        }
-        let found = query.all(&self.reader).await?;
-        let taken: HashMap<String, i64> = builds::held()
-            .select_only()
-            .column(build::Column::Worker)
-            .column_as(build::Column::Id.count(), "taken")
-            .group_by(build::Column::Worker)
-            .into_tuple::<(String, i64)>()
-            .all(&self.reader)
-            .await?
-            .into_iter()
-            .collect();
-        let mut workers = Vec::with_capacity(found.len());
-        for row in found {
-            workers.push(WorkerRow {
-                slots_taken: taken.get(&row.name).copied().unwrap_or(0),
-                labels: rows::from_json(&row.labels_json)?,
-                name: row.name,
-                slots: row.slots,
-                engine_version: row.engine_version,
-                connected: row.session.is_some(),
-                connected_at: Timestamp::from_micros(row.connected_at),
-                heard_at: Timestamp::from_micros(row.heard_at),
-            });
-        }
-        Ok(workers)
+        Ok(all(&self.reader, after, limit).await?)
     }
 }
 
-/// How many slots the worker has; `None` when the session does not speak for it any more.
-pub(super) async fn slots_of_session(
+/// The next workers by name.
+pub(super) async fn all(
+    db: &impl ConnectionTrait,
+    after: Option<&str>,
+    limit: u64,
+) -> Result<Vec<WorkerRow>, DbErr> {
+    let mut query = worker::Entity::find().order_by_asc(worker::Column::Name).limit(limit);
+    if let Some(name) = after {
+        query = query.filter(worker::Column::Name.gt(name));
+    }
+    let found = query.all(db).await?;
+    let taken: HashMap<String, i64> = builds::held()
+        .select_only()
+        .column(build::Column::Worker)
+        .column_as(build::Column::Id.count(), "taken")
+        .group_by(build::Column::Worker)
+        .into_tuple::<(String, i64)>()
+        .all(db)
+        .await?
+        .into_iter()
+        .collect();
+    let mut workers = Vec::with_capacity(found.len());
+    for row in found {
+        workers.push(WorkerRow {
+            slots_taken: taken.get(&row.name).copied().unwrap_or(0),
+            labels: rows::from_json(&row.labels_json)?,
+            capabilities: rows::from_json(&row.capabilities_json)?,
+            name: row.name,
+            slots: row.slots,
+            engine_version: row.engine_version,
+            connected: row.session.is_some(),
+            connected_at: Timestamp::from_micros(row.connected_at),
+            heard_at: Timestamp::from_micros(row.heard_at),
+        });
+    }
+    Ok(workers)
+}
+
+/// What a worker is when a session of it speaks.
+#[derive(Debug)]
+pub(super) struct OfSession {
+    pub(super) slots: i32,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) capabilities: BTreeSet<Capability>,
+}
+
+/// What the worker is; `None` when the session does not speak for it any more.
+pub(super) async fn of_session(
     db: &impl ConnectionTrait,
     name: &str,
     session: Uuid,
-) -> Result<Option<i32>, DbErr> {
-    worker::Entity::find_by_id(name)
-        .select_only()
-        .column(worker::Column::Slots)
-        .filter(worker::Column::Session.eq(session))
-        .into_tuple::<i32>()
-        .one(db)
-        .await
+) -> Result<Option<OfSession>, DbErr> {
+    let found = worker::Entity::find_by_id(name).filter(worker::Column::Session.eq(session)).one(db).await?;
+    found
+        .map(|row| {
+            Ok(OfSession {
+                slots: row.slots,
+                labels: rows::from_json(&row.labels_json)?,
+                capabilities: rows::from_json(&row.capabilities_json)?,
+            })
+        })
+        .transpose()
 }
 
 async fn held_by(db: &impl ConnectionTrait, name: &str) -> Result<Vec<Build>, DbErr> {

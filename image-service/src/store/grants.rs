@@ -1,0 +1,184 @@
+//! Grants: what others than its creator may do with an image.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait,
+    ExprTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Set,
+    sea_query::Expr,
+};
+use uuid::Uuid;
+
+use super::{
+    Effects, Store, changes,
+    entity::{grant, image},
+    write::Write,
+};
+use crate::{
+    access::{Action, Permissions, Sight},
+    error::{Error, Refusal},
+    image::ImageId,
+    request::Request,
+};
+
+impl Store {
+    const MAX_GRANTS: u64 = 1_000;
+
+    /// Says what a subject may do with an image; nothing when it is permitted nothing.
+    pub(crate) async fn grant(
+        &self,
+        request: &Request,
+        id: ImageId,
+        subject: &str,
+        permissions: Permissions,
+    ) -> Result<(Permissions, Effects), Error> {
+        let mut write = self.begin(request).await?;
+        if let Some(answer) = write.repeated().await? {
+            return Ok((answer, Effects::default()));
+        }
+        let target = write.target(id, None, Action::Share).await?;
+        let found = grant::Entity::find_by_id((id.0, subject.to_owned())).one(&write.txn).await?;
+        if found.as_ref().map(permissions_of).unwrap_or_default() == permissions {
+            return write.finish(permissions).await;
+        }
+        // Whoever could see it before is told, too.
+        let mut viewers = viewers(&write.txn, id).await?;
+        viewers.insert(subject.to_owned());
+        let row = grant::Model {
+            image: id.0,
+            subject: subject.to_owned(),
+            view: permissions.can_view(),
+            modify: permissions.can_modify(),
+            delete: permissions.can_delete(),
+        };
+        let row = row.into_active_model().reset_all();
+        match (found, permissions.can_view()) {
+            (Some(found), false) => {
+                grant::Entity::delete_by_id((found.image, found.subject)).exec(&write.txn).await?;
+            }
+            (Some(_), true) => {
+                row.update(&write.txn).await?;
+            }
+            (None, _) => {
+                let of_image = grant::Entity::find().filter(grant::Column::Image.eq(id.0));
+                if of_image.count(&write.txn).await? >= Self::MAX_GRANTS {
+                    return Err(Error::Refused(Refusal::TooManyGrants));
+                }
+                grant::Entity::insert(row).exec_without_returning(&write.txn).await?;
+            }
+        }
+        share(&mut write, id, &target.image.creator, &viewers).await?;
+        write.finish(permissions).await
+    }
+
+    /// The next grants of an image that the caller may share, by subject.
+    pub(crate) async fn grants(
+        &self,
+        sight: &Sight,
+        id: ImageId,
+        after: Option<&str>,
+        limit: u64,
+    ) -> Result<Vec<(String, Permissions)>, Error> {
+        let txn = self.read().await?;
+        let (image, standing) = super::images::image_in_sight(&txn, sight, id).await?;
+        image.require(standing, Action::Share)?;
+        let mut query = grant::Entity::find()
+            .filter(grant::Column::Image.eq(id.0))
+            .order_by_asc(grant::Column::Subject)
+            .limit(limit);
+        if let Some(subject) = after {
+            query = query.filter(grant::Column::Subject.gt(subject));
+        }
+        let found = query.all(&txn).await?;
+        txn.commit().await?;
+        Ok(found.into_iter().map(|row| (row.subject.clone(), permissions_of(&row))).collect())
+    }
+}
+
+/// Logs a change of grants: a new revision, but no update of the record.
+async fn share(
+    write: &mut Write<'_>,
+    id: ImageId,
+    creator: &str,
+    viewers: &BTreeSet<String>,
+) -> Result<(), Error> {
+    let revision = changes::log(&write.txn, id, creator, viewers).await?;
+    let row = image::ActiveModel { id: Set(id.0), revision: Set(revision), ..Default::default() };
+    image::Entity::update(row).exec(&write.txn).await?;
+    write.effects.committed.image_changed = true;
+    Ok(())
+}
+
+/// What the caller was granted of each of these images; nothing for those that are missing.
+pub(super) async fn granted(
+    db: &impl ConnectionTrait,
+    sight: &Sight,
+    images: &[ImageId],
+) -> Result<HashMap<ImageId, Permissions>, DbErr> {
+    let Some(subject) = sight.subject() else {
+        return Ok(HashMap::new());
+    };
+    let found = grant::Entity::find()
+        .filter(grant::Column::Subject.eq(subject))
+        .filter(grant::Column::Image.is_in(images.iter().map(|id| id.0)))
+        .all(db)
+        .await?;
+    Ok(found.into_iter().map(|row| (ImageId(row.image), permissions_of(&row))).collect())
+}
+
+/// All grants of these images.
+pub(super) async fn all(
+    db: &impl ConnectionTrait,
+    images: &[ImageId],
+) -> Result<HashMap<ImageId, BTreeMap<String, Permissions>>, DbErr> {
+    let found = grant::Entity::find()
+        .filter(grant::Column::Image.is_in(images.iter().map(|id| id.0)))
+        .all(db)
+        .await?;
+    let mut all: HashMap<ImageId, BTreeMap<String, Permissions>> = HashMap::new();
+    for row in found {
+        let permissions = permissions_of(&row);
+        all.entry(ImageId(row.image)).or_default().insert(row.subject, permissions);
+    }
+    Ok(all)
+}
+
+/// Those to whom the image was granted.
+pub(super) async fn viewers(txn: &DatabaseTransaction, image: ImageId) -> Result<BTreeSet<String>, DbErr> {
+    let found = grant::Entity::find()
+        .select_only()
+        .column(grant::Column::Subject)
+        .filter(grant::Column::Image.eq(image.0))
+        .into_tuple::<String>()
+        .all(txn)
+        .await?;
+    Ok(found.into_iter().collect())
+}
+
+/// The images that are in sight.
+pub(super) fn in_sight(sight: &Sight) -> Condition {
+    let condition = Condition::all().add(image::Column::Deleted.eq(false));
+    match sight {
+        Sight::Everything => condition,
+        Sight::Of(subject) => condition.add(Condition::any().add(image::Column::Creator.eq(subject)).add(
+            Expr::col((image::Entity, image::Column::Id)).in_subquery(granted_to(subject).into_query()),
+        )),
+    }
+}
+
+/// The images that a subject was granted.
+pub(super) fn granted_to(subject: &str) -> sea_orm::Select<grant::Entity> {
+    grant::Entity::find()
+        .select_only()
+        .column(grant::Column::Image)
+        .filter(grant::Column::Subject.eq(subject))
+}
+
+pub(super) async fn purge(txn: &DatabaseTransaction, image: Uuid) -> Result<(), DbErr> {
+    grant::Entity::delete_many().filter(grant::Column::Image.eq(image)).exec(txn).await?;
+    Ok(())
+}
+
+fn permissions_of(row: &grant::Model) -> Permissions {
+    Permissions::new(row.view, row.modify, row.delete)
+}

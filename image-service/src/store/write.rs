@@ -1,0 +1,130 @@
+//! A write of a caller: one transaction that answers a repeated request as it did the first time, and that can end
+//! without a trace.
+
+use std::time::Duration;
+
+use sea_orm::{
+    ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    Effects, Store,
+    entity::{answer, image},
+    grants, rows,
+};
+use crate::{
+    access::{Action, Standing},
+    error::{Error, Resource},
+    image::{Etag, Image, ImageId},
+    request::Request,
+    timestamp::Timestamp,
+};
+
+/// A transaction for a caller's request.
+#[derive(Debug)]
+pub(super) struct Write<'a> {
+    pub(super) store: &'a Store,
+    pub(super) request: &'a Request,
+    pub(super) txn: DatabaseTransaction,
+    pub(super) effects: Effects,
+}
+
+/// An image that the caller may do with what it wants to.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) row: image::Model,
+    pub(super) image: Image,
+    pub(super) standing: Standing,
+}
+
+impl Store {
+    /// How long the answer to a request is remembered.
+    const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
+
+    pub(super) async fn begin<'a>(&'a self, request: &'a Request) -> Result<Write<'a>, Error> {
+        Ok(Write { store: self, request, txn: self.write().await?, effects: Effects::default() })
+    }
+}
+
+impl Write<'_> {
+    pub(super) fn now(&self) -> Timestamp {
+        self.request.now
+    }
+
+    /// The answer that the same request got before, if it did.
+    pub(super) async fn repeated<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
+        let Some(id) = self.request.id.as_ref().filter(|_| !self.request.validate_only) else {
+            return Ok(None);
+        };
+        answer::Entity::delete_many()
+            .filter(answer::Column::AnsweredAt.lt(self.now().before(Store::REMEMBERED).micros()))
+            .exec(&self.txn)
+            .await?;
+        let key = (self.request.caller.subject().to_owned(), id.as_str().to_owned());
+        match answer::Entity::find_by_id(key).one(&self.txn).await? {
+            None => Ok(None),
+            Some(found) if found.digest == id.digest() => Ok(Some(rows::from_json(&found.json)?)),
+            Some(_) => Err(Error::RequestIdReused),
+        }
+    }
+
+    /// Remembers the answer and commits; if only to validate, leaves no trace and has no effects.
+    pub(super) async fn finish<T: Serialize>(self, answer: T) -> Result<(T, Effects), Error> {
+        let Self { request, txn, effects, .. } = self;
+        if request.validate_only {
+            txn.rollback().await?;
+            return Ok((answer, Effects::default()));
+        }
+        if let Some(id) = &request.id {
+            let row = answer::Model {
+                subject: request.caller.subject().to_owned(),
+                request: id.as_str().to_owned(),
+                digest: id.digest().to_owned(),
+                json: rows::to_json(&answer)?,
+                answered_at: request.now.micros(),
+            };
+            answer::Entity::insert(row.into_active_model()).exec_without_returning(&txn).await?;
+        }
+        txn.commit().await?;
+        Ok((answer, effects))
+    }
+
+    /// An image as the caller may change it: it sees it, means this state of it, and may do this with it now.
+    pub(super) async fn target(
+        &self,
+        id: ImageId,
+        etag: Option<Etag>,
+        action: Action,
+    ) -> Result<Target, Error> {
+        let row = image::Entity::find_by_id(id.0)
+            .filter(image::Column::Deleted.eq(false))
+            .lock_exclusive()
+            .one(&self.txn)
+            .await?
+            .ok_or(Error::NotFound(Resource::Image))?;
+        let sight = self.request.caller.sight();
+        let granted = grants::granted(&self.txn, &sight, &[id]).await?.remove(&id).unwrap_or_default();
+        let standing = sight.standing(&row.creator, granted).ok_or(Error::NotFound(Resource::Image))?;
+        if !standing.permits(action) {
+            return Err(Error::Forbidden(action));
+        }
+        let image = rows::image_from_row(row.clone())?;
+        if etag.is_some_and(|etag| etag != image.etag) {
+            return Err(Error::EtagMismatch);
+        }
+        image.require(standing, action)?;
+        Ok(Target { row, image, standing })
+    }
+}
+
+impl Target {
+    /// The image as it is after it was written.
+    pub(super) async fn reread(self, txn: &DatabaseTransaction) -> Result<(Image, Standing), Error> {
+        let row = image::Entity::find_by_id(self.row.id)
+            .one(txn)
+            .await?
+            .ok_or_else(|| DbErr::RecordNotFound("an image that was written".to_owned()))?;
+        Ok((rows::image_from_row(row)?, self.standing))
+    }
+}
