@@ -1,18 +1,23 @@
-//! What callers can do with images and builds: authorise, write, publish.
+//! What callers can do with images, builds and grants: authorise, write, publish.
 
 use std::sync::Arc;
 
 use crate::{
-    access::{Action, Principal, Role},
-    build::{Build, BuildId, BuildInView, Pending, PendingReason, State},
-    dispatch::Event,
-    error::{Error, Refusal},
-    image::{Image, ImageDraft, ImageId, ImageInView, ImageKey, RepositoryPrefixes, View},
+    access::{Action, Permissions, Principal, Role},
+    build::{BuildId, BuildInView, Workspace},
+    error::Error,
+    image::{
+        Artifact, BatchAction, ConfigurationDraft, Dockerfile, EditDraft, Etag, ImageDraft, ImageId,
+        ImageInView, Place, Query, RepositoryPrefixes, Source, View,
+    },
     queue::Queue,
+    request::Request,
     signals::Signals,
-    store::{Committed, Store, WorkerRow},
+    store::{Effects, Page, SnapshotOrder, Store, WithBuild, WorkerRow},
     timestamp::Timestamp,
 };
+
+pub(crate) use crate::store::{BatchOutcome, BatchTarget};
 
 /// The catalogue, as every caller meets it.
 #[derive(Clone, Debug)]
@@ -33,18 +38,38 @@ impl Catalog {
         Self { store, signals, queue, prefixes }
     }
 
-    /// Registers an image and queues its first build.
+    /// Registers an image and, unless it is a template, queues its first build.
     pub(crate) async fn create_image(
         &self,
-        caller: &Principal,
+        request: &Request,
         draft: ImageDraft,
-    ) -> Result<(ImageInView, BuildInView), Error> {
-        caller.require(Role::Builder)?;
-        let new = draft.check(&self.prefixes, caller.is_admin())?;
-        let (image, build) = self.store.create_image(caller.subject(), &new, Timestamp::now()).await?;
-        self.queued();
-        let image = ImageInView { image, configuration: Some(new.configuration) };
-        Ok((image, self.in_view(build).await))
+    ) -> Result<WithBuild, Error> {
+        request.caller.require(Role::Builder)?;
+        let new = draft.check(&self.prefixes, request.caller.is_admin())?;
+        Ok(self.publish(self.store.create_image(request, &new).await?))
+    }
+
+    /// Registers an image and queues the commit of a running workspace into it.
+    pub(crate) async fn snapshot_workspace(
+        &self,
+        request: &Request,
+        draft: ImageDraft,
+        workspace: Workspace,
+        worker: String,
+        creator: String,
+    ) -> Result<WithBuild, Error> {
+        request.caller.require(Role::Service)?;
+        // What is committed has a reference of its own, whatever its configuration says.
+        let committed = Dockerfile { text: "FROM scratch".to_owned(), ..Dockerfile::default() };
+        let configuration = Some(ConfigurationDraft::of(Source::Dockerfile(committed)));
+        let draft = ImageDraft { template: false, configuration, ..draft };
+        let mut new = draft.check(&self.prefixes, request.caller.is_admin())?;
+        let order = SnapshotOrder { workspace, worker, creator };
+        let of_source = move |configuration| {
+            new.configuration = configuration;
+            new
+        };
+        Ok(self.publish(self.store.snapshot_workspace(request, of_source, &order).await?))
     }
 
     /// Reads one image, in full.
@@ -52,61 +77,106 @@ impl Catalog {
         self.store.image(&caller.sight(), id, View::Full).await
     }
 
-    /// Reads the next images that the caller sees, the latest update first.
+    /// Reads the next images that the caller sees and that match.
     pub(crate) async fn images(
         &self,
         caller: &Principal,
-        after: Option<ImageKey>,
+        query: &Query,
+        after: Option<&Place>,
         limit: u64,
         view: View,
-    ) -> Result<Vec<ImageInView>, Error> {
-        self.store.images(&caller.sight(), after, limit, view).await
+        with_total: bool,
+    ) -> Result<Page, Error> {
+        self.store.list(&caller.sight(), query, after, limit, view, with_total).await
+    }
+
+    /// Changes what clients may write.
+    pub(crate) async fn update_image(
+        &self,
+        request: &Request,
+        id: ImageId,
+        etag: Option<Etag>,
+        edit: EditDraft,
+    ) -> Result<ImageInView, Error> {
+        Ok(self.publish(self.store.update_image(request, id, etag, edit, &self.prefixes).await?))
+    }
+
+    /// Says whether an image can back workspaces.
+    pub(crate) async fn enable_image(
+        &self,
+        request: &Request,
+        id: ImageId,
+        etag: Option<Etag>,
+        enabled: bool,
+    ) -> Result<ImageInView, Error> {
+        Ok(self.publish(self.store.enable_image(request, id, etag, enabled).await?))
     }
 
     /// Removes an image; work that is under way is cancelled.
-    pub(crate) async fn delete_image(&self, caller: &Principal, id: ImageId) -> Result<(), Error> {
-        self.permitted(caller, Action::Delete, id).await?;
-        let (decision, committed) =
-            self.store.delete_image(id, caller.subject(), self.queue.policy(), Timestamp::now()).await?;
-        self.queue.deliver(decision);
-        self.signals.announce(&committed);
+    pub(crate) async fn delete_image(
+        &self,
+        request: &Request,
+        id: ImageId,
+        etag: Option<Etag>,
+    ) -> Result<(), Error> {
+        let deleted = self.store.delete_image(request, id, etag).await?;
+        self.publish(deleted);
         Ok(())
     }
 
     /// Queues another build.
     pub(crate) async fn build_image(
         &self,
-        caller: &Principal,
+        request: &Request,
         id: ImageId,
-    ) -> Result<(Image, BuildInView), Error> {
-        self.permitted(caller, Action::Build, id).await?;
-        let (image, build) = self.store.queue_build(id, caller.subject(), Timestamp::now()).await?;
-        self.queued();
-        Ok((image, self.in_view(build).await))
+        etag: Option<Etag>,
+    ) -> Result<WithBuild, Error> {
+        Ok(self.publish(self.store.build_image(request, id, etag).await?))
     }
 
     /// Cancels the latest build, if it is the one that is meant.
     pub(crate) async fn cancel_build(
         &self,
-        caller: &Principal,
+        request: &Request,
         id: ImageId,
         meant: Option<BuildId>,
-    ) -> Result<(Image, BuildInView), Error> {
-        let image = self.permitted(caller, Action::CancelBuild, id).await?;
-        if meant.is_some_and(|meant| meant != image.latest_build) {
-            return Err(Error::Refused(Refusal::OtherBuild));
-        }
-        let event = Event::Cancel { by: caller.subject().to_owned() };
-        self.queue.handle(image.latest_build, &event).await?;
-        let image = self.store.image(&caller.sight(), id, View::Basic).await?.image;
-        let build = self.build(caller, image.latest_build).await?;
-        Ok((image, build))
+    ) -> Result<WithBuild, Error> {
+        Ok(self.publish(self.store.cancel_build(request, id, meant).await?))
+    }
+
+    /// Does one thing to each of the images, each for itself.
+    pub(crate) async fn batch_images(
+        &self,
+        request: &Request,
+        action: BatchAction,
+        targets: Vec<BatchTarget>,
+    ) -> Result<Vec<BatchOutcome>, Error> {
+        Ok(self.publish(self.store.batch_images(request, action, targets).await?))
+    }
+
+    /// A draft of another image like this one.
+    pub(crate) async fn clone_image(&self, caller: &Principal, id: ImageId) -> Result<ImageDraft, Error> {
+        let (image, standing) = self.store.standing(&caller.sight(), id).await?;
+        image.require(standing, Action::Clone)?;
+        let full = self.store.image(&caller.sight(), id, View::Full).await?;
+        let configuration =
+            full.configuration.ok_or_else(|| Error::Internal("a full image has no configuration".into()))?;
+        Ok(full.image.clone_draft(&configuration))
+    }
+
+    /// What to start a workspace from.
+    pub(crate) async fn resolve_image(&self, caller: &Principal, id: ImageId) -> Result<Artifact, Error> {
+        let (image, standing) = self.store.standing(&caller.sight(), id).await?;
+        image.require(standing, Action::CreateWorkspace)?;
+        let reference = image.reference;
+        let artifact =
+            image.artifact.ok_or_else(|| Error::Internal("a finished build has left no artifact".into()))?;
+        Ok(Artifact { reference: artifact.reference.or(Some(reference)), ..artifact })
     }
 
     /// Reads one build.
     pub(crate) async fn build(&self, caller: &Principal, id: BuildId) -> Result<BuildInView, Error> {
-        let build = self.store.build(&caller.sight(), id).await?;
-        Ok(self.in_view(build).await)
+        self.store.build(&caller.sight(), id).await
     }
 
     /// Reads the next builds of an image, the newest first.
@@ -117,12 +187,29 @@ impl Catalog {
         before: Option<i64>,
         limit: u64,
     ) -> Result<Vec<BuildInView>, Error> {
-        let builds = self.store.builds(&caller.sight(), image, before, limit).await?;
-        let mut in_view = Vec::with_capacity(builds.len());
-        for build in builds {
-            in_view.push(self.in_view(build).await);
-        }
-        Ok(in_view)
+        self.store.builds(&caller.sight(), image, before, limit).await
+    }
+
+    /// Reads the next grants of an image, by subject.
+    pub(crate) async fn grants(
+        &self,
+        caller: &Principal,
+        image: ImageId,
+        after: Option<&str>,
+        limit: u64,
+    ) -> Result<Vec<(String, Permissions)>, Error> {
+        self.store.grants(&caller.sight(), image, after, limit).await
+    }
+
+    /// Says what a subject may do with an image.
+    pub(crate) async fn grant(
+        &self,
+        request: &Request,
+        image: ImageId,
+        subject: &str,
+        permissions: Permissions,
+    ) -> Result<Permissions, Error> {
+        Ok(self.publish(self.store.grant(request, image, subject, permissions).await?))
     }
 
     /// Reads the next workers by name; every caller may.
@@ -132,44 +219,13 @@ impl Catalog {
 
     /// Whether the service has heard of the worker lately.
     pub(crate) fn is_online(&self, worker: &WorkerRow) -> bool {
-        worker.is_online(self.queue.times().silence, Timestamp::now())
+        worker.is_online(self.store.policy().offline_after, Timestamp::now())
     }
 
-    async fn permitted(&self, caller: &Principal, action: Action, id: ImageId) -> Result<Image, Error> {
-        let image = self.store.image(&caller.sight(), id, View::Basic).await?.image;
-        caller.require_action(action, &image)?;
-        Ok(image)
-    }
-
-    fn queued(&self) {
-        self.signals.announce(&Committed { image_changed: true, recorded: None, queue_moved: true });
-    }
-
-    async fn in_view(&self, build: Build) -> BuildInView {
-        let dispatching = Pending { reason: PendingReason::Dispatching, queue_position: 0 };
-        let pending = match build.state {
-            State::Queued => Some(self.pending(&build).await.unwrap_or_else(|error| {
-                // What is computed when read must not fail a write that is durable.
-                tracing::warn!(build = %build.id, %error, "cannot tell why a build is pending");
-                dispatching
-            })),
-            State::Claimed => Some(dispatching),
-            State::Running | State::Publishing | State::Succeeded | State::Failed | State::Cancelled => None,
-        };
-        BuildInView { build, pending }
-    }
-
-    async fn pending(&self, build: &Build) -> Result<Pending, Error> {
-        let before = self.store.queued_before(build).await?;
-        let workers = self.store.workers(None, 1_000).await?;
-        let mut online = workers.iter().filter(|worker| self.is_online(worker)).peekable();
-        let reason = if online.peek().is_none() {
-            PendingReason::NoWorkerOnline
-        } else if online.all(|worker| worker.slots_taken >= i64::from(worker.slots)) {
-            PendingReason::AllSlotsTaken
-        } else {
-            PendingReason::Dispatching
-        };
-        Ok(Pending { reason, queue_position: i64::try_from(before).unwrap_or(i64::MAX).saturating_add(1) })
+    /// Tells whom it concerns of what is durable now.
+    fn publish<T>(&self, (answer, effects): (T, Effects)) -> T {
+        self.queue.deliver(effects.messages);
+        self.signals.announce(&effects.committed);
+        answer
     }
 }

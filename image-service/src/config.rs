@@ -36,6 +36,11 @@ pub struct Config {
     #[arg(long, env = "TRAILER_DATA_DIR", default_value = "./data")]
     pub data_dir: PathBuf,
 
+    /// The Postgres database (15 or later) to keep the catalogue in, `postgres://user:password@host/name`; it must exist.
+    /// SQLite in the data directory when absent.
+    #[arg(long, env = "TRAILER_DATABASE_URL", hide_env_values = true, value_parser = postgres_url)]
+    pub database_url: Option<String>,
+
     /// Listen beyond loopback although the traffic, tokens included, is not encrypted: for a network that is trusted.
     #[arg(long, env = "TRAILER_ALLOW_PLAINTEXT", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_plaintext: bool,
@@ -109,6 +114,15 @@ pub struct TokenArgs {
     /// How long the token is valid.
     #[arg(long, default_value = "24h", value_parser = humantime::parse_duration)]
     pub ttl: Duration,
+}
+
+/// Takes the URL of a Postgres database. What is wrong is said without the URL, which may hold a password.
+fn postgres_url(url: &str) -> Result<String, String> {
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        Ok(url.to_owned())
+    } else {
+        Err("must begin with postgres://".to_owned())
+    }
 }
 
 impl Config {

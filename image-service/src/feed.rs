@@ -1,7 +1,7 @@
 //! The live end of the change log: one reader for the whole process, and a watch for each caller.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -17,7 +17,7 @@ use crate::{
     error::Error,
     image::{ImageId, ImageInView, View},
     signals::Signals,
-    store::{Change, Store},
+    store::{Change, SharedImage, Store},
     timestamp::Timestamp,
 };
 
@@ -35,7 +35,7 @@ pub(crate) struct Feed {
 struct Changed {
     change: Change,
     /// None when the image is gone.
-    image: Option<ImageInView>,
+    image: Option<SharedImage>,
 }
 
 /// A caller's view of the catalogue as it changes. Holds no more than a batch of images, without their configurations.
@@ -238,19 +238,31 @@ impl ImageWatch {
 
     /// Takes one change in, if it is new; tells of it, if it is in sight.
     fn take(&mut self, changed: &Changed) {
-        let Change { revision, image: id, creator } = &changed.change;
+        let Change { revision, image: id, creator, viewers } = &changed.change;
         if *revision <= self.position {
             return;
         }
         self.position = *revision;
-        if !self.sight.includes(creator) {
-            return;
-        }
-        let event = match &changed.image {
-            Some(image) => WatchEvent::Changed(image.clone()),
-            None => WatchEvent::Removed(*id),
+        let seen = changed.image.as_ref().and_then(|shared| self.see(shared));
+        let event = match seen {
+            Some(image) => WatchEvent::Changed(image),
+            // Only who could see it before is told that it is gone.
+            None if self.could_see(creator, viewers) => WatchEvent::Removed(*id),
+            None => return,
         };
         self.push(*revision, event);
+    }
+
+    /// The image as the caller sees it, if it does.
+    fn see(&self, shared: &SharedImage) -> Option<ImageInView> {
+        let granted = self.sight.subject().and_then(|subject| shared.grants.get(subject));
+        let standing = self.sight.standing(&shared.image.creator, granted.copied().unwrap_or_default())?;
+        let image = shared.image.clone();
+        Some(ImageInView { actions: image.allowed_actions(standing), image, configuration: None })
+    }
+
+    fn could_see(&self, creator: &str, viewers: &BTreeSet<String>) -> bool {
+        self.sight.subject().is_none_or(|subject| subject == creator || viewers.contains(subject))
     }
 
     /// Reads the configuration that the view asks for, only now: what waits to be sent is small.
@@ -275,21 +287,24 @@ impl ImageWatch {
     }
 }
 
-/// Adds the images to changes, each read once, and leaves only the last change of each.
+/// Adds the images to changes, each read once, and leaves only the last change of each: of all whom any of them concerns.
 ///
 /// An image may be read in a later state than the change that led to it: then that later change is in the log, too,
 /// and brings the same state again.
 async fn with_images(store: &Store, changes: Vec<Change>) -> Result<Vec<Changed>, Error> {
-    let last: HashMap<ImageId, i64> = changes.iter().map(|change| (change.image, change.revision)).collect();
+    let mut last: HashMap<ImageId, Change> = HashMap::new();
+    for mut change in changes {
+        if let Some(earlier) = last.remove(&change.image) {
+            change.viewers.extend(earlier.viewers);
+        }
+        last.insert(change.image, change);
+    }
     let ids: Vec<ImageId> = last.keys().copied().collect();
-    let found = store.images_among(&ids).await?;
-    let mut images: HashMap<ImageId, ImageInView> =
-        found.into_iter().map(|image| (image.image.id, image)).collect();
-    Ok(changes
-        .into_iter()
-        .filter(|change| last.get(&change.image) == Some(&change.revision))
-        .map(|change| Changed { image: images.remove(&change.image), change })
-        .collect())
+    let mut images = store.images_among(&ids).await?;
+    let mut changed: Vec<Changed> =
+        last.into_values().map(|change| Changed { image: images.remove(&change.image), change }).collect();
+    changed.sort_unstable_by_key(|changed| changed.change.revision);
+    Ok(changed)
 }
 
 /// When a caller's streams end: with its token.

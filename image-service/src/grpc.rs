@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use proto::{
     dispatch::dispatch_service_server::DispatchServiceServer,
     images::{
-        build_service_server::BuildServiceServer, image_service_server::ImageServiceServer,
-        worker_service_server::WorkerServiceServer,
+        access_service_server::AccessServiceServer, build_service_server::BuildServiceServer,
+        image_service_server::ImageServiceServer, worker_service_server::WorkerServiceServer,
     },
 };
 use tokio::net::TcpListener;
@@ -20,18 +20,22 @@ use tower_http::catch_panic::CatchPanicLayer;
 use self::authentication::{Api, Authentication};
 use crate::{ServeError, catalog::Catalog, feed::Feed, history::Histories, queue::Queue, token::TokenKeys};
 
+mod access_service;
 mod authentication;
 mod build;
 mod build_service;
+mod configuration;
 mod cursor;
 mod dispatch_service;
 mod field;
 mod framing;
 mod image;
 mod image_service;
+mod listing;
 mod page;
 mod status;
 mod worker_service;
+mod write;
 
 /// What the transport calls.
 #[derive(Debug)]
@@ -61,6 +65,7 @@ pub(crate) async fn serve(
     let images = image_service::Images::new(operations.catalog.clone(), operations.feed, operations.history);
     let builds =
         build_service::Builds::new(operations.catalog.clone(), operations.histories, operations.history);
+    let grants = access_service::Grants::new(operations.catalog.clone(), operations.history);
     let workers = worker_service::AllWorkers::new(operations.catalog, operations.history);
     let dispatcher = dispatch_service::Dispatcher::new(operations.queue, sessions.clone(), shutdown.clone());
 
@@ -76,16 +81,19 @@ pub(crate) async fn serve(
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
                 .build_v1()?,
         )
         .add_service(
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
                 .build_v1alpha()?,
         )
         .add_service(ServiceBuilder::new().layer(public.clone()).service(ImageServiceServer::new(images)))
         .add_service(ServiceBuilder::new().layer(public.clone()).service(BuildServiceServer::new(builds)))
+        .add_service(ServiceBuilder::new().layer(public.clone()).service(AccessServiceServer::new(grants)))
         .add_service(ServiceBuilder::new().layer(public).service(WorkerServiceServer::new(workers)))
         .add_service(ServiceBuilder::new().layer(dispatch).service(DispatchServiceServer::new(dispatcher)))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.cancelled_owned())
@@ -105,6 +113,7 @@ async fn health(
         "",
         ImageServiceServer::<image_service::Images>::NAME,
         BuildServiceServer::<build_service::Builds>::NAME,
+        AccessServiceServer::<access_service::Grants>::NAME,
         WorkerServiceServer::<worker_service::AllWorkers>::NAME,
         DispatchServiceServer::<dispatch_service::Dispatcher>::NAME,
     ];

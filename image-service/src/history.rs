@@ -50,7 +50,7 @@ impl Histories {
     ) -> Result<BuildWatch, Error> {
         let sight = caller.sight();
         // Look before subscribing, so that nobody can subscribe to what does not exist.
-        let build = self.store.build(&sight, id).await?;
+        let build = self.store.build(&sight, id).await?.build;
         if after > build.last_sequence {
             return Err(Error::SequenceUnavailable { asked: after, last: build.last_sequence });
         }

@@ -48,6 +48,8 @@ mod grpc;
 mod history;
 mod image;
 mod queue;
+mod request;
+mod search;
 mod session;
 mod signals;
 mod store;
@@ -70,7 +72,14 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
     config.check().map_err(ServeError::Config)?;
     let prefixes = RepositoryPrefixes::parse(&config.repository_prefixes).map_err(ServeError::Config)?;
     let keys = Arc::new(TokenKeys::open(&config.data_dir).map_err(ServeError::DataDir)?);
-    let store = Store::open(&config.data_dir).await.map_err(database)?;
+    let policy = Policy {
+        lease: config.lease,
+        stop_deadline: config.stop_within,
+        offline_after: config.offline_after,
+        max_failures: i32::from(config.max_attempt_failures),
+    };
+    let url = config.database_url.as_deref();
+    let store = Store::open(&config.data_dir, url, policy).await.map_err(database)?;
     let listener = TcpListener::bind(config.listen).await.map_err(ServeError::Listen)?;
     Ok(Bound { config, prefixes, keys, store, listener })
 }
@@ -88,20 +97,11 @@ impl Bound {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
         let Self { config, prefixes, keys, store, listener } = self;
         let signals = Arc::new(Signals::default());
-        let policy = Policy {
-            lease: config.lease,
-            stop_deadline: config.stop_within,
-            max_failures: i32::from(config.max_attempt_failures),
-        };
-        let times = Times {
-            heartbeat: config.heartbeat,
-            silence: config.offline_after,
-            stop_after: config.stop_after,
-        };
+        let times = Times { heartbeat: config.heartbeat, stop_after: config.stop_after };
         // Whatever the workers hold they could not keep alive while nobody listened.
         store.renew_leases(Timestamp::now().after(config.lease)).await.map_err(database)?;
         let position = store.revisions().await.map_err(database)?.latest;
-        let queue = Arc::new(Queue::new(store.clone(), Arc::clone(&signals), policy, times));
+        let queue = Arc::new(Queue::new(store.clone(), Arc::clone(&signals), times));
         let feed = Feed::new(store.clone(), shutdown.clone());
         let operations = Operations {
             catalog: Catalog::new(store.clone(), Arc::clone(&signals), Arc::clone(&queue), prefixes),

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     build::BuildId,
-    dispatch::{Decision, Event, Policy},
+    dispatch::{Event, Policy, ToWorker},
     error::Error,
     signals::Signals,
     store::Store,
@@ -23,8 +23,6 @@ use crate::{
 pub(crate) struct Times {
     /// How often workers send heartbeats.
     pub(crate) heartbeat: Duration,
-    /// After how much silence a worker counts as offline.
-    pub(crate) silence: Duration,
     /// After how much silence a worker stops its work by itself.
     pub(crate) stop_after: Duration,
 }
@@ -34,7 +32,6 @@ pub(crate) struct Queue {
     store: Store,
     signals: Arc<Signals>,
     workers: Workers,
-    policy: Policy,
     times: Times,
 }
 
@@ -44,12 +41,12 @@ impl Queue {
     /// How late the end of a lease can be noticed.
     const CLOCK: Duration = Duration::from_millis(500);
 
-    pub(crate) fn new(store: Store, signals: Arc<Signals>, policy: Policy, times: Times) -> Self {
-        Self { store, signals, workers: Workers::default(), policy, times }
+    pub(crate) fn new(store: Store, signals: Arc<Signals>, times: Times) -> Self {
+        Self { store, signals, workers: Workers::default(), times }
     }
 
     pub(crate) fn policy(&self) -> &Policy {
-        &self.policy
+        self.store.policy()
     }
 
     pub(crate) fn times(&self) -> &Times {
@@ -72,19 +69,17 @@ impl Queue {
     /// Decides what an event does to a build, writes it, and tells whom it concerns. A build that is gone takes no event:
     /// `false`.
     pub(crate) async fn handle(&self, build: BuildId, event: &Event) -> Result<bool, Error> {
-        let Some((decision, committed)) =
-            self.store.decide(build, event, &self.policy, Timestamp::now()).await?
-        else {
+        let Some((decision, committed)) = self.store.decide(build, event, Timestamp::now()).await? else {
             return Ok(false);
         };
-        self.deliver(decision);
+        self.deliver(decision.messages);
         self.signals.announce(&committed);
         Ok(true)
     }
 
     /// Sends what was decided, now that it is durable.
-    pub(crate) fn deliver(&self, decision: Decision) {
-        for (worker, message) in decision.messages {
+    pub(crate) fn deliver(&self, messages: Vec<(String, ToWorker)>) {
+        for (worker, message) in messages {
             self.workers.send(&worker, message);
         }
     }
@@ -99,7 +94,7 @@ impl Queue {
                 () = self.signals.queue_moved() => {}
                 _ = poll.tick() => {}
             }
-            for worker in self.workers.ready(self.times.silence) {
+            for worker in self.workers.ready(self.policy().offline_after) {
                 if let Err(error) = self.fill(&worker).await {
                     tracing::warn!(worker = worker.name, %error, source = ?error.source(), "cannot dispatch");
                 }
@@ -110,7 +105,7 @@ impl Queue {
     /// Claims for a worker until its slots are taken or the queue is empty.
     async fn fill(&self, worker: &Connected) -> Result<(), Error> {
         while let Some((decision, committed)) =
-            self.store.claim(&worker.name, worker.session, &self.policy, Timestamp::now()).await?
+            self.store.claim(&worker.name, worker.session, Timestamp::now()).await?
         {
             let is_assigned =
                 decision.messages.into_iter().all(|(_, message)| self.workers.assign(worker, message));
@@ -141,12 +136,12 @@ impl Queue {
 
     async fn end_overdue(&self) -> Result<(), Error> {
         let now = Timestamp::now();
-        let overdue = self.store.overdue(now, now.before(self.policy.stop_deadline)).await?;
+        let overdue = self.store.overdue(now, now.before(self.policy().stop_deadline)).await?;
         for build in overdue {
             let worker_online = build
                 .worker
                 .as_deref()
-                .is_some_and(|worker| self.workers.is_heard(worker, self.times.silence));
+                .is_some_and(|worker| self.workers.is_heard(worker, self.policy().offline_after));
             // One that cannot be ended must not keep the others from it.
             if let Err(error) = self.handle(build.id, &Event::Tick { worker_online }).await {
                 let source = error.source();

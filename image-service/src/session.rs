@@ -46,7 +46,7 @@ impl Session {
             return Err(Error::OtherWorker);
         }
         let id = Uuid::new_v4();
-        queue.store().open_session(&hello, id, queue.times().silence, Timestamp::now()).await?;
+        queue.store().open_session(&hello, id, queue.policy().offline_after, Timestamp::now()).await?;
         // First the line, then the rows: what is decided from here on is sent to this connection.
         let (messages, hang_up) = queue.workers().connect(&hello.name, id);
         let session = Self { queue, worker: hello.name, id };

@@ -29,8 +29,8 @@ impl Signals {
         if committed.queue_moved {
             self.queue.notify_one();
         }
-        if let Some(build) = committed.recorded {
-            self.history_grew(build);
+        for build in &committed.recorded {
+            self.history_grew(*build);
         }
     }
 

@@ -104,6 +104,7 @@ impl From<PendingReason> for wire::PendingReason {
     fn from(reason: PendingReason) -> Self {
         match reason {
             PendingReason::NoWorkerOnline => Self::NoWorkerOnline,
+            PendingReason::NoSuitableWorker => Self::NoSuitableWorker,
             PendingReason::AllSlotsTaken => Self::AllSlotsTaken,
             PendingReason::Dispatching => Self::Dispatching,
         }

@@ -6,12 +6,13 @@ use uuid::Uuid;
 
 use crate::{
     error::{Error, Violations},
-    image::View,
+    image::{Etag, View},
     timestamp::Timestamp,
 };
 
 const DEFAULT_PAGE: u64 = 50;
 const MAX_PAGE: u64 = 1_000;
+const MAX_SUBJECT: usize = 255;
 
 /// Parses a UUID.
 pub(super) fn id(field: &str, text: &str) -> Result<Uuid, Error> {
@@ -21,6 +22,18 @@ pub(super) fn id(field: &str, text: &str) -> Result<Uuid, Error> {
             if text.is_empty() { "must not be empty" } else { "must be a UUID in its hyphenated form" };
         Error::Invalid(Violations::one(field, rule))
     })
+}
+
+/// Parses an etag; any when empty. What was never given as one is nobody's.
+pub(super) fn etag(text: &str) -> Option<Etag> {
+    (!text.is_empty()).then(|| Etag(i64::from_str_radix(text, 16).unwrap_or(i64::MIN)))
+}
+
+/// Checks what names a caller.
+pub(super) fn subject(violations: &mut Violations, field: &str, subject: &str) {
+    if subject.trim().is_empty() || subject.len() > MAX_SUBJECT || subject.chars().any(char::is_control) {
+        violations.add(field, "must have 1 to 255 bytes and no control characters");
+    }
 }
 
 /// Parses a page size.

@@ -3,60 +3,72 @@
 use proto::images as wire;
 
 use super::field;
-use crate::image::{
-    Artifact, Configuration, ContextFile, Image, ImageDraft, ImageInView, SourceDraft, Status,
+use crate::{
+    access::Action,
+    image::{Artifact, Image, ImageDraft, ImageInView, Status},
 };
 
 /// Takes what a caller may set.
 pub(super) fn draft(image: wire::Image) -> ImageDraft {
-    let source = image.config.and_then(|config| config.source).map(|source| match source {
-        wire::image_config::Source::Dockerfile(dockerfile) => SourceDraft::Dockerfile {
-            text: dockerfile.text,
-            files: dockerfile
-                .files
-                .into_iter()
-                .map(|file| ContextFile {
-                    path: file.path,
-                    content: file.content.into(),
-                    executable: file.executable,
-                })
-                .collect(),
-        },
-    });
     ImageDraft {
         name: image.name,
         description: image.description,
         repository: image.repository,
         tag: image.tag,
-        source,
+        template: image.template,
+        enabled: image.enabled,
+        configuration: image.config.and_then(super::configuration::draft),
+    }
+}
+
+impl From<ImageDraft> for wire::Image {
+    fn from(draft: ImageDraft) -> Self {
+        Self {
+            name: draft.name,
+            description: draft.description,
+            repository: draft.repository,
+            tag: draft.tag,
+            template: draft.template,
+            enabled: draft.enabled,
+            config: draft.configuration.map(Into::into),
+            ..Self::default()
+        }
     }
 }
 
 impl From<ImageInView> for wire::Image {
     fn from(view: ImageInView) -> Self {
-        Self { config: view.configuration.map(Into::into), ..view.image.into() }
+        let allowed_actions =
+            view.actions.into_iter().map(|action| wire::ImageAction::from(action).into()).collect();
+        let config = view.configuration.map(|configuration| (*configuration).clone().into());
+        Self { config, allowed_actions, ..basic(view.image) }
     }
 }
 
-impl From<Image> for wire::Image {
-    fn from(image: Image) -> Self {
-        Self {
-            id: image.id.to_string(),
-            name: image.name,
-            description: image.description,
-            creator: image.creator,
-            status: wire::ImageStatus::from(image.status).into(),
-            status_message: image.status_message,
-            repository: image.reference.repository().to_owned(),
-            tag: image.reference.tag().to_owned(),
-            config: None,
-            config_revision: image.configuration_revision,
-            artifact: image.artifact.map(Into::into),
-            create_time: Some(field::time(image.created_at)),
-            update_time: Some(field::time(image.updated_at)),
-            revision: image.revision,
-            latest_build_id: image.latest_build.to_string(),
-        }
+fn basic(image: Image) -> wire::Image {
+    wire::Image {
+        stale: image.is_stale(),
+        id: image.id.to_string(),
+        name: image.name,
+        description: image.description,
+        creator: image.creator,
+        status: image.status.map_or(wire::ImageStatus::Unspecified, Into::into).into(),
+        status_message: image.status_message,
+        repository: image.reference.repository().to_owned(),
+        tag: image.reference.tag().to_owned(),
+        config: None,
+        config_revision: image.configuration_revision,
+        artifact: image.artifact.map(Into::into),
+        create_time: Some(field::time(image.created_at)),
+        update_time: Some(field::time(image.updated_at)),
+        revision: image.revision,
+        latest_build_id: image.latest_build.map(|build| build.to_string()).unwrap_or_default(),
+        template: image.template,
+        enabled: Some(image.enabled),
+        pulled: image.pulled,
+        snapshot: image.snapshot,
+        etag: image.etag.to_string(),
+        allowed_actions: Vec::new(),
     }
 }
 
@@ -73,25 +85,32 @@ impl From<Status> for wire::ImageStatus {
     }
 }
 
-impl From<Configuration> for wire::ImageConfig {
-    fn from(configuration: Configuration) -> Self {
-        let source = match configuration {
-            Configuration::Dockerfile(source) => {
-                wire::image_config::Source::Dockerfile(wire::DockerfileSource {
-                    text: source.text().to_owned(),
-                    files: source
-                        .files()
-                        .iter()
-                        .map(|file| wire::ContextFile {
-                            path: file.path.clone(),
-                            content: file.content.clone().into(),
-                            executable: file.executable,
-                        })
-                        .collect(),
-                })
-            }
-        };
-        Self { source: Some(source) }
+/// Takes a status; `None` when it is none that an image can have.
+pub(super) fn status(number: i32) -> Option<Status> {
+    match wire::ImageStatus::try_from(number) {
+        Ok(wire::ImageStatus::BuildPending) => Some(Status::BuildPending),
+        Ok(wire::ImageStatus::Building) => Some(Status::Building),
+        Ok(wire::ImageStatus::BuildFinished) => Some(Status::BuildFinished),
+        Ok(wire::ImageStatus::BuildCancelled) => Some(Status::BuildCancelled),
+        Ok(wire::ImageStatus::Snapshotting) => Some(Status::Snapshotting),
+        Ok(wire::ImageStatus::Error) => Some(Status::Error),
+        Ok(wire::ImageStatus::Unspecified) | Err(_) => None,
+    }
+}
+
+impl From<Action> for wire::ImageAction {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::CreateWorkspace => Self::CreateWorkspace,
+            Action::Build => Self::Build,
+            Action::CancelBuild => Self::CancelBuild,
+            Action::Enable => Self::Enable,
+            Action::Disable => Self::Disable,
+            Action::Clone => Self::Clone,
+            Action::Edit => Self::Edit,
+            Action::Share => Self::Share,
+            Action::Delete => Self::Delete,
+        }
     }
 }
 
@@ -104,6 +123,8 @@ impl From<Artifact> for wire::Artifact {
             finish_time: Some(field::time(artifact.finished_at)),
             config_revision: artifact.configuration_revision,
             build_id: artifact.build.to_string(),
+            reference: artifact.reference.map(|reference| reference.to_string()).unwrap_or_default(),
+            repo_digest: artifact.repo_digest.unwrap_or_default(),
         }
     }
 }

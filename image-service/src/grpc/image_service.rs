@@ -5,15 +5,18 @@ use proto::images::{self as wire, image_service_server::ImageService};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{authentication::caller, cursor::Binding, field, image, page};
+use super::{authentication::caller, cursor::Binding, field, image, listing, page, write};
 use crate::{
     build::BuildId,
     catalog::Catalog,
     error::{Error, Violations},
     feed::{Feed, Notice, WatchEvent},
-    image::{ImageId, ImageKey, View},
-    timestamp::Timestamp,
+    image::{ImageId, Place, View},
 };
+
+mod batch;
+mod edit;
+mod snapshot;
 
 /// Images with their configurations are large: more would not fit an answer anyway.
 const MAX_FULL_PAGE: u64 = 50;
@@ -39,12 +42,14 @@ impl ImageService for Images {
         request: Request<wire::CreateImageRequest>,
     ) -> Result<Response<wire::CreateImageResponse>, Status> {
         let caller = caller(&request)?;
-        let image = request
-            .into_inner()
-            .image
-            .ok_or_else(|| Error::Invalid(Violations::one("image", "must be given")))?;
-        let (image, build) = self.catalog.create_image(&caller, image::draft(image)).await?;
-        Ok(Response::new(wire::CreateImageResponse { image: Some(image.into()), build: Some(build.into()) }))
+        let mut message = request.into_inner();
+        let request = write::request(caller, &mut message)?;
+        let image = message.image.ok_or_else(|| missing("image"))?;
+        let (image, build) = self.catalog.create_image(&request, image::draft(image)).await?;
+        Ok(Response::new(wire::CreateImageResponse {
+            image: Some(image.into()),
+            build: build.map(Into::into),
+        }))
     }
 
     async fn get_image(
@@ -63,28 +68,48 @@ impl ImageService for Images {
     ) -> Result<Response<wire::ListImagesResponse>, Status> {
         let caller = caller(&request)?;
         let request = request.into_inner();
+        let query = listing::query(&request)?;
         let view = field::view(request.view)?;
         let size = match view {
             View::Basic => field::page_size(request.page_size)?,
             View::Full => field::page_size(request.page_size)?.min(MAX_FULL_PAGE),
         };
-        let binding = Binding::new(self.history, "ListImages", view, &caller);
+        let binding = Binding::new(self.history, &listing::bound(&request), view, &caller);
         let after = match request.page_token.as_str() {
             "" => None,
             token => {
-                let key = binding.open(token).and_then(parse_key);
-                Some(key.ok_or_else(field::foreign_page_token)?)
+                let place = binding.open(token).and_then(|place| listing::read_place(place, &query.order));
+                Some(place.ok_or_else(field::foreign_page_token)?)
             }
         };
-        let found = self.catalog.images(&caller, after, size, view).await?;
-        let keys: Vec<ImageKey> = found.iter().map(|found| found.image.key()).collect();
-        let images = page::fitting(found.into_iter().map(wire::Image::from));
-        let is_last = (keys.len() as u64) < size && images.len() == keys.len();
-        let next_page_token = match images.len().checked_sub(1).and_then(|last| keys.get(last)) {
-            Some(last) if !is_last => binding.seal(format_args!("{}:{}", last.updated_at.micros(), last.id)),
-            Some(_) | None => String::new(),
+        let with_total = request.include_total_size;
+        let page = self.catalog.images(&caller, &query, after.as_ref(), size, view, with_total).await?;
+        let places: Vec<Place> = page.images.iter().map(|found| query.order.place_of(&found.image)).collect();
+        let images = page::fitting(page.images.into_iter().map(wire::Image::from));
+        // What did not fit the message is on the next page.
+        let next =
+            if images.len() < places.len() { places.into_iter().nth(images.len() - 1) } else { page.next };
+        let next_page_token = match next {
+            Some(place) => binding.seal(listing::write_place(&place)?),
+            None => String::new(),
         };
-        Ok(Response::new(wire::ListImagesResponse { images, next_page_token }))
+        let total_size = page.total.map(|total| i64::try_from(total).unwrap_or(i64::MAX));
+        Ok(Response::new(wire::ListImagesResponse { images, next_page_token, total_size }))
+    }
+
+    async fn update_image(
+        &self,
+        request: Request<wire::UpdateImageRequest>,
+    ) -> Result<Response<wire::UpdateImageResponse>, Status> {
+        let caller = caller(&request)?;
+        let mut message = request.into_inner();
+        let request = write::request(caller, &mut message)?;
+        let image = message.image.ok_or_else(|| missing("image"))?;
+        let id = ImageId(field::id("image.id", &image.id)?);
+        let etag = field::etag(&image.etag);
+        let edit = edit::draft(image, message.update_mask)?;
+        let image = self.catalog.update_image(&request, id, etag, edit).await?;
+        Ok(Response::new(wire::UpdateImageResponse { image: Some(image.into()) }))
     }
 
     async fn delete_image(
@@ -92,9 +117,35 @@ impl ImageService for Images {
         request: Request<wire::DeleteImageRequest>,
     ) -> Result<Response<wire::DeleteImageResponse>, Status> {
         let caller = caller(&request)?;
-        let id = ImageId(field::id("id", &request.into_inner().id)?);
-        self.catalog.delete_image(&caller, id).await?;
+        let mut message = request.into_inner();
+        let request = write::request(caller, &mut message)?;
+        let id = ImageId(field::id("id", &message.id)?);
+        self.catalog.delete_image(&request, id, field::etag(&message.etag)).await?;
         Ok(Response::new(wire::DeleteImageResponse {}))
+    }
+
+    async fn enable_image(
+        &self,
+        request: Request<wire::EnableImageRequest>,
+    ) -> Result<Response<wire::EnableImageResponse>, Status> {
+        let caller = caller(&request)?;
+        let mut message = request.into_inner();
+        let request = write::request(caller, &mut message)?;
+        let id = ImageId(field::id("id", &message.id)?);
+        let image = self.catalog.enable_image(&request, id, field::etag(&message.etag), true).await?;
+        Ok(Response::new(wire::EnableImageResponse { image: Some(image.into()) }))
+    }
+
+    async fn disable_image(
+        &self,
+        request: Request<wire::DisableImageRequest>,
+    ) -> Result<Response<wire::DisableImageResponse>, Status> {
+        let caller = caller(&request)?;
+        let mut message = request.into_inner();
+        let request = write::request(caller, &mut message)?;
+        let id = ImageId(field::id("id", &message.id)?);
+        let image = self.catalog.enable_image(&request, id, field::etag(&message.etag), false).await?;
+        Ok(Response::new(wire::DisableImageResponse { image: Some(image.into()) }))
     }
 
     async fn build_image(
@@ -102,9 +153,14 @@ impl ImageService for Images {
         request: Request<wire::BuildImageRequest>,
     ) -> Result<Response<wire::BuildImageResponse>, Status> {
         let caller = caller(&request)?;
-        let id = ImageId(field::id("id", &request.into_inner().id)?);
-        let (image, build) = self.catalog.build_image(&caller, id).await?;
-        Ok(Response::new(wire::BuildImageResponse { image: Some(image.into()), build: Some(build.into()) }))
+        let mut message = request.into_inner();
+        let request = write::request(caller, &mut message)?;
+        let id = ImageId(field::id("id", &message.id)?);
+        let (image, build) = self.catalog.build_image(&request, id, field::etag(&message.etag)).await?;
+        Ok(Response::new(wire::BuildImageResponse {
+            image: Some(image.into()),
+            build: build.map(Into::into),
+        }))
     }
 
     async fn cancel_build(
@@ -112,14 +168,78 @@ impl ImageService for Images {
         request: Request<wire::CancelBuildRequest>,
     ) -> Result<Response<wire::CancelBuildResponse>, Status> {
         let caller = caller(&request)?;
-        let request = request.into_inner();
-        let id = ImageId(field::id("id", &request.id)?);
-        let meant = match request.build_id.as_str() {
+        let mut message = request.into_inner();
+        let request = write::request(caller, &mut message)?;
+        let id = ImageId(field::id("id", &message.id)?);
+        let meant = match message.build_id.as_str() {
             "" => None,
             meant => Some(BuildId(field::id("build_id", meant)?)),
         };
-        let (image, build) = self.catalog.cancel_build(&caller, id, meant).await?;
-        Ok(Response::new(wire::CancelBuildResponse { image: Some(image.into()), build: Some(build.into()) }))
+        let (image, build) = self.catalog.cancel_build(&request, id, meant).await?;
+        Ok(Response::new(wire::CancelBuildResponse {
+            image: Some(image.into()),
+            build: build.map(Into::into),
+        }))
+    }
+
+    async fn clone_image(
+        &self,
+        request: Request<wire::CloneImageRequest>,
+    ) -> Result<Response<wire::CloneImageResponse>, Status> {
+        let caller = caller(&request)?;
+        let id = ImageId(field::id("id", &request.into_inner().id)?);
+        let draft = self.catalog.clone_image(&caller, id).await?;
+        let create = wire::CreateImageRequest { image: Some(draft.into()), ..Default::default() };
+        Ok(Response::new(wire::CloneImageResponse { create_image_request: Some(create) }))
+    }
+
+    async fn batch_images(
+        &self,
+        request: Request<wire::BatchImagesRequest>,
+    ) -> Result<Response<wire::BatchImagesResponse>, Status> {
+        let caller = caller(&request)?;
+        let mut message = request.into_inner();
+        let request = write::request(caller, &mut message)?;
+        let (action, targets) = batch::order(&message)?;
+        let outcomes = self.catalog.batch_images(&request, action, targets).await?;
+        Ok(Response::new(batch::response(message.targets, outcomes)))
+    }
+
+    async fn resolve_image(
+        &self,
+        request: Request<wire::ResolveImageRequest>,
+    ) -> Result<Response<wire::ResolveImageResponse>, Status> {
+        let caller = caller(&request)?;
+        let id = ImageId(field::id("id", &request.into_inner().id)?);
+        let artifact = self.catalog.resolve_image(&caller, id).await?;
+        let reference = match (&artifact.reference, &artifact.repo_digest) {
+            (Some(reference), Some(digest)) => format!("{}@{digest}", reference.repository()),
+            (Some(reference), None) => reference.to_string(),
+            (None, _) => String::new(),
+        };
+        Ok(Response::new(wire::ResolveImageResponse {
+            reference,
+            repo_digest: artifact.repo_digest.unwrap_or_default(),
+            image_id: artifact.image_id,
+            worker: artifact.worker,
+        }))
+    }
+
+    async fn snapshot_workspace(
+        &self,
+        request: Request<wire::SnapshotWorkspaceRequest>,
+    ) -> Result<Response<wire::SnapshotWorkspaceResponse>, Status> {
+        let caller = caller(&request)?;
+        let mut message = request.into_inner();
+        let request = write::request(caller, &mut message)?;
+        let workspace = snapshot::workspace(&message)?;
+        let draft = image::draft(message.image.ok_or_else(|| missing("image"))?);
+        let (image, build) = self
+            .catalog
+            .snapshot_workspace(&request, draft, workspace, message.worker, message.creator)
+            .await?;
+        let (image, build) = (Some(image.into()), build.map(Into::into));
+        Ok(Response::new(wire::SnapshotWorkspaceResponse { image, build }))
     }
 
     type WatchImagesStream = BoxStream<'static, Result<wire::WatchImagesResponse, Status>>;
@@ -157,12 +277,8 @@ impl ImageService for Images {
     }
 }
 
-fn parse_key(place: &str) -> Option<ImageKey> {
-    let (updated_at, id) = place.split_once(':')?;
-    Some(ImageKey {
-        updated_at: Timestamp::from_micros(updated_at.parse().ok()?),
-        id: ImageId(Uuid::try_parse(id).ok()?),
-    })
+fn missing(field: &str) -> Error {
+    Error::Invalid(Violations::one(field, "must be given"))
 }
 
 fn message(notice: Notice, binding: &Binding) -> wire::WatchImagesResponse {

@@ -7,7 +7,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use uuid::Uuid;
 
 use crate::{
-    error::{Error, Refusal, Resource},
+    error::{Error, Obstacle, Refusal, Resource},
     token::TokenError,
 };
 
@@ -38,6 +38,24 @@ impl From<Error> for Status {
                 Self::with_error_details(Code::PermissionDenied, message, details)
             }
             Error::ReferenceTaken(_) => with_reason(Code::AlreadyExists, "REFERENCE_TAKEN", message),
+            Error::EtagMismatch => with_reason(Code::Aborted, "ETAG_MISMATCH", message),
+            Error::RequestIdReused => {
+                let mut details = reason("REQUEST_ID_REUSED");
+                details.add_bad_request_violation("request_id", &message);
+                Self::with_error_details(Code::InvalidArgument, message, details)
+            }
+            Error::NotResolvable(obstacles) => {
+                let mut details = reason("NOT_RESOLVABLE");
+                for obstacle in obstacles {
+                    let name = match obstacle {
+                        Obstacle::Template => "IS_TEMPLATE",
+                        Obstacle::NotFinished => "NOT_FINISHED",
+                        Obstacle::Disabled => "DISABLED",
+                    };
+                    details.add_precondition_failure_violation(name, "image", obstacle.to_string());
+                }
+                Self::with_error_details(Code::FailedPrecondition, message, details)
+            }
             Error::Refused(refusal) => {
                 let name = refusal_reason(refusal);
                 let mut details = reason(name);
@@ -98,6 +116,9 @@ fn refusal_reason(refusal: Refusal) -> &'static str {
         Refusal::BuildNotCancellable => "BUILD_NOT_CANCELLABLE",
         Refusal::SnapshotNotBuildable => "SNAPSHOT_NOT_BUILDABLE",
         Refusal::OtherBuild => "OTHER_BUILD",
+        Refusal::TemplateNotBuildable => "TEMPLATE_NOT_BUILDABLE",
+        Refusal::SnapshotNotFinished => "SNAPSHOT_NOT_FINISHED",
+        Refusal::TooManyGrants => "TOO_MANY_GRANTS",
     }
 }
 

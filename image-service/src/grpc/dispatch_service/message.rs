@@ -5,17 +5,18 @@ use std::{collections::BTreeMap, time::Duration};
 use proto::dispatch as wire;
 
 use crate::{
-    build::{BuildId, Failure, Fault, Happening, LogStream, StepState},
+    build::{BuildId, Failure, Fault, Happening, LogStream, StepState, Workspace},
     dispatch::{Attempt, Hello, KeptAttempt, Report, Reported, ToWorker, Welcome, WorkerEvent},
     error::{Error, Violations},
     grpc::field,
-    image::Configuration,
+    image::{Capability, Configuration, Source},
     queue::Times,
     timestamp::Timestamp,
 };
 
 const PROTOCOL_VERSION: i32 = 1;
 const MAX_LABELS: usize = 64;
+const MAX_CAPABILITIES: usize = 64;
 const MAX_HELD: usize = 2_000;
 const MAX_EVENTS: usize = 4_096;
 /// As long as a line, a name or a message may be; what is longer is cut.
@@ -41,6 +42,9 @@ pub(super) fn hello(hello: wire::Hello) -> Result<Hello, Error> {
     if hello.holds.len() > MAX_HELD {
         violations.add("hello.holds", format!("must be at most {MAX_HELD}"));
     }
+    if hello.capabilities.len() > MAX_CAPABILITIES {
+        violations.add("hello.capabilities", format!("must be at most {MAX_CAPABILITIES}"));
+    }
     if hello.instance.is_empty() || hello.instance.len() > 64 {
         violations.add("hello.instance", "must have 1 to 64 bytes");
     }
@@ -53,7 +57,19 @@ pub(super) fn hello(hello: wire::Hello) -> Result<Hello, Error> {
         labels: hello.labels.into_iter().collect::<BTreeMap<_, _>>(),
         slots: hello.slots,
         engine_version: cut(hello.engine_version),
+        capabilities: hello.capabilities.iter().filter_map(|name| capability(name)).collect(),
         holds,
+    })
+}
+
+fn capability(name: &str) -> Option<Capability> {
+    Some(match name {
+        "dockerfile" => Capability::Dockerfile,
+        "pull" => Capability::Pull,
+        "snapshot" => Capability::Snapshot,
+        "push" => Capability::Push,
+        "squash" => Capability::Squash,
+        _ => return None,
     })
 }
 
@@ -152,7 +168,8 @@ fn cut(mut text: String) -> String {
         let end = (0..=MAX_TEXT).rev().find(|&end| text.is_char_boundary(end));
         text.truncate(end.unwrap_or(0));
     }
-    text
+    // Not every database can hold it.
+    if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
 }
 
 pub(super) fn welcome(welcome: Welcome, times: &Times, stop_within: Duration) -> wire::ConnectResponse {
@@ -179,12 +196,13 @@ pub(super) fn to_worker(message: ToWorker) -> wire::ConnectResponse {
     use wire::connect_response::Message;
     answer(match message {
         ToWorker::HeartbeatAck(number) => Message::HeartbeatAck(wire::HeartbeatAck { number }),
-        ToWorker::Assignment { attempt, image, reference, configuration } => {
+        ToWorker::Assignment { attempt, image, reference, configuration, workspace } => {
             Message::Assignment(wire::Assignment {
                 attempt: Some(attempt.into()),
                 image_id: image.to_string(),
                 reference: reference.to_string(),
-                work: Some(work(&configuration)),
+                timeout: configuration.build_timeout_ms.map(timeout),
+                work: work(&configuration, workspace),
             })
         }
         ToWorker::ReportAck { attempt, sequence } => {
@@ -198,12 +216,17 @@ pub(super) fn to_worker(message: ToWorker) -> wire::ConnectResponse {
     })
 }
 
-fn work(configuration: &Configuration) -> wire::assignment::Work {
-    match configuration {
-        Configuration::Dockerfile(source) => wire::assignment::Work::DockerBuild(wire::DockerBuild {
-            dockerfile: source.text().to_owned(),
-            files: source
-                .files()
+/// What the worker has to do. A worker that has taken a build can do what it requires, so this is never nothing.
+fn work(configuration: &Configuration, workspace: Option<Workspace>) -> Option<wire::assignment::Work> {
+    if let Some(Workspace { container, source }) = workspace {
+        let snapshot = wire::Snapshot { container, source_image_id: source.to_string() };
+        return Some(wire::assignment::Work::Snapshot(snapshot));
+    }
+    match &configuration.source {
+        Source::Dockerfile(dockerfile) => Some(wire::assignment::Work::DockerBuild(wire::DockerBuild {
+            dockerfile: dockerfile.text.clone(),
+            files: dockerfile
+                .files
                 .iter()
                 .map(|file| wire::ContextFile {
                     path: file.path.clone(),
@@ -211,8 +234,17 @@ fn work(configuration: &Configuration) -> wire::assignment::Work {
                     executable: file.executable,
                 })
                 .collect(),
-        }),
+            build_args: dockerfile.build_args.clone(),
+            target: dockerfile.target.clone(),
+            pull_base: configuration.pull_base,
+            no_cache: configuration.no_cache,
+        })),
+        Source::Generate(_) | Source::Pull(_) => None,
     }
+}
+
+fn timeout(ms: i64) -> prost_types::Duration {
+    prost_types::Duration { seconds: ms / 1_000, nanos: i32::try_from(ms % 1_000 * 1_000_000).unwrap_or(0) }
 }
 
 fn answer(message: wire::connect_response::Message) -> wire::ConnectResponse {

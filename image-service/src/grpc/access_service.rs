@@ -1,0 +1,121 @@
+//! `trailer.images.v1.AccessService`.
+
+use proto::images::{self as wire, access_service_server::AccessService};
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::{authentication::caller, cursor::Binding, field, page, write};
+use crate::{
+    access::Permissions,
+    catalog::Catalog,
+    error::Violations,
+    image::{ImageId, View},
+};
+
+/// Grants on the wire.
+#[derive(Debug)]
+pub(super) struct Grants {
+    catalog: Catalog,
+    /// Names the database's history.
+    history: Uuid,
+}
+
+impl Grants {
+    pub(super) fn new(catalog: Catalog, history: Uuid) -> Self {
+        Self { catalog, history }
+    }
+}
+
+#[tonic::async_trait]
+impl AccessService for Grants {
+    async fn list_grants(
+        &self,
+        request: Request<wire::ListGrantsRequest>,
+    ) -> Result<Response<wire::ListGrantsResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let image = ImageId(field::id("image_id", &request.image_id)?);
+        let size = field::page_size(request.page_size)?;
+        let binding = Binding::new(self.history, &format!("ListGrants/{image}"), View::Basic, &caller);
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(binding.open(token).ok_or_else(field::foreign_page_token)?),
+        };
+        let found = self.catalog.grants(&caller, image, after, size).await?;
+        let read = found.len();
+        let grants =
+            page::fitting(found.into_iter().map(|(subject, permissions)| grant(subject, permissions)));
+        let next_page_token = match grants.last() {
+            Some(last) if grants.len() < read || read as u64 == size => binding.seal(&last.subject),
+            Some(_) | None => String::new(),
+        };
+        Ok(Response::new(wire::ListGrantsResponse { grants, next_page_token }))
+    }
+
+    async fn grant_access(
+        &self,
+        request: Request<wire::GrantAccessRequest>,
+    ) -> Result<Response<wire::GrantAccessResponse>, Status> {
+        let caller = caller(&request)?;
+        let mut message = request.into_inner();
+        let request = write::request(caller, &mut message)?;
+        let image = field::id("image_id", &message.image_id);
+        let wanted = message.grant.unwrap_or_default();
+        let mut violations = Violations::default();
+        if image.is_err() {
+            violations.add("image_id", "must be a UUID in its hyphenated form");
+        }
+        field::subject(&mut violations, "grant.subject", &wanted.subject);
+        let permissions = permissions(&mut violations, &wanted.permissions);
+        violations.check()?;
+        let granted = self.catalog.grant(&request, ImageId(image?), &wanted.subject, permissions).await?;
+        Ok(Response::new(wire::GrantAccessResponse { grant: Some(grant(wanted.subject, granted)) }))
+    }
+
+    async fn revoke_access(
+        &self,
+        request: Request<wire::RevokeAccessRequest>,
+    ) -> Result<Response<wire::RevokeAccessResponse>, Status> {
+        let caller = caller(&request)?;
+        let mut message = request.into_inner();
+        let request = write::request(caller, &mut message)?;
+        let image = field::id("image_id", &message.image_id);
+        let mut violations = Violations::default();
+        if image.is_err() {
+            violations.add("image_id", "must be a UUID in its hyphenated form");
+        }
+        field::subject(&mut violations, "subject", &message.subject);
+        violations.check()?;
+        self.catalog.grant(&request, ImageId(image?), &message.subject, Permissions::default()).await?;
+        Ok(Response::new(wire::RevokeAccessResponse {}))
+    }
+}
+
+fn permissions(violations: &mut Violations, numbers: &[i32]) -> Permissions {
+    let mut wanted = Vec::new();
+    for (i, number) in numbers.iter().enumerate() {
+        match wire::Permission::try_from(*number) {
+            Ok(wire::Permission::Unspecified) | Err(_) => {
+                violations.add(format!("grant.permissions[{i}]"), "must be a known permission");
+            }
+            Ok(permission) => wanted.push(permission),
+        }
+    }
+    let has = |permission| wanted.contains(&permission);
+    Permissions::new(
+        has(wire::Permission::View),
+        has(wire::Permission::Modify),
+        has(wire::Permission::Delete),
+    )
+}
+
+fn grant(subject: String, permissions: Permissions) -> wire::Grant {
+    let all = [
+        (permissions.can_view(), wire::Permission::View),
+        (permissions.can_modify(), wire::Permission::Modify),
+        (permissions.can_delete(), wire::Permission::Delete),
+    ];
+    let permissions =
+        all.into_iter().filter(|(is_granted, _)| *is_granted).map(|(_, permission)| permission.into());
+    wire::Grant { subject, permissions: permissions.collect() }
+}

@@ -1,0 +1,136 @@
+//! Configurations on the wire.
+
+use proto::images as wire;
+
+use crate::image::{ConfigurationDraft, Dockerfile, File, Generate, Pull, Service, Source};
+
+/// Takes a configuration as it is given; `None` without a source.
+pub(super) fn draft(config: wire::ImageConfig) -> Option<ConfigurationDraft> {
+    Some(ConfigurationDraft {
+        source: source(config.source?),
+        services: config.services.into_iter().map(service).collect(),
+        pull_base: config.pull_base,
+        squash: config.squash,
+        push: config.push,
+        no_cache: config.no_cache,
+        worker: config.worker,
+        worker_labels: config.worker_labels,
+        build_timeout_ms: config.build_timeout.map(|timeout| {
+            let of_seconds = timeout.seconds.saturating_mul(1_000);
+            of_seconds.saturating_add(i64::from(timeout.nanos / 1_000_000))
+        }),
+    })
+}
+
+fn source(source: wire::image_config::Source) -> Source {
+    match source {
+        wire::image_config::Source::Dockerfile(dockerfile) => Source::Dockerfile(Dockerfile {
+            text: dockerfile.text,
+            files: dockerfile
+                .files
+                .into_iter()
+                .map(|file| File {
+                    path: file.path,
+                    content: file.content.into(),
+                    executable: file.executable,
+                })
+                .collect(),
+            build_args: dockerfile.build_args,
+            target: dockerfile.target,
+        }),
+        wire::image_config::Source::Generate(generate) => Source::Generate(Generate {
+            base_image: generate.base_image,
+            apt_packages: generate.apt_packages,
+            python_packages: generate.python_packages,
+            environment: generate.environment,
+            user: generate.user,
+            start_commands: generate.start_commands,
+            files: generate
+                .files
+                .into_iter()
+                .map(|file| File {
+                    path: file.path,
+                    content: file.content.into(),
+                    executable: file.executable,
+                })
+                .collect(),
+        }),
+        wire::image_config::Source::Pull(pull) => Source::Pull(Pull { reference: pull.reference }),
+    }
+}
+
+fn service(service: wire::WorkspaceService) -> Service {
+    Service {
+        name: service.name,
+        packages: service.packages,
+        command: service.command,
+        ports: service.ports,
+        environment: service.environment,
+    }
+}
+
+impl From<ConfigurationDraft> for wire::ImageConfig {
+    fn from(draft: ConfigurationDraft) -> Self {
+        Self {
+            source: Some(draft.source.into()),
+            services: draft.services.into_iter().map(Into::into).collect(),
+            pull_base: draft.pull_base,
+            squash: draft.squash,
+            push: draft.push,
+            no_cache: draft.no_cache,
+            worker: draft.worker,
+            worker_labels: draft.worker_labels,
+            build_timeout: draft.build_timeout_ms.map(|ms| prost_types::Duration {
+                seconds: ms / 1_000,
+                nanos: i32::try_from(ms % 1_000 * 1_000_000).unwrap_or(0),
+            }),
+        }
+    }
+}
+
+impl From<Source> for wire::image_config::Source {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::Dockerfile(dockerfile) => Self::Dockerfile(wire::DockerfileSource {
+                text: dockerfile.text,
+                files: dockerfile.files.into_iter().map(Into::into).collect(),
+                build_args: dockerfile.build_args,
+                target: dockerfile.target,
+            }),
+            Source::Generate(generate) => Self::Generate(wire::GenerateSource {
+                base_image: generate.base_image,
+                apt_packages: generate.apt_packages,
+                python_packages: generate.python_packages,
+                environment: generate.environment,
+                user: generate.user,
+                start_commands: generate.start_commands,
+                files: generate.files.into_iter().map(Into::into).collect(),
+            }),
+            Source::Pull(pull) => Self::Pull(wire::PullSource { reference: pull.reference }),
+        }
+    }
+}
+
+impl From<Service> for wire::WorkspaceService {
+    fn from(service: Service) -> Self {
+        Self {
+            name: service.name,
+            packages: service.packages,
+            command: service.command,
+            ports: service.ports,
+            environment: service.environment,
+        }
+    }
+}
+
+impl From<File> for wire::ContextFile {
+    fn from(file: File) -> Self {
+        Self { path: file.path, content: file.content.into(), executable: file.executable }
+    }
+}
+
+impl From<File> for wire::ImageFile {
+    fn from(file: File) -> Self {
+        Self { path: file.path, content: file.content.into(), executable: file.executable }
+    }
+}

@@ -1,0 +1,63 @@
+//! Batches on the wire.
+
+use prost::Message;
+use proto::images::{self as wire, batch_result::Result as Outcome};
+use tonic::Status;
+
+use crate::{
+    catalog::{BatchOutcome, BatchTarget},
+    error::{Error, Violations},
+    grpc::field,
+    image::{BatchAction, ImageId},
+};
+
+const MAX_TARGETS: usize = 1_000;
+
+/// What to do with which images. A target that is badly named is that target's error.
+pub(super) fn order(message: &wire::BatchImagesRequest) -> Result<(BatchAction, Vec<BatchTarget>), Error> {
+    let mut violations = Violations::default();
+    if !(1..=MAX_TARGETS).contains(&message.targets.len()) {
+        violations.add("targets", format!("must be 1 to 1,000, are {}", message.targets.len()));
+    }
+    let action = match message.action() {
+        wire::BatchAction::Build => Some(BatchAction::Build),
+        wire::BatchAction::CancelBuild => Some(BatchAction::CancelBuild),
+        wire::BatchAction::Enable => Some(BatchAction::Enable),
+        wire::BatchAction::Disable => Some(BatchAction::Disable),
+        wire::BatchAction::Delete => Some(BatchAction::Delete),
+        wire::BatchAction::Unspecified => {
+            violations.add("action", "must be a known action");
+            None
+        }
+    };
+    violations.check()?;
+    let action = action.ok_or_else(|| Error::Internal("an action is missing without a violation".into()))?;
+    let target = |(i, target): (usize, &wire::BatchTarget)| {
+        let id = field::id(&format!("targets[{i}].id"), &target.id)?;
+        Ok((ImageId(id), field::etag(&target.etag)))
+    };
+    Ok((action, message.targets.iter().enumerate().map(target).collect()))
+}
+
+pub(super) fn response(
+    targets: Vec<wire::BatchTarget>,
+    outcomes: Vec<BatchOutcome>,
+) -> wire::BatchImagesResponse {
+    let result = |(target, outcome): (wire::BatchTarget, BatchOutcome)| {
+        let outcome = match outcome {
+            Ok(image) => Outcome::Image(image.into()),
+            Err(error) => Outcome::Error(rpc_status(&error.into())),
+        };
+        wire::BatchResult { id: target.id, result: Some(outcome) }
+    };
+    wire::BatchImagesResponse { results: targets.into_iter().zip(outcomes).map(result).collect() }
+}
+
+/// A status as a message: its details are that message, encoded.
+fn rpc_status(status: &Status) -> tonic_types::Status {
+    tonic_types::Status::decode(status.details()).unwrap_or_else(|_| tonic_types::Status {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        details: Vec::new(),
+    })
+}

@@ -1,0 +1,68 @@
+//! What every write has: a `request_id` and `validate_only`.
+
+use prost::Message;
+use proto::images as wire;
+use ring::digest::{SHA256, digest};
+
+use crate::{
+    access::Principal,
+    error::{Error, Violations},
+    request::{Request, RequestId},
+    timestamp::Timestamp,
+};
+
+/// The request of a write.
+pub(super) trait WriteRequest: Message {
+    const NAME: &str;
+    fn request_id(&mut self) -> &mut String;
+    fn validate_only(&self) -> bool;
+}
+
+macro_rules! write_requests {
+    ($($name:ident),+ $(,)?) => {
+        $(impl WriteRequest for wire::$name {
+            const NAME: &str = stringify!($name);
+
+            fn request_id(&mut self) -> &mut String {
+                &mut self.request_id
+            }
+
+            fn validate_only(&self) -> bool {
+                self.validate_only
+            }
+        })+
+    };
+}
+
+write_requests!(
+    CreateImageRequest,
+    UpdateImageRequest,
+    DeleteImageRequest,
+    EnableImageRequest,
+    DisableImageRequest,
+    BuildImageRequest,
+    CancelBuildRequest,
+    BatchImagesRequest,
+    SnapshotWorkspaceRequest,
+    GrantAccessRequest,
+    RevokeAccessRequest,
+);
+
+/// How the caller wants it written. What is left of the message is its content.
+pub(super) fn request<T: WriteRequest>(caller: Principal, message: &mut T) -> Result<Request, Error> {
+    let id = std::mem::take(message.request_id());
+    let id = if id.is_empty() {
+        None
+    } else {
+        let mut content = T::NAME.as_bytes().to_vec();
+        // An encoding without its length could be read as one of a longer name.
+        content.push(0);
+        message.encode(&mut content).map_err(|error| Error::Internal(Box::new(error)))?;
+        let digest: String =
+            digest(&SHA256, &content).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let id = RequestId::parse(id, digest)
+            .map_err(|rule| Error::Invalid(Violations::one("request_id", rule)))?;
+        Some(id)
+    };
+    Ok(Request { caller, id, validate_only: message.validate_only(), now: Timestamp::now() })
+}
