@@ -78,7 +78,11 @@ async fn a_pending_build_is_cancelled_at_once() -> anyhow::Result<()> {
     let second = alice.build(&created.id).await?;
     let refused = alice.build(&created.id).await.expect_err("one build at a time");
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "BUILD_IN_PROGRESS"));
-    let meant = proto::images::CancelBuildRequest { id: created.id.clone(), build_id: build.id.clone() };
+    let meant = proto::images::CancelBuildRequest {
+        id: created.id.clone(),
+        build_id: build.id.clone(),
+        ..Default::default()
+    };
     let refused = alice.images.clone().cancel_build(meant).await.expect_err("a newer build is not meant");
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "OTHER_BUILD"));
 

@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use proto::{
     dispatch::dispatch_service_client::DispatchServiceClient,
     images::{
-        self as api, build_service_client::BuildServiceClient, image_service_client::ImageServiceClient,
-        worker_service_client::WorkerServiceClient,
+        self as api, access_service_client::AccessServiceClient, build_service_client::BuildServiceClient,
+        image_service_client::ImageServiceClient, worker_service_client::WorkerServiceClient,
     },
 };
 use tonic::{
@@ -23,6 +23,7 @@ use crate::stack::LIMIT;
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     pub(crate) images: ImageServiceClient<Caller>,
+    pub(crate) access: AccessServiceClient<Caller>,
     pub(crate) builds: BuildServiceClient<Caller>,
     pub(crate) workers: WorkerServiceClient<Caller>,
     pub(crate) dispatch: DispatchServiceClient<Caller>,
@@ -41,6 +42,7 @@ pub(crate) fn client(addr: SocketAddr, token: &str) -> Client {
     let bearer = Bearer(value);
     Client {
         images: ImageServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+        access: AccessServiceClient::with_interceptor(channel.clone(), bearer.clone()),
         builds: BuildServiceClient::with_interceptor(channel.clone(), bearer.clone()),
         workers: WorkerServiceClient::with_interceptor(channel.clone(), bearer.clone()),
         dispatch: DispatchServiceClient::with_interceptor(channel, bearer),
@@ -63,10 +65,13 @@ impl Interceptor for Bearer {
 
 /// An image with a hand-written Dockerfile.
 pub(crate) fn image(name: &str, dockerfile: &str) -> api::Image {
-    let source = api::DockerfileSource { text: dockerfile.to_owned(), files: Vec::new() };
+    let source = api::DockerfileSource { text: dockerfile.to_owned(), ..Default::default() };
     api::Image {
         name: name.to_owned(),
-        config: Some(api::ImageConfig { source: Some(api::image_config::Source::Dockerfile(source)) }),
+        config: Some(api::ImageConfig {
+            source: Some(api::image_config::Source::Dockerfile(source)),
+            ..Default::default()
+        }),
         ..api::Image::default()
     }
 }
@@ -74,7 +79,7 @@ pub(crate) fn image(name: &str, dockerfile: &str) -> api::Image {
 impl Client {
     /// Creates an image; answers it with its first build.
     pub(crate) async fn create(&self, image: api::Image) -> Result<(api::Image, api::Build), Status> {
-        let request = api::CreateImageRequest { image: Some(image) };
+        let request = api::CreateImageRequest { image: Some(image), ..Default::default() };
         let response = self.images.clone().create_image(request).await?.into_inner();
         Ok((response.image.expect("an image"), response.build.expect("a build")))
     }
@@ -89,17 +94,17 @@ impl Client {
     }
 
     pub(crate) async fn build(&self, id: &str) -> Result<api::Build, Status> {
-        let request = api::BuildImageRequest { id: id.to_owned() };
+        let request = api::BuildImageRequest { id: id.to_owned(), ..Default::default() };
         Ok(self.images.clone().build_image(request).await?.into_inner().build.expect("a build"))
     }
 
     pub(crate) async fn cancel(&self, id: &str) -> Result<api::Build, Status> {
-        let request = api::CancelBuildRequest { id: id.to_owned(), build_id: String::new() };
+        let request = api::CancelBuildRequest { id: id.to_owned(), ..Default::default() };
         Ok(self.images.clone().cancel_build(request).await?.into_inner().build.expect("a build"))
     }
 
     pub(crate) async fn delete(&self, id: &str) -> Result<(), Status> {
-        let request = api::DeleteImageRequest { id: id.to_owned() };
+        let request = api::DeleteImageRequest { id: id.to_owned(), ..Default::default() };
         self.images.clone().delete_image(request).await.map(|_| ())
     }
 

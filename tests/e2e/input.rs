@@ -60,8 +60,8 @@ async fn bad_images_are_refused_by_field() -> anyhow::Result<()> {
         (api::Image { config: Some(api::ImageConfig::default()), ..good() }, "image.config"),
         (image("A", ""), "image.config.dockerfile.text"),
         (image("A", "FROM scratch\0"), "image.config.dockerfile.text"),
-        (image("A", &"#".repeat(256 * 1024 + 1)), "image.config.dockerfile"),
-        (with_file("big", 256 * 1024), "image.config.dockerfile"),
+        (image("A", &"#".repeat(256 * 1024 + 1)), "image.config"),
+        (with_file("big", 256 * 1024), "image.config"),
         (with_file("../up", 1), "image.config.dockerfile.files[0].path"),
         (with_file("/abs", 1), "image.config.dockerfile.files[0].path"),
         (with_file("Dockerfile", 1), "image.config.dockerfile.files[0].path"),
@@ -100,9 +100,15 @@ async fn bad_requests_are_refused_by_field() -> anyhow::Result<()> {
     ] {
         let bad = || bad.to_owned();
         assert_eq!(invalid(images.get_image(api::GetImageRequest { id: bad() }).await), ["id"]);
-        assert_eq!(invalid(images.delete_image(api::DeleteImageRequest { id: bad() }).await), ["id"]);
-        assert_eq!(invalid(images.build_image(api::BuildImageRequest { id: bad() }).await), ["id"]);
-        let request = api::CancelBuildRequest { id: bad(), build_id: String::new() };
+        assert_eq!(
+            invalid(images.delete_image(api::DeleteImageRequest { id: bad(), ..Default::default() }).await),
+            ["id"]
+        );
+        assert_eq!(
+            invalid(images.build_image(api::BuildImageRequest { id: bad(), ..Default::default() }).await),
+            ["id"]
+        );
+        let request = api::CancelBuildRequest { id: bad(), build_id: String::new(), ..Default::default() };
         assert_eq!(invalid(images.cancel_build(request).await), ["id"]);
         assert_eq!(invalid(builds.get_build(api::GetBuildRequest { id: bad() }).await), ["id"]);
         let request = api::WatchBuildRequest { id: bad(), after_sequence: 0 };
@@ -110,7 +116,7 @@ async fn bad_requests_are_refused_by_field() -> anyhow::Result<()> {
         let request = api::ListBuildsRequest { image_id: bad(), ..Default::default() };
         assert_eq!(invalid(builds.list_builds(request).await), ["image_id"]);
     }
-    let request = api::CancelBuildRequest { id: id(), build_id: "x".to_owned() };
+    let request = api::CancelBuildRequest { id: id(), build_id: "x".to_owned(), ..Default::default() };
     assert_eq!(invalid(images.cancel_build(request).await), ["build_id"]);
     let request = api::WatchBuildRequest { id: id(), after_sequence: -1 };
     assert_eq!(invalid(builds.watch_build(request).await.map(|_| ())), ["after_sequence"]);

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 
-const NOUNS: [&str; 6] = ["access", "build", "dispatch", "error", "image", "timestamp"];
+const NOUNS: [&str; 8] = ["access", "build", "dispatch", "error", "image", "request", "search", "timestamp"];
 const OPERATIONS: [&str; 7] = ["catalog", "feed", "history", "queue", "session", "signals", "workers"];
 /// Beside the layers: the command line, tokens, and the root that puts everything together.
 const ROOT: [&str; 4] = ["config", "lib", "main", "token"];

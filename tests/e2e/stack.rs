@@ -1,7 +1,7 @@
 //! Both services in process, on ports of their own, as a deployment starts them: configured by the command line, called over
 //! the network.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -10,7 +10,10 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::client::{Client, client};
+use crate::{
+    client::{Client, client},
+    database::Database,
+};
 
 /// How long anything may take that should take milliseconds.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
@@ -21,8 +24,8 @@ pub(crate) struct Service {
     pub(crate) addr: SocketAddr,
     keys: TokenKeys,
     running: Running,
-    /// Kept until the last service of the directory is gone.
-    directory: std::sync::Arc<TempDir>,
+    /// Kept until the last service of it is gone.
+    database: Arc<Database>,
 }
 
 /// A running build-worker.
@@ -44,21 +47,19 @@ struct Running {
 impl Service {
     /// Starts a service with further flags of `image-service serve`.
     pub(crate) async fn start_with(flags: &[&str]) -> anyhow::Result<Self> {
-        Self::start_in(std::sync::Arc::new(tempfile::tempdir()?), "127.0.0.1:0", flags).await
+        Self::start_in(Arc::new(Database::create().await?), "127.0.0.1:0", flags).await
     }
 
     pub(crate) async fn start() -> anyhow::Result<Self> {
         Self::start_with(&[]).await
     }
 
-    async fn start_in(
-        directory: std::sync::Arc<TempDir>,
-        listen: &str,
-        flags: &[&str],
-    ) -> anyhow::Result<Self> {
-        let data = directory.path().join("data");
+    async fn start_in(database: Arc<Database>, listen: &str, flags: &[&str]) -> anyhow::Result<Self> {
+        let data = database.data_dir();
         let data_flag = data.to_str().context("a path in UTF-8")?;
-        let fixed = ["image-service", "serve", "--listen", listen, "--data-dir", data_flag];
+        let url = database.url();
+        let mut fixed = vec!["image-service", "serve", "--listen", listen, "--data-dir", data_flag];
+        fixed.extend(url.iter().flat_map(|url| ["--database-url", url]));
         let Command::Serve(config) = Cli::try_parse_from(fixed.iter().chain(flags))?.command else {
             anyhow::bail!("the flags are those of another command");
         };
@@ -67,15 +68,15 @@ impl Service {
             addr: bound.local_addr()?,
             keys: TokenKeys::open(&data)?,
             running: Running::start(|shutdown| async move { Ok(bound.run(shutdown).await?) }),
-            directory,
+            database,
         })
     }
 
     /// Shuts it down in order, and starts another on the same data and port.
     pub(crate) async fn restart(self) -> anyhow::Result<Self> {
-        let (directory, listen) = (std::sync::Arc::clone(&self.directory), self.addr.to_string());
+        let (database, listen) = (Arc::clone(&self.database), self.addr.to_string());
         self.stop().await?;
-        Self::start_in(directory, &listen, &[]).await
+        Self::start_in(database, &listen, &[]).await
     }
 
     /// Shuts it down in order.

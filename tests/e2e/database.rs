@@ -1,0 +1,79 @@
+//! Where a service under test keeps its catalogue: SQLite in a directory of its own, or, when `TRAILER_TEST_POSTGRES_URL` names a
+//! server, a database of its own there.
+
+use std::{env, path::PathBuf, thread};
+
+use anyhow::Context as _;
+use sea_orm::{ConnectionTrait as _, Database as Connection};
+use tempfile::TempDir;
+
+const VARIABLE: &str = "TRAILER_TEST_POSTGRES_URL";
+
+/// A data directory, and a database beside it on Postgres. Both go with the last service that uses them.
+#[derive(Debug)]
+pub(crate) struct Database {
+    directory: TempDir,
+    postgres: Option<Postgres>,
+}
+
+#[derive(Debug)]
+struct Postgres {
+    server: String,
+    name: String,
+}
+
+impl Database {
+    pub(crate) async fn create() -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let postgres = match env::var(VARIABLE) {
+            Ok(server) => Some(Postgres::create(server).await?),
+            Err(_) => None,
+        };
+        Ok(Self { directory, postgres })
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// None on SQLite.
+    pub(crate) fn url(&self) -> Option<String> {
+        self.postgres.as_ref().map(Postgres::url)
+    }
+}
+
+impl Postgres {
+    async fn create(server: String) -> anyhow::Result<Self> {
+        let name = format!("trailer_{}", uuid::Uuid::new_v4().simple());
+        execute(&server, &format!("CREATE DATABASE {name}")).await?;
+        Ok(Self { server, name })
+    }
+
+    /// The server's URL with this database in the place of the one that it names.
+    fn url(&self) -> String {
+        let (address, query) = self.server.split_once('?').unwrap_or((&self.server, ""));
+        let host = address.find("://").map_or(0, |scheme| scheme + 3);
+        let path = address[host..].find('/').map_or(address.len(), |slash| host + slash);
+        let separator = if query.is_empty() { "" } else { "?" };
+        format!("{}/{}{separator}{query}", &address[..path], self.name)
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        let (server, statement) = (self.server.clone(), format!("DROP DATABASE {} WITH (FORCE)", self.name));
+        let dropping = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(execute(&server, &statement))
+        });
+        if !dropping.join().is_ok_and(|dropped| dropped.is_ok()) {
+            eprintln!("the database {} stays behind", self.name);
+        }
+    }
+}
+
+async fn execute(server: &str, statement: &str) -> anyhow::Result<()> {
+    let connection = Connection::connect(server).await.context("no Postgres answers")?;
+    connection.execute_unprepared(statement).await?;
+    Ok(connection.close().await?)
+}
