@@ -3,9 +3,9 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
-use crate::access::Role;
+use crate::{access::Role, token::JwksSource};
 
 /// The catalogue of container images that workspaces are built from.
 #[derive(Debug, Parser)]
@@ -17,6 +17,7 @@ pub struct Cli {
 }
 
 /// What the program can do.
+#[expect(clippy::large_enum_variant, reason = "a process has one")]
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the catalogue and dispatch builds to workers.
@@ -44,6 +45,38 @@ pub struct Config {
     /// Listen beyond loopback although the traffic, tokens included, is not encrypted: for a network that is trusted.
     #[arg(long, env = "TRAILER_ALLOW_PLAINTEXT", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_plaintext: bool,
+
+    /// Accept the tokens of an identity provider: signed with EdDSA, RS256 or ES256 by a key of this JWKS, a file (read
+    /// again when it changes) or an http or https URL. The key pair of the data directory is not trusted then.
+    #[arg(long, env = "TRAILER_JWKS", value_name = "FILE|URL")]
+    pub jwks: Option<JwksSource>,
+
+    /// How often the URL of the JWKS is fetched again; also at once, every 10 s at most, when a token names an unknown key.
+    #[arg(long, env = "TRAILER_JWKS_REFRESH", default_value = "5m", requires = "jwks", value_parser = humantime::parse_duration)]
+    pub jwks_refresh: Duration,
+
+    /// Accept only tokens with this `iss`.
+    #[arg(long, env = "TRAILER_ISSUER", requires = "jwks", value_parser = NonEmptyStringValueParser::new())]
+    pub issuer: Option<String>,
+
+    /// Accept only tokens whose `aud` is this, or contains it.
+    #[arg(long, env = "TRAILER_AUDIENCE", requires = "jwks", value_parser = NonEmptyStringValueParser::new())]
+    pub audience: Option<String>,
+
+    /// The claim with the roles: an array, or one text with spaces between. Roles that mean nothing here are ignored.
+    #[arg(
+        long,
+        env = "TRAILER_ROLES_CLAIM",
+        default_value = "roles",
+        requires = "jwks",
+        value_parser = NonEmptyStringValueParser::new()
+    )]
+    pub roles_claim: String,
+
+    /// Let callers in who have no token: as `anonymous`, with the role builder. For trying out on one's own machine only,
+    /// and refused unless --listen is a loopback address.
+    #[arg(long, env = "TRAILER_ANONYMOUS", value_parser = clap::builder::FalseyValueParser::new())]
+    pub anonymous: bool,
 
     /// Where images may be tagged by callers other than admins; derived references lie under the first. Repeatable.
     #[arg(
@@ -133,6 +166,15 @@ impl Config {
                 "--listen {} is beyond loopback and the traffic is not encrypted: add --allow-plaintext if the network is trusted",
                 self.listen
             ));
+        }
+        if self.anonymous && !self.listen.ip().is_loopback() {
+            return Err(format!(
+                "--anonymous lets in whoever can connect: it is for loopback addresses alone, and --listen is {}",
+                self.listen
+            ));
+        }
+        if self.jwks_refresh < Duration::from_secs(1) {
+            return Err("--jwks-refresh must be at least 1s".to_owned());
         }
         if self.heartbeat < Duration::from_millis(10) {
             return Err("--heartbeat must be at least 10ms".to_owned());

@@ -18,7 +18,7 @@ use tower::{ServiceBuilder, util::MapResponseLayer};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::authentication::{Api, Authentication};
-use crate::{ServeError, catalog::Catalog, feed::Feed, history::Histories, queue::Queue, token::TokenKeys};
+use crate::{ServeError, catalog::Catalog, feed::Feed, history::Histories, queue::Queue, token::Verifier};
 
 mod access_service;
 mod authentication;
@@ -44,7 +44,7 @@ pub(crate) struct Operations {
     pub(crate) feed: Feed,
     pub(crate) histories: Histories,
     pub(crate) queue: Arc<Queue>,
-    pub(crate) keys: Arc<TokenKeys>,
+    pub(crate) verifier: Arc<Verifier>,
     /// Names the history of the database, for what callers may resume.
     pub(crate) history: uuid::Uuid,
 }
@@ -60,8 +60,9 @@ pub(crate) async fn serve(
 
     let sessions = TaskTracker::new();
     let health = health(&shutdown, &sessions).await;
-    let public = InterceptorLayer::new(Authentication::new(Arc::clone(&operations.keys), Api::Public));
-    let dispatch = InterceptorLayer::new(Authentication::new(Arc::clone(&operations.keys), Api::Dispatch));
+    let public = InterceptorLayer::new(Authentication::new(Arc::clone(&operations.verifier), Api::Public));
+    let dispatch =
+        InterceptorLayer::new(Authentication::new(Arc::clone(&operations.verifier), Api::Dispatch));
     let images = image_service::Images::new(operations.catalog.clone(), operations.feed, operations.history);
     let builds =
         build_service::Builds::new(operations.catalog.clone(), operations.histories, operations.history);

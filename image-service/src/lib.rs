@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::{
     access::Role,
     config::{Cli, Command, Config, LogFormat, TokenArgs},
-    token::{MintError, TokenKeys},
+    token::{JwksSource, MintError, TokenKeys},
 };
 use self::{
     catalog::Catalog,
@@ -35,6 +35,7 @@ use self::{
     signals::Signals,
     store::Store,
     timestamp::Timestamp,
+    token::{Requirements, Verifier},
 };
 
 mod access;
@@ -62,16 +63,17 @@ mod workers;
 pub struct Bound {
     config: Config,
     prefixes: RepositoryPrefixes,
-    keys: Arc<TokenKeys>,
+    verifier: Arc<Verifier>,
     store: Store,
     listener: TcpListener,
 }
 
-/// Checks the configuration, opens the data directory and the database, and binds the port, in this order.
+/// Checks the configuration, gets the keys that tokens are verified with, opens the database, and binds the port, in this
+/// order.
 pub async fn bind(config: Config) -> Result<Bound, ServeError> {
     config.check().map_err(ServeError::Config)?;
     let prefixes = RepositoryPrefixes::parse(&config.repository_prefixes).map_err(ServeError::Config)?;
-    let keys = Arc::new(TokenKeys::open(&config.data_dir).map_err(ServeError::DataDir)?);
+    let verifier = Arc::new(verifier(&config).await?);
     let policy = Policy {
         lease: config.lease,
         stop_deadline: config.stop_within,
@@ -81,7 +83,30 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
     let url = config.database_url.as_deref();
     let store = Store::open(&config.data_dir, url, policy).await.map_err(database)?;
     let listener = TcpListener::bind(config.listen).await.map_err(ServeError::Listen)?;
-    Ok(Bound { config, prefixes, keys, store, listener })
+    Ok(Bound { config, prefixes, verifier, store, listener })
+}
+
+/// With a JWKS the data directory's key pair is neither trusted nor made.
+async fn verifier(config: &Config) -> Result<Verifier, ServeError> {
+    let verifier = match &config.jwks {
+        None => Verifier::of_key_pair(&TokenKeys::open(&config.data_dir).map_err(ServeError::DataDir)?),
+        Some(source) => {
+            token::make_data_dir(&config.data_dir).map_err(ServeError::DataDir)?;
+            let requirements = Requirements {
+                issuer: config.issuer.clone(),
+                audience: config.audience.clone(),
+                roles_claim: config.roles_claim.clone(),
+            };
+            Verifier::of_jwks(source.clone(), config.jwks_refresh, requirements)
+                .await
+                .map_err(|error| ServeError::Jwks(source.clone(), error.into()))?
+        }
+    };
+    if !config.anonymous {
+        return Ok(verifier);
+    }
+    tracing::warn!("whoever reaches the port of this machine can create images: --anonymous");
+    Ok(verifier.with_anonymous())
 }
 
 impl Bound {
@@ -95,7 +120,7 @@ impl Bound {
 
     /// Serves until `shutdown`: then streams end with UNAVAILABLE and unary calls finish, within the grace.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
-        let Self { config, prefixes, keys, store, listener } = self;
+        let Self { config, prefixes, verifier, store, listener } = self;
         let signals = Arc::new(Signals::default());
         let times = Times { heartbeat: config.heartbeat, stop_after: config.stop_after };
         // Whatever the workers hold they could not keep alive while nobody listened.
@@ -108,7 +133,7 @@ impl Bound {
             feed: feed.clone(),
             histories: Histories::new(store.clone(), Arc::clone(&signals), shutdown.clone()),
             queue: Arc::clone(&queue),
-            keys,
+            verifier: Arc::clone(&verifier),
             history: store.history(),
         };
 
@@ -122,6 +147,10 @@ impl Bound {
             async move { queue.clock(shutdown).await }
         });
         tasks.spawn(async move { feed.run(&signals, position).await });
+        tasks.spawn({
+            let shutdown = shutdown.clone();
+            async move { verifier.keep_fresh(shutdown).await }
+        });
 
         let grace = config.drain_grace + Self::LAST_WORDS;
         let served = tokio::select! {
@@ -144,6 +173,9 @@ pub enum ServeError {
     /// The data directory.
     #[error("cannot use the data directory")]
     DataDir(#[source] io::Error),
+    /// The keys that tokens are verified with.
+    #[error("cannot load the JWKS {0}")]
+    Jwks(JwksSource, #[source] Box<dyn std::error::Error + Send + Sync>),
     /// The database.
     #[error("cannot use the database")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -1,32 +1,49 @@
-//! Bearer tokens: JSON Web Tokens, signed and verified with the key pair that is kept in the data directory.
+//! Bearer tokens: who a JSON Web Token names, if a trusted key has signed it.
+//!
+//! The keys are those of a JWKS, or without one the key pair of the data directory, never both. Verifying waits for
+//! nothing: a task keeps the keys fresh, and a token whose key is not known is refused while it does.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::Path,
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind};
-use ring::{
-    rand::SystemRandom,
-    signature::{Ed25519KeyPair, KeyPair},
-};
-use serde::{Deserialize, Serialize};
+use jsonwebtoken::{Algorithm, errors::ErrorKind};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::{claims::Requirements, key_pair::make_data_dir, source::JwksError};
+use self::{
+    jwks::KeySet,
+    refresh::Refresh,
+    verified::{Fingerprint, Verified},
+};
+pub use self::{
+    key_pair::{MintError, TokenKeys},
+    source::JwksSource,
+};
 use crate::{
     access::{Principal, Role},
     timestamp::Timestamp,
 };
 
-mod ed25519;
+mod claims;
+mod jwks;
+mod key_pair;
+mod refresh;
+mod signatures;
+mod source;
+mod verified;
 
-/// The key pair that tokens are signed with.
-pub struct TokenKeys {
-    signing: EncodingKey,
-    verifying: DecodingKey,
-    validation: Validation,
+/// Tells who calls.
+#[derive(Debug)]
+pub(crate) struct Verifier {
+    trust: RwLock<Arc<Trust>>,
+    requirements: Requirements,
+    refresh: Option<Refresh>,
+    /// Wakes the refresh. A hint: what is asked for while one is under way is asked for once.
+    unknown_key: Notify,
+    anonymous: Option<Principal>,
 }
 
 /// Why a token is not accepted.
@@ -38,169 +55,126 @@ pub(crate) enum TokenError {
     Expired,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Claims {
-    sub: String,
-    iat: i64,
-    exp: i64,
-    #[serde(default)]
-    roles: Vec<Role>,
+/// The keys that are trusted at one time, with what they have verified. Other keys begin with an empty memory of their
+/// own: so nothing that a removed key has signed is remembered, whatever is being verified at that moment.
+#[derive(Debug, Default)]
+struct Trust {
+    keys: KeySet,
+    document: Vec<u8>,
+    verified: RwLock<Verified>,
 }
 
-impl TokenKeys {
-    const FILE: &str = "token-signing-key.der";
-    /// As long as a subject may be: it becomes a creator, and the name of a worker.
-    const MAX_SUBJECT: usize = 255;
-
-    /// Opens the key pair of a data directory; makes both, for the owner's eyes only, where they are missing.
-    pub fn open(data_dir: &Path) -> io::Result<Self> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
-        let path = data_dir.join(Self::FILE);
-        let pkcs8 = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                create(&path)?;
-                fs::read(&path)?
-            }
-            read => read?,
-        };
-        let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|rejected| {
-            let message = format!("{} is no Ed25519 key in PKCS #8: {rejected}", path.display());
-            io::Error::new(io::ErrorKind::InvalidData, message)
-        })?;
-        ed25519::install();
-        let mut validation = Validation::new(Algorithm::EdDSA);
-        validation.leeway = 0;
-        validation.set_required_spec_claims(&["exp", "sub"]);
-        validation.validate_aud = false;
-        Ok(Self {
-            signing: EncodingKey::from_ed_der(&pkcs8),
-            verifying: DecodingKey::from_ed_der(pair.public_key().as_ref()),
-            validation,
-        })
+impl Verifier {
+    /// Trusts the key pair of the data directory.
+    pub(crate) fn of_key_pair(keys: &TokenKeys) -> Self {
+        let keys = KeySet::of(Algorithm::EdDSA, keys.verifying().clone());
+        let requirements =
+            Requirements { issuer: None, audience: None, roles_claim: Requirements::ROLES.to_owned() };
+        Self::new(Trust { keys, ..Trust::default() }, requirements, None)
     }
 
-    /// Signs a token for a subject, valid for `ttl` from now.
-    pub fn mint(&self, subject: &str, roles: &[Role], ttl: Duration) -> Result<String, MintError> {
-        check_subject(subject)?;
-        let now = Timestamp::now();
-        let seconds = |at: Timestamp| at.micros().div_euclid(1_000_000);
-        let claims = Claims {
-            sub: subject.to_owned(),
-            iat: seconds(now),
-            exp: seconds(now.after(ttl)),
-            roles: roles.to_vec(),
-        };
-        Ok(jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.signing)?)
+    /// Trusts the keys of a JWKS, which are loaded before this returns, and kept fresh by [`Verifier::keep_fresh`].
+    pub(crate) async fn of_jwks(
+        source: JwksSource,
+        interval: Duration,
+        requirements: Requirements,
+    ) -> Result<Self, JwksError> {
+        let refresh = Refresh::new(source, interval);
+        Ok(Self::new(refresh.first().await?, requirements, Some(refresh)))
     }
 
-    /// Accepts a token that was signed with this key pair and has not expired.
+    fn new(trust: Trust, requirements: Requirements, refresh: Option<Refresh>) -> Self {
+        signatures::install();
+        Self {
+            trust: RwLock::new(Arc::new(trust)),
+            requirements,
+            refresh,
+            unknown_key: Notify::new(),
+            anonymous: None,
+        }
+    }
+
+    /// Lets callers without a token in: they may create images, and are neither admins nor workers.
+    pub(crate) fn with_anonymous(self) -> Self {
+        let never = Timestamp::from_micros(i64::MAX);
+        Self { anonymous: Some(Principal::new("anonymous".to_owned(), vec![Role::Builder], never)), ..self }
+    }
+
+    /// Who a caller without a token is; nobody, unless that is allowed.
+    pub(crate) fn anonymous(&self) -> Option<Principal> {
+        self.anonymous.clone()
+    }
+
+    /// Whom a token names that a trusted key has signed, that says what it has to and has not expired.
     pub(crate) fn verify(&self, token: &str) -> Result<Principal, TokenError> {
-        let claims: Claims = jsonwebtoken::decode(token, &self.verifying, &self.validation)
-            .map_err(|error| {
-                if *error.kind() == ErrorKind::ExpiredSignature {
-                    TokenError::Expired
-                } else {
-                    TokenError::Invalid
+        let trust = self.trust();
+        let fingerprint = Fingerprint::of(token);
+        let known = trust.remember(&fingerprint);
+        let is_new = known.is_none();
+        let principal = known.or_else(|| self.check(&trust.keys, token)).ok_or(TokenError::Invalid)?;
+        if is_over(principal.expires_at()) {
+            return Err(TokenError::Expired);
+        }
+        if is_new {
+            let mut verified = trust.verified.write().unwrap_or_else(PoisonError::into_inner);
+            verified.insert(fingerprint, principal.clone());
+        }
+        Ok(principal)
+    }
+
+    /// Whom a token names, expired or not.
+    fn check(&self, keys: &KeySet, token: &str) -> Option<Principal> {
+        let header = jsonwebtoken::decode_header(token).ok()?;
+        if !KeySet::ALGORITHMS.contains(&header.alg) || header.crit.is_some() {
+            // `crit` names extensions that have to be understood, and none are.
+            return None;
+        }
+        let id = header.kid.as_deref();
+        if id.is_some_and(|id| !keys.knows(id)) {
+            self.unknown_key.notify_one();
+            return None;
+        }
+        for key in keys.candidates(id, header.alg) {
+            match self.requirements.verify(token, header.alg, key) {
+                Ok(principal) => return principal,
+                Err(error) if *error.kind() == ErrorKind::InvalidSignature => {}
+                Err(error) => {
+                    // The caller is not told, but who runs the service has to find out.
+                    tracing::debug!(%error, "a token with a good signature is refused");
+                    return None;
                 }
-            })?
-            .claims;
-        check_subject(&claims.sub).map_err(|_| TokenError::Invalid)?;
-        let expires_at = Timestamp::from_micros(claims.exp.saturating_mul(1_000_000));
-        Ok(Principal::new(claims.sub, claims.roles, expires_at))
+            }
+        }
+        None
+    }
+
+    /// Keeps the keys fresh until `shutdown`.
+    pub(crate) async fn keep_fresh(&self, shutdown: CancellationToken) {
+        if let Some(refresh) = &self.refresh {
+            shutdown.run_until_cancelled(refresh.run(self)).await;
+        }
+    }
+
+    fn replace(&self, trust: Trust) {
+        *self.trust.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(trust);
+    }
+
+    fn trust(&self) -> Arc<Trust> {
+        Arc::clone(&self.trust.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Why a token cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum MintError {
-    /// The subject does not fit.
-    #[error("the subject must have 1 to 255 bytes and no control characters")]
-    Subject,
-    /// The signature could not be made.
-    #[error("cannot sign the token")]
-    Sign(#[from] jsonwebtoken::errors::Error),
-}
-
-fn check_subject(subject: &str) -> Result<(), MintError> {
-    let fits = !subject.trim().is_empty()
-        && subject.len() <= TokenKeys::MAX_SUBJECT
-        && !subject.chars().any(char::is_control);
-    if fits { Ok(()) } else { Err(MintError::Subject) }
-}
-
-/// Makes a key pair, unless another process does so at the same moment: then that one's is kept.
-fn create(path: &Path) -> io::Result<()> {
-    let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
-        .map_err(|_| io::Error::other("the system has no randomness"))?;
-    let draft = path.with_extension(format!("{}.draft", std::process::id()));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-    file.write_all(pkcs8.as_ref())?;
-    file.sync_all()?;
-    let linked = fs::hard_link(&draft, path);
-    fs::remove_file(&draft)?;
-    match linked {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        linked => linked,
+impl Trust {
+    fn remember(&self, token: &Fingerprint) -> Option<Principal> {
+        self.verified.read().unwrap_or_else(PoisonError::into_inner).get(token).cloned()
     }
 }
 
-impl std::fmt::Debug for TokenKeys {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TokenKeys").finish_non_exhaustive()
-    }
+/// A token is valid until the end of its last second.
+fn is_over(expires_at: Timestamp) -> bool {
+    let second = |at: Timestamp| at.micros().div_euclid(1_000_000);
+    second(expires_at) < second(Timestamp::now())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn keys() -> (tempfile::TempDir, TokenKeys) {
-        let dir = tempfile::tempdir().expect("a directory");
-        let keys = TokenKeys::open(dir.path()).expect("keys");
-        (dir, keys)
-    }
-
-    const HOUR: Duration = Duration::from_secs(3600);
-
-    #[test]
-    fn a_minted_token_names_its_subject_and_roles() {
-        let (dir, keys) = keys();
-        let token = keys.mint("alice", &[Role::Builder], HOUR).expect("a token");
-        let again = TokenKeys::open(dir.path()).expect("the same keys");
-        let principal = again.verify(&token).expect("accepted");
-        assert_eq!(principal.subject(), "alice");
-        assert!(principal.has(Role::Builder) && !principal.is_admin());
-    }
-
-    #[test]
-    fn foreign_forged_and_expired_tokens_are_refused() {
-        let (_dir, keys) = keys();
-        let (_other_dir, other) = self::keys();
-        let token = keys.mint("alice", &[Role::Admin], HOUR).expect("a token");
-        assert_eq!(other.verify(&token), Err(TokenError::Invalid));
-        let (body, signature) = token.rsplit_once('.').expect("three parts");
-        for forged in
-            ["", "a.b.c", body, &format!("{body}."), &format!("{body}.AAAA"), &format!("{signature}.{body}")]
-        {
-            assert_eq!(keys.verify(forged), Err(TokenError::Invalid), "{forged}");
-        }
-        // {"alg":"none"}
-        let claims = token.split('.').nth(1).expect("claims");
-        assert_eq!(keys.verify(&format!("eyJhbGciOiJub25lIn0.{claims}.")), Err(TokenError::Invalid));
-        let expired = keys.mint("alice", &[], Duration::ZERO).expect("a token");
-        // A token is valid until the end of its last second.
-        let begun = std::time::Instant::now();
-        while keys.verify(&expired) != Err(TokenError::Expired) {
-            assert!(begun.elapsed() < Duration::from_secs(10), "the token does not expire");
-            std::thread::yield_now();
-        }
-    }
-
-    #[test]
-    fn a_subject_must_be_printable() {
-        let (_dir, keys) = keys();
-        for subject in ["", " ", "a\nb", &"a".repeat(256)] {
-            assert!(matches!(keys.mint(subject, &[], HOUR), Err(MintError::Subject)), "{subject:?}");
-        }
-    }
-}
+mod tests;

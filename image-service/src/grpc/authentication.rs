@@ -1,20 +1,21 @@
-//! Who calls: every request carries a bearer token, and every handler gets the principal that it names.
+//! Who calls: every request carries a bearer token, unless anonymous callers are let in, and every handler gets the
+//! principal.
 
 use std::sync::Arc;
 
-use tonic::{Request, Status, service::Interceptor};
+use tonic::{Request, Status, metadata::AsciiMetadataValue, service::Interceptor};
 
 use super::status;
 use crate::{
     access::{Principal, Role},
     error::Error,
-    token::TokenKeys,
+    token::Verifier,
 };
 
 /// Lets in whoever has a token for this API.
 #[derive(Clone, Debug)]
 pub(super) struct Authentication {
-    keys: Arc<TokenKeys>,
+    verifier: Arc<Verifier>,
     api: Api,
 }
 
@@ -26,23 +27,21 @@ pub(super) enum Api {
 }
 
 impl Authentication {
-    pub(super) fn new(keys: Arc<TokenKeys>, api: Api) -> Self {
-        Self { keys, api }
+    pub(super) fn new(verifier: Arc<Verifier>, api: Api) -> Self {
+        Self { verifier, api }
     }
 }
 
 impl Interceptor for Authentication {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let token = request
-            .metadata()
-            .get("authorization")
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| {
-                let (scheme, token) = value.split_once(' ')?;
-                scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-            })
-            .ok_or_else(|| status::unauthenticated(None))?;
-        let principal = self.keys.verify(token).map_err(|error| status::unauthenticated(Some(error)))?;
+        let principal = match request.metadata().get("authorization") {
+            None => self.verifier.anonymous().ok_or_else(|| status::unauthenticated(None))?,
+            // Who says who it is, and says it wrong, is nobody else.
+            Some(value) => {
+                let token = bearer(value).ok_or_else(|| status::unauthenticated(None))?;
+                self.verifier.verify(token).map_err(|error| status::unauthenticated(Some(error)))?
+            }
+        };
         match self.api {
             Api::Public if principal.is_worker() => return Err(Error::WrongApi.into()),
             Api::Dispatch => principal.require(Role::Worker)?,
@@ -51,6 +50,12 @@ impl Interceptor for Authentication {
         request.extensions_mut().insert(principal);
         Ok(request)
     }
+}
+
+/// The token of an `authorization: Bearer …`.
+fn bearer(value: &AsciiMetadataValue) -> Option<&str> {
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 /// The principal of a request that was let in.
