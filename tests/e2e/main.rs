@@ -1,11 +1,12 @@
 //! Trailer Images as its users meet it: both services in process, called over the network.
 //!
-//! `stack` starts the services, `client` calls them, `actor` plays a worker, `engine` is a scripted Docker Engine at the wire, `proxy` cuts and stalls connections. The
+//! `stack` starts the services, `client` calls them, `actor` plays a worker, `issuer` an identity provider, `engine` is a scripted Docker Engine at the wire, `proxy` cuts and stalls connections. The
 //! other modules are tests, named by what they are about.
 
 mod access;
 mod actor;
 mod answers;
+mod authentication;
 mod cancelling;
 mod client;
 mod database;
@@ -13,6 +14,7 @@ mod dispatch;
 mod editing;
 mod engine;
 mod input;
+mod issuer;
 mod layers;
 mod main_job;
 mod proxy;

@@ -1,0 +1,254 @@
+//! Whose tokens are accepted: those of an identity provider, by its JWKS, and callers without one.
+
+use std::{
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context as _;
+use ring::hmac;
+use serde_json::{Value, json};
+use tonic::Code;
+
+use crate::{
+    answers::reason,
+    client::{client, image},
+    issuer::{KeyServer, SigningKey, encode, jwks, message},
+    stack::{LIMIT, Service},
+};
+
+mod keys;
+
+/// Seconds since the epoch, so many from now.
+fn in_seconds(seconds: i64) -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    i64::try_from(now).expect("before the year 292277026596") + seconds
+}
+
+/// What every token has to say.
+fn claims(subject: &str) -> Value {
+    json!({"sub": subject, "exp": in_seconds(3600)})
+}
+
+fn with(mut claims: Value, name: &str, value: Value) -> Value {
+    claims[name] = value;
+    claims
+}
+
+fn without(mut claims: Value, name: &str) -> Value {
+    claims.as_object_mut().expect("an object").remove(name);
+    claims
+}
+
+/// Why a token is refused; empty when it is not.
+async fn refusal(service: &Service, token: &str) -> String {
+    match service.client(token).list().await {
+        Ok(_) => String::new(),
+        Err(status) => {
+            assert_eq!(status.code(), Code::Unauthenticated);
+            reason(&status)
+        }
+    }
+}
+
+/// Waits until a token is refused for this reason, or accepted when that is empty.
+async fn until(service: &Service, token: &str, expected: &str) -> anyhow::Result<()> {
+    let waiting = async {
+        while refusal(service, token).await != expected {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, waiting).await.with_context(|| format!("it does not become {expected:?}"))
+}
+
+/// The JWKS of these keys in a file.
+fn file(keys: &[&SigningKey]) -> anyhow::Result<tempfile::TempPath> {
+    let file = tempfile::NamedTempFile::new()?.into_temp_path();
+    std::fs::write(&file, jwks(keys))?;
+    Ok(file)
+}
+
+fn name(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_algorithm_is_accepted_from_a_file_and_from_a_url() -> anyhow::Result<()> {
+    let keys = [
+        SigningKey::ed25519("e"),
+        SigningKey::p256("p"),
+        SigningKey::rsa("r"),
+        SigningKey::ed25519("").without_id(),
+        SigningKey::p256("").without_id(),
+    ];
+    let document: Vec<&SigningKey> = keys.iter().collect();
+    let (file, server) = (file(&document)?, KeyServer::start(jwks(&document)).await?);
+    for place in [name(&file), &server.url()] {
+        let service = Service::start_with(&["--jwks", place]).await?;
+        for key in &keys {
+            let token = key.token(&with(claims("alice"), "roles", json!(["builder"])));
+            let created = service.client(&token).create(image("A", "FROM scratch")).await;
+            let (created, _) = created.with_context(|| format!("{} by {place}", key.algorithm()))?;
+            assert_eq!(created.creator, "alice");
+        }
+        service.stop().await?;
+    }
+    assert_eq!(server.fetches(), 1, "keys that are known are not asked for");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_token_says_is_checked() -> anyhow::Result<()> {
+    let key = SigningKey::p256("p");
+    let file = file(&[&key])?;
+    let flags = ["--jwks", name(&file), "--issuer", "https://id.example", "--audience", "images"];
+    let service = Service::start_with(&flags).await?;
+    let good = with(with(claims("alice"), "iss", json!("https://id.example")), "aud", json!("images"));
+    for (claims, expected) in [
+        (good.clone(), ""),
+        (with(good.clone(), "aud", json!(["other", "images"])), ""),
+        (with(good.clone(), "nbf", json!(in_seconds(-60))), ""),
+        (with(good.clone(), "exp", json!(1e11)), ""),
+        (with(good.clone(), "iss", json!("https://id.example/")), "TOKEN_INVALID"),
+        (without(good.clone(), "iss"), "TOKEN_INVALID"),
+        (with(good.clone(), "aud", json!("other")), "TOKEN_INVALID"),
+        (with(good.clone(), "aud", json!(["other", "image"])), "TOKEN_INVALID"),
+        (with(good.clone(), "aud", json!([])), "TOKEN_INVALID"),
+        (without(good.clone(), "aud"), "TOKEN_INVALID"),
+        (with(good.clone(), "nbf", json!(in_seconds(60))), "TOKEN_INVALID"),
+        (with(good.clone(), "nbf", json!("soon")), "TOKEN_INVALID"),
+        (with(good.clone(), "exp", json!(in_seconds(-60))), "TOKEN_EXPIRED"),
+        (with(good.clone(), "exp", json!("never")), "TOKEN_INVALID"),
+        (without(good.clone(), "exp"), "TOKEN_INVALID"),
+        (with(good.clone(), "sub", json!("")), "TOKEN_INVALID"),
+        (with(good.clone(), "sub", json!("a\nb")), "TOKEN_INVALID"),
+        (with(good.clone(), "sub", json!(7)), "TOKEN_INVALID"),
+        (without(good.clone(), "sub"), "TOKEN_INVALID"),
+    ] {
+        assert_eq!(refusal(&service, &key.token(&claims)).await, expected, "{claims}");
+    }
+    let short = key.token(&with(good, "exp", json!(in_seconds(1))));
+    assert_eq!(refusal(&service, &short).await, "");
+    until(&service, &short, "TOKEN_EXPIRED").await?;
+
+    let lax = Service::start_with(&["--jwks", name(&file)]).await?;
+    for claims in [claims("alice"), with(with(claims("alice"), "aud", json!("x")), "iss", json!("y"))] {
+        assert_eq!(refusal(&lax, &key.token(&claims)).await, "", "{claims}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_has_no_say_in_how_it_is_verified() -> anyhow::Result<()> {
+    let keys = [SigningKey::ed25519("e"), SigningKey::p256("p"), SigningKey::rsa("r")];
+    let [ed25519, p256, rsa] = &keys;
+    let encryption = with(SigningKey::p256("x").jwk(), "use", json!("enc"));
+    let document = json!({"keys": [
+        {"kty": "oct", "kid": "o", "k": encode("secret")}, ed25519.jwk(), p256.jwk(), rsa.jwk(), encryption
+    ]});
+    let file = file(&[])?;
+    std::fs::write(&file, document.to_string())?;
+    let service = Service::start_with(&["--jwks", name(&file)]).await?;
+    let claims = claims("alice");
+    let mut forged = vec![
+        // A good key, but not the one with this id.
+        ed25519.token_with(&with(ed25519.header(), "kid", json!("p")), &claims),
+        ed25519.token_with(&with(ed25519.header(), "kid", json!("nobody")), &claims),
+        ed25519.token_with(&with(ed25519.header(), "alg", json!("ES256")), &claims),
+        rsa.token_with(&with(rsa.header(), "alg", json!("RS512")), &claims),
+        rsa.token_with(&with(rsa.header(), "alg", json!("PS256")), &claims),
+        // Extensions that have to be understood.
+        p256.token_with(&with(p256.header(), "crit", json!(["b64"])), &claims),
+        // A key of the caller's own.
+        SigningKey::ed25519("e").token(&claims),
+        SigningKey::ed25519("").without_id().token(&claims),
+        {
+            let own = SigningKey::p256("own");
+            own.token_with(&with(without(own.header(), "kid"), "jwk", own.jwk()), &claims)
+        },
+    ];
+    for key in &keys {
+        assert_eq!(refusal(&service, &key.token(&claims)).await, "");
+        for kid in [json!(null), key.header()["kid"].clone(), json!("o")] {
+            for alg in ["none", "None", "HS256"] {
+                let header = match kid.is_null() {
+                    true => json!({"alg": alg}),
+                    false => json!({"alg": alg, "kid": kid}),
+                };
+                let message = message(&header, &claims);
+                for secret in [key.public_bytes(), key.jwk().to_string().into_bytes(), b"secret".to_vec()] {
+                    let secret = hmac::Key::new(hmac::HMAC_SHA256, &secret);
+                    forged.push(format!("{message}.{}", encode(hmac::sign(&secret, message.as_bytes()))));
+                }
+                forged.push(format!("{message}."));
+            }
+        }
+        // Claims that were changed after they were signed.
+        let token = key.token(&claims);
+        let (_, signature) = token.rsplit_once('.').context("three parts")?;
+        let admin = with(claims.clone(), "roles", json!(["admin"]));
+        forged.push(format!("{}.{signature}", message(&key.header(), &admin)));
+    }
+    for token in forged {
+        assert_eq!(refusal(&service, &token).await, "TOKEN_INVALID", "{token}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_come_from_the_claim_that_the_operator_names() -> anyhow::Result<()> {
+    let key = SigningKey::ed25519("e");
+    let file = file(&[&key])?;
+    let flags = ["--jwks", name(&file), "--roles-claim", "https://trailer.example/roles"];
+    let service = Service::start_with(&flags).await?;
+    let token = |name: &str, value: Value| key.token(&with(claims("alice"), name, value));
+    for (claim, roles, expected) in [
+        ("https://trailer.example/roles", json!(["offline_access", "builder"]), Ok(())),
+        ("https://trailer.example/roles", json!("openid builder"), Ok(())),
+        ("https://trailer.example/roles", json!(["offline_access"]), Err("ROLE_MISSING")),
+        ("https://trailer.example/roles", json!(["worker"]), Err("WORKER_TOKEN")),
+        ("roles", json!(["builder"]), Err("ROLE_MISSING")),
+    ] {
+        let created = service.client(&token(claim, roles.clone())).create(image("A", "FROM scratch")).await;
+        let answer = created.map(|_| ()).map_err(|status| reason(&status));
+        assert_eq!(answer, expected.map_err(str::to_owned), "{claim}: {roles}");
+    }
+    let worker = client(service.addr, &token("https://trailer.example/roles", json!(["worker"])));
+    let hello = tokio_stream::empty::<proto::dispatch::ConnectRequest>();
+    let answer = worker.dispatch.clone().connect(hello).await.map(|_| ());
+    assert!(!answer.is_err_and(
+        |status| status.code() == Code::Unauthenticated || status.code() == Code::PermissionDenied
+    ));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn anonymous_callers_are_let_in_only_when_that_is_said() -> anyhow::Result<()> {
+    let service = Service::start_with(&["--anonymous"]).await?;
+    let nobody = client(service.addr, "");
+    let (created, _) = nobody.create(image("A", "FROM scratch")).await?;
+    assert_eq!(created.creator, "anonymous");
+    assert_eq!(nobody.list().await?.len(), 1);
+
+    let (hidden, _) = service.builder("alice").create(image("B", "FROM scratch")).await?;
+    assert_eq!(nobody.get(&hidden.id).await.expect_err("not an admin").code(), Code::NotFound);
+    let hello = tokio_stream::pending::<proto::dispatch::ConnectRequest>();
+    let dispatched = nobody.dispatch.clone().connect(hello).await.expect_err("no worker");
+    assert_eq!(reason(&dispatched), "ROLE_MISSING");
+
+    // A token counts, and a bad one makes nobody anonymous.
+    assert_eq!(refusal(&service, "nonsense").await, "TOKEN_INVALID");
+    let expired = service.token_for("alice", &[], Duration::ZERO);
+    until(&service, &expired, "TOKEN_EXPIRED").await?;
+
+    let mut request = tonic::Request::new(proto::images::ListImagesRequest::default());
+    request.metadata_mut().insert("authorization", "Basic YWxpY2U6c2VjcmV0".parse()?);
+    let refused = nobody.images.clone().list_images(request).await.expect_err("no token");
+    assert_eq!(reason(&refused), "TOKEN_MISSING");
+
+    // A stream has no token whose end it could wait for.
+    let watch = proto::images::WatchImagesRequest::default();
+    let mut watch = nobody.images.clone().watch_images(watch).await?.into_inner();
+    assert!(tokio::time::timeout(LIMIT, watch.message()).await??.is_some());
+    Ok(())
+}
