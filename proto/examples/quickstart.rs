@@ -90,7 +90,12 @@ impl Client {
     async fn queue_build(&self, arguments: Arguments) -> anyhow::Result<Image> {
         let mut images = self.images.clone();
         let Arguments { name, dockerfile: text, files, .. } = arguments;
+        let source = Source::Dockerfile(api::DockerfileSource { text, files, ..Default::default() });
+        let config = Some(api::ImageConfig { source: Some(source), ..Default::default() });
         let image = if let Some(Image { id, .. }) = self.find(&name).await? {
+            show(PLAIN, "client", &format!("UpdateImage {name} ({id})"));
+            let image = Some(Image { id: id.clone(), config, ..Default::default() });
+            images.update_image(api::UpdateImageRequest { image, ..Default::default() }).await?;
             show(PLAIN, "client", &format!("BuildImage {name} ({id})"));
             match images.build_image(api::BuildImageRequest { id: id.clone(), ..Default::default() }).await {
                 // A build is in progress: follow that one.
@@ -101,9 +106,6 @@ impl Client {
             }
         } else {
             show(PLAIN, "client", &format!("CreateImage {name}"));
-            let source =
-                Some(Source::Dockerfile(api::DockerfileSource { text, files, ..Default::default() }));
-            let config = Some(api::ImageConfig { source, ..Default::default() });
             let image = Some(Image { name, config, ..Default::default() });
             images
                 .create_image(api::CreateImageRequest { image, ..Default::default() })
@@ -115,7 +117,8 @@ impl Client {
     }
 
     async fn find(&self, name: &str) -> anyhow::Result<Option<Image>> {
-        let mut request = api::ListImagesRequest::default();
+        let search = name.to_owned();
+        let mut request = api::ListImagesRequest { search, ..Default::default() };
         loop {
             let response = self.images.clone().list_images(request.clone()).await?;
             let page = response.into_inner();
