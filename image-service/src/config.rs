@@ -111,6 +111,10 @@ pub struct Config {
     #[arg(long, env = "TRAILER_MAX_ATTEMPT_FAILURES", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     pub max_attempt_failures: u16,
 
+    /// For how long changes are kept that a watch can be resumed from.
+    #[arg(long, env = "TRAILER_RETAIN_CHANGES", default_value = "24h", value_parser = humantime::parse_duration)]
+    pub retain_changes: Duration,
+
     /// How long calls under way may go on after SIGTERM.
     #[arg(long, env = "TRAILER_DRAIN_GRACE", default_value = "30s", value_parser = humantime::parse_duration)]
     pub drain_grace: Duration,

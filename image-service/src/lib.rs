@@ -56,6 +56,7 @@ mod signals;
 mod store;
 mod timestamp;
 mod token;
+mod upkeep;
 mod workers;
 
 /// A service that listens and does not serve yet: connections wait.
@@ -125,7 +126,7 @@ impl Bound {
         let times = Times { heartbeat: config.heartbeat, stop_after: config.stop_after };
         // Whatever the workers hold they could not keep alive while nobody listened.
         store.renew_leases(Timestamp::now().after(config.lease)).await.map_err(database)?;
-        let position = store.revisions().await.map_err(database)?.latest;
+        let position = store.revisions().await.map_err(database)?.latest.number;
         let queue = Arc::new(Queue::new(store.clone(), Arc::clone(&signals), times));
         let feed = Feed::new(store.clone(), shutdown.clone());
         let operations = Operations {
@@ -146,6 +147,8 @@ impl Bound {
             let (queue, shutdown) = (queue, shutdown.clone());
             async move { queue.clock(shutdown).await }
         });
+        tasks.spawn(upkeep::hear(store.clone(), Arc::clone(&signals), shutdown.clone()));
+        tasks.spawn(upkeep::forget(store.clone(), config.retain_changes, shutdown.clone()));
         tasks.spawn(async move { feed.run(&signals, position).await });
         tasks.spawn({
             let shutdown = shutdown.clone();

@@ -2,7 +2,6 @@
 
 use icu_casemap::CaseMapper;
 use icu_normalizer::ComposingNormalizer;
-use serde::{Deserialize, Serialize};
 
 /// Stands between the values of a text. It is in none of them, and in no term.
 const SEPARATOR: char = '\u{1e}';
@@ -14,7 +13,7 @@ const STAND_IN: char = '\u{fffe}';
 pub(crate) struct SearchText(String);
 
 /// What somebody looks for, folded; never empty.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Term(String);
 
 impl SearchText {

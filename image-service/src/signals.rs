@@ -10,7 +10,10 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 
-use crate::{build::BuildId, store::Committed};
+use crate::{
+    build::BuildId,
+    store::{Committed, Hint},
+};
 
 /// Where committed transactions are announced. One feed and one dispatcher wait here, and any number of watchers.
 #[derive(Debug, Default)]
@@ -31,6 +34,23 @@ impl Signals {
         }
         for build in &committed.recorded {
             self.history_grew(*build);
+        }
+    }
+
+    /// Passes on what another process has committed.
+    pub(crate) fn hint(&self, hint: Hint) {
+        match hint {
+            Hint::Changed => self.changes.notify_one(),
+            Hint::QueueMoved => self.queue.notify_one(),
+            Hint::Recorded(build) => self.history_grew(build),
+            Hint::Anything => {
+                self.changes.notify_one();
+                self.queue.notify_one();
+                for watchers in self.histories().values() {
+                    // A watcher that is gone is forgotten when it says so.
+                    let _ = watchers.send(());
+                }
+            }
         }
     }
 

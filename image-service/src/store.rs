@@ -25,8 +25,9 @@ use crate::{
 };
 
 pub(crate) use self::{
-    changes::Change,
+    changes::{Change, Revision, retention_interval},
     edits::{BatchOutcome, BatchTarget, SnapshotOrder, WithBuild},
+    hints::Hint,
     histories::Excerpt,
     images::SharedImage,
     listing::Page,
@@ -38,6 +39,7 @@ mod changes;
 mod edits;
 mod entity;
 mod grants;
+mod hints;
 mod histories;
 mod images;
 mod listing;
@@ -208,8 +210,12 @@ async fn apply(
         };
         entity::build_record::Entity::insert(chunk.into_active_model()).exec_without_returning(txn).await?;
         committed.recorded.push(build.id);
+        hints::send(txn, Hint::Recorded(build.id)).await?;
     }
-    committed.queue_moved |= !build.state.is_held();
+    if !build.state.is_held() {
+        committed.queue_moved = true;
+        hints::send(txn, Hint::QueueMoved).await?;
+    }
     let image = entity::image::Entity::find_by_id(build.image.0)
         .one(txn)
         .await?
@@ -242,7 +248,7 @@ async fn follow_build(
         return Ok(image);
     }
     let viewers = grants::viewers(txn, ImageId(image.id)).await?;
-    image.revision = changes::log(txn, ImageId(image.id), &image.creator, &viewers).await?;
+    image.revision = changes::log(txn, ImageId(image.id), &image.creator, &viewers, now).await?;
     image.status = status;
     image.status_message = message;
     image.updated_at = now.micros();

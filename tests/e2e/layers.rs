@@ -9,7 +9,8 @@ use std::{
 use anyhow::Context as _;
 
 const NOUNS: [&str; 8] = ["access", "build", "dispatch", "error", "image", "request", "search", "timestamp"];
-const OPERATIONS: [&str; 7] = ["catalog", "feed", "history", "queue", "session", "signals", "workers"];
+const OPERATIONS: [&str; 8] =
+    ["catalog", "feed", "history", "queue", "session", "signals", "upkeep", "workers"];
 /// Beside the layers: the command line, tokens, and the root that puts everything together.
 const ROOT: [&str; 4] = ["config", "lib", "main", "token"];
 

@@ -159,7 +159,7 @@ async fn a_revision_is_good_for_its_query_caller_and_database() -> anyhow::Resul
         assert_eq!((refused.code(), reason(&refused).as_str()), (Code::OutOfRange, "REVISION_UNAVAILABLE"));
     }
     let view = ImageView::Full.into();
-    let other_query = WatchImagesRequest { after_revision: resume.clone(), view };
+    let other_query = WatchImagesRequest { after_revision: resume.clone(), view, ..Default::default() };
     let refused = alice.images.clone().watch_images(other_query).await.expect_err("it is refused");
     assert_eq!(refused.code(), Code::OutOfRange);
     assert!(Watcher::begin(&alice, &resume).await.is_ok());

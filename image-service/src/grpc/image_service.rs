@@ -10,7 +10,7 @@ use crate::{
     build::BuildId,
     catalog::Catalog,
     error::{Error, Violations},
-    feed::{Feed, Notice, WatchEvent},
+    feed::{Feed, Notice, Revision, WatchEvent},
     image::{ImageId, Place, View},
 };
 
@@ -251,10 +251,11 @@ impl ImageService for Images {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let view = field::view(request.view)?;
-        let binding = Binding::new(self.history, "WatchImages", view, &caller);
+        let query = listing::watched(&request)?;
+        let binding = Binding::new(self.history, &listing::watch_bound(&request), view, &caller);
         let after = match request.after_revision.as_str() {
             "" => None,
-            revision => match binding.open(revision).and_then(|revision| revision.parse().ok()) {
+            revision => match binding.open(revision).and_then(read_revision) {
                 Some(revision) => Some(revision),
                 None => {
                     let oldest = self.feed.oldest().await?;
@@ -262,7 +263,7 @@ impl ImageService for Images {
                 }
             },
         };
-        let watch = self.feed.watch(&caller, after, view).await?;
+        let watch = self.feed.watch(&caller, query, after, view).await?;
         let messages = stream::unfold(Some(watch), move |watch| {
             let binding = binding.clone();
             async move {
@@ -275,6 +276,11 @@ impl ImageService for Images {
         });
         Ok(Response::new(messages.boxed()))
     }
+}
+
+fn read_revision(text: &str) -> Option<Revision> {
+    let (number, nonce) = text.split_once('.')?;
+    Some(Revision { number: number.parse().ok()?, nonce: i64::from_str_radix(nonce, 16).ok()? })
 }
 
 fn missing(field: &str) -> Error {
@@ -290,5 +296,7 @@ fn message(notice: Notice, binding: &Binding) -> wire::WatchImagesResponse {
         WatchEvent::Removed(id) => Event::Removed(wire::ImageRemoved { id: id.to_string() }),
         WatchEvent::Bookmark => Event::Bookmark(wire::Bookmark {}),
     };
-    wire::WatchImagesResponse { resume_revision: binding.seal(notice.revision), event: Some(event) }
+    let Revision { number, nonce } = notice.revision;
+    let resume_revision = binding.seal(format_args!("{number}.{nonce:x}"));
+    wire::WatchImagesResponse { resume_revision, event: Some(event) }
 }

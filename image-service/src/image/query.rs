@@ -59,6 +59,18 @@ pub(crate) enum KeyValue {
     Text(String),
 }
 
+impl Query {
+    /// Whether the filters let an image through, whatever it is searched for.
+    pub(crate) fn admits(&self, image: &Image) -> bool {
+        self.template.is_none_or(|template| template == image.template)
+            && (self.statuses.is_empty()
+                || image.status.is_some_and(|status| self.statuses.contains(&status)))
+            && self.enabled.is_none_or(|enabled| enabled == image.enabled)
+            && self.pulled.is_none_or(|pulled| pulled == image.pulled)
+            && self.creator.as_ref().is_none_or(|creator| *creator == image.creator)
+    }
+}
+
 impl Order {
     /// Reads `name, update_time desc`; the default order when there is nothing to read.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {

@@ -1,60 +1,102 @@
 //! The change log, which the feed reads.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, ExprTrait, IntoActiveModel,
     QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
 };
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{
     Store,
     entity::{catalogue, change},
-    rows,
+    hints, rows,
 };
-use crate::{error::Error, image::ImageId};
+use crate::{error::Error, image::ImageId, timestamp::Timestamp};
 
 /// A change of an image: created, edited, shared, followed its build, or deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
-    pub(crate) revision: i64,
+    pub(crate) revision: Revision,
     pub(crate) image: ImageId,
     pub(crate) creator: String,
     /// Those to whom the image was granted before or after.
     pub(crate) viewers: BTreeSet<String>,
 }
 
+/// A place in the change log.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Revision {
+    pub(crate) number: i64,
+    /// Chosen at random with the change: a database that was restored from a backup goes on with other changes of the same
+    /// numbers.
+    pub(crate) nonce: i64,
+}
+
 /// The ends of the change log.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Revisions {
     /// The latest revision.
-    pub(crate) latest: i64,
+    pub(crate) latest: Revision,
     /// The oldest revision that can be resumed from.
-    pub(crate) oldest: i64,
+    pub(crate) oldest: Revision,
+}
+
+impl Revision {
+    /// Before the first change.
+    pub(crate) const NONE: Self = Self { number: 0, nonce: 0 };
 }
 
 impl Store {
+    /// How many changes are forgotten in one transaction.
+    const FORGOTTEN_AT_ONCE: u64 = 500;
+
     /// The ends of the change log, as committed.
     pub(crate) async fn revisions(&self) -> Result<Revisions, Error> {
-        let row = catalogue::Entity::find_by_id(1)
-            .one(&self.reader)
-            .await?
-            .ok_or_else(|| Error::Internal("the catalogue has no row".into()))?;
-        Ok(Revisions { latest: row.revision, oldest: row.compacted_revision })
+        Ok(revisions(&self.reader).await?)
+    }
+
+    /// Accepts a revision to resume from: one that this database has given, and after which every change is in the log.
+    pub(crate) async fn resume_from(&self, after: Revision) -> Result<Revision, Error> {
+        let txn = self.read().await?;
+        let Revisions { oldest, latest } = revisions(&txn).await?;
+        let is_known = if after.number == oldest.number {
+            after == oldest
+        } else if after.number == latest.number {
+            after == latest
+        } else {
+            let found = change::Entity::find_by_id(after.number).one(&txn).await?;
+            found.is_some_and(|found| found.nonce == after.nonce)
+        };
+        txn.commit().await?;
+        if is_known && after.number >= oldest.number {
+            Ok(after)
+        } else {
+            Err(Error::RevisionUnavailable { oldest: oldest.number })
+        }
     }
 
     /// The next changes after a revision, in the order of their commits.
     pub(crate) async fn changes_after(&self, revision: i64, limit: u64) -> Result<Vec<Change>, Error> {
+        let txn = self.read().await?;
+        let oldest = revisions(&txn).await?.oldest.number;
+        if revision < oldest {
+            // What was forgotten meanwhile cannot be told any more.
+            return Err(Error::RevisionUnavailable { oldest });
+        }
         let found = change::Entity::find()
             .filter(change::Column::Revision.gt(revision))
             .order_by_asc(change::Column::Revision)
             .limit(limit)
-            .all(&self.reader)
+            .all(&txn)
             .await?;
+        txn.commit().await?;
         let mut changes = Vec::with_capacity(found.len());
         for row in found {
             changes.push(Change {
-                revision: row.revision,
+                revision: Revision { number: row.revision, nonce: row.nonce },
                 image: ImageId(row.image),
                 creator: row.creator,
                 viewers: rows::from_json(&row.viewers_json)?,
@@ -62,6 +104,51 @@ impl Store {
         }
         Ok(changes)
     }
+
+    /// Forgets a batch of the oldest changes that were made before a time; whether there may be more.
+    pub(crate) async fn forget_changes(&self, before: Timestamp) -> Result<bool, Error> {
+        let is_due = |found: &change::Model| found.changed_at < before.micros();
+        let oldest = change::Entity::find().order_by_asc(change::Column::Revision).one(&self.reader).await?;
+        if !oldest.as_ref().is_some_and(is_due) {
+            return Ok(false);
+        }
+        let txn = self.write().await?;
+        let found = change::Entity::find()
+            .order_by_asc(change::Column::Revision)
+            .limit(Self::FORGOTTEN_AT_ONCE)
+            .all(&txn)
+            .await?;
+        let count = found.len();
+        let Some(last) = found.into_iter().take_while(is_due).last() else {
+            return Ok(false);
+        };
+        change::Entity::delete_many().filter(change::Column::Revision.lte(last.revision)).exec(&txn).await?;
+        catalogue::Entity::update_many()
+            .col_expr(catalogue::Column::CompactedRevision, Expr::value(last.revision))
+            .col_expr(catalogue::Column::CompactedNonce, Expr::value(last.nonce))
+            .exec(&txn)
+            .await?;
+        txn.commit().await?;
+        Ok(count as u64 == Self::FORGOTTEN_AT_ONCE)
+    }
+}
+
+/// How long changes are kept, and how often that is looked after.
+pub(crate) fn retention_interval(retain: Duration) -> Duration {
+    const LONGEST: Duration = Duration::from_secs(60);
+    const SHORTEST: Duration = Duration::from_millis(100);
+    (retain / 4).clamp(SHORTEST, LONGEST)
+}
+
+async fn revisions(db: &impl ConnectionTrait) -> Result<Revisions, DbErr> {
+    let row = catalogue::Entity::find_by_id(1)
+        .one(db)
+        .await?
+        .ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
+    Ok(Revisions {
+        latest: Revision { number: row.revision, nonce: row.nonce },
+        oldest: Revision { number: row.compacted_revision, nonce: row.compacted_nonce },
+    })
 }
 
 /// Appends a change of an image to the change log, under a new revision.
@@ -70,24 +157,32 @@ pub(super) async fn log(
     image: ImageId,
     creator: &str,
     viewers: &BTreeSet<String>,
+    now: Timestamp,
 ) -> Result<i64, DbErr> {
     let revision = next_revision(txn).await?;
     let change = change::Model {
-        revision,
+        revision: revision.number,
+        nonce: revision.nonce,
         image: image.0,
         creator: creator.to_owned(),
         viewers_json: rows::to_json(viewers)?,
+        changed_at: now.micros(),
     };
     change::Entity::insert(change.into_active_model()).exec_without_returning(txn).await?;
-    Ok(revision)
+    hints::send(txn, hints::Hint::Changed).await?;
+    Ok(revision.number)
 }
 
 /// Takes the next revision, within a transaction that no other writes beside: so the order of revisions is that of commits.
-async fn next_revision(txn: &impl ConnectionTrait) -> Result<i64, DbErr> {
+async fn next_revision(txn: &impl ConnectionTrait) -> Result<Revision, DbErr> {
     use catalogue::{Column, Entity};
+    // Positive, so that it reads back from hexadecimal digits.
+    let nonce = i64::try_from(Uuid::new_v4().as_u64_pair().1 >> 1).unwrap_or(i64::MAX);
     let updated = Entity::update_many()
         .col_expr(Column::Revision, Expr::col(Column::Revision).add(1))
+        .col_expr(Column::Nonce, Expr::value(nonce))
         .exec_with_returning(txn)
         .await?;
-    updated.first().map(|row| row.revision).ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))
+    let row = updated.first().ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
+    Ok(Revision { number: row.revision, nonce })
 }

@@ -215,7 +215,7 @@ impl Write<'_> {
         };
         let requested_by = self.request.caller.subject().to_owned();
         let mut build = (!new.template).then(|| Build::queued(id, 1, requested_by, job, now));
-        let revision = changes::log(&self.txn, id, creator, &BTreeSet::new()).await?;
+        let revision = changes::log(&self.txn, id, creator, &BTreeSet::new(), now).await?;
         let row = image::Model {
             id: id.0,
             name: new.name.as_str().to_owned(),
@@ -329,7 +329,7 @@ impl Write<'_> {
     async fn save_edit(&mut self, mut row: image::Model) -> Result<(), Error> {
         let id = ImageId(row.id);
         let viewers = grants::viewers(&self.txn, id).await?;
-        row.revision = changes::log(&self.txn, id, &row.creator, &viewers).await?;
+        row.revision = changes::log(&self.txn, id, &row.creator, &viewers, self.now()).await?;
         row.edit_revision = row.revision;
         row.updated_at = self.now().micros();
         row.into_active_model().reset_all().update(&self.txn).await?;
@@ -412,7 +412,7 @@ impl Write<'_> {
         let target = self.target(id, etag, Action::Delete).await?;
         let actions = target.image.allowed_actions(target.standing);
         let viewers = grants::viewers(&self.txn, id).await?;
-        changes::log(&self.txn, id, &target.image.creator, &viewers).await?;
+        changes::log(&self.txn, id, &target.image.creator, &viewers, self.now()).await?;
         self.effects.committed.image_changed = true;
         image::Entity::update(image::ActiveModel { id: Set(id.0), deleted: Set(true), ..Default::default() })
             .exec(&self.txn)

@@ -15,8 +15,12 @@ pub(crate) mod catalogue {
         pub history: Uuid,
         /// The revision of the latest change.
         pub revision: i64,
+        /// That of the latest change.
+        pub nonce: i64,
         /// Changes up to this revision are no longer in the change log.
         pub compacted_revision: i64,
+        /// That of the last change that was forgotten.
+        pub compacted_nonce: i64,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -158,10 +162,13 @@ pub(crate) mod change {
     pub struct Model {
         #[sea_orm(primary_key, auto_increment = false)]
         pub revision: i64,
+        /// Chosen at random: a restored backup goes on with others.
+        pub nonce: i64,
         pub image: Uuid,
         /// Who could see the image before or after, beside admins: its creator and those to whom it was granted.
         pub creator: String,
         pub viewers_json: String,
+        pub changed_at: i64,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

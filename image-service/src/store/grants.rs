@@ -102,7 +102,7 @@ async fn share(
     creator: &str,
     viewers: &BTreeSet<String>,
 ) -> Result<(), Error> {
-    let revision = changes::log(&write.txn, id, creator, viewers).await?;
+    let revision = changes::log(&write.txn, id, creator, viewers, write.now()).await?;
     let row = image::ActiveModel { id: Set(id.0), revision: Set(revision), ..Default::default() };
     image::Entity::update(row).exec(&write.txn).await?;
     write.effects.committed.image_changed = true;

@@ -10,12 +10,12 @@ use sea_orm::{
 use super::{
     Store,
     entity::{configuration, image},
-    grants, rows,
+    grants, listing, rows, texts,
 };
 use crate::{
     access::{Permissions, Sight, Standing},
     error::{Error, Resource},
-    image::{Configuration, Image, ImageId, ImageInView, View},
+    image::{Configuration, Image, ImageId, ImageInView, Query, View},
 };
 
 /// An image, and to whom it was granted.
@@ -43,42 +43,51 @@ impl Store {
         Ok(found)
     }
 
-    /// The next images that are in sight in the order of their ids, which never changes.
+    /// The next images that are in sight and match, in the order of their ids, which never changes.
     pub(crate) async fn images_by_id(
         &self,
         sight: &Sight,
+        query: &Query,
         after: Option<ImageId>,
         limit: u64,
     ) -> Result<Vec<ImageInView>, Error> {
-        let mut query = image::Entity::find()
+        let txn = self.read().await?;
+        let is_rare = listing::is_rare(&txn, query).await?;
+        let mut select = image::Entity::find()
             .filter(grants::in_sight(sight))
+            .filter(listing::matching(self.backend(), query, is_rare))
             .order_by_asc(image::Column::Id)
             .limit(limit);
         if let Some(id) = after {
-            query = query.filter(image::Column::Id.gt(id.0));
+            select = select.filter(image::Column::Id.gt(id.0));
         }
-        let txn = self.read().await?;
-        let found = query.all(&txn).await?;
+        let found = select.all(&txn).await?;
         let images = all_in_view(&txn, found, sight, View::Basic).await?;
         txn.commit().await?;
         Ok(images)
     }
 
-    /// Those of these images that exist, whoever may see them.
-    pub(crate) async fn images_among(&self, ids: &[ImageId]) -> Result<HashMap<ImageId, SharedImage>, Error> {
+    /// Those of these images that exist, whoever may see them, and if wanted what each can be found by.
+    pub(crate) async fn images_among(
+        &self,
+        ids: &[ImageId],
+        with_texts: bool,
+    ) -> Result<HashMap<ImageId, (SharedImage, Option<String>)>, Error> {
         let txn = self.read().await?;
         let found = image::Entity::find()
             .filter(grants::in_sight(&Sight::Everything))
             .filter(image::Column::Id.is_in(ids.iter().map(|id| id.0)))
             .all(&txn)
             .await?;
-        let mut all = grants::all(&txn, ids).await?;
+        let mut grants = grants::all(&txn, ids).await?;
+        let mut texts = if with_texts { texts::all(&txn, ids).await? } else { HashMap::new() };
         txn.commit().await?;
         let mut images = HashMap::with_capacity(found.len());
         for row in found {
             let image = rows::image_from_row(row)?;
-            let grants = all.remove(&image.id).unwrap_or_default();
-            images.insert(image.id, SharedImage { image, grants });
+            let grants = grants.remove(&image.id).unwrap_or_default();
+            let text = texts.remove(&image.id);
+            images.insert(image.id, (SharedImage { image, grants }, text));
         }
         Ok(images)
     }

@@ -4,8 +4,8 @@
 //! found and sorted. Otherwise the order is walked for a bounded stretch, and the page may be short.
 
 use sea_orm::{
-    ColumnTrait, Condition, DatabaseTransaction, DbErr, EntityTrait, ExprTrait, PaginatorTrait, QueryFilter,
-    QueryOrder, QuerySelect, QueryTrait, Select, Value,
+    ColumnTrait, Condition, DatabaseTransaction, DbBackend, DbErr, EntityTrait, ExprTrait, PaginatorTrait,
+    QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Value,
     sea_query::{Expr, Order as SqlOrder},
 };
 
@@ -43,9 +43,12 @@ impl Store {
         with_total: bool,
     ) -> Result<Page, Error> {
         let txn = self.read().await?;
-        let is_rare = self.is_rare(&txn, query).await?;
-        let matching =
-            image::Entity::find().filter(grants::in_sight(sight)).filter(self.matching(query, is_rare));
+        let is_rare = is_rare(&txn, query).await?;
+        let matching = image::Entity::find().filter(grants::in_sight(sight)).filter(matching(
+            self.backend(),
+            query,
+            is_rare,
+        ));
         let total = if with_total { Some(matching.clone().count(&txn).await?) } else { None };
         let (found, next) = if is_rare || self.sees_few(&txn, sight).await? {
             self.sorted(&txn, matching, query, after, limit).await?
@@ -55,14 +58,6 @@ impl Store {
         let images = images::all_in_view(&txn, found, sight, view).await?;
         txn.commit().await?;
         Ok(Page { images, next, total })
-    }
-
-    async fn is_rare(&self, txn: &DatabaseTransaction, query: &Query) -> Result<bool, DbErr> {
-        let Some(term) = query.search.as_ref().filter(|term| term.is_possible()) else {
-            return Ok(query.search.is_some());
-        };
-        let count = texts::count(txn, term, Self::FEW + 1).await?;
-        Ok(count.is_some_and(|count| count <= Self::FEW))
     }
 
     async fn sees_few(&self, txn: &DatabaseTransaction, sight: &Sight) -> Result<bool, DbErr> {
@@ -78,30 +73,6 @@ impl Store {
             .await?;
         let granted = grants::granted_to(subject).limit(Self::FEW + 1).count(txn).await?;
         Ok(created + granted <= Self::FEW)
-    }
-
-    fn matching(&self, query: &Query, is_rare: bool) -> Condition {
-        let mut condition = Condition::all();
-        if let Some(term) = &query.search {
-            condition = condition.add(texts::holding(self.backend(), term, is_rare));
-        }
-        if let Some(template) = query.template {
-            condition = condition.add(image::Column::Template.eq(template));
-        }
-        if !query.statuses.is_empty() {
-            let statuses = query.statuses.iter().map(|status| rows::status_to_code(*status));
-            condition = condition.add(image::Column::Status.is_in(statuses));
-        }
-        if let Some(enabled) = query.enabled {
-            condition = condition.add(image::Column::Enabled.eq(enabled));
-        }
-        if let Some(pulled) = query.pulled {
-            condition = condition.add(image::Column::Pulled.eq(pulled));
-        }
-        if let Some(creator) = &query.creator {
-            condition = condition.add(image::Column::Creator.eq(creator));
-        }
-        condition
     }
 
     async fn sorted(
@@ -138,6 +109,40 @@ impl Store {
         }
         Ok((found, next))
     }
+}
+
+/// Whether few images hold what is looked for, so that an index finds all of them at once.
+pub(super) async fn is_rare(txn: &DatabaseTransaction, query: &Query) -> Result<bool, DbErr> {
+    let Some(term) = query.search.as_ref().filter(|term| term.is_possible()) else {
+        return Ok(query.search.is_some());
+    };
+    let count = texts::count(txn, term, Store::FEW + 1).await?;
+    Ok(count.is_some_and(|count| count <= Store::FEW))
+}
+
+/// The images that a query asks for.
+pub(super) fn matching(backend: DbBackend, query: &Query, is_rare: bool) -> Condition {
+    let mut condition = Condition::all();
+    if let Some(term) = &query.search {
+        condition = condition.add(texts::holding(backend, term, is_rare));
+    }
+    if let Some(template) = query.template {
+        condition = condition.add(image::Column::Template.eq(template));
+    }
+    if !query.statuses.is_empty() {
+        let statuses = query.statuses.iter().map(|status| rows::status_to_code(*status));
+        condition = condition.add(image::Column::Status.is_in(statuses));
+    }
+    if let Some(enabled) = query.enabled {
+        condition = condition.add(image::Column::Enabled.eq(enabled));
+    }
+    if let Some(pulled) = query.pulled {
+        condition = condition.add(image::Column::Pulled.eq(pulled));
+    }
+    if let Some(creator) = &query.creator {
+        condition = condition.add(image::Column::Creator.eq(creator));
+    }
+    condition
 }
 
 /// Takes away what is over the limit; the place behind the rest then.

@@ -9,13 +9,14 @@ use sea_orm_migration::{
 };
 
 mod sharing;
+mod watching;
 
 #[derive(Debug)]
 pub(crate) struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Catalogue), Box::new(sharing::Sharing)]
+        vec![Box::new(Catalogue), Box::new(sharing::Sharing), Box::new(watching::Watching)]
     }
 }
 

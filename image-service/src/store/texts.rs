@@ -1,6 +1,8 @@
 //! What images are found by, and how a database finds it: SQLite by FTS5 trigrams, Postgres by pg_trgm. Terms of fewer than
 //! three characters have no trigram: the texts themselves are read.
 
+use std::collections::HashMap;
+
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
     IntoActiveModel, QueryFilter, QueryTrait, Statement, sea_query::Expr,
@@ -9,7 +11,7 @@ use uuid::Uuid;
 
 use super::entity::{image, image_text};
 use crate::{
-    image::{Configuration, search_text},
+    image::{Configuration, ImageId, search_text},
     search::Term,
 };
 
@@ -31,6 +33,18 @@ pub(super) async fn write(
         image_text::Entity::insert(row).exec_without_returning(txn).await?;
     }
     Ok(())
+}
+
+/// What each of these images can be found by.
+pub(super) async fn all(
+    db: &impl ConnectionTrait,
+    images: &[ImageId],
+) -> Result<HashMap<ImageId, String>, DbErr> {
+    let found = image_text::Entity::find()
+        .filter(image_text::Column::Image.is_in(images.iter().map(|id| id.0)))
+        .all(db)
+        .await?;
+    Ok(found.into_iter().map(|row| (ImageId(row.image), row.text)).collect())
 }
 
 pub(super) async fn purge(txn: &DatabaseTransaction, image: Uuid) -> Result<(), DbErr> {

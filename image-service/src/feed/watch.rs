@@ -1,0 +1,274 @@
+//! One caller's view of the catalogue as it changes.
+//!
+//! What is sent is never older than [`ImageWatch::FRESH`]: whoever reads more slowly is not sent what has been waiting, for it
+//! may have lost sight of it; the watch goes back to what was delivered last and reads on from there, latest states only.
+//! So a slow reader costs a batch of memory, and misses states in between, but never the last one.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{sync::broadcast, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{Changed, Feed, deadline, terms::LookingFor, with_images};
+use crate::{
+    access::{Principal, Sight},
+    error::Error,
+    image::{ImageId, ImageInView, Query, View},
+    store::{Change, Revision, SharedImage, Store},
+};
+
+/// Holds no more than a batch of images, without their configurations.
+#[derive(Debug)]
+pub(crate) struct ImageWatch {
+    store: Store,
+    live: broadcast::Receiver<Arc<Changed>>,
+    shutdown: CancellationToken,
+    expiry: Instant,
+    sight: Sight,
+    query: Query,
+    looking_for: Option<LookingFor>,
+    view: View,
+    phase: Phase,
+    /// Every change up to here has been delivered or is in `pending`.
+    position: Revision,
+    /// Every change up to here has been delivered.
+    delivered: Revision,
+    /// What is to be sent, and when it was read.
+    pending: VecDeque<Notice>,
+    read_at: Instant,
+    last_sent: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// Sending the images as they are, in the order of their ids: this one was delivered last.
+    FirstState { after: Option<ImageId> },
+    /// Reading the change log from `position`; with `announce` the end of it is told.
+    CatchUp { announce: bool },
+    /// Waiting for changes.
+    Live,
+}
+
+/// One message of a watch.
+#[derive(Clone, Debug)]
+pub(crate) struct Notice {
+    /// Everything up to it has been delivered; nothing while the first state is incomplete.
+    pub(crate) revision: Revision,
+    pub(crate) event: WatchEvent,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum WatchEvent {
+    Image(ImageInView),
+    Synced,
+    Changed(ImageInView),
+    Removed(ImageId),
+    Bookmark,
+}
+
+impl ImageWatch {
+    const PAGE: u64 = 100;
+    /// How long a watch may be silent.
+    const BOOKMARK: Duration = Duration::from_secs(10);
+    /// How old what is sent may be.
+    const FRESH: Duration = Duration::from_secs(1);
+
+    #[expect(clippy::too_many_arguments, reason = "it is made in one place")]
+    pub(super) fn new(
+        feed: &Feed,
+        live: broadcast::Receiver<Arc<Changed>>,
+        caller: &Principal,
+        query: Query,
+        looking_for: Option<LookingFor>,
+        begin: Revision,
+        resumes: bool,
+        view: View,
+    ) -> Self {
+        Self {
+            store: feed.store.clone(),
+            live,
+            shutdown: feed.shutdown.clone(),
+            expiry: deadline(caller),
+            sight: caller.sight(),
+            query,
+            looking_for,
+            view,
+            phase: if resumes {
+                Phase::CatchUp { announce: true }
+            } else {
+                Phase::FirstState { after: None }
+            },
+            position: begin,
+            delivered: begin,
+            pending: VecDeque::new(),
+            read_at: Instant::now(),
+            last_sent: Instant::now(),
+        }
+    }
+
+    /// Waits for the next message. After an error the watch is over.
+    pub(crate) async fn next(&mut self) -> Result<Notice, Error> {
+        loop {
+            if self.shutdown.is_cancelled() {
+                return Err(Error::Draining);
+            }
+            if self.expiry <= Instant::now() {
+                return Err(Error::TokenExpired);
+            }
+            if !self.pending.is_empty() && self.read_at.elapsed() > Self::FRESH {
+                self.go_back();
+            }
+            if let Some(notice) = self.pending.pop_front() {
+                return self.deliver(notice).await;
+            }
+            match self.phase {
+                Phase::FirstState { after } => self.read_page(after).await?,
+                Phase::CatchUp { announce } => self.catch_up(announce).await?,
+                Phase::Live => self.wait().await?,
+            }
+        }
+    }
+
+    async fn deliver(&mut self, notice: Notice) -> Result<Notice, Error> {
+        match &notice.event {
+            WatchEvent::Image(image) => self.phase = Phase::FirstState { after: Some(image.image.id) },
+            WatchEvent::Synced | WatchEvent::Changed(_) | WatchEvent::Removed(_) | WatchEvent::Bookmark => {
+                self.delivered = notice.revision;
+            }
+        }
+        let event = self.in_view(notice.event).await?;
+        self.last_sent = Instant::now();
+        Ok(Notice { revision: notice.revision, event })
+    }
+
+    /// Forgets what was read and not sent: it is read again.
+    fn go_back(&mut self) {
+        let announces = self.pending.iter().any(|notice| matches!(notice.event, WatchEvent::Synced));
+        self.pending.clear();
+        if !matches!(self.phase, Phase::FirstState { .. }) {
+            self.position = self.delivered;
+            self.phase = Phase::CatchUp { announce: announces };
+        }
+    }
+
+    async fn read_page(&mut self, after: Option<ImageId>) -> Result<(), Error> {
+        self.read_at = Instant::now();
+        let page = self.store.images_by_id(&self.sight, &self.query, after, Self::PAGE).await?;
+        if page.is_empty() {
+            self.phase = Phase::Live;
+            self.push(self.position, WatchEvent::Synced);
+        }
+        for image in page {
+            self.push(Revision::NONE, WatchEvent::Image(image));
+        }
+        Ok(())
+    }
+
+    async fn catch_up(&mut self, announce: bool) -> Result<(), Error> {
+        self.read_at = Instant::now();
+        let changes = self.store.changes_after(self.position.number, Feed::BATCH).await?;
+        let Some(last) = changes.last().map(|change| change.revision) else {
+            self.phase = Phase::Live;
+            if announce {
+                self.push(self.position, WatchEvent::Synced);
+            }
+            return Ok(());
+        };
+        let term: Vec<_> = self.looking_for.iter().map(|looking| looking.term().clone()).collect();
+        for changed in with_images(&self.store, changes, &term).await? {
+            self.take(&changed);
+        }
+        self.position = last;
+        Ok(())
+    }
+
+    async fn wait(&mut self) -> Result<(), Error> {
+        tokio::select! {
+            () = self.shutdown.cancelled() => {}
+            () = tokio::time::sleep_until(self.expiry) => {}
+            () = tokio::time::sleep_until(self.last_sent + Self::BOOKMARK) => {
+                self.read_at = Instant::now();
+                self.push(self.position, WatchEvent::Bookmark);
+            }
+            changed = self.live.recv() => match changed {
+                Ok(changed) if self.can_take(&changed) => {
+                    self.read_at = changed.read_at;
+                    self.take(&changed);
+                }
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                    // What is read from here on is at least as new as whatever has been waiting.
+                    self.live = self.live.resubscribe();
+                    self.phase = Phase::CatchUp { announce: false };
+                }
+                Err(broadcast::error::RecvError::Closed) => return Err(Error::Draining),
+            },
+        }
+        Ok(())
+    }
+
+    /// Whether a live change is fresh and says what this watch needs to know.
+    fn can_take(&self, changed: &Changed) -> bool {
+        let is_known =
+            self.looking_for.as_ref().is_none_or(|looking| changed.holds.contains_key(looking.term()));
+        is_known && changed.read_at.elapsed() <= Self::FRESH
+    }
+
+    /// Takes one change in, if it is new; tells of it, if it is in sight.
+    fn take(&mut self, changed: &Changed) {
+        let Change { revision, image: id, creator, viewers } = &changed.change;
+        if revision.number <= self.position.number {
+            return;
+        }
+        self.position = *revision;
+        let seen = changed.image.as_ref().filter(|shared| self.matches(shared, changed));
+        let event = match seen.and_then(|shared| self.see(shared)) {
+            Some(image) => WatchEvent::Changed(image),
+            // Only who could see it before is told that it is gone.
+            None if self.could_see(creator, viewers) => WatchEvent::Removed(*id),
+            None => return,
+        };
+        self.push(*revision, event);
+    }
+
+    fn matches(&self, shared: &SharedImage, changed: &Changed) -> bool {
+        let holds = |looking: &LookingFor| changed.holds.get(looking.term()).copied().unwrap_or_default();
+        self.query.admits(&shared.image) && self.looking_for.as_ref().is_none_or(holds)
+    }
+
+    /// The image as the caller sees it, if it does.
+    fn see(&self, shared: &SharedImage) -> Option<ImageInView> {
+        let granted = self.sight.subject().and_then(|subject| shared.grants.get(subject));
+        let standing = self.sight.standing(&shared.image.creator, granted.copied().unwrap_or_default())?;
+        let image = shared.image.clone();
+        Some(ImageInView { actions: image.allowed_actions(standing), image, configuration: None })
+    }
+
+    fn could_see(&self, creator: &str, viewers: &BTreeSet<String>) -> bool {
+        self.sight.subject().is_none_or(|subject| subject == creator || viewers.contains(subject))
+    }
+
+    /// Reads the configuration that the view asks for, only now: what waits to be sent is small.
+    async fn in_view(&self, event: WatchEvent) -> Result<WatchEvent, Error> {
+        let (WatchEvent::Image(image) | WatchEvent::Changed(image)) = &event else {
+            return Ok(event);
+        };
+        if self.view == View::Basic {
+            return Ok(event);
+        }
+        let id = image.image.id;
+        match self.store.image(&self.sight, id, View::Full).await {
+            Ok(full) if matches!(event, WatchEvent::Image(_)) => Ok(WatchEvent::Image(full)),
+            Ok(full) => Ok(WatchEvent::Changed(full)),
+            Err(Error::NotFound(_)) => Ok(WatchEvent::Removed(id)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn push(&mut self, revision: Revision, event: WatchEvent) {
+        self.pending.push_back(Notice { revision, event });
+    }
+}

@@ -1,0 +1,98 @@
+//! Hints between the replicas that share a Postgres: what was committed elsewhere. SQLite has one process, which needs none.
+//!
+//! A hint that is lost costs time and nothing else: every reader polls, too.
+
+use std::fmt;
+
+use sea_orm::{
+    ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Statement,
+    sqlx::{Error as SqlxError, postgres::PgListener},
+};
+use uuid::Uuid;
+
+use super::Store;
+use crate::build::BuildId;
+
+const CHANNEL: &str = "trailer_hints";
+
+/// What somebody may want to read on.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Hint {
+    /// The change log has grown.
+    Changed,
+    /// A build is in the queue, or has left a slot.
+    QueueMoved,
+    /// The history of a build has grown.
+    Recorded(BuildId),
+    /// Anything may have happened: the connection was lost for a while.
+    Anything,
+}
+
+/// Hears what is committed by all replicas.
+#[derive(Debug)]
+pub(crate) struct Hints(PgListener);
+
+impl Store {
+    /// Begins to hear what is committed elsewhere; `None` when there is no elsewhere.
+    pub(crate) async fn hints(&self) -> Result<Option<Hints>, DbErr> {
+        if self.backend() != DbBackend::Postgres {
+            return Ok(None);
+        }
+        let mut listener = PgListener::connect_with(self.reader.get_postgres_connection_pool())
+            .await
+            .map_err(|error| DbErr::Custom(error.to_string()))?;
+        listener.listen(CHANNEL).await.map_err(|error| DbErr::Custom(error.to_string()))?;
+        Ok(Some(Hints(listener)))
+    }
+}
+
+impl Hints {
+    /// Waits for the next hint; connects again where needed.
+    pub(crate) async fn next(&mut self) -> Result<Hint, SqlxError> {
+        let heard = self.0.try_recv().await?;
+        // Whatever was committed while nobody listened was not heard.
+        Ok(heard.map_or(Hint::Anything, |heard| read(heard.payload())))
+    }
+}
+
+/// Sends a hint with the transaction; the database sends equal ones once.
+pub(super) async fn send(txn: &DatabaseTransaction, hint: Hint) -> Result<(), DbErr> {
+    if txn.get_database_backend() == DbBackend::Postgres {
+        let values = [CHANNEL.into(), hint.to_string().into()];
+        let notify = Statement::from_sql_and_values(DbBackend::Postgres, "SELECT pg_notify($1, $2)", values);
+        txn.execute_raw(notify).await?;
+    }
+    Ok(())
+}
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Changed => f.write_str("changed"),
+            Self::QueueMoved => f.write_str("queue"),
+            Self::Recorded(build) => build.fmt(f),
+            Self::Anything => f.write_str("anything"),
+        }
+    }
+}
+
+fn read(payload: &str) -> Hint {
+    match (payload, Uuid::try_parse(payload)) {
+        ("changed", _) => Hint::Changed,
+        ("queue", _) => Hint::QueueMoved,
+        (_, Ok(build)) => Hint::Recorded(BuildId(build)),
+        (_, Err(_)) => Hint::Anything,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_hint_reads_back() {
+        for hint in [Hint::Changed, Hint::QueueMoved, Hint::Recorded(BuildId::new()), Hint::Anything] {
+            assert_eq!(read(&hint.to_string()), hint);
+        }
+    }
+}

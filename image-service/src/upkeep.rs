@@ -1,0 +1,63 @@
+//! What goes on beside the calls: hints from other replicas are passed on, and what is kept for a time is forgotten.
+
+use std::{error::Error as _, sync::Arc, time::Duration};
+
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    signals::Signals,
+    store::{Store, retention_interval},
+    timestamp::Timestamp,
+};
+
+/// How long to wait before the database is asked again to tell what others do.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Passes on what other replicas commit, until shutdown.
+pub(crate) async fn hear(store: Store, signals: Arc<Signals>, shutdown: CancellationToken) {
+    let hearing = async {
+        loop {
+            match store.hints().await {
+                Ok(None) => return,
+                Ok(Some(mut hints)) => loop {
+                    match hints.next().await {
+                        Ok(hint) => signals.hint(hint),
+                        Err(error) => {
+                            tracing::warn!(%error, "cannot hear what other replicas do");
+                            break;
+                        }
+                    }
+                },
+                Err(error) => tracing::warn!(%error, "cannot hear what other replicas do"),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = hearing => {}
+    }
+}
+
+/// Forgets changes that are older than `retain`, in small batches, until shutdown.
+pub(crate) async fn forget(store: Store, retain: Duration, shutdown: CancellationToken) {
+    let mut tick = interval(retention_interval(retain));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        loop {
+            match store.forget_changes(Timestamp::now().before(retain)).await {
+                Ok(true) if !shutdown.is_cancelled() => tokio::task::yield_now().await,
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::warn!(%error, source = ?error.source(), "cannot forget old changes");
+                    break;
+                }
+            }
+        }
+    }
+}
