@@ -10,6 +10,7 @@ use clap::Parser;
 use proto::images::build_event::Event as Happened;
 use proto::images::{self as api, Image, ImageStatus, StepState, image_config::Source};
 use proto::images::{build_service_client as builds, image_service_client as images};
+use proto::watch::BuildWatch;
 use tonic::service::{Interceptor, interceptor::InterceptedService};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, metadata::AsciiMetadataValue};
@@ -133,33 +134,11 @@ impl Client {
     /// Shows every event of the build until its end, and answers the status that the image has then.
     async fn watch_build(&self, id: &str) -> anyhow::Result<ImageStatus> {
         let mut status = ImageStatus::Unspecified;
-        let mut after_sequence = 0;
-        loop {
-            let request = api::WatchBuildRequest { id: id.to_owned(), after_sequence };
-            let ended = match self.builds.clone().watch_build(request).await {
-                Err(refused) => refused,
-                Ok(response) => {
-                    let mut messages = response.into_inner();
-                    loop {
-                        match messages.message().await {
-                            Ok(None) => return Ok(status),
-                            Err(ended) => break ended,
-                            Ok(Some(message)) => {
-                                for event in message.events {
-                                    after_sequence = event.sequence;
-                                    show_event(event, &mut status);
-                                }
-                            }
-                        }
-                    }
-                }
-            };
-            if !matches!(ended.code(), Code::Unavailable | Code::Unknown) {
-                bail!(ended);
-            }
-            show(PLAIN, "client", &format!("going on, after: {}", ended.message()));
-            tokio::time::sleep(Duration::from_millis(500)).await;
+        let mut watch = BuildWatch::new(self.builds.clone(), id.to_owned());
+        while let Some(event) = watch.next().await? {
+            show_event(event, &mut status);
         }
+        Ok(status)
     }
 }
 

@@ -36,6 +36,16 @@ impl Database {
         self.directory.path().join("data")
     }
 
+    /// Ends the connections on which services hear of each other's commits.
+    pub(crate) async fn end_listeners(&self) -> anyhow::Result<()> {
+        let Some(postgres) = &self.postgres else {
+            return Ok(());
+        };
+        let listeners = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                         WHERE datname = current_database() AND query LIKE 'LISTEN%'";
+        execute(&postgres.url(), listeners).await
+    }
+
     /// None on SQLite.
     pub(crate) fn url(&self) -> Option<String> {
         self.postgres.as_ref().map(Postgres::url)

@@ -9,6 +9,7 @@ mod answers;
 mod authentication;
 mod cancelling;
 mod client;
+mod consistency;
 mod database;
 mod dispatch;
 mod editing;

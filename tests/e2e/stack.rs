@@ -72,6 +72,18 @@ impl Service {
         })
     }
 
+    /// Starts another process of it on the same database; none on SQLite, which one process has for itself.
+    pub(crate) async fn start_replica(&self) -> anyhow::Result<Option<Self>> {
+        if self.database.url().is_none() {
+            return Ok(None);
+        }
+        Self::start_in(Arc::clone(&self.database), "127.0.0.1:0", &[]).await.map(Some)
+    }
+
+    pub(crate) fn database(&self) -> &Arc<Database> {
+        &self.database
+    }
+
     /// Shuts it down in order, and starts another on the same data and port.
     pub(crate) async fn restart(self) -> anyhow::Result<Self> {
         let (database, listen) = (Arc::clone(&self.database), self.addr.to_string());

@@ -1,0 +1,248 @@
+//! Watching without its pitfalls: streams that go on where they were when the connection breaks, the service drains, or a
+//! revision is too old.
+//!
+//! ```no_run
+//! # async fn example<T>(client: proto::images::image_service_client::ImageServiceClient<T>) -> Result<(), tonic::Status>
+//! # where
+//! #     T: proto::watch::Service + Clone,
+//! #     T::ResponseBody: Send + 'static,
+//! #     <T::ResponseBody as tonic::codegen::Body>::Error: Send,
+//! # {
+//! use std::collections::BTreeMap;
+//! use proto::{images::{WatchImagesRequest, watch_images_response::Event}, watch::{ImagesWatch, Watched}};
+//!
+//! let mut images = BTreeMap::new();
+//! let mut watch = ImagesWatch::new(client, WatchImagesRequest::default());
+//! loop {
+//!     match watch.next().await? {
+//!         Watched::Begun => images.clear(),
+//!         Watched::Event(Event::Image(image) | Event::Changed(image)) => {
+//!             images.insert(image.id.clone(), image);
+//!         }
+//!         Watched::Event(Event::Removed(removed)) => {
+//!             images.remove(&removed.id);
+//!         }
+//!         Watched::Event(Event::Synced(_) | Event::Bookmark(_)) => {}
+//!     }
+//! }
+//! # }
+//! ```
+
+use std::{collections::VecDeque, time::Duration};
+
+use tonic::{
+    Code, Status, Streaming,
+    body::Body as RequestBody,
+    client::GrpcService,
+    codegen::{Body, Bytes, StdError},
+};
+
+use crate::images::{
+    BuildEvent, WatchBuildRequest, WatchBuildResponse, WatchImagesRequest, WatchImagesResponse,
+    build_service_client::BuildServiceClient, image_service_client::ImageServiceClient,
+    watch_images_response::Event,
+};
+
+/// What the generated clients call through: a channel, with or without interceptors.
+pub trait Service:
+    GrpcService<RequestBody, Error: Into<StdError>, ResponseBody: Body<Data = Bytes, Error: Into<StdError>>>
+{
+}
+
+impl<T> Service for T where
+    T: GrpcService<
+            RequestBody,
+            Error: Into<StdError>,
+            ResponseBody: Body<Data = Bytes, Error: Into<StdError>>,
+        >
+{
+}
+
+/// The images that a caller sees, as they are and as they change, for as long as it wants.
+#[derive(Debug)]
+pub struct ImagesWatch<T> {
+    client: ImageServiceClient<T>,
+    /// With the revision to go on from.
+    request: WatchImagesRequest,
+    stream: Option<Streaming<WatchImagesResponse>>,
+    retry: Retry,
+}
+
+/// What a watch brings.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Watched {
+    /// Everything begins anew: forget what is known; the images follow. The first of all, and later whenever the watch could
+    /// not be resumed.
+    Begun,
+    /// What happened.
+    Event(Event),
+}
+
+/// What happens in a build, each event once and in order, until its end.
+#[derive(Debug)]
+pub struct BuildWatch<T> {
+    client: BuildServiceClient<T>,
+    /// With the last event that was brought.
+    request: WatchBuildRequest,
+    stream: Option<Streaming<WatchBuildResponse>>,
+    brought: VecDeque<BuildEvent>,
+    retry: Retry,
+}
+
+/// How long to wait before the next attempt: twice as long every time, up to a limit, and never the same for all clients.
+#[derive(Debug)]
+struct Retry {
+    pause: Duration,
+}
+
+impl<T> ImagesWatch<T>
+where
+    T: Service + Clone,
+    T::ResponseBody: Send + 'static,
+    <T::ResponseBody as Body>::Error: Send,
+{
+    /// Watches what the request asks for. It is called when the first event is awaited.
+    pub fn new(client: ImageServiceClient<T>, request: WatchImagesRequest) -> Self {
+        Self { client, request, stream: None, retry: Retry::new() }
+    }
+
+    /// What to give as `after_revision` of another watch that shall go on from here; empty during the first state.
+    pub fn resume_revision(&self) -> &str {
+        &self.request.after_revision
+    }
+
+    /// Waits for what comes next; dropping the future loses nothing.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be helped by trying again: UNAUTHENTICATED when the token has expired, PERMISSION_DENIED,
+    /// INVALID_ARGUMENT, UNIMPLEMENTED. A watch that has failed can be asked again, and then tries again.
+    pub async fn next(&mut self) -> Result<Watched, Status> {
+        loop {
+            let Some(stream) = &mut self.stream else {
+                let begins = self.request.after_revision.is_empty();
+                match self.client.clone().watch_images(self.request.clone()).await {
+                    Ok(response) => self.stream = Some(response.into_inner()),
+                    Err(status) => {
+                        self.failed(status).await?;
+                        continue;
+                    }
+                }
+                if begins {
+                    return Ok(Watched::Begun);
+                }
+                continue;
+            };
+            match stream.message().await {
+                Ok(Some(WatchImagesResponse { resume_revision, event })) => {
+                    self.retry = Retry::new();
+                    // During the first state there is nothing to resume from: whoever is cut off then begins anew.
+                    if !matches!(event, Some(Event::Image(_))) {
+                        self.request.after_revision = resume_revision;
+                    }
+                    if let Some(event) = event {
+                        return Ok(Watched::Event(event));
+                    }
+                }
+                Ok(None) => self.failed(Status::unavailable("the watch ended without saying why")).await?,
+                Err(status) => self.failed(status).await?,
+            }
+        }
+    }
+
+    async fn failed(&mut self, status: Status) -> Result<(), Status> {
+        self.stream = None;
+        if status.code() == Code::OutOfRange {
+            self.request.after_revision.clear();
+            return self.retry.after(Status::unavailable("what was missed is forgotten")).await;
+        }
+        self.retry.after(status).await
+    }
+}
+
+impl<T> BuildWatch<T>
+where
+    T: Service + Clone,
+    T::ResponseBody: Send + 'static,
+    <T::ResponseBody as Body>::Error: Send,
+{
+    /// Watches a build from its first event on.
+    pub fn new(client: BuildServiceClient<T>, id: String) -> Self {
+        let request = WatchBuildRequest { id, after_sequence: 0 };
+        Self { client, request, stream: None, brought: VecDeque::new(), retry: Retry::new() }
+    }
+
+    /// Waits for the next event; `None` once the build is over and every event was brought. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be helped by trying again: NOT_FOUND when the image is gone or out of sight, OUT_OF_RANGE when the service went back to a backup
+    /// that has fewer events, and as for [`ImagesWatch`].
+    pub async fn next(&mut self) -> Result<Option<BuildEvent>, Status> {
+        loop {
+            if let Some(event) = self.brought.pop_front() {
+                self.request.after_sequence = event.sequence;
+                return Ok(Some(event));
+            }
+            let Some(stream) = &mut self.stream else {
+                match self.client.clone().watch_build(self.request.clone()).await {
+                    Ok(response) => self.stream = Some(response.into_inner()),
+                    Err(status) => self.retry.after(status).await?,
+                }
+                continue;
+            };
+            match stream.message().await {
+                Ok(Some(message)) => {
+                    self.retry = Retry::new();
+                    self.brought = message.events.into();
+                }
+                Ok(None) => {
+                    self.stream = None;
+                    return Ok(None);
+                }
+                Err(status) => {
+                    self.stream = None;
+                    self.retry.after(status).await?;
+                }
+            }
+        }
+    }
+}
+
+impl Retry {
+    const FIRST: Duration = Duration::from_millis(50);
+    const LONGEST: Duration = Duration::from_secs(5);
+
+    fn new() -> Self {
+        Self { pause: Self::FIRST }
+    }
+
+    /// Waits before the next attempt, or fails when another one cannot help.
+    async fn after(&mut self, status: Status) -> Result<(), Status> {
+        match status.code() {
+            Code::Unauthenticated
+            | Code::PermissionDenied
+            | Code::InvalidArgument
+            | Code::NotFound
+            | Code::FailedPrecondition
+            | Code::AlreadyExists
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::DataLoss => return Err(status),
+            Code::Ok
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            | Code::Aborted
+            | Code::Internal
+            | Code::Unavailable => {}
+        }
+        // Between a half and the whole, so that clients do not come all at once.
+        let random = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), ());
+        let share = 0.5 + f64::from(u32::try_from(random % 1_000).unwrap_or(0)) / 2_000.0;
+        tokio::time::sleep(self.pause.mul_f64(share)).await;
+        self.pause = (self.pause * 2).min(Self::LONGEST);
+        Ok(())
+    }
+}

@@ -1,0 +1,150 @@
+//! Whatever happens, and however watchers are treated: in the end each knows exactly what a list gives it, and on the way it was
+//! told nothing that it could not see.
+
+mod watcher;
+mod writer;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use image_service::Role;
+use proto::images::{self as api, ImageStatus};
+
+use self::{
+    watcher::{Reader, Watcher},
+    writer::Writers,
+};
+use crate::{
+    client::{Client, client},
+    engine::FakeEngine,
+    proxy::Proxy,
+    stack::{Service, Worker},
+};
+
+/// Numbers that look random and are the same for the same seed (xorshift64).
+#[derive(Clone, Debug)]
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 33).unwrap_or_default() % limit
+    }
+}
+
+/// Those who write, in the order of their numbers; and those who may be let in.
+const OWNERS: [&str; 2] = ["alice", "bob"];
+const GUESTS: [&str; 3] = ["bob", "carol", "dave"];
+
+fn queries() -> Vec<api::WatchImagesRequest> {
+    let any = api::WatchImagesRequest::default;
+    vec![
+        any(),
+        api::WatchImagesRequest { search: "STRASSE".to_owned(), ..any() },
+        api::WatchImagesRequest { search: "%".to_owned(), ..any() },
+        api::WatchImagesRequest { enabled: Some(true), ..any() },
+        api::WatchImagesRequest { kind: api::ImageKind::Template.into(), ..any() },
+        api::WatchImagesRequest {
+            statuses: vec![ImageStatus::BuildFinished.into(), ImageStatus::BuildPending.into()],
+            ..any()
+        },
+        api::WatchImagesRequest { creator: "alice".to_owned(), view: api::ImageView::Full.into(), ..any() },
+    ]
+}
+
+/// Runs writers through `write` against watchers through `read`, and compares in the end.
+async fn follow(seed: u64, write: &Service, read: &Service, steps: usize) -> anyhow::Result<()> {
+    let engine = FakeEngine::start().await?;
+    let _worker = Worker::start(write, "w1", &engine.docker_host()).await?;
+    let proxy = Arc::new(Proxy::start(read.addr).await?);
+    let mut random = Random::new(seed);
+    let writers = Arc::new(Writers::default());
+    let is_over = Arc::new(AtomicBool::new(false));
+    let mut watching = tokio::task::JoinSet::new();
+    for (i, request) in queries().into_iter().cycle().take(14).enumerate() {
+        let identity = ["root", "alice", "bob", "carol", "dave"][i % 5];
+        let role = if identity == "root" { Role::Admin } else { Role::Builder };
+        let token = read.token(identity, &[role]);
+        let addr = if random.below(2) == 0 { proxy.addr() } else { read.addr };
+        let reader = match random.below(4) {
+            0 => Reader::Slow,
+            1 => Reader::Halting,
+            _ => Reader::Prompt,
+        };
+        let watcher = Watcher::new(identity, client(addr, &token), request, reader, Arc::clone(&writers));
+        let lister = client(read.addr, &token);
+        let (is_over, random) = (Arc::clone(&is_over), Random::new(seed * 100 + i as u64));
+        watching.spawn(async move { watcher.follow(lister, &is_over, random).await });
+    }
+    let mut cutting = tokio::task::JoinSet::new();
+    let cutter = Arc::clone(&proxy);
+    cutting.spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            cutter.cut();
+        }
+    });
+    let clients: Vec<Client> = OWNERS.iter().map(|owner| write.builder(owner)).collect();
+    for _ in 0..steps {
+        writers.step(&clients, &mut random).await?;
+    }
+    is_over.store(true, Ordering::Release);
+    // A watcher that is cut again and again at the end would still get there, but this ends sooner.
+    cutting.abort_all();
+    while let Some(watched) = watching.join_next().await {
+        watched??;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_watcher_ends_with_what_a_list_gives_it() -> anyhow::Result<()> {
+    for seed in 1..=4 {
+        let service = Service::start().await?;
+        follow(seed, &service, &service, 150).await.map_err(|error| error.context(format!("seed {seed}")))?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watchers_of_one_replica_follow_what_another_writes() -> anyhow::Result<()> {
+    let write = Service::start().await?;
+    let Some(read) = write.start_replica().await? else {
+        // SQLite has no replicas.
+        return Ok(());
+    };
+    follow(11, &write, &read, 150).await?;
+    follow(12, &read, &write, 150).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_was_notified_of_is_found_all_the_same() -> anyhow::Result<()> {
+    let write = Service::start().await?;
+    let Some(read) = write.start_replica().await? else {
+        return Ok(());
+    };
+    let database = Arc::clone(write.database());
+    let mut deafening = tokio::task::JoinSet::new();
+    deafening.spawn(async move {
+        loop {
+            database.end_listeners().await?;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        #[expect(unreachable_code, reason = "it says what the errors are")]
+        Ok::<(), anyhow::Error>(())
+    });
+    follow(21, &write, &read, 100).await?;
+    anyhow::ensure!(deafening.try_join_next().is_none(), "the listeners were not ended");
+    Ok(())
+}

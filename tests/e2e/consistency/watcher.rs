@@ -1,0 +1,164 @@
+//! A watcher that folds what it is told, and checks every word of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use proto::{
+    images::{self as api, watch_images_response::Event},
+    watch::{ImagesWatch, Watched},
+};
+use tokio::time::Instant;
+
+use super::{Random, writer::Writers};
+use crate::{
+    client::{Caller, Client},
+    stack::LIMIT,
+};
+
+/// How a watcher reads.
+#[derive(Copy, Clone, Debug)]
+pub(super) enum Reader {
+    Prompt,
+    Slow,
+    /// Stops now and then for longer than what waits for it stays fresh.
+    Halting,
+}
+
+pub(super) struct Watcher {
+    identity: &'static str,
+    watch: ImagesWatch<Caller>,
+    request: api::WatchImagesRequest,
+    reader: Reader,
+    writers: Arc<Writers>,
+    images: BTreeMap<String, api::Image>,
+    /// What it was told is gone.
+    removed: BTreeSet<String>,
+    revision: i64,
+}
+
+impl Watcher {
+    pub(super) fn new(
+        identity: &'static str,
+        client: Client,
+        request: api::WatchImagesRequest,
+        reader: Reader,
+        writers: Arc<Writers>,
+    ) -> Self {
+        let watch = ImagesWatch::new(client.images, request.clone());
+        Self {
+            identity,
+            watch,
+            request,
+            reader,
+            writers,
+            images: BTreeMap::new(),
+            removed: BTreeSet::new(),
+            revision: 0,
+        }
+    }
+
+    /// Folds until everything is over and it knows what a list gives.
+    pub(super) async fn follow(
+        mut self,
+        lister: Client,
+        is_over: &AtomicBool,
+        mut random: Random,
+    ) -> anyhow::Result<()> {
+        let mut deadline = None;
+        loop {
+            if is_over.load(Ordering::Acquire) {
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + LIMIT);
+                let listed = self.list(&lister).await?;
+                if listed == self.images {
+                    let unseen = self.removed.iter().find(|id| !self.writers.could_see(self.identity, id));
+                    anyhow::ensure!(unseen.is_none(), "{} was told of the end of {unseen:?}", self.identity);
+                    return Ok(());
+                }
+                if Instant::now() > deadline {
+                    anyhow::bail!(
+                        "{} watching {:?} knows\n{:#?}\nand not\n{listed:#?}",
+                        self.identity,
+                        self.request,
+                        self.images
+                    );
+                }
+            }
+            let pause = match self.reader {
+                Reader::Prompt => 0,
+                Reader::Slow => random.below(30),
+                Reader::Halting if random.below(40) == 0 => 1_300,
+                Reader::Halting => 0,
+            };
+            if pause > 0 && !is_over.load(Ordering::Acquire) {
+                tokio::time::sleep(Duration::from_millis(pause as u64)).await;
+            }
+            let next = self.watch.next();
+            if let Ok(watched) = tokio::time::timeout(Duration::from_millis(200), next).await {
+                self.fold(watched?)?;
+            }
+        }
+    }
+
+    fn fold(&mut self, watched: Watched) -> anyhow::Result<()> {
+        let event = match watched {
+            Watched::Begun => {
+                self.images.clear();
+                self.revision = 0;
+                return Ok(());
+            }
+            Watched::Event(event) => event,
+        };
+        let told = self.watch.resume_revision().split('.').next().unwrap_or_default();
+        let told = if told.is_empty() { 0 } else { told.parse().context("a revision")? };
+        anyhow::ensure!(told >= self.revision, "the revision went back from {} to {told}", self.revision);
+        self.revision = told;
+        match event {
+            Event::Image(image) | Event::Changed(image) => {
+                let is_hidden = writer_hides(&image, self.identity);
+                anyhow::ensure!(!is_hidden, "{} was told of {image:?}", self.identity);
+                self.images.insert(image.id.clone(), image);
+            }
+            Event::Removed(removed) => {
+                self.images.remove(&removed.id);
+                self.removed.insert(removed.id);
+            }
+            Event::Synced(_) | Event::Bookmark(_) => {}
+        }
+        Ok(())
+    }
+
+    async fn list(&self, lister: &Client) -> anyhow::Result<BTreeMap<String, api::Image>> {
+        let mut request = api::ListImagesRequest {
+            view: self.request.view,
+            search: self.request.search.clone(),
+            kind: self.request.kind,
+            statuses: self.request.statuses.clone(),
+            enabled: self.request.enabled,
+            pulled: self.request.pulled,
+            creator: self.request.creator.clone(),
+            page_size: 1_000,
+            ..api::ListImagesRequest::default()
+        };
+        let mut images = BTreeMap::new();
+        loop {
+            let page = lister.images.clone().list_images(request.clone()).await?.into_inner();
+            images.extend(page.images.into_iter().map(|image| (image.id.clone(), image)));
+            if page.next_page_token.is_empty() {
+                return Ok(images);
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+}
+
+/// Whether the image says that this identity cannot see it, see [`Writers`].
+fn writer_hides(image: &api::Image, identity: &str) -> bool {
+    image.description.split(' ').any(|word| word == format!("hidden-from-{identity}"))
+}
