@@ -1,7 +1,7 @@
 //! Where a service under test keeps its catalogue: SQLite in a directory of its own, or, when `TRAILER_TEST_POSTGRES_URL` names a
 //! server, a database of its own there.
 
-use std::{env, path::PathBuf, thread};
+use std::{env, path::PathBuf, sync::Arc, thread};
 
 use anyhow::Context as _;
 use sea_orm::{ConnectionTrait as _, Database as Connection};
@@ -32,6 +32,22 @@ impl Database {
         Ok(Self { directory, postgres })
     }
 
+    /// A copy of all that a service has kept, which has ended.
+    pub(crate) async fn back_up(&self) -> anyhow::Result<Arc<Self>> {
+        let directory = tempfile::tempdir()?;
+        let copy = directory.path().join("data");
+        std::fs::create_dir(&copy)?;
+        for file in std::fs::read_dir(self.data_dir())? {
+            let file = file?;
+            std::fs::copy(file.path(), copy.join(file.file_name()))?;
+        }
+        let postgres = match &self.postgres {
+            Some(postgres) => Some(postgres.copy().await?),
+            None => None,
+        };
+        Ok(Arc::new(Self { directory, postgres }))
+    }
+
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.directory.path().join("data")
     }
@@ -54,9 +70,15 @@ impl Database {
 
 impl Postgres {
     async fn create(server: String) -> anyhow::Result<Self> {
-        let name = format!("trailer_{}", uuid::Uuid::new_v4().simple());
+        let name = new_name();
         execute(&server, &format!("CREATE DATABASE {name}")).await?;
         Ok(Self { server, name })
+    }
+
+    async fn copy(&self) -> anyhow::Result<Self> {
+        let name = new_name();
+        execute(&self.server, &format!("CREATE DATABASE {name} TEMPLATE {}", self.name)).await?;
+        Ok(Self { server: self.server.clone(), name })
     }
 
     /// The server's URL with this database in the place of the one that it names.
@@ -67,6 +89,10 @@ impl Postgres {
         let separator = if query.is_empty() { "" } else { "?" };
         format!("{}/{}{separator}{query}", &address[..path], self.name)
     }
+}
+
+fn new_name() -> String {
+    format!("trailer_{}", uuid::Uuid::new_v4().simple())
 }
 
 impl Drop for Postgres {

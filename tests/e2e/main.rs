@@ -24,6 +24,7 @@ mod real_engine;
 mod reasons;
 mod recovery;
 mod reflection;
+mod resuming;
 mod stack;
 mod watching;
 mod writes;

@@ -91,6 +91,18 @@ impl Service {
         Self::start_in(database, &listen, &[]).await
     }
 
+    /// Shuts it down in order and leaves what it has kept.
+    pub(crate) async fn end(self) -> anyhow::Result<Arc<Database>> {
+        let database = Arc::clone(&self.database);
+        self.stop().await?;
+        Ok(database)
+    }
+
+    /// Starts a service on what another has kept.
+    pub(crate) async fn start_on(database: Arc<Database>) -> anyhow::Result<Self> {
+        Self::start_in(database, "127.0.0.1:0", &[]).await
+    }
+
     /// Shuts it down in order.
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
         self.running.stop().await
