@@ -35,9 +35,17 @@ mod watch;
 pub(crate) struct Feed {
     store: Store,
     /// Bounded: a watch that falls behind by more reads what it has missed from the store, latest states only.
-    live: broadcast::Sender<Arc<Changed>>,
+    live: broadcast::Sender<Arc<Told>>,
     terms: Arc<Terms>,
     shutdown: CancellationToken,
+}
+
+/// What the reader of the change log tells the watches.
+#[derive(Clone, Debug)]
+enum Told {
+    Changed(Changed),
+    /// Changes were forgotten before they could be told: whoever was waiting for them finds out by itself.
+    Forgotten,
 }
 
 /// A change, and the image without its configuration as it was when the change was read.
@@ -73,6 +81,11 @@ impl Feed {
             }
             match self.publish_after(position).await {
                 Ok(reached) => position = reached,
+                Err(Error::RevisionUnavailable { oldest }) => {
+                    tracing::warn!(position, oldest, "changes were forgotten before they were told");
+                    position = oldest;
+                    let _ = self.live.send(Arc::new(Told::Forgotten));
+                }
                 Err(error) => {
                     tracing::warn!(%error, source = ?std::error::Error::source(&error), "cannot read the change log");
                 }
@@ -90,7 +103,7 @@ impl Feed {
             if self.live.receiver_count() > 0 {
                 for changed in with_images(&self.store, changes, &self.terms.all()).await? {
                     // The last listener may have gone meanwhile.
-                    let _ = self.live.send(Arc::new(changed));
+                    let _ = self.live.send(Arc::new(Told::Changed(changed)));
                 }
             }
             // Whoever subscribes from here on reads the store afterwards.

@@ -13,7 +13,7 @@ use std::{
 use tokio::{sync::broadcast, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{Changed, Feed, deadline, terms::LookingFor, with_images};
+use super::{Changed, Feed, Told, deadline, terms::LookingFor, with_images};
 use crate::{
     access::{Principal, Sight},
     error::Error,
@@ -25,7 +25,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct ImageWatch {
     store: Store,
-    live: broadcast::Receiver<Arc<Changed>>,
+    live: broadcast::Receiver<Arc<Told>>,
     shutdown: CancellationToken,
     expiry: Instant,
     sight: Sight,
@@ -80,7 +80,7 @@ impl ImageWatch {
     #[expect(clippy::too_many_arguments, reason = "it is made in one place")]
     pub(super) fn new(
         feed: &Feed,
-        live: broadcast::Receiver<Arc<Changed>>,
+        live: broadcast::Receiver<Arc<Told>>,
         caller: &Principal,
         query: Query,
         looking_for: Option<LookingFor>,
@@ -194,10 +194,10 @@ impl ImageWatch {
                 self.read_at = Instant::now();
                 self.push(self.position, WatchEvent::Bookmark);
             }
-            changed = self.live.recv() => match changed {
-                Ok(changed) if self.can_take(&changed) => {
+            told = self.live.recv() => match told.as_deref() {
+                Ok(Told::Changed(changed)) if self.can_take(changed) => {
                     self.read_at = changed.read_at;
-                    self.take(&changed);
+                    self.take(changed);
                 }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {
                     // What is read from here on is at least as new as whatever has been waiting.

@@ -1,0 +1,191 @@
+//! What changes an image: each takes the image as the caller may change it, and writes what follows.
+
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, Set, sea_query::Expr,
+};
+
+use super::BatchOutcome;
+use crate::{
+    access::Action,
+    build::{Build, BuildId, Job, Kind},
+    dispatch::{self, Event, Rows},
+    error::{Error, Refusal},
+    image::{BatchAction, EditDraft, Etag, ImageId, ImageInView, RepositoryPrefixes, View, WantedReference},
+    store::{
+        apply, builds, changes,
+        entity::image,
+        grants, images, purge, references, texts,
+        write::{Target, Write},
+    },
+};
+
+impl Write<'_> {
+    pub(super) async fn update(
+        &mut self,
+        id: ImageId,
+        etag: Option<Etag>,
+        edit: EditDraft,
+        prefixes: &RepositoryPrefixes,
+    ) -> Result<ImageInView, Error> {
+        let target = self.target(id, etag, Action::Edit).await?;
+        let edit = edit.check(&target.image, prefixes, self.request.caller.is_admin())?;
+        let current = images::configuration(&self.txn, id, target.image.configuration_revision).await?;
+        let configuration = edit.configuration.filter(|configuration| *configuration != current);
+        let mut row = target.row.clone();
+        edit.name.as_str().clone_into(&mut row.name);
+        edit.description.as_str().clone_into(&mut row.description);
+        if let Some(configuration) = &configuration {
+            row.configuration_revision += 1;
+            row.pulled = configuration.is_pull() && !row.snapshot;
+            self.write_configuration(id, row.configuration_revision, configuration).await?;
+        }
+        if let Some(wanted) = &edit.reference {
+            let reference = references::choose(&self.txn, id, wanted, !row.template && !row.pulled).await?;
+            row.image_name = reference.to_string();
+            reference.repository().clone_into(&mut row.repository);
+            reference.tag().clone_into(&mut row.tag);
+            row.reference_given = matches!(wanted, WantedReference::Given(_));
+        }
+        if row != target.row {
+            texts::write(&self.txn, &row, configuration.as_ref().unwrap_or(&current)).await?;
+            references::settle(&self.txn, &row).await?;
+            self.save_edit(row).await?;
+        }
+        let (image, standing) = target.reread(&self.txn).await?;
+        Ok(images::in_view(&self.txn, image, standing, View::Full).await?)
+    }
+
+    /// Writes the row that a client has changed, under a new revision and etag.
+    async fn save_edit(&mut self, mut row: image::Model) -> Result<(), Error> {
+        let id = ImageId(row.id);
+        let viewers = grants::viewers(&self.txn, id).await?;
+        row.revision = changes::log(&self.txn, id, &row.creator, &viewers, self.now()).await?;
+        row.edit_revision = row.revision;
+        row.updated_at = self.now().micros();
+        row.into_active_model().reset_all().update(&self.txn).await?;
+        self.effects.committed.image_changed = true;
+        Ok(())
+    }
+
+    pub(super) async fn enable(
+        &mut self,
+        id: ImageId,
+        etag: Option<Etag>,
+        enabled: bool,
+    ) -> Result<ImageInView, Error> {
+        let action = if enabled { Action::Enable } else { Action::Disable };
+        let target = self.target(id, etag, action).await?;
+        if target.row.enabled != enabled {
+            self.save_edit(image::Model { enabled, ..target.row.clone() }).await?;
+        }
+        self.basic(target).await
+    }
+
+    pub(super) async fn build(
+        &mut self,
+        id: ImageId,
+        etag: Option<Etag>,
+    ) -> Result<(ImageInView, Build), Error> {
+        let target = self.target(id, etag, Action::Build).await?;
+        let revision = target.image.configuration_revision;
+        let configuration = images::configuration(&self.txn, id, revision).await?;
+        let number = match target.row.latest_build {
+            Some(latest) => builds::one(&self.txn, latest).await?.number,
+            None => 0,
+        };
+        let job = Job {
+            kind: if target.image.pulled { Kind::Pull } else { Kind::Build },
+            configuration_revision: revision,
+            reference: target.image.reference.clone(),
+            requirements: configuration.requirements(),
+            workspace: None,
+        };
+        let requested_by = self.request.caller.subject().to_owned();
+        let mut build = Build::queued(id, number + 1, requested_by, job, self.now());
+        image::Entity::update_many()
+            .col_expr(image::Column::LatestBuild, Expr::value(build.id.0))
+            .filter(image::Column::Id.eq(id.0))
+            .exec(&self.txn)
+            .await?;
+        self.enqueue(&mut build).await?;
+        Ok((self.basic(target).await?, build))
+    }
+
+    pub(super) async fn cancel(
+        &mut self,
+        id: ImageId,
+        etag: Option<Etag>,
+        meant: Option<BuildId>,
+    ) -> Result<(ImageInView, Build), Error> {
+        let target = self.target(id, etag, Action::CancelBuild).await;
+        // A build that is meant and is not the latest one says more than that there is nothing to cancel.
+        if let (Some(meant), Err(Error::Refused(Refusal::NoBuildInProgress))) = (meant, &target) {
+            let latest =
+                image::Entity::find_by_id(id.0).one(&self.txn).await?.and_then(|row| row.latest_build);
+            if latest != Some(meant.0) {
+                return Err(Error::Refused(Refusal::OtherBuild));
+            }
+        }
+        let target = target?;
+        let latest = target.image.latest_build.ok_or(Error::Refused(Refusal::NoBuildInProgress))?;
+        if meant.is_some_and(|meant| meant != latest) {
+            return Err(Error::Refused(Refusal::OtherBuild));
+        }
+        let build = builds::one(&self.txn, latest.0).await?;
+        let build = self.request_cancel(build).await?;
+        Ok((self.basic(target).await?, build))
+    }
+
+    /// Decides a cancel and writes what follows from it.
+    async fn request_cancel(&mut self, build: Build) -> Result<Build, Error> {
+        let event = Event::Cancel { by: self.request.caller.subject().to_owned() };
+        let rows = Rows { build: build.clone(), configuration: None };
+        let mut decision =
+            dispatch::decide(rows, &event, self.store.policy(), self.now()).map_err(Error::Refused)?;
+        apply(&self.txn, &decision, self.now(), &mut self.effects.committed).await?;
+        self.effects.messages.append(&mut decision.messages);
+        Ok(decision.build.unwrap_or(build))
+    }
+
+    pub(super) async fn delete(&mut self, id: ImageId, etag: Option<Etag>) -> Result<ImageInView, Error> {
+        let target = self.target(id, etag, Action::Delete).await?;
+        let actions = target.image.allowed_actions(target.standing);
+        let viewers = grants::viewers(&self.txn, id).await?;
+        changes::log(&self.txn, id, &target.image.creator, &viewers, self.now()).await?;
+        self.effects.committed.image_changed = true;
+        image::Entity::update(image::ActiveModel { id: Set(id.0), deleted: Set(true), ..Default::default() })
+            .exec(&self.txn)
+            .await?;
+        let active = builds::active_of(&self.txn, id).await?;
+        if let Some(build) = active {
+            // A snapshot that has begun ends by itself.
+            match self.request_cancel(build).await {
+                Ok(_) | Err(Error::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
+        } else {
+            purge(&self.txn, id).await?;
+        }
+        Ok(ImageInView { image: target.image, configuration: None, actions })
+    }
+
+    pub(super) async fn one_of_batch(
+        &mut self,
+        action: BatchAction,
+        id: ImageId,
+        etag: Option<Etag>,
+    ) -> BatchOutcome {
+        match action {
+            BatchAction::Build => self.build(id, etag).await.map(|(image, _)| image),
+            BatchAction::CancelBuild => self.cancel(id, etag, None).await.map(|(image, _)| image),
+            BatchAction::Enable => self.enable(id, etag, true).await,
+            BatchAction::Disable => self.enable(id, etag, false).await,
+            BatchAction::Delete => self.delete(id, etag).await,
+        }
+    }
+
+    async fn basic(&self, target: Target) -> Result<ImageInView, Error> {
+        let (image, standing) = target.reread(&self.txn).await?;
+        Ok(images::in_view(&self.txn, image, standing, View::Basic).await?)
+    }
+}

@@ -1,0 +1,122 @@
+//! What makes an image: its record, its configuration, its first build.
+
+use std::collections::BTreeSet;
+
+use sea_orm::{DbErr, EntityTrait, IntoActiveModel};
+
+use super::{SnapshotOrder, WithBuild};
+use crate::{
+    access::{Permissions, Standing},
+    build::{Build, Happening, Job, Kind},
+    dispatch::Decision,
+    error::Error,
+    image::{Configuration, Image, ImageId, ImageInView, NewImage, Requirements, Status, WantedReference},
+    store::{
+        apply, builds, changes,
+        entity::{self, configuration, image},
+        references, rows, texts,
+        write::Write,
+    },
+};
+
+impl Write<'_> {
+    /// Creates an image, and its first build unless it is a template.
+    pub(super) async fn create(
+        &mut self,
+        new: &NewImage,
+        creator: &str,
+        snapshot: Option<&SnapshotOrder>,
+    ) -> Result<WithBuild, Error> {
+        let now = self.now();
+        let id = ImageId::new();
+        let pulled = new.configuration.is_pull() && snapshot.is_none();
+        let reference = references::choose(&self.txn, id, &new.reference, !new.template && !pulled).await?;
+        let job = Job {
+            kind: match snapshot {
+                Some(_) => Kind::Snapshot,
+                None if pulled => Kind::Pull,
+                None => Kind::Build,
+            },
+            configuration_revision: 1,
+            reference: reference.clone(),
+            requirements: snapshot.map_or_else(
+                || new.configuration.requirements(),
+                |order| Requirements::of_snapshot(order.worker.clone()),
+            ),
+            workspace: snapshot.map(|order| order.workspace.clone()),
+        };
+        let requested_by = self.request.caller.subject().to_owned();
+        let mut build = (!new.template).then(|| Build::queued(id, 1, requested_by, job, now));
+        let revision = changes::log(&self.txn, id, creator, &BTreeSet::new(), now).await?;
+        let row = image::Model {
+            id: id.0,
+            name: new.name.as_str().to_owned(),
+            description: new.description.as_str().to_owned(),
+            creator: creator.to_owned(),
+            status: build
+                .as_ref()
+                .map_or(rows::NO_STATUS, |build| rows::status_to_code(Status::of(build.kind, build.state))),
+            status_message: String::new(),
+            image_name: reference.to_string(),
+            repository: reference.repository().to_owned(),
+            tag: reference.tag().to_owned(),
+            reference_given: matches!(new.reference, WantedReference::Given(_)),
+            template: new.template,
+            snapshot: snapshot.is_some(),
+            enabled: new.enabled,
+            pulled,
+            configuration_revision: 1,
+            artifact_json: None,
+            created_at: now.micros(),
+            updated_at: now.micros(),
+            revision,
+            edit_revision: revision,
+            latest_build: build.as_ref().map(|build| build.id.0),
+            deleted: false,
+        };
+        image::Entity::insert(row.clone().into_active_model()).exec_without_returning(&self.txn).await?;
+        self.write_configuration(id, 1, &new.configuration).await?;
+        texts::write(&self.txn, &row, &new.configuration).await?;
+        references::settle(&self.txn, &row).await?;
+        self.effects.committed.image_changed = true;
+        let build = match &mut build {
+            Some(build) => {
+                self.enqueue(build).await?;
+                Some(builds::in_view(&self.txn, build.clone(), self.store.policy(), now).await?)
+            }
+            None => None,
+        };
+        let image = rows::image_from_row(row)?;
+        let standing = if snapshot.is_some() { self.standing_of_new(&image) } else { Standing::Owner };
+        let actions = image.allowed_actions(standing);
+        Ok((ImageInView { image, configuration: Some(new.configuration.clone()), actions }, build))
+    }
+
+    /// What the caller is to an image that it has created in another's name.
+    fn standing_of_new(&self, image: &Image) -> Standing {
+        let nothing = Permissions::default();
+        self.request.caller.sight().standing(&image.creator, nothing).unwrap_or(Standing::Guest(nothing))
+    }
+
+    pub(super) async fn write_configuration(
+        &self,
+        image: ImageId,
+        revision: i64,
+        configuration: &Configuration,
+    ) -> Result<(), DbErr> {
+        let row = configuration::Model { image: image.0, revision, json: rows::to_json(configuration)? };
+        configuration::Entity::insert(row.into_active_model()).exec_without_returning(&self.txn).await?;
+        Ok(())
+    }
+
+    /// Puts a build into the queue: its row, and the first record of its history.
+    pub(super) async fn enqueue(&mut self, build: &mut Build) -> Result<(), Error> {
+        let message = format!("queued by {}", build.requested_by);
+        let queued = Happening::State { state: build.state, message };
+        let record = build.record(build.queued_at, queued);
+        let row = rows::build_to_row(build)?;
+        entity::build::Entity::insert(row.into_active_model()).exec_without_returning(&self.txn).await?;
+        let decision = Decision { build: Some(build.clone()), records: vec![record], ..Decision::default() };
+        apply(&self.txn, &decision, self.now(), &mut self.effects.committed).await
+    }
+}
