@@ -13,9 +13,8 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Endpoint, Server};
+use tonic::transport::{Endpoint, Server, server::TcpIncoming};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 pub use self::config::{Config, LogFormat};
@@ -97,7 +96,7 @@ impl Bound {
             .add_service(reflection.build_v1()?)
             .add_service(reflection_alpha.build_v1alpha()?)
             .serve_with_incoming_shutdown(
-                TcpListenerStream::new(self.listener),
+                TcpIncoming::from(self.listener).with_nodelay(Some(true)),
                 worker_ended.clone().cancelled_owned(),
             );
         let working = async {

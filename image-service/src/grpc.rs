@@ -10,9 +10,12 @@ use proto::{
     },
 };
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{server::NamedService, service::InterceptorLayer, transport::Server};
+use tonic::{
+    server::NamedService,
+    service::InterceptorLayer,
+    transport::{Server, server::TcpIncoming},
+};
 use tonic_health::ServingStatus;
 use tower::{ServiceBuilder, util::MapResponseLayer};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -70,13 +73,14 @@ pub(crate) async fn serve(
     let workers = worker_service::AllWorkers::new(operations.catalog, operations.history);
     let dispatcher = dispatch_service::Dispatcher::new(operations.queue, sessions.clone(), shutdown.clone());
 
+    // The builder's setting does not reach a listener that it is given. Without it, answers wait for delayed acknowledgements.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
         .layer(CatchPanicLayer::custom(framing::panicked))
         .layer(MapResponseLayer::new(framing::explain))
         .max_concurrent_streams(STREAMS_A_CONNECTION)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .tcp_nodelay(true)
         .add_service(health)
         .add_service(
             tonic_reflection::server::Builder::configure()
@@ -97,7 +101,7 @@ pub(crate) async fn serve(
         .add_service(ServiceBuilder::new().layer(public.clone()).service(AccessServiceServer::new(grants)))
         .add_service(ServiceBuilder::new().layer(public).service(WorkerServiceServer::new(workers)))
         .add_service(ServiceBuilder::new().layer(dispatch).service(DispatchServiceServer::new(dispatcher)))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.cancelled_owned())
+        .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
         .await?;
     sessions.close();
     sessions.wait().await;
