@@ -231,8 +231,13 @@ impl Service {
 }
 
 impl File {
+    /// Its content, if that is a text: what holds NUL is none, and no database could keep it as one.
+    fn text(&self) -> Option<&str> {
+        std::str::from_utf8(&self.content).ok().filter(|text| !text.contains('\0'))
+    }
+
     fn texts(&self) -> impl Iterator<Item = &str> {
-        [Some(self.path.as_str()), std::str::from_utf8(&self.content).ok()].into_iter().flatten()
+        [Some(self.path.as_str()), self.text()].into_iter().flatten()
     }
 }
 

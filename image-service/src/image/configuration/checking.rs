@@ -49,7 +49,7 @@ impl ConfigurationDraft {
             Source::Pull(_) => &[],
         };
         // Contents that are no text are not among the texts.
-        let binary = |file: &&File| std::str::from_utf8(&file.content).is_err();
+        let binary = |file: &&File| file.text().is_none();
         texts + files.iter().filter(binary).map(|file| file.content.len()).sum::<usize>()
     }
 }
