@@ -52,7 +52,7 @@ pub(super) async fn purge(txn: &DatabaseTransaction, image: Uuid) -> Result<(), 
     Ok(())
 }
 
-/// How many images the trigrams find for a term, up to `limit`; `None` when it is too short to have any.
+/// How many images the trigrams find for a term, up to `limit`; `None` when it has none that could be relied on.
 pub(super) async fn count(db: &impl ConnectionTrait, term: &Term, limit: u64) -> Result<Option<u64>, DbErr> {
     if !has_trigrams(term) {
         return Ok(None);
@@ -106,7 +106,9 @@ fn ids(found: sea_orm::Select<image_text::Entity>) -> sea_orm::sea_query::Select
 }
 
 fn has_trigrams(term: &Term) -> bool {
-    term.as_str().chars().nth(2).is_some()
+    // FTS5 reads the last two as the first: its index does not tell them apart.
+    let is_ambiguous = |c| matches!(c, '\u{fffd}'..='\u{ffff}');
+    term.as_str().chars().nth(2).is_some() && !term.as_str().contains(is_ambiguous)
 }
 
 /// The term as the index takes it, every character for itself.
