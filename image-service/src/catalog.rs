@@ -4,20 +4,20 @@ use std::sync::Arc;
 
 use crate::{
     access::{Action, Permissions, Principal, Role},
-    build::{BuildId, BuildInView, Workspace},
-    error::Error,
+    build::{BuildId, BuildInView},
+    error::{Error, Violations},
     image::{
         Artifact, BatchAction, ConfigurationDraft, Dockerfile, EditDraft, Etag, ImageDraft, ImageId,
-        ImageInView, Place, Query, RepositoryPrefixes, Source, View,
+        ImageInView, NewImage, Place, Query, RepositoryPrefixes, Source, View,
     },
     queue::Queue,
     request::Request,
     signals::Signals,
-    store::{Effects, Page, SnapshotOrder, Store, WithBuild, WorkerRow},
+    store::{Effects, Page, Store, WithBuild, WorkerRow},
     timestamp::Timestamp,
 };
 
-pub(crate) use crate::store::{BatchOutcome, BatchTarget};
+pub(crate) use crate::store::{BatchOutcome, BatchTarget, SnapshotOrder};
 
 /// The catalogue, as every caller meets it.
 #[derive(Clone, Debug)]
@@ -39,13 +39,16 @@ impl Catalog {
     }
 
     /// Registers an image and, unless it is a template, queues its first build.
+    ///
+    /// `violations` are those that were found before; all are reported together.
     pub(crate) async fn create_image(
         &self,
         request: &Request,
-        draft: ImageDraft,
+        draft: Option<ImageDraft>,
+        violations: Violations,
     ) -> Result<WithBuild, Error> {
         request.caller.require(Role::Builder)?;
-        let new = draft.check(&self.prefixes, request.caller.is_admin())?;
+        let new = self.check(request, draft, violations)?;
         Ok(self.publish(self.store.create_image(request, &new).await?))
     }
 
@@ -53,18 +56,16 @@ impl Catalog {
     pub(crate) async fn snapshot_workspace(
         &self,
         request: &Request,
-        draft: ImageDraft,
-        workspace: Workspace,
-        worker: String,
-        creator: String,
+        draft: Option<ImageDraft>,
+        order: SnapshotOrder,
+        violations: Violations,
     ) -> Result<WithBuild, Error> {
         request.caller.require(Role::Service)?;
         // What is committed has a reference of its own, whatever its configuration says.
         let committed = Dockerfile { text: "FROM scratch".to_owned(), ..Dockerfile::default() };
         let configuration = Some(ConfigurationDraft::of(Source::Dockerfile(committed)));
-        let draft = ImageDraft { template: false, configuration, ..draft };
-        let mut new = draft.check(&self.prefixes, request.caller.is_admin())?;
-        let order = SnapshotOrder { workspace, worker, creator };
+        let draft = draft.map(|draft| ImageDraft { template: false, configuration, ..draft });
+        let mut new = self.check(request, draft, violations)?;
         let of_source = move |configuration| {
             new.configuration = configuration;
             new
@@ -220,6 +221,19 @@ impl Catalog {
     /// Whether the service has heard of the worker lately.
     pub(crate) fn is_online(&self, worker: &WorkerRow) -> bool {
         worker.is_online(self.store.policy().offline_after, Timestamp::now())
+    }
+
+    fn check(
+        &self,
+        request: &Request,
+        draft: Option<ImageDraft>,
+        violations: Violations,
+    ) -> Result<NewImage, Error> {
+        let Some(draft) = draft else {
+            violations.check()?;
+            return Err(Error::Internal("an image is missing without a violation".into()));
+        };
+        draft.check(&self.prefixes, request.caller.is_admin(), violations)
     }
 
     /// Tells whom it concerns of what is durable now.

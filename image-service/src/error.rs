@@ -106,18 +106,28 @@ fn list(obstacles: &[Obstacle]) -> String {
     obstacles.iter().map(Obstacle::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Every rule that a request violates, each with the path of its field.
-#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Violations(Vec<Violation>);
+/// The rules that a request violates, each with the path of its field: as many as an answer can carry.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Violations {
+    kept: Vec<Violation>,
+    bytes: usize,
+    omitted: usize,
+}
 
 /// A rule that a field violates.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Violation {
     pub(crate) field: String,
     pub(crate) rule: String,
 }
 
 impl Violations {
+    /// Errors travel in headers, of which clients take 8 KiB, some of them twice.
+    const MAX_BYTES: usize = 3 * 1024;
+    const MAX_TEXT_CHARS: usize = 200;
+    /// How much of them the message repeats.
+    const MAX_MESSAGE_BYTES: usize = 800;
+
     pub(crate) fn one(field: impl Into<String>, rule: impl Into<String>) -> Self {
         let mut violations = Self::default();
         violations.add(field, rule);
@@ -125,7 +135,17 @@ impl Violations {
     }
 
     pub(crate) fn add(&mut self, field: impl Into<String>, rule: impl Into<String>) {
-        self.0.push(Violation { field: field.into(), rule: rule.into() });
+        if self.bytes > Self::MAX_BYTES {
+            self.omitted += 1;
+            return;
+        }
+        let cut = |text: String| match text.char_indices().nth(Self::MAX_TEXT_CHARS) {
+            Some((end, _)) => format!("{}…", &text[..end]),
+            None => text,
+        };
+        let violation = Violation { field: cut(field.into()), rule: cut(rule.into()) };
+        self.bytes += violation.field.len() + violation.rule.len();
+        self.kept.push(violation);
     }
 
     /// Keeps the value, or notes the violation.
@@ -135,20 +155,49 @@ impl Violations {
 
     /// Fails when anything was noted.
     pub(crate) fn check(self) -> Result<(), Error> {
-        if self.0.is_empty() { Ok(()) } else { Err(Error::Invalid(self)) }
+        if self.kept.is_empty() { Ok(()) } else { Err(Error::Invalid(self)) }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Violation> {
-        self.0.iter()
+        self.kept.iter()
+    }
+
+    /// How many more there are.
+    pub(crate) fn omitted(&self) -> usize {
+        self.omitted
     }
 }
 
 impl fmt::Display for Violations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, violation) in self.0.iter().enumerate() {
+        let mut written = 0;
+        for (i, violation) in self.kept.iter().enumerate() {
+            if i > 0 && written > Self::MAX_MESSAGE_BYTES {
+                return write!(f, "; and {} more", self.kept.len() - i + self.omitted);
+            }
             let separator = if i == 0 { "" } else { "; " };
             write!(f, "{separator}{}: {}", violation.field, violation.rule)?;
+            written += violation.field.len() + violation.rule.len();
         }
-        Ok(())
+        if self.omitted > 0 { write!(f, "; and {} more", self.omitted) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_can_carry_whatever_is_wrong() {
+        let mut violations = Violations::default();
+        for i in 0..1_000_000 {
+            violations
+                .add(format!("field[{i}]{}", "x".repeat(if i < 5 { 10_000 } else { 0 })), "must be another");
+        }
+        let bytes: usize = violations.iter().map(|v| v.field.len() + v.rule.len()).sum();
+        assert!(bytes < Violations::MAX_BYTES + 1_000, "{bytes}");
+        assert_eq!(violations.iter().count() + violations.omitted(), 1_000_000);
+        let message = violations.to_string();
+        assert!(message.len() < 1_500 && message.ends_with("more"), "{message}");
     }
 }

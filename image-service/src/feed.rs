@@ -1,10 +1,6 @@
 //! The live end of the change log: one reader for the whole process, and a watch for each caller.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::{
     sync::broadcast,
@@ -54,9 +50,18 @@ struct Changed {
     change: Change,
     /// None when the image is gone.
     image: Option<SharedImage>,
-    /// Whether the image holds each of the terms that were looked for then.
-    holds: BTreeMap<Term, bool>,
+    /// The first of the changes that this one stands for.
+    first: i64,
+    /// The terms that were looked for, and those that the image holds.
+    terms: Arc<[Arc<Term>]>,
+    holds: Vec<Arc<Term>>,
     read_at: Instant,
+}
+
+impl Changed {
+    fn was_searched_for(&self, term: &Arc<Term>) -> bool {
+        self.terms.contains(term)
+    }
 }
 
 impl Feed {
@@ -139,24 +144,31 @@ impl Feed {
 ///
 /// An image may be read in a later state than the change that led to it: then that later change is in the log, too,
 /// and brings the same state again.
-async fn with_images(store: &Store, changes: Vec<Change>, terms: &[Term]) -> Result<Vec<Changed>, Error> {
-    let mut last: HashMap<ImageId, Change> = HashMap::new();
+async fn with_images(
+    store: &Store,
+    changes: Vec<Change>,
+    terms: &Arc<[Arc<Term>]>,
+) -> Result<Vec<Changed>, Error> {
+    let mut last: HashMap<ImageId, (i64, Change)> = HashMap::new();
     for mut change in changes {
-        if let Some(earlier) = last.remove(&change.image) {
+        let mut first = change.revision.number;
+        if let Some((earliest, earlier)) = last.remove(&change.image) {
+            first = earliest;
             change.viewers.extend(earlier.viewers);
         }
-        last.insert(change.image, change);
+        last.insert(change.image, (first, change));
     }
     let ids: Vec<ImageId> = last.keys().copied().collect();
     let read_at = Instant::now();
     let mut images = store.images_among(&ids, !terms.is_empty()).await?;
     let mut changed: Vec<Changed> = last
         .into_values()
-        .map(|change| {
+        .map(|(first, change)| {
             let found = images.remove(&change.image);
             let text = found.as_ref().and_then(|(_, text)| text.as_deref()).unwrap_or_default();
-            let holds = terms.iter().map(|term| (term.clone(), text.contains(term.as_str()))).collect();
-            Changed { image: found.map(|(image, _)| image), change, holds, read_at }
+            let holds = terms.iter().filter(|term| text.contains(term.as_str())).cloned().collect();
+            let image = found.map(|(image, _)| image);
+            Changed { image, change, first, terms: Arc::clone(terms), holds, read_at }
         })
         .collect();
     changed.sort_unstable_by_key(|changed| changed.change.revision.number);

@@ -59,6 +59,8 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     const STREAMS_A_CONNECTION: u32 = 1_024;
+    /// A configuration has at most a quarter of it.
+    const MAX_REQUEST: usize = 1024 * 1024;
     const KEEPALIVE: Duration = Duration::from_secs(20);
 
     let sessions = TaskTracker::new();
@@ -96,10 +98,26 @@ pub(crate) async fn serve(
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
                 .build_v1alpha()?,
         )
-        .add_service(ServiceBuilder::new().layer(public.clone()).service(ImageServiceServer::new(images)))
-        .add_service(ServiceBuilder::new().layer(public.clone()).service(BuildServiceServer::new(builds)))
-        .add_service(ServiceBuilder::new().layer(public.clone()).service(AccessServiceServer::new(grants)))
-        .add_service(ServiceBuilder::new().layer(public).service(WorkerServiceServer::new(workers)))
+        .add_service(
+            ServiceBuilder::new()
+                .layer(public.clone())
+                .service(ImageServiceServer::new(images).max_decoding_message_size(MAX_REQUEST)),
+        )
+        .add_service(
+            ServiceBuilder::new()
+                .layer(public.clone())
+                .service(BuildServiceServer::new(builds).max_decoding_message_size(MAX_REQUEST)),
+        )
+        .add_service(
+            ServiceBuilder::new()
+                .layer(public.clone())
+                .service(AccessServiceServer::new(grants).max_decoding_message_size(MAX_REQUEST)),
+        )
+        .add_service(
+            ServiceBuilder::new()
+                .layer(public)
+                .service(WorkerServiceServer::new(workers).max_decoding_message_size(MAX_REQUEST)),
+        )
         .add_service(ServiceBuilder::new().layer(dispatch).service(DispatchServiceServer::new(dispatcher)))
         .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
         .await?;

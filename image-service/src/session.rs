@@ -92,7 +92,14 @@ impl Session {
     /// The worker lives: its lease is extended. Whatever it should have stopped by now it is told again.
     pub(crate) async fn heartbeat(&self, number: i64, draining: bool) -> Result<(), Error> {
         let lease = self.queue.policy().lease;
-        let held = self.queue.store().heartbeat(&self.worker, self.id, lease, Timestamp::now()).await?;
+        let held = match self.queue.store().heartbeat(&self.worker, self.id, lease, Timestamp::now()).await {
+            // Not acknowledged: the worker counts on from the last one that was.
+            Err(Error::Busy) => {
+                tracing::warn!(worker = self.worker, "the store is busy: a heartbeat is not acknowledged");
+                return Ok(());
+            }
+            held => held?,
+        };
         let workers = self.queue.workers();
         workers.heard(&self.worker, self.id, Some(!draining));
         workers.send(&self.worker, ToWorker::HeartbeatAck(number));
@@ -112,10 +119,22 @@ impl Session {
             self.queue.workers().pause(&self.worker);
         }
         let event = Event::Report { worker: self.worker.clone(), report };
-        if !self.queue.handle(attempt.build, &event).await? {
+        if !self.handle_patiently(attempt, &event).await? {
             self.queue.workers().send(&self.worker, ToWorker::Drop(attempt));
         }
         Ok(())
+    }
+
+    /// What a worker has said it says only once on a connection: a store that is busy is asked again.
+    async fn handle_patiently(&self, attempt: Attempt, event: &Event) -> Result<bool, Error> {
+        const TRIES: u32 = 5;
+        for _ in 1..TRIES {
+            match self.queue.handle(attempt.build, event).await {
+                Err(Error::Busy) => tracing::warn!(worker = self.worker, "the store is busy: a report waits"),
+                handled => return handled,
+            }
+        }
+        self.queue.handle(attempt.build, event).await
     }
 
     /// The connection is over. The worker keeps its builds until their leases end.

@@ -5,7 +5,7 @@
 //! IMMEDIATE; on Postgres every writing transaction begins with a lock that all replicas share. Readers never wait for
 //! writers. Whatever a method has returned survives a power cut (`synchronous=FULL` on SQLite).
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use sea_orm::{
     AccessMode, ActiveModelTrait, ColumnTrait, ConnectOptions, ConnectionTrait, Database, DatabaseConnection,
@@ -247,8 +247,7 @@ async fn follow_build(
     if image.latest_build != Some(build.id.0) || (image.status == status && image.status_message == message) {
         return Ok(image);
     }
-    let viewers = grants::viewers(txn, ImageId(image.id)).await?;
-    image.revision = changes::log(txn, ImageId(image.id), &image.creator, &viewers, now).await?;
+    image.revision = changes::log(txn, ImageId(image.id), &image.creator, &BTreeSet::new(), now).await?;
     image.status = status;
     image.status_message = message;
     image.updated_at = now.micros();
@@ -292,23 +291,30 @@ async fn purge(txn: &DatabaseTransaction, image: ImageId) -> Result<(), DbErr> {
 
 impl From<DbErr> for Error {
     fn from(error: DbErr) -> Self {
-        if matches!(error, DbErr::ConnectionAcquire(_)) || is_lock_timeout(&error) {
-            Self::Busy
-        } else {
-            Self::Internal(Box::new(error))
-        }
+        if is_passing(&error) { Self::Busy } else { Self::Internal(Box::new(error)) }
     }
 }
 
-/// Whether another process has held a lock for too long: SQLITE_BUSY, or Postgres' lock_not_available.
-fn is_lock_timeout(error: &DbErr) -> bool {
+/// Whether the same may work a little later: another process has held a lock for too long (SQLITE_BUSY, or Postgres'
+/// lock_not_available), two were in each other's way, or the database has gone and comes back.
+fn is_passing(error: &DbErr) -> bool {
     use sea_orm::{RuntimeErr, sqlx::Error as SqlxError};
-    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error
+    let (DbErr::Exec(RuntimeErr::SqlxError(error))
+    | DbErr::Query(RuntimeErr::SqlxError(error))
+    | DbErr::Conn(RuntimeErr::SqlxError(error))) = error
     else {
-        return false;
+        return matches!(error, DbErr::ConnectionAcquire(_));
     };
     let SqlxError::Database(error) = error.as_ref() else {
-        return false;
+        return matches!(
+            error.as_ref(),
+            SqlxError::Io(_) | SqlxError::PoolTimedOut | SqlxError::PoolClosed | SqlxError::WorkerCrashed
+        );
     };
-    error.code().is_some_and(|code| matches!(code.as_ref(), "5" | "261" | "517" | "55P03"))
+    error.code().is_some_and(|code| {
+        matches!(
+            code.as_ref(),
+            "5" | "261" | "517" | "55P03" | "40P01" | "40001" | "57P01" | "57P02" | "57P03"
+        ) || code.len() == 5 && code.starts_with("08")
+    })
 }

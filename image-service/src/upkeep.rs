@@ -6,6 +6,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    error::Error,
     signals::Signals,
     store::{Store, retention_interval},
     timestamp::Timestamp,
@@ -40,7 +41,7 @@ pub(crate) async fn hear(store: Store, signals: Arc<Signals>, shutdown: Cancella
     }
 }
 
-/// Forgets changes that are older than `retain`, in small batches, until shutdown.
+/// Forgets changes that are older than `retain`, and answers to old requests, in small batches, until shutdown.
 pub(crate) async fn forget(store: Store, retain: Duration, shutdown: CancellationToken) {
     let mut tick = interval(retention_interval(retain));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -50,11 +51,17 @@ pub(crate) async fn forget(store: Store, retain: Duration, shutdown: Cancellatio
             _ = tick.tick() => {}
         }
         loop {
-            match store.forget_changes(Timestamp::now().before(retain)).await {
+            let now = Timestamp::now();
+            let forgotten = async {
+                let changes = store.forget_changes(now.before(retain)).await?;
+                let answers = store.forget_answers(now).await?;
+                Ok::<_, Error>(changes || answers)
+            };
+            match forgotten.await {
                 Ok(true) if !shutdown.is_cancelled() => tokio::task::yield_now().await,
                 Ok(_) => break,
                 Err(error) => {
-                    tracing::warn!(%error, source = ?error.source(), "cannot forget old changes");
+                    tracing::warn!(%error, source = ?error.source(), "cannot forget what is old");
                     break;
                 }
             }

@@ -18,6 +18,7 @@ use crate::{
     access::{Principal, Sight},
     error::Error,
     image::{ImageId, ImageInView, Query, View},
+    search::Term,
     store::{Change, Revision, SharedImage, Store},
 };
 
@@ -147,7 +148,8 @@ impl ImageWatch {
 
     /// Forgets what was read and not sent: it is read again.
     fn go_back(&mut self) {
-        let announces = self.pending.iter().any(|notice| matches!(notice.event, WatchEvent::Synced));
+        let announces = matches!(self.phase, Phase::CatchUp { announce: true })
+            || self.pending.iter().any(|notice| matches!(notice.event, WatchEvent::Synced));
         self.pending.clear();
         if !matches!(self.phase, Phase::FirstState { .. }) {
             self.position = self.delivered;
@@ -156,8 +158,8 @@ impl ImageWatch {
     }
 
     async fn read_page(&mut self, after: Option<ImageId>) -> Result<(), Error> {
-        self.read_at = Instant::now();
         let page = self.store.images_by_id(&self.sight, &self.query, after, Self::PAGE).await?;
+        self.read_at = Instant::now();
         if page.is_empty() {
             self.phase = Phase::Live;
             self.push(self.position, WatchEvent::Synced);
@@ -169,19 +171,22 @@ impl ImageWatch {
     }
 
     async fn catch_up(&mut self, announce: bool) -> Result<(), Error> {
-        self.read_at = Instant::now();
         let changes = self.store.changes_after(self.position.number, Feed::BATCH).await?;
         let Some(last) = changes.last().map(|change| change.revision) else {
+            self.read_at = Instant::now();
             self.phase = Phase::Live;
             if announce {
                 self.push(self.position, WatchEvent::Synced);
             }
             return Ok(());
         };
-        let term: Vec<_> = self.looking_for.iter().map(|looking| looking.term().clone()).collect();
-        for changed in with_images(&self.store, changes, &term).await? {
+        let terms: Arc<[Arc<Term>]> =
+            self.looking_for.iter().map(|looking| Arc::clone(looking.term())).collect();
+        for changed in with_images(&self.store, changes, &terms).await? {
             self.take(&changed);
         }
+        // A read that takes long must not be taken for one that has been waiting, or nothing would ever be sent.
+        self.read_at = Instant::now();
         self.position = last;
         Ok(())
     }
@@ -213,8 +218,11 @@ impl ImageWatch {
     /// Whether a live change is fresh and says what this watch needs to know.
     fn can_take(&self, changed: &Changed) -> bool {
         let is_known =
-            self.looking_for.as_ref().is_none_or(|looking| changed.holds.contains_key(looking.term()));
-        is_known && changed.read_at.elapsed() <= Self::FRESH
+            self.looking_for.as_ref().is_none_or(|looking| changed.was_searched_for(looking.term()));
+        // Of changes that were taken together some may be from before this watch began.
+        let is_whole =
+            changed.first > self.position.number || changed.change.revision.number <= self.position.number;
+        is_known && is_whole && changed.read_at.elapsed() <= Self::FRESH
     }
 
     /// Takes one change in, if it is new; tells of it, if it is in sight.
@@ -224,9 +232,9 @@ impl ImageWatch {
             return;
         }
         self.position = *revision;
-        let seen = changed.image.as_ref().filter(|shared| self.matches(shared, changed));
-        let event = match seen.and_then(|shared| self.see(shared)) {
-            Some(image) => WatchEvent::Changed(image),
+        let event = match changed.image.as_ref().and_then(|shared| Some((shared, self.see(shared)?))) {
+            Some((shared, image)) if self.matches(shared, changed) => WatchEvent::Changed(image),
+            Some(_) => WatchEvent::Removed(*id),
             // Only who could see it before is told that it is gone.
             None if self.could_see(creator, viewers) => WatchEvent::Removed(*id),
             None => return,
@@ -235,7 +243,7 @@ impl ImageWatch {
     }
 
     fn matches(&self, shared: &SharedImage, changed: &Changed) -> bool {
-        let holds = |looking: &LookingFor| changed.holds.get(looking.term()).copied().unwrap_or_default();
+        let holds = |looking: &LookingFor| changed.holds.contains(looking.term());
         self.query.admits(&shared.image) && self.looking_for.as_ref().is_none_or(holds)
     }
 

@@ -58,17 +58,14 @@ impl AccessService for Grants {
     ) -> Result<Response<wire::GrantAccessResponse>, Status> {
         let caller = caller(&request)?;
         let mut message = request.into_inner();
-        let request = write::request(caller, &mut message)?;
-        let image = field::id("image_id", &message.image_id);
-        let wanted = message.grant.unwrap_or_default();
         let mut violations = Violations::default();
-        if image.is_err() {
-            violations.add("image_id", "must be a UUID in its hyphenated form");
-        }
+        let request = write::request(caller, &mut message, &mut violations)?;
+        let image = field::image(&mut violations, "image_id", &message.image_id);
+        let wanted = message.grant.unwrap_or_default();
         field::subject(&mut violations, "grant.subject", &wanted.subject);
         let permissions = permissions(&mut violations, &wanted.permissions);
         violations.check()?;
-        let granted = self.catalog.grant(&request, ImageId(image?), &wanted.subject, permissions).await?;
+        let granted = self.catalog.grant(&request, image, &wanted.subject, permissions).await?;
         Ok(Response::new(wire::GrantAccessResponse { grant: Some(grant(wanted.subject, granted)) }))
     }
 
@@ -78,15 +75,12 @@ impl AccessService for Grants {
     ) -> Result<Response<wire::RevokeAccessResponse>, Status> {
         let caller = caller(&request)?;
         let mut message = request.into_inner();
-        let request = write::request(caller, &mut message)?;
-        let image = field::id("image_id", &message.image_id);
         let mut violations = Violations::default();
-        if image.is_err() {
-            violations.add("image_id", "must be a UUID in its hyphenated form");
-        }
+        let request = write::request(caller, &mut message, &mut violations)?;
+        let image = field::image(&mut violations, "image_id", &message.image_id);
         field::subject(&mut violations, "subject", &message.subject);
         violations.check()?;
-        self.catalog.grant(&request, ImageId(image?), &message.subject, Permissions::default()).await?;
+        self.catalog.grant(&request, image, &message.subject, Permissions::default()).await?;
         Ok(Response::new(wire::RevokeAccessResponse {}))
     }
 }

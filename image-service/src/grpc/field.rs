@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     error::{Error, Violations},
-    image::{Etag, View},
+    image::{Etag, ImageId, View},
     timestamp::Timestamp,
 };
 
@@ -22,6 +22,18 @@ pub(super) fn id(field: &str, text: &str) -> Result<Uuid, Error> {
             if text.is_empty() { "must not be empty" } else { "must be a UUID in its hyphenated form" };
         Error::Invalid(Violations::one(field, rule))
     })
+}
+
+/// Parses an image's id, or notes what is wrong with it and gives one that no image has.
+pub(super) fn image(violations: &mut Violations, field: &str, text: &str) -> ImageId {
+    match id(field, text) {
+        Ok(id) => return ImageId(id),
+        Err(Error::Invalid(found)) => {
+            found.iter().for_each(|found| violations.add(&found.field, &found.rule))
+        }
+        Err(_) => violations.add(field, "must be an id"),
+    }
+    ImageId(Uuid::nil())
 }
 
 /// Parses an etag; any when empty. What was never given as one is nobody's.

@@ -5,11 +5,12 @@ use proto::images as wire;
 use super::field;
 use crate::{
     access::Action,
+    error::Violations,
     image::{Artifact, Image, ImageDraft, ImageInView, Status},
 };
 
 /// Takes what a caller may set.
-pub(super) fn draft(image: wire::Image) -> ImageDraft {
+fn draft(image: wire::Image) -> ImageDraft {
     ImageDraft {
         name: image.name,
         description: image.description,
@@ -19,6 +20,14 @@ pub(super) fn draft(image: wire::Image) -> ImageDraft {
         enabled: image.enabled,
         configuration: image.config.and_then(super::configuration::draft),
     }
+}
+
+/// Takes what a caller may set; without an image it is noted that there is none.
+pub(super) fn given(violations: &mut Violations, image: Option<wire::Image>) -> Option<ImageDraft> {
+    if image.is_none() {
+        violations.add("image", "must be given");
+    }
+    image.map(draft)
 }
 
 impl From<ImageDraft> for wire::Image {

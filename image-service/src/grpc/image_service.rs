@@ -43,9 +43,10 @@ impl ImageService for Images {
     ) -> Result<Response<wire::CreateImageResponse>, Status> {
         let caller = caller(&request)?;
         let mut message = request.into_inner();
-        let request = write::request(caller, &mut message)?;
-        let image = message.image.ok_or_else(|| missing("image"))?;
-        let (image, build) = self.catalog.create_image(&request, image::draft(image)).await?;
+        let mut violations = Violations::default();
+        let request = write::request(caller, &mut message, &mut violations)?;
+        let image = image::given(&mut violations, message.image);
+        let (image, build) = self.catalog.create_image(&request, image, violations).await?;
         Ok(Response::new(wire::CreateImageResponse {
             image: Some(image.into()),
             build: build.map(Into::into),
@@ -103,11 +104,13 @@ impl ImageService for Images {
     ) -> Result<Response<wire::UpdateImageResponse>, Status> {
         let caller = caller(&request)?;
         let mut message = request.into_inner();
-        let request = write::request(caller, &mut message)?;
-        let image = message.image.ok_or_else(|| missing("image"))?;
-        let id = ImageId(field::id("image.id", &image.id)?);
+        let mut violations = Violations::default();
+        let request = write::request(caller, &mut message, &mut violations)?;
+        let image = message.image.unwrap_or_default();
+        let id = field::image(&mut violations, "image.id", &image.id);
         let etag = field::etag(&image.etag);
-        let edit = edit::draft(image, message.update_mask)?;
+        let edit = edit::draft(&mut violations, image, message.update_mask);
+        violations.check()?;
         let image = self.catalog.update_image(&request, id, etag, edit).await?;
         Ok(Response::new(wire::UpdateImageResponse { image: Some(image.into()) }))
     }
@@ -118,8 +121,10 @@ impl ImageService for Images {
     ) -> Result<Response<wire::DeleteImageResponse>, Status> {
         let caller = caller(&request)?;
         let mut message = request.into_inner();
-        let request = write::request(caller, &mut message)?;
-        let id = ImageId(field::id("id", &message.id)?);
+        let mut violations = Violations::default();
+        let request = write::request(caller, &mut message, &mut violations)?;
+        let id = field::image(&mut violations, "id", &message.id);
+        violations.check()?;
         self.catalog.delete_image(&request, id, field::etag(&message.etag)).await?;
         Ok(Response::new(wire::DeleteImageResponse {}))
     }
@@ -130,8 +135,10 @@ impl ImageService for Images {
     ) -> Result<Response<wire::EnableImageResponse>, Status> {
         let caller = caller(&request)?;
         let mut message = request.into_inner();
-        let request = write::request(caller, &mut message)?;
-        let id = ImageId(field::id("id", &message.id)?);
+        let mut violations = Violations::default();
+        let request = write::request(caller, &mut message, &mut violations)?;
+        let id = field::image(&mut violations, "id", &message.id);
+        violations.check()?;
         let image = self.catalog.enable_image(&request, id, field::etag(&message.etag), true).await?;
         Ok(Response::new(wire::EnableImageResponse { image: Some(image.into()) }))
     }
@@ -142,8 +149,10 @@ impl ImageService for Images {
     ) -> Result<Response<wire::DisableImageResponse>, Status> {
         let caller = caller(&request)?;
         let mut message = request.into_inner();
-        let request = write::request(caller, &mut message)?;
-        let id = ImageId(field::id("id", &message.id)?);
+        let mut violations = Violations::default();
+        let request = write::request(caller, &mut message, &mut violations)?;
+        let id = field::image(&mut violations, "id", &message.id);
+        violations.check()?;
         let image = self.catalog.enable_image(&request, id, field::etag(&message.etag), false).await?;
         Ok(Response::new(wire::DisableImageResponse { image: Some(image.into()) }))
     }
@@ -154,8 +163,10 @@ impl ImageService for Images {
     ) -> Result<Response<wire::BuildImageResponse>, Status> {
         let caller = caller(&request)?;
         let mut message = request.into_inner();
-        let request = write::request(caller, &mut message)?;
-        let id = ImageId(field::id("id", &message.id)?);
+        let mut violations = Violations::default();
+        let request = write::request(caller, &mut message, &mut violations)?;
+        let id = field::image(&mut violations, "id", &message.id);
+        violations.check()?;
         let (image, build) = self.catalog.build_image(&request, id, field::etag(&message.etag)).await?;
         Ok(Response::new(wire::BuildImageResponse {
             image: Some(image.into()),
@@ -169,12 +180,14 @@ impl ImageService for Images {
     ) -> Result<Response<wire::CancelBuildResponse>, Status> {
         let caller = caller(&request)?;
         let mut message = request.into_inner();
-        let request = write::request(caller, &mut message)?;
-        let id = ImageId(field::id("id", &message.id)?);
+        let mut violations = Violations::default();
+        let request = write::request(caller, &mut message, &mut violations)?;
+        let id = field::image(&mut violations, "id", &message.id);
         let meant = match message.build_id.as_str() {
             "" => None,
-            meant => Some(BuildId(field::id("build_id", meant)?)),
+            meant => Some(BuildId(field::image(&mut violations, "build_id", meant).0)),
         };
+        violations.check()?;
         let (image, build) = self.catalog.cancel_build(&request, id, meant).await?;
         Ok(Response::new(wire::CancelBuildResponse {
             image: Some(image.into()),
@@ -199,8 +212,9 @@ impl ImageService for Images {
     ) -> Result<Response<wire::BatchImagesResponse>, Status> {
         let caller = caller(&request)?;
         let mut message = request.into_inner();
-        let request = write::request(caller, &mut message)?;
-        let (action, targets) = batch::order(&message)?;
+        let mut violations = Violations::default();
+        let request = write::request(caller, &mut message, &mut violations)?;
+        let (action, targets) = batch::order(&message, violations)?;
         let outcomes = self.catalog.batch_images(&request, action, targets).await?;
         Ok(Response::new(batch::response(message.targets, outcomes)))
     }
@@ -231,13 +245,11 @@ impl ImageService for Images {
     ) -> Result<Response<wire::SnapshotWorkspaceResponse>, Status> {
         let caller = caller(&request)?;
         let mut message = request.into_inner();
-        let request = write::request(caller, &mut message)?;
-        let workspace = snapshot::workspace(&message)?;
-        let draft = image::draft(message.image.ok_or_else(|| missing("image"))?);
-        let (image, build) = self
-            .catalog
-            .snapshot_workspace(&request, draft, workspace, message.worker, message.creator)
-            .await?;
+        let mut violations = Violations::default();
+        let request = write::request(caller, &mut message, &mut violations)?;
+        let order = snapshot::order(&mut violations, &message);
+        let image = image::given(&mut violations, message.image);
+        let (image, build) = self.catalog.snapshot_workspace(&request, image, order, violations).await?;
         let (image, build) = (Some(image.into()), build.map(Into::into));
         Ok(Response::new(wire::SnapshotWorkspaceResponse { image, build }))
     }
@@ -281,10 +293,6 @@ impl ImageService for Images {
 fn read_revision(text: &str) -> Option<Revision> {
     let (number, nonce) = text.split_once('.')?;
     Some(Revision { number: number.parse().ok()?, nonce: i64::from_str_radix(nonce, 16).ok()? })
-}
-
-fn missing(field: &str) -> Error {
-    Error::Invalid(Violations::one(field, "must be given"))
 }
 
 fn message(notice: Notice, binding: &Binding) -> wire::WatchImagesResponse {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use proto::images as wire;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use uuid::Uuid;
@@ -19,7 +20,10 @@ impl From<Error> for Status {
         let message = error.to_string();
         match error {
             Error::Invalid(violations) => {
-                let mut details = reason("INVALID_FIELDS");
+                let mut details = match violations.omitted() {
+                    0 => reason("INVALID_FIELDS"),
+                    omitted => reason_with("INVALID_FIELDS", "omitted", omitted.to_string()),
+                };
                 for violation in violations.iter() {
                     details.add_bad_request_violation(&violation.field, &violation.rule);
                 }
@@ -34,7 +38,8 @@ impl From<Error> for Status {
             Error::OtherWorker => with_reason(Code::PermissionDenied, "OTHER_WORKER", message),
             Error::WrongApi => with_reason(Code::PermissionDenied, "WORKER_TOKEN", message),
             Error::Forbidden(action) => {
-                let details = reason_with("ACTION_FORBIDDEN", "action", format!("{action:?}"));
+                let name = wire::ImageAction::from(action).as_str_name().to_owned();
+                let details = reason_with("ACTION_FORBIDDEN", "action", name);
                 Self::with_error_details(Code::PermissionDenied, message, details)
             }
             Error::ReferenceTaken(_) => with_reason(Code::AlreadyExists, "REFERENCE_TAKEN", message),

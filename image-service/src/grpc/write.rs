@@ -48,21 +48,22 @@ write_requests!(
     RevokeAccessRequest,
 );
 
-/// How the caller wants it written. What is left of the message is its content.
-pub(super) fn request<T: WriteRequest>(caller: Principal, message: &mut T) -> Result<Request, Error> {
-    let id = std::mem::take(message.request_id());
-    let id = if id.is_empty() {
-        None
-    } else {
+/// How the caller wants it written; what is wrong with that is noted. What is left of the message is its content.
+pub(super) fn request<T: WriteRequest>(
+    caller: Principal,
+    message: &mut T,
+    violations: &mut Violations,
+) -> Result<Request, Error> {
+    let text = std::mem::take(message.request_id());
+    let mut id = None;
+    if !text.is_empty() {
         let mut content = T::NAME.as_bytes().to_vec();
-        // An encoding without its length could be read as one of a longer name.
+        // Otherwise the content of one call could be read as that of a call of a longer name.
         content.push(0);
         message.encode(&mut content).map_err(|error| Error::Internal(Box::new(error)))?;
         let digest: String =
             digest(&SHA256, &content).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        let id = RequestId::parse(id, digest)
-            .map_err(|rule| Error::Invalid(Violations::one("request_id", rule)))?;
-        Some(id)
-    };
+        id = violations.take("request_id", RequestId::parse(text, digest));
+    }
     Ok(Request { caller, id, validate_only: message.validate_only(), now: Timestamp::now() })
 }

@@ -1,5 +1,7 @@
 //! What a clone of an image begins as.
 
+use std::collections::BTreeMap;
+
 use super::{Configuration, ConfigurationDraft, Generate, Image, ImageDraft, Name, Source};
 
 impl Image {
@@ -23,17 +25,19 @@ impl Image {
         let Some(artifact) = self.artifact.as_ref().filter(|_| self.snapshot) else {
             return draft;
         };
-        let (base_image, worker) = match (&artifact.repo_digest, &artifact.reference) {
-            (Some(digest), Some(reference)) => (format!("{}@{digest}", reference.repository()), draft.worker),
-            // Only the engine that has committed it can start from it.
-            (_, Some(reference)) => (reference.to_string(), artifact.worker.clone()),
-            (_, None) => (self.reference.to_string(), artifact.worker.clone()),
+        // Only the engine that has committed it can start from it, unless a registry holds it.
+        let (base_image, worker, worker_labels) = match (&artifact.repo_digest, &artifact.reference) {
+            (Some(digest), Some(reference)) => {
+                (format!("{}@{digest}", reference.repository()), draft.worker, draft.worker_labels)
+            }
+            (_, Some(reference)) => (reference.to_string(), artifact.worker.clone(), BTreeMap::new()),
+            (_, None) => (self.reference.to_string(), artifact.worker.clone(), BTreeMap::new()),
         };
         // Whatever the configuration had installed is in the snapshot.
         let source = Source::Generate(Generate { base_image, ..Generate::default() });
         ConfigurationDraft {
             worker,
-            worker_labels: draft.worker_labels,
+            worker_labels,
             build_timeout_ms: draft.build_timeout_ms,
             ..ConfigurationDraft::of(source)
         }

@@ -21,9 +21,13 @@ pub(crate) struct ImageDraft {
 }
 
 impl ImageDraft {
-    /// Checks everything and reports every violation together. With `anywhere` a reference may lie outside the prefixes.
-    pub(crate) fn check(self, prefixes: &RepositoryPrefixes, anywhere: bool) -> Result<NewImage, Error> {
-        let mut violations = Violations::default();
+    /// Checks everything and reports every violation together, those that were found before first. With `anywhere` a reference may lie outside the prefixes.
+    pub(crate) fn check(
+        self,
+        prefixes: &RepositoryPrefixes,
+        anywhere: bool,
+        mut violations: Violations,
+    ) -> Result<NewImage, Error> {
         let name = violations.take("image.name", Name::parse(&self.name));
         let description = violations.take("image.description", Description::parse(self.description));
         let pulled = self.configuration.as_ref().and_then(pulled);
@@ -142,7 +146,7 @@ mod tests {
 
     fn fields(draft: ImageDraft, anywhere: bool) -> Vec<String> {
         let prefixes = RepositoryPrefixes::parse(&["trailer/".to_owned()]).expect("a prefix");
-        match draft.check(&prefixes, anywhere) {
+        match draft.check(&prefixes, anywhere, Violations::default()) {
             Err(Error::Invalid(violations)) => violations.iter().map(|v| v.field.clone()).collect(),
             other => vec![format!("{other:?}")],
         }
@@ -169,8 +173,9 @@ mod tests {
             }))),
             ..draft()
         };
-        let checked =
-            pulling("docker.io/library/nginx", "nginx").check(&prefixes, false).expect("it is good");
+        let checked = pulling("docker.io/library/nginx", "nginx")
+            .check(&prefixes, false, Violations::default())
+            .expect("it is good");
         let WantedReference::Pulled(reference) = checked.reference else {
             panic!("{:?}", checked.reference);
         };

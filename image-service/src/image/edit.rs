@@ -85,12 +85,10 @@ fn wanted(
     let tag = tag.or_else(|| current.map(Reference::tag)).unwrap_or_default();
     match (repository, current) {
         (Some(repository), _) if !repository.is_empty() => {
-            // Where it is already, it may stay, whoever has put it there.
-            let stays = current.is_some_and(|current| current.repository() == repository);
-            check_given(violations, repository, tag, prefixes, anywhere || stays).map(WantedReference::Given)
+            given(violations, current, repository, tag, prefixes, anywhere)
         }
         (None, Some(current)) if image.reference_given => {
-            note(violations, Reference::new(current.repository(), tag)).map(WantedReference::Given)
+            given(violations, Some(current), current.repository(), tag, prefixes, anywhere)
         }
         (None, Some(current)) if name.has_slug_of(&image.name) => {
             // It may have been varied: that stays.
@@ -98,6 +96,19 @@ fn wanted(
         }
         _ => note(violations, Reference::derived(prefixes, name, tag)).map(WantedReference::Derived),
     }
+}
+
+/// What it is already it may stay, whoever has put it there; anything else lies under the prefixes.
+fn given(
+    violations: &mut Violations,
+    current: Option<&Reference>,
+    repository: &str,
+    tag: &str,
+    prefixes: &RepositoryPrefixes,
+    anywhere: bool,
+) -> Option<WantedReference> {
+    let stays = current.is_some_and(|current| current.repository() == repository && current.tag() == tag);
+    check_given(violations, repository, tag, prefixes, anywhere || stays).map(WantedReference::Given)
 }
 
 #[cfg(test)]
@@ -156,7 +167,11 @@ mod tests {
         assert_eq!(reference(set(""), &given), is("Derived", "trailer/go-tools", "v1"));
         assert_eq!(reference(set("trailer/other"), &derived), is("Given", "trailer/other", "v1"));
         assert!(reference(set("ubuntu"), &derived).is_some_and(|error| error.contains("prefixes")));
-        assert_eq!(reference(set("ubuntu"), &image("ubuntu", true)), None, "it is there already");
+        let elsewhere = image("ubuntu", true);
+        assert_eq!(reference(set("ubuntu"), &elsewhere), None, "it is there already");
+        assert_eq!(reference(rename("Rust"), &elsewhere), None);
+        let moved = EditDraft { tag: Some("24.04".to_owned()), ..EditDraft::default() };
+        assert!(reference(moved, &elsewhere).is_some_and(|error| error.contains("prefixes")));
         let tag = EditDraft { tag: Some("v2".to_owned()), ..EditDraft::default() };
         assert_eq!(reference(tag.clone(), &given), is("Given", "trailer/mine", "v2"));
         assert_eq!(reference(tag, &derived), is("Derived", "trailer/go-tools-a1b2", "v2"));

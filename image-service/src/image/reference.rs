@@ -134,8 +134,13 @@ impl RepositoryPrefixes {
             if !prefix.ends_with('/') {
                 return Err(format!("the repository prefix {prefix:?} must end with `/`"));
             }
-            Reference::new(&format!("{prefix}a"), "")
+            let under = Reference::new(&format!("{prefix}a"), "")
                 .map_err(|_| format!("no Docker repository can begin with the prefix {prefix:?}"))?;
+            if !under.repository.starts_with(prefix.as_str()) {
+                return Err(format!(
+                    "the repository prefix {prefix:?} must be in the short form that Docker shows"
+                ));
+            }
         }
         if prefixes.is_empty() {
             return Err("at least one repository prefix is needed".to_owned());
@@ -266,6 +271,7 @@ mod tests {
     fn a_prefix_is_a_whole_path_component() {
         assert!(RepositoryPrefixes::parse(&["trailer".to_owned()]).is_err());
         assert!(RepositoryPrefixes::parse(&["TRAILER/".to_owned()]).is_err());
+        assert!(RepositoryPrefixes::parse(&["docker.io/acme/".to_owned()]).is_err());
         assert!(RepositoryPrefixes::parse(&[]).is_err());
     }
 }

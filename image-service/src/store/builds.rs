@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect,
+    QueryFilter, QueryOrder, QuerySelect, Statement,
 };
 use uuid::Uuid;
 
@@ -58,15 +58,14 @@ impl Store {
             return Ok(None);
         }
         let mut fitting = Vec::new();
-        for requirements_json in requirements_in_queue(&txn).await? {
-            let requirements: Requirements = rows::from_json(&requirements_json)?;
+        for (key, requirements) in requirements_in_queue(&txn).await? {
             if requirements.fit(worker, &of_session.labels, &of_session.capabilities) {
-                fitting.push(requirements_json);
+                fitting.push(key);
             }
         }
         let Some(head) = build::Entity::find()
             .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
-            .filter(build::Column::RequirementsJson.is_in(fitting))
+            .filter(build::Column::RequirementsKey.is_in(fitting))
             .order_by_asc(build::Column::QueuedAt)
             .order_by_asc(build::Column::Id)
             .limit(1)
@@ -205,16 +204,19 @@ async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<u64, DbE
         .await
 }
 
-/// What the queued builds require, each once.
-async fn requirements_in_queue(db: &impl ConnectionTrait) -> Result<Vec<String>, DbErr> {
-    build::Entity::find()
-        .select_only()
-        .column(build::Column::RequirementsJson)
-        .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
-        .distinct()
-        .into_tuple()
-        .all(db)
-        .await
+/// What the queued builds require, each once, by its key.
+async fn requirements_in_queue(db: &impl ConnectionTrait) -> Result<Vec<(String, Requirements)>, DbErr> {
+    let sql = "SELECT k.requirements_key, (SELECT b.requirements_json FROM builds b \
+               WHERE b.state = $1 AND b.requirements_key = k.requirements_key LIMIT 1) AS requirements_json \
+               FROM (SELECT DISTINCT requirements_key FROM builds WHERE state = $1) AS k";
+    let queued = rows::state_to_code(State::Queued);
+    let statement = Statement::from_sql_and_values(db.get_database_backend(), sql, [queued.into()]);
+    let mut requirements = Vec::new();
+    for row in db.query_all_raw(statement).await? {
+        let json: String = row.try_get_by_index(1)?;
+        requirements.push((row.try_get_by_index(0)?, rows::from_json(&json)?));
+    }
+    Ok(requirements)
 }
 
 pub(super) async fn one(txn: &DatabaseTransaction, id: Uuid) -> Result<Build, DbErr> {

@@ -22,7 +22,7 @@ pub(crate) struct Change {
     pub(crate) revision: Revision,
     pub(crate) image: ImageId,
     pub(crate) creator: String,
-    /// Those to whom the image was granted before or after.
+    /// Those who may have gained or lost sight of it.
     pub(crate) viewers: BTreeSet<String>,
 }
 
@@ -107,25 +107,28 @@ impl Store {
 
     /// Forgets a batch of the oldest changes that were made before a time; whether there may be more.
     pub(crate) async fn forget_changes(&self, before: Timestamp) -> Result<bool, Error> {
-        let is_due = |found: &change::Model| found.changed_at < before.micros();
-        let oldest = change::Entity::find().order_by_asc(change::Column::Revision).one(&self.reader).await?;
-        if !oldest.as_ref().is_some_and(is_due) {
+        let oldest = || {
+            change::Entity::find()
+                .select_only()
+                .columns([change::Column::Revision, change::Column::Nonce, change::Column::ChangedAt])
+                .order_by_asc(change::Column::Revision)
+                .limit(Self::FORGOTTEN_AT_ONCE)
+                .into_tuple::<(i64, i64, i64)>()
+        };
+        let is_due = |(_, _, changed_at): &(i64, i64, i64)| *changed_at < before.micros();
+        if !oldest().one(&self.reader).await?.as_ref().is_some_and(is_due) {
             return Ok(false);
         }
         let txn = self.write().await?;
-        let found = change::Entity::find()
-            .order_by_asc(change::Column::Revision)
-            .limit(Self::FORGOTTEN_AT_ONCE)
-            .all(&txn)
-            .await?;
+        let found = oldest().all(&txn).await?;
         let count = found.len();
-        let Some(last) = found.into_iter().take_while(is_due).last() else {
+        let Some((revision, nonce, _)) = found.into_iter().take_while(is_due).last() else {
             return Ok(false);
         };
-        change::Entity::delete_many().filter(change::Column::Revision.lte(last.revision)).exec(&txn).await?;
+        change::Entity::delete_many().filter(change::Column::Revision.lte(revision)).exec(&txn).await?;
         catalogue::Entity::update_many()
-            .col_expr(catalogue::Column::CompactedRevision, Expr::value(last.revision))
-            .col_expr(catalogue::Column::CompactedNonce, Expr::value(last.nonce))
+            .col_expr(catalogue::Column::CompactedRevision, Expr::value(revision))
+            .col_expr(catalogue::Column::CompactedNonce, Expr::value(nonce))
             .exec(&txn)
             .await?;
         txn.commit().await?;

@@ -121,8 +121,9 @@ pub(crate) mod build {
         pub configuration_revision: i64,
         pub repository: String,
         pub tag: String,
-        /// What a worker must be to take it. Equal requirements are equal texts.
+        /// What a worker must be to take it, and a digest of that to find it by.
         pub requirements_json: String,
+        pub requirements_key: String,
         pub workspace_json: Option<String>,
     }
 
@@ -165,7 +166,7 @@ pub(crate) mod change {
         /// Chosen at random: a restored backup goes on with others.
         pub nonce: i64,
         pub image: Uuid,
-        /// Who could see the image before or after, beside admins: its creator and those to whom it was granted.
+        /// Its creator, who sees it as long as it exists; and those who may have gained or lost sight of it by this change.
         pub creator: String,
         pub viewers_json: String,
         pub changed_at: i64,

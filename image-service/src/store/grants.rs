@@ -41,9 +41,6 @@ impl Store {
         if found.as_ref().map(permissions_of).unwrap_or_default() == permissions {
             return write.finish(permissions).await;
         }
-        // Whoever could see it before is told, too.
-        let mut viewers = viewers(&write.txn, id).await?;
-        viewers.insert(subject.to_owned());
         let row = grant::Model {
             image: id.0,
             subject: subject.to_owned(),
@@ -67,7 +64,7 @@ impl Store {
                 grant::Entity::insert(row).exec_without_returning(&write.txn).await?;
             }
         }
-        share(&mut write, id, &target.image.creator, &viewers).await?;
+        share(&mut write, id, &target.image.creator, subject).await?;
         write.finish(permissions).await
     }
 
@@ -96,13 +93,9 @@ impl Store {
 }
 
 /// Logs a change of grants: a new revision, but no update of the record.
-async fn share(
-    write: &mut Write<'_>,
-    id: ImageId,
-    creator: &str,
-    viewers: &BTreeSet<String>,
-) -> Result<(), Error> {
-    let revision = changes::log(&write.txn, id, creator, viewers, write.now()).await?;
+async fn share(write: &mut Write<'_>, id: ImageId, creator: &str, subject: &str) -> Result<(), Error> {
+    let gains_or_loses_sight = [subject.to_owned()].into();
+    let revision = changes::log(&write.txn, id, creator, &gains_or_loses_sight, write.now()).await?;
     let row = image::ActiveModel { id: Set(id.0), revision: Set(revision), ..Default::default() };
     image::Entity::update(row).exec(&write.txn).await?;
     write.effects.committed.image_changed = true;

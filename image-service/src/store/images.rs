@@ -56,8 +56,12 @@ impl Store {
         let mut select = image::Entity::find()
             .filter(grants::in_sight(sight))
             .filter(listing::matching(self.backend(), query, is_rare))
-            .order_by_asc(image::Column::Id)
             .limit(limit);
+        select = if is_rare || listing::sees_few(&txn, sight).await? {
+            select.order_by_asc(listing::unindexed(image::Column::Id))
+        } else {
+            select.order_by_asc(image::Column::Id)
+        };
         if let Some(id) = after {
             select = select.filter(image::Column::Id.gt(id.0));
         }

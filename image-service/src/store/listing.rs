@@ -6,7 +6,7 @@
 use sea_orm::{
     ColumnTrait, Condition, DatabaseTransaction, DbBackend, DbErr, EntityTrait, ExprTrait, PaginatorTrait,
     QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Value,
-    sea_query::{Expr, Order as SqlOrder},
+    sea_query::{Expr, Func, Order as SqlOrder},
 };
 
 use super::{Store, entity::image, grants, images, rows, texts};
@@ -50,7 +50,7 @@ impl Store {
             is_rare,
         ));
         let total = if with_total { Some(matching.clone().count(&txn).await?) } else { None };
-        let (found, next) = if is_rare || self.sees_few(&txn, sight).await? {
+        let (found, next) = if is_rare || sees_few(&txn, sight).await? {
             self.sorted(&txn, matching, query, after, limit).await?
         } else {
             self.walked(&txn, matching, query, after, limit).await?
@@ -58,21 +58,6 @@ impl Store {
         let images = images::all_in_view(&txn, found, sight, view).await?;
         txn.commit().await?;
         Ok(Page { images, next, total })
-    }
-
-    async fn sees_few(&self, txn: &DatabaseTransaction, sight: &Sight) -> Result<bool, DbErr> {
-        let Some(subject) = sight.subject() else {
-            return Ok(false);
-        };
-        let created = image::Entity::find()
-            .filter(image::Column::Creator.eq(subject))
-            .select_only()
-            .column(image::Column::Id)
-            .limit(Self::FEW + 1)
-            .count(txn)
-            .await?;
-        let granted = grants::granted_to(subject).limit(Self::FEW + 1).count(txn).await?;
-        Ok(created + granted <= Self::FEW)
     }
 
     async fn sorted(
@@ -83,7 +68,9 @@ impl Store {
         after: Option<&Place>,
         limit: u64,
     ) -> Result<(Vec<image::Model>, Option<Place>), Error> {
-        let mut found = ordered(from(matching, query, after), query).limit(limit + 1).all(txn).await?;
+        // Not by the order's index: that would be to walk past everything else.
+        let mut found =
+            sorted_by(from(matching, query, after), query, unindexed).limit(limit + 1).all(txn).await?;
         let next = cut(&mut found, query, limit)?;
         Ok((found, next))
     }
@@ -118,6 +105,22 @@ pub(super) async fn is_rare(txn: &DatabaseTransaction, query: &Query) -> Result<
     };
     let count = texts::count(txn, term, Store::FEW + 1).await?;
     Ok(count.is_some_and(|count| count <= Store::FEW))
+}
+
+/// Whether the caller sees so few images that all of them can be looked at.
+pub(super) async fn sees_few(txn: &DatabaseTransaction, sight: &Sight) -> Result<bool, DbErr> {
+    let Some(subject) = sight.subject() else {
+        return Ok(false);
+    };
+    let created = image::Entity::find()
+        .filter(image::Column::Creator.eq(subject))
+        .select_only()
+        .column(image::Column::Id)
+        .limit(Store::FEW + 1)
+        .count(txn)
+        .await?;
+    let granted = grants::granted_to(subject).limit(Store::FEW + 1).count(txn).await?;
+    Ok(created + granted <= Store::FEW)
 }
 
 /// The images that a query asks for.
@@ -159,15 +162,30 @@ fn place_of(row: image::Model, query: &Query) -> Result<Place, DbErr> {
     Ok(query.order.place_of(&rows::image_from_row(row)?))
 }
 
+/// In the order of the query, read off an index where there is one.
 fn ordered(select: Select<image::Entity>, query: &Query) -> Select<image::Entity> {
+    sorted_by(select, query, |column| Expr::col((image::Entity, column)))
+}
+
+/// The column as no index has it, so that what is found is sorted.
+pub(super) fn unindexed(column: image::Column) -> Expr {
+    let column = || Expr::col((image::Entity, column));
+    Func::coalesce([column(), column()]).into()
+}
+
+fn sorted_by(
+    select: Select<image::Entity>,
+    query: &Query,
+    key_of: fn(image::Column) -> Expr,
+) -> Select<image::Entity> {
     let by_keys = query.order.keys().iter().fold(select, |select, (key, direction)| {
         let direction = match direction {
             Direction::Ascending => SqlOrder::Asc,
             Direction::Descending => SqlOrder::Desc,
         };
-        select.order_by(column(*key), direction)
+        select.order_by(key_of(column(*key)), direction)
     });
-    by_keys.order_by_asc(image::Column::Id)
+    by_keys.order_by_asc(key_of(image::Column::Id))
 }
 
 /// What comes after a place: greater in a key, or equal in it and greater in the next.

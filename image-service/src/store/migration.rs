@@ -31,6 +31,11 @@ impl MigrationName for Catalogue {
 
 #[async_trait::async_trait]
 impl MigrationTrait for Catalogue {
+    /// Whole or not at all, on SQLite, too.
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
     #[expect(elided_lifetimes_in_paths, reason = "the trait's signature")]
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         for table in tables() {

@@ -18,6 +18,12 @@ pub(super) fn from_json<T: DeserializeOwned>(json: &str) -> Result<T, DbErr> {
     serde_json::from_str(json).map_err(|error| DbErr::Json(error.to_string()))
 }
 
+/// Short, and the same for the same text in every process.
+fn digest(text: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    digest.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 pub(super) fn image_from_row(row: entity::image::Model) -> Result<Image, DbErr> {
     Ok(Image {
         id: ImageId(row.id),
@@ -100,6 +106,7 @@ pub(super) fn build_to_row(build: &Build) -> Result<entity::build::Model, DbErr>
         configuration_revision: build.configuration_revision,
         repository: build.reference.repository().to_owned(),
         tag: build.reference.tag().to_owned(),
+        requirements_key: digest(&to_json(&build.requirements)?),
         requirements_json: to_json(&build.requirements)?,
         workspace_json: build.workspace.as_ref().map(to_json).transpose()?,
     })

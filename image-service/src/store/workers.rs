@@ -117,23 +117,25 @@ impl Store {
 
     /// Notes that a session no longer speaks for its worker.
     pub(crate) async fn close_session(&self, name: &str, session: Uuid) -> Result<(), Error> {
+        let txn = self.write().await?;
         worker::Entity::update_many()
             .col_expr(worker::Column::Session, Expr::value(None::<Uuid>))
             .filter(worker::Column::Name.eq(name))
             .filter(worker::Column::Session.eq(session))
-            .exec(&self.writer)
+            .exec(&txn)
             .await?;
-        Ok(())
+        Ok(txn.commit().await?)
     }
 
     /// Gives every held build a full lease: the service was away, and its workers could not reach it.
     pub(crate) async fn renew_leases(&self, until: Timestamp) -> Result<(), Error> {
+        let txn = self.write().await?;
         build::Entity::update_many()
             .col_expr(build::Column::LeaseExpiresAt, Expr::value(until.micros()))
             .filter(build::Column::LeaseExpiresAt.is_not_null())
-            .exec(&self.writer)
+            .exec(&txn)
             .await?;
-        Ok(())
+        Ok(txn.commit().await?)
     }
 
     /// The next workers by name.

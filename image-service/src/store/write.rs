@@ -42,6 +42,29 @@ impl Store {
     /// How long the answer to a request is remembered.
     const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 
+    /// Forgets a batch of answers that need not be remembered any more; whether there may be more.
+    pub(crate) async fn forget_answers(&self, now: Timestamp) -> Result<bool, Error> {
+        const AT_ONCE: u64 = 100;
+        let due = answer::Entity::find()
+            .select_only()
+            .columns([answer::Column::Subject, answer::Column::Request])
+            .filter(answer::Column::AnsweredAt.lt(now.before(Self::REMEMBERED).micros()))
+            .limit(AT_ONCE)
+            .into_tuple::<(String, String)>()
+            .all(&self.reader)
+            .await?;
+        if due.is_empty() {
+            return Ok(false);
+        }
+        let txn = self.write().await?;
+        let count = due.len() as u64;
+        for key in due {
+            answer::Entity::delete_by_id(key).exec(&txn).await?;
+        }
+        txn.commit().await?;
+        Ok(count == AT_ONCE)
+    }
+
     pub(super) async fn begin<'a>(&'a self, request: &'a Request) -> Result<Write<'a>, Error> {
         Ok(Write { store: self, request, txn: self.write().await?, effects: Effects::default() })
     }
@@ -57,13 +80,13 @@ impl Write<'_> {
         let Some(id) = self.request.id.as_ref().filter(|_| !self.request.validate_only) else {
             return Ok(None);
         };
-        answer::Entity::delete_many()
-            .filter(answer::Column::AnsweredAt.lt(self.now().before(Store::REMEMBERED).micros()))
-            .exec(&self.txn)
-            .await?;
         let key = (self.request.caller.subject().to_owned(), id.as_str().to_owned());
-        match answer::Entity::find_by_id(key).one(&self.txn).await? {
+        match answer::Entity::find_by_id(key.clone()).one(&self.txn).await? {
             None => Ok(None),
+            Some(found) if found.answered_at < self.now().before(Store::REMEMBERED).micros() => {
+                answer::Entity::delete_by_id(key).exec(&self.txn).await?;
+                Ok(None)
+            }
             Some(found) if found.digest == id.digest() => Ok(Some(rows::from_json(&found.json)?)),
             Some(_) => Err(Error::RequestIdReused),
         }

@@ -45,8 +45,9 @@ pub(super) fn hello(hello: wire::Hello) -> Result<Hello, Error> {
     if hello.capabilities.len() > MAX_CAPABILITIES {
         violations.add("hello.capabilities", format!("must be at most {MAX_CAPABILITIES}"));
     }
-    if hello.instance.is_empty() || hello.instance.len() > 64 {
-        violations.add("hello.instance", "must have 1 to 64 bytes");
+    if hello.instance.is_empty() || hello.instance.len() > 64 || hello.instance.chars().any(char::is_control)
+    {
+        violations.add("hello.instance", "must have 1 to 64 bytes and no control characters");
     }
     violations.check()?;
     let holds =
@@ -65,10 +66,7 @@ pub(super) fn hello(hello: wire::Hello) -> Result<Hello, Error> {
 fn capability(name: &str) -> Option<Capability> {
     Some(match name {
         "dockerfile" => Capability::Dockerfile,
-        "pull" => Capability::Pull,
         "snapshot" => Capability::Snapshot,
-        "push" => Capability::Push,
-        "squash" => Capability::Squash,
         _ => return None,
     })
 }

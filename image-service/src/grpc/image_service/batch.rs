@@ -14,8 +14,10 @@ use crate::{
 const MAX_TARGETS: usize = 1_000;
 
 /// What to do with which images. A target that is badly named is that target's error.
-pub(super) fn order(message: &wire::BatchImagesRequest) -> Result<(BatchAction, Vec<BatchTarget>), Error> {
-    let mut violations = Violations::default();
+pub(super) fn order(
+    message: &wire::BatchImagesRequest,
+    mut violations: Violations,
+) -> Result<(BatchAction, Vec<BatchTarget>), Error> {
     if !(1..=MAX_TARGETS).contains(&message.targets.len()) {
         violations.add("targets", format!("must be 1 to 1,000, are {}", message.targets.len()));
     }

@@ -3,16 +3,12 @@
 use prost_types::FieldMask;
 use proto::images as wire;
 
-use crate::{
-    error::{Error, Violations},
-    grpc::configuration,
-    image::EditDraft,
-};
+use crate::{error::Violations, grpc::configuration, image::EditDraft};
 
 const WRITABLE: [&str; 5] = ["name", "description", "repository", "tag", "config"];
 
 /// What the mask picks from the image.
-pub(super) fn draft(image: wire::Image, mask: Option<FieldMask>) -> Result<EditDraft, Error> {
+pub(super) fn draft(violations: &mut Violations, image: wire::Image, mask: Option<FieldMask>) -> EditDraft {
     let paths = mask.map(|mask| mask.paths).unwrap_or_default();
     let is_picked = if paths.is_empty() {
         [
@@ -23,21 +19,20 @@ pub(super) fn draft(image: wire::Image, mask: Option<FieldMask>) -> Result<EditD
             image.config.is_some(),
         ]
     } else {
-        check(&paths)?;
+        check(violations, &paths);
         WRITABLE.map(|field| paths.iter().any(|path| path == field || path == "*"))
     };
     let [name, description, repository, tag, config] = is_picked;
-    Ok(EditDraft {
+    EditDraft {
         name: name.then_some(image.name),
         description: description.then_some(image.description),
         repository: repository.then_some(image.repository),
         tag: tag.then_some(image.tag),
         configuration: config.then(|| image.config.and_then(configuration::draft)),
-    })
+    }
 }
 
-fn check(paths: &[String]) -> Result<(), Error> {
-    let mut violations = Violations::default();
+fn check(violations: &mut Violations, paths: &[String]) {
     for (i, path) in paths.iter().enumerate() {
         let field = format!("update_mask.paths[{i}]");
         if path == "*" && paths.len() > 1 {
@@ -47,5 +42,4 @@ fn check(paths: &[String]) -> Result<(), Error> {
                 .add(field, format!("{path:?} cannot be updated: must be `*` or of {}", WRITABLE.join(", ")));
         }
     }
-    violations.check()
 }

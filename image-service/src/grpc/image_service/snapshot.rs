@@ -2,34 +2,26 @@
 
 use proto::images as wire;
 
-use crate::{
-    build::Workspace,
-    error::{Error, Violations},
-    grpc::field,
-    image::ImageId,
-};
+use crate::{build::Workspace, catalog::SnapshotOrder, error::Violations, grpc::field};
 
 const MAX_CONTAINER: usize = 255;
 
-/// Which workspace is meant; every violation of the request is reported together.
-pub(super) fn workspace(message: &wire::SnapshotWorkspaceRequest) -> Result<Workspace, Error> {
-    let mut violations = Violations::default();
-    let source = field::id("source_image_id", &message.source_image_id);
-    if source.is_err() {
-        violations.add("source_image_id", "must be a UUID in its hyphenated form");
-    }
-    field::subject(&mut violations, "worker", &message.worker);
-    field::subject(&mut violations, "creator", &message.creator);
+/// Which workspace is meant, and whose the snapshot shall be; every violation is noted.
+pub(super) fn order(violations: &mut Violations, message: &wire::SnapshotWorkspaceRequest) -> SnapshotOrder {
+    let source = field::image(violations, "source_image_id", &message.source_image_id);
+    field::subject(violations, "worker", &message.worker);
+    field::subject(violations, "creator", &message.creator);
     let container = &message.container;
     let fits = container.len() <= MAX_CONTAINER
         && container.starts_with(|c: char| c.is_ascii_alphanumeric())
         && container.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
     if !fits {
-        violations.add(
-            "container",
-            "must be at most 255 letters, digits, `_`, `.` and `-`, as the engine names it",
-        );
+        let rule = "must be at most 255 letters, digits, `_`, `.` and `-`, as the engine names it";
+        violations.add("container", rule);
     }
-    violations.check()?;
-    Ok(Workspace { container: container.clone(), source: ImageId(source?) })
+    SnapshotOrder {
+        workspace: Workspace { container: container.clone(), source },
+        worker: message.worker.clone(),
+        creator: message.creator.clone(),
+    }
 }

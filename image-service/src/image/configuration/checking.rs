@@ -11,6 +11,8 @@ use crate::error::Violations;
 const MAX_BYTES: usize = 256 * 1024;
 const MAX_SERVICES: usize = 64;
 const MAX_LABELS: usize = 64;
+const MAX_LABEL_BYTES: usize = 4 * 1024;
+const MAX_PORTS: usize = 64;
 const TIMEOUT_MS: std::ops::RangeInclusive<i64> = 1_000..=24 * 3_600 * 1_000;
 const DEFAULT_BASE: &str = "ubuntu:24.04";
 
@@ -41,7 +43,10 @@ impl Configuration {
 impl ConfigurationDraft {
     /// The bytes of all texts and files.
     fn bytes(&self) -> usize {
-        let texts: usize = self.texts().iter().map(|text| text.len()).sum();
+        // Each has a length and a tag beside it.
+        const OVERHEAD: usize = 4;
+        let ports = self.services.iter().map(|service| service.ports.len()).sum::<usize>() * OVERHEAD;
+        let texts = self.texts().iter().map(|text| text.len() + OVERHEAD).sum::<usize>() + ports;
         let files = match &self.source {
             Source::Dockerfile(Dockerfile { files, .. }) | Source::Generate(Generate { files, .. }) => {
                 files.as_slice()
@@ -84,6 +89,11 @@ impl Check<'_> {
     fn labels(&mut self, field: &str, labels: &BTreeMap<String, String>) {
         if labels.len() > MAX_LABELS {
             self.violations.add(field, format!("must be at most {MAX_LABELS}"));
+        }
+        let bytes: usize = labels.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if bytes > MAX_LABEL_BYTES {
+            self.violations
+                .add(field, format!("must have at most {MAX_LABEL_BYTES} bytes in all, has {bytes}"));
         }
         for (name, value) in labels {
             let fits = |text: &String| rules::label(text).is_ok();
@@ -160,6 +170,9 @@ impl Check<'_> {
             self.each(&format!("{field}.packages"), &service.packages, rules::apt_package);
             self.rule(&format!("{field}.command"), &service.command, rules::command);
             self.variables(&format!("{field}.environment"), &service.environment, rules::line);
+            if service.ports.len() > MAX_PORTS {
+                self.violations.add(format!("{field}.ports"), format!("must be at most {MAX_PORTS}"));
+            }
             let mut ports = BTreeSet::new();
             for (j, port) in service.ports.iter().enumerate() {
                 if !(1..=65_535).contains(port) {
@@ -272,7 +285,7 @@ mod tests {
 
     #[test]
     fn the_size_is_bounded() {
-        assert_eq!(violations(dockerfile(&"#".repeat(256 * 1024), &[])), [""; 0]);
-        assert_eq!(violations(dockerfile(&"#".repeat(256 * 1024), &["a"])), ["config"]);
+        assert_eq!(violations(dockerfile(&"#".repeat(256 * 1024 - 4), &[])), [""; 0]);
+        assert_eq!(violations(dockerfile(&"#".repeat(256 * 1024 - 4), &["a"])), ["config"]);
     }
 }

@@ -1,5 +1,7 @@
 //! What changes an image: each takes the image as the caller may change it, and writes what follows.
 
+use std::collections::BTreeSet;
+
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, Set, sea_query::Expr,
 };
@@ -58,8 +60,7 @@ impl Write<'_> {
     /// Writes the row that a client has changed, under a new revision and etag.
     async fn save_edit(&mut self, mut row: image::Model) -> Result<(), Error> {
         let id = ImageId(row.id);
-        let viewers = grants::viewers(&self.txn, id).await?;
-        row.revision = changes::log(&self.txn, id, &row.creator, &viewers, self.now()).await?;
+        row.revision = changes::log(&self.txn, id, &row.creator, &BTreeSet::new(), self.now()).await?;
         row.edit_revision = row.revision;
         row.updated_at = self.now().micros();
         row.into_active_model().reset_all().update(&self.txn).await?;
@@ -175,13 +176,17 @@ impl Write<'_> {
         id: ImageId,
         etag: Option<Etag>,
     ) -> BatchOutcome {
-        match action {
-            BatchAction::Build => self.build(id, etag).await.map(|(image, _)| image),
-            BatchAction::CancelBuild => self.cancel(id, etag, None).await.map(|(image, _)| image),
-            BatchAction::Enable => self.enable(id, etag, true).await,
-            BatchAction::Disable => self.enable(id, etag, false).await,
-            BatchAction::Delete => self.delete(id, etag).await,
-        }
+        let mut image = match action {
+            BatchAction::Build => self.build(id, etag).await?.0,
+            BatchAction::CancelBuild => self.cancel(id, etag, None).await?.0,
+            BatchAction::Enable => self.enable(id, etag, true).await?,
+            BatchAction::Disable => self.enable(id, etag, false).await?,
+            BatchAction::Delete => self.delete(id, etag).await?,
+        };
+        // A thousand rows have to fit one message.
+        image.image.description.clear();
+        image.image.status_message.clear();
+        Ok(image)
     }
 
     async fn basic(&self, target: Target) -> Result<ImageInView, Error> {

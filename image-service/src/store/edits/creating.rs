@@ -89,7 +89,9 @@ impl Write<'_> {
         let image = rows::image_from_row(row)?;
         let standing = if snapshot.is_some() { self.standing_of_new(&image) } else { Standing::Owner };
         let actions = image.allowed_actions(standing);
-        Ok((ImageInView { image, configuration: Some(new.configuration.clone()), actions }, build))
+        // Whoever vouches for somebody else does not see what that one sees.
+        let configuration = (standing == Standing::Owner).then(|| new.configuration.clone());
+        Ok((ImageInView { image, configuration, actions }, build))
     }
 
     /// What the caller is to an image that it has created in another's name.

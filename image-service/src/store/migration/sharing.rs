@@ -3,13 +3,19 @@
 use sea_orm_migration::{
     prelude::*,
     schema::{big_integer, boolean, string, text, text_null, uuid, uuid_null},
-    sea_orm::{DbBackend, EntityTrait, FromQueryResult, IntoActiveModel, Statement},
+    sea_orm::{
+        ActiveValue::Set, ColumnTrait, DbBackend, EntityTrait, FromQueryResult, IntoActiveModel, QueryFilter,
+        Statement,
+    },
 };
 use uuid::Uuid;
 
 use crate::{
-    image::{Configuration, search_text},
-    store::{entity::image_text, rows},
+    image::{Artifact, Configuration, Reference, search_text},
+    store::{
+        entity::{image, image_text},
+        rows,
+    },
 };
 
 pub(super) struct Sharing;
@@ -22,6 +28,11 @@ impl MigrationName for Sharing {
 
 #[async_trait::async_trait]
 impl MigrationTrait for Sharing {
+    /// Whole or not at all, on SQLite, too.
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
     #[expect(elided_lifetimes_in_paths, reason = "the trait's signature")]
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let database = manager.get_connection();
@@ -74,6 +85,7 @@ fn columns() -> Vec<(&'static str, ColumnDef)> {
         ("images", big_integer("edit_revision").default(0).take()),
         ("images", uuid_null("latest_build_id").take()),
         ("builds", json("requirements_json", "{}")),
+        ("builds", json("requirements_key", "")),
         ("builds", text_null("workspace_json").take()),
         ("changes", json("viewers_json", "[]")),
         ("workers", json("capabilities_json", "[]")),
@@ -116,15 +128,17 @@ fn tables() -> Vec<TableCreateStatement> {
     ]
 }
 
-const INDEXES: [&str; 8] = [
+const INDEXES: [&str; 10] = [
     "CREATE INDEX grants_of_subject ON grants (subject, image)",
     "CREATE INDEX references_of_image ON image_references (image)",
     "CREATE INDEX answers_by_time ON answers (answered_at)",
-    "CREATE INDEX builds_by_requirements ON builds (state, requirements_json, queued_at, id)",
+    "CREATE INDEX builds_by_requirements ON builds (state, requirements_key, queued_at, id)",
     "DROP INDEX images_by_update",
     "CREATE INDEX images_latest_first ON images (updated_at DESC, id)",
     "CREATE INDEX images_by_name ON images (name, id)",
     "CREATE INDEX images_by_creation ON images (created_at, id)",
+    "CREATE INDEX images_by_image_name ON images (image_name, id)",
+    "CREATE INDEX images_by_status ON images (status, id)",
 ];
 
 /// The index of the texts holds no copy of them, and follows them by triggers.
@@ -156,13 +170,16 @@ struct Found {
     id: Uuid,
     name: String,
     description: String,
+    repository: String,
+    tag: String,
+    artifact_json: Option<String>,
     json: String,
 }
 
 /// What the images of the first schema are found by.
 async fn write_texts(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
     let database = manager.get_connection();
-    let sql = "SELECT i.id, i.name, i.description, c.json FROM images i \
+    let sql = "SELECT i.id, i.name, i.description, i.repository, i.tag, i.artifact_json, c.json FROM images i \
                JOIN configurations c ON c.image = i.id AND c.revision = i.configuration_revision";
     let statement = Statement::from_string(manager.get_database_backend(), sql);
     for found in Found::find_by_statement(statement).all(database).await? {
@@ -171,6 +188,22 @@ async fn write_texts(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         let mut row = image_text::Model { row: 0, image: found.id, text }.into_active_model();
         row.row = sea_orm::NotSet;
         image_text::Entity::insert(row).exec_without_returning(database).await?;
+        // Until now a reference could not change: the artifact has that of its image.
+        if let Some(mut artifact) =
+            found.artifact_json.as_deref().map(rows::from_json::<Artifact>).transpose()?
+        {
+            artifact.reference = Some(Reference::from_stored(found.repository, found.tag));
+            let row = image::ActiveModel {
+                id: Set(found.id),
+                artifact_json: Set(Some(rows::to_json(&artifact)?)),
+                ..Default::default()
+            };
+            image::Entity::update_many()
+                .set(row)
+                .filter(image::Column::Id.eq(found.id))
+                .exec(database)
+                .await?;
+        }
     }
     Ok(())
 }

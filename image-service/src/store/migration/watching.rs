@@ -12,6 +12,11 @@ impl MigrationName for Watching {
 
 #[async_trait::async_trait]
 impl MigrationTrait for Watching {
+    /// Whole or not at all, on SQLite, too.
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
     #[expect(elided_lifetimes_in_paths, reason = "the trait's signature")]
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         for (table, column) in [
