@@ -1,9 +1,11 @@
 //! The catalogue of Trailer Images: records and builds, dispatch to workers, and watching.
 //!
 //! The way down is one way: `grpc` (parse, call, convert) calls the operations (`catalog`, `queue`, `session`, `feed`,
-//! `history`), which authorise, write through `store` and announce through `signals`. All rest on the nouns (`image`,
-//! `build`, `access`, `dispatch`, `error`, `timestamp`), which know no framework. Two of the nouns decide: `build::transition`
-//! is the table of a build's states, `dispatch::decide` says what every event writes and sends.
+//! `history`), which authorise, write through `store` and announce through `signals`; `workers` knows who is connected, and
+//! `upkeep` hears other replicas and forgets what is old. All rest on the nouns (`image`, `build`, `access`, `search`,
+//! `request`, `dispatch`, `error`, `timestamp`), which know no framework. Three of the nouns decide: `build::transition` is
+//! the table of a build's states, `image::actions` that of what can be done with an image, and `dispatch::decide` says what
+//! every event writes and sends.
 //!
 //! Invariants:
 //! - The row is the queue: no job, state or lease lives in memory only.

@@ -105,7 +105,7 @@ impl Store {
         Ok(Self { reader, writer, history: catalogue.history, policy })
     }
 
-    /// Names this history of revisions: another database, or a restored one, has another.
+    /// Names this database. One that was restored from a backup has the same name, and is told by the nonces of its revisions.
     pub(crate) fn history(&self) -> Uuid {
         self.history
     }

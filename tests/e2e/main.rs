@@ -1,7 +1,8 @@
 //! Trailer Images as its users meet it: both services in process, called over the network.
 //!
-//! `stack` starts the services, `client` calls them, `actor` plays a worker, `issuer` an identity provider, `engine` is a scripted Docker Engine at the wire, `proxy` cuts and stalls connections. The
-//! other modules are tests, named by what they are about.
+//! `stack` starts the services, each on a `database` of its own, `client` calls them, `actor` plays a worker, `issuer` an
+//! identity provider, `engine` is a scripted Docker Engine at the wire, `proxy` cuts and stalls connections. The other modules
+//! are tests, named by what they are about.
 
 mod access;
 mod actor;

@@ -11,7 +11,7 @@ pub(crate) mod catalogue {
     pub struct Model {
         #[sea_orm(primary_key, auto_increment = false)]
         pub id: i32,
-        /// Names this history of revisions: a restored backup goes on as another one.
+        /// Names this database.
         pub history: Uuid,
         /// The revision of the latest change.
         pub revision: i64,
