@@ -79,7 +79,7 @@ impl ImageService for Images {
         let after = match request.page_token.as_str() {
             "" => None,
             token => {
-                let place = binding.open(token).and_then(|place| listing::read_place(place, &query.order));
+                let place = binding.reveal(token).and_then(|place| listing::read_place(&place, &query.order));
                 Some(place.ok_or_else(field::foreign_page_token)?)
             }
         };
@@ -91,7 +91,7 @@ impl ImageService for Images {
         let next =
             if images.len() < places.len() { places.into_iter().nth(images.len() - 1) } else { page.next };
         let next_page_token = match next {
-            Some(place) => binding.seal(listing::write_place(&place)?),
+            Some(place) => binding.conceal(&listing::write_place(&place)?)?,
             None => String::new(),
         };
         let total_size = page.total.map(|total| i64::try_from(total).unwrap_or(i64::MAX));

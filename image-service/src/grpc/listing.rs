@@ -1,6 +1,5 @@
 //! What a list of images is asked with.
 
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use proto::images as wire;
 
 use super::{field, image};
@@ -111,13 +110,11 @@ pub(super) fn bound(request: &wire::ListImagesRequest) -> String {
     format!("ListImages/{bound:?}")
 }
 
-pub(super) fn write_place(place: &Place) -> Result<String, Error> {
-    let json = serde_json::to_vec(place).map_err(|error| Error::Internal(Box::new(error)))?;
-    Ok(BASE64_URL_SAFE_NO_PAD.encode(json))
+pub(super) fn write_place(place: &Place) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(place).map_err(|error| Error::Internal(Box::new(error)))
 }
 
 /// `None` when it is no place in this order.
-pub(super) fn read_place(text: &str, order: &Order) -> Option<Place> {
-    let json = BASE64_URL_SAFE_NO_PAD.decode(text).ok()?;
-    serde_json::from_slice(&json).ok().filter(|place| order.fits(place))
+pub(super) fn read_place(json: &[u8], order: &Order) -> Option<Place> {
+    serde_json::from_slice(json).ok().filter(|place| order.fits(place))
 }
