@@ -18,6 +18,7 @@ mod engine;
 mod input;
 mod issuer;
 mod layers;
+mod listing;
 mod main_job;
 mod proxy;
 mod raw;
