@@ -149,4 +149,52 @@ impl Client {
         };
         tokio::time::timeout(LIMIT, waiting).await.context("the condition was not met")?
     }
+
+    /// Says what a subject may do with an image.
+    pub(crate) async fn grant(
+        &self,
+        image: &str,
+        subject: &str,
+        permissions: &[api::Permission],
+    ) -> Result<api::Grant, Status> {
+        let permissions = permissions.iter().map(|permission| i32::from(*permission)).collect();
+        let grant = Some(api::Grant { subject: subject.to_owned(), permissions });
+        let request = api::GrantAccessRequest { image_id: image.to_owned(), grant, ..Default::default() };
+        Ok(self.access.clone().grant_access(request).await?.into_inner().grant.expect("a grant"))
+    }
+
+    pub(crate) async fn revoke(&self, image: &str, subject: &str) -> Result<(), Status> {
+        let (image_id, subject) = (image.to_owned(), subject.to_owned());
+        let request = api::RevokeAccessRequest { image_id, subject, ..Default::default() };
+        self.access.clone().revoke_access(request).await.map(|_| ())
+    }
+
+    /// All grants of an image, read page by page.
+    pub(crate) async fn grants(&self, image: &str, page_size: i32) -> Result<Vec<api::Grant>, Status> {
+        let mut request =
+            api::ListGrantsRequest { image_id: image.to_owned(), page_size, ..Default::default() };
+        let mut grants = Vec::new();
+        loop {
+            let page = self.access.clone().list_grants(request.clone()).await?.into_inner();
+            grants.extend(page.grants);
+            if page.next_page_token.is_empty() {
+                return Ok(grants);
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    /// The images that a watch begins with.
+    pub(crate) async fn first_state(&self) -> Result<Vec<api::Image>, Status> {
+        let request = api::WatchImagesRequest::default();
+        let mut stream = self.images.clone().watch_images(request).await?.into_inner();
+        let mut images = Vec::new();
+        loop {
+            match stream.message().await?.and_then(|message| message.event) {
+                Some(api::watch_images_response::Event::Image(image)) => images.push(image),
+                Some(api::watch_images_response::Event::Synced(_)) => return Ok(images),
+                event => panic!("{event:?} is not of the first state"),
+            }
+        }
+    }
 }

@@ -20,6 +20,7 @@ mod issuer;
 mod layers;
 mod listing;
 mod main_job;
+mod permissions;
 mod proxy;
 mod raw;
 mod real_engine;

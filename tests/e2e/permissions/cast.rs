@@ -1,0 +1,174 @@
+//! The callers of the table, and an image of the creator's in each of its states.
+
+use anyhow::Context as _;
+use image_service::Role;
+use proto::{
+    dispatch::{
+        Attempt, Built, Failed, FailureKind, Hello, Started, Stopped, Succeeded,
+        connect_response::Message as FromService, report_event::Event,
+    },
+    images::{self as api, Permission, image_config::Source},
+};
+
+use super::{calls::Target, table};
+use crate::{
+    actor::{Actor, hello},
+    client::{Client, image},
+    stack::Service,
+};
+
+const WORKER: &str = "w1";
+
+/// A caller of the table. Only the creator may create; nothing else depends on roles but the admin's.
+pub(super) fn client(service: &Service, caller: &str) -> Client {
+    let roles = match caller {
+        "admin" => &[Role::Admin][..],
+        "creator" => &[Role::Builder],
+        _ => &[],
+    };
+    service.client(&service.token(caller, roles))
+}
+
+/// Grants to a guest what its name says.
+pub(super) async fn admit(creator: &Client, caller: &str, image: &str) -> anyhow::Result<()> {
+    let Some(letters) = caller.strip_prefix("guest") else {
+        return Ok(());
+    };
+    let permissions = letters.trim_start_matches('-').chars().map(|letter| match letter {
+        'v' => Permission::View,
+        'm' => Permission::Modify,
+        'd' => Permission::Delete,
+        _ => Permission::Unspecified,
+    });
+    creator.grant(image, caller, &permissions.collect::<Vec<_>>()).await?;
+    Ok(())
+}
+
+/// An image that does not exist.
+pub(super) fn nowhere() -> Target {
+    let id = || uuid::Uuid::now_v7().to_string();
+    Target { state: "missing", image: id(), build: id() }
+}
+
+/// The worker that all but queued builds are pinned to, played here: it leaves each where it is wanted.
+pub(super) struct Stage<'a> {
+    service: &'a Service,
+    actor: Actor,
+    /// What snapshots are taken of.
+    source: Option<String>,
+}
+
+impl<'a> Stage<'a> {
+    pub(super) async fn set(service: &'a Service) -> anyhow::Result<Self> {
+        let actor = Actor::connect(service, Hello { slots: 100, ..hello(WORKER, &[]) }).await?;
+        Ok(Self { service, actor, source: None })
+    }
+
+    /// An image in each state, with a grant to each guest.
+    pub(super) async fn fill(&mut self) -> anyhow::Result<Vec<Target>> {
+        let creator = client(self.service, "creator");
+        let mut targets = Vec::new();
+        for state in table::states() {
+            let target = self.bring(&creator, state).await.with_context(|| format!("no {state}"))?;
+            for caller in table::callers() {
+                admit(&creator, caller, &target.image).await?;
+            }
+            targets.push(target);
+        }
+        Ok(targets)
+    }
+
+    /// The words of a state: what it is, how far its build is, and `disabled`.
+    async fn bring(&mut self, creator: &Client, state: &'static str) -> anyhow::Result<Target> {
+        let mut words = state.split('-');
+        let (kind, progress) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let worker = if progress == "queued" { "absent" } else { WORKER };
+        let mut wanted = image(state, "FROM scratch");
+        wanted.enabled = Some(!state.ends_with("disabled"));
+        wanted.template = kind == "template";
+        let config = wanted.config.as_mut().expect("an image has a configuration");
+        worker.clone_into(&mut config.worker);
+        if kind == "pulled" {
+            config.source = Some(Source::Pull(api::PullSource { reference: "busybox:1".to_owned() }));
+        }
+        let created = match kind {
+            "snapshot" => self.snapshot(wanted, worker).await?,
+            _ => {
+                let request = api::CreateImageRequest { image: Some(wanted), ..Default::default() };
+                creator.images.clone().create_image(request).await?.into_inner().image.expect("an image")
+            }
+        };
+        let (id, mut build) = (created.id, created.latest_build_id);
+        self.source.get_or_insert_with(|| id.clone());
+        if kind == "rebuilt" {
+            self.play(creator, &id, kind, "finished").await?;
+            build = creator.build(&id).await?.id;
+        }
+        if !matches!(progress, "" | "queued" | "disabled") {
+            self.play(creator, &id, kind, progress).await?;
+        }
+        Ok(Target { state, image: id, build })
+    }
+
+    async fn snapshot(&self, image: api::Image, worker: &str) -> anyhow::Result<api::Image> {
+        let workspaces = self.service.client(&self.service.token("workspaces", &[Role::Service]));
+        let request = api::SnapshotWorkspaceRequest {
+            source_image_id: self.source.clone().expect("an image comes before the snapshots"),
+            worker: worker.to_owned(),
+            container: "workspace".to_owned(),
+            creator: "creator".to_owned(),
+            image: Some(image),
+            ..Default::default()
+        };
+        let response = workspaces.images.clone().snapshot_workspace(request).await?.into_inner();
+        Ok(response.image.expect("an image"))
+    }
+
+    /// Takes the next build, which is that of this image, as far as it is wanted.
+    async fn play(
+        &mut self,
+        creator: &Client,
+        image: &str,
+        kind: &str,
+        progress: &str,
+    ) -> anyhow::Result<()> {
+        let (assignment, attempt) = loop {
+            if let FromService::Assignment(assignment) = self.actor.next().await? {
+                let attempt = assignment.attempt.clone().expect("an assignment names its attempt");
+                break (assignment, attempt);
+            }
+        };
+        assert_eq!(assignment.image_id, image);
+        // Pulls and snapshots have nothing to publish.
+        let built = (!matches!(kind, "pulled" | "snapshot")).then_some(Event::Built(Built {}));
+        let succeeded = Succeeded { image_id: "sha256:0".to_owned(), size_bytes: 1 };
+        let failed = Failed { kind: FailureKind::User.into(), message: "no".to_owned(), ..Failed::default() };
+        let last: Vec<Event> = match progress {
+            "claimed" => return Ok(()),
+            "running" | "stopping" => vec![],
+            "publishing" => built.into_iter().collect(),
+            "finished" => built.into_iter().chain([Event::Succeeded(succeeded)]).collect(),
+            "failed" => vec![Event::Failed(failed)],
+            "cancelled" => vec![Event::Stopped(Stopped { confirmed: true })],
+            _ => anyhow::bail!("how would a build be {progress}?"),
+        };
+        self.tell(&attempt, 1, vec![Event::Started(Started {})]).await?;
+        if matches!(progress, "stopping" | "cancelled") {
+            creator.cancel(image).await?;
+        }
+        if last.is_empty() { Ok(()) } else { self.tell(&attempt, 2, last).await }
+    }
+
+    /// Reports, and waits until that is durable.
+    async fn tell(&mut self, attempt: &Attempt, first: i64, events: Vec<Event>) -> anyhow::Result<()> {
+        let last = first - 1 + i64::try_from(events.len())?;
+        self.actor.report(attempt, first, events).await;
+        loop {
+            let said = self.actor.next().await?;
+            anyhow::ensure!(!matches!(said, FromService::Drop(_)), "the report was refused");
+            if matches!(said, FromService::ReportAck(ack) if ack.sequence == last) {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Grants: they count at once, and leave the record as it was.
+
+use proto::images::{self as api, ImageAction, Permission, WatchImagesRequest, watch_images_response::Event};
+use tonic::{Code, Streaming};
+
+use super::{calls::said, cast::client};
+use crate::{
+    answers::{fields, reason},
+    client::{Client, image},
+    stack::{LIMIT, Service},
+};
+
+/// A watch that is past its first state.
+async fn watch(client: &Client) -> anyhow::Result<Streaming<api::WatchImagesResponse>> {
+    let mut stream = client.images.clone().watch_images(WatchImagesRequest::default()).await?.into_inner();
+    while !matches!(next(&mut stream).await?, Event::Synced(_)) {}
+    Ok(stream)
+}
+
+async fn next(stream: &mut Streaming<api::WatchImagesResponse>) -> anyhow::Result<Event> {
+    loop {
+        let message = tokio::time::timeout(LIMIT, stream.message()).await??;
+        match message.and_then(|message| message.event) {
+            Some(Event::Bookmark(_)) => {}
+            Some(event) => return Ok(event),
+            None => anyhow::bail!("the watch ended without saying why"),
+        }
+    }
+}
+
+fn changed(event: Event) -> anyhow::Result<api::Image> {
+    let Event::Changed(image) = event else {
+        anyhow::bail!("{event:?} is no change");
+    };
+    Ok(image)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_follows_what_its_caller_is_granted() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let (creator, bob) = (client(&service, "creator"), service.builder("bob"));
+    let (shared, _) = creator.create(image("Shared", "FROM scratch")).await?;
+    let (hidden, _) = creator.create(image("Hidden", "FROM scratch")).await?;
+    let (zoe, mut watched) = (client(&service, "zoe"), watch(&bob).await?);
+    let mut of_zoe = watch(&zoe).await?;
+
+    // Nothing of what comes to pass with the others may come between.
+    creator.cancel(&hidden.id).await?;
+    creator.grant(&hidden.id, "zoe", &[Permission::View]).await?;
+    creator.revoke(&hidden.id, "zoe").await?;
+    creator.grant(&shared.id, "bob", &[Permission::View]).await?;
+    let seen = changed(next(&mut watched).await?)?;
+    assert_eq!((seen.id, seen.allowed_actions), (shared.id.clone(), vec![ImageAction::Clone.into()]));
+
+    creator.grant(&shared.id, "zoe", &[Permission::Modify]).await?;
+    let seen = changed(next(&mut watched).await?)?;
+    assert_eq!((seen.id, seen.allowed_actions), (shared.id.clone(), vec![ImageAction::Clone.into()]));
+    creator.grant(&shared.id, "bob", &[Permission::Modify, Permission::Delete]).await?;
+    let seen = changed(next(&mut watched).await?)?;
+    assert_eq!(seen.allowed_actions, bob.get(&shared.id).await?.allowed_actions);
+    assert!(seen.allowed_actions().any(|action| action == ImageAction::Delete));
+
+    creator.delete(&hidden.id).await?;
+    creator.revoke(&shared.id, "bob").await?;
+    assert!(matches!(next(&mut watched).await?, Event::Removed(removed) if removed.id == shared.id));
+    creator.delete(&shared.id).await?;
+    let (own, _) = bob.create(image("Own", "FROM scratch")).await?;
+    assert_eq!(changed(next(&mut watched).await?)?.id, own.id);
+
+    // Of what zoe saw she is told that it is gone, of the rest nothing.
+    loop {
+        match next(&mut of_zoe).await? {
+            Event::Changed(image) => assert!([&shared.id, &hidden.id].contains(&&image.id)),
+            Event::Removed(removed) if removed.id == shared.id => break,
+            Event::Removed(removed) => assert_eq!(removed.id, hidden.id),
+            event @ (Event::Image(_) | Event::Synced(_) | Event::Bookmark(_)) => {
+                anyhow::bail!("{event:?} is no news")
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_of_a_build_ends_when_it_goes_out_of_sight() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let (creator, bob) = (client(&service, "creator"), client(&service, "bob"));
+    let (created, build) = creator.create(image("A", "FROM scratch")).await?;
+    creator.grant(&created.id, "bob", &[Permission::Delete]).await?;
+    let request = api::WatchBuildRequest { id: build.id.clone(), after_sequence: 0 };
+    let mut events = bob.builds.clone().watch_build(request).await?.into_inner();
+    assert!(events.message().await?.is_some());
+    creator.revoke(&created.id, "bob").await?;
+    let ended = tokio::time::timeout(LIMIT, events.message()).await?.expect_err("it is out of sight");
+    assert_eq!((ended.code(), reason(&ended).as_str()), (Code::NotFound, "BUILD_NOT_FOUND"));
+    assert_eq!(said(&bob.get_build(&build.id).await), "NotFound BUILD_NOT_FOUND");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grants_are_no_change_of_the_record() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let (creator, bob) = (client(&service, "creator"), client(&service, "bob"));
+    let (created, _) = creator.create(image("A", "FROM scratch")).await?;
+    let mut revision = created.revision;
+    for permissions in [&[Permission::Delete][..], &[Permission::Modify], &[]] {
+        let granted = creator.grant(&created.id, "bob", permissions).await?;
+        let view = (!permissions.is_empty()).then_some(Permission::View);
+        let implied: Vec<Permission> = view.into_iter().chain(permissions.iter().copied()).collect();
+        assert_eq!((granted.subject.as_str(), granted.permissions().collect()), ("bob", implied));
+        let now = creator.get(&created.id).await?;
+        assert!(now.revision > revision, "{permissions:?}");
+        revision = now.revision;
+        assert_eq!(api::Image { revision: created.revision, ..now }, created);
+    }
+    // Nothing is permitted to bob now: that is the same as never.
+    assert_eq!(said(&bob.get(&created.id).await), "NotFound IMAGE_NOT_FOUND");
+    assert_eq!(creator.grants(&created.id, 0).await?, []);
+
+    creator.grant(&created.id, "bob", &[Permission::Delete]).await?;
+    assert_eq!(
+        said(&bob.cancel(&created.id).await),
+        "PermissionDenied ACTION_FORBIDDEN IMAGE_ACTION_CANCEL_BUILD"
+    );
+    bob.delete(&created.id).await?;
+    assert_eq!(said(&creator.get(&created.id).await), "NotFound IMAGE_NOT_FOUND");
+    assert_eq!(said(&creator.grants(&created.id, 0).await), "NotFound IMAGE_NOT_FOUND");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grants_are_listed_by_subject_and_page_by_page() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let (creator, admin) = (client(&service, "creator"), client(&service, "admin"));
+    let (created, _) = creator.create(image("A", "FROM scratch")).await?;
+    let (other, _) = creator.create(image("B", "FROM scratch")).await?;
+    // By code points, on every database.
+    let subjects = ["Zoe", "a b", "a-b", "ab", "bob", "zoe", "ä"];
+    for subject in subjects.iter().rev() {
+        creator.grant(&created.id, subject, &[Permission::View]).await?;
+    }
+    for page_size in [0, 1, 2, 7, 1_001] {
+        let listed = creator.grants(&created.id, page_size).await?;
+        assert_eq!(listed.iter().map(|grant| grant.subject.as_str()).collect::<Vec<_>>(), subjects);
+    }
+    let first = api::ListGrantsRequest { image_id: created.id.clone(), page_size: 2, ..Default::default() };
+    let page = creator.access.clone().list_grants(first.clone()).await?.into_inner();
+    assert_eq!(page.grants.len(), 2);
+    let next = api::ListGrantsRequest { page_token: page.next_page_token, ..first };
+    // What is listed between two pages, and what is gone, moves nothing else.
+    creator.revoke(&created.id, "Zoe").await?;
+    creator.grant(&created.id, "a", &[Permission::View]).await?;
+    let page = creator.access.clone().list_grants(next.clone()).await?.into_inner();
+    assert_eq!(page.grants.iter().map(|grant| grant.subject.as_str()).collect::<Vec<_>>(), ["a-b", "ab"]);
+
+    let of_other = api::ListGrantsRequest { image_id: other.id, ..next.clone() };
+    let negative = api::ListGrantsRequest { page_size: -1, ..next.clone() };
+    for (client, request, field) in
+        [(&creator, of_other, "page_token"), (&admin, next, "page_token"), (&creator, negative, "page_size")]
+    {
+        let refused = client.access.clone().list_grants(request).await.expect_err("it is refused");
+        assert_eq!((refused.code(), fields(&refused)), (Code::InvalidArgument, vec![field.to_owned()]));
+    }
+    Ok(())
+}
