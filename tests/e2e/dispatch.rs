@@ -200,17 +200,9 @@ async fn a_worker_that_comes_back_without_its_build_gives_it_up() -> anyhow::Res
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_worker_loses_its_build_when_the_lease_is_over() -> anyhow::Result<()> {
-    let times = [
-        "--heartbeat",
-        "50ms",
-        "--offline-after",
-        "200ms",
-        "--stop-after",
-        "300ms",
-        "--stop-within",
-        "200ms",
-    ];
-    let flags = [&times[..], &["--lease", "600ms"]].concat();
+    let times =
+        ["--heartbeat", "100ms", "--offline-after", "600ms", "--stop-after", "1s", "--stop-within", "500ms"];
+    let flags = [&times[..], &["--lease", "1700ms"]].concat();
     let service = Service::start_with(&flags).await?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("A", "FROM scratch")).await?;
