@@ -85,9 +85,11 @@ impl Job {
             }
         }
         let event = match ended {
-            Ok(image) => {
-                Some(Event::Succeeded(Succeeded { image_id: image.id, size_bytes: image.size_bytes }))
-            }
+            Ok(image) => Some(Event::Succeeded(Succeeded {
+                image_id: image.id,
+                size_bytes: image.size_bytes,
+                ..Succeeded::default()
+            })),
             Err(Ended::NotBegun) => {
                 Some(Event::HandedBack(HandedBack { reason: "the Docker Engine does not answer".to_owned() }))
             }

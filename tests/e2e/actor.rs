@@ -27,7 +27,7 @@ pub(crate) fn hello(name: &str, holds: &[Attempt]) -> Hello {
         protocol_version: 1,
         holds: holds.to_vec(),
         instance: format!("process of {name}"),
-        capabilities: ["dockerfile", "pull", "snapshot", "push", "squash"].map(str::to_owned).into(),
+        capabilities: ["dockerfile", "pull", "snapshot"].map(str::to_owned).into(),
         ..Hello::default()
     }
 }
@@ -77,7 +77,7 @@ impl Actor {
     pub(crate) async fn build_next(&mut self) -> anyhow::Result<()> {
         let (assignment, attempt) = self.assignment().await?;
         let image_id = format!("sha256:{:064}", attempt.build_id.len());
-        let succeeded = Event::Succeeded(Succeeded { image_id, size_bytes: 1 });
+        let succeeded = Event::Succeeded(Succeeded { image_id, size_bytes: 1, ..Succeeded::default() });
         let events = match assignment.work {
             Some(Work::DockerBuild(_)) => {
                 self.report(&attempt, 1, vec![Event::Started(Started {}), Event::Built(Built {})]).await;
@@ -88,7 +88,7 @@ impl Actor {
                 );
                 (3, vec![succeeded])
             }
-            Some(Work::Snapshot(_)) => (1, vec![Event::Started(Started {}), succeeded]),
+            Some(Work::Snapshot(_) | Work::Pull(_)) => (1, vec![Event::Started(Started {}), succeeded]),
             None => anyhow::bail!("an assignment without work"),
         };
         self.report(&attempt, events.0, events.1).await;

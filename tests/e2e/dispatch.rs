@@ -54,7 +54,8 @@ async fn reports_are_taken_once_and_in_order() -> anyhow::Result<()> {
         matches!(actor.next().await?, FromService::PublishGrant(grant) if grant.attempt == Some(attempt.clone()))
     );
     assert_eq!(actor.acknowledged().await?, 6);
-    let succeeded = Event::Succeeded(Succeeded { image_id: "sha256:0".to_owned(), size_bytes: 7 });
+    let succeeded =
+        Event::Succeeded(Succeeded { image_id: "sha256:0".to_owned(), size_bytes: 7, ..Default::default() });
     actor.report(&attempt, 7, vec![succeeded.clone()]).await;
     assert_eq!(actor.acknowledged().await?, 7);
     actor.report(&attempt, 7, vec![succeeded]).await;

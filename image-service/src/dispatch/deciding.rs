@@ -116,7 +116,7 @@ impl<'a> Deciding<'a> {
                 }
                 allowed
             }
-            WorkerEvent::Succeeded { image_id, size_bytes } => {
+            WorkerEvent::Succeeded { image_id, size_bytes, repo_digest } => {
                 let allowed = self.next(BuildEvent::Succeeded).is_some();
                 if allowed {
                     self.decision.artifact = Some(Artifact {
@@ -128,7 +128,7 @@ impl<'a> Deciding<'a> {
                         build: self.build.id,
                         reference: Some(self.build.reference.clone()),
                         pulled: self.build.kind == Kind::Pull,
-                        repo_digest: None,
+                        repo_digest: repo_digest.clone(),
                     });
                     self.enter(State::Succeeded, String::new());
                 }

@@ -93,6 +93,7 @@ pub(crate) enum WorkerEvent {
     Succeeded {
         image_id: String,
         size_bytes: i64,
+        repo_digest: Option<String>,
     },
     Failed(Failure),
     HandedBack {

@@ -43,7 +43,7 @@ impl Random {
                 text: "line".to_owned(),
             }),
             3 => WorkerEvent::Built,
-            4 => WorkerEvent::Succeeded { image_id: "sha256:0".to_owned(), size_bytes: 1 },
+            4 => WorkerEvent::Succeeded { image_id: "sha256:0".to_owned(), size_bytes: 1, repo_digest: None },
             5 => failed(Fault::User),
             6 => failed(Fault::Infrastructure),
             7 => WorkerEvent::HandedBack { reason: "no room".to_owned() },

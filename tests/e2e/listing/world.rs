@@ -305,7 +305,8 @@ async fn build_some(service: &Service, creator: &Caller, model: &mut Model) -> a
         }
         report(&mut actor, &attempt, 1, events).await?;
         if status == ImageStatus::BuildFinished {
-            let succeeded = Succeeded { image_id: "sha256:0".to_owned(), size_bytes: 7 };
+            let succeeded =
+                Succeeded { image_id: "sha256:0".to_owned(), size_bytes: 7, ..Default::default() };
             report(&mut actor, &attempt, 3, vec![Event::Succeeded(succeeded)]).await?;
         }
         let answer = creator.client.get(&created.id).await?;

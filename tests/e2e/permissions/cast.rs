@@ -141,7 +141,7 @@ impl<'a> Stage<'a> {
         assert_eq!(assignment.image_id, image);
         // Pulls and snapshots have nothing to publish.
         let built = (!matches!(kind, "pulled" | "snapshot")).then_some(Event::Built(Built {}));
-        let succeeded = Succeeded { image_id: "sha256:0".to_owned(), size_bytes: 1 };
+        let succeeded = Succeeded { image_id: "sha256:0".to_owned(), size_bytes: 1, ..Default::default() };
         let failed = Failed { kind: FailureKind::User.into(), message: "no".to_owned(), ..Failed::default() };
         let last: Vec<Event> = match progress {
             "claimed" => return Ok(()),

@@ -66,6 +66,7 @@ pub(super) fn hello(hello: wire::Hello) -> Result<Hello, Error> {
 fn capability(name: &str) -> Option<Capability> {
     Some(match name {
         "dockerfile" => Capability::Dockerfile,
+        "pull" => Capability::Pull,
         "snapshot" => Capability::Snapshot,
         _ => return None,
     })
@@ -110,6 +111,7 @@ fn reported(event: wire::ReportEvent) -> Result<Reported, Error> {
         Some(Event::Succeeded(succeeded)) => WorkerEvent::Succeeded {
             image_id: cut(succeeded.image_id),
             size_bytes: succeeded.size_bytes.max(0),
+            repo_digest: (!succeeded.repo_digest.is_empty()).then(|| cut(succeeded.repo_digest)),
         },
         Some(Event::Failed(failed)) => WorkerEvent::Failed(failure(failed)?),
         Some(Event::HandedBack(handed_back)) => WorkerEvent::HandedBack { reason: cut(handed_back.reason) },
@@ -237,7 +239,11 @@ fn work(configuration: &Configuration, workspace: Option<Workspace>) -> Option<w
             pull_base: configuration.pull_base,
             no_cache: configuration.no_cache,
         })),
-        Source::Generate(_) | Source::Pull(_) => None,
+        Source::Pull(pull) => {
+            Some(wire::assignment::Work::Pull(wire::Pull { reference: pull.reference.clone() }))
+        }
+        // No worker can do it yet.
+        Source::Generate(_) => None,
     }
 }
 
