@@ -39,7 +39,7 @@ pub(crate) struct Feed {
 /// What the reader of the change log tells the watches.
 #[derive(Clone, Debug)]
 enum Told {
-    Changed(Changed),
+    Changed(Box<Changed>),
     /// Changes were forgotten before they could be told: whoever was waiting for them finds out by itself.
     Forgotten,
 }
@@ -108,7 +108,7 @@ impl Feed {
             if self.live.receiver_count() > 0 {
                 for changed in with_images(&self.store, changes, &self.terms.all()).await? {
                     // The last listener may have gone meanwhile.
-                    let _ = self.live.send(Arc::new(Told::Changed(changed)));
+                    let _ = self.live.send(Arc::new(Told::Changed(Box::new(changed))));
                 }
             }
             // Whoever subscribes from here on reads the store afterwards.
