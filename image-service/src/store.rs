@@ -5,13 +5,18 @@
 //! IMMEDIATE; on Postgres every writing transaction begins with a lock that all replicas share. Readers never wait for
 //! writers. Whatever a method has returned survives a power cut (`synchronous=FULL` on SQLite).
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, str::FromStr, time::Duration};
 
 use sea_orm::{
     AccessMode, ActiveModelTrait, ColumnTrait, ConnectOptions, ConnectionTrait, Database, DatabaseConnection,
     DatabaseTransaction, DbBackend, DbErr, EntityTrait, IntoActiveModel, IsolationLevel, QueryFilter,
-    QuerySelect, QueryTrait, Set, SqliteTransactionMode, TransactionOptions, TransactionTrait,
-    sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous},
+    QuerySelect, QueryTrait, RuntimeErr, Set, SqliteTransactionMode, SqlxPostgresConnector,
+    TransactionOptions, TransactionTrait,
+    sqlx::{
+        self, ConnectOptions as _, Error as SqlxError,
+        postgres::{PgConnectOptions, PgPoolOptions},
+        sqlite::{SqliteJournalMode, SqliteSynchronous},
+    },
 };
 use sea_orm_migration::MigratorTrait;
 use uuid::Uuid;
@@ -95,9 +100,9 @@ impl Store {
             || format!("sqlite://{}?mode=rwc", data_dir.join("catalogue.sqlite").display()),
             ToOwned::to_owned,
         );
-        let writer = Database::connect(options(&url, 1)).await?;
+        let writer = connect(&url, 1).await?;
         migrate(&writer).await?;
-        let reader = Database::connect(options(&url, Self::READERS)).await?;
+        let reader = connect(&url, Self::READERS).await?;
         let catalogue = entity::catalogue::Entity::find_by_id(1)
             .one(&reader)
             .await?
@@ -168,7 +173,38 @@ async fn migrate(writer: &DatabaseConnection) -> Result<(), DbErr> {
     migrated
 }
 
-fn options(url: &str, connections: u32) -> ConnectOptions {
+async fn connect(url: &str, connections: u32) -> Result<DatabaseConnection, DbErr> {
+    if url.starts_with("sqlite:") {
+        return Database::connect(sqlite_options(url, connections)).await;
+    }
+    let failed = |error: SqlxError| DbErr::Conn(RuntimeErr::SqlxError(error.into()));
+    let timeout = Store::BUSY_TIMEOUT.as_millis().to_string();
+    let settings = [
+        // A plan that was made for one search is a bad one for another.
+        ("plan_cache_mode", "force_custom_plan"),
+        ("lock_timeout", timeout.as_str()),
+        ("client_min_messages", "error"),
+    ];
+    let options = PgConnectOptions::from_str(url)
+        .map_err(failed)?
+        .application_name("trailer image-service")
+        .options(settings)
+        .disable_statement_logging();
+    let pool = PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Store::TURN_TIMEOUT)
+        .test_before_acquire(false)
+        // A caller that goes away while its transaction begins leaves it open: the next one must not be within it.
+        .before_acquire(|connection, _| {
+            Box::pin(async move { Ok(sqlx::raw_sql("ROLLBACK").execute(connection).await.is_ok()) })
+        })
+        .connect_with(options)
+        .await
+        .map_err(failed)?;
+    Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
+}
+
+fn sqlite_options(url: &str, connections: u32) -> ConnectOptions {
     let mut options = ConnectOptions::new(url);
     options
         .max_connections(connections)
@@ -180,12 +216,6 @@ fn options(url: &str, connections: u32) -> ConnectOptions {
                 .synchronous(SqliteSynchronous::Full)
                 .busy_timeout(Store::BUSY_TIMEOUT)
                 .foreign_keys(true)
-        })
-        .map_sqlx_postgres_opts(|postgres| {
-            let timeout = Store::BUSY_TIMEOUT.as_millis().to_string();
-            // A plan that was made for one search is a bad one for another.
-            let settings = [("plan_cache_mode", "force_custom_plan"), ("lock_timeout", timeout.as_str())];
-            postgres.application_name("trailer image-service").options(settings)
         });
     options
 }
@@ -298,7 +328,6 @@ impl From<DbErr> for Error {
 /// Whether the same may work a little later: another process has held a lock for too long (SQLITE_BUSY, or Postgres'
 /// lock_not_available), two were in each other's way, or the database has gone and comes back.
 fn is_passing(error: &DbErr) -> bool {
-    use sea_orm::{RuntimeErr, sqlx::Error as SqlxError};
     let (DbErr::Exec(RuntimeErr::SqlxError(error))
     | DbErr::Query(RuntimeErr::SqlxError(error))
     | DbErr::Conn(RuntimeErr::SqlxError(error))) = error

@@ -170,10 +170,9 @@ impl Trust {
     }
 }
 
-/// A token is valid until the end of its last second.
+/// A token is valid until the moment that it names.
 fn is_over(expires_at: Timestamp) -> bool {
-    let second = |at: Timestamp| at.micros().div_euclid(1_000_000);
-    second(expires_at) < second(Timestamp::now())
+    expires_at <= Timestamp::now()
 }
 
 #[cfg(test)]

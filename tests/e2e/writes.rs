@@ -329,3 +329,24 @@ async fn a_batch_reaches_the_workers() -> anyhow::Result<()> {
     assert_eq!(alice.finished(&build.id).await?.state(), api::BuildState::Cancelled);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_that_go_away_leave_nothing_open() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let (created, _) = alice.create(image("A", "FROM scratch")).await?;
+    for i in 0..400_u64 {
+        // Gone at every point of a call, from before it is sent to after it is answered.
+        let gone = std::time::Duration::from_micros(i * 20);
+        let _ = tokio::time::timeout(gone, alice.get(&created.id)).await;
+    }
+    for i in 0..40 {
+        let request = api::DisableImageRequest { id: created.id.clone(), ..Default::default() };
+        if i % 2 == 0 {
+            alice.images.clone().disable_image(request).await?;
+        }
+        let seen = alice.get(&created.id).await?;
+        assert!(!seen.enabled(), "what was read is what was written");
+    }
+    Ok(())
+}

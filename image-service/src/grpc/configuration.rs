@@ -4,10 +4,11 @@ use proto::images as wire;
 
 use crate::image::{ConfigurationDraft, Dockerfile, File, Generate, Pull, Service, Source};
 
-/// Takes a configuration as it is given; `None` without a source.
-pub(super) fn draft(config: wire::ImageConfig) -> Option<ConfigurationDraft> {
-    Some(ConfigurationDraft {
-        source: source(config.source?),
+/// Takes a configuration as it is given.
+pub(super) fn draft(config: wire::ImageConfig) -> ConfigurationDraft {
+    ConfigurationDraft {
+        lacks_source: config.source.is_none(),
+        source: config.source.map_or_else(|| Source::Dockerfile(Dockerfile::default()), source),
         services: config.services.into_iter().map(service).collect(),
         pull_base: config.pull_base,
         squash: config.squash,
@@ -15,11 +16,18 @@ pub(super) fn draft(config: wire::ImageConfig) -> Option<ConfigurationDraft> {
         no_cache: config.no_cache,
         worker: config.worker,
         worker_labels: config.worker_labels,
-        build_timeout_ms: config.build_timeout.map(|timeout| {
-            let of_seconds = timeout.seconds.saturating_mul(1_000);
-            of_seconds.saturating_add(i64::from(timeout.nanos / 1_000_000))
-        }),
-    })
+        build_timeout_ms: config.build_timeout.as_ref().map(timeout_ms),
+    }
+}
+
+/// Whole milliseconds, rounded up; what is no duration, or a negative one, is a negative number.
+fn timeout_ms(timeout: &prost_types::Duration) -> i64 {
+    match u32::try_from(timeout.nanos) {
+        Ok(nanos @ 0..1_000_000_000) if timeout.seconds >= 0 => {
+            timeout.seconds.saturating_mul(1_000).saturating_add(i64::from(nanos.div_ceil(1_000_000)))
+        }
+        Ok(_) | Err(_) => -1,
+    }
 }
 
 fn source(source: wire::image_config::Source) -> Source {

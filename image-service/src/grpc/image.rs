@@ -18,7 +18,7 @@ fn draft(image: wire::Image) -> ImageDraft {
         tag: image.tag,
         template: image.template,
         enabled: image.enabled,
-        configuration: image.config.and_then(super::configuration::draft),
+        configuration: image.config.map(super::configuration::draft),
     }
 }
 

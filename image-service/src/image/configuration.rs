@@ -20,6 +20,9 @@ pub(crate) struct Configuration(ConfigurationDraft);
 pub(crate) struct ConfigurationDraft {
     #[serde(flatten)]
     pub(crate) source: Source,
+    /// Whether none was given, and `source` stands for nothing. Never in what has been checked.
+    #[serde(skip)]
+    pub(crate) lacks_source: bool,
     #[serde(default)]
     pub(crate) services: Vec<Service>,
     #[serde(default)]
@@ -173,6 +176,7 @@ impl ConfigurationDraft {
     pub(crate) fn of(source: Source) -> Self {
         Self {
             source,
+            lacks_source: false,
             services: Vec::new(),
             pull_base: false,
             squash: false,

@@ -107,7 +107,15 @@ pub(super) fn check_given(
     prefixes: &RepositoryPrefixes,
     anywhere: bool,
 ) -> Option<Reference> {
-    note(violations, Reference::new(repository, tag)).filter(|reference| {
+    let parsed = match Reference::new(repository, tag) {
+        // The repository can be checked all the same.
+        Err(error @ ReferenceError::Tag) => {
+            note(violations, Reference::new(repository, ""));
+            Err(error)
+        }
+        parsed => parsed,
+    };
+    note(violations, parsed).filter(|reference| {
         let is_allowed = anywhere || prefixes.allow(reference);
         if !is_allowed {
             violations.add("image.repository", format!("must begin with one of the prefixes {prefixes}"));

@@ -47,7 +47,11 @@ impl Reference {
         {
             return Err(ReferenceError::Repository("it must have neither a tag nor a digest".to_owned()));
         }
-        Ok(Self { repository: familiar(&parsed), tag: tag.to_owned() })
+        let repository = familiar(&parsed);
+        if is_image_id(&repository) {
+            return Err(ReferenceError::Repository("it must not look like the id of an image".to_owned()));
+        }
+        Ok(Self { repository, tag: tag.to_owned() })
     }
 
     /// What was checked before it was stored.
@@ -91,7 +95,7 @@ impl PulledReference {
             (None, Some(_)) => "",
             (None, None) => Reference::DEFAULT_TAG,
         };
-        (is_bounded && text.trim() == text)
+        (is_bounded && text.trim() == text && !is_image_id(&familiar(&parsed)))
             .then(|| Self(Reference { repository: familiar(&parsed), tag: tag.to_owned() }))
     }
 
@@ -173,6 +177,11 @@ fn familiar(parsed: &distribution::Reference) -> String {
         }
         (registry, repository) => format!("{registry}/{repository}"),
     }
+}
+
+/// Docker takes 64 hexadecimal digits for an id.
+fn is_image_id(repository: &str) -> bool {
+    repository.len() == 64 && repository.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c))
 }
 
 fn is_tag(tag: &str) -> bool {
@@ -262,6 +271,7 @@ mod tests {
         assert_eq!(pulled("quay.io/a/b:1").as_deref(), Some("quay.io/a/b:1"));
         assert_eq!(pulled(&format!("nginx@{digest}")).as_deref(), Some("nginx"));
         assert_eq!(pulled(&format!("nginx:1@{digest}")).as_deref(), Some("nginx:1"));
+        assert_eq!(pulled(&"a1".repeat(32)), None);
         for bad in ["", " nginx", "nginx ", "Nginx", "a b", "nginx:", "nginx@sha256:00", "a\nb", "-x"] {
             assert_eq!(pulled(bad), None, "{bad:?}");
         }

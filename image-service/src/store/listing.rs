@@ -84,17 +84,25 @@ impl Store {
         limit: u64,
     ) -> Result<(Vec<image::Model>, Option<Place>), Error> {
         let alive = image::Entity::find().filter(image::Column::Deleted.eq(false));
-        let stretch = ordered(from(alive, query, after), query).limit(Self::STRETCH);
-        let within = stretch.clone().select_only().column(image::Column::Id).into_query();
-        let matching = matching.filter(Expr::col((image::Entity, image::Column::Id)).in_subquery(within));
-        let mut found = ordered(matching, query).limit(limit + 1).all(txn).await?;
-        let mut next = cut(&mut found, query, limit)?;
-        if next.is_none() {
-            // Nothing more within the stretch: the next page begins behind it, if it was a whole one.
-            let last = stretch.offset(Self::STRETCH - 1).limit(1).one(txn).await?;
-            next = last.map(|last| place_of(last, query)).transpose()?;
+        // Mostly much matches, and a short stretch is enough.
+        let short = std::cmp::min(limit.saturating_mul(4), Self::STRETCH);
+        for length in [short, Self::STRETCH] {
+            let stretch = ordered(from(alive.clone(), query, after), query).limit(length);
+            let within = stretch.clone().select_only().column(image::Column::Id).into_query();
+            let matching =
+                matching.clone().filter(Expr::col((image::Entity, image::Column::Id)).in_subquery(within));
+            let mut found = ordered(matching, query).limit(limit + 1).all(txn).await?;
+            let next = cut(&mut found, query, limit)?;
+            if next.is_some() {
+                return Ok((found, next));
+            }
+            if length == Self::STRETCH {
+                // Nothing more within the stretch: the next page begins behind it, if it was a whole one.
+                let last = stretch.offset(Self::STRETCH - 1).limit(1).one(txn).await?;
+                return Ok((found, last.map(|last| place_of(last, query)).transpose()?));
+            }
         }
-        Ok((found, next))
+        Ok((Vec::new(), None))
     }
 }
 

@@ -75,7 +75,9 @@ impl TokenKeys {
         }
         let now = Timestamp::now();
         let seconds = |at: Timestamp| at.micros().div_euclid(1_000_000);
-        let claims = Claims { sub: subject, iat: seconds(now), exp: seconds(now.after(ttl)), roles };
+        // A token names whole seconds, and this one shall be valid for no less than was asked for.
+        let exp = seconds(now.after(ttl)).saturating_add(1);
+        let claims = Claims { sub: subject, iat: seconds(now), exp, roles };
         Ok(jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.signing)?)
     }
 

@@ -28,7 +28,7 @@ pub(super) fn draft(violations: &mut Violations, image: wire::Image, mask: Optio
         description: description.then_some(image.description),
         repository: repository.then_some(image.repository),
         tag: tag.then_some(image.tag),
-        configuration: config.then(|| image.config.and_then(configuration::draft)),
+        configuration: config.then(|| image.config.map(configuration::draft)),
     }
 }
 

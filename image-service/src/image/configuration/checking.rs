@@ -25,7 +25,11 @@ impl Configuration {
             DEFAULT_BASE.clone_into(&mut generate.base_image);
         }
         let mut check = Check { violations };
-        check.source(field, &draft);
+        if draft.lacks_source {
+            check.violations.add(field, "must have a source: `dockerfile`, `generate` or `pull`");
+        } else {
+            check.source(field, &draft);
+        }
         check.services(&format!("{field}.services"), &draft.services);
         check.rule(&format!("{field}.worker"), &draft.worker, rules::label);
         check.labels(&format!("{field}.worker_labels"), &draft.worker_labels);

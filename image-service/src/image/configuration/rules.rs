@@ -171,6 +171,9 @@ pub(super) fn context_path(path: &str) -> Result<(), &'static str> {
 
 /// A path within an image.
 pub(super) fn image_path(path: &str) -> Result<(), &'static str> {
+    if path.len() > MAX_PATH {
+        return Err("must have at most 255 bytes");
+    }
     path.strip_prefix('/').map_or(Err("must be absolute"), check_path)
 }
 
@@ -283,6 +286,10 @@ mod tests {
             &["a", "b/c", "b/d.txt", "..e/f"],
             &["", "/etc/passwd", "a/../b", "..", ".", "a//b", "Dockerfile", "a\nb", &"x".repeat(256)],
         );
-        assert_rule(image_path, &["/a", "/etc/x.conf"], &["", "/", "a", "/a/../b", "//a", "/a/"]);
+        assert_rule(
+            image_path,
+            &["/a", "/etc/x.conf"],
+            &["", "/", "a", "/a/../b", "//a", "/a/", &format!("/{}", "x".repeat(255))],
+        );
     }
 }
