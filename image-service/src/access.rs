@@ -176,6 +176,12 @@ impl Sight {
     }
 }
 
+/// Whether this can be a subject: it becomes a creator, the name of a worker, and whom something is granted to.
+pub(crate) fn is_subject(text: &str) -> bool {
+    const MAX_BYTES: usize = 255;
+    !text.trim().is_empty() && text.len() <= MAX_BYTES && !text.chars().any(char::is_control)
+}
+
 impl FromStr for Role {
     type Err = String;
 

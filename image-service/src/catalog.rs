@@ -7,8 +7,8 @@ use crate::{
     build::{BuildId, BuildInView},
     error::{Error, Violations},
     image::{
-        Artifact, BatchAction, ConfigurationDraft, Dockerfile, EditDraft, Etag, ImageDraft, ImageId,
-        ImageInView, NewImage, Place, Query, RepositoryPrefixes, Source, View,
+        Artifact, BatchAction, EditDraft, Etag, ImageDraft, ImageId, ImageInView, Place, Query,
+        RepositoryPrefixes, View,
     },
     queue::Queue,
     request::Request,
@@ -48,7 +48,8 @@ impl Catalog {
         violations: Violations,
     ) -> Result<WithBuild, Error> {
         request.caller.require(Role::Builder)?;
-        let new = self.check(request, draft, violations)?;
+        let draft = given(draft, &violations)?;
+        let new = draft.check(&self.prefixes, request.caller.is_admin(), violations)?;
         Ok(self.publish(self.store.create_image(request, &new).await?))
     }
 
@@ -61,15 +62,8 @@ impl Catalog {
         violations: Violations,
     ) -> Result<WithBuild, Error> {
         request.caller.require(Role::Service)?;
-        // What is committed has a reference of its own, whatever its configuration says.
-        let committed = Dockerfile { text: "FROM scratch".to_owned(), ..Dockerfile::default() };
-        let configuration = Some(ConfigurationDraft::of(Source::Dockerfile(committed)));
-        let draft = draft.map(|draft| ImageDraft { template: false, configuration, ..draft });
-        let mut new = self.check(request, draft, violations)?;
-        let of_source = move |configuration| {
-            new.configuration = configuration;
-            new
-        };
+        let draft = given(draft, &violations)?;
+        let of_source = draft.check_snapshot(&self.prefixes, request.caller.is_admin(), violations)?;
         Ok(self.publish(self.store.snapshot_workspace(request, of_source, &order).await?))
     }
 
@@ -157,18 +151,16 @@ impl Catalog {
 
     /// A draft of another image like this one.
     pub(crate) async fn clone_image(&self, caller: &Principal, id: ImageId) -> Result<ImageDraft, Error> {
-        let (image, standing) = self.store.standing(&caller.sight(), id).await?;
-        image.require(standing, Action::Clone)?;
-        let full = self.store.image(&caller.sight(), id, View::Full).await?;
+        let found = self.store.image_for(&caller.sight(), id, View::Full, Some(Action::Clone)).await?;
         let configuration =
-            full.configuration.ok_or_else(|| Error::Internal("a full image has no configuration".into()))?;
-        Ok(full.image.clone_draft(&configuration))
+            found.configuration.ok_or_else(|| Error::Internal("a full image has no configuration".into()))?;
+        Ok(found.image.clone_draft(&configuration))
     }
 
     /// What to start a workspace from.
     pub(crate) async fn resolve_image(&self, caller: &Principal, id: ImageId) -> Result<Artifact, Error> {
-        let (image, standing) = self.store.standing(&caller.sight(), id).await?;
-        image.require(standing, Action::CreateWorkspace)?;
+        let action = Some(Action::CreateWorkspace);
+        let image = self.store.image_for(&caller.sight(), id, View::Basic, action).await?.image;
         let reference = image.reference;
         let artifact =
             image.artifact.ok_or_else(|| Error::Internal("a finished build has left no artifact".into()))?;
@@ -223,23 +215,15 @@ impl Catalog {
         worker.is_online(self.store.policy().offline_after, Timestamp::now())
     }
 
-    fn check(
-        &self,
-        request: &Request,
-        draft: Option<ImageDraft>,
-        violations: Violations,
-    ) -> Result<NewImage, Error> {
-        let Some(draft) = draft else {
-            violations.check()?;
-            return Err(Error::Internal("an image is missing without a violation".into()));
-        };
-        draft.check(&self.prefixes, request.caller.is_admin(), violations)
-    }
-
     /// Tells whom it concerns of what is durable now.
     fn publish<T>(&self, (answer, effects): (T, Effects)) -> T {
         self.queue.deliver(effects.messages);
         self.signals.announce(&effects.committed);
         answer
     }
+}
+
+/// The image that a request was to give: that there is none is among the violations.
+fn given(draft: Option<ImageDraft>, violations: &Violations) -> Result<ImageDraft, Error> {
+    draft.ok_or_else(|| Error::Invalid(violations.clone()))
 }

@@ -30,7 +30,7 @@ use crate::{
 };
 
 pub(crate) use self::{
-    changes::{Change, Revision, retention_interval},
+    changes::{Change, Revision},
     edits::{BatchOutcome, BatchTarget, SnapshotOrder, WithBuild},
     hints::Hint,
     histories::Excerpt,

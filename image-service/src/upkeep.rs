@@ -5,15 +5,14 @@ use std::{error::Error as _, sync::Arc, time::Duration};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    error::Error,
-    signals::Signals,
-    store::{Store, retention_interval},
-    timestamp::Timestamp,
-};
+use crate::{error::Error, signals::Signals, store::Store, timestamp::Timestamp};
 
 /// How long to wait before the database is asked again to tell what others do.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How often what is old is looked for, whatever it is kept for.
+const SHORTEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// Passes on what other replicas commit, until shutdown.
 pub(crate) async fn hear(store: Store, signals: Arc<Signals>, shutdown: CancellationToken) {
@@ -43,7 +42,7 @@ pub(crate) async fn hear(store: Store, signals: Arc<Signals>, shutdown: Cancella
 
 /// Forgets changes that are older than `retain`, and answers to old requests, in small batches, until shutdown.
 pub(crate) async fn forget(store: Store, retain: Duration, shutdown: CancellationToken) {
-    let mut tick = interval(retention_interval(retain));
+    let mut tick = interval((retain / 4).clamp(SHORTEST, LONGEST));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {

@@ -7,16 +7,11 @@ use proto::images::{self as api, ListWorkersRequest, WatchBuildRequest, WatchIma
 use tonic::{Code, Status};
 
 use crate::{
-    answers::reason,
+    answers::refused,
     client::{Client, image},
     engine::FakeEngine,
     stack::{LIMIT, Service, Worker},
 };
-
-fn refused<T: std::fmt::Debug>(answer: Result<T, Status>) -> (Code, String) {
-    let status = answer.expect_err("it is refused");
-    (status.code(), reason(&status))
-}
 
 fn pair(code: Code, reason: &str) -> (Code, String) {
     (code, reason.to_owned())

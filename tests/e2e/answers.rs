@@ -1,7 +1,7 @@
 //! What tests look for in answers.
 
 use proto::images as api;
-use tonic::Status;
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 /// The lines that were printed, in order.
@@ -46,6 +46,12 @@ pub(crate) fn assert_gapless(events: &[api::BuildEvent], first: i64) {
 /// The reason of an error, which every error has.
 pub(crate) fn reason(status: &Status) -> String {
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
+}
+
+/// The code and the reason of an answer that is an error.
+pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T, Status>) -> (Code, String) {
+    let status = answer.expect_err("it is refused");
+    (status.code(), reason(&status))
 }
 
 /// The fields that an error names.

@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 
 use crate::{
     actor::{Actor, hello},
-    answers::{fields, reason},
+    answers::{fields, reason, refused},
     client::{Client, image},
     stack::Service,
 };
@@ -23,11 +23,6 @@ async fn update(client: &Client, image: api::Image, paths: &[&str]) -> Result<ap
     };
     let response = client.images.clone().update_image(request).await?.into_inner();
     Ok(response.image.expect("an image"))
-}
-
-fn refused<T: std::fmt::Debug>(answer: Result<T, Status>) -> (Code, String) {
-    let status = answer.expect_err("it is refused");
-    (status.code(), reason(&status))
 }
 
 fn named(id: &str, name: &str) -> api::Image {

@@ -169,7 +169,7 @@ async fn pages_hold_every_image_once_and_belong_to_their_caller() -> anyhow::Res
 }
 
 /// Every method that takes one request, by its path.
-const METHODS: [&str; 11] = [
+const METHODS: [&str; 21] = [
     "/trailer.images.v1.ImageService/CreateImage",
     "/trailer.images.v1.ImageService/GetImage",
     "/trailer.images.v1.ImageService/ListImages",
@@ -177,6 +177,16 @@ const METHODS: [&str; 11] = [
     "/trailer.images.v1.ImageService/BuildImage",
     "/trailer.images.v1.ImageService/CancelBuild",
     "/trailer.images.v1.ImageService/WatchImages",
+    "/trailer.images.v1.ImageService/UpdateImage",
+    "/trailer.images.v1.ImageService/EnableImage",
+    "/trailer.images.v1.ImageService/DisableImage",
+    "/trailer.images.v1.ImageService/CloneImage",
+    "/trailer.images.v1.ImageService/BatchImages",
+    "/trailer.images.v1.ImageService/ResolveImage",
+    "/trailer.images.v1.ImageService/SnapshotWorkspace",
+    "/trailer.images.v1.AccessService/ListGrants",
+    "/trailer.images.v1.AccessService/GrantAccess",
+    "/trailer.images.v1.AccessService/RevokeAccess",
     "/trailer.images.v1.BuildService/GetBuild",
     "/trailer.images.v1.BuildService/ListBuilds",
     "/trailer.images.v1.BuildService/WatchBuild",
@@ -186,7 +196,7 @@ const METHODS: [&str; 11] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn random_bytes_are_the_callers_fault() -> anyhow::Result<()> {
     let service = Service::start().await?;
-    let token = service.token("alice", &[Role::Builder]);
+    let token = service.token("alice", &[Role::Builder, Role::Service]);
     let mut random = 0x2545_f491_4f6c_dd1d_u64;
     let mut byte = || {
         random ^= random << 13;

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use futures_util::future::try_join_all;
-use proto::images::{BuildErrorKind, BuildState, ImageStatus, PendingReason};
+use proto::images::{BuildErrorKind, BuildState, ImageStatus, PendingReason, image_config::Source};
 use tonic::Code;
 
 use crate::{
     answers::{assert_gapless, lines, reason, states},
     client::image,
-    engine::{FakeEngine, Gate, Script},
+    engine::{Ended, FakeEngine, Gate, Script},
     stack::{LIMIT, Service, Worker},
 };
 
@@ -187,5 +187,36 @@ async fn a_log_over_its_limit_shows_the_gap_and_keeps_its_end() -> anyhow::Resul
     assert_eq!(kept.len() + usize::try_from(left_out)?, 20_000);
     assert_eq!((kept[0], kept[999]), ("000000000", "000000999"));
     assert_eq!(kept.last(), Some(&"000019999"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_is_what_its_options_say_and_ends_with_its_time() -> anyhow::Result<()> {
+    let engine = FakeEngine::start().await?;
+    engine.script(Script::new().step("[1/1] RUN for ever").hang());
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let mut options = image("Tools", "FROM scratch AS tools\nARG A\nRUN for ever");
+    if let Some(config) = &mut options.config {
+        config.no_cache = true;
+        config.pull_base = true;
+        config.build_timeout = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+        if let Some(Source::Dockerfile(dockerfile)) = &mut config.source {
+            dockerfile.build_args = [("A".to_owned(), "of alice".to_owned())].into();
+            dockerfile.target = "tools".to_owned();
+        }
+    }
+    let (created, build) = alice.create(options).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let finished = alice.finished(&build.id).await?;
+    let kind = finished.error.unwrap_or_default().kind();
+    assert_eq!((finished.state, kind), (BuildState::Failed.into(), BuildErrorKind::Timeout));
+    assert_eq!((finished.attempt, finished.failures), (1, 0), "it is not tried again");
+    assert_eq!(alice.get(&created.id).await?.status(), ImageStatus::Error);
+    engine.wait_for(|state| state.builds[0].ended == Ended::Cancelled, LIMIT).await?;
+    let asked = &engine.builds()[0].query;
+    let option = |name: &str| asked.get(name).map(String::as_str).unwrap_or_default();
+    assert_eq!((option("target"), option("nocache"), option("pull")), ("tools", "true", "true"));
+    assert_eq!(option("buildargs"), r#"{"A":"of alice"}"#);
     Ok(())
 }

@@ -7,15 +7,10 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     actor::{Actor, hello},
-    answers::{fields, reason},
+    answers::{fields, refused},
     client::{Client, image},
     stack::Service,
 };
-
-fn refused<T: std::fmt::Debug>(answer: Result<T, Status>) -> (Code, String) {
-    let status = answer.expect_err("it is refused");
-    (status.code(), reason(&status))
-}
 
 /// Calls twice with one request id, then with other content, then validates only.
 ///

@@ -56,10 +56,7 @@ impl AccessService for Grants {
         &self,
         request: Request<wire::GrantAccessRequest>,
     ) -> Result<Response<wire::GrantAccessResponse>, Status> {
-        let caller = caller(&request)?;
-        let mut message = request.into_inner();
-        let mut violations = Violations::default();
-        let request = write::request(caller, &mut message, &mut violations)?;
+        let (message, request, mut violations) = write::open(request)?;
         let image = field::image(&mut violations, "image_id", &message.image_id);
         let wanted = message.grant.unwrap_or_default();
         field::subject(&mut violations, "grant.subject", &wanted.subject);
@@ -73,10 +70,7 @@ impl AccessService for Grants {
         &self,
         request: Request<wire::RevokeAccessRequest>,
     ) -> Result<Response<wire::RevokeAccessResponse>, Status> {
-        let caller = caller(&request)?;
-        let mut message = request.into_inner();
-        let mut violations = Violations::default();
-        let request = write::request(caller, &mut message, &mut violations)?;
+        let (message, request, mut violations) = write::open(request)?;
         let image = field::image(&mut violations, "image_id", &message.image_id);
         field::subject(&mut violations, "subject", &message.subject);
         violations.check()?;

@@ -34,15 +34,7 @@ fn source(source: wire::image_config::Source) -> Source {
     match source {
         wire::image_config::Source::Dockerfile(dockerfile) => Source::Dockerfile(Dockerfile {
             text: dockerfile.text,
-            files: dockerfile
-                .files
-                .into_iter()
-                .map(|file| File {
-                    path: file.path,
-                    content: file.content.into(),
-                    executable: file.executable,
-                })
-                .collect(),
+            files: dockerfile.files.into_iter().map(Into::into).collect(),
             build_args: dockerfile.build_args,
             target: dockerfile.target,
         }),
@@ -53,15 +45,7 @@ fn source(source: wire::image_config::Source) -> Source {
             environment: generate.environment,
             user: generate.user,
             start_commands: generate.start_commands,
-            files: generate
-                .files
-                .into_iter()
-                .map(|file| File {
-                    path: file.path,
-                    content: file.content.into(),
-                    executable: file.executable,
-                })
-                .collect(),
+            files: generate.files.into_iter().map(Into::into).collect(),
         }),
         wire::image_config::Source::Pull(pull) => Source::Pull(Pull { reference: pull.reference }),
     }
@@ -128,6 +112,18 @@ impl From<Service> for wire::WorkspaceService {
             ports: service.ports,
             environment: service.environment,
         }
+    }
+}
+
+impl From<wire::ContextFile> for File {
+    fn from(file: wire::ContextFile) -> Self {
+        Self { path: file.path, content: file.content.into(), executable: file.executable }
+    }
+}
+
+impl From<wire::ImageFile> for File {
+    fn from(file: wire::ImageFile) -> Self {
+        Self { path: file.path, content: file.content.into(), executable: file.executable }
     }
 }
 

@@ -5,6 +5,7 @@ use proto::images as wire;
 use uuid::Uuid;
 
 use crate::{
+    access::is_subject,
     error::{Error, Violations},
     image::{Etag, ImageId, View},
     timestamp::Timestamp,
@@ -12,7 +13,6 @@ use crate::{
 
 const DEFAULT_PAGE: u64 = 50;
 const MAX_PAGE: u64 = 1_000;
-const MAX_SUBJECT: usize = 255;
 
 /// Parses a UUID.
 pub(super) fn id(field: &str, text: &str) -> Result<Uuid, Error> {
@@ -43,7 +43,7 @@ pub(super) fn etag(text: &str) -> Option<Etag> {
 
 /// Checks what names a caller.
 pub(super) fn subject(violations: &mut Violations, field: &str, subject: &str) {
-    if subject.trim().is_empty() || subject.len() > MAX_SUBJECT || subject.chars().any(char::is_control) {
+    if !is_subject(subject) {
         violations.add(field, "must have 1 to 255 bytes and no control characters");
     }
 }

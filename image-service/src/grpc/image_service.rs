@@ -9,7 +9,7 @@ use super::{authentication::caller, cursor::Binding, field, image, listing, page
 use crate::{
     build::BuildId,
     catalog::Catalog,
-    error::{Error, Violations},
+    error::Error,
     feed::{Feed, Notice, Revision, WatchEvent},
     image::{ImageId, Place, View},
 };
@@ -41,10 +41,7 @@ impl ImageService for Images {
         &self,
         request: Request<wire::CreateImageRequest>,
     ) -> Result<Response<wire::CreateImageResponse>, Status> {
-        let caller = caller(&request)?;
-        let mut message = request.into_inner();
-        let mut violations = Violations::default();
-        let request = write::request(caller, &mut message, &mut violations)?;
+        let (message, request, mut violations) = write::open(request)?;
         let image = image::given(&mut violations, message.image);
         let (image, build) = self.catalog.create_image(&request, image, violations).await?;
         Ok(Response::new(wire::CreateImageResponse {
@@ -102,10 +99,7 @@ impl ImageService for Images {
         &self,
         request: Request<wire::UpdateImageRequest>,
     ) -> Result<Response<wire::UpdateImageResponse>, Status> {
-        let caller = caller(&request)?;
-        let mut message = request.into_inner();
-        let mut violations = Violations::default();
-        let request = write::request(caller, &mut message, &mut violations)?;
+        let (message, request, mut violations) = write::open(request)?;
         let image = message.image.unwrap_or_default();
         let id = field::image(&mut violations, "image.id", &image.id);
         let etag = field::etag(&image.etag);
@@ -119,10 +113,7 @@ impl ImageService for Images {
         &self,
         request: Request<wire::DeleteImageRequest>,
     ) -> Result<Response<wire::DeleteImageResponse>, Status> {
-        let caller = caller(&request)?;
-        let mut message = request.into_inner();
-        let mut violations = Violations::default();
-        let request = write::request(caller, &mut message, &mut violations)?;
+        let (message, request, mut violations) = write::open(request)?;
         let id = field::image(&mut violations, "id", &message.id);
         violations.check()?;
         self.catalog.delete_image(&request, id, field::etag(&message.etag)).await?;
@@ -133,10 +124,7 @@ impl ImageService for Images {
         &self,
         request: Request<wire::EnableImageRequest>,
     ) -> Result<Response<wire::EnableImageResponse>, Status> {
-        let caller = caller(&request)?;
-        let mut message = request.into_inner();
-        let mut violations = Violations::default();
-        let request = write::request(caller, &mut message, &mut violations)?;
+        let (message, request, mut violations) = write::open(request)?;
         let id = field::image(&mut violations, "id", &message.id);
         violations.check()?;
         let image = self.catalog.enable_image(&request, id, field::etag(&message.etag), true).await?;
@@ -147,10 +135,7 @@ impl ImageService for Images {
         &self,
         request: Request<wire::DisableImageRequest>,
     ) -> Result<Response<wire::DisableImageResponse>, Status> {
-        let caller = caller(&request)?;
-        let mut message = request.into_inner();
-        let mut violations = Violations::default();
-        let request = write::request(caller, &mut message, &mut violations)?;
+        let (message, request, mut violations) = write::open(request)?;
         let id = field::image(&mut violations, "id", &message.id);
         violations.check()?;
         let image = self.catalog.enable_image(&request, id, field::etag(&message.etag), false).await?;
@@ -161,10 +146,7 @@ impl ImageService for Images {
         &self,
         request: Request<wire::BuildImageRequest>,
     ) -> Result<Response<wire::BuildImageResponse>, Status> {
-        let caller = caller(&request)?;
-        let mut message = request.into_inner();
-        let mut violations = Violations::default();
-        let request = write::request(caller, &mut message, &mut violations)?;
+        let (message, request, mut violations) = write::open(request)?;
         let id = field::image(&mut violations, "id", &message.id);
         violations.check()?;
         let (image, build) = self.catalog.build_image(&request, id, field::etag(&message.etag)).await?;
@@ -178,10 +160,7 @@ impl ImageService for Images {
         &self,
         request: Request<wire::CancelBuildRequest>,
     ) -> Result<Response<wire::CancelBuildResponse>, Status> {
-        let caller = caller(&request)?;
-        let mut message = request.into_inner();
-        let mut violations = Violations::default();
-        let request = write::request(caller, &mut message, &mut violations)?;
+        let (message, request, mut violations) = write::open(request)?;
         let id = field::image(&mut violations, "id", &message.id);
         let meant = match message.build_id.as_str() {
             "" => None,
@@ -210,10 +189,7 @@ impl ImageService for Images {
         &self,
         request: Request<wire::BatchImagesRequest>,
     ) -> Result<Response<wire::BatchImagesResponse>, Status> {
-        let caller = caller(&request)?;
-        let mut message = request.into_inner();
-        let mut violations = Violations::default();
-        let request = write::request(caller, &mut message, &mut violations)?;
+        let (message, request, violations) = write::open(request)?;
         let (action, targets) = batch::order(&message, violations)?;
         let outcomes = self.catalog.batch_images(&request, action, targets).await?;
         Ok(Response::new(batch::response(message.targets, outcomes)))
@@ -243,10 +219,7 @@ impl ImageService for Images {
         &self,
         request: Request<wire::SnapshotWorkspaceRequest>,
     ) -> Result<Response<wire::SnapshotWorkspaceResponse>, Status> {
-        let caller = caller(&request)?;
-        let mut message = request.into_inner();
-        let mut violations = Violations::default();
-        let request = write::request(caller, &mut message, &mut violations)?;
+        let (message, request, mut violations) = write::open(request)?;
         let order = snapshot::order(&mut violations, &message);
         let image = image::given(&mut violations, message.image);
         let (image, build) = self.catalog.snapshot_workspace(&request, image, order, violations).await?;
@@ -262,8 +235,8 @@ impl ImageService for Images {
     ) -> Result<Response<Self::WatchImagesStream>, Status> {
         let caller = caller(&request)?;
         let request = request.into_inner();
-        let view = field::view(request.view)?;
         let query = listing::watched(&request)?;
+        let view = field::view(request.view)?;
         let binding = Binding::new(self.history, &listing::watch_bound(&request), view, &caller);
         let after = match request.after_revision.as_str() {
             "" => None,

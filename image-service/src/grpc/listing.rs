@@ -12,59 +12,8 @@ use crate::{
 /// Reads the query of a list; every violation is reported together.
 pub(super) fn query(request: &wire::ListImagesRequest) -> Result<Query, Error> {
     let mut violations = Violations::default();
-    let mut query = filter(
-        &mut violations,
-        &Filter {
-            search: &request.search,
-            kind: request.kind,
-            statuses: &request.statuses,
-            enabled: request.enabled,
-            pulled: request.pulled,
-            creator: &request.creator,
-            view: request.view,
-        },
-    );
-    query.order = violations.take("order_by", Order::parse(&request.order_by)).unwrap_or_default();
-    if request.page_size < 0 {
-        violations.add("page_size", "must not be negative");
-    }
-    violations.check()?;
-    Ok(query)
-}
-
-/// Reads the query of a watch; every violation is reported together.
-pub(super) fn watched(request: &wire::WatchImagesRequest) -> Result<Query, Error> {
-    let mut violations = Violations::default();
-    let query = filter(
-        &mut violations,
-        &Filter {
-            search: &request.search,
-            kind: request.kind,
-            statuses: &request.statuses,
-            enabled: request.enabled,
-            pulled: request.pulled,
-            creator: &request.creator,
-            view: request.view,
-        },
-    );
-    violations.check()?;
-    Ok(query)
-}
-
-/// What lists and watches have in common.
-struct Filter<'a> {
-    search: &'a str,
-    kind: i32,
-    statuses: &'a [i32],
-    enabled: Option<bool>,
-    pulled: Option<bool>,
-    creator: &'a str,
-    view: i32,
-}
-
-fn filter(violations: &mut Violations, filter: &Filter<'_>) -> Query {
-    let search = violations.take("search", Term::parse(filter.search)).flatten();
-    let template = match wire::ImageKind::try_from(filter.kind) {
+    let search = violations.take("search", Term::parse(&request.search)).flatten();
+    let template = match wire::ImageKind::try_from(request.kind) {
         Ok(wire::ImageKind::Unspecified) => None,
         Ok(wire::ImageKind::Image) => Some(false),
         Ok(wire::ImageKind::Template) => Some(true),
@@ -73,9 +22,9 @@ fn filter(violations: &mut Violations, filter: &Filter<'_>) -> Query {
             None
         }
     };
-    let (enabled, pulled) = (filter.enabled, filter.pulled);
+    let (enabled, pulled) = (request.enabled, request.pulled);
     let mut query = Query { search, template, enabled, pulled, ..Query::default() };
-    for (i, number) in filter.statuses.iter().enumerate() {
+    for (i, number) in request.statuses.iter().enumerate() {
         match image::status(*number) {
             Some(status) => {
                 query.statuses.insert(status);
@@ -83,14 +32,33 @@ fn filter(violations: &mut Violations, filter: &Filter<'_>) -> Query {
             None => violations.add(format!("statuses[{i}]"), "must be a known status"),
         }
     }
-    if !filter.creator.is_empty() {
-        field::subject(violations, "creator", filter.creator);
-        query.creator = Some(filter.creator.to_owned());
+    if !request.creator.is_empty() {
+        field::subject(&mut violations, "creator", &request.creator);
+        query.creator = Some(request.creator.clone());
     }
-    if field::view(filter.view).is_err() {
+    if field::view(request.view).is_err() {
         violations.add("view", "must be a known view");
     }
-    query
+    query.order = violations.take("order_by", Order::parse(&request.order_by)).unwrap_or_default();
+    if request.page_size < 0 {
+        violations.add("page_size", "must not be negative");
+    }
+    violations.check()?;
+    Ok(query)
+}
+
+/// Reads the query of a watch, which is that of a list of any order.
+pub(super) fn watched(request: &wire::WatchImagesRequest) -> Result<Query, Error> {
+    query(&wire::ListImagesRequest {
+        search: request.search.clone(),
+        kind: request.kind,
+        statuses: request.statuses.clone(),
+        enabled: request.enabled,
+        pulled: request.pulled,
+        creator: request.creator.clone(),
+        view: request.view,
+        ..wire::ListImagesRequest::default()
+    })
 }
 
 /// The request as a revision is bound to it.

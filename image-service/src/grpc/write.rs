@@ -4,8 +4,8 @@ use prost::Message;
 use proto::images as wire;
 use ring::digest::{SHA256, digest};
 
+use super::authentication::caller;
 use crate::{
-    access::Principal,
     error::{Error, Violations},
     request::{Request, RequestId},
     timestamp::Timestamp,
@@ -48,12 +48,14 @@ write_requests!(
     RevokeAccessRequest,
 );
 
-/// How the caller wants it written; what is wrong with that is noted. What is left of the message is its content.
-pub(super) fn request<T: WriteRequest>(
-    caller: Principal,
-    message: &mut T,
-    violations: &mut Violations,
-) -> Result<Request, Error> {
+/// Opens a write: its message, how the caller wants it written, and what is wrong with that. What is left of the message is its
+/// content.
+pub(super) fn open<T: WriteRequest>(
+    request: tonic::Request<T>,
+) -> Result<(T, Request, Violations), tonic::Status> {
+    let caller = caller(&request)?;
+    let mut message = request.into_inner();
+    let mut violations = Violations::default();
     let text = std::mem::take(message.request_id());
     let mut id = None;
     if !text.is_empty() {
@@ -65,5 +67,6 @@ pub(super) fn request<T: WriteRequest>(
             digest(&SHA256, &content).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         id = violations.take("request_id", RequestId::parse(text, digest));
     }
-    Ok(Request { caller, id, validate_only: message.validate_only(), now: Timestamp::now() })
+    let request = Request { caller, id, validate_only: message.validate_only(), now: Timestamp::now() };
+    Ok((message, request, violations))
 }

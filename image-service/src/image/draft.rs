@@ -21,45 +21,84 @@ pub(crate) struct ImageDraft {
 }
 
 impl ImageDraft {
-    /// Checks everything and reports every violation together, those that were found before first. With `anywhere` a reference may lie outside the prefixes.
+    /// Checks everything and reports every violation together, those that were found before first. With `anywhere` a
+    /// reference may lie outside the prefixes.
     pub(crate) fn check(
-        self,
+        mut self,
         prefixes: &RepositoryPrefixes,
         anywhere: bool,
         mut violations: Violations,
     ) -> Result<NewImage, Error> {
+        let template = self.template;
+        let configuration = self.configuration.take();
+        let pulled = configuration.as_ref().and_then(pulled);
+        let record = self.check_record(pulled, prefixes, anywhere, &mut violations);
+        let configuration = check_configuration(&mut violations, configuration);
+        violations.check()?;
+        let (Some(record), Some(configuration)) = (record, configuration) else {
+            return Err(Error::Internal("a part is missing without a violation".into()));
+        };
+        Ok(record.with(configuration, template))
+    }
+
+    /// The same for a snapshot, which has the configuration of another image: it is no template, and has a reference of its own
+    /// whatever that configuration says.
+    pub(crate) fn check_snapshot(
+        self,
+        prefixes: &RepositoryPrefixes,
+        anywhere: bool,
+        mut violations: Violations,
+    ) -> Result<impl FnOnce(Configuration) -> NewImage, Error> {
+        let record = self.check_record(None, prefixes, anywhere, &mut violations);
+        violations.check()?;
+        let record = record.ok_or_else(|| Error::Internal("a part is missing without a violation".into()))?;
+        Ok(move |configuration| record.with(configuration, false))
+    }
+
+    fn check_record(
+        self,
+        pulled: Option<Reference>,
+        prefixes: &RepositoryPrefixes,
+        anywhere: bool,
+        violations: &mut Violations,
+    ) -> Option<Record> {
         let name = violations.take("image.name", Name::parse(&self.name));
         let description = violations.take("image.description", Description::parse(self.description));
-        let pulled = self.configuration.as_ref().and_then(pulled);
-        let reference = match &pulled {
-            Some(pulled) => {
-                check_pulled(&mut violations, pulled, Some(&self.repository), Some(&self.tag));
-                Some(WantedReference::Pulled(pulled.clone()))
-            }
-            None if self.repository.is_empty() => {
-                // Without a name the tag can still be checked.
-                let any_name = name.clone().or_else(|| Name::parse("any").ok());
-                any_name
-                    .map(|name| Reference::derived(prefixes, &name, &self.tag))
-                    .and_then(|derived| note(&mut violations, derived))
-                    .map(WantedReference::Derived)
-            }
-            None => check_given(&mut violations, &self.repository, &self.tag, prefixes, anywhere)
-                .map(WantedReference::Given),
+        let reference = if let Some(pulled) = pulled {
+            check_pulled(violations, &pulled, Some(&self.repository), Some(&self.tag));
+            Some(WantedReference::Pulled(pulled))
+        } else if self.repository.is_empty() {
+            // Without a name the tag can still be checked.
+            let any_name = name.clone().or_else(|| Name::parse("any").ok());
+            any_name
+                .map(|name| Reference::derived(prefixes, &name, &self.tag))
+                .and_then(|derived| note(violations, derived))
+                .map(WantedReference::Derived)
+        } else {
+            check_given(violations, &self.repository, &self.tag, prefixes, anywhere)
+                .map(WantedReference::Given)
         };
-        let configuration = check_configuration(&mut violations, self.configuration);
-        violations.check()?;
-        match (name, description, reference, configuration) {
-            (Some(name), Some(description), Some(reference), Some(configuration)) => Ok(NewImage {
-                name,
-                description,
-                template: self.template,
-                enabled: self.enabled.unwrap_or(true),
-                reference,
-                configuration,
-            }),
-            _ => Err(Error::Internal("a part is missing without a violation".into())),
-        }
+        Some(Record {
+            name: name?,
+            description: description?,
+            enabled: self.enabled.unwrap_or(true),
+            reference: reference?,
+        })
+    }
+}
+
+/// A new image but for its configuration.
+struct Record {
+    name: Name,
+    description: Description,
+    enabled: bool,
+    reference: WantedReference,
+}
+
+impl Record {
+    fn with(self, configuration: Configuration, template: bool) -> NewImage {
+        let Self { name, description, enabled, reference } = self;
+        NewImage { name, description, template, enabled, reference, configuration }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The change log, which the feed reads.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, ExprTrait, IntoActiveModel,
@@ -134,13 +134,6 @@ impl Store {
         txn.commit().await?;
         Ok(count as u64 == Self::FORGOTTEN_AT_ONCE)
     }
-}
-
-/// How long changes are kept, and how often that is looked after.
-pub(crate) fn retention_interval(retain: Duration) -> Duration {
-    const LONGEST: Duration = Duration::from_secs(60);
-    const SHORTEST: Duration = Duration::from_millis(100);
-    (retain / 4).clamp(SHORTEST, LONGEST)
 }
 
 async fn revisions(db: &impl ConnectionTrait) -> Result<Revisions, DbErr> {

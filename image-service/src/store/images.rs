@@ -13,7 +13,7 @@ use super::{
     grants, listing, rows, texts,
 };
 use crate::{
-    access::{Permissions, Sight, Standing},
+    access::{Action, Permissions, Sight, Standing},
     error::{Error, Resource},
     image::{Configuration, Image, ImageId, ImageInView, Query, View},
 };
@@ -28,19 +28,25 @@ pub(crate) struct SharedImage {
 impl Store {
     /// One image that is in sight.
     pub(crate) async fn image(&self, sight: &Sight, id: ImageId, view: View) -> Result<ImageInView, Error> {
+        self.image_for(sight, id, view, None).await
+    }
+
+    /// One image that is in sight, if the caller may do this with it now.
+    pub(crate) async fn image_for(
+        &self,
+        sight: &Sight,
+        id: ImageId,
+        view: View,
+        action: Option<Action>,
+    ) -> Result<ImageInView, Error> {
         let txn = self.read().await?;
         let (image, standing) = image_in_sight(&txn, sight, id).await?;
+        if let Some(action) = action {
+            image.require(standing, action)?;
+        }
         let in_view = in_view(&txn, image, standing, view).await?;
         txn.commit().await?;
         Ok(in_view)
-    }
-
-    /// One image that is in sight, and what the caller is to it.
-    pub(crate) async fn standing(&self, sight: &Sight, id: ImageId) -> Result<(Image, Standing), Error> {
-        let txn = self.read().await?;
-        let found = image_in_sight(&txn, sight, id).await?;
-        txn.commit().await?;
-        Ok(found)
     }
 
     /// The next images that are in sight and match, in the order of their ids, which never changes.

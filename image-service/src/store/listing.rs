@@ -83,27 +83,42 @@ impl Store {
         after: Option<&Place>,
         limit: u64,
     ) -> Result<(Vec<image::Model>, Option<Place>), Error> {
-        let alive = image::Entity::find().filter(image::Column::Deleted.eq(false));
         // Mostly much matches, and a short stretch is enough.
         let short = std::cmp::min(limit.saturating_mul(4), Self::STRETCH);
-        for length in [short, Self::STRETCH] {
-            let stretch = ordered(from(alive.clone(), query, after), query).limit(length);
-            let within = stretch.clone().select_only().column(image::Column::Id).into_query();
-            let matching =
-                matching.clone().filter(Expr::col((image::Entity, image::Column::Id)).in_subquery(within));
-            let mut found = ordered(matching, query).limit(limit + 1).all(txn).await?;
-            let next = cut(&mut found, query, limit)?;
-            if next.is_some() {
-                return Ok((found, next));
-            }
-            if length == Self::STRETCH {
-                // Nothing more within the stretch: the next page begins behind it, if it was a whole one.
-                let last = stretch.offset(Self::STRETCH - 1).limit(1).one(txn).await?;
-                return Ok((found, last.map(|last| place_of(last, query)).transpose()?));
-            }
+        let (found, next) = within(txn, matching.clone(), query, after, short, limit).await?;
+        if next.is_some() {
+            return Ok((found, next));
         }
-        Ok((Vec::new(), None))
+        let (found, next) = within(txn, matching, query, after, Self::STRETCH, limit).await?;
+        if next.is_some() {
+            return Ok((found, next));
+        }
+        // Nothing more within the stretch: the next page begins behind it, if it was a whole one.
+        let last = stretch(query, after, 1).offset(Self::STRETCH - 1).one(txn).await?;
+        Ok((found, last.map(|last| place_of(last, query)).transpose()?))
     }
+}
+
+/// The images of an order after a place, whoever may see them.
+fn stretch(query: &Query, after: Option<&Place>, length: u64) -> Select<image::Entity> {
+    let alive = image::Entity::find().filter(image::Column::Deleted.eq(false));
+    ordered(from(alive, query, after), query).limit(length)
+}
+
+/// What matches within a stretch, and the place behind it if there is more within.
+async fn within(
+    txn: &DatabaseTransaction,
+    matching: Select<image::Entity>,
+    query: &Query,
+    after: Option<&Place>,
+    length: u64,
+    limit: u64,
+) -> Result<(Vec<image::Model>, Option<Place>), DbErr> {
+    let ids = stretch(query, after, length).select_only().column(image::Column::Id).into_query();
+    let matching = matching.filter(Expr::col((image::Entity, image::Column::Id)).in_subquery(ids));
+    let mut found = ordered(matching, query).limit(limit + 1).all(txn).await?;
+    let next = cut(&mut found, query, limit)?;
+    Ok((found, next))
 }
 
 /// Whether few images hold what is looked for, so that an index finds all of them at once.

@@ -6,12 +6,9 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::Error};
 use serde_json::{Map, Value};
 
 use crate::{
-    access::{Principal, Role},
+    access::{Principal, Role, is_subject},
     timestamp::Timestamp,
 };
-
-/// As long as a subject may be: it becomes a creator, and the name of a worker.
-const MAX_SUBJECT: usize = 255;
 
 /// What is asked of the claims.
 #[derive(Clone, Debug)]
@@ -66,11 +63,6 @@ impl Requirements {
         let roles = claims.get(&self.roles_claim).map(roles).unwrap_or_default();
         Some(Principal::new(subject.to_owned(), roles, expires_at))
     }
-}
-
-/// Whether this can be a subject.
-pub(super) fn is_subject(subject: &str) -> bool {
-    !subject.trim().is_empty() && subject.len() <= MAX_SUBJECT && !subject.chars().any(char::is_control)
 }
 
 /// A `NumericDate`: seconds, which need not be whole.

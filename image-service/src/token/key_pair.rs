@@ -15,8 +15,11 @@ use ring::{
 };
 use serde::Serialize;
 
-use super::{claims, signatures};
-use crate::{access::Role, timestamp::Timestamp};
+use super::signatures;
+use crate::{
+    access::{Role, is_subject},
+    timestamp::Timestamp,
+};
 
 /// The key pair that tokens are signed with.
 pub struct TokenKeys {
@@ -70,7 +73,7 @@ impl TokenKeys {
 
     /// Signs a token for a subject, valid for `ttl` from now.
     pub fn mint(&self, subject: &str, roles: &[Role], ttl: Duration) -> Result<String, MintError> {
-        if !claims::is_subject(subject) {
+        if !is_subject(subject) {
             return Err(MintError::Subject);
         }
         let now = Timestamp::now();
