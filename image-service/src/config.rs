@@ -33,7 +33,7 @@ pub struct Config {
     #[arg(long, env = "TRAILER_LISTEN", default_value = "127.0.0.1:50051")]
     pub listen: SocketAddr,
 
-    /// The directory of the database and of the key pair that tokens are signed with; made when missing.
+    /// The directory of the SQLite database and of the key pair that tokens are signed with; made when missing.
     #[arg(long, env = "TRAILER_DATA_DIR", default_value = "./data")]
     pub data_dir: PathBuf,
 

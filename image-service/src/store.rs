@@ -257,7 +257,7 @@ async fn apply(
         return Ok(());
     }
     let row = follow_build(txn, image, build, decision, now, committed).await?;
-    if build.state.is_final() || decision.records.first().is_some_and(|record| record.sequence == 1) {
+    if build.state.is_final() {
         references::settle(txn, &row).await?;
     }
     Ok(())

@@ -109,6 +109,7 @@ impl Write<'_> {
             .exec(&self.txn)
             .await?;
         self.enqueue(&mut build).await?;
+        references::settle(&self.txn, &target.row).await?;
         Ok((self.basic(target).await?, build))
     }
 

@@ -77,7 +77,6 @@ impl Write<'_> {
         image::Entity::insert(row.clone().into_active_model()).exec_without_returning(&self.txn).await?;
         self.write_configuration(id, 1, &new.configuration).await?;
         texts::write(&self.txn, &row, &new.configuration).await?;
-        references::settle(&self.txn, &row).await?;
         self.effects.committed.image_changed = true;
         let build = match &mut build {
             Some(build) => {
@@ -86,6 +85,7 @@ impl Write<'_> {
             }
             None => None,
         };
+        references::settle(&self.txn, &row).await?;
         let image = rows::image_from_row(row)?;
         let standing = if snapshot.is_some() { self.standing_of_new(&image) } else { Standing::Owner };
         let actions = image.allowed_actions(standing);
