@@ -24,6 +24,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".")
         // One content has one encoding: repeated requests are told by it.
         .btree_map(".")
+        // Watches hand on many of these, mostly small ones.
+        .boxed(".trailer.images.v1.WatchImagesResponse.event.image")
+        .boxed(".trailer.images.v1.WatchImagesResponse.event.changed")
         .extern_path(".google.rpc", "::tonic_types::pb")
         // The clients' `connect(endpoint)` would clash with the RPC `Connect`: build clients from a channel.
         .build_transport(false)

@@ -191,7 +191,7 @@ impl Client {
         let mut images = Vec::new();
         loop {
             match stream.message().await?.and_then(|message| message.event) {
-                Some(api::watch_images_response::Event::Image(image)) => images.push(image),
+                Some(api::watch_images_response::Event::Image(image)) => images.push(*image),
                 Some(api::watch_images_response::Event::Synced(_)) => return Ok(images),
                 event => panic!("{event:?} is not of the first state"),
             }

@@ -37,7 +37,7 @@ impl Watcher {
         let event = message.event.ok_or_else(|| anyhow::anyhow!("an empty message"))?;
         match &event {
             Event::Image(image) | Event::Changed(image) => {
-                self.images.insert(image.id.clone(), image.clone());
+                self.images.insert(image.id.clone(), (**image).clone());
             }
             Event::Removed(removed) => {
                 self.images.remove(&removed.id);

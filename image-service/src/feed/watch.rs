@@ -6,12 +6,16 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
-use tokio::{sync::broadcast, time::Instant};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    sync::broadcast,
+    time::{Instant, Sleep, sleep_until},
+};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{Changed, Feed, Told, deadline, terms::LookingFor, with_images};
 use crate::{
@@ -28,6 +32,10 @@ pub(crate) struct ImageWatch {
     store: Store,
     live: broadcast::Receiver<Arc<Told>>,
     shutdown: CancellationToken,
+    /// Waited for after every message, and made once: there are many watches.
+    draining: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Goes off when the stream expires, or may have been silent for long enough.
+    alarm: Pin<Box<Sleep>>,
     expiry: Instant,
     sight: Sight,
     query: Query,
@@ -64,9 +72,9 @@ pub(crate) struct Notice {
 
 #[derive(Clone, Debug)]
 pub(crate) enum WatchEvent {
-    Image(ImageInView),
+    Image(Box<ImageInView>),
     Synced,
-    Changed(ImageInView),
+    Changed(Box<ImageInView>),
     Removed(ImageId),
     Bookmark,
 }
@@ -93,6 +101,8 @@ impl ImageWatch {
             store: feed.store.clone(),
             live,
             shutdown: feed.shutdown.clone(),
+            draining: Box::pin(feed.shutdown.clone().cancelled_owned()),
+            alarm: Box::pin(sleep_until(Instant::now())),
             expiry: deadline(caller),
             sight: caller.sight(),
             query,
@@ -114,7 +124,8 @@ impl ImageWatch {
     /// Waits for the next message. After an error the watch is over.
     pub(crate) async fn next(&mut self) -> Result<Notice, Error> {
         loop {
-            if self.shutdown.is_cancelled() {
+            // One that is live looks out for it while it waits.
+            if !matches!(self.phase, Phase::Live) && self.shutdown.is_cancelled() {
                 return Err(Error::Draining);
             }
             if self.expiry <= Instant::now() {
@@ -165,7 +176,7 @@ impl ImageWatch {
             self.push(self.position, WatchEvent::Synced);
         }
         for image in page {
-            self.push(Revision::NONE, WatchEvent::Image(image));
+            self.push(Revision::NONE, WatchEvent::Image(Box::new(image)));
         }
         Ok(())
     }
@@ -193,11 +204,14 @@ impl ImageWatch {
 
     async fn wait(&mut self) -> Result<(), Error> {
         tokio::select! {
-            () = self.shutdown.cancelled() => {}
-            () = tokio::time::sleep_until(self.expiry) => {}
-            () = tokio::time::sleep_until(self.last_sent + Self::BOOKMARK) => {
-                self.read_at = Instant::now();
-                self.push(self.position, WatchEvent::Bookmark);
+            () = &mut self.draining => return Err(Error::Draining),
+            () = &mut self.alarm => {
+                if self.last_sent.elapsed() >= Self::BOOKMARK {
+                    self.read_at = Instant::now();
+                    self.push(self.position, WatchEvent::Bookmark);
+                    self.last_sent = self.read_at;
+                }
+                self.alarm.as_mut().reset(self.expiry.min(self.last_sent + Self::BOOKMARK));
             }
             told = self.live.recv() => match told.as_deref() {
                 Ok(Told::Changed(changed)) if self.can_take(changed) => {
@@ -233,7 +247,7 @@ impl ImageWatch {
         }
         self.position = *revision;
         let event = match changed.image.as_ref().and_then(|shared| Some((shared, self.see(shared)?))) {
-            Some((shared, image)) if self.matches(shared, changed) => WatchEvent::Changed(image),
+            Some((shared, image)) if self.matches(shared, changed) => WatchEvent::Changed(Box::new(image)),
             Some(_) => WatchEvent::Removed(*id),
             // Only who could see it before is told that it is gone.
             None if self.could_see(creator, viewers) => WatchEvent::Removed(*id),
@@ -269,8 +283,8 @@ impl ImageWatch {
         }
         let id = image.image.id;
         match self.store.image(&self.sight, id, View::Full).await {
-            Ok(full) if matches!(event, WatchEvent::Image(_)) => Ok(WatchEvent::Image(full)),
-            Ok(full) => Ok(WatchEvent::Changed(full)),
+            Ok(full) if matches!(event, WatchEvent::Image(_)) => Ok(WatchEvent::Image(Box::new(full))),
+            Ok(full) => Ok(WatchEvent::Changed(Box::new(full))),
             Err(Error::NotFound(_)) => Ok(WatchEvent::Removed(id)),
             Err(error) => Err(error),
         }

@@ -248,7 +248,8 @@ impl ImageService for Images {
                 }
             },
         };
-        let watch = self.feed.watch(&caller, query, after, view).await?;
+        // A watch is large, and the stream moves its state with every message.
+        let watch = Box::new(self.feed.watch(&caller, query, after, view).await?);
         let messages = stream::unfold(Some(watch), move |watch| {
             let binding = binding.clone();
             async move {
@@ -271,9 +272,9 @@ fn read_revision(text: &str) -> Option<Revision> {
 fn message(notice: Notice, binding: &Binding) -> wire::WatchImagesResponse {
     use wire::watch_images_response::Event;
     let event = match notice.event {
-        WatchEvent::Image(image) => Event::Image(image.into()),
+        WatchEvent::Image(image) => Event::Image(Box::new((*image).into())),
         WatchEvent::Synced => Event::Synced(wire::Synced {}),
-        WatchEvent::Changed(image) => Event::Changed(image.into()),
+        WatchEvent::Changed(image) => Event::Changed(Box::new((*image).into())),
         WatchEvent::Removed(id) => Event::Removed(wire::ImageRemoved { id: id.to_string() }),
         WatchEvent::Bookmark => Event::Bookmark(wire::Bookmark {}),
     };

@@ -123,7 +123,7 @@ impl Watcher {
             Event::Image(image) | Event::Changed(image) => {
                 let is_hidden = writer_hides(&image, self.identity);
                 anyhow::ensure!(!is_hidden, "{} was told of {image:?}", self.identity);
-                self.images.insert(image.id.clone(), image);
+                self.images.insert(image.id.clone(), *image);
             }
             Event::Removed(removed) => {
                 self.images.remove(&removed.id);

@@ -18,21 +18,23 @@ async fn watch(client: &Client) -> anyhow::Result<Streaming<api::WatchImagesResp
 }
 
 async fn next(stream: &mut Streaming<api::WatchImagesResponse>) -> anyhow::Result<Event> {
-    loop {
-        let message = tokio::time::timeout(LIMIT, stream.message()).await??;
-        match message.and_then(|message| message.event) {
-            Some(Event::Bookmark(_)) => {}
-            Some(event) => return Ok(event),
-            None => anyhow::bail!("the watch ended without saying why"),
+    tokio::time::timeout(LIMIT, async {
+        loop {
+            match stream.message().await?.and_then(|message| message.event) {
+                Some(Event::Bookmark(_)) => {}
+                Some(event) => return Ok(event),
+                None => anyhow::bail!("the watch ended without saying why"),
+            }
         }
-    }
+    })
+    .await?
 }
 
 fn changed(event: Event) -> anyhow::Result<api::Image> {
     let Event::Changed(image) = event else {
         anyhow::bail!("{event:?} is no change");
     };
-    Ok(image)
+    Ok(*image)
 }
 
 #[tokio::test(flavor = "multi_thread")]
