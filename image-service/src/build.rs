@@ -59,6 +59,9 @@ pub(crate) struct Build {
     pub(crate) failures: i32,
     pub(crate) requested_by: String,
     pub(crate) queued_at: Timestamp,
+    /// When it is taken from the queue: whoever requests builds has one in each round.
+    #[serde(default)]
+    pub(crate) round: i64,
     pub(crate) started_at: Option<Timestamp>,
     pub(crate) finished_at: Option<Timestamp>,
     /// The worker of the latest attempt; none while queued.
@@ -194,6 +197,7 @@ impl Build {
             failures: 0,
             requested_by,
             queued_at: now,
+            round: 0,
             started_at: None,
             finished_at: None,
             worker: None,
@@ -211,6 +215,11 @@ impl Build {
             requirements: job.requirements,
             workspace: job.workspace,
         }
+    }
+
+    /// Its place in the queue: the lowest is taken first.
+    pub(crate) fn turn(&self) -> (i64, Timestamp, BuildId) {
+        (self.round, self.queued_at, self.id)
     }
 
     /// Appends to the history what has happened, with the next number.

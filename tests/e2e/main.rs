@@ -15,6 +15,7 @@ mod database;
 mod dispatch;
 mod editing;
 mod engine;
+mod fairness;
 mod input;
 mod issuer;
 mod layers;

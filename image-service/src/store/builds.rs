@@ -4,17 +4,21 @@ use std::sync::Arc;
 
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect, Statement,
+    QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
 };
 use uuid::Uuid;
 
-use super::{Committed, Store, apply, entity::build, images, rows};
+use super::{
+    Committed, Store, apply,
+    entity::{build, catalogue},
+    images, rows,
+};
 use crate::{
     access::Sight,
     build::{Build, BuildId, BuildInView, Pending, PendingReason, State},
     dispatch::{self, Decision, Event, Policy, Rows},
     error::{Error, Resource},
-    image::{ImageId, Requirements},
+    image::ImageId,
     timestamp::Timestamp,
 };
 
@@ -40,7 +44,7 @@ impl Store {
         Ok(Some((decision, committed)))
     }
 
-    /// Gives the oldest queued build that the worker can take to it, if it has a free slot; `None` when either is missing.
+    /// Gives the first queued build that the worker can take to it, if it has a free slot; `None` when either is missing.
     pub(crate) async fn claim(
         &self,
         worker: &str,
@@ -57,25 +61,13 @@ impl Store {
         if held_by(&txn, worker).await? >= u64::from(of_session.slots.unsigned_abs()) {
             return Ok(None);
         }
-        let mut fitting = Vec::new();
-        for (key, requirements) in requirements_in_queue(&txn).await? {
-            if requirements.fit(worker, &of_session.labels, &of_session.capabilities) {
-                fitting.push(key);
-            }
-        }
-        let Some(head) = build::Entity::find()
-            .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
-            .filter(build::Column::RequirementsKey.is_in(fitting))
-            .order_by_asc(build::Column::QueuedAt)
-            .order_by_asc(build::Column::Id)
-            .limit(1)
-            .lock_exclusive()
-            .one(&txn)
-            .await?
-        else {
+        let heads = heads(&txn).await?.into_iter();
+        let fitting =
+            heads.filter(|head| head.requirements.fit(worker, &of_session.labels, &of_session.capabilities));
+        let Some(build) = fitting.min_by_key(Build::turn) else {
             return Ok(None);
         };
-        let build = rows::build_from_row(head)?;
+        reach_round(&txn, build.round).await?;
         let configuration = images::configuration(&txn, build.image, build.configuration_revision).await?;
         let rows = Rows { build, configuration: Some(Arc::new(configuration)) };
         let event = Event::Claim { worker: worker.to_owned() };
@@ -192,11 +184,13 @@ async fn pending(
 
 /// How many queued builds are before this one.
 async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<u64, DbErr> {
-    let earlier = Condition::any().add(build::Column::QueuedAt.lt(of.queued_at.micros())).add(
-        Condition::all()
-            .add(build::Column::QueuedAt.eq(of.queued_at.micros()))
-            .add(build::Column::Id.lt(of.id.0)),
-    );
+    use build::Column::{Id, QueuedAt, Round};
+    let (round, queued_at, id) = (of.round, of.queued_at.micros(), of.id.0);
+    let in_round = Condition::any()
+        .add(QueuedAt.lt(queued_at))
+        .add(Condition::all().add(QueuedAt.eq(queued_at)).add(Id.lt(id)));
+    let earlier =
+        Condition::any().add(Round.lt(round)).add(Condition::all().add(Round.eq(round)).add(in_round));
     build::Entity::find()
         .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
         .filter(earlier)
@@ -204,19 +198,62 @@ async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<u64, DbE
         .await
 }
 
-/// What the queued builds require, each once, by its key.
-async fn requirements_in_queue(db: &impl ConnectionTrait) -> Result<Vec<(String, Requirements)>, DbErr> {
-    let sql = "SELECT k.requirements_key, (SELECT b.requirements_json FROM builds b \
-               WHERE b.state = $1 AND b.requirements_key = k.requirements_key LIMIT 1) AS requirements_json \
-               FROM (SELECT DISTINCT requirements_key FROM builds WHERE state = $1) AS k";
-    let queued = rows::state_to_code(State::Queued);
-    let statement = Statement::from_sql_and_values(db.get_database_backend(), sql, [queued.into()]);
-    let mut requirements = Vec::new();
-    for row in db.query_all_raw(statement).await? {
-        let json: String = row.try_get_by_index(1)?;
-        requirements.push((row.try_get_by_index(0)?, rows::from_json(&json)?));
+/// Of the queued builds that require the same the first one, for everything that is required.
+async fn heads(db: &impl ConnectionTrait) -> Result<Vec<Build>, DbErr> {
+    let mut heads = Vec::new();
+    let mut last_key = String::new();
+    // Every step is one search of the index, however many builds require the same.
+    loop {
+        let head = build::Entity::find()
+            .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
+            .filter(build::Column::RequirementsKey.gt(&last_key))
+            .order_by_asc(build::Column::RequirementsKey)
+            .order_by_asc(build::Column::Round)
+            .order_by_asc(build::Column::QueuedAt)
+            .order_by_asc(build::Column::Id)
+            .one(db)
+            .await?;
+        let Some(row) = head else {
+            return Ok(heads);
+        };
+        last_key.clone_from(&row.requirements_key);
+        heads.push(rows::build_from_row(row)?);
     }
-    Ok(requirements)
+}
+
+/// The round that the next build of a requester is in: the one after that of its last, unless the queue is further.
+///
+/// A build that was cancelled before any worker took it has used no turn.
+pub(super) async fn next_round(db: &impl ConnectionTrait, requester: &str) -> Result<i64, DbErr> {
+    let used = Condition::any()
+        .add(build::Column::State.eq(rows::state_to_code(State::Queued)))
+        .add(build::Column::Attempt.gt(0));
+    let last = build::Entity::find()
+        .select_only()
+        .column(build::Column::Round)
+        .filter(build::Column::RequestedBy.eq(requester))
+        .filter(used)
+        .order_by_desc(build::Column::Round)
+        .into_tuple::<i64>()
+        .one(db)
+        .await?;
+    let of_queue = catalogue::Entity::find_by_id(1)
+        .select_only()
+        .column(catalogue::Column::Round)
+        .into_tuple::<i64>()
+        .one(db)
+        .await?;
+    Ok(of_queue.unwrap_or(0).max(last.map_or(0, |last| last + 1)))
+}
+
+/// Notes that the queue has come to a round.
+async fn reach_round(db: &impl ConnectionTrait, round: i64) -> Result<(), DbErr> {
+    catalogue::Entity::update_many()
+        .col_expr(catalogue::Column::Round, Expr::value(round))
+        .filter(catalogue::Column::Round.lt(round))
+        .exec(db)
+        .await?;
+    Ok(())
 }
 
 pub(super) async fn one(txn: &DatabaseTransaction, id: Uuid) -> Result<Build, DbErr> {

@@ -21,6 +21,8 @@ pub(crate) mod catalogue {
         pub compacted_revision: i64,
         /// That of the last change that was forgotten.
         pub compacted_nonce: i64,
+        /// The round that the queue is in.
+        pub round: i64,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -125,6 +127,7 @@ pub(crate) mod build {
         pub requirements_json: String,
         pub requirements_key: String,
         pub workspace_json: Option<String>,
+        pub round: i64,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -196,6 +199,10 @@ pub(crate) mod worker {
         pub session: Option<Uuid>,
         pub connected_at: i64,
         pub heard_at: i64,
+        /// Whether an operator wants it to get nothing more.
+        pub drained: bool,
+        /// Whether it says so itself.
+        pub draining: bool,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -9,6 +9,7 @@ use sea_orm_migration::{
 };
 
 mod sharing;
+mod turns;
 mod watching;
 
 #[derive(Debug)]
@@ -16,7 +17,12 @@ pub(crate) struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Catalogue), Box::new(sharing::Sharing), Box::new(watching::Watching)]
+        vec![
+            Box::new(Catalogue),
+            Box::new(sharing::Sharing),
+            Box::new(watching::Watching),
+            Box::new(turns::Turns),
+        ]
     }
 }
 

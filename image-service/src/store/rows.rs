@@ -75,6 +75,7 @@ pub(super) fn build_from_row(row: entity::build::Model) -> Result<Build, DbErr> 
         reference: Reference::from_stored(row.repository, row.tag),
         requirements: from_json(&row.requirements_json)?,
         workspace: row.workspace_json.as_deref().map(from_json).transpose()?,
+        round: row.round,
     })
 }
 
@@ -109,6 +110,7 @@ pub(super) fn build_to_row(build: &Build) -> Result<entity::build::Model, DbErr>
         requirements_key: digest(&to_json(&build.requirements)?),
         requirements_json: to_json(&build.requirements)?,
         workspace_json: build.workspace.as_ref().map(to_json).transpose()?,
+        round: build.round,
     })
 }
 

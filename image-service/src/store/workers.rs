@@ -69,6 +69,8 @@ impl Store {
             session: Some(session),
             connected_at: now.micros(),
             heard_at: now.micros(),
+            drained: known.as_ref().is_some_and(|known| known.drained),
+            draining: false,
         };
         let row = row.into_active_model().reset_all();
         if known.is_some() {

@@ -1,0 +1,143 @@
+//! The queue takes turns between those who ask for builds.
+
+use std::collections::BTreeMap;
+
+use proto::{
+    dispatch::{Failed, FailureKind, Started, report_event::Event},
+    images::{self as api, BuildState, PendingReason},
+};
+
+use crate::{
+    actor::{Actor, hello},
+    client::{Client, image},
+    stack::Service,
+};
+
+/// Creates images, each with a first build in the queue; answers the builds.
+async fn queue(client: &Client, name: &str, count: usize) -> anyhow::Result<Vec<String>> {
+    let mut builds = Vec::with_capacity(count);
+    for i in 0..count {
+        let (_, build) = client.create(image(&format!("{name} {i}"), "FROM scratch")).await?;
+        builds.push(build.id);
+    }
+    Ok(builds)
+}
+
+/// Takes the next build, ends it, and answers which it was.
+async fn take(actor: &mut Actor) -> anyhow::Result<String> {
+    let (_, attempt) = actor.assignment().await?;
+    let failed =
+        Failed { kind: FailureKind::User.into(), message: "it is wrong".to_owned(), ..Failed::default() };
+    actor.report(&attempt, 1, vec![Event::Started(Started {}), Event::Failed(failed)]).await;
+    actor.acknowledged().await?;
+    Ok(attempt.build_id)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_queues_many_builds_delays_nobody_by_more_than_one() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
+    let many = queue(&alice, "Many", 500).await?;
+    let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
+    for build in &many[..7] {
+        assert_eq!(&take(&mut actor).await?, build, "the oldest of one requester goes first");
+    }
+    let single = queue(&bob, "Single", 1).await?.remove(0);
+    // One may have been claimed before it came, and one be in the same round.
+    let mut taken = Vec::new();
+    while taken.last() != Some(&single) {
+        anyhow::ensure!(taken.len() < 3, "{taken:?} were taken before {single}");
+        taken.push(take(&mut actor).await?);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_queue_takes_turns_in_the_order_that_it_tells() -> anyhow::Result<()> {
+    const EACH: usize = 4;
+    let service = Service::start().await?;
+    let mut owners = BTreeMap::new();
+    for owner in ["alice", "bob", "carol"] {
+        for build in queue(&service.builder(owner), owner, EACH).await? {
+            owners.insert(build, owner);
+        }
+    }
+    let mut told = BTreeMap::new();
+    for (build, owner) in &owners {
+        told.insert(service.builder(owner).get_build(build).await?.queue_position, build.clone());
+    }
+    assert_eq!(told.keys().copied().collect::<Vec<_>>(), (1..=12).collect::<Vec<_>>());
+    // A restarted service knows whose turn it is.
+    let service = service.restart().await?;
+    let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
+    let mut taken = Vec::new();
+    for _ in 0..owners.len() {
+        taken.push(take(&mut actor).await?);
+    }
+    assert_eq!(taken, told.into_values().collect::<Vec<_>>());
+    for round in taken.chunks(3) {
+        assert_eq!(round.iter().map(|build| owners[build]).collect::<Vec<_>>(), ["alice", "bob", "carol"]);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_comes_again_and_again_does_not_go_before_those_who_wait() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
+    let waiting = queue(&alice, "Waiting", 6).await?;
+    queue(&bob, "Again", 1).await?;
+    let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
+    let mut of_alice = 0;
+    for i in 0..8 {
+        // The next one of bob is in the queue before a slot is free.
+        queue(&bob, &format!("Again {i}"), 1).await?;
+        of_alice += usize::from(waiting.contains(&take(&mut actor).await?));
+    }
+    assert!(of_alice >= 4, "alice had {of_alice} of 8 turns");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn builds_that_no_free_worker_can_take_block_nobody() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
+    let mut pinned = Vec::new();
+    for i in 0..5 {
+        let mut draft = image(&format!("Pinned {i}"), "FROM scratch");
+        draft.config.get_or_insert_default().worker = "elsewhere".to_owned();
+        pinned.push(alice.create(draft).await?.1.id);
+    }
+    let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
+    let free = queue(&bob, "Free", 2).await?;
+    for build in free {
+        assert_eq!(take(&mut actor).await?, build);
+    }
+    let build = alice.get_build(&pinned[0]).await?;
+    assert_eq!(
+        (build.state(), build.pending_reason()),
+        (BuildState::Queued, PendingReason::NoSuitableWorker)
+    );
+    let mut elsewhere = Actor::connect(&service, hello("elsewhere", &[])).await?;
+    for build in &pinned {
+        assert_eq!(&take(&mut elsewhere).await?, build);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_was_cancelled_in_the_queue_has_used_no_turn() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
+    for i in 0..5 {
+        let (created, _) = alice.create(image(&format!("Given up {i}"), "FROM scratch")).await?;
+        let request = api::CancelBuildRequest { id: created.id, ..Default::default() };
+        alice.images.clone().cancel_build(request).await?;
+    }
+    let first = queue(&alice, "Wanted", 1).await?;
+    let later = queue(&bob, "Later", 2).await?;
+    let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
+    assert_eq!(take(&mut actor).await?, first[0]);
+    assert_eq!(take(&mut actor).await?, later[0]);
+    Ok(())
+}
