@@ -129,6 +129,9 @@ pub(crate) struct Failure {
 pub(crate) struct BuildInView {
     pub(crate) build: Build,
     pub(crate) pending: Option<Pending>,
+    /// Whether the worker that has it has not been heard of lately.
+    #[serde(default)]
+    pub(crate) worker_offline: bool,
 }
 
 /// Why a build does not run yet, and how many are before it.
@@ -144,8 +147,21 @@ pub(crate) struct Pending {
 pub(crate) enum PendingReason {
     NoWorkerOnline,
     NoSuitableWorker,
+    WorkersDraining,
     AllSlotsTaken,
     Dispatching,
+}
+
+impl fmt::Display for PendingReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoWorkerOnline => "no worker is online",
+            Self::NoSuitableWorker => "no worker that is online can take it",
+            Self::WorkersDraining => "every worker that could take it is draining",
+            Self::AllSlotsTaken => "all slots are taken",
+            Self::Dispatching => "a worker is about to take it",
+        })
+    }
 }
 
 impl BuildId {

@@ -13,11 +13,11 @@ use crate::{
     queue::Queue,
     request::Request,
     signals::Signals,
-    store::{Effects, Page, Store, WithBuild, WorkerRow},
+    store::{Effects, Page, Store, WithBuild},
     timestamp::Timestamp,
 };
 
-pub(crate) use crate::store::{BatchOutcome, BatchTarget, SnapshotOrder};
+pub(crate) use crate::store::{BatchOutcome, BatchTarget, SnapshotOrder, WorkerRow};
 
 /// The catalogue, as every caller meets it.
 #[derive(Clone, Debug)]
@@ -208,6 +208,17 @@ impl Catalog {
     /// Reads the next workers by name; every caller may.
     pub(crate) async fn workers(&self, after: Option<&str>, limit: u64) -> Result<Vec<WorkerRow>, Error> {
         self.store.workers(after, limit).await
+    }
+
+    /// Says whether a worker gets no more builds; for admins.
+    pub(crate) async fn drain_worker(
+        &self,
+        request: &Request,
+        name: &str,
+        drained: bool,
+    ) -> Result<WorkerRow, Error> {
+        request.caller.require(Role::Admin)?;
+        Ok(self.publish(self.store.drain_worker(request, name, drained).await?))
     }
 
     /// Whether the service has heard of the worker lately.

@@ -111,6 +111,10 @@ pub struct Config {
     #[arg(long, env = "TRAILER_MAX_ATTEMPT_FAILURES", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     pub max_attempt_failures: u16,
 
+    /// How long a build may be in the queue, counted from when it was queued first; then it fails with the kind TIMEOUT.
+    #[arg(long, env = "TRAILER_QUEUE_TIMEOUT", default_value = "24h", value_parser = humantime::parse_duration)]
+    pub queue_timeout: Duration,
+
     /// For how long changes are kept that a watch can be resumed from.
     #[arg(long, env = "TRAILER_RETAIN_CHANGES", default_value = "24h", value_parser = humantime::parse_duration)]
     pub retain_changes: Duration,

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use self::deciding::Deciding;
 use crate::{
-    build::{Build, Record},
+    build::{Build, PendingReason, Record},
     error::Refusal,
     image::{Artifact, Configuration},
     timestamp::Timestamp,
@@ -31,6 +31,8 @@ pub(crate) enum Event {
     Cancel { by: String },
     /// Its worker came back without this attempt.
     Abandoned { attempt: i32 },
+    /// It may have been in the queue for too long, for this reason.
+    Waited { reason: PendingReason },
     /// Time has passed: leases and deadlines may be over.
     Tick {
         /// Whether the worker of the build has been heard of lately.
@@ -54,6 +56,8 @@ pub(crate) struct Policy {
     pub(crate) stop_deadline: Duration,
     /// After how much silence a worker counts as offline.
     pub(crate) offline_after: Duration,
+    /// How long a build may be in the queue.
+    pub(crate) queue_timeout: Duration,
     /// At how many failures of the infrastructure a build fails.
     pub(crate) max_failures: i32,
 }
@@ -86,6 +90,7 @@ pub(crate) fn decide(
         Event::Report { worker, report } => deciding.report(worker, report),
         Event::Cancel { by } => deciding.cancel(by)?,
         Event::Abandoned { attempt } => deciding.abandoned(*attempt),
+        Event::Waited { reason } => deciding.waited(*reason),
         Event::Tick { worker_online } => deciding.tick(*worker_online),
     }
     Ok(deciding.finish())

@@ -57,6 +57,7 @@ pub(crate) enum Error {
 pub(crate) enum Resource {
     Image,
     Build,
+    Worker,
 }
 
 impl fmt::Display for Resource {
@@ -64,6 +65,7 @@ impl fmt::Display for Resource {
         f.write_str(match self {
             Self::Image => "image",
             Self::Build => "build",
+            Self::Worker => "worker",
         })
     }
 }

@@ -81,6 +81,7 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
         lease: config.lease,
         stop_deadline: config.stop_within,
         offline_after: config.offline_after,
+        queue_timeout: config.queue_timeout,
         max_failures: i32::from(config.max_attempt_failures),
     };
     let url = config.database_url.as_deref();

@@ -136,18 +136,24 @@ impl Queue {
 
     async fn end_overdue(&self) -> Result<(), Error> {
         let now = Timestamp::now();
+        for (build, reason) in self.store.waiting_since(now.before(self.policy().queue_timeout)).await? {
+            self.end(build, &Event::Waited { reason }).await;
+        }
         let overdue = self.store.overdue(now, now.before(self.policy().stop_deadline)).await?;
         for build in overdue {
             let worker_online = build
                 .worker
                 .as_deref()
                 .is_some_and(|worker| self.workers.is_heard(worker, self.policy().offline_after));
-            // One that cannot be ended must not keep the others from it.
-            if let Err(error) = self.handle(build.id, &Event::Tick { worker_online }).await {
-                let source = error.source();
-                tracing::warn!(build = %build.id, %error, ?source, "cannot end what is overdue");
-            }
+            self.end(build.id, &Event::Tick { worker_online }).await;
         }
         Ok(())
+    }
+
+    /// Ends what is overdue: one that cannot be ended must not keep the others from it.
+    async fn end(&self, build: BuildId, event: &Event) {
+        if let Err(error) = self.handle(build, event).await {
+            tracing::warn!(%build, %error, source = ?error.source(), "cannot end what is overdue");
+        }
     }
 }

@@ -92,7 +92,9 @@ impl Session {
     /// The worker lives: its lease is extended. Whatever it should have stopped by now it is told again.
     pub(crate) async fn heartbeat(&self, number: i64, draining: bool) -> Result<(), Error> {
         let lease = self.queue.policy().lease;
-        let held = match self.queue.store().heartbeat(&self.worker, self.id, lease, Timestamp::now()).await {
+        let heartbeat =
+            self.queue.store().heartbeat(&self.worker, self.id, draining, lease, Timestamp::now()).await;
+        let held = match heartbeat {
             // Not acknowledged: the worker counts on from the last one that was.
             Err(Error::Busy) => {
                 tracing::warn!(worker = self.worker, "the store is busy: a heartbeat is not acknowledged");

@@ -13,6 +13,7 @@ mod client;
 mod consistency;
 mod database;
 mod dispatch;
+mod draining;
 mod editing;
 mod engine;
 mod fairness;

@@ -29,6 +29,8 @@ pub(crate) enum Event {
     Stopped,
     /// The worker answers, but has not stopped the work in time.
     StopOverdue,
+    /// No worker has taken it in time.
+    QueueTimedOut,
 }
 
 /// Who has to act on a failure.
@@ -93,6 +95,7 @@ pub(crate) fn transition(
         (Event::Stopped | Event::StopOverdue, Claimed | Running | Publishing) if cancelling => {
             Next::To(Cancelled)
         }
+        (Event::QueueTimedOut, Queued) => Next::To(Failed),
         _ => return None,
     };
     Some(next)
@@ -112,7 +115,7 @@ mod tests {
         State::Failed,
         State::Cancelled,
     ];
-    const EVENTS: [Event; 12] = [
+    const EVENTS: [Event; 13] = [
         Event::Claimed,
         Event::HandedBack,
         Event::Started,
@@ -125,6 +128,7 @@ mod tests {
         Event::CancelRequested,
         Event::Stopped,
         Event::StopOverdue,
+        Event::QueueTimedOut,
     ];
 
     /// One letter an outcome, one column a state in the order of `STATES`:
@@ -150,7 +154,7 @@ mod tests {
     }
 
     /// (event, plain, on the last failure, after a cancel was requested), as in the contract.
-    const BUILD: [(&str, &str, &str, &str); 12] = [
+    const BUILD: [(&str, &str, &str, &str); 13] = [
         ("Claimed", "c......", "c......", "c......"),
         ("HandedBack", ".qq....", ".qq....", ".XX...."),
         ("Started", ".r.....", ".r.....", ".r....."),
@@ -163,6 +167,7 @@ mod tests {
         ("CancelRequested", "Xsss...", "Xsss...", "Xsss..."),
         ("Stopped", ".......", ".......", ".XXX..."),
         ("StopOverdue", ".......", ".......", ".XXX..."),
+        ("QueueTimedOut", "F......", "F......", "F......"),
     ];
 
     /// Where pulls and snapshots differ from builds.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::{Attempt, Decision, Policy, Report, Reported, ToWorker, WorkerEvent};
 use crate::{
     build::{
-        Build, Event as BuildEvent, Failure, Fault, Happening, Kind, Next, State, StepState, Steps,
-        transition,
+        Build, Event as BuildEvent, Failure, Fault, Happening, Kind, Next, PendingReason, State, StepState,
+        Steps, transition,
     },
     error::Refusal,
     image::{Artifact, Configuration},
@@ -200,6 +200,20 @@ impl<'a> Deciding<'a> {
                 "the worker did not confirm in time that the work has stopped".to_owned(),
             );
         }
+    }
+
+    pub(super) fn waited(&mut self, reason: PendingReason) {
+        let limit = self.policy.queue_timeout;
+        if self.build.queued_at.after(limit) > self.now {
+            return;
+        }
+        let failure = Failure {
+            fault: Fault::Timeout,
+            step: String::new(),
+            message: format!("no worker has taken it within {limit:?}: {reason}"),
+            last_lines: Vec::new(),
+        };
+        self.lose(BuildEvent::QueueTimedOut, failure);
     }
 
     fn lost(&mut self, why: &str) {

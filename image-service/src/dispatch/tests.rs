@@ -12,6 +12,7 @@ const POLICY: Policy = Policy {
     lease: Duration::from_secs(45),
     stop_deadline: Duration::from_secs(10),
     offline_after: Duration::from_secs(5),
+    queue_timeout: Duration::from_secs(300),
     max_failures: 3,
 };
 
@@ -55,6 +56,7 @@ impl Random {
         let worker = format!("w{}", self.below(2));
         match self.below(10) {
             0..3 => Event::Claim { worker },
+            3 if self.below(4) == 0 => Event::Waited { reason: PendingReason::AllSlotsTaken },
             3 => Event::Cancel { by: "alice".to_owned() },
             4 => Event::Abandoned { attempt: build.attempt - self.below(2) },
             5 => Event::Tick { worker_online: self.below(2) == 0 },

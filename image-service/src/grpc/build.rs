@@ -12,7 +12,7 @@ use crate::{
 
 impl From<BuildInView> for wire::Build {
     fn from(view: BuildInView) -> Self {
-        let BuildInView { build, pending } = view;
+        let BuildInView { build, pending, worker_offline } = view;
         Self {
             id: build.id.to_string(),
             image_id: build.image.to_string(),
@@ -44,6 +44,7 @@ impl From<BuildInView> for wire::Build {
             last_sequence: build.last_sequence,
             config_revision: build.configuration_revision,
             reference: build.reference.to_string(),
+            worker_offline,
         }
     }
 }
@@ -105,6 +106,7 @@ impl From<PendingReason> for wire::PendingReason {
         match reason {
             PendingReason::NoWorkerOnline => Self::NoWorkerOnline,
             PendingReason::NoSuitableWorker => Self::NoSuitableWorker,
+            PendingReason::WorkersDraining => Self::WorkersDraining,
             PendingReason::AllSlotsTaken => Self::AllSlotsTaken,
             PendingReason::Dispatching => Self::Dispatching,
         }

@@ -31,6 +31,7 @@ impl From<Error> for Status {
             }
             Error::NotFound(Resource::Image) => with_reason(Code::NotFound, "IMAGE_NOT_FOUND", message),
             Error::NotFound(Resource::Build) => with_reason(Code::NotFound, "BUILD_NOT_FOUND", message),
+            Error::NotFound(Resource::Worker) => with_reason(Code::NotFound, "WORKER_NOT_FOUND", message),
             Error::RoleMissing(role) => {
                 let details = reason_with("ROLE_MISSING", "role", role.to_string());
                 Self::with_error_details(Code::PermissionDenied, message, details)

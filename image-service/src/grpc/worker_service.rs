@@ -4,8 +4,11 @@ use proto::images::{self as wire, worker_service_server::WorkerService};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{authentication::caller, cursor::Binding, field, page};
-use crate::{catalog::Catalog, image::View};
+use super::{authentication::caller, cursor::Binding, field, page, write};
+use crate::{
+    catalog::{Catalog, WorkerRow},
+    image::View,
+};
 
 /// The workers on the wire.
 #[derive(Debug)]
@@ -18,6 +21,30 @@ pub(super) struct AllWorkers {
 impl AllWorkers {
     pub(super) fn new(catalog: Catalog, history: Uuid) -> Self {
         Self { catalog, history }
+    }
+
+    /// A worker, with what only admins are told.
+    fn on_wire(&self, worker: WorkerRow, for_admin: bool) -> wire::Worker {
+        let online = self.catalog.is_online(&worker);
+        let public = wire::Worker {
+            name: worker.name,
+            labels: worker.labels.into_iter().collect(),
+            online,
+            ..wire::Worker::default()
+        };
+        if !for_admin {
+            return public;
+        }
+        wire::Worker {
+            slots: worker.slots,
+            slots_taken: i32::try_from(worker.slots_taken).unwrap_or(i32::MAX),
+            engine_version: worker.engine_version,
+            connect_time: Some(field::time(worker.connected_at)),
+            heartbeat_time: Some(field::time(worker.heard_at)),
+            draining: worker.drained || worker.draining,
+            drained: worker.drained,
+            ..public
+        }
     }
 }
 
@@ -38,21 +65,7 @@ impl WorkerService for AllWorkers {
         let found = self.catalog.workers(after, size).await?;
         let mut workers = Vec::with_capacity(found.len());
         for worker in found {
-            let online = self.catalog.is_online(&worker);
-            let mut on_wire = wire::Worker {
-                name: worker.name,
-                labels: worker.labels.into_iter().collect(),
-                online,
-                ..wire::Worker::default()
-            };
-            if caller.is_admin() {
-                on_wire.slots = worker.slots;
-                on_wire.slots_taken = i32::try_from(worker.slots_taken).unwrap_or(i32::MAX);
-                on_wire.engine_version = worker.engine_version;
-                on_wire.connect_time = Some(field::time(worker.connected_at));
-                on_wire.heartbeat_time = Some(field::time(worker.heard_at));
-            }
-            workers.push(on_wire);
+            workers.push(self.on_wire(worker, caller.is_admin()));
         }
         let read = workers.len();
         let workers = page::fitting(workers.into_iter());
@@ -61,5 +74,27 @@ impl WorkerService for AllWorkers {
             Some(_) | None => String::new(),
         };
         Ok(Response::new(wire::ListWorkersResponse { workers, next_page_token }))
+    }
+
+    async fn drain_worker(
+        &self,
+        request: Request<wire::DrainWorkerRequest>,
+    ) -> Result<Response<wire::DrainWorkerResponse>, Status> {
+        let (message, request, mut violations) = write::open(request)?;
+        field::subject(&mut violations, "name", &message.name);
+        violations.check()?;
+        let worker = self.catalog.drain_worker(&request, &message.name, true).await?;
+        Ok(Response::new(wire::DrainWorkerResponse { worker: Some(self.on_wire(worker, true)) }))
+    }
+
+    async fn resume_worker(
+        &self,
+        request: Request<wire::ResumeWorkerRequest>,
+    ) -> Result<Response<wire::ResumeWorkerResponse>, Status> {
+        let (message, request, mut violations) = write::open(request)?;
+        field::subject(&mut violations, "name", &message.name);
+        violations.check()?;
+        let worker = self.catalog.drain_worker(&request, &message.name, false).await?;
+        Ok(Response::new(wire::ResumeWorkerResponse { worker: Some(self.on_wire(worker, true)) }))
     }
 }

@@ -46,6 +46,8 @@ write_requests!(
     SnapshotWorkspaceRequest,
     GrantAccessRequest,
     RevokeAccessRequest,
+    DrainWorkerRequest,
+    ResumeWorkerRequest,
 );
 
 /// Opens a write: its message, how the caller wants it written, and what is wrong with that. What is left of the message is its

@@ -9,7 +9,7 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    Committed, Store, apply,
+    Committed, Store, WorkerRow, apply,
     entity::{build, catalogue},
     images, rows,
 };
@@ -58,7 +58,8 @@ impl Store {
         let Some(of_session) = super::workers::of_session(&txn, worker, session).await? else {
             return Err(Error::SessionLost);
         };
-        if held_by(&txn, worker).await? >= u64::from(of_session.slots.unsigned_abs()) {
+        let slots = u64::from(of_session.slots.unsigned_abs());
+        if of_session.drained || held_by(&txn, worker).await? >= slots {
             return Ok(None);
         }
         let heads = heads(&txn).await?.into_iter();
@@ -106,6 +107,28 @@ impl Store {
             .all(&self.reader)
             .await?;
         Ok(found.into_iter().map(rows::build_from_row).collect::<Result<_, _>>()?)
+    }
+
+    /// Some of the builds that have been in the queue since before a time, and why they are there.
+    pub(crate) async fn waiting_since(
+        &self,
+        before: Timestamp,
+    ) -> Result<Vec<(BuildId, PendingReason)>, Error> {
+        const AT_ONCE: u64 = 100;
+        let found = build::Entity::find()
+            .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
+            .filter(build::Column::QueuedAt.lte(before.micros()))
+            .order_by_asc(build::Column::QueuedAt)
+            .limit(AT_ONCE)
+            .all(&self.reader)
+            .await?;
+        let mut waiting = Vec::with_capacity(found.len());
+        for row in found {
+            let build = rows::build_from_row(row)?;
+            let reason = pending_reason(&self.reader, &build, &self.policy, Timestamp::now()).await?;
+            waiting.push((build.id, reason));
+        }
+        Ok(waiting)
     }
 
     /// One build whose image is in sight.
@@ -156,7 +179,11 @@ pub(super) async fn in_view(
         State::Claimed => Some(Pending { reason: PendingReason::Dispatching, queue_position: 0 }),
         State::Running | State::Publishing | State::Succeeded | State::Failed | State::Cancelled => None,
     };
-    Ok(BuildInView { build, pending })
+    let worker_offline = match build.worker.as_deref().filter(|_| build.state.is_held()) {
+        Some(worker) => !super::workers::is_online(db, worker, policy.offline_after, now).await?,
+        None => false,
+    };
+    Ok(BuildInView { build, pending, worker_offline })
 }
 
 async fn pending(
@@ -166,20 +193,32 @@ async fn pending(
     now: Timestamp,
 ) -> Result<Pending, DbErr> {
     let before = queued_before(db, build).await?;
+    let reason = pending_reason(db, build, policy, now).await?;
+    Ok(Pending { reason, queue_position: i64::try_from(before).unwrap_or(i64::MAX).saturating_add(1) })
+}
+
+async fn pending_reason(
+    db: &impl ConnectionTrait,
+    build: &Build,
+    policy: &Policy,
+    now: Timestamp,
+) -> Result<PendingReason, DbErr> {
     let mut online = super::workers::all(db, None, 1_000).await?;
     online.retain(|worker| worker.is_online(policy.offline_after, now));
     let is_any_online = !online.is_empty();
     online.retain(|worker| build.requirements.fit(&worker.name, &worker.labels, &worker.capabilities));
-    let reason = if !is_any_online {
+    let takes_builds = |worker: &&WorkerRow| !worker.drained && !worker.draining;
+    Ok(if !is_any_online {
         PendingReason::NoWorkerOnline
     } else if online.is_empty() {
         PendingReason::NoSuitableWorker
-    } else if online.iter().all(|worker| worker.slots_taken >= i64::from(worker.slots)) {
+    } else if !online.iter().any(|worker| takes_builds(&worker)) {
+        PendingReason::WorkersDraining
+    } else if online.iter().filter(takes_builds).all(|worker| worker.slots_taken >= i64::from(worker.slots)) {
         PendingReason::AllSlotsTaken
     } else {
         PendingReason::Dispatching
-    };
-    Ok(Pending { reason, queue_position: i64::try_from(before).unwrap_or(i64::MAX).saturating_add(1) })
+    })
 }
 
 /// How many queued builds are before this one.

@@ -7,19 +7,27 @@ use std::{
 
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter,
-    QueryOrder, QuerySelect, sea_query::Expr,
+    QueryOrder, QuerySelect, Set, sea_query::Expr,
 };
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    Store, builds,
+    Effects, Hint, Store, builds,
     entity::{build, worker},
-    rows,
+    hints, rows,
 };
-use crate::{build::Build, dispatch::Hello, error::Error, image::Capability, timestamp::Timestamp};
+use crate::{
+    build::Build,
+    dispatch::Hello,
+    error::{Error, Resource},
+    image::Capability,
+    request::Request,
+    timestamp::Timestamp,
+};
 
 /// What is known of a worker that has ever connected.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct WorkerRow {
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
@@ -31,6 +39,10 @@ pub(crate) struct WorkerRow {
     pub(crate) connected: bool,
     pub(crate) connected_at: Timestamp,
     pub(crate) heard_at: Timestamp,
+    /// Whether an operator wants it to get no more builds.
+    pub(crate) drained: bool,
+    /// Whether it takes no more builds by itself.
+    pub(crate) draining: bool,
 }
 
 impl WorkerRow {
@@ -92,12 +104,14 @@ impl Store {
         &self,
         name: &str,
         session: Uuid,
+        draining: bool,
         lease: Duration,
         now: Timestamp,
     ) -> Result<Vec<Build>, Error> {
         let txn = self.write().await?;
         let heard = worker::Entity::update_many()
             .col_expr(worker::Column::HeardAt, Expr::value(now.micros()))
+            .col_expr(worker::Column::Draining, Expr::value(draining))
             .filter(worker::Column::Name.eq(name))
             .filter(worker::Column::Session.eq(session))
             .exec(&txn)
@@ -140,6 +154,38 @@ impl Store {
         Ok(txn.commit().await?)
     }
 
+    /// Says whether a worker gets no more builds.
+    pub(crate) async fn drain_worker(
+        &self,
+        request: &Request,
+        name: &str,
+        drained: bool,
+    ) -> Result<(WorkerRow, Effects), Error> {
+        let mut write = self.begin(request).await?;
+        if let Some(answer) = write.repeated().await? {
+            return Ok((answer, Effects::default()));
+        }
+        let row = worker::Entity::find_by_id(name)
+            .lock_exclusive()
+            .one(&write.txn)
+            .await?
+            .ok_or(Error::NotFound(Resource::Worker))?;
+        if row.drained != drained {
+            let change =
+                worker::ActiveModel { name: Set(row.name), drained: Set(drained), ..Default::default() };
+            worker::Entity::update(change).exec(&write.txn).await?;
+            write.effects.committed.queue_moved = true;
+            hints::send(&write.txn, Hint::QueueMoved).await?;
+        }
+        let slots_taken = i64::try_from(builds::held_by(&write.txn, name).await?).unwrap_or(i64::MAX);
+        let row = worker::Entity::find_by_id(name)
+            .one(&write.txn)
+            .await?
+            .ok_or_else(|| DbErr::RecordNotFound("a worker that was written".to_owned()))?;
+        let answer = from_row(row, slots_taken)?;
+        write.finish(answer).await
+    }
+
     /// The next workers by name.
     pub(crate) async fn workers(&self, after: Option<&str>, limit: u64) -> Result<Vec<WorkerRow>, Error> {
         Ok(all(&self.reader, after, limit).await?)
@@ -169,19 +215,38 @@ pub(super) async fn all(
         .collect();
     let mut workers = Vec::with_capacity(found.len());
     for row in found {
-        workers.push(WorkerRow {
-            slots_taken: taken.get(&row.name).copied().unwrap_or(0),
-            labels: rows::from_json(&row.labels_json)?,
-            capabilities: rows::from_json(&row.capabilities_json)?,
-            name: row.name,
-            slots: row.slots,
-            engine_version: row.engine_version,
-            connected: row.session.is_some(),
-            connected_at: Timestamp::from_micros(row.connected_at),
-            heard_at: Timestamp::from_micros(row.heard_at),
-        });
+        let slots_taken = taken.get(&row.name).copied().unwrap_or(0);
+        workers.push(from_row(row, slots_taken)?);
     }
     Ok(workers)
+}
+
+fn from_row(row: worker::Model, slots_taken: i64) -> Result<WorkerRow, DbErr> {
+    Ok(WorkerRow {
+        slots_taken,
+        labels: rows::from_json(&row.labels_json)?,
+        capabilities: rows::from_json(&row.capabilities_json)?,
+        name: row.name,
+        slots: row.slots,
+        engine_version: row.engine_version,
+        connected: row.session.is_some(),
+        connected_at: Timestamp::from_micros(row.connected_at),
+        heard_at: Timestamp::from_micros(row.heard_at),
+        drained: row.drained,
+        draining: row.draining,
+    })
+}
+
+/// Whether a worker is connected and has been heard of within `silence`.
+pub(super) async fn is_online(
+    db: &impl ConnectionTrait,
+    name: &str,
+    silence: Duration,
+    now: Timestamp,
+) -> Result<bool, DbErr> {
+    let row = worker::Entity::find_by_id(name).one(db).await?;
+    let row = row.map(|row| from_row(row, 0)).transpose()?;
+    Ok(row.is_some_and(|row| row.is_online(silence, now)))
 }
 
 /// What a worker is when a session of it speaks.
@@ -190,6 +255,7 @@ pub(super) struct OfSession {
     pub(super) slots: i32,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) capabilities: BTreeSet<Capability>,
+    pub(super) drained: bool,
 }
 
 /// What the worker is; `None` when the session does not speak for it any more.
@@ -205,6 +271,7 @@ pub(super) async fn of_session(
                 slots: row.slots,
                 labels: rows::from_json(&row.labels_json)?,
                 capabilities: rows::from_json(&row.capabilities_json)?,
+                drained: row.drained,
             })
         })
         .transpose()

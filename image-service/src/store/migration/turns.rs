@@ -38,9 +38,8 @@ impl MigrationTrait for Turns {
     }
 }
 
-const INDEXES: [&str; 5] = [
+const INDEXES: [&str; 4] = [
     "DROP INDEX builds_by_requirements",
-    "DROP INDEX builds_by_state",
     "CREATE INDEX builds_by_requirements ON builds (state, requirements_key, round, queued_at, id)",
     "CREATE INDEX builds_by_turn ON builds (state, round, queued_at, id)",
     "CREATE INDEX builds_of_requester ON builds (requested_by, round)",
