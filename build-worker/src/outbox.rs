@@ -23,6 +23,10 @@ pub(crate) struct Outbox {
     ready: Arc<Notify>,
 }
 
+/// The service needs reports that have been forgotten: the attempt can never be told to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Forgotten;
+
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<ReportEvent>,
@@ -99,8 +103,13 @@ impl Outbox {
 
     /// Everything up to `sequence` is durable. An answer that acknowledges nothing new means that the service has missed
     /// something: it is sent again.
-    pub(crate) fn acknowledge(&self, sequence: i64) {
+    ///
+    /// Fails when that is forgotten here already, for it was durable once: the service has been restored from a backup.
+    pub(crate) fn acknowledge(&self, sequence: i64) -> Result<(), Forgotten> {
         let mut state = self.state();
+        if sequence + 1 < state.first_sequence {
+            return Err(Forgotten);
+        }
         if sequence < state.first_sequence && state.sent > 0 {
             state.sent = 0;
             self.ready.notify_one();
@@ -117,13 +126,15 @@ impl Outbox {
         if state.waiting.is_empty() {
             self.settled.notify_waiters();
         }
+        Ok(())
     }
 
     /// A new connection: everything that is not durable is to be sent again.
-    pub(crate) fn rewind(&self, acknowledged: i64) {
-        self.acknowledge(acknowledged);
+    pub(crate) fn rewind(&self, acknowledged: i64) -> Result<(), Forgotten> {
+        self.acknowledge(acknowledged)?;
         self.state().sent = 0;
         self.ready.notify_one();
+        Ok(())
     }
 
     /// The attempt is fenced: nothing more is sent.
@@ -209,11 +220,12 @@ mod tests {
         assert_eq!(sent(&outbox), [(1, 3)]);
         outbox.push(None, line(1)).await;
         assert_eq!(sent(&outbox), [(4, 1)]);
-        outbox.acknowledge(2);
+        assert_eq!(outbox.acknowledge(2), Ok(()));
         assert_eq!(sent(&outbox), []);
-        outbox.rewind(2);
+        assert_eq!(outbox.rewind(2), Ok(()));
         assert_eq!(sent(&outbox), [(3, 2)]);
-        outbox.acknowledge(4);
+        assert_eq!(outbox.rewind(1), Err(Forgotten));
+        assert_eq!(outbox.acknowledge(4), Ok(()));
         outbox.settled().await;
     }
 

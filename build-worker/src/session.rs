@@ -14,7 +14,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming, metadata::MetadataValue, transport::Endpoint};
 
-use crate::{job::StopReason, jobs::Held, worker::Worker};
+use crate::{job::StopReason, jobs::Held, outbox::Forgotten, worker::Worker};
 
 const PROTOCOL_VERSION: i32 = 1;
 /// How many messages may wait for the network, and a heartbeat behind them; reports beyond wait in their outboxes.
@@ -43,6 +43,8 @@ pub(crate) enum SessionError {
     Silent,
     #[error("the service did not begin with a welcome")]
     NoWelcome,
+    #[error("the service needs reports that were durable once: it was restored from a backup")]
+    Forgotten,
 }
 
 /// One connection, once it is welcomed.
@@ -108,13 +110,13 @@ pub(crate) async fn connect(worker: &Worker, welcomed: impl FnOnce()) -> Result<
         heard: said_hello,
     };
     tracing::info!(session = welcome.session_id, "connected to image-service");
-    session.take_up(welcome);
+    session.take_up(welcome)?;
     session.serve().await
 }
 
 impl Session<'_> {
     /// Goes on with what the service still wants, and gives up the rest.
-    fn take_up(&self, welcome: Welcome) {
+    fn take_up(&self, welcome: Welcome) -> Result<(), SessionError> {
         for attempt in welcome.drop {
             self.worker.fence(&attempt);
         }
@@ -122,7 +124,9 @@ impl Session<'_> {
             let Some(held) = kept.attempt.as_ref().and_then(|attempt| self.worker.held(attempt)) else {
                 continue;
             };
-            held.outbox.rewind(kept.acknowledged_sequence);
+            held.outbox
+                .rewind(kept.acknowledged_sequence)
+                .map_err(|Forgotten| self.give_up(kept.attempt.as_ref()))?;
             if kept.publish_granted {
                 held.control.grant_publish();
             }
@@ -130,6 +134,15 @@ impl Session<'_> {
                 held.control.stop(StopReason::Cancelled);
             }
         }
+        Ok(())
+    }
+
+    /// Ends an attempt and with it the connection: the next one is begun without it, so that the service queues the build again.
+    fn give_up(&self, attempt: Option<&Attempt>) -> SessionError {
+        if let Some(attempt) = attempt {
+            self.worker.fence(attempt);
+        }
+        SessionError::Forgotten
     }
 
     async fn serve(&mut self) -> Result<(), SessionError> {
@@ -144,7 +157,7 @@ impl Session<'_> {
                 response = self.responses.message() => {
                     let response = response.map_err(refused)?.ok_or(SessionError::Closed)?;
                     self.heard = Instant::now();
-                    self.take(response);
+                    self.take(response)?;
                 }
                 _ = heartbeat.tick() => {
                     self.require_life()?;
@@ -167,7 +180,7 @@ impl Session<'_> {
         }
     }
 
-    fn take(&mut self, response: ConnectResponse) {
+    fn take(&mut self, response: ConnectResponse) -> Result<(), SessionError> {
         match response.message {
             Some(FromService::HeartbeatAck(ack)) => {
                 while let Some((number, at)) = self.sent.pop_front() {
@@ -180,7 +193,9 @@ impl Session<'_> {
             Some(FromService::Assignment(assignment)) => self.worker.accept(assignment),
             Some(FromService::ReportAck(ack)) => {
                 if let Some(held) = self.held(ack.attempt.as_ref()) {
-                    held.outbox.acknowledge(ack.sequence);
+                    held.outbox
+                        .acknowledge(ack.sequence)
+                        .map_err(|Forgotten| self.give_up(ack.attempt.as_ref()))?;
                 }
             }
             Some(FromService::PublishGrant(grant)) => {
@@ -203,6 +218,7 @@ impl Session<'_> {
                 tracing::warn!("a message that this worker does not know")
             }
         }
+        Ok(())
     }
 
     fn held(&self, attempt: Option<&Attempt>) -> Option<Held> {

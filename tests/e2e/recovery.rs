@@ -85,6 +85,42 @@ async fn a_restarted_service_goes_on_with_what_runs() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_a_restored_backup_knows_less_of_is_begun_anew() -> anyhow::Result<()> {
+    let engine = FakeEngine::start().await?;
+    let gates = [Gate::new(), Gate::new()];
+    engine.script(
+        Script::new()
+            .step("[1/1] RUN talk")
+            .logs(10, |i| format!("a {i}\n"))
+            .pause(&gates[0])
+            .logs(10, |i| format!("b {i}\n"))
+            .pause(&gates[1])
+            .hang(),
+    );
+    let service = Service::start().await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let alice = service.builder("alice");
+    let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
+    gates[0].reached().await;
+    alice.until(&build.id, |build| build.log_bytes == 30).await?;
+    let (service, backup) = service.back_up().await?;
+    gates[0].open();
+    gates[1].reached().await;
+    service.builder("alice").until(&build.id, |build| build.log_bytes == 60).await?;
+    gates[1].open();
+    engine.script(Script::new().step("[1/1] RUN talk").log("once more\n").succeed());
+
+    // The worker has forgotten the lines that the backup does not know.
+    let service = service.restore(backup).await?;
+    let alice = service.builder("alice");
+    let finished = alice.finished(&build.id).await?;
+    assert_eq!((finished.state(), finished.attempt, finished.failures), (BuildState::Succeeded, 2, 1));
+    assert_eq!(lines(&alice.history(&build.id, 0).await?).last(), Some(&"once more"));
+    assert_eq!(engine.running(), 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_shuts_down_hands_back_what_runs() -> anyhow::Result<()> {
     let engine = FakeEngine::start().await?;
     let gate = Gate::new();

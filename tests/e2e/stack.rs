@@ -91,6 +91,21 @@ impl Service {
         Self::start_in(database, &listen, &[]).await
     }
 
+    /// Shuts it down in order, makes a backup, and starts another on the same data and port.
+    pub(crate) async fn back_up(self) -> anyhow::Result<(Self, Arc<Database>)> {
+        let (database, listen) = (Arc::clone(&self.database), self.addr.to_string());
+        self.stop().await?;
+        let backup = database.back_up().await?;
+        Ok((Self::start_in(database, &listen, &[]).await?, backup))
+    }
+
+    /// Shuts it down in order, and starts another on a backup and the same port.
+    pub(crate) async fn restore(self, backup: Arc<Database>) -> anyhow::Result<Self> {
+        let listen = self.addr.to_string();
+        self.stop().await?;
+        Self::start_in(backup, &listen, &[]).await
+    }
+
     /// Shuts it down in order and leaves what it has kept.
     pub(crate) async fn end(self) -> anyhow::Result<Arc<Database>> {
         let database = Arc::clone(&self.database);
