@@ -1,9 +1,18 @@
 //! Cancelling and deleting: the work stops, and what was there before stays.
 
-use proto::images::{BuildState, ImageStatus};
+use std::time::Duration;
+
+use proto::{
+    dispatch::{
+        Built, Heartbeat, Started, Stopped, Succeeded, connect_request::Message as ToService,
+        report_event::Event,
+    },
+    images::{BuildState, ImageStatus},
+};
 use tonic::Code;
 
 use crate::{
+    actor::{Actor, hello},
     answers::{reason, states},
     client::image,
     engine::{Ended, FakeEngine, Gate, Script},
@@ -138,5 +147,107 @@ async fn deleting_stops_the_work_and_frees_the_reference_afterwards() -> anyhow:
         }
     };
     assert_eq!(again.repository, "trailer/gone");
+    Ok(())
+}
+
+/// How a played worker meets a cancel.
+#[derive(Clone, Copy, Debug)]
+enum Meets {
+    /// It stops the work and says so.
+    Stops,
+    /// It says that it lives, and nothing of the work.
+    Lives,
+    /// Its connection ends, and it does not come back.
+    Vanishes,
+    /// It has done the work before it hears of the cancel.
+    Finishes,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_ends_whatever_the_worker_is_doing_and_however_it_meets_it() -> anyhow::Result<()> {
+    const TIMES: [&str; 10] = [
+        "--heartbeat",
+        "50ms",
+        "--offline-after",
+        "300ms",
+        "--stop-after",
+        "400ms",
+        "--stop-within",
+        "300ms",
+        "--lease",
+        "1s",
+    ];
+    let started = || Event::Started(Started {});
+    let before: [(BuildState, Vec<Event>); 3] = [
+        (BuildState::Claimed, vec![]),
+        (BuildState::Running, vec![started()]),
+        (BuildState::Publishing, vec![started(), Event::Built(Built {})]),
+    ];
+    let service = Service::start_with(&TIMES).await?;
+    let alice = service.builder("alice");
+    for (state, said) in before {
+        for meets in [Meets::Stops, Meets::Lives, Meets::Vanishes, Meets::Finishes] {
+            let name = format!("{state:?} {meets:?}");
+            let (created, build) = alice.create(image(&name, "FROM scratch")).await?;
+            let mut actor = Actor::connect(&service, hello(&name.replace(' ', "-"), &[])).await?;
+            let (_, attempt) = actor.assignment().await?;
+            if !said.is_empty() {
+                actor.report(&attempt, 1, said.clone()).await;
+            }
+            alice.until(&build.id, |build| build.state() == state).await?;
+            let begun = tokio::time::Instant::now();
+            alice.cancel(&created.id).await?;
+            let next = i64::try_from(said.len())? + 1;
+            let (ends, is_confirmed) = match meets {
+                Meets::Stops => {
+                    let stopped = Event::Stopped(Stopped { confirmed: true });
+                    actor.report(&attempt, next, vec![stopped]).await;
+                    (BuildState::Cancelled, true)
+                }
+                Meets::Lives => (BuildState::Cancelled, false),
+                Meets::Vanishes => (BuildState::Cancelled, false),
+                Meets::Finishes => {
+                    let done = Succeeded { image_id: "sha256:0".to_owned(), ..Succeeded::default() };
+                    actor.report(&attempt, next, vec![Event::Succeeded(done)]).await;
+                    if state == BuildState::Publishing {
+                        // The grant came before the cancel: what is done is done.
+                        (BuildState::Succeeded, true)
+                    } else {
+                        // It had no grant: the report is refused, and the attempt with it.
+                        (BuildState::Cancelled, false)
+                    }
+                }
+            };
+            let actor = match meets {
+                Meets::Vanishes => {
+                    drop(actor);
+                    None
+                }
+                Meets::Stops | Meets::Lives | Meets::Finishes => Some(actor),
+            };
+            let living = async {
+                for number in 1.. {
+                    if let Some(actor) = &actor {
+                        actor.say(ToService::Heartbeat(Heartbeat { number, draining: true })).await;
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            };
+            let finished = tokio::select! {
+                finished = alice.finished(&build.id) => finished?,
+                () = living => unreachable!("it lives on"),
+            };
+            assert_eq!((finished.state(), finished.stop_confirmed), (ends, is_confirmed), "{name}");
+            // While the work may go on nobody is told that it has stopped.
+            let earliest = match meets {
+                Meets::Lives => Duration::from_millis(300),
+                Meets::Vanishes => Duration::from_millis(500),
+                Meets::Stops | Meets::Finishes => Duration::ZERO,
+            };
+            assert!(begun.elapsed() >= earliest, "{name} after {:?}", begun.elapsed());
+            let image = alice.get(&created.id).await?;
+            assert_eq!(image.artifact.is_some(), ends == BuildState::Succeeded, "{name}");
+        }
+    }
     Ok(())
 }
