@@ -175,7 +175,7 @@ async fn a_cancel_ends_whatever_the_worker_is_doing_and_however_it_meets_it() ->
         "--stop-within",
         "300ms",
         "--lease",
-        "1s",
+        "3s",
     ];
     let started = || Event::Started(Started {});
     let before: [(BuildState, Vec<Event>); 3] = [

@@ -13,7 +13,7 @@ use crate::{
     actor::{Actor, hello},
     answers::reason,
     client::{Client, image},
-    stack::Service,
+    stack::{LIMIT, Service},
 };
 
 async fn drain(admin: &Client, name: &str) -> anyhow::Result<api::Worker> {
@@ -24,6 +24,20 @@ async fn drain(admin: &Client, name: &str) -> anyhow::Result<api::Worker> {
 async fn resume(admin: &Client, name: &str) -> anyhow::Result<api::Worker> {
     let request = api::ResumeWorkerRequest { name: name.to_owned(), ..Default::default() };
     Ok(admin.workers.clone().resume_worker(request).await?.into_inner().worker.unwrap_or_default())
+}
+
+/// Reads a build until it says this of its worker: no event tells of it.
+async fn until_offline(client: &Client, build: &str, offline: bool) -> anyhow::Result<api::Build> {
+    tokio::time::timeout(LIMIT, async {
+        loop {
+            let found = client.get_build(build).await?;
+            if found.worker_offline == offline {
+                return Ok(found);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await?
 }
 
 fn admin(service: &Service) -> Client {
@@ -119,12 +133,19 @@ async fn a_build_says_when_its_worker_is_away() -> anyhow::Result<()> {
     let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
     let (_, build) = alice.create(image("A", "FROM scratch")).await?;
     actor.assignment().await?;
-    assert!(!alice.get_build(&build.id).await?.worker_offline);
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let away = alice.get_build(&build.id).await?;
-    assert_eq!((away.state(), away.worker_offline), (BuildState::Claimed, true));
-    actor.say(ToService::Heartbeat(Heartbeat { number: 1, draining: false })).await;
-    actor.next().await?;
-    assert!(!alice.get_build(&build.id).await?.worker_offline);
+    let away = until_offline(&alice, &build.id, true).await?;
+    assert_eq!(away.state(), BuildState::Claimed);
+    let living = async {
+        for number in 1.. {
+            actor.say(ToService::Heartbeat(Heartbeat { number, draining: false })).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        back = until_offline(&alice, &build.id, false) => {
+            assert_eq!(back?.state(), BuildState::Claimed);
+        }
+        () = living => unreachable!("it lives on"),
+    }
     Ok(())
 }
