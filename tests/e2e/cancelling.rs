@@ -204,8 +204,7 @@ async fn a_cancel_ends_whatever_the_worker_is_doing_and_however_it_meets_it() ->
                     actor.report(&attempt, next, vec![stopped]).await;
                     (BuildState::Cancelled, true)
                 }
-                Meets::Lives => (BuildState::Cancelled, false),
-                Meets::Vanishes => (BuildState::Cancelled, false),
+                Meets::Lives | Meets::Vanishes => (BuildState::Cancelled, false),
                 Meets::Finishes => {
                     let done = Succeeded { image_id: "sha256:0".to_owned(), ..Succeeded::default() };
                     actor.report(&attempt, next, vec![Event::Succeeded(done)]).await;
@@ -218,13 +217,7 @@ async fn a_cancel_ends_whatever_the_worker_is_doing_and_however_it_meets_it() ->
                     }
                 }
             };
-            let actor = match meets {
-                Meets::Vanishes => {
-                    drop(actor);
-                    None
-                }
-                Meets::Stops | Meets::Lives | Meets::Finishes => Some(actor),
-            };
+            let actor = (!matches!(meets, Meets::Vanishes)).then_some(actor);
             let living = async {
                 for number in 1.. {
                     if let Some(actor) = &actor {

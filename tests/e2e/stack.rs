@@ -86,9 +86,8 @@ impl Service {
 
     /// Shuts it down in order, and starts another on the same data and port.
     pub(crate) async fn restart(self) -> anyhow::Result<Self> {
-        let (database, listen) = (Arc::clone(&self.database), self.addr.to_string());
-        self.stop().await?;
-        Self::start_in(database, &listen, &[]).await
+        let database = Arc::clone(&self.database);
+        self.restore(database).await
     }
 
     /// Shuts it down in order, makes a backup, and starts another on the same data and port.

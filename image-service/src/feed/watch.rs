@@ -97,13 +97,14 @@ impl ImageWatch {
         resumes: bool,
         view: View,
     ) -> Self {
+        let expiry = deadline(caller);
         Self {
             store: feed.store.clone(),
             live,
             shutdown: feed.shutdown.clone(),
             draining: Box::pin(feed.shutdown.clone().cancelled_owned()),
-            alarm: Box::pin(sleep_until(Instant::now())),
-            expiry: deadline(caller),
+            alarm: Box::pin(sleep_until(expiry.min(Instant::now() + Self::BOOKMARK))),
+            expiry,
             sight: caller.sight(),
             query,
             looking_for,

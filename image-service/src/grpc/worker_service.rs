@@ -25,7 +25,7 @@ impl AllWorkers {
 
     /// A worker, with what only admins are told.
     fn on_wire(&self, worker: WorkerRow, for_admin: bool) -> wire::Worker {
-        let online = self.catalog.is_online(&worker);
+        let (online, draining) = (self.catalog.is_online(&worker), !worker.takes_builds());
         let public = wire::Worker {
             name: worker.name,
             labels: worker.labels.into_iter().collect(),
@@ -41,7 +41,7 @@ impl AllWorkers {
             engine_version: worker.engine_version,
             connect_time: Some(field::time(worker.connected_at)),
             heartbeat_time: Some(field::time(worker.heard_at)),
-            draining: worker.drained || worker.draining,
+            draining,
             drained: worker.drained,
             ..public
         }

@@ -205,20 +205,19 @@ async fn pending_reason(
 ) -> Result<PendingReason, DbErr> {
     let mut online = super::workers::all(db, None, 1_000).await?;
     online.retain(|worker| worker.is_online(policy.offline_after, now));
-    let is_any_online = !online.is_empty();
+    if online.is_empty() {
+        return Ok(PendingReason::NoWorkerOnline);
+    }
     online.retain(|worker| build.requirements.fit(&worker.name, &worker.labels, &worker.capabilities));
-    let takes_builds = |worker: &&WorkerRow| !worker.drained && !worker.draining;
-    Ok(if !is_any_online {
-        PendingReason::NoWorkerOnline
-    } else if online.is_empty() {
-        PendingReason::NoSuitableWorker
-    } else if !online.iter().any(|worker| takes_builds(&worker)) {
-        PendingReason::WorkersDraining
-    } else if online.iter().filter(takes_builds).all(|worker| worker.slots_taken >= i64::from(worker.slots)) {
-        PendingReason::AllSlotsTaken
-    } else {
-        PendingReason::Dispatching
-    })
+    if online.is_empty() {
+        return Ok(PendingReason::NoSuitableWorker);
+    }
+    online.retain(WorkerRow::takes_builds);
+    if online.is_empty() {
+        return Ok(PendingReason::WorkersDraining);
+    }
+    let has_slot = |worker: &WorkerRow| worker.slots_taken < i64::from(worker.slots);
+    Ok(if online.iter().any(has_slot) { PendingReason::Dispatching } else { PendingReason::AllSlotsTaken })
 }
 
 /// How many queued builds are before this one.

@@ -6,8 +6,8 @@ use std::{
 };
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter,
-    QueryOrder, QuerySelect, Set, sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, PaginatorTrait,
+    QueryFilter, QueryOrder, QuerySelect, Set, sea_query::Expr,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -49,6 +49,11 @@ impl WorkerRow {
     /// Whether it has been heard of within `silence`.
     pub(crate) fn is_online(&self, silence: Duration, now: Timestamp) -> bool {
         self.connected && self.heard_at.after(silence) >= now
+    }
+
+    /// Whether more builds may go to it.
+    pub(crate) fn takes_builds(&self) -> bool {
+        !self.drained && !self.draining
     }
 }
 
@@ -165,23 +170,19 @@ impl Store {
         if let Some(answer) = write.repeated().await? {
             return Ok((answer, Effects::default()));
         }
-        let row = worker::Entity::find_by_id(name)
+        let mut row = worker::Entity::find_by_id(name)
             .lock_exclusive()
             .one(&write.txn)
             .await?
             .ok_or(Error::NotFound(Resource::Worker))?;
         if row.drained != drained {
-            let change =
-                worker::ActiveModel { name: Set(row.name), drained: Set(drained), ..Default::default() };
-            worker::Entity::update(change).exec(&write.txn).await?;
+            let mut change = row.into_active_model();
+            change.drained = Set(drained);
+            row = change.update(&write.txn).await?;
             write.effects.committed.queue_moved = true;
             hints::send(&write.txn, Hint::QueueMoved).await?;
         }
         let slots_taken = i64::try_from(builds::held_by(&write.txn, name).await?).unwrap_or(i64::MAX);
-        let row = worker::Entity::find_by_id(name)
-            .one(&write.txn)
-            .await?
-            .ok_or_else(|| DbErr::RecordNotFound("a worker that was written".to_owned()))?;
         let answer = from_row(row, slots_taken)?;
         write.finish(answer).await
     }
@@ -244,9 +245,10 @@ pub(super) async fn is_online(
     silence: Duration,
     now: Timestamp,
 ) -> Result<bool, DbErr> {
-    let row = worker::Entity::find_by_id(name).one(db).await?;
-    let row = row.map(|row| from_row(row, 0)).transpose()?;
-    Ok(row.is_some_and(|row| row.is_online(silence, now)))
+    let heard = worker::Entity::find_by_id(name)
+        .filter(worker::Column::Session.is_not_null())
+        .filter(worker::Column::HeardAt.gte(now.before(silence).micros()));
+    Ok(heard.count(db).await? > 0)
 }
 
 /// What a worker is when a session of it speaks.
