@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use crate::docker::Engine;
+use crate::{docker::Engine, residue::StepProcesses};
 
 /// What is known of the engine; it answered when the worker began.
 #[derive(Debug)]
@@ -38,14 +38,21 @@ impl EngineWatch {
         let _ = self.answers.subscribe().wait_for(|answers| *answers).await;
     }
 
-    /// Asks the engine whenever it is suspected, until it answers.
-    pub(crate) async fn run(&self, engine: &Engine) {
+    /// Asks the engine whenever it is suspected, until it answers and what it has left behind is ended.
+    pub(crate) async fn run(&self, engine: &Engine, processes: Option<&StepProcesses>) {
+        let end_orphans = async || {
+            if let Some(processes) = processes {
+                processes.end_orphans().await;
+            }
+        };
         loop {
             self.suspected.notified().await;
             while !matches!(tokio::time::timeout(Self::TIMEOUT, engine.info()).await, Ok(Ok(_))) {
                 tracing::warn!("the Docker Engine does not answer; no build is begun meanwhile");
+                end_orphans().await;
                 tokio::time::sleep(Self::POLL).await;
             }
+            end_orphans().await;
             self.answers.send_replace(true);
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! `session` holds the connection, `worker` what is held over it, `job` is one attempt at one build; `docker` is the engine,
 //! `output` turns its progress into events, `outbox` keeps them until they are durable, `lease` says when all work has to
-//! stop, `residue` sees whether it has.
+//! stop, `residue` sees whether it has, and ends what a killed engine has left behind.
 //!
 //! Invariants:
 //! - A build runs under a tag of its attempt; the image's own tag is set after the service has granted it.

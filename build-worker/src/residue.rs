@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// Looks at the processes of this host.
 #[derive(Clone, Debug)]
 pub(crate) struct StepProcesses {
@@ -34,6 +36,10 @@ impl StepProcesses {
     const SLACK: Duration = Duration::from_millis(50);
     /// `USER_HZ`, which Linux fixes for what it shows in /proc.
     const TICKS_A_SECOND: f64 = 100.0;
+    const END_LIMIT: Duration = Duration::from_secs(5);
+    const END_POLL: Duration = Duration::from_millis(20);
+    /// How many processes may be between a step's and the first of the host.
+    const LONGEST_DESCENT: usize = 1_000;
 
     pub(crate) fn of(engine_root: String) -> Self {
         Self { proc: PathBuf::from("/proc"), engine_root }
@@ -60,6 +66,75 @@ impl StepProcesses {
         }
         steps.retain(|_, first| first.started >= oldest);
         Ok(steps)
+    }
+
+    /// Ends the steps that no engine runs any more: they outlive one that is killed, and its successor does not know them.
+    pub(crate) async fn end_orphans(&self) {
+        let ending = async {
+            loop {
+                let processes = self.clone();
+                let ended = tokio::task::spawn_blocking(move || processes.kill_orphans());
+                match ended.await.map_err(io::Error::other)?? {
+                    0 => return Ok::<(), io::Error>(()),
+                    count => {
+                        tracing::warn!(count, "killed processes of builds that an engine has left behind")
+                    }
+                }
+                tokio::time::sleep(Self::END_POLL).await;
+            }
+        };
+        match tokio::time::timeout(Self::END_LIMIT, ending).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "cannot end what an engine has left behind"),
+            Err(_) => tracing::warn!("what an engine has left behind does not end"),
+        }
+    }
+
+    /// Kills every process of such a step. Answers how many there were.
+    pub(crate) fn kill_orphans(&self) -> io::Result<usize> {
+        let mut ended = 0;
+        for entry in fs::read_dir(&self.proc)? {
+            let process = entry?.path();
+            if !self.is_orphan(&process) {
+                continue;
+            }
+            let pid = process.file_name().and_then(|name| Pid::from_raw(name.to_str()?.parse().ok()?));
+            if let Some(pid) = pid {
+                match kill_process(pid, Signal::KILL) {
+                    // It has just ended by itself.
+                    Ok(()) | Err(rustix::io::Errno::SRCH) => ended += 1,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(ended)
+    }
+
+    /// Whether a process certainly belongs to a step of this engine, and has no engine above it.
+    fn is_orphan(&self, process: &Path) -> bool {
+        let contains = |file: &str, part: &str| {
+            fs::read_to_string(process.join(file)).is_ok_and(|text| text.contains(part))
+        };
+        !self.engine_root.is_empty()
+            && contains("cgroup", "/buildkit/")
+            && contains("mountinfo", &format!("{}/", self.engine_root))
+            && self.has_engine_above(process) == Some(false)
+    }
+
+    /// Whether a process descends from a dockerd; `None` when one between them has just ended.
+    fn has_engine_above(&self, process: &Path) -> Option<bool> {
+        let mut stat = fs::read_to_string(process.join("stat")).ok()?;
+        for _ in 0..Self::LONGEST_DESCENT {
+            let parent = parent(&stat)?;
+            if parent <= 1 {
+                return Some(false);
+            }
+            stat = fs::read_to_string(self.proc.join(parent.to_string()).join("stat")).ok()?;
+            if stat.contains("(dockerd)") {
+                return Some(true);
+            }
+        }
+        None
     }
 
     /// The step that a process belongs to, if it belongs to one of this engine.
@@ -92,6 +167,12 @@ fn first_number(text: &str) -> Option<f64> {
     text.split_whitespace().next()?.parse().ok()
 }
 
+/// The process that has started one, or else adopted it: the 4th field.
+fn parent(stat: &str) -> Option<u32> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// When a process was started: the 22nd field, after a name that may hold anything.
 fn start_ticks(stat: &str) -> Option<f64> {
     let (_, fields) = stat.rsplit_once(')')?;
@@ -102,12 +183,16 @@ fn start_ticks(stat: &str) -> Option<f64> {
 mod tests {
     use super::*;
 
+    fn stat(pid: u32, name: &str, parent: u32, start_ticks: u32) -> String {
+        format!("{pid} ({name}) S {parent} {} {start_ticks} 0\n", "0 ".repeat(17))
+    }
+
     fn process(proc: &Path, pid: u32, cgroup: &str, start_ticks: u32, mounts: &str) {
         let dir = proc.join(pid.to_string());
         let write = |name: &str, text: String| fs::write(dir.join(name), text).expect("a file");
         fs::create_dir(&dir).expect("a directory");
         write("cgroup", format!("8:pids:{cgroup}\n0::{cgroup}\n"));
-        write("stat", format!("{pid} (a ) b) S 1 {} {start_ticks} 0\n", "0 ".repeat(17)));
+        write("stat", stat(pid, "a ) b", 1, start_ticks));
         write("mountinfo", format!("75 50 0:39 / / rw - overlay overlay rw,{mounts}\n"));
         write("cmdline", format!("run\0{pid}\0"));
     }
@@ -133,6 +218,33 @@ mod tests {
         assert_eq!(found(3), [""; 0]);
         assert_eq!(found(10), ["run 12"]);
         assert_eq!(found(1_000), ["run 12", "run 10"]);
+    }
+
+    #[test]
+    fn a_step_without_an_engine_above_it_is_an_orphan() {
+        let proc = tempfile::tempdir().expect("a directory");
+        let path = proc.path();
+        let ours = "upperdir=/var/lib/docker/overlay2/x/diff";
+        let add = |pid: u32, name: &str, parent: u32, cgroup: &str, mounts: &str| {
+            process(path, pid, cgroup, 0, mounts);
+            fs::write(path.join(pid.to_string()).join("stat"), stat(pid, name, parent, 0)).expect("a file");
+        };
+        add(10, "dockerd", 1, "/system.slice", "");
+        add(11, "runc", 10, "/system.slice", "");
+        add(12, "sh", 11, "/docker/buildkit/running", ours);
+        add(13, "sleep", 12, "/docker/buildkit/running", ours);
+        add(20, "sh", 1, "/docker/buildkit/left", ours);
+        add(21, "sleep", 20, "/docker/buildkit/left", ours);
+        add(22, "sleep", 1, "/docker/buildkit/left", "upperdir=/var/lib/docker2/overlay2/x/diff");
+        add(23, "sleep", 1, "/docker/another", ours);
+        add(24, "sleep", 99, "/docker/buildkit/left", ours);
+        let orphans = |root: &str| -> Vec<u32> {
+            let processes = StepProcesses { proc: path.to_owned(), engine_root: root.to_owned() };
+            let is_orphan = |pid: &u32| processes.is_orphan(&path.join(pid.to_string()));
+            [10, 11, 12, 13, 20, 21, 22, 23, 24].into_iter().filter(is_orphan).collect()
+        };
+        assert_eq!(orphans("/var/lib/docker"), [20, 21]);
+        assert_eq!(orphans(""), [0; 0], "of an engine whose directory is not known none is certain");
     }
 
     #[test]

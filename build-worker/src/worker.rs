@@ -86,8 +86,8 @@ impl Worker {
     /// Serves builds until shutdown; then finishes what runs within the grace, and hands back the rest.
     pub(crate) async fn run(&self, shutdown: CancellationToken) {
         tokio::select! {
-            () = self.stay_connected() => {}
-            () = self.engine_watch.run(&self.engine) => {}
+            () = self.begin() => {}
+            () = self.engine_watch.run(&self.engine, self.processes.as_ref()) => {}
             () = self.drain(shutdown) => {}
         }
         self.tasks.close();
@@ -96,6 +96,14 @@ impl Worker {
                 "some builds did not end in time; the engine stops them when their connections close"
             );
         }
+    }
+
+    /// Ends what the engine has left behind, and then serves.
+    async fn begin(&self) {
+        if let Some(processes) = &self.processes {
+            processes.end_orphans().await;
+        }
+        self.stay_connected().await;
     }
 
     /// Connects again and again, with a growing pause.

@@ -136,7 +136,11 @@ impl Job {
         let Some(processes) = self.processes.clone().filter(|_| !ours.is_empty()) else {
             return Ok(BTreeMap::new());
         };
-        let look = move || processes.younger_than(begun.elapsed());
+        let look = move || {
+            // An engine that was killed stops nothing more.
+            processes.kill_orphans()?;
+            processes.younger_than(begun.elapsed())
+        };
         let mut found = tokio::task::spawn_blocking(look).await.map_err(io::Error::other)??;
         found.retain(|_, process| ours.iter().any(|step| process.may_be_of(step)));
         Ok(found)
