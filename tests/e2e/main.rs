@@ -8,6 +8,7 @@ mod access;
 mod actor;
 mod answers;
 mod authentication;
+mod base_image;
 mod cancelling;
 mod client;
 mod consistency;

@@ -14,8 +14,8 @@ use bollard::{
     API_DEFAULT_VERSION, Docker,
     models::ContainerCreateBody,
     query_parameters::{
-        CreateContainerOptionsBuilder, CreateImageOptionsBuilder, ListImagesOptionsBuilder,
-        LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, StartContainerOptions,
+        CreateContainerOptionsBuilder, ListImagesOptionsBuilder, LogsOptionsBuilder,
+        RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, StartContainerOptions,
         WaitContainerOptions,
     },
 };
@@ -24,6 +24,7 @@ use proto::images::{BuildErrorKind, BuildState, ImageStatus};
 
 use crate::{
     answers::{assert_gapless, lines},
+    base_image,
     client::{Client, image},
     stack::{LIMIT, Service, Worker},
 };
@@ -50,35 +51,8 @@ impl Real {
         let service = Service::start().await?;
         let worker = Worker::start(&service, &format!("w-{run}"), &docker_host).await?;
         let real = Self { docker, run, service, _worker: worker };
-        real.import_base().await?;
+        base_image::import(&real.docker, &real.base()).await?;
         Ok(real)
-    }
-
-    /// Makes an image of the host's static busybox.
-    async fn import_base(&self) -> anyhow::Result<()> {
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"]
-            .iter()
-            .find_map(|path| fs::read(path).ok())
-            .context("the tests need a static busybox: run them by tests/run")?;
-        let mut archive = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_gnu();
-        header.set_size(busybox.len() as u64);
-        header.set_mode(0o755);
-        archive.append_data(&mut header, "bin/busybox", busybox.as_slice())?;
-        let mut link = tar::Header::new_gnu();
-        link.set_entry_type(tar::EntryType::Symlink);
-        link.set_size(0);
-        archive.append_link(&mut link, "bin/sh", "busybox")?;
-        let archive = archive.into_inner()?;
-        let (name, tag) =
-            self.base().split_once(':').map(|(n, t)| (n.to_owned(), t.to_owned())).context("a tag")?;
-        let options = CreateImageOptionsBuilder::new().from_src("-").repo(&name).tag(&tag).build();
-        let mut importing =
-            self.docker.create_image(Some(options), Some(bollard::body_full(archive.into())), None);
-        while let Some(progress) = importing.next().await {
-            progress?;
-        }
-        Ok(())
     }
 
     fn base(&self) -> String {
