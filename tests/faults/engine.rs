@@ -1,0 +1,153 @@
+//! Docker Engines of the test's own, and what their builds leave on the host.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use bollard::{API_DEFAULT_VERSION, Docker, query_parameters::ListImagesOptionsBuilder};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{
+    base_image,
+    process::{Program, bound_to_test},
+    stack::{LIMIT, eventually},
+};
+
+/// The image with a shell that every engine has.
+pub(crate) const BASE: &str = "trailer-test/base:latest";
+
+/// A dockerd that shares no directory, network or mount with any other.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    dockerd: Program,
+    directory: PathBuf,
+    docker: Docker,
+}
+
+/// A process of a step of some build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StepProcess {
+    pub(crate) pid: i32,
+    pub(crate) command: String,
+}
+
+impl Engine {
+    /// Starts an engine in a directory of its own below `directory`, with the base image.
+    pub(crate) async fn start(directory: &Path, name: &str) -> anyhow::Result<Self> {
+        let own = directory.join(name);
+        fs::create_dir(&own)?;
+        let path = |part: &str| own.join(part).display().to_string();
+        // Namespaces of its own: its bridge and its mounts are gone with it, even when it is killed.
+        let mut command = ["unshare", "--net", "--mount"].map(ToOwned::to_owned).to_vec();
+        command.extend(bound_to_test());
+        command.extend(
+            ["dockerd", "--log-level=warn", "--iptables=false", "--ip-masq=false"].map(ToOwned::to_owned),
+        );
+        for (flag, part) in [("data-root", "data"), ("exec-root", "exec"), ("pidfile", "pid")] {
+            command.push(format!("--{flag}={}", path(part)));
+        }
+        let socket = path("docker.sock");
+        command.push(format!("--host=unix://{socket}"));
+        let mut dockerd = Program::start(directory, name, command)?;
+        let begun = Instant::now();
+        while !Path::new(&socket).exists() {
+            dockerd.require_life().context("the tests need root and a dockerd: run them by tests/run")?;
+            anyhow::ensure!(begun.elapsed() < LIMIT, "dockerd does not listen:\n{}", dockerd.told());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let docker = Docker::connect_with_unix(&socket, 60, API_DEFAULT_VERSION)?;
+        let mut engine = Self { dockerd, directory: own, docker };
+        engine.answers().await?;
+        base_image::import(&engine.docker, BASE).await?;
+        Ok(engine)
+    }
+
+    pub(crate) fn host(&self) -> String {
+        format!("unix://{}", self.directory.join("docker.sock").display())
+    }
+
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        self.dockerd.kill()
+    }
+
+    /// Starts it after it was killed, and does not wait until it answers.
+    pub(crate) async fn start_again(&mut self) -> anyhow::Result<()> {
+        // The number in it may be another process' by now.
+        fs::remove_file(self.directory.join("pid")).context("the file of an engine that was killed")?;
+        // Its containerd ends with it, but a dockerd that is too quick takes it for one that goes on.
+        if let Ok(pid) = fs::read_to_string(self.directory.join("exec/containerd/containerd.pid")) {
+            let process = Path::new("/proc").join(pid.trim());
+            eventually("containerd ends", || !process.exists()).await?;
+        }
+        self.dockerd.start_again()
+    }
+
+    /// Waits until it answers.
+    pub(crate) async fn answers(&mut self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while self.docker.ping().await.is_err() {
+            self.dockerd.require_life()?;
+            anyhow::ensure!(begun.elapsed() < LIMIT, "dockerd does not answer:\n{}", self.dockerd.told());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// The id of the image of that name.
+    pub(crate) async fn image_id(&self, reference: &str) -> Option<String> {
+        self.docker.inspect_image(reference).await.ok()?.id
+    }
+
+    /// The tags of its images that contain a text.
+    pub(crate) async fn tags_with(&self, text: &str) -> anyhow::Result<Vec<String>> {
+        let images = self.docker.list_images(Some(ListImagesOptionsBuilder::new().build())).await?;
+        Ok(images.into_iter().flat_map(|image| image.repo_tags).filter(|tag| tag.contains(text)).collect())
+    }
+
+    /// The processes on this host of its builds' steps.
+    pub(crate) fn step_processes(&self) -> Vec<StepProcess> {
+        step_processes(&self.directory)
+    }
+
+    /// Waits until a step whose command contains a text has a process.
+    pub(crate) async fn runs(&self, text: &str) -> anyhow::Result<()> {
+        let is_ours = |process: &StepProcess| process.command.contains(text);
+        eventually("the step runs", || self.step_processes().iter().any(is_ours)).await.map(|_| ())
+    }
+
+    /// Waits until no step has a process; how long that took.
+    pub(crate) async fn runs_nothing(&self) -> anyhow::Result<Duration> {
+        eventually("no process of a step is left", || self.step_processes().is_empty()).await
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // Steps outlive an engine that is killed.
+        let _ = self.dockerd.kill();
+        for process in step_processes(&self.directory) {
+            if let Some(pid) = Pid::from_raw(process.pid) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+}
+
+fn step_processes(directory: &Path) -> Vec<StepProcess> {
+    let directory = directory.display().to_string();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let of_step = |entry: fs::DirEntry| {
+        // A process may end while it is looked at.
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let read = |file: &str| fs::read(entry.path().join(file)).ok();
+        let text = |file: &str| Some(String::from_utf8_lossy(&read(file)?).replace('\0', " "));
+        let is_step = text("cgroup")?.contains("/buildkit/") && text("mountinfo")?.contains(&directory);
+        // One that has ended and is not yet collected has no arguments.
+        let command = text("cmdline").filter(|command| !command.is_empty())?;
+        is_step.then_some(StepProcess { pid, command })
+    };
+    processes.filter_map(of_step).collect()
+}

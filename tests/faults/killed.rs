@@ -1,0 +1,110 @@
+//! A worker or an engine that is killed in the middle of a build: the build begins anew, and nothing of before goes on.
+
+use std::time::{Duration, Instant};
+
+use proto::images::{Build, BuildState};
+
+use crate::{
+    answers::lines,
+    client::{Client, image},
+    engine::{BASE, Engine},
+    stack::{Service, Worker, counted, counting, directory, ended, eventually, last_attempt, watch},
+};
+
+/// How long it may take until what is left of a build is gone.
+const GONE: Duration = Duration::from_secs(10);
+
+/// An image whose step would go on for longer than any test.
+async fn sleepy(alice: &Client) -> anyhow::Result<(String, Build)> {
+    let unique = uuid::Uuid::new_v4().simple();
+    let text = format!("FROM {BASE}\nENV UNIQUE={unique}\nRUN echo begun; /bin/busybox sleep 300");
+    let (image, build) = alice.create(image("Sleepy", &text)).await?;
+    Ok((image.id, build))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_killed_leaves_nothing_running_and_begins_anew() -> anyhow::Result<()> {
+    let directory = directory()?;
+    let service = Service::start(directory.path(), &[]).await?;
+    let alice = service.builder("alice");
+    let engine = Engine::start(directory.path(), "e1").await?;
+    let mut worker = Worker::start(directory.path(), &service, service.addr, "w1", &engine, 2)?;
+    let (asleep, sleeping) = sleepy(&alice).await?;
+    let (_, build) = alice.create(image("Counting", &counting(20, "0.1"))).await?;
+    let watching = watch(&alice, &build.id);
+    for build in [&sleeping, &build] {
+        alice.until(&build.id, |build| build.log_bytes > 0).await?;
+    }
+    engine.runs("sleep 300").await?;
+    worker.kill()?;
+    let gone = engine.runs_nothing().await?;
+    assert!(gone < GONE, "{gone:?}");
+
+    let begun = Instant::now();
+    worker.start_again()?;
+    let again = alice.until(&sleeping.id, |build| build.attempt == 2).await?;
+    assert!(begun.elapsed() < GONE, "without waiting for the lease: {:?}", begun.elapsed());
+    assert_eq!(again.failures, 1);
+    let events = ended(watching, GONE * 3).await?;
+    assert_eq!(lines(last_attempt(&events)), counted(20));
+    let counted = alice.get_build(&build.id).await?;
+    assert_eq!((counted.state(), counted.attempt, counted.failures), (BuildState::Succeeded, 2, 1));
+    engine.runs("sleep 300").await?;
+    alice.cancel(&asleep).await?;
+    let cancelled = alice.finished(&sleeping.id).await?;
+    assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, true));
+    assert_eq!(engine.step_processes(), []);
+    assert_eq!(engine.tags_with("trailer-attempt/").await?, [""; 0]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_is_killed_leaves_nothing_running() -> anyhow::Result<()> {
+    let directory = directory()?;
+    let service = Service::start(directory.path(), &[]).await?;
+    let alice = service.builder("alice");
+    let mut engine = Engine::start(directory.path(), "e1").await?;
+    let _worker = Worker::start(directory.path(), &service, service.addr, "w1", &engine, 2)?;
+    let (asleep, sleeping) = sleepy(&alice).await?;
+    engine.runs("sleep 300").await?;
+    engine.kill()?;
+    let before = engine.step_processes();
+    let waiting = alice.until(&sleeping.id, |build| build.failures == 1).await?;
+    assert!(matches!(waiting.state(), BuildState::Queued | BuildState::Claimed), "{waiting:?}");
+    engine.start_again().await?;
+    engine.answers().await?;
+    let begun = Instant::now();
+    eventually("what ran before is gone", || {
+        engine.step_processes().iter().all(|process| !before.contains(process))
+    })
+    .await?;
+    assert!(begun.elapsed() < GONE, "{:?}", begun.elapsed());
+    engine.runs("sleep 300").await?;
+    alice.cancel(&asleep).await?;
+    let cancelled = alice.finished(&sleeping.id).await?;
+    assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, true));
+    assert_eq!(engine.step_processes(), []);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_engine_left_behind_goes_when_a_worker_begins() -> anyhow::Result<()> {
+    let directory = directory()?;
+    let service = Service::start(directory.path(), &[]).await?;
+    let alice = service.builder("alice");
+    let mut engine = Engine::start(directory.path(), "e1").await?;
+    let mut worker = Worker::start(directory.path(), &service, service.addr, "w1", &engine, 2)?;
+    let (asleep, _) = sleepy(&alice).await?;
+    engine.runs("sleep 300").await?;
+    // As when a host loses both at once.
+    engine.kill()?;
+    worker.kill()?;
+    alice.cancel(&asleep).await?;
+    assert!(!engine.step_processes().is_empty(), "nobody has ended them");
+    engine.start_again().await?;
+    engine.answers().await?;
+    worker.start_again()?;
+    let gone = engine.runs_nothing().await?;
+    assert!(gone < GONE, "{gone:?}");
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! A Postgres server of the test's own.
+
+use std::{
+    os::unix::fs::chown,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use sea_orm::Database;
+use tempfile::TempDir;
+
+use crate::{
+    process::{Program, bound_to_test},
+    stack::LIMIT,
+};
+
+/// A server that listens in a directory of its own.
+#[derive(Debug)]
+pub(crate) struct Postgres {
+    pub(crate) program: Program,
+    directory: TempDir,
+}
+
+impl Postgres {
+    /// Starts the newest server of this host, as its user `postgres`: it refuses root.
+    pub(crate) async fn start() -> anyhow::Result<Self> {
+        let bin = newest()?;
+        let id = |flag: &str| -> anyhow::Result<u32> {
+            let told = Command::new("id").args([flag, "postgres"]).output()?.stdout;
+            String::from_utf8(told)?.trim().parse().context("the user postgres is missing")
+        };
+        let (user, group) = (id("-u")?, id("-g")?);
+        let directory = tempfile::Builder::new().prefix("trailer-postgres.").tempdir_in("/tmp")?;
+        chown(directory.path(), Some(user), Some(group))?;
+        let data = directory.path().join("data").display().to_string();
+        let mut command = bound_to_test().to_vec();
+        command.extend([format!("--reuid={user}"), format!("--regid={group}"), "--clear-groups".to_owned()]);
+        let mut initdb = Command::new(&command[0]);
+        initdb.args(&command[1..]).arg(bin.join("initdb")).current_dir(directory.path());
+        initdb.args(["--auth=trust", "--encoding=UTF8", "--no-sync", "--locale=C.UTF-8", "-D", &data]);
+        let made = initdb.output()?;
+        anyhow::ensure!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        let socket = format!("unix_socket_directories={}", directory.path().display());
+        let postgres = bin.join("postgres").display().to_string();
+        command.extend(
+            [&postgres, "-D", &data, "-c", "listen_addresses=", "-c", &socket].map(ToOwned::to_owned),
+        );
+        let program = Program::start(directory.path(), "postgres", command)?;
+        let mut postgres = Self { program, directory };
+        postgres.answers().await?;
+        Ok(postgres)
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("postgres:///postgres?host={}&port=5432&user=postgres", self.directory.path().display())
+    }
+
+    pub(crate) async fn start_again(&mut self) -> anyhow::Result<()> {
+        self.program.start_again()?;
+        self.answers().await
+    }
+
+    async fn answers(&mut self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while Database::connect(self.url()).await.is_err() {
+            self.program.require_life()?;
+            anyhow::ensure!(begun.elapsed() < LIMIT, "Postgres does not answer:\n{}", self.program.told());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+}
+
+/// The directory of the newest server's programs, where Debian puts them.
+fn newest() -> anyhow::Result<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let numbers = versions.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let newest = numbers.max().context("the tests need a Postgres: run them by tests/run")?;
+    Ok(Path::new("/usr/lib/postgresql").join(newest.to_string()).join("bin"))
+}

@@ -1,0 +1,156 @@
+//! A program as a child process: killed, stopped and started again by the test.
+
+use std::{
+    env, fmt, fs,
+    fs::OpenOptions,
+    io,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    time::Instant,
+};
+
+use anyhow::Context as _;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::stack::LIMIT;
+
+/// A program that ends with the test, however that ends.
+#[derive(Debug)]
+pub(crate) struct Program {
+    name: String,
+    command: Vec<String>,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Program {
+    /// Starts `command`; what it prints is added to a file of its name in `directory`.
+    ///
+    /// To be called on the thread of the test itself, not within a task: the kernel ends the program with the thread that has
+    /// started it, so that a test that is killed leaves nothing behind.
+    pub(crate) fn start(
+        directory: &Path,
+        name: &str,
+        command: impl IntoIterator<Item = impl fmt::Display>,
+    ) -> anyhow::Result<Self> {
+        let mut program = Self {
+            name: name.to_owned(),
+            command: command.into_iter().map(|part| part.to_string()).collect(),
+            log: directory.join(format!("{name}.log")),
+            child: None,
+        };
+        program.start_again()?;
+        Ok(program)
+    }
+
+    /// Starts it as before; it must not be running.
+    pub(crate) fn start_again(&mut self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.child.is_none(), "{} is running", self.name);
+        let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let (program, arguments) = self.command.split_first().context("a command")?;
+        let child = Command::new(program)
+            .args(arguments)
+            .env("RUST_LOG", "info,build_worker=debug")
+            .env("BUILDKIT_STEP_LOG_MAX_SIZE", "1073741824")
+            .env("BUILDKIT_STEP_LOG_MAX_SPEED", "921600")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {program}: the tests need root, run them by tests/run"))?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Kills it, as `kill -9` does, and waits until it is gone.
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        let mut child = self.child.take().with_context(|| format!("{} is not running", self.name))?;
+        child.kill()?;
+        let ended = child.wait()?;
+        anyhow::ensure!(
+            ended.code().is_none(),
+            "{} had ended by itself: {ended}\n{}",
+            self.name,
+            self.told()
+        );
+        Ok(())
+    }
+
+    /// Sends it a signal that it ends by, and waits until it has.
+    pub(crate) async fn end(&mut self, signal: Signal) -> anyhow::Result<()> {
+        self.signal(signal)?;
+        let mut child = self.child.take().context("it is running")?;
+        let begun = Instant::now();
+        while child.try_wait()?.is_none() {
+            anyhow::ensure!(begun.elapsed() < LIMIT, "{} does not end", self.name);
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let child = self.child.as_ref().with_context(|| format!("{} is not running", self.name))?;
+        Ok(kill_process(Pid::from_child(child), signal)?)
+    }
+
+    /// Fails when it has ended by itself.
+    pub(crate) fn require_life(&mut self) -> anyhow::Result<()> {
+        let child = self.child.as_mut().with_context(|| format!("{} is not running", self.name))?;
+        if let Some(ended) = child.try_wait()? {
+            anyhow::bail!("{} has ended by itself: {ended}\n{}", self.name, self.told());
+        }
+        Ok(())
+    }
+
+    /// The end of what it has printed.
+    pub(crate) fn told(&self) -> String {
+        const LINES: usize = 40;
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let from = log.lines().count().saturating_sub(LINES);
+        log.lines().skip(from).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the end of what {} has printed:\n{}", self.name, self.told());
+        }
+        if let Some(mut child) = self.child.take() {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// What a command begins with that ends with the thread that has started it.
+pub(crate) fn bound_to_test() -> [String; 3] {
+    ["setpriv", "--pdeathsig", "KILL"].map(ToOwned::to_owned)
+}
+
+/// The path of a program of this workspace, beside the test's own. Built before if cargo runs the test, for cargo builds the
+/// programs of other packages for no test.
+pub(crate) fn program(name: &str) -> anyhow::Result<String> {
+    static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
+    let test = env::current_exe()?;
+    let directory = test.parent().and_then(Path::parent).context("a test lies in target/<profile>/deps")?;
+    let built = BUILT.get_or_init(|| {
+        let Some(cargo) = env::var_os("CARGO") else { return Ok(()) };
+        let mut command = Command::new(cargo);
+        command.args(["build", "--workspace", "--bins", "--locked", "--quiet"]);
+        command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        if directory.ends_with("release") {
+            command.arg("--release");
+        }
+        let built = command.status();
+        let is_built = built.as_ref().is_ok_and(std::process::ExitStatus::success);
+        if is_built { Ok(()) } else { Err(format!("cannot build the programs: {built:?}")) }
+    });
+    built.clone().map_err(anyhow::Error::msg)?;
+    let path = directory.join(name);
+    let is_there = path.try_exists()?;
+    anyhow::ensure!(is_there, "{} is missing: cargo build --workspace --bins", path.display());
+    path.into_os_string().into_string().map_err(|_| io::Error::other("a path in UTF-8").into())
+}

@@ -1,0 +1,213 @@
+//! Both services as programs, each at an address that it keeps when it is started again.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use image_service::{Role, TokenKeys};
+use proto::{
+    images::{BuildEvent, BuildState},
+    watch::BuildWatch,
+};
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::{net::TcpStream, task::JoinHandle};
+use tonic::Status;
+
+use crate::{
+    answers::{assert_gapless, states},
+    client::{Client, client},
+    engine::{BASE, Engine},
+    process::{Program, bound_to_test, program},
+};
+
+/// How long anything may take that should take a moment.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// Flags of image-service for which workers lose what they hold soon.
+pub(crate) const SHORT_LEASE: [&str; 10] = [
+    "--heartbeat",
+    "300ms",
+    "--offline-after",
+    "1500ms",
+    "--stop-after",
+    "3s",
+    "--stop-within",
+    "3s",
+    "--lease",
+    "7s",
+];
+
+/// An image-service.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) addr: SocketAddr,
+    data: PathBuf,
+    keys: TokenKeys,
+    program: Program,
+}
+
+/// A build-worker.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) program: Program,
+}
+
+/// Where the services and the engines of one test keep everything.
+pub(crate) fn directory() -> anyhow::Result<TempDir> {
+    Ok(tempfile::Builder::new().prefix("trailer-faults.").tempdir_in("/tmp")?)
+}
+
+impl Service {
+    /// Starts a service with further flags of `image-service serve`.
+    pub(crate) async fn start(directory: &Path, flags: &[&str]) -> anyhow::Result<Self> {
+        // All of 127.0.0.0/8 is this host. Nobody else takes the port while the service is away, and no client connects to
+        // itself meanwhile, as can happen at a port that is handed out to clients.
+        let [_, a, b, c] = fastrand::u32(..).to_be_bytes();
+        let addr = SocketAddr::from((Ipv4Addr::new(127, a | 1, b, c | 1), 50051));
+        let data = directory.join("data");
+        let keys = TokenKeys::open(&data)?;
+        let fixed = ["serve", "--listen", &addr.to_string(), "--data-dir", &data.display().to_string()]
+            .map(ToOwned::to_owned);
+        let command = bound_to_test()
+            .into_iter()
+            .chain([program("image-service")?])
+            .chain(fixed)
+            .chain(flags.iter().map(|&flag| flag.to_owned()));
+        let program = Program::start(directory, "image-service", command)?;
+        let mut service = Self { addr, data, keys, program };
+        service.answers().await?;
+        Ok(service)
+    }
+
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        self.program.kill()
+    }
+
+    pub(crate) fn start_again(&mut self) -> anyhow::Result<()> {
+        self.program.start_again()
+    }
+
+    /// Waits until it accepts connections.
+    pub(crate) async fn answers(&mut self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while TcpStream::connect(self.addr).await.is_err() {
+            self.program.require_life()?;
+            anyhow::ensure!(begun.elapsed() < LIMIT, "it does not listen:\n{}", self.program.told());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// A caller that may create images.
+    pub(crate) fn builder(&self, subject: &str) -> Client {
+        client(self.addr, &self.token(subject, Role::Builder))
+    }
+
+    pub(crate) fn database_file(&self) -> PathBuf {
+        self.data.join("catalogue.sqlite")
+    }
+
+    fn token(&self, subject: &str, role: Role) -> String {
+        self.keys.mint(subject, &[role], Duration::from_secs(3600)).expect("the subject is printable")
+    }
+}
+
+impl Worker {
+    /// Starts a worker of a service that is reached at `server`.
+    pub(crate) fn start(
+        directory: &Path,
+        service: &Service,
+        server: SocketAddr,
+        name: &str,
+        engine: &Engine,
+        slots: u16,
+    ) -> anyhow::Result<Self> {
+        let token_file = directory.join(format!("{name}.token"));
+        std::fs::write(&token_file, service.token(name, Role::Worker))?;
+        let flags = [
+            ("server", format!("http://{server}")),
+            ("token-file", token_file.display().to_string()),
+            ("name", name.to_owned()),
+            ("listen", "127.0.0.1:0".to_owned()),
+            ("docker-host", engine.host()),
+            ("slots", slots.to_string()),
+        ];
+        let command = bound_to_test()
+            .into_iter()
+            .chain([program("build-worker")?])
+            .chain(flags.into_iter().map(|(flag, value)| format!("--{flag}={value}")));
+        Ok(Self { program: Program::start(directory, name, command)? })
+    }
+
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        self.program.kill()
+    }
+
+    pub(crate) fn start_again(&mut self) -> anyhow::Result<()> {
+        self.program.start_again()
+    }
+
+    /// Stops the process for a while, as a host does that is suspended.
+    pub(crate) fn pause(&self) -> anyhow::Result<()> {
+        self.program.signal(Signal::STOP)
+    }
+
+    pub(crate) fn resume(&self) -> anyhow::Result<()> {
+        self.program.signal(Signal::CONT)
+    }
+}
+
+/// A Dockerfile with a step that prints the numbers from 1 to `count`, with pauses, and is like no other test's.
+pub(crate) fn counting(count: u32, pause: &str) -> String {
+    let unique = uuid::Uuid::new_v4().simple().to_string();
+    format!(
+        "FROM {BASE}\nENV UNIQUE={unique}\nRUN i=0; while [ $i -lt {count} ]; do i=$((i+1)); echo $i; /bin/busybox sleep {pause}; done"
+    )
+}
+
+/// What such a step prints.
+pub(crate) fn counted(count: u32) -> Vec<String> {
+    (1..=count).map(|i| i.to_string()).collect()
+}
+
+/// Waits until a condition of the host holds; how long that took.
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> anyhow::Result<Duration> {
+    let begun = Instant::now();
+    while !condition() {
+        anyhow::ensure!(begun.elapsed() < LIMIT, "{what}: not within {LIMIT:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(begun.elapsed())
+}
+
+/// Watches a build to its end, as a client does that goes on where it was when the service comes back.
+pub(crate) fn watch(client: &Client, build: &str) -> JoinHandle<Result<Vec<BuildEvent>, Status>> {
+    let mut watch = BuildWatch::new(client.builds.clone(), build.to_owned());
+    tokio::spawn(async move {
+        let mut events = Vec::new();
+        while let Some(event) = watch.next().await? {
+            events.push(event);
+        }
+        Ok(events)
+    })
+}
+
+/// What such a watch has brought; fails when the build does not end.
+pub(crate) async fn ended(
+    watch: JoinHandle<Result<Vec<BuildEvent>, Status>>,
+    limit: Duration,
+) -> anyhow::Result<Vec<BuildEvent>> {
+    let events = tokio::time::timeout(limit, watch).await.context("the build does not end")???;
+    assert_gapless(&events, 1);
+    Ok(events)
+}
+
+/// What happened in the last attempt.
+pub(crate) fn last_attempt(events: &[BuildEvent]) -> &[BuildEvent] {
+    let claimed = |event: &BuildEvent| states(std::slice::from_ref(event)) == [BuildState::Claimed];
+    &events[events.iter().rposition(claimed).unwrap_or(0)..]
+}
