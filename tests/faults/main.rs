@@ -20,4 +20,5 @@ mod postgres;
 mod process;
 #[path = "../e2e/proxy.rs"]
 mod proxy;
+mod seven;
 mod stack;
