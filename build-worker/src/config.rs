@@ -41,6 +41,15 @@ pub struct Config {
     #[arg(long, env = "TRAILER_LOG_LIMIT", default_value_t = 64 * 1024 * 1024)]
     pub log_limit: usize,
 
+    /// Where to keep what the service has not taken yet and memory cannot hold; made when missing. The default is
+    /// `trailer-spool-` with the worker's name in the system's directory for temporary files.
+    #[arg(long, env = "TRAILER_SPOOL_DIR")]
+    pub spool_dir: Option<PathBuf>,
+
+    /// How many bytes of one build to keep there at most; with 0 none are.
+    #[arg(long, env = "TRAILER_SPOOL_LIMIT", default_value_t = 256 * 1024 * 1024)]
+    pub spool_limit: u64,
+
     /// How long running builds may go on after SIGTERM before they are handed back.
     #[arg(long, env = "TRAILER_DRAIN_GRACE", default_value = "30s", value_parser = humantime::parse_duration)]
     pub drain_grace: Duration,
@@ -63,6 +72,19 @@ impl Config {
     pub(crate) fn label_map(&self) -> BTreeMap<String, String> {
         self.labels.iter().cloned().collect()
     }
+
+    pub(crate) fn spool_dir(&self) -> PathBuf {
+        const LONGEST: usize = 100;
+        self.spool_dir.clone().unwrap_or_else(|| {
+            let name: String = self.name.chars().take(LONGEST).map(safe_in_a_path).collect();
+            std::env::temp_dir().join(format!("trailer-spool-{name}"))
+        })
+    }
+}
+
+/// A name is any text. Two that become the same may share a directory.
+fn safe_in_a_path(character: char) -> char {
+    if character.is_ascii_alphanumeric() || "-_.".contains(character) { character } else { '_' }
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

@@ -6,9 +6,12 @@ use std::{
 };
 
 use proto::dispatch::Attempt;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use crate::{job::Control, outbox::Outbox};
+use crate::{
+    job::{Control, StopReason},
+    outbox::Outbox,
+};
 
 /// An attempt that this worker works on, or has reports of that are not durable.
 #[derive(Clone, Debug)]
@@ -23,6 +26,8 @@ pub(crate) struct Jobs {
     held: Mutex<HashMap<Attempt, Held>>,
     /// One has ended.
     removed: Notify,
+    /// One that the service still wants was given up.
+    given_up: watch::Sender<()>,
 }
 
 /// A job's entry, removed when the job ends, however it ends.
@@ -30,6 +35,26 @@ pub(crate) struct Jobs {
 pub(crate) struct Entry {
     jobs: Arc<Jobs>,
     attempt: Attempt,
+}
+
+impl Held {
+    /// Nobody wants the attempt any more: its work is to stop, and nothing more is reported of it.
+    pub(crate) fn fence(&self) {
+        self.outbox.drop_all();
+        self.control.stop(StopReason::Fenced);
+    }
+
+    /// Whether the attempt is only held until its work has stopped.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.outbox.is_dropped()
+    }
+}
+
+impl Entry {
+    /// See [`Jobs::give_up`].
+    pub(crate) fn give_up(&self) {
+        self.jobs.give_up(&self.attempt);
+    }
 }
 
 impl Drop for Entry {
@@ -48,6 +73,20 @@ impl Jobs {
         }
         held.insert(attempt.clone(), job);
         Some(Entry { jobs: Arc::clone(self), attempt })
+    }
+
+    /// Fences an attempt that the service still wants. The connection has to end, so that the next one is begun without it:
+    /// then the service queues the build again.
+    pub(crate) fn give_up(&self, attempt: &Attempt) {
+        if let Some(held) = self.held().get(attempt) {
+            held.fence();
+        }
+        self.given_up.send_replace(());
+    }
+
+    /// Changes whenever an attempt is given up from now on.
+    pub(crate) fn given_up(&self) -> watch::Receiver<()> {
+        self.given_up.subscribe()
     }
 
     pub(crate) fn all(&self) -> Vec<(Attempt, Held)> {

@@ -1,16 +1,18 @@
 //! The build worker of Trailer Images: takes builds from image-service and runs them on a Docker Engine.
 //!
 //! `session` holds the connection, `worker` what is held over it, `job` is one attempt at one build; `docker` is the engine,
-//! `output` turns its progress into events, `outbox` keeps them until they are durable, `lease` says when all work has to
-//! stop, `residue` sees whether it has, and ends what a killed engine has left behind.
+//! `output` turns its progress into events, `outbox` keeps them until they are durable, with a `spool` for what is too
+//! much for memory, `lease` says when all work has to stop, `residue` sees whether it has, and ends what a killed engine has
+//! left behind.
 //!
 //! Invariants:
 //! - A build runs under a tag of its attempt; the image's own tag is set after the service has granted it.
 //! - An event leaves the outbox when the service has acknowledged it, not when it was sent.
-//! - A full outbox stops the reading of the engine, not the memory of the host.
+//! - What the service has not acknowledged is in memory up to a bound, then on disk up to a bound; then the engine is read
+//!   no further.
 //! - A cancel is confirmed after the engine's answer has ended and no process of the build is left.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +22,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 pub use self::config::{Config, LogFormat};
 use self::{
     docker::{Engine, EngineInfo},
+    spool::{DiskSpool, Spool},
     worker::Worker,
 };
 
@@ -34,6 +37,7 @@ mod outbox;
 mod output;
 mod residue;
 mod session;
+mod spool;
 mod steps;
 mod worker;
 
@@ -42,6 +46,7 @@ mod worker;
 pub struct Bound {
     config: Config,
     engine: Engine,
+    spool: Arc<dyn Spool>,
     listener: TcpListener,
 }
 
@@ -70,8 +75,11 @@ pub async fn bind(config: Config) -> Result<Bound, WorkerError> {
         WorkerError::Config(format!("--token-file {}: {error}", config.token_file.display()))
     })?;
     let engine = Engine::new(&config.docker_host).map_err(|error| WorkerError::Config(error.to_string()))?;
+    let spool_dir = config.spool_dir();
+    let spool = DiskSpool::open(spool_dir.clone())
+        .map_err(|error| WorkerError::Config(format!("--spool-dir {}: {error}", spool_dir.display())))?;
     let listener = TcpListener::bind(config.listen).await?;
-    Ok(Bound { config, engine, listener })
+    Ok(Bound { config, engine, spool: Arc::new(spool), listener })
 }
 
 impl Bound {
@@ -100,7 +108,7 @@ impl Bound {
                 worker_ended.clone().cancelled_owned(),
             );
         let working = async {
-            work(self.config, self.engine, &reporter, shutdown).await;
+            work(self.config, self.engine, self.spool, &reporter, shutdown).await;
             worker_ended.cancel();
         };
         tokio::pin!(serving);
@@ -113,14 +121,20 @@ impl Bound {
     }
 }
 
-async fn work(config: Config, engine: Engine, reporter: &HealthReporter, shutdown: CancellationToken) {
+async fn work(
+    config: Config,
+    engine: Engine,
+    spool: Arc<dyn Spool>,
+    reporter: &HealthReporter,
+    shutdown: CancellationToken,
+) {
     let info = tokio::select! {
         () = shutdown.cancelled() => return,
         info = engine_info(&engine) => info,
     };
     tracing::info!(engine_version = info.version, "the Docker Engine answers");
     reporter.set_service_status("", ServingStatus::Serving).await;
-    let worker = Worker::new(config, engine, info);
+    let worker = Worker::new(config, engine, info, spool);
     let draining = async {
         shutdown.cancelled().await;
         reporter.set_service_status("", ServingStatus::NotServing).await;

@@ -1,56 +1,86 @@
-//! The reports of one attempt that are not acknowledged yet: numbered, bounded, sent again after a reconnect.
+//! The reports of one attempt that are not acknowledged yet: numbered, bounded, sent again after a reconnect. What memory
+//! cannot hold goes to a spool; when that is full too, the job waits.
 
 use std::{
-    collections::VecDeque,
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use prost_types::Timestamp;
 use proto::dispatch::{Attempt, Report, ReportEvent, report_event::Event};
-use tokio::sync::Notify;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+
+pub(crate) use self::backlog::Limits;
+use self::backlog::{Backlog, Batch, Task};
+use crate::spool::{Spool, SpoolFile};
+
+mod backlog;
 
 /// Where a job puts its events and the session takes them from.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     attempt: Attempt,
+    settings: Settings,
     state: Mutex<State>,
     /// There is room again.
     room: Notify,
     /// Everything is acknowledged, or the attempt was dropped.
     settled: Notify,
+    /// There may be something to do with the spool.
+    spool_due: Notify,
     /// There is something to send; shared by all jobs of the worker.
     ready: Arc<Notify>,
+}
+
+/// What the outboxes of a worker have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) spool: Arc<dyn Spool>,
+    pub(crate) limits: Limits,
+    /// The worker's clock.
+    pub(crate) now: fn() -> Timestamp,
 }
 
 /// The service needs reports that have been forgotten: the attempt can never be told to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Forgotten;
 
-#[derive(Debug, Default)]
+/// What is in the spool cannot be read back: the attempt can never be told to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unreadable;
+
+#[derive(Debug)]
 struct State {
-    waiting: VecDeque<ReportEvent>,
-    bytes: usize,
-    /// The number of the first of `waiting`.
-    first_sequence: i64,
-    /// How many of `waiting` have been sent over the present connection.
-    sent: usize,
+    backlog: Backlog,
     /// No more reports: they are of no use.
     dropped: bool,
 }
 
-impl Outbox {
-    /// How much a job may be ahead of the service before it stops reading from the engine.
-    const BYTES: usize = 4 * 1024 * 1024;
-    const REPORT_BYTES: usize = 256 * 1024;
-    const REPORT_EVENTS: usize = 2_048;
+impl Settings {
+    /// How much of an attempt is kept in memory, where the spool takes `spool_limit` bytes.
+    pub(crate) fn new(spool: Arc<dyn Spool>, spool_limit: u64) -> Self {
+        let limits =
+            Limits { window: 4 * 1024 * 1024, batch: 256 * 1024, newest: 1024 * 1024, spool: spool_limit };
+        Self { spool, limits, now: wall_clock }
+    }
+}
 
-    pub(crate) fn new(attempt: Attempt, ready: Arc<Notify>) -> Self {
+impl Outbox {
+    /// After how long a spool that could not be written to is tried again, if nothing in it was freed before.
+    const SPOOL_RETRY: Duration = Duration::from_secs(1);
+
+    pub(crate) fn new(attempt: Attempt, settings: Settings, ready: Arc<Notify>) -> Self {
         Self {
             attempt,
-            state: Mutex::new(State { first_sequence: 1, ..State::default() }),
+            state: Mutex::new(State { backlog: Backlog::new(settings.limits), dropped: false }),
+            settings,
             room: Notify::new(),
             settled: Notify::new(),
+            spool_due: Notify::new(),
             ready,
         }
     }
@@ -64,75 +94,47 @@ impl Outbox {
                 if state.dropped {
                     return;
                 }
-                if state.bytes < Self::BYTES {
-                    state.bytes += size(&event);
-                    state
-                        .waiting
-                        .push_back(ReportEvent { time: Some(at.unwrap_or_else(now)), event: Some(event) });
+                if state.backlog.has_room() {
+                    let time = Some(at.unwrap_or_else(self.settings.now));
+                    state.backlog.push(ReportEvent { time, event: Some(event) });
                     break;
                 }
             }
             room.await;
         }
         self.ready.notify_one();
+        self.spool_due.notify_one();
     }
 
     /// The next report to send, if there is one.
     pub(crate) fn next_report(&self) -> Option<Report> {
-        let mut state = self.state();
-        let mut bytes = 0;
-        let events: Vec<ReportEvent> = state
-            .waiting
-            .iter()
-            .skip(state.sent)
-            .take(Self::REPORT_EVENTS)
-            .take_while(|waiting| {
-                let fits = bytes < Self::REPORT_BYTES;
-                bytes += waiting.event.as_ref().map_or(0, size);
-                fits
-            })
-            .cloned()
-            .collect();
-        if events.is_empty() {
-            return None;
-        }
-        let first_sequence = state.first_sequence + i64::try_from(state.sent).unwrap_or(i64::MAX);
-        state.sent += events.len();
+        let (first_sequence, events) = self.state().backlog.next_report()?;
         Some(Report { attempt: Some(self.attempt.clone()), first_sequence, events })
     }
 
     /// Everything up to `sequence` is durable. An answer that acknowledges nothing new means that the service has missed
     /// something: it is sent again.
     ///
-    /// Fails when that is forgotten here already, for it was durable once: the service has been restored from a backup.
+    /// Fails when that is forgotten here already, for it was durable once: the service has been restored from a backup, or
+    /// its answer was overtaken by a later one.
     pub(crate) fn acknowledge(&self, sequence: i64) -> Result<(), Forgotten> {
         let mut state = self.state();
-        if sequence + 1 < state.first_sequence {
+        let backlog = &mut state.backlog;
+        if sequence + 1 < backlog.first_sequence() {
             return Err(Forgotten);
         }
-        if sequence < state.first_sequence && state.sent > 0 {
-            state.sent = 0;
-            self.ready.notify_one();
+        if sequence < backlog.first_sequence() && backlog.has_sent() {
+            backlog.unsend();
         }
-        while state.first_sequence <= sequence {
-            let Some(event) = state.waiting.pop_front() else {
-                break;
-            };
-            state.bytes -= event.event.as_ref().map_or(0, size);
-            state.first_sequence += 1;
-            state.sent = state.sent.saturating_sub(1);
-        }
-        self.room.notify_waiters();
-        if state.waiting.is_empty() {
-            self.settled.notify_waiters();
-        }
+        backlog.forget_until(sequence);
+        self.moved(&state);
         Ok(())
     }
 
     /// A new connection: everything that is not durable is to be sent again.
     pub(crate) fn rewind(&self, acknowledged: i64) -> Result<(), Forgotten> {
         self.acknowledge(acknowledged)?;
-        self.state().sent = 0;
+        self.state().backlog.unsend();
         self.ready.notify_one();
         Ok(())
     }
@@ -141,22 +143,110 @@ impl Outbox {
     pub(crate) fn drop_all(&self) {
         let mut state = self.state();
         state.dropped = true;
-        state.waiting.clear();
-        state.bytes = 0;
-        state.sent = 0;
-        self.room.notify_waiters();
-        self.settled.notify_waiters();
+        state.backlog.clear();
+        self.moved(&state);
+    }
+
+    /// Whether the attempt was dropped.
+    pub(crate) fn is_dropped(&self) -> bool {
+        self.state().dropped
     }
 
     /// Waits until everything is acknowledged.
     pub(crate) async fn settled(&self) {
         loop {
             let settled = self.settled.notified();
-            if self.state().waiting.is_empty() {
+            if self.state().backlog.is_empty() {
                 return;
             }
             settled.await;
         }
+    }
+
+    /// Brings events to the spool and back, for as long as it is polled: the job's task has to. What was written and is not
+    /// known to be whole was not taken out of memory, so a spool that fails is like one that is full.
+    pub(crate) async fn serve_spool(&self) -> Unreadable {
+        let mut file: Option<Box<dyn SpoolFile>> = None;
+        let mut rests_until = None;
+        let mut has_warned = false;
+        loop {
+            if !self.state().backlog.is_spooled() {
+                // Its space is given back.
+                file = None;
+            }
+            let task = self.state().backlog.next_task(rests_until.is_some());
+            match task {
+                Some(Task::Fetch(batch)) => {
+                    if let Err(error) = self.fetch(file.as_deref(), batch).await {
+                        let build = &self.attempt.build_id;
+                        tracing::error!(build, %error, "cannot read a build's reports back from the spool");
+                        return Unreadable;
+                    }
+                    rests_until = None;
+                }
+                Some(Task::Store(offset, bytes)) => {
+                    let stored = self.store(&mut file, offset, bytes).await;
+                    rests_until = stored.is_err().then(|| Instant::now() + Self::SPOOL_RETRY);
+                    if let Err(error) = &stored
+                        && !has_warned
+                    {
+                        has_warned = true;
+                        let build = &self.attempt.build_id;
+                        tracing::warn!(build, %error, "cannot write to the spool; the build may have to wait for the service");
+                    }
+                    let mut state = self.state();
+                    state.backlog.stored(stored.is_ok());
+                    self.moved(&state);
+                }
+                None => {
+                    let rested = async {
+                        match rests_until {
+                            Some(until) => sleep_until(until).await,
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::select! {
+                        biased;
+                        () = self.spool_due.notified() => {}
+                        () = rested => rests_until = None,
+                    }
+                }
+            }
+        }
+    }
+
+    async fn fetch(&self, file: Option<&dyn SpoolFile>, batch: Batch) -> io::Result<()> {
+        let file = file.ok_or_else(|| io::Error::other("the file is gone"))?;
+        let bytes = file.read(batch.offset, batch.length).await?;
+        let mut state = self.state();
+        let fetched = state.backlog.fetched(batch, &bytes);
+        self.moved(&state);
+        fetched.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not what was written"))
+    }
+
+    async fn store(
+        &self,
+        file: &mut Option<Box<dyn SpoolFile>>,
+        offset: u64,
+        bytes: Vec<u8>,
+    ) -> io::Result<()> {
+        let file = match file {
+            Some(file) => file,
+            None => file.insert(self.settings.spool.create().await?),
+        };
+        file.write(offset, bytes).await
+    }
+
+    /// Tells everyone who waits for events to go on their way.
+    fn moved(&self, state: &State) {
+        if state.backlog.has_room() {
+            self.room.notify_waiters();
+        }
+        if state.backlog.is_empty() {
+            self.settled.notify_waiters();
+        }
+        self.ready.notify_one();
+        self.spool_due.notify_one();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -164,7 +254,7 @@ impl Outbox {
     }
 }
 
-fn now() -> Timestamp {
+fn wall_clock() -> Timestamp {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp {
         seconds: i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX),
@@ -172,85 +262,5 @@ fn now() -> Timestamp {
     }
 }
 
-/// About what an event takes, in memory and on the wire.
-fn size(event: &Event) -> usize {
-    const FIXED: usize = 32;
-    FIXED
-        + match event {
-            Event::Step(step) => step.name.len() + step.error.len(),
-            Event::Line(line) => line.text.len(),
-            Event::Gap(gap) => gap.message.len(),
-            Event::Failed(failed) => {
-                failed.message.len() + failed.last_lines.iter().map(String::len).sum::<usize>()
-            }
-            Event::HandedBack(handed_back) => handed_back.reason.len(),
-            Event::Started(_) | Event::Built(_) | Event::Succeeded(_) | Event::Stopped(_) => 0,
-        }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use proto::dispatch::Line;
-
-    use super::*;
-
-    fn outbox() -> Outbox {
-        let attempt = Attempt { build_id: "b".to_owned(), number: 1 };
-        Outbox::new(attempt, Arc::new(Notify::new()))
-    }
-
-    fn line(bytes: usize) -> Event {
-        Event::Line(Line { text: "x".repeat(bytes), ..Line::default() })
-    }
-
-    fn sent(outbox: &Outbox) -> Vec<(i64, usize)> {
-        std::iter::from_fn(|| outbox.next_report())
-            .map(|report| (report.first_sequence, report.events.len()))
-            .collect()
-    }
-
-    #[tokio::test]
-    async fn what_is_not_acknowledged_is_sent_again() {
-        let outbox = outbox();
-        for _ in 0..3 {
-            outbox.push(None, line(1)).await;
-        }
-        assert_eq!(sent(&outbox), [(1, 3)]);
-        outbox.push(None, line(1)).await;
-        assert_eq!(sent(&outbox), [(4, 1)]);
-        assert_eq!(outbox.acknowledge(2), Ok(()));
-        assert_eq!(sent(&outbox), []);
-        assert_eq!(outbox.rewind(2), Ok(()));
-        assert_eq!(sent(&outbox), [(3, 2)]);
-        assert_eq!(outbox.rewind(1), Err(Forgotten));
-        assert_eq!(outbox.acknowledge(4), Ok(()));
-        outbox.settled().await;
-    }
-
-    #[tokio::test]
-    async fn a_full_outbox_waits_until_there_is_room() {
-        let outbox = Arc::new(outbox());
-        let pushing = tokio::spawn({
-            let outbox = Arc::clone(&outbox);
-            async move {
-                for _ in 0..10 {
-                    outbox.push(None, line(1024 * 1024)).await;
-                }
-            }
-        });
-        let full = async {
-            while outbox.state().bytes < Outbox::BYTES {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(10), full).await.expect("the outbox fills");
-        assert!(outbox.state().waiting.len() < 6 && !pushing.is_finished());
-        outbox.drop_all();
-        tokio::time::timeout(Duration::from_secs(10), pushing)
-            .await
-            .expect("a dropped outbox takes everything")
-            .expect("no panic");
-    }
-}
+mod tests;

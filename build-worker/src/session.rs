@@ -43,7 +43,7 @@ pub(crate) enum SessionError {
     Silent,
     #[error("the service did not begin with a welcome")]
     NoWelcome,
-    #[error("the service needs reports that were durable once: it was restored from a backup")]
+    #[error("the service asks for reports that it has said to be durable")]
     Forgotten,
 }
 
@@ -140,7 +140,11 @@ impl Session<'_> {
     /// Ends an attempt and with it the connection: the next one is begun without it, so that the service queues the build again.
     fn give_up(&self, attempt: Option<&Attempt>) -> SessionError {
         if let Some(attempt) = attempt {
-            self.worker.fence(attempt);
+            tracing::error!(
+                build = attempt.build_id,
+                "the service was restored from a backup; giving the build up"
+            );
+            self.worker.give_up(attempt);
         }
         SessionError::Forgotten
     }

@@ -24,9 +24,10 @@ use crate::{
     job::{Control, Job, StopReason},
     jobs::{Held, Jobs},
     lease::Lease,
-    outbox::Outbox,
+    outbox::{Outbox, Settings, Unreadable},
     residue::StepProcesses,
     session,
+    spool::Spool,
     steps::StepsUnderWay,
 };
 
@@ -44,6 +45,7 @@ pub(crate) struct Worker {
     engine_watch: Arc<EngineWatch>,
     steps: StepsUnderWay,
     processes: Option<StepProcesses>,
+    outbox_settings: Settings,
     jobs: Arc<Jobs>,
     tasks: TaskTracker,
     /// How many builds run at a time. A job that ends frees its slot after the service has freed it, so the next one may
@@ -63,8 +65,9 @@ impl Worker {
     /// How long reports may take to become durable at the very end.
     const LAST_REPORTS: Duration = Duration::from_secs(10);
 
-    pub(crate) fn new(config: Config, engine: Engine, info: EngineInfo) -> Self {
+    pub(crate) fn new(config: Config, engine: Engine, info: EngineInfo, spool: Arc<dyn Spool>) -> Self {
         Self {
+            outbox_settings: Settings::new(spool, config.spool_limit),
             processes: engine.is_local().then(|| StepProcesses::of(info.root)),
             engine_version: info.version,
             instance: Uuid::new_v4().to_string(),
@@ -111,10 +114,14 @@ impl Worker {
         let mut pause = Self::FIRST_PAUSE;
         loop {
             let mut was_welcome = false;
+            let mut given_up = self.jobs.given_up();
             let ended = tokio::select! {
+                biased;
                 ended = session::connect(self, || was_welcome = true) => ended,
                 // The service must hear that nothing is held any more.
                 () = self.keep_lease() => Ok(()),
+                // The sender is ours: it cannot be gone.
+                _ = given_up.changed() => Ok(()),
             };
             if let Err(error) = ended {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
@@ -126,7 +133,7 @@ impl Worker {
                 () = self.keep_lease() => {}
             }
             // Whoever says that it does not hold an attempt must not be working on it.
-            let none_is_fenced = self.jobs.until(|held| held.values().all(|held| !held.control.is_fenced()));
+            let none_is_fenced = self.jobs.until(|held| held.values().all(|held| !held.is_fenced()));
             tokio::pin!(none_is_fenced);
             loop {
                 tokio::select! {
@@ -145,8 +152,7 @@ impl Worker {
             let all = self.jobs.all();
             for (attempt, held) in &all {
                 tracing::warn!(build = attempt.build_id, "the lease is over; stopping");
-                held.outbox.drop_all();
-                held.control.stop(StopReason::Fenced);
+                held.fence();
             }
             if !all.is_empty() {
                 return;
@@ -199,7 +205,11 @@ impl Worker {
             return;
         };
         let held = Held {
-            outbox: Arc::new(Outbox::new(attempt.clone(), Arc::clone(&self.reports_ready))),
+            outbox: Arc::new(Outbox::new(
+                attempt.clone(),
+                self.outbox_settings.clone(),
+                Arc::clone(&self.reports_ready),
+            )),
             control: Arc::new(Control::default()),
         };
         let Some(entry) = self.jobs.insert(attempt.clone(), held.clone()) else {
@@ -235,7 +245,17 @@ impl Worker {
                 slot = slots.acquire() => slot.ok(),
                 () = control.stopping() => None,
             };
-            job.run().await;
+            let outbox = Arc::clone(&job.outbox);
+            let running = job.run();
+            tokio::pin!(running);
+            tokio::select! {
+                biased;
+                () = &mut running => {}
+                Unreadable = outbox.serve_spool() => {
+                    entry.give_up();
+                    running.await;
+                }
+            }
             drop(entry);
         });
     }
@@ -243,9 +263,13 @@ impl Worker {
     /// The service gives this attempt to nobody, or to somebody else.
     pub(crate) fn fence(&self, attempt: &Attempt) {
         if let Some(held) = self.held(attempt) {
-            held.outbox.drop_all();
-            held.control.stop(StopReason::Fenced);
+            held.fence();
         }
+    }
+
+    /// The service wants this attempt, and it cannot be gone on with.
+    pub(crate) fn give_up(&self, attempt: &Attempt) {
+        self.jobs.give_up(attempt);
     }
 
     pub(crate) fn held(&self, attempt: &Attempt) -> Option<Held> {
@@ -257,7 +281,7 @@ impl Worker {
         self.jobs
             .all()
             .into_iter()
-            .filter(|(_, held)| !held.control.is_fenced())
+            .filter(|(_, held)| !held.is_fenced())
             .map(|(attempt, _)| attempt)
             .collect()
     }
