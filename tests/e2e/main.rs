@@ -31,6 +31,7 @@ mod reasons;
 mod recovery;
 mod reflection;
 mod resuming;
+mod spooling;
 mod stack;
 mod watching;
 mod writes;

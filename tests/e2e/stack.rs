@@ -160,6 +160,9 @@ impl Worker {
         std::fs::write(&token_file, service.token(name, &[Role::Worker]))?;
         let token_flag = token_file.to_str().context("a path in UTF-8")?;
         let server = format!("http://{server}");
+        let spool = directory.path().join("spool");
+        let spool_flag = ["--spool-dir", spool.to_str().context("a path in UTF-8")?];
+        let has_its_own = flags.contains(&"--spool-dir");
         let fixed = [
             "build-worker",
             "--server",
@@ -173,7 +176,9 @@ impl Worker {
             "--docker-host",
             docker_host,
         ];
-        let config = build_worker::Config::try_parse_from(fixed.iter().chain(flags))?;
+        let config = build_worker::Config::try_parse_from(
+            fixed.iter().chain(spool_flag.iter().filter(|_| !has_its_own)).chain(flags),
+        )?;
         let bound = build_worker::bind(config).await?;
         Ok(Self {
             addr: bound.local_addr()?,

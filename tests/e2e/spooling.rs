@@ -1,0 +1,194 @@
+//! A service that does not listen for a while: the build goes on into the worker's spool, as far as there is room.
+
+use std::{
+    fs::{DirEntry, OpenOptions},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use proto::images::BuildState;
+use tempfile::TempDir;
+
+use crate::{
+    answers::{assert_gapless, lines},
+    client::{Client, image},
+    engine::{Ended, FakeEngine, Gate, Script},
+    proxy::Proxy,
+    stack::{LIMIT, Service, Worker},
+};
+
+/// What is printed is printed in lines of this length.
+const LINE: usize = 8 * 1024;
+
+/// So long that a busy machine does not take the build away from its worker.
+const LONG_LEASE: [&str; 4] = ["--stop-after", "100s", "--lease", "120s"];
+
+fn line(number: usize) -> String {
+    format!("{number:0>LINE$}")
+}
+
+/// Prints so many lines, behind a gate and before another.
+fn talk(begin: &Gate, lines: usize, end: &Gate) -> Script {
+    let step = Script::new().step("[1/1] RUN talk").pause(begin);
+    step.logs(lines, |i| line(i) + "\n").pause(end).succeed()
+}
+
+/// The files of a spool directory that the worker, which is in this process, has open. They have no other name.
+fn spool_files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let open: Vec<_> = std::fs::read_dir("/proc/self/fd")?.collect::<Result<_, _>>()?;
+    // One that was closed meanwhile is none.
+    let is_spool = |path: &PathBuf| std::fs::read_link(path).is_ok_and(|file| file.starts_with(directory));
+    Ok(open.iter().map(DirEntry::path).filter(is_spool).collect())
+}
+
+fn spooled(directory: &Path) -> anyhow::Result<u64> {
+    let files = spool_files(directory)?;
+    Ok(files.iter().map(|file| std::fs::metadata(file).map_or(0, |file| file.len())).sum())
+}
+
+async fn wait_for_spooled(directory: &Path, condition: impl Fn(u64) -> bool) -> anyhow::Result<()> {
+    let waiting = async {
+        let mut poll = tokio::time::interval(Duration::from_millis(20));
+        while !condition(spooled(directory)?) {
+            poll.tick().await;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(LIMIT, waiting).await.with_context(|| format!("{:?}", spooled(directory)))?
+}
+
+/// Fails unless the build has ended well at the first attempt, with every line once.
+async fn assert_complete(alice: &Client, build: &str, count: usize) -> anyhow::Result<()> {
+    let finished = alice.finished(build).await?;
+    assert_eq!((finished.state(), finished.attempt, finished.failures), (BuildState::Succeeded, 1, 0));
+    let events = alice.history(build, 0).await?;
+    assert_gapless(&events, 1);
+    let told = lines(&events);
+    assert_eq!(told.len(), count);
+    let differs = (0..count).find(|&i| told[i] != line(i));
+    assert_eq!(differs, None, "the number of a line that is not what was printed");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_goes_on_while_the_service_does_not_listen() -> anyhow::Result<()> {
+    const LINES: usize = 8 * 1024;
+    let engine = FakeEngine::start().await?;
+    let [begin, end] = [Gate::new(), Gate::new()];
+    engine.script(talk(&begin, LINES, &end));
+    let service = Service::start_with(&LONG_LEASE).await?;
+    let proxy = Proxy::start(service.addr).await?;
+    let alice = service.builder("alice");
+    let spool = tempfile::tempdir()?;
+    let flags =
+        ["--log-limit", "100000000", "--spool-dir", spool.path().to_str().context("a path in UTF-8")?];
+    let worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &flags).await?;
+    let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
+    begin.reached().await;
+    proxy.stall(true);
+    begin.open();
+    // 64 MiB, of which memory holds five and the way from the engine about fourteen.
+    end.reached().await;
+    end.open();
+    engine.wait_for(|state| state.builds[0].ended == Ended::Succeeded, LIMIT).await?;
+    wait_for_spooled(spool.path(), |bytes| bytes > 50 * 1024 * 1024).await?;
+    proxy.stall(false);
+    assert_complete(&alice, &build.id, LINES).await?;
+    wait_for_spooled(spool.path(), |bytes| bytes == 0).await?;
+    worker.stop().await?;
+    assert_eq!(std::fs::read_dir(spool.path())?.count(), 0, "nothing is left");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_that_gives_back_something_else_costs_one_failure() -> anyhow::Result<()> {
+    const LINES: usize = 2 * 1024;
+    let engine = FakeEngine::start().await?;
+    let [begin, end] = [Gate::new(), Gate::new()];
+    engine.script(talk(&begin, LINES, &end));
+    let service = Service::start_with(&LONG_LEASE).await?;
+    let proxy = Proxy::start(service.addr).await?;
+    let alice = service.builder("alice");
+    let spool = tempfile::tempdir()?;
+    let flags = ["--spool-dir", spool.path().to_str().context("a path in UTF-8")?];
+    let _worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &flags).await?;
+    let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
+    begin.reached().await;
+    proxy.stall(true);
+    begin.open();
+    wait_for_spooled(spool.path(), |bytes| bytes > 1024 * 1024).await?;
+    for file in spool_files(spool.path())? {
+        OpenOptions::new().write(true).open(file)?.write_all_at(b"?", 100_000)?;
+    }
+    engine.script(Script::new().step("[1/1] RUN talk").log("once more\n").succeed());
+    proxy.stall(false);
+    let finished = alice.finished(&build.id).await?;
+    assert_eq!((finished.state(), finished.attempt, finished.failures), (BuildState::Succeeded, 2, 1));
+    assert_eq!(engine.builds()[0].ended, Ended::Cancelled, "what is given up has stopped");
+    let events = alice.history(&build.id, 0).await?;
+    assert_gapless(&events, 1);
+    let told = lines(&events);
+    let (last, before) = told.split_last().context("some lines")?;
+    assert_eq!(*last, "once more");
+    assert!(before.len() < LINES && (0..).zip(before).all(|(i, told)| *told == line(i)), "up to the place");
+    Ok(())
+}
+
+/// A disk of this size in a directory, until it is dropped.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    const BYTES: u64 = 3 * 1024 * 1024;
+
+    /// None for who may not mount.
+    fn mount() -> anyhow::Result<Option<Self>> {
+        let directory = tempfile::tempdir()?;
+        let size = format!("size={}", Self::BYTES);
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(directory.path()).output();
+        Ok(mounted.is_ok_and(|mounted| mounted.status.success()).then_some(Self(directory)))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("--lazy").arg(self.0.path()).output();
+        if !unmounted.is_ok_and(|unmounted| unmounted.status.success()) {
+            eprintln!("{} stays mounted", self.0.path().display());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_spool_disk_loses_nothing() -> anyhow::Result<()> {
+    const LINES: usize = 4 * 1024;
+    let engine = FakeEngine::start().await?;
+    let [begin, end] = [Gate::new(), Gate::new()];
+    engine.script(talk(&begin, LINES, &end));
+    end.open();
+    let disk = SmallDisk::mount()?;
+    let instead = tempfile::tempdir()?;
+    let spool: &Path = disk.as_ref().map_or_else(|| instead.path(), |disk| disk.0.path());
+    // Who may not mount a disk has only the limit.
+    let limit = if disk.is_some() { 100 * SmallDisk::BYTES } else { SmallDisk::BYTES }.to_string();
+    let spool_flag = spool.to_str().context("a path in UTF-8")?;
+    let flags = ["--log-limit", "100000000", "--spool-dir", spool_flag, "--spool-limit", &limit];
+
+    let service = Service::start_with(&LONG_LEASE).await?;
+    let proxy = Proxy::start(service.addr).await?;
+    let alice = service.builder("alice");
+    let worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &flags).await?;
+    let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
+    begin.reached().await;
+    proxy.stall(true);
+    begin.open();
+    // Of a disk all is used; of the limit what a batch needs may be left.
+    let is_full = if disk.is_some() { SmallDisk::BYTES } else { SmallDisk::BYTES - 300 * 1024 };
+    wait_for_spooled(spool, |bytes| bytes >= is_full).await?;
+    proxy.stall(false);
+    assert_complete(&alice, &build.id, LINES).await?;
+    worker.stop().await
+}
