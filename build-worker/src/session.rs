@@ -197,9 +197,8 @@ impl Session<'_> {
             Some(FromService::Assignment(assignment)) => self.worker.accept(assignment),
             Some(FromService::ReportAck(ack)) => {
                 if let Some(held) = self.held(ack.attempt.as_ref()) {
-                    held.outbox
-                        .acknowledge(ack.sequence)
-                        .map_err(|Forgotten| self.give_up(ack.attempt.as_ref()))?;
+                    // An answer to a connection before this one can come late. The next welcome shows which it is.
+                    held.outbox.acknowledge(ack.sequence).map_err(|Forgotten| SessionError::Forgotten)?;
                 }
             }
             Some(FromService::PublishGrant(grant)) => {

@@ -213,7 +213,11 @@ impl Worker {
             control: Arc::new(Control::default()),
         };
         let Some(entry) = self.jobs.insert(attempt.clone(), held.clone()) else {
-            // The assignment came twice.
+            // The assignment came twice; or a service that was restored from a backup has given a number again, whose first
+            // bearer still stops.
+            if self.held(&attempt).is_some_and(|held| held.is_fenced()) {
+                self.give_up(&attempt);
+            }
             return;
         };
         tracing::info!(build = attempt.build_id, attempt = attempt.number, "a build was assigned");

@@ -62,6 +62,21 @@ impl Database {
         execute(&postgres.url(), listeners).await
     }
 
+    /// Sets the clock of the database an hour ahead of the services'; false on SQLite, which has none.
+    pub(crate) async fn set_clock_ahead(&self) -> anyhow::Result<bool> {
+        let Some(postgres) = &self.postgres else {
+            return Ok(false);
+        };
+        let ahead = "CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz VOLATILE LANGUAGE sql \
+                     AS 'SELECT pg_catalog.clock_timestamp() + interval ''1 hour'''";
+        // What is of the system is found first unless the path says otherwise.
+        let first = format!("ALTER DATABASE {} SET search_path = public, pg_catalog", postgres.name);
+        for statement in [ahead, &first] {
+            execute(&postgres.url(), statement).await?;
+        }
+        Ok(true)
+    }
+
     /// None on SQLite.
     pub(crate) fn url(&self) -> Option<String> {
         self.postgres.as_ref().map(Postgres::url)

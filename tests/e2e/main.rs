@@ -11,6 +11,7 @@ mod authentication;
 mod base_image;
 mod cancelling;
 mod client;
+mod clocks;
 mod consistency;
 mod database;
 mod dispatch;

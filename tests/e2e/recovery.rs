@@ -121,6 +121,29 @@ async fn a_build_that_a_restored_backup_knows_less_of_is_begun_anew() -> anyhow:
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_whose_number_a_restored_backup_gives_again_waits_for_the_first() -> anyhow::Result<()> {
+    let engine = FakeEngine::start().await?;
+    let gate = Gate::new();
+    engine.script(Script::new().step("[1/1] RUN talk").pause(&gate).hang().ignore_cancel());
+    let service = Service::start_with(&["--stop-within", "1s"]).await?;
+    let alice = service.builder("alice");
+    let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
+    // The backup knows of no attempt.
+    let (service, backup) = service.back_up().await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    gate.reached().await;
+    engine.script(Script::new().step("[1/1] RUN talk").log("once more\n").succeed());
+
+    let service = service.restore(backup).await?;
+    let alice = service.builder("alice");
+    let finished = alice.finished(&build.id).await?;
+    assert_eq!((finished.state(), finished.failures), (BuildState::Succeeded, 0));
+    assert_eq!(lines(&alice.history(&build.id, 0).await?), ["once more"]);
+    assert_eq!(engine.running(), 0, "the first has ended");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_shuts_down_hands_back_what_runs() -> anyhow::Result<()> {
     let engine = FakeEngine::start().await?;
     let gate = Gate::new();

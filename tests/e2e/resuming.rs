@@ -94,7 +94,7 @@ async fn a_restored_backup_is_another_history() -> anyhow::Result<()> {
     let database = service.end().await?;
     let backup = database.back_up().await?;
 
-    let service = Service::start_on(database).await?;
+    let service = Service::start_on(database, &[]).await?;
     let alice = service.builder("alice");
     assert!(matches!(resume(&alice, &before_backup).await?, Event::Synced(_)), "a restart changes nothing");
     alice.create(image("B", "FROM scratch")).await?;
@@ -103,7 +103,7 @@ async fn a_restored_backup_is_another_history() -> anyhow::Result<()> {
     let later = synced(&alice).await?;
     service.end().await?;
 
-    let service = Service::start_on(backup).await?;
+    let service = Service::start_on(backup, &[]).await?;
     let alice = service.builder("alice");
     assert!(matches!(resume(&alice, &before_backup).await?, Event::Synced(_)), "this much is the same");
     too_old(resume(&alice, &after_backup).await);

@@ -112,9 +112,9 @@ impl Service {
         Ok(database)
     }
 
-    /// Starts a service on what another has kept.
-    pub(crate) async fn start_on(database: Arc<Database>) -> anyhow::Result<Self> {
-        Self::start_in(database, "127.0.0.1:0", &[]).await
+    /// Starts a service on a database, and what another has kept there.
+    pub(crate) async fn start_on(database: Arc<Database>, flags: &[&str]) -> anyhow::Result<Self> {
+        Self::start_in(database, "127.0.0.1:0", flags).await
     }
 
     /// Shuts it down in order.
