@@ -14,7 +14,6 @@ use crate::{
     request::Request,
     signals::Signals,
     store::{Effects, Page, Store, WithBuild},
-    timestamp::Timestamp,
 };
 
 pub(crate) use crate::store::{BatchOutcome, BatchTarget, SnapshotOrder, WorkerRow};
@@ -219,11 +218,6 @@ impl Catalog {
     ) -> Result<WorkerRow, Error> {
         request.caller.require(Role::Admin)?;
         Ok(self.publish(self.store.drain_worker(request, name, drained).await?))
-    }
-
-    /// Whether the service has heard of the worker lately.
-    pub(crate) fn is_online(&self, worker: &WorkerRow) -> bool {
-        worker.is_online(self.store.policy().offline_after, Timestamp::now())
     }
 
     /// Tells whom it concerns of what is durable now.

@@ -36,7 +36,6 @@ use self::{
     queue::{Queue, Times},
     signals::Signals,
     store::Store,
-    timestamp::Timestamp,
     token::{Requirements, Verifier},
 };
 
@@ -128,7 +127,7 @@ impl Bound {
         let signals = Arc::new(Signals::default());
         let times = Times { heartbeat: config.heartbeat, stop_after: config.stop_after };
         // Whatever the workers hold they could not keep alive while nobody listened.
-        store.renew_leases(Timestamp::now().after(config.lease)).await.map_err(database)?;
+        store.renew_leases().await.map_err(database)?;
         let position = store.revisions().await.map_err(database)?.latest.number;
         let queue = Arc::new(Queue::new(store.clone(), Arc::clone(&signals), times));
         let feed = Feed::new(store.clone(), shutdown.clone());

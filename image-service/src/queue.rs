@@ -14,7 +14,6 @@ use crate::{
     error::Error,
     signals::Signals,
     store::Store,
-    timestamp::Timestamp,
     workers::{Connected, Workers},
 };
 
@@ -69,7 +68,7 @@ impl Queue {
     /// Decides what an event does to a build, writes it, and tells whom it concerns. A build that is gone takes no event:
     /// `false`.
     pub(crate) async fn handle(&self, build: BuildId, event: &Event) -> Result<bool, Error> {
-        let Some((decision, committed)) = self.store.decide(build, event, Timestamp::now()).await? else {
+        let Some((decision, committed)) = self.store.decide(build, event).await? else {
             return Ok(false);
         };
         self.deliver(decision.messages);
@@ -104,9 +103,7 @@ impl Queue {
 
     /// Claims for a worker until its slots are taken or the queue is empty.
     async fn fill(&self, worker: &Connected) -> Result<(), Error> {
-        while let Some((decision, committed)) =
-            self.store.claim(&worker.name, worker.session, Timestamp::now()).await?
-        {
+        while let Some((decision, committed)) = self.store.claim(&worker.name, worker.session).await? {
             let is_assigned =
                 decision.messages.into_iter().all(|(_, message)| self.workers.assign(worker, message));
             self.signals.announce(&committed);
@@ -135,12 +132,10 @@ impl Queue {
     }
 
     async fn end_overdue(&self) -> Result<(), Error> {
-        let now = Timestamp::now();
-        for (build, reason) in self.store.waiting_since(now.before(self.policy().queue_timeout)).await? {
+        for (build, reason) in self.store.waiting_too_long().await? {
             self.end(build, &Event::Waited { reason }).await;
         }
-        let overdue = self.store.overdue(now, now.before(self.policy().stop_deadline)).await?;
-        for build in overdue {
+        for build in self.store.overdue().await? {
             let worker_online = build
                 .worker
                 .as_deref()

@@ -1,6 +1,6 @@
 //! How a caller wants something written.
 
-use crate::{access::Principal, timestamp::Timestamp};
+use crate::access::Principal;
 
 /// A write: who asks, and how.
 #[derive(Clone, Debug)]
@@ -10,7 +10,6 @@ pub(crate) struct Request {
     pub(crate) id: Option<RequestId>,
     /// Whether only to say what would happen.
     pub(crate) validate_only: bool,
-    pub(crate) now: Timestamp,
 }
 
 /// What a caller calls its request, and what the request was.

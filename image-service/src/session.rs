@@ -12,7 +12,6 @@ use crate::{
     dispatch::{Attempt, Event, Hello, KeptAttempt, Report, ToWorker, Welcome, WorkerEvent},
     error::Error,
     queue::Queue,
-    timestamp::Timestamp,
 };
 
 /// A worker that has been welcomed.
@@ -46,7 +45,7 @@ impl Session {
             return Err(Error::OtherWorker);
         }
         let id = Uuid::new_v4();
-        queue.store().open_session(&hello, id, queue.policy().offline_after, Timestamp::now()).await?;
+        queue.store().open_session(&hello, id).await?;
         // First the line, then the rows: what is decided from here on is sent to this connection.
         let (messages, hang_up) = queue.workers().connect(&hello.name, id);
         let session = Self { queue, worker: hello.name, id };
@@ -91,10 +90,7 @@ impl Session {
 
     /// The worker lives: its lease is extended. Whatever it should have stopped by now it is told again.
     pub(crate) async fn heartbeat(&self, number: i64, draining: bool) -> Result<(), Error> {
-        let lease = self.queue.policy().lease;
-        let heartbeat =
-            self.queue.store().heartbeat(&self.worker, self.id, draining, lease, Timestamp::now()).await;
-        let held = match heartbeat {
+        let held = match self.queue.store().heartbeat(&self.worker, self.id, draining).await {
             // Not acknowledged: the worker counts on from the last one that was.
             Err(Error::Busy) => {
                 tracing::warn!(worker = self.worker, "the store is busy: a heartbeat is not acknowledged");

@@ -3,14 +3,15 @@
 //! SQLite or Postgres, with the same promises: no two transactions write at once, so a decision is committed upon the rows that
 //! it was made from, and revisions are in the order of commits. On SQLite there is one writer, whose transactions begin
 //! IMMEDIATE; on Postgres every writing transaction begins with a lock that all replicas share. Readers never wait for
-//! writers. Whatever a method has returned survives a power cut (`synchronous=FULL` on SQLite).
+//! writers. Whatever a method has returned survives a power cut (`synchronous=FULL` on SQLite). Times that are stored, and the
+//! present that they are compared with, are of one clock: the database's on Postgres, whichever replica asks.
 
 use std::{collections::BTreeSet, path::Path, str::FromStr, time::Duration};
 
 use sea_orm::{
     AccessMode, ActiveModelTrait, ColumnTrait, ConnectOptions, ConnectionTrait, Database, DatabaseConnection,
     DatabaseTransaction, DbBackend, DbErr, EntityTrait, IntoActiveModel, IsolationLevel, QueryFilter,
-    QuerySelect, QueryTrait, RuntimeErr, Set, SqliteTransactionMode, SqlxPostgresConnector,
+    QuerySelect, QueryTrait, RuntimeErr, Set, SqliteTransactionMode, SqlxPostgresConnector, Statement,
     TransactionOptions, TransactionTrait,
     sqlx::{
         self, ConnectOptions as _, Error as SqlxError,
@@ -143,6 +144,20 @@ impl Store {
                 ..TransactionOptions::default()
             })
             .await
+    }
+
+    /// The present, by the clock that all who share the database have in common: its own on Postgres, this machine's on SQLite.
+    async fn now(&self, db: &impl ConnectionTrait) -> Result<Timestamp, DbErr> {
+        if self.backend() != DbBackend::Postgres {
+            return Ok(Timestamp::now());
+        }
+        // The time of the transaction would be that from before it waited for its turn.
+        let sql = "SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint";
+        let row = db
+            .query_one_raw(Statement::from_string(DbBackend::Postgres, sql))
+            .await?
+            .ok_or_else(|| DbErr::RecordNotFound("the time".to_owned()))?;
+        Ok(Timestamp::from_micros(row.try_get_by_index(0)?))
     }
 
     /// Begins a transaction that reads everything as of one moment.

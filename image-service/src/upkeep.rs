@@ -5,7 +5,7 @@ use std::{error::Error as _, sync::Arc, time::Duration};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::{error::Error, signals::Signals, store::Store, timestamp::Timestamp};
+use crate::{error::Error, signals::Signals, store::Store};
 
 /// How long to wait before the database is asked again to tell what others do.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -50,10 +50,9 @@ pub(crate) async fn forget(store: Store, retain: Duration, shutdown: Cancellatio
             _ = tick.tick() => {}
         }
         loop {
-            let now = Timestamp::now();
             let forgotten = async {
-                let changes = store.forget_changes(now.before(retain)).await?;
-                let answers = store.forget_answers(now).await?;
+                let changes = store.forget_changes(retain).await?;
+                let answers = store.forget_answers().await?;
                 Ok::<_, Error>(changes || answers)
             };
             match forgotten.await {

@@ -24,12 +24,12 @@ impl AllWorkers {
     }
 
     /// A worker, with what only admins are told.
-    fn on_wire(&self, worker: WorkerRow, for_admin: bool) -> wire::Worker {
-        let (online, draining) = (self.catalog.is_online(&worker), !worker.takes_builds());
+    fn on_wire(worker: WorkerRow, for_admin: bool) -> wire::Worker {
+        let draining = !worker.takes_builds();
         let public = wire::Worker {
             name: worker.name,
             labels: worker.labels.into_iter().collect(),
-            online,
+            online: worker.online,
             ..wire::Worker::default()
         };
         if !for_admin {
@@ -65,7 +65,7 @@ impl WorkerService for AllWorkers {
         let found = self.catalog.workers(after, size).await?;
         let mut workers = Vec::with_capacity(found.len());
         for worker in found {
-            workers.push(self.on_wire(worker, caller.is_admin()));
+            workers.push(Self::on_wire(worker, caller.is_admin()));
         }
         let read = workers.len();
         let workers = page::fitting(workers.into_iter());
@@ -84,7 +84,7 @@ impl WorkerService for AllWorkers {
         field::subject(&mut violations, "name", &message.name);
         violations.check()?;
         let worker = self.catalog.drain_worker(&request, &message.name, true).await?;
-        Ok(Response::new(wire::DrainWorkerResponse { worker: Some(self.on_wire(worker, true)) }))
+        Ok(Response::new(wire::DrainWorkerResponse { worker: Some(Self::on_wire(worker, true)) }))
     }
 
     async fn resume_worker(
@@ -95,6 +95,6 @@ impl WorkerService for AllWorkers {
         field::subject(&mut violations, "name", &message.name);
         violations.check()?;
         let worker = self.catalog.drain_worker(&request, &message.name, false).await?;
-        Ok(Response::new(wire::ResumeWorkerResponse { worker: Some(self.on_wire(worker, true)) }))
+        Ok(Response::new(wire::ResumeWorkerResponse { worker: Some(Self::on_wire(worker, true)) }))
     }
 }

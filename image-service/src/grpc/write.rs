@@ -8,7 +8,6 @@ use super::authentication::caller;
 use crate::{
     error::{Error, Violations},
     request::{Request, RequestId},
-    timestamp::Timestamp,
 };
 
 /// The request of a write.
@@ -69,6 +68,6 @@ pub(super) fn open<T: WriteRequest>(
             digest(&SHA256, &content).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         id = violations.take("request_id", RequestId::parse(text, digest));
     }
-    let request = Request { caller, id, validate_only: message.validate_only(), now: Timestamp::now() };
+    let request = Request { caller, id, validate_only: message.validate_only() };
     Ok((message, request, violations))
 }

@@ -30,9 +30,9 @@ impl Store {
         &self,
         id: BuildId,
         event: &Event,
-        now: Timestamp,
     ) -> Result<Option<(Decision, Committed)>, Error> {
         let txn = self.write().await?;
+        let now = self.now(&txn).await?;
         let Some(row) = build::Entity::find_by_id(id.0).lock_exclusive().one(&txn).await? else {
             return Ok(None);
         };
@@ -49,7 +49,6 @@ impl Store {
         &self,
         worker: &str,
         session: Uuid,
-        now: Timestamp,
     ) -> Result<Option<(Decision, Committed)>, Error> {
         if !self.has_queued().await? {
             return Ok(None);
@@ -72,6 +71,7 @@ impl Store {
         let configuration = images::configuration(&txn, build.image, build.configuration_revision).await?;
         let rows = Rows { build, configuration: Some(Arc::new(configuration)) };
         let event = Event::Claim { worker: worker.to_owned() };
+        let now = self.now(&txn).await?;
         let decision = dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?;
         let mut committed = Committed::default();
         apply(&txn, &decision, now, &mut committed).await?;
@@ -92,12 +92,10 @@ impl Store {
         Ok(queued.is_some())
     }
 
-    /// The builds whose lease is over, or whose cancel was requested before `cancelled_before`.
-    pub(crate) async fn overdue(
-        &self,
-        now: Timestamp,
-        cancelled_before: Timestamp,
-    ) -> Result<Vec<Build>, Error> {
+    /// The builds whose lease is over, or whose cancel has waited for too long for its confirmation.
+    pub(crate) async fn overdue(&self) -> Result<Vec<Build>, Error> {
+        let now = self.now(&self.reader).await?;
+        let cancelled_before = now.before(self.policy.stop_deadline);
         let found = held()
             .filter(
                 Condition::any()
@@ -109,12 +107,11 @@ impl Store {
         Ok(found.into_iter().map(rows::build_from_row).collect::<Result<_, _>>()?)
     }
 
-    /// Some of the builds that have been in the queue since before a time, and why they are there.
-    pub(crate) async fn waiting_since(
-        &self,
-        before: Timestamp,
-    ) -> Result<Vec<(BuildId, PendingReason)>, Error> {
+    /// Some of the builds that have been in the queue for too long, and why they are there.
+    pub(crate) async fn waiting_too_long(&self) -> Result<Vec<(BuildId, PendingReason)>, Error> {
         const AT_ONCE: u64 = 100;
+        let now = self.now(&self.reader).await?;
+        let before = now.before(self.policy.queue_timeout);
         let found = build::Entity::find()
             .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
             .filter(build::Column::QueuedAt.lte(before.micros()))
@@ -125,7 +122,7 @@ impl Store {
         let mut waiting = Vec::with_capacity(found.len());
         for row in found {
             let build = rows::build_from_row(row)?;
-            let reason = pending_reason(&self.reader, &build, &self.policy, Timestamp::now()).await?;
+            let reason = pending_reason(&self.reader, &build, &self.policy, now).await?;
             waiting.push((build.id, reason));
         }
         Ok(waiting)
@@ -135,7 +132,8 @@ impl Store {
     pub(crate) async fn build(&self, sight: &Sight, id: BuildId) -> Result<BuildInView, Error> {
         let txn = self.read().await?;
         let build = build_in_sight(&txn, sight, id).await?;
-        let build = in_view(&txn, build, &self.policy, Timestamp::now()).await?;
+        let now = self.now(&txn).await?;
+        let build = in_view(&txn, build, &self.policy, now).await?;
         txn.commit().await?;
         Ok(build)
     }
@@ -157,10 +155,11 @@ impl Store {
         if let Some(number) = before {
             query = query.filter(build::Column::Number.lt(number));
         }
+        let now = self.now(&txn).await?;
         let mut builds = Vec::new();
         for row in query.all(&txn).await? {
             let build = rows::build_from_row(row)?;
-            builds.push(in_view(&txn, build, &self.policy, Timestamp::now()).await?);
+            builds.push(in_view(&txn, build, &self.policy, now).await?);
         }
         txn.commit().await?;
         Ok(builds)
@@ -180,7 +179,7 @@ pub(super) async fn in_view(
         State::Running | State::Publishing | State::Succeeded | State::Failed | State::Cancelled => None,
     };
     let worker_offline = match build.worker.as_deref().filter(|_| build.state.is_held()) {
-        Some(worker) => !super::workers::is_online(db, worker, policy.offline_after, now).await?,
+        Some(worker) => !super::workers::is_online_now(db, worker, policy, now).await?,
         None => false,
     };
     Ok(BuildInView { build, pending, worker_offline })
@@ -203,8 +202,8 @@ async fn pending_reason(
     policy: &Policy,
     now: Timestamp,
 ) -> Result<PendingReason, DbErr> {
-    let mut online = super::workers::all(db, None, 1_000).await?;
-    online.retain(|worker| worker.is_online(policy.offline_after, now));
+    let mut online = super::workers::all(db, None, 1_000, policy, now).await?;
+    online.retain(|worker| worker.online);
     if online.is_empty() {
         return Ok(PendingReason::NoWorkerOnline);
     }

@@ -1,6 +1,6 @@
 //! The change log, which the feed reads.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, ExprTrait, IntoActiveModel,
@@ -105,8 +105,9 @@ impl Store {
         Ok(changes)
     }
 
-    /// Forgets a batch of the oldest changes that were made before a time; whether there may be more.
-    pub(crate) async fn forget_changes(&self, before: Timestamp) -> Result<bool, Error> {
+    /// Forgets a batch of the oldest changes that are older than `retain`; whether there may be more.
+    pub(crate) async fn forget_changes(&self, retain: Duration) -> Result<bool, Error> {
+        let before = self.now(&self.reader).await?.before(retain);
         let oldest = || {
             change::Entity::find()
                 .select_only()

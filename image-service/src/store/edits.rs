@@ -116,7 +116,7 @@ impl Store {
             return Ok((answer, Effects::default()));
         }
         let (image, build) = write.build(id, etag).await?;
-        let build = builds::in_view(&write.txn, build, self.policy(), request.now).await?;
+        let build = builds::in_view(&write.txn, build, self.policy(), write.now).await?;
         write.finish((image, Some(build))).await
     }
 
@@ -132,7 +132,7 @@ impl Store {
             return Ok((answer, Effects::default()));
         }
         let (image, build) = write.cancel(id, None, meant).await?;
-        let build = builds::in_view(&write.txn, build, self.policy(), request.now).await?;
+        let build = builds::in_view(&write.txn, build, self.policy(), write.now).await?;
         write.finish((image, Some(build))).await
     }
 

@@ -95,7 +95,7 @@ impl Store {
 /// Logs a change of grants: a new revision, but no update of the record.
 async fn share(write: &mut Write<'_>, id: ImageId, creator: &str, subject: &str) -> Result<(), Error> {
     let gains_or_loses_sight = [subject.to_owned()].into();
-    let revision = changes::log(&write.txn, id, creator, &gains_or_loses_sight, write.now()).await?;
+    let revision = changes::log(&write.txn, id, creator, &gains_or_loses_sight, write.now).await?;
     let row = image::ActiveModel { id: Set(id.0), revision: Set(revision), ..Default::default() };
     image::Entity::update(row).exec(&write.txn).await?;
     write.effects.committed.image_changed = true;

@@ -1,13 +1,10 @@
 //! Workers and the sessions that speak for them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect, Set, sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter,
+    QueryOrder, QuerySelect, Set, sea_query::Expr,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -19,7 +16,7 @@ use super::{
 };
 use crate::{
     build::Build,
-    dispatch::Hello,
+    dispatch::{Hello, Policy},
     error::{Error, Resource},
     image::Capability,
     request::Request,
@@ -35,8 +32,8 @@ pub(crate) struct WorkerRow {
     pub(crate) slots_taken: i64,
     pub(crate) engine_version: String,
     pub(crate) capabilities: BTreeSet<Capability>,
-    /// Whether a connection speaks for it.
-    pub(crate) connected: bool,
+    /// Whether a connection speaks for it, and it has been heard of lately.
+    pub(crate) online: bool,
     pub(crate) connected_at: Timestamp,
     pub(crate) heard_at: Timestamp,
     /// Whether an operator wants it to get no more builds.
@@ -46,11 +43,6 @@ pub(crate) struct WorkerRow {
 }
 
 impl WorkerRow {
-    /// Whether it has been heard of within `silence`.
-    pub(crate) fn is_online(&self, silence: Duration, now: Timestamp) -> bool {
-        self.connected && self.heard_at.after(silence) >= now
-    }
-
     /// Whether more builds may go to it.
     pub(crate) fn takes_builds(&self) -> bool {
         !self.drained && !self.draining
@@ -58,20 +50,15 @@ impl WorkerRow {
 }
 
 impl Store {
-    /// Lets a session speak for a worker, unless one of another process does and was heard of within `silence`.
-    pub(crate) async fn open_session(
-        &self,
-        hello: &Hello,
-        session: Uuid,
-        silence: Duration,
-        now: Timestamp,
-    ) -> Result<(), Error> {
+    /// Lets a session speak for a worker, unless one of another process does and was heard of lately.
+    pub(crate) async fn open_session(&self, hello: &Hello, session: Uuid) -> Result<(), Error> {
         let txn = self.write().await?;
+        let now = self.now(&txn).await?;
         let known = worker::Entity::find_by_id(&hello.name).lock_exclusive().one(&txn).await?;
         let lives = known.as_ref().is_some_and(|known| {
             known.session.is_some()
                 && known.instance != hello.instance
-                && Timestamp::from_micros(known.heard_at).after(silence) >= now
+                && Timestamp::from_micros(known.heard_at).after(self.policy.offline_after) >= now
         });
         if lives {
             return Err(Error::WorkerConnected(hello.name.clone()));
@@ -110,10 +97,9 @@ impl Store {
         name: &str,
         session: Uuid,
         draining: bool,
-        lease: Duration,
-        now: Timestamp,
     ) -> Result<Vec<Build>, Error> {
         let txn = self.write().await?;
+        let now = self.now(&txn).await?;
         let heard = worker::Entity::update_many()
             .col_expr(worker::Column::HeardAt, Expr::value(now.micros()))
             .col_expr(worker::Column::Draining, Expr::value(draining))
@@ -126,8 +112,9 @@ impl Store {
         }
         let held = held_by(&txn, name).await?;
         if !held.is_empty() {
+            let lease_end = now.after(self.policy.lease);
             build::Entity::update_many()
-                .col_expr(build::Column::LeaseExpiresAt, Expr::value(now.after(lease).micros()))
+                .col_expr(build::Column::LeaseExpiresAt, Expr::value(lease_end.micros()))
                 .filter(build::Column::Id.is_in(held.iter().map(|build| build.id.0)))
                 .exec(&txn)
                 .await?;
@@ -149,8 +136,9 @@ impl Store {
     }
 
     /// Gives every held build a full lease: the service was away, and its workers could not reach it.
-    pub(crate) async fn renew_leases(&self, until: Timestamp) -> Result<(), Error> {
+    pub(crate) async fn renew_leases(&self) -> Result<(), Error> {
         let txn = self.write().await?;
+        let until = self.now(&txn).await?.after(self.policy.lease);
         build::Entity::update_many()
             .col_expr(build::Column::LeaseExpiresAt, Expr::value(until.micros()))
             .filter(build::Column::LeaseExpiresAt.is_not_null())
@@ -183,13 +171,14 @@ impl Store {
             hints::send(&write.txn, Hint::QueueMoved).await?;
         }
         let slots_taken = i64::try_from(builds::held_by(&write.txn, name).await?).unwrap_or(i64::MAX);
-        let answer = from_row(row, slots_taken)?;
+        let answer = from_row(row, slots_taken, &self.policy, write.now)?;
         write.finish(answer).await
     }
 
     /// The next workers by name.
     pub(crate) async fn workers(&self, after: Option<&str>, limit: u64) -> Result<Vec<WorkerRow>, Error> {
-        Ok(all(&self.reader, after, limit).await?)
+        let now = self.now(&self.reader).await?;
+        Ok(all(&self.reader, after, limit, &self.policy, now).await?)
     }
 }
 
@@ -198,6 +187,8 @@ pub(super) async fn all(
     db: &impl ConnectionTrait,
     after: Option<&str>,
     limit: u64,
+    policy: &Policy,
+    now: Timestamp,
 ) -> Result<Vec<WorkerRow>, DbErr> {
     let mut query = worker::Entity::find().order_by_asc(worker::Column::Name).limit(limit);
     if let Some(name) = after {
@@ -217,20 +208,25 @@ pub(super) async fn all(
     let mut workers = Vec::with_capacity(found.len());
     for row in found {
         let slots_taken = taken.get(&row.name).copied().unwrap_or(0);
-        workers.push(from_row(row, slots_taken)?);
+        workers.push(from_row(row, slots_taken, policy, now)?);
     }
     Ok(workers)
 }
 
-fn from_row(row: worker::Model, slots_taken: i64) -> Result<WorkerRow, DbErr> {
+fn from_row(
+    row: worker::Model,
+    slots_taken: i64,
+    policy: &Policy,
+    now: Timestamp,
+) -> Result<WorkerRow, DbErr> {
     Ok(WorkerRow {
+        online: is_online(&row, policy, now),
         slots_taken,
         labels: rows::from_json(&row.labels_json)?,
         capabilities: rows::from_json(&row.capabilities_json)?,
         name: row.name,
         slots: row.slots,
         engine_version: row.engine_version,
-        connected: row.session.is_some(),
         connected_at: Timestamp::from_micros(row.connected_at),
         heard_at: Timestamp::from_micros(row.heard_at),
         drained: row.drained,
@@ -238,17 +234,19 @@ fn from_row(row: worker::Model, slots_taken: i64) -> Result<WorkerRow, DbErr> {
     })
 }
 
-/// Whether a worker is connected and has been heard of within `silence`.
-pub(super) async fn is_online(
+/// Whether a worker is connected and has been heard of lately.
+pub(super) async fn is_online_now(
     db: &impl ConnectionTrait,
     name: &str,
-    silence: Duration,
+    policy: &Policy,
     now: Timestamp,
 ) -> Result<bool, DbErr> {
-    let heard = worker::Entity::find_by_id(name)
-        .filter(worker::Column::Session.is_not_null())
-        .filter(worker::Column::HeardAt.gte(now.before(silence).micros()));
-    Ok(heard.count(db).await? > 0)
+    let row = worker::Entity::find_by_id(name).one(db).await?;
+    Ok(row.is_some_and(|row| is_online(&row, policy, now)))
+}
+
+fn is_online(row: &worker::Model, policy: &Policy, now: Timestamp) -> bool {
+    row.session.is_some() && Timestamp::from_micros(row.heard_at).after(policy.offline_after) >= now
 }
 
 /// What a worker is when a session of it speaks.

@@ -27,6 +27,7 @@ pub(super) struct Write<'a> {
     pub(super) store: &'a Store,
     pub(super) request: &'a Request,
     pub(super) txn: DatabaseTransaction,
+    pub(super) now: Timestamp,
     pub(super) effects: Effects,
 }
 
@@ -43,8 +44,9 @@ impl Store {
     const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 
     /// Forgets a batch of answers that need not be remembered any more; whether there may be more.
-    pub(crate) async fn forget_answers(&self, now: Timestamp) -> Result<bool, Error> {
+    pub(crate) async fn forget_answers(&self) -> Result<bool, Error> {
         const AT_ONCE: u64 = 100;
+        let now = self.now(&self.reader).await?;
         let due = answer::Entity::find()
             .select_only()
             .columns([answer::Column::Subject, answer::Column::Request])
@@ -66,15 +68,13 @@ impl Store {
     }
 
     pub(super) async fn begin<'a>(&'a self, request: &'a Request) -> Result<Write<'a>, Error> {
-        Ok(Write { store: self, request, txn: self.write().await?, effects: Effects::default() })
+        let txn = self.write().await?;
+        let now = self.now(&txn).await?;
+        Ok(Write { store: self, request, txn, now, effects: Effects::default() })
     }
 }
 
 impl Write<'_> {
-    pub(super) fn now(&self) -> Timestamp {
-        self.request.now
-    }
-
     /// The answer that the same request got before, if it did.
     pub(super) async fn repeated<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
         let Some(id) = self.request.id.as_ref().filter(|_| !self.request.validate_only) else {
@@ -83,7 +83,7 @@ impl Write<'_> {
         let key = (self.request.caller.subject().to_owned(), id.as_str().to_owned());
         match answer::Entity::find_by_id(key.clone()).one(&self.txn).await? {
             None => Ok(None),
-            Some(found) if found.answered_at < self.now().before(Store::REMEMBERED).micros() => {
+            Some(found) if found.answered_at < self.now.before(Store::REMEMBERED).micros() => {
                 answer::Entity::delete_by_id(key).exec(&self.txn).await?;
                 Ok(None)
             }
@@ -94,7 +94,7 @@ impl Write<'_> {
 
     /// Remembers the answer and commits; if only to validate, leaves no trace and has no effects.
     pub(super) async fn finish<T: Serialize>(self, answer: T) -> Result<(T, Effects), Error> {
-        let Self { request, txn, effects, .. } = self;
+        let Self { request, txn, now, effects, .. } = self;
         if request.validate_only {
             txn.rollback().await?;
             return Ok((answer, Effects::default()));
@@ -105,7 +105,7 @@ impl Write<'_> {
                 request: id.as_str().to_owned(),
                 digest: id.digest().to_owned(),
                 json: rows::to_json(&answer)?,
-                answered_at: request.now.micros(),
+                answered_at: now.micros(),
             };
             answer::Entity::insert(row.into_active_model()).exec_without_returning(&txn).await?;
         }

@@ -60,9 +60,9 @@ impl Write<'_> {
     /// Writes the row that a client has changed, under a new revision and etag.
     async fn save_edit(&mut self, mut row: image::Model) -> Result<(), Error> {
         let id = ImageId(row.id);
-        row.revision = changes::log(&self.txn, id, &row.creator, &BTreeSet::new(), self.now()).await?;
+        row.revision = changes::log(&self.txn, id, &row.creator, &BTreeSet::new(), self.now).await?;
         row.edit_revision = row.revision;
-        row.updated_at = self.now().micros();
+        row.updated_at = self.now.micros();
         row.into_active_model().reset_all().update(&self.txn).await?;
         self.effects.committed.image_changed = true;
         Ok(())
@@ -102,7 +102,7 @@ impl Write<'_> {
             workspace: None,
         };
         let requested_by = self.request.caller.subject().to_owned();
-        let mut build = Build::queued(id, number + 1, requested_by, job, self.now());
+        let mut build = Build::queued(id, number + 1, requested_by, job, self.now);
         image::Entity::update_many()
             .col_expr(image::Column::LatestBuild, Expr::value(build.id.0))
             .filter(image::Column::Id.eq(id.0))
@@ -143,8 +143,8 @@ impl Write<'_> {
         let event = Event::Cancel { by: self.request.caller.subject().to_owned() };
         let rows = Rows { build: build.clone(), configuration: None };
         let mut decision =
-            dispatch::decide(rows, &event, self.store.policy(), self.now()).map_err(Error::Refused)?;
-        apply(&self.txn, &decision, self.now(), &mut self.effects.committed).await?;
+            dispatch::decide(rows, &event, self.store.policy(), self.now).map_err(Error::Refused)?;
+        apply(&self.txn, &decision, self.now, &mut self.effects.committed).await?;
         self.effects.messages.append(&mut decision.messages);
         Ok(decision.build.unwrap_or(build))
     }
@@ -153,7 +153,7 @@ impl Write<'_> {
         let target = self.target(id, etag, Action::Delete).await?;
         let actions = target.image.allowed_actions(target.standing);
         let viewers = grants::viewers(&self.txn, id).await?;
-        changes::log(&self.txn, id, &target.image.creator, &viewers, self.now()).await?;
+        changes::log(&self.txn, id, &target.image.creator, &viewers, self.now).await?;
         self.effects.committed.image_changed = true;
         image::Entity::update(image::ActiveModel { id: Set(id.0), deleted: Set(true), ..Default::default() })
             .exec(&self.txn)

@@ -27,7 +27,7 @@ impl Write<'_> {
         creator: &str,
         snapshot: Option<&SnapshotOrder>,
     ) -> Result<WithBuild, Error> {
-        let now = self.now();
+        let now = self.now;
         let id = ImageId::new();
         let pulled = new.configuration.is_pull() && snapshot.is_none();
         let reference = references::choose(&self.txn, id, &new.reference, !new.template && !pulled).await?;
@@ -120,6 +120,6 @@ impl Write<'_> {
         let row = rows::build_to_row(build)?;
         entity::build::Entity::insert(row.into_active_model()).exec_without_returning(&self.txn).await?;
         let decision = Decision { build: Some(build.clone()), records: vec![record], ..Decision::default() };
-        apply(&self.txn, &decision, self.now(), &mut self.effects.committed).await
+        apply(&self.txn, &decision, self.now, &mut self.effects.committed).await
     }
 }
