@@ -3,7 +3,7 @@
 //! Every build gets connections of its own, named by its attempt: so it can be cancelled by that name, read to its real end,
 //! and leaves no session behind.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use bollard::{
     API_DEFAULT_VERSION, Docker,
@@ -12,7 +12,6 @@ use bollard::{
         BuildImageOptions, BuilderVersion, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
     },
 };
-use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
@@ -21,7 +20,9 @@ use self::{
     silence::Silence,
     transport::{Connections, Host},
 };
-use crate::output::Progress;
+use crate::engine::{
+    BuildOrder, Canceller, Engine, EngineError, EngineImage, EngineInfo, RunningBuild, Told,
+};
 
 mod progress;
 mod silence;
@@ -29,33 +30,13 @@ mod transport;
 
 /// A Docker Engine of version 20.10 or later.
 #[derive(Clone, Debug)]
-pub(crate) struct Engine {
+pub(crate) struct DockerEngine {
     docker: Docker,
     host: Host,
 }
 
-/// What the engine shall build.
 #[derive(Debug)]
-pub(crate) struct BuildOrder {
-    /// Unique to the attempt: the build can be cancelled by it.
-    pub(crate) name: String,
-    /// The tag that the image gets, `repository:tag`.
-    pub(crate) tag: String,
-    /// The archive of the context, the Dockerfile included.
-    pub(crate) context: Bytes,
-    pub(crate) labels: HashMap<String, String>,
-    pub(crate) build_args: HashMap<String, String>,
-    /// The stage to build; the last one when empty.
-    pub(crate) target: String,
-    /// Whether registries are asked for newer base images.
-    pub(crate) pull_base: bool,
-    /// Whether nothing is taken from the cache.
-    pub(crate) no_cache: bool,
-}
-
-/// A build that the engine runs. Dropping it drops its connections, which makes the engine stop, too, but nobody sees it.
-#[derive(Debug)]
-pub(crate) struct RunningBuild {
+struct DockerBuild {
     name: String,
     connections: Connections,
     /// Bounded: when nobody reads on, the engine's stream is not read either.
@@ -64,50 +45,13 @@ pub(crate) struct RunningBuild {
     _close: DropGuard,
 }
 
-/// A way to cancel a build.
 #[derive(Debug)]
-pub(crate) struct Canceller {
+struct DockerCanceller {
     name: String,
     connections: Connections,
 }
 
-/// What the engine says of a build.
-#[derive(Debug)]
-pub(crate) enum Told {
-    Progress(Vec<Progress>),
-    /// The image is built.
-    ImageId(String),
-    /// From here on the engine tells nothing but an image's id; not how the build fails, and not its end.
-    Silent,
-}
-
-/// What an engine says of itself.
-#[derive(Clone, Debug)]
-pub(crate) struct EngineInfo {
-    pub(crate) version: String,
-    /// The directory that it keeps everything in, on its host.
-    pub(crate) root: String,
-}
-
-/// An image in the engine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct EngineImage {
-    pub(crate) id: String,
-    pub(crate) size_bytes: i64,
-}
-
-/// What the engine could not do.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum EngineError {
-    /// The engine works, and refuses or has failed what it was asked for.
-    #[error("{0}")]
-    Refused(String),
-    /// The engine does not work, or cannot be reached.
-    #[error("the Docker Engine: {0}")]
-    Broken(String),
-}
-
-impl Engine {
+impl DockerEngine {
     const TIMEOUT_SECONDS: u64 = 60;
     /// The engine answers a build when its first step begins, which may be after another one's.
     const BUILD_TIMEOUT_SECONDS: u64 = 24 * 3600;
@@ -120,8 +64,15 @@ impl Engine {
         Ok(Self { docker, host })
     }
 
-    /// What the engine says of itself.
-    pub(crate) async fn info(&self) -> Result<EngineInfo, EngineError> {
+    /// Whether the engine's processes run on this host, as far as the address tells.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self.host, Host::Unix(_))
+    }
+}
+
+#[tonic::async_trait]
+impl Engine for DockerEngine {
+    async fn info(&self) -> Result<EngineInfo, EngineError> {
         let info = self.docker.info().await?;
         Ok(EngineInfo {
             version: info.server_version.unwrap_or_default(),
@@ -129,13 +80,7 @@ impl Engine {
         })
     }
 
-    /// Whether the engine's processes run on this host, as far as the address tells.
-    pub(crate) fn is_local(&self) -> bool {
-        matches!(self.host, Host::Unix(_))
-    }
-
-    /// Starts a build.
-    pub(crate) fn build(&self, order: BuildOrder) -> Result<RunningBuild, EngineError> {
+    fn build(&self, order: BuildOrder) -> Result<Box<dyn RunningBuild>, EngineError> {
         let connections = Connections::to(self.host.clone(), Some(order.name.clone()));
         let docker = connect(&connections, Self::BUILD_TIMEOUT_SECONDS)?;
         let options = BuildImageOptions {
@@ -169,23 +114,21 @@ impl Engine {
                 }
             }
         });
-        Ok(RunningBuild {
+        Ok(Box::new(DockerBuild {
             name: order.name,
             _close: connections.closed().clone().drop_guard(),
             connections,
             told: hear,
             _reader: AbortOnDropHandle::new(reader),
-        })
+        }))
     }
 
-    /// Gives an image another name.
-    pub(crate) async fn tag(&self, image: &str, repository: &str, tag: &str) -> Result<(), EngineError> {
+    async fn tag(&self, image: &str, repository: &str, tag: &str) -> Result<(), EngineError> {
         let options = TagImageOptionsBuilder::new().repo(repository).tag(tag).build();
         Ok(self.docker.tag_image(image, Some(options)).await?)
     }
 
-    /// Takes a name from its image; the image goes, too, if that was its last one. Fine when there is no such name.
-    pub(crate) async fn untag(&self, name: &str) -> Result<(), EngineError> {
+    async fn untag(&self, name: &str) -> Result<(), EngineError> {
         let options = RemoveImageOptionsBuilder::new().force(false).noprune(true).build();
         match self.docker.remove_image(name, Some(options), None).await {
             Ok(_) => Ok(()),
@@ -194,8 +137,7 @@ impl Engine {
         }
     }
 
-    /// The image of that name or id.
-    pub(crate) async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError> {
+    async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError> {
         match self.docker.inspect_image(name).await {
             Ok(image) => Ok(image.id.map(|id| EngineImage { id, size_bytes: image.size.unwrap_or(0) })),
             Err(error) if is_missing(&error) => Ok(None),
@@ -204,24 +146,25 @@ impl Engine {
     }
 }
 
-impl RunningBuild {
-    /// What the engine says next; `None` when the build has ended.
-    pub(crate) async fn next(&mut self) -> Option<Result<Told, EngineError>> {
+#[tonic::async_trait]
+impl RunningBuild for DockerBuild {
+    async fn next(&mut self) -> Option<Result<Told, EngineError>> {
         self.told.recv().await
     }
 
-    /// What can cancel the build while somebody reads on.
-    pub(crate) fn canceller(&self) -> Canceller {
-        Canceller { name: self.name.clone(), connections: self.connections.clone() }
+    fn canceller(&self) -> Box<dyn Canceller> {
+        Box::new(DockerCanceller { name: self.name.clone(), connections: self.connections.clone() })
     }
 }
 
-impl Canceller {
+impl DockerCanceller {
     /// How long the engine may take to hear of a cancel.
     const TIMEOUT: Duration = Duration::from_secs(5);
+}
 
-    /// Asks the engine to end the build. It has ended when [`RunningBuild::next`] says so.
-    pub(crate) async fn cancel(&self) -> Result<(), EngineError> {
+#[tonic::async_trait]
+impl Canceller for DockerCanceller {
+    async fn cancel(&self) -> Result<(), EngineError> {
         let path = format!("/build/cancel?id={}", self.name);
         tokio::time::timeout(Self::TIMEOUT, self.connections.post(&path))
             .await

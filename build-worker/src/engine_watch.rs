@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use crate::{docker::Engine, residue::StepProcesses};
+use crate::{engine::Engine, residue::StepProcesses};
 
 /// What is known of the engine; it answered when the worker began.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl EngineWatch {
     }
 
     /// Asks the engine whenever it is suspected, until it answers and what it has left behind is ended.
-    pub(crate) async fn run(&self, engine: &Engine, processes: Option<&StepProcesses>) {
+    pub(crate) async fn run(&self, engine: &dyn Engine, processes: Option<&StepProcesses>) {
         let end_orphans = async || {
             if let Some(processes) = processes {
                 processes.end_orphans().await;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     context,
-    docker::{BuildOrder, Engine, EngineError, EngineImage, RunningBuild, Told},
+    engine::{BuildOrder, Engine, EngineError, EngineImage, RunningBuild, Told},
     engine_watch::EngineWatch,
     outbox::Outbox,
     output::{FailedStep, Output},
@@ -27,7 +27,7 @@ mod stopping;
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) assignment: Assignment,
-    pub(crate) engine: Engine,
+    pub(crate) engine: Arc<dyn Engine>,
     pub(crate) engine_watch: Arc<EngineWatch>,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) control: Arc<Control>,
@@ -237,7 +237,7 @@ impl Job {
         }
     }
 
-    fn start(&self, order: &DockerBuild) -> Result<RunningBuild, EngineError> {
+    fn start(&self, order: &DockerBuild) -> Result<Box<dyn RunningBuild>, EngineError> {
         let context = context::pack(order).map_err(|error| EngineError::Refused(error.to_string()))?;
         self.engine.build(BuildOrder {
             name: self.name(),

@@ -1,9 +1,9 @@
 //! The build worker of Trailer Images: takes builds from image-service and runs them on a Docker Engine.
 //!
-//! `session` holds the connection, `worker` what is held over it, `job` is one attempt at one build; `docker` is the engine,
-//! `output` turns its progress into events, `outbox` keeps them until they are durable, with a `spool` for what is too
-//! much for memory, `lease` says when all work has to stop, `residue` sees whether it has, and ends what a killed engine has
-//! left behind.
+//! `session` holds the connection, `worker` what is held over it, `job` is one attempt at one build; `engine` is what it needs
+//! of an engine and `docker` the real one; `output` turns its progress into events, `outbox` keeps them until they are durable,
+//! with a `spool` for what is too much for memory, `lease` says when all work has to stop, `residue` sees whether it has, and
+//! ends what a killed engine has left behind.
 //!
 //! Invariants:
 //! - A build runs under a tag of its attempt; the image's own tag is set after the service has granted it.
@@ -21,7 +21,8 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 pub use self::config::{Config, LogFormat};
 use self::{
-    docker::{Engine, EngineInfo},
+    docker::DockerEngine,
+    engine::{Engine, EngineInfo},
     spool::{DiskSpool, Spool},
     worker::Worker,
 };
@@ -29,6 +30,7 @@ use self::{
 mod config;
 mod context;
 mod docker;
+mod engine;
 mod engine_watch;
 mod job;
 mod jobs;
@@ -45,7 +47,7 @@ mod worker;
 #[derive(Debug)]
 pub struct Bound {
     config: Config,
-    engine: Engine,
+    engine: DockerEngine,
     spool: Arc<dyn Spool>,
     listener: TcpListener,
 }
@@ -74,7 +76,8 @@ pub async fn bind(config: Config) -> Result<Bound, WorkerError> {
     std::fs::read(&config.token_file).map_err(|error| {
         WorkerError::Config(format!("--token-file {}: {error}", config.token_file.display()))
     })?;
-    let engine = Engine::new(&config.docker_host).map_err(|error| WorkerError::Config(error.to_string()))?;
+    let engine =
+        DockerEngine::new(&config.docker_host).map_err(|error| WorkerError::Config(error.to_string()))?;
     let spool_dir = config.spool_dir();
     let spool = DiskSpool::open(spool_dir.clone())
         .map_err(|error| WorkerError::Config(format!("--spool-dir {}: {error}", spool_dir.display())))?;
@@ -123,7 +126,7 @@ impl Bound {
 
 async fn work(
     config: Config,
-    engine: Engine,
+    engine: DockerEngine,
     spool: Arc<dyn Spool>,
     reporter: &HealthReporter,
     shutdown: CancellationToken,
@@ -147,7 +150,7 @@ async fn work(
 }
 
 /// Waits until the engine answers.
-async fn engine_info(engine: &Engine) -> EngineInfo {
+async fn engine_info(engine: &dyn Engine) -> EngineInfo {
     let mut is_first = true;
     loop {
         match engine.info().await {

@@ -17,9 +17,29 @@ mod tail;
 #[derive(Debug)]
 pub(crate) enum Progress {
     /// A step was announced, or changed.
-    Step { id: String, name: String, state: StepState, error: String, at: Option<Timestamp> },
+    Step {
+        /// The engine's identifier of the step.
+        id: String,
+        /// How the engine calls it.
+        name: String,
+        /// Where it stands.
+        state: StepState,
+        /// Why it failed.
+        error: String,
+        /// When, by the engine's clock.
+        at: Option<Timestamp>,
+    },
     /// A step printed bytes.
-    Output { step: String, stderr: bool, bytes: Vec<u8>, at: Option<Timestamp> },
+    Output {
+        /// The engine's identifier of the step.
+        step: String,
+        /// Whether to standard error.
+        stderr: bool,
+        /// What it printed: not always whole lines.
+        bytes: Vec<u8>,
+        /// When, by the engine's clock.
+        at: Option<Timestamp>,
+    },
 }
 
 /// An event, and when it happened by the engine's clock.

@@ -19,7 +19,8 @@ use uuid::Uuid;
 
 use crate::{
     config::Config,
-    docker::{Engine, EngineInfo},
+    docker::DockerEngine,
+    engine::{Engine, EngineInfo},
     engine_watch::EngineWatch,
     job::{Control, Job, StopReason},
     jobs::{Held, Jobs},
@@ -41,7 +42,7 @@ pub(crate) struct Worker {
     pub(crate) lease: Lease,
     /// Some outbox has something to send.
     pub(crate) reports_ready: Arc<Notify>,
-    engine: Engine,
+    engine: Arc<dyn Engine>,
     engine_watch: Arc<EngineWatch>,
     steps: StepsUnderWay,
     processes: Option<StepProcesses>,
@@ -65,7 +66,7 @@ impl Worker {
     /// How long reports may take to become durable at the very end.
     const LAST_REPORTS: Duration = Duration::from_secs(10);
 
-    pub(crate) fn new(config: Config, engine: Engine, info: EngineInfo, spool: Arc<dyn Spool>) -> Self {
+    pub(crate) fn new(config: Config, engine: DockerEngine, info: EngineInfo, spool: Arc<dyn Spool>) -> Self {
         Self {
             outbox_settings: Settings::new(spool, config.spool_limit),
             processes: engine.is_local().then(|| StepProcesses::of(info.root)),
@@ -73,7 +74,7 @@ impl Worker {
             instance: Uuid::new_v4().to_string(),
             lease: Lease::new(),
             reports_ready: Arc::new(Notify::new()),
-            engine,
+            engine: Arc::new(engine),
             engine_watch: Arc::new(EngineWatch::new()),
             steps: StepsUnderWay::default(),
             jobs: Arc::new(Jobs::default()),
@@ -90,7 +91,7 @@ impl Worker {
     pub(crate) async fn run(&self, shutdown: CancellationToken) {
         tokio::select! {
             () = self.begin() => {}
-            () = self.engine_watch.run(&self.engine, self.processes.as_ref()) => {}
+            () = self.engine_watch.run(self.engine.as_ref(), self.processes.as_ref()) => {}
             () = self.drain(shutdown) => {}
         }
         self.tasks.close();
@@ -232,7 +233,7 @@ impl Worker {
         }
         let job = Job {
             assignment,
-            engine: self.engine.clone(),
+            engine: Arc::clone(&self.engine),
             outbox: held.outbox,
             control: held.control,
             engine_watch: Arc::clone(&self.engine_watch),

@@ -7,8 +7,7 @@ use bollard::{
 use prost_types::Timestamp;
 use proto::dispatch::StepState;
 
-use super::Told;
-use crate::output::Progress;
+use crate::engine::{Progress, Told};
 
 /// What a line of the engine's answer tells, if anything.
 pub(super) fn told(info: BuildInfo) -> Option<Told> {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::Told;
+use crate::engine::Told;
 
 /// Notices that the engine has nothing to tell any more.
 #[derive(Debug, Default)]

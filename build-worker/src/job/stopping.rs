@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Ended, Job};
 use crate::{
-    docker::{RunningBuild, Told},
+    engine::{RunningBuild, Told},
     output::{Output, Timed},
     residue::StepProcess,
 };
@@ -28,7 +28,7 @@ impl Job {
     /// Ends the build: the engine is told, its answer read to the end, and then no process of it may be left.
     pub(super) async fn stop(
         &self,
-        mut build: RunningBuild,
+        mut build: Box<dyn RunningBuild>,
         mut output: Output,
         mut events: Vec<Timed>,
         begun: Instant,

@@ -1,0 +1,104 @@
+//! What a worker needs of a Docker Engine. `docker` is the real one; a simulation brings its own.
+
+use std::{collections::HashMap, fmt};
+
+use bytes::Bytes;
+
+pub(crate) use crate::output::Progress;
+
+/// A Docker Engine with BuildKit.
+#[tonic::async_trait]
+pub(crate) trait Engine: fmt::Debug + Send + Sync {
+    /// What the engine says of itself: it answers.
+    async fn info(&self) -> Result<EngineInfo, EngineError>;
+
+    /// Starts a build.
+    fn build(&self, order: BuildOrder) -> Result<Box<dyn RunningBuild>, EngineError>;
+
+    /// Gives an image another name.
+    async fn tag(&self, image: &str, repository: &str, tag: &str) -> Result<(), EngineError>;
+
+    /// Takes a name from its image; the image goes, too, if that was its last one. Fine when there is no such name.
+    async fn untag(&self, name: &str) -> Result<(), EngineError>;
+
+    /// The image of that name or id.
+    async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError>;
+}
+
+/// A build that the engine runs. Dropping it drops its connections, which makes the engine stop, too, but nobody sees it.
+#[tonic::async_trait]
+pub(crate) trait RunningBuild: fmt::Debug + Send {
+    /// What the engine says next; `None` when the build has ended. May be dropped and called again: nothing is lost.
+    async fn next(&mut self) -> Option<Result<Told, EngineError>>;
+
+    /// What can cancel the build while somebody reads on.
+    fn canceller(&self) -> Box<dyn Canceller>;
+}
+
+/// A way to cancel a build.
+#[tonic::async_trait]
+pub(crate) trait Canceller: fmt::Debug + Send + Sync {
+    /// Asks the engine to end the build. It has ended when [`RunningBuild::next`] says so.
+    async fn cancel(&self) -> Result<(), EngineError>;
+}
+
+/// What the engine shall build.
+#[derive(Debug)]
+pub(crate) struct BuildOrder {
+    /// Unique to the attempt: the build can be cancelled by it.
+    pub(crate) name: String,
+    /// The tag that the image gets, `repository:tag`.
+    pub(crate) tag: String,
+    /// The archive of the context, the Dockerfile included.
+    pub(crate) context: Bytes,
+    /// The labels of the image.
+    pub(crate) labels: HashMap<String, String>,
+    /// The values of ARG instructions.
+    pub(crate) build_args: HashMap<String, String>,
+    /// The stage to build; the last one when empty.
+    pub(crate) target: String,
+    /// Whether registries are asked for newer base images.
+    pub(crate) pull_base: bool,
+    /// Whether nothing is taken from the cache.
+    pub(crate) no_cache: bool,
+}
+
+/// What the engine says of a build.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// Steps and what they print.
+    Progress(Vec<Progress>),
+    /// The image is built.
+    ImageId(String),
+    /// From here on the engine tells nothing but an image's id; not how the build fails, and not its end.
+    Silent,
+}
+
+/// What an engine says of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineInfo {
+    /// Its version.
+    pub(crate) version: String,
+    /// The directory that it keeps everything in, on its host.
+    pub(crate) root: String,
+}
+
+/// An image in the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EngineImage {
+    /// The engine's identifier of it.
+    pub(crate) id: String,
+    /// Its size in bytes.
+    pub(crate) size_bytes: i64,
+}
+
+/// What the engine could not do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EngineError {
+    /// The engine works, and refuses or has failed what it was asked for.
+    #[error("{0}")]
+    Refused(String),
+    /// The engine does not work, or cannot be reached.
+    #[error("the Docker Engine: {0}")]
+    Broken(String),
+}
