@@ -27,6 +27,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Watches hand on many of these, mostly small ones.
         .boxed(".trailer.images.v1.WatchImagesResponse.event.image")
         .boxed(".trailer.images.v1.WatchImagesResponse.event.changed")
+        // Workers hold what they do in the order of it.
+        .type_attribute(".trailer.dispatch.v1.Attempt", "#[derive(PartialOrd, Ord)]")
         .extern_path(".google.rpc", "::tonic_types::pb")
         // The clients' `connect(endpoint)` would clash with the RPC `Connect`: build clients from a channel.
         .build_transport(false)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use crate::{engine::Engine, residue::StepProcesses};
+use crate::{engine::Engine, orphans, residue::StepProcesses};
 
 /// What is known of the engine; it answered when the worker began.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl EngineWatch {
     pub(crate) async fn run(&self, engine: &dyn Engine, processes: Option<&StepProcesses>) {
         let end_orphans = async || {
             if let Some(processes) = processes {
-                processes.end_orphans().await;
+                orphans::end(processes).await;
             }
         };
         loop {

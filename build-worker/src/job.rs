@@ -67,6 +67,7 @@ impl Job {
             let work = self.work();
             tokio::pin!(work);
             tokio::select! {
+                biased;
                 ended = &mut work => ended,
                 () = self.run_out() => {
                     self.control.stop(StopReason::TimedOut);

@@ -1,7 +1,7 @@
 //! The attempts that this worker works on, or has reports of that are not durable.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -23,7 +23,7 @@ pub(crate) struct Held {
 /// The one owner of what is held.
 #[derive(Debug, Default)]
 pub(crate) struct Jobs {
-    held: Mutex<HashMap<Attempt, Held>>,
+    held: Mutex<BTreeMap<Attempt, Held>>,
     /// One has ended.
     removed: Notify,
     /// One that the service still wants was given up.
@@ -95,7 +95,7 @@ impl Jobs {
     }
 
     /// Waits until a condition holds, which jobs fulfil by ending.
-    pub(crate) async fn until(&self, condition: impl Fn(&HashMap<Attempt, Held>) -> bool) {
+    pub(crate) async fn until(&self, condition: impl Fn(&BTreeMap<Attempt, Held>) -> bool) {
         loop {
             let removed = self.removed.notified();
             if condition(&self.held()) {
@@ -105,7 +105,7 @@ impl Jobs {
         }
     }
 
-    pub(crate) fn held(&self) -> MutexGuard<'_, HashMap<Attempt, Held>> {
+    pub(crate) fn held(&self) -> MutexGuard<'_, BTreeMap<Attempt, Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -52,11 +52,12 @@ impl Lease {
         loop {
             let State { since, stop_after, .. } = *changes.borrow_and_update();
             tokio::select! {
+                biased;
+                _ = changes.changed() => {}
                 () = tokio::time::sleep_until(since + stop_after) => {
                     self.0.send_modify(|state| state.since = Instant::now());
                     return;
                 }
-                _ = changes.changed() => {}
             }
         }
     }

@@ -1,8 +1,8 @@
 //! The build worker of Trailer Images: takes builds from image-service and runs them on a Docker Engine.
 //!
-//! `session` holds the connection, `worker` what is held over it, `job` is one attempt at one build; `engine` is what it needs
+//! `dial` reaches the service, `session` holds the connection, `worker` what is held over it, `job` is one attempt at one build; `engine` is what it needs
 //! of an engine and `docker` the real one; `output` turns its progress into events, `outbox` keeps them until they are durable,
-//! with a `spool` for what is too much for memory, `lease` says when all work has to stop, `residue` sees whether it has, and
+//! with a `spool` for what is too much for memory, `lease` says when all work has to stop, `residue` sees whether it has, `orphans`
 //! ends what a killed engine has left behind.
 //!
 //! Invariants:
@@ -21,20 +21,24 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 pub use self::config::{Config, LogFormat};
 use self::{
+    dial::GrpcDial,
     docker::DockerEngine,
     engine::{Engine, EngineInfo},
+    residue::StepProcesses,
     spool::{DiskSpool, Spool},
-    worker::Worker,
+    worker::{Surroundings, TokioSpawn, Worker},
 };
 
 mod config;
 mod context;
+mod dial;
 mod docker;
 mod engine;
 mod engine_watch;
 mod job;
 mod jobs;
 mod lease;
+mod orphans;
 mod outbox;
 mod output;
 mod residue;
@@ -137,7 +141,14 @@ async fn work(
     };
     tracing::info!(engine_version = info.version, "the Docker Engine answers");
     reporter.set_service_status("", ServingStatus::Serving).await;
-    let worker = Worker::new(config, engine, info, spool);
+    let surroundings = Surroundings {
+        processes: engine.is_local().then(|| StepProcesses::of(info.root.clone())),
+        engine: Arc::new(engine),
+        spool,
+        dial: Arc::new(GrpcDial { server: config.server.clone(), token_file: config.token_file.clone() }),
+        spawn: Arc::new(TokioSpawn),
+    };
+    let worker = Worker::new(config, info, surroundings);
     let draining = async {
         shutdown.cancelled().await;
         reporter.set_service_status("", ServingStatus::NotServing).await;

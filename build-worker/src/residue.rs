@@ -36,8 +36,6 @@ impl StepProcesses {
     const SLACK: Duration = Duration::from_millis(50);
     /// `USER_HZ`, which Linux fixes for what it shows in /proc.
     const TICKS_A_SECOND: f64 = 100.0;
-    const END_LIMIT: Duration = Duration::from_secs(5);
-    const END_POLL: Duration = Duration::from_millis(20);
     /// How many processes may be between a step's and the first of the host.
     const LONGEST_DESCENT: usize = 1_000;
 
@@ -68,29 +66,8 @@ impl StepProcesses {
         Ok(steps)
     }
 
-    /// Ends the steps that no engine runs any more: they outlive one that is killed, and its successor does not know them.
-    pub(crate) async fn end_orphans(&self) {
-        let ending = async {
-            loop {
-                let processes = self.clone();
-                let ended = tokio::task::spawn_blocking(move || processes.kill_orphans());
-                match ended.await.map_err(io::Error::other)?? {
-                    0 => return Ok::<(), io::Error>(()),
-                    count => {
-                        tracing::warn!(count, "killed processes of builds that an engine has left behind")
-                    }
-                }
-                tokio::time::sleep(Self::END_POLL).await;
-            }
-        };
-        match tokio::time::timeout(Self::END_LIMIT, ending).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "cannot end what an engine has left behind"),
-            Err(_) => tracing::warn!("what an engine has left behind does not end"),
-        }
-    }
-
-    /// Kills every process of such a step. Answers how many there were.
+    /// Kills every process of the steps that no engine runs any more: they outlive one that is killed, and its successor does
+    /// not know them. Answers how many there were.
     pub(crate) fn kill_orphans(&self) -> io::Result<usize> {
         let mut ended = 0;
         for entry in fs::read_dir(&self.proc)? {

@@ -2,24 +2,27 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use futures_util::StreamExt;
 use proto::dispatch::{
     Attempt, ConnectRequest, ConnectResponse, Heartbeat, Hello, Welcome,
     connect_request::Message as ToService, connect_response::Message as FromService,
-    dispatch_service_client::DispatchServiceClient,
 };
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Status, Streaming, metadata::MetadataValue, transport::Endpoint};
 
-use crate::{job::StopReason, jobs::Held, outbox::Forgotten, worker::Worker};
+use crate::{
+    dial::{DialError, Responses},
+    job::StopReason,
+    jobs::Held,
+    outbox::Forgotten,
+    worker::Worker,
+};
 
 const PROTOCOL_VERSION: i32 = 1;
 /// How many messages may wait for the network, and a heartbeat behind them; reports beyond wait in their outboxes.
 const OUTBOUND: usize = 4;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// After how much silence of the service the connection counts as dead; three heartbeats, where that is longer.
 const SILENCE: Duration = Duration::from_secs(10);
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -27,16 +30,8 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SessionError {
-    #[error("the server's address is not valid")]
-    Address(#[source] tonic::transport::Error),
-    #[error("cannot connect")]
-    Connect(#[source] tonic::transport::Error),
-    #[error("cannot read the token file")]
-    Token(#[source] std::io::Error),
-    #[error("the token file holds no token")]
-    NoToken,
-    #[error("{} ({:?})", .0.message(), .0.code())]
-    Refused(Box<Status>),
+    #[error(transparent)]
+    Dial(#[from] DialError),
     #[error("the service closed the connection")]
     Closed,
     #[error("the service was silent")]
@@ -51,7 +46,7 @@ pub(crate) enum SessionError {
 struct Session<'a> {
     worker: &'a Worker,
     requests: mpsc::Sender<ConnectRequest>,
-    responses: Streaming<ConnectResponse>,
+    responses: Responses,
     heartbeat_interval: Duration,
     /// The heartbeats that are not acknowledged, with when they were sent.
     sent: VecDeque<(i64, Instant)>,
@@ -61,34 +56,15 @@ struct Session<'a> {
 
 /// Connects once and serves until the connection ends; `welcomed` is called when it has begun well.
 pub(crate) async fn connect(worker: &Worker, welcomed: impl FnOnce()) -> Result<(), SessionError> {
-    let token = tokio::fs::read_to_string(&worker.config.token_file).await.map_err(SessionError::Token)?;
-    let mut bearer: MetadataValue<_> =
-        format!("Bearer {}", token.trim()).parse().map_err(|_| SessionError::NoToken)?;
-    bearer.set_sensitive(true);
-    let channel = Endpoint::from_shared(worker.config.server.clone())
-        .map_err(SessionError::Address)?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .connect()
-        .await
-        .map_err(SessionError::Connect)?;
-
     let (requests, stream) = mpsc::channel(OUTBOUND);
     let said_hello = Instant::now();
     requests.send(request(ToService::Hello(hello(worker)))).await.map_err(|_| SessionError::Closed)?;
-    let mut call = Request::new(ReceiverStream::new(stream));
-    call.metadata_mut().insert("authorization", bearer);
-    let mut client = DispatchServiceClient::new(channel);
-    let mut responses = timeout(SILENCE, client.connect(call))
+    let mut responses =
+        timeout(SILENCE, worker.dial.dial(stream)).await.map_err(|_| SessionError::Silent)??;
+    let first = timeout(SILENCE, responses.next())
         .await
         .map_err(|_| SessionError::Silent)?
-        .map_err(refused)?
-        .into_inner();
-    let first = timeout(SILENCE, responses.message())
-        .await
-        .map_err(|_| SessionError::Silent)?
-        .map_err(refused)?
-        .ok_or(SessionError::Closed)?;
+        .ok_or(SessionError::Closed)??;
     let Some(FromService::Welcome(welcome)) = first.message else {
         return Err(SessionError::NoWelcome);
     };
@@ -158,8 +134,8 @@ impl Session<'_> {
         loop {
             tokio::select! {
                 biased;
-                response = self.responses.message() => {
-                    let response = response.map_err(refused)?.ok_or(SessionError::Closed)?;
+                response = self.responses.next() => {
+                    let response = response.ok_or(SessionError::Closed)??;
                     self.heard = Instant::now();
                     self.take(response)?;
                 }
@@ -262,8 +238,4 @@ fn request(message: ToService) -> ConnectRequest {
 
 fn duration(wire: Option<&prost_types::Duration>) -> Option<Duration> {
     wire.and_then(|&wire| Duration::try_from(wire).ok())
-}
-
-fn refused(status: Status) -> SessionError {
-    SessionError::Refused(Box::new(status))
 }

@@ -1,13 +1,13 @@
 //! Which steps the builds of this worker have under way: the engine runs equal steps of several builds once.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 /// The unfinished steps of every build, by the build's name.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct StepsUnderWay(Arc<Mutex<HashMap<String, Vec<StepUnderWay>>>>);
+pub(crate) struct StepsUnderWay(Arc<Mutex<BTreeMap<String, Vec<StepUnderWay>>>>);
 
 /// A step that the engine has announced and not finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl StepsUnderWay {
         started.len() + awaited.len()
     }
 
-    fn builds(&self) -> MutexGuard<'_, HashMap<String, Vec<StepUnderWay>>> {
+    fn builds(&self) -> MutexGuard<'_, BTreeMap<String, Vec<StepUnderWay>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

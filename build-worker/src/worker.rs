@@ -1,7 +1,8 @@
 //! The worker: what it holds, and how that begins and ends.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
+    fmt::Debug,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -9,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use proto::dispatch::{Assignment, Attempt, HandedBack, Report, report_event::Event};
 use tokio::{
     sync::{Notify, Semaphore},
@@ -19,18 +21,46 @@ use uuid::Uuid;
 
 use crate::{
     config::Config,
-    docker::DockerEngine,
+    dial::Dial,
     engine::{Engine, EngineInfo},
     engine_watch::EngineWatch,
     job::{Control, Job, StopReason},
     jobs::{Held, Jobs},
     lease::Lease,
+    orphans,
     outbox::{Outbox, Settings, Unreadable},
     residue::StepProcesses,
     session,
     spool::Spool,
     steps::StepsUnderWay,
 };
+
+/// What a worker works with.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    pub(crate) engine: Arc<dyn Engine>,
+    /// None when the engine's processes cannot be seen from here.
+    pub(crate) processes: Option<StepProcesses>,
+    pub(crate) spool: Arc<dyn Spool>,
+    pub(crate) dial: Arc<dyn Dial>,
+    pub(crate) spawn: Arc<dyn Spawn>,
+}
+
+/// Runs the worker's tasks.
+pub(crate) trait Spawn: Debug + Send + Sync {
+    /// Runs a task to its end.
+    fn spawn(&self, task: BoxFuture<'static, ()>);
+}
+
+/// Runs tasks where the worker itself runs.
+#[derive(Debug)]
+pub(crate) struct TokioSpawn;
+
+impl Spawn for TokioSpawn {
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        tokio::spawn(task);
+    }
+}
 
 /// Everything that lives as long as the worker's process.
 #[derive(Debug)]
@@ -42,6 +72,8 @@ pub(crate) struct Worker {
     pub(crate) lease: Lease,
     /// Some outbox has something to send.
     pub(crate) reports_ready: Arc<Notify>,
+    pub(crate) dial: Arc<dyn Dial>,
+    spawn: Arc<dyn Spawn>,
     engine: Arc<dyn Engine>,
     engine_watch: Arc<EngineWatch>,
     steps: StepsUnderWay,
@@ -66,15 +98,18 @@ impl Worker {
     /// How long reports may take to become durable at the very end.
     const LAST_REPORTS: Duration = Duration::from_secs(10);
 
-    pub(crate) fn new(config: Config, engine: DockerEngine, info: EngineInfo, spool: Arc<dyn Spool>) -> Self {
+    pub(crate) fn new(config: Config, info: EngineInfo, surroundings: Surroundings) -> Self {
+        let Surroundings { engine, processes, spool, dial, spawn } = surroundings;
         Self {
             outbox_settings: Settings::new(spool, config.spool_limit),
-            processes: engine.is_local().then(|| StepProcesses::of(info.root)),
+            processes,
             engine_version: info.version,
             instance: Uuid::new_v4().to_string(),
             lease: Lease::new(),
             reports_ready: Arc::new(Notify::new()),
-            engine: Arc::new(engine),
+            engine,
+            dial,
+            spawn,
             engine_watch: Arc::new(EngineWatch::new()),
             steps: StepsUnderWay::default(),
             jobs: Arc::new(Jobs::default()),
@@ -90,8 +125,9 @@ impl Worker {
     /// Serves builds until shutdown; then finishes what runs within the grace, and hands back the rest.
     pub(crate) async fn run(&self, shutdown: CancellationToken) {
         tokio::select! {
-            () = self.begin() => {}
+            biased;
             () = self.engine_watch.run(self.engine.as_ref(), self.processes.as_ref()) => {}
+            () = self.begin() => {}
             () = self.drain(shutdown) => {}
         }
         self.tasks.close();
@@ -105,7 +141,7 @@ impl Worker {
     /// Ends what the engine has left behind, and then serves.
     async fn begin(&self) {
         if let Some(processes) = &self.processes {
-            processes.end_orphans().await;
+            orphans::end(processes).await;
         }
         self.stay_connected().await;
     }
@@ -130,14 +166,16 @@ impl Worker {
             }
             pause = if was_welcome { Self::FIRST_PAUSE } else { (pause * 2).min(Self::LONGEST_PAUSE) };
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                biased;
                 () = self.keep_lease() => {}
+                () = tokio::time::sleep(pause) => {}
             }
             // Whoever says that it does not hold an attempt must not be working on it.
             let none_is_fenced = self.jobs.until(|held| held.values().all(|held| !held.is_fenced()));
             tokio::pin!(none_is_fenced);
             loop {
                 tokio::select! {
+                    biased;
                     () = &mut none_is_fenced => break,
                     () = self.keep_lease() => {}
                 }
@@ -170,7 +208,7 @@ impl Worker {
         if tokio::time::timeout(Self::LAST_ASSIGNMENTS, self.lease.extended_after(begun)).await.is_err() {
             tracing::warn!("the service does not know that this worker is shutting down");
         }
-        let emptied = || self.jobs.until(HashMap::is_empty);
+        let emptied = || self.jobs.until(BTreeMap::is_empty);
         if tokio::time::timeout(self.config.drain_grace, emptied()).await.is_ok() {
             return;
         }
@@ -223,7 +261,7 @@ impl Worker {
         };
         tracing::info!(build = attempt.build_id, attempt = attempt.number, "a build was assigned");
         if self.is_draining() {
-            self.tasks.spawn(async move {
+            self.spawn(async move {
                 let reason = "the worker is shutting down".to_owned();
                 held.outbox.push(None, Event::HandedBack(HandedBack { reason })).await;
                 held.outbox.settled().await;
@@ -244,11 +282,12 @@ impl Worker {
         };
         let slots = Arc::clone(&self.slots);
         let control = Arc::clone(&job.control);
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             // The semaphore is never closed. A job that is to stop while it waits ends as soon as it begins.
             let _slot = tokio::select! {
-                slot = slots.acquire() => slot.ok(),
+                biased;
                 () = control.stopping() => None,
+                slot = slots.acquire() => slot.ok(),
             };
             let outbox = Arc::clone(&job.outbox);
             let running = job.run();
@@ -263,6 +302,10 @@ impl Worker {
             }
             drop(entry);
         });
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn.spawn(Box::pin(self.tasks.track_future(task)));
     }
 
     /// The service gives this attempt to nobody, or to somebody else.

@@ -126,10 +126,9 @@ impl Bound {
         let Self { config, prefixes, verifier, store, listener } = self;
         let signals = Arc::new(Signals::default());
         let times = Times { heartbeat: config.heartbeat, stop_after: config.stop_after };
-        // Whatever the workers hold they could not keep alive while nobody listened.
-        store.renew_leases().await.map_err(database)?;
         let position = store.revisions().await.map_err(database)?.latest.number;
-        let queue = Arc::new(Queue::new(store.clone(), Arc::clone(&signals), times));
+        let queue = Arc::new(Queue::new(Arc::new(store.clone()), Arc::clone(&signals), times));
+        queue.begin().await.map_err(database)?;
         let feed = Feed::new(store.clone(), shutdown.clone());
         let operations = Operations {
             catalog: Catalog::new(store.clone(), Arc::clone(&signals), Arc::clone(&queue), prefixes),

@@ -13,7 +13,7 @@ use crate::{
     dispatch::{Event, Policy, ToWorker},
     error::Error,
     signals::Signals,
-    store::Store,
+    store::DispatchStore,
     workers::{Connected, Workers},
 };
 
@@ -28,7 +28,7 @@ pub(crate) struct Times {
 
 #[derive(Debug)]
 pub(crate) struct Queue {
-    store: Store,
+    store: Arc<dyn DispatchStore>,
     signals: Arc<Signals>,
     workers: Workers,
     times: Times,
@@ -40,8 +40,13 @@ impl Queue {
     /// How late the end of a lease can be noticed.
     const CLOCK: Duration = Duration::from_millis(500);
 
-    pub(crate) fn new(store: Store, signals: Arc<Signals>, times: Times) -> Self {
+    pub(crate) fn new(store: Arc<dyn DispatchStore>, signals: Arc<Signals>, times: Times) -> Self {
         Self { store, signals, workers: Workers::default(), times }
+    }
+
+    /// Takes the queue over from a service that was away: whatever the workers hold they could not keep alive meanwhile.
+    pub(crate) async fn begin(&self) -> Result<(), Error> {
+        self.store.renew_leases().await
     }
 
     pub(crate) fn policy(&self) -> &Policy {
@@ -52,8 +57,8 @@ impl Queue {
         &self.times
     }
 
-    pub(crate) fn store(&self) -> &Store {
-        &self.store
+    pub(crate) fn store(&self) -> &dyn DispatchStore {
+        self.store.as_ref()
     }
 
     pub(crate) fn workers(&self) -> &Workers {
@@ -89,6 +94,7 @@ impl Queue {
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 () = shutdown.cancelled() => return,
                 () = self.signals.queue_moved() => {}
                 _ = poll.tick() => {}
@@ -122,6 +128,7 @@ impl Queue {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 () = shutdown.cancelled() => return,
                 _ = tick.tick() => {}
             }

@@ -32,6 +32,7 @@ use crate::{
 
 pub(crate) use self::{
     changes::{Change, Revision},
+    dispatching::DispatchStore,
     edits::{BatchOutcome, BatchTarget, SnapshotOrder, WithBuild},
     hints::Hint,
     histories::Excerpt,
@@ -42,6 +43,7 @@ pub(crate) use self::{
 
 mod builds;
 mod changes;
+mod dispatching;
 mod edits;
 mod entity;
 mod grants;

@@ -1,12 +1,12 @@
 //! The workers that are connected to this process, and the way to each.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -14,7 +14,7 @@ use crate::dispatch::ToWorker;
 
 /// The one owner of who is connected.
 #[derive(Debug, Default)]
-pub(crate) struct Workers(Mutex<HashMap<String, Line>>);
+pub(crate) struct Workers(Mutex<BTreeMap<String, Line>>);
 
 /// A connected worker that takes builds.
 #[derive(Clone, Debug)]
@@ -112,7 +112,7 @@ impl Workers {
         self.lines().get(name).is_some_and(|line| line.heard.elapsed() < silence)
     }
 
-    fn lines(&self) -> MutexGuard<'_, HashMap<String, Line>> {
+    fn lines(&self) -> MutexGuard<'_, BTreeMap<String, Line>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

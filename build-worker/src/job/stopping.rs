@@ -63,6 +63,7 @@ impl Job {
             }
         };
         let has_ended = tokio::select! {
+            biased;
             () = agreed, if is_silent => true,
             () = to_the_end, if !is_silent => true,
             () = cancel, if !is_silent => false,

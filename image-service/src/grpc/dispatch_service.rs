@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::stream::{BoxStream, StreamExt};
+use futures_util::stream::{BoxStream, Stream, StreamExt};
 use proto::dispatch::{
     self as wire, connect_request::Message as FromWorker, dispatch_service_server::DispatchService,
 };
@@ -63,18 +63,20 @@ impl DispatchService for Dispatcher {
     }
 }
 
-struct Connection {
+/// One connection of one worker; `S` is what the worker says.
+pub(crate) struct Connection<S> {
     queue: Arc<Queue>,
     caller: Principal,
-    requests: Streaming<wire::ConnectRequest>,
+    requests: S,
     answers: Answers,
     shutdown: CancellationToken,
 }
 
-impl Connection {
+impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<S> {
     const LAST_WORD: Duration = Duration::from_secs(1);
 
-    async fn run(mut self) {
+    /// Hears the worker out, until either side ends or `shutdown`.
+    pub(crate) async fn run(mut self) {
         if let Err(status) = self.hold().await {
             tracing::info!(worker = self.caller.subject(), code = ?status.code(), message = status.message(), "a worker's connection ended");
             // The worker may be gone, or read nothing more.
@@ -86,10 +88,11 @@ impl Connection {
         // A worker that says nothing holds nothing of ours for longer than a lease.
         let patience = self.queue.policy().lease;
         let first = tokio::select! {
-            first = tokio::time::timeout(patience, self.requests.message()) => first,
+            biased;
             () = self.shutdown.cancelled() => return Err(Error::Draining.into()),
+            first = tokio::time::timeout(patience, self.requests.next()) => first,
         };
-        let first = first.map_err(|_| silent())?.map_err(blame)?;
+        let first = first.map_err(|_| silent())?.transpose().map_err(blame)?;
         let Some(FromWorker::Hello(hello)) = first.and_then(|request| request.message) else {
             return Err(Error::Invalid(Violations::one("message", "must begin with `hello`")).into());
         };
@@ -128,9 +131,10 @@ impl Connection {
         };
         let hear = async {
             loop {
-                let request = tokio::time::timeout(patience, self.requests.message())
+                let request = tokio::time::timeout(patience, self.requests.next())
                     .await
                     .map_err(|_| silent())?
+                    .transpose()
                     .map_err(blame)?;
                 match request {
                     Some(request) => handle(session, request).await?,
@@ -139,11 +143,12 @@ impl Connection {
             }
         };
         tokio::select! {
-            heard = hear => heard,
-            passed_on = pass_on => passed_on,
+            biased;
             () = hang_up.cancelled() => Err(Error::SessionLost.into()),
             () = self.shutdown.cancelled() => Err(Error::Draining.into()),
             () = tokio::time::sleep_until(expiry) => Err(Error::TokenExpired.into()),
+            passed_on = pass_on => passed_on,
+            heard = hear => heard,
         }
     }
 }

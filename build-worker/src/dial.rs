@@ -1,0 +1,73 @@
+//! How a worker reaches image-service.
+
+use std::{fmt::Debug, path::PathBuf, time::Duration};
+
+use futures_util::{StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
+use proto::dispatch::{ConnectRequest, ConnectResponse, dispatch_service_client::DispatchServiceClient};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Status, metadata::MetadataValue, transport::Endpoint};
+
+/// Connects to the service. It may take as long as it likes: whoever dials waits no longer than it wants to.
+pub(crate) trait Dial: Debug + Send + Sync {
+    /// Calls `Connect`: what is sent into `requests` goes to the service, and what it says comes back.
+    fn dial(&self, requests: mpsc::Receiver<ConnectRequest>) -> BoxFuture<'_, Result<Responses, DialError>>;
+}
+
+/// What the service says over one connection.
+pub(crate) type Responses = BoxStream<'static, Result<ConnectResponse, DialError>>;
+
+/// Why there is no connection, or not any more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    #[error("the server's address is not valid")]
+    Address(#[source] tonic::transport::Error),
+    #[error("cannot connect")]
+    Connect(#[source] tonic::transport::Error),
+    #[error("cannot read the token file")]
+    Token(#[source] std::io::Error),
+    #[error("the token file holds no token")]
+    NoToken,
+    #[error("{} ({:?})", .0.message(), .0.code())]
+    Refused(Box<Status>),
+}
+
+/// Connects by gRPC.
+#[derive(Debug)]
+pub(crate) struct GrpcDial {
+    pub(crate) server: String,
+    /// Read again at every connection.
+    pub(crate) token_file: PathBuf,
+}
+
+impl GrpcDial {
+    const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+    async fn connect(&self, requests: mpsc::Receiver<ConnectRequest>) -> Result<Responses, DialError> {
+        let token = tokio::fs::read_to_string(&self.token_file).await.map_err(DialError::Token)?;
+        let mut bearer: MetadataValue<_> =
+            format!("Bearer {}", token.trim()).parse().map_err(|_| DialError::NoToken)?;
+        bearer.set_sensitive(true);
+        let channel = Endpoint::from_shared(self.server.clone())
+            .map_err(DialError::Address)?
+            .connect_timeout(Self::CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .connect()
+            .await
+            .map_err(DialError::Connect)?;
+        let mut call = Request::new(ReceiverStream::new(requests));
+        call.metadata_mut().insert("authorization", bearer);
+        let responses = DispatchServiceClient::new(channel).connect(call).await.map_err(refused)?;
+        Ok(responses.into_inner().map_err(refused).boxed())
+    }
+}
+
+impl Dial for GrpcDial {
+    fn dial(&self, requests: mpsc::Receiver<ConnectRequest>) -> BoxFuture<'_, Result<Responses, DialError>> {
+        Box::pin(self.connect(requests))
+    }
+}
+
+fn refused(status: Status) -> DialError {
+    DialError::Refused(Box::new(status))
+}
