@@ -1,16 +1,20 @@
 //! Whether the Docker Engine answers: while it does not, no build is begun, so that an engine that is restarted costs the
 //! builds that were running one failure, and the others none.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::{engine::Engine, orphans, residue::StepProcesses};
 
 /// What is known of the engine; it answered when the worker began.
 #[derive(Debug)]
 pub(crate) struct EngineWatch {
-    answers: watch::Sender<bool>,
+    answers: AtomicBool,
+    answered: Notify,
     suspected: Notify,
 }
 
@@ -19,23 +23,28 @@ impl EngineWatch {
     const TIMEOUT: Duration = Duration::from_secs(5);
 
     pub(crate) fn new() -> Self {
-        Self { answers: watch::Sender::new(true), suspected: Notify::new() }
+        Self { answers: AtomicBool::new(true), answered: Notify::new(), suspected: Notify::new() }
     }
 
     /// Something has failed that may be the engine's fault: it does not count as answering until it was asked.
     pub(crate) fn suspect(&self) {
-        self.answers.send_replace(false);
+        self.answers.store(false, Ordering::Release);
         self.suspected.notify_one();
     }
 
     pub(crate) fn answers(&self) -> bool {
-        *self.answers.borrow()
+        self.answers.load(Ordering::Acquire)
     }
 
     /// Waits until the engine answers.
     pub(crate) async fn answering(&self) {
-        // The sender is ours: it cannot be gone.
-        let _ = self.answers.subscribe().wait_for(|answers| *answers).await;
+        loop {
+            let answered = self.answered.notified();
+            if self.answers() {
+                return;
+            }
+            answered.await;
+        }
     }
 
     /// Asks the engine whenever it is suspected, until it answers and what it has left behind is ended.
@@ -53,7 +62,8 @@ impl EngineWatch {
                 tokio::time::sleep(Self::POLL).await;
             }
             end_orphans().await;
-            self.answers.send_replace(true);
+            self.answers.store(true, Ordering::Release);
+            self.answered.notify_waiters();
         }
     }
 }

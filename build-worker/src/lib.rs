@@ -24,6 +24,7 @@ use self::{
     dial::GrpcDial,
     docker::DockerEngine,
     engine::{Engine, EngineInfo},
+    outbox::Settings,
     residue::StepProcesses,
     spool::{DiskSpool, Spool},
     worker::{Surroundings, TokioSpawn, Worker},
@@ -43,6 +44,8 @@ mod outbox;
 mod output;
 mod residue;
 mod session;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod spool;
 mod steps;
 mod worker;
@@ -144,7 +147,7 @@ async fn work(
     let surroundings = Surroundings {
         processes: engine.is_local().then(|| StepProcesses::of(info.root.clone())),
         engine: Arc::new(engine),
-        spool,
+        outbox: Settings::new(spool, config.spool_limit),
         dial: Arc::new(GrpcDial { server: config.server.clone(), token_file: config.token_file.clone() }),
         spawn: Arc::new(TokioSpawn),
     };

@@ -31,7 +31,6 @@ use crate::{
     outbox::{Outbox, Settings, Unreadable},
     residue::StepProcesses,
     session,
-    spool::Spool,
     steps::StepsUnderWay,
 };
 
@@ -41,7 +40,7 @@ pub(crate) struct Surroundings {
     pub(crate) engine: Arc<dyn Engine>,
     /// None when the engine's processes cannot be seen from here.
     pub(crate) processes: Option<StepProcesses>,
-    pub(crate) spool: Arc<dyn Spool>,
+    pub(crate) outbox: Settings,
     pub(crate) dial: Arc<dyn Dial>,
     pub(crate) spawn: Arc<dyn Spawn>,
 }
@@ -99,9 +98,9 @@ impl Worker {
     const LAST_REPORTS: Duration = Duration::from_secs(10);
 
     pub(crate) fn new(config: Config, info: EngineInfo, surroundings: Surroundings) -> Self {
-        let Surroundings { engine, processes, spool, dial, spawn } = surroundings;
+        let Surroundings { engine, processes, outbox, dial, spawn } = surroundings;
         Self {
-            outbox_settings: Settings::new(spool, config.spool_limit),
+            outbox_settings: outbox,
             processes,
             engine_version: info.version,
             instance: Uuid::new_v4().to_string(),

@@ -73,6 +73,9 @@ pub(crate) struct Decision {
     pub(crate) artifact: Option<Artifact>,
     /// To which worker to send what.
     pub(crate) messages: Vec<(String, ToWorker)>,
+    /// What the build went through, for those who count it.
+    #[cfg(feature = "simulation")]
+    pub(crate) transitions: Vec<(crate::build::State, crate::build::Event)>,
 }
 
 /// Decides what `event` does to the build in `rows` at `now`.

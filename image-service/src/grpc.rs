@@ -40,6 +40,9 @@ mod status;
 mod worker_service;
 mod write;
 
+#[cfg(feature = "simulation")]
+pub(crate) use self::dispatch_service::Connection;
+
 /// What the transport calls.
 #[derive(Debug)]
 pub(crate) struct Operations {

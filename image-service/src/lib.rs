@@ -54,6 +54,8 @@ mod request;
 mod search;
 mod session;
 mod signals;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod store;
 mod timestamp;
 mod token;

@@ -20,6 +20,8 @@ pub(crate) struct Session {
     queue: Arc<Queue>,
     worker: String,
     id: Uuid,
+    /// What the worker held when it said hello, until it has said something after the welcome.
+    unconfirmed: Option<Vec<Attempt>>,
 }
 
 /// What a session's owner needs beside it.
@@ -37,8 +39,9 @@ pub(crate) struct Opened {
 impl Session {
     /// Lets a worker in: it must hold a worker's token of the name that it gives.
     ///
-    /// What it holds beyond the store's knowledge it is told to drop; what the store thinks it holds and it does not is
-    /// queued again at once.
+    /// What it holds beyond the store's knowledge it is told to drop. What the store thinks it holds and it does not is
+    /// queued again at its first heartbeat: until then the hello may be one that was on its way for long, of a connection that
+    /// the worker has given up since.
     pub(crate) async fn open(queue: Arc<Queue>, caller: &Principal, hello: Hello) -> Result<Opened, Error> {
         caller.require(Role::Worker)?;
         if hello.name != caller.subject() {
@@ -48,11 +51,10 @@ impl Session {
         queue.store().open_session(&hello, id).await?;
         // First the line, then the rows: what is decided from here on is sent to this connection.
         let (messages, hang_up) = queue.workers().connect(&hello.name, id);
-        let session = Self { queue, worker: hello.name, id };
+        let mut session = Self { queue, worker: hello.name, id, unconfirmed: None };
         match session.reconcile(&hello.holds).await {
             Ok(welcome) => {
-                session.queue.workers().heard(&session.worker, id, Some(true));
-                session.queue.slot_freed();
+                session.unconfirmed = Some(hello.holds);
                 Ok(Opened { session, welcome, messages, hang_up })
             }
             Err(error) => {
@@ -68,14 +70,9 @@ impl Session {
 
     async fn reconcile(&self, holds: &[Attempt]) -> Result<Welcome, Error> {
         let assigned = self.queue.store().held_by(&self.worker).await?;
-        let (kept, gone): (Vec<Build>, Vec<Build>) =
-            assigned.into_iter().partition(|build| holds.contains(&Attempt::of(build)));
-        for build in gone {
-            let event = Event::Abandoned { attempt: build.attempt };
-            self.queue.handle(build.id, &event).await?;
-        }
-        let keep: Vec<KeptAttempt> = kept
+        let keep: Vec<KeptAttempt> = assigned
             .iter()
+            .filter(|build| holds.contains(&Attempt::of(build)))
             .map(|build| KeptAttempt {
                 attempt: Attempt::of(build),
                 acknowledged: build.report_sequence,
@@ -89,8 +86,8 @@ impl Session {
     }
 
     /// The worker lives: its lease is extended. Whatever it should have stopped by now it is told again.
-    pub(crate) async fn heartbeat(&self, number: i64, draining: bool) -> Result<(), Error> {
-        let held = match self.queue.store().heartbeat(&self.worker, self.id, draining).await {
+    pub(crate) async fn heartbeat(&mut self, number: i64, draining: bool) -> Result<(), Error> {
+        let held = match self.extend_lease(draining).await {
             // Not acknowledged: the worker counts on from the last one that was.
             Err(Error::Busy) => {
                 tracing::warn!(worker = self.worker, "the store is busy: a heartbeat is not acknowledged");
@@ -98,13 +95,31 @@ impl Session {
             }
             held => held?,
         };
+        let is_first = self.unconfirmed.take().is_some();
         let workers = self.queue.workers();
         workers.heard(&self.worker, self.id, Some(!draining));
         workers.send(&self.worker, ToWorker::HeartbeatAck(number));
         for build in held.iter().filter(|build| build.cancel_requested_at.is_some()) {
             workers.send(&self.worker, ToWorker::Cancel(Attempt::of(build)));
         }
+        if is_first {
+            self.queue.slot_freed();
+        }
         Ok(())
+    }
+
+    async fn extend_lease(&self, draining: bool) -> Result<Vec<Build>, Error> {
+        let held = self.queue.store().heartbeat(&self.worker, self.id, draining).await?;
+        let Some(holds) = &self.unconfirmed else {
+            return Ok(held);
+        };
+        let (kept, gone): (Vec<Build>, Vec<Build>) =
+            held.into_iter().partition(|build| holds.contains(&Attempt::of(build)));
+        for build in gone {
+            let event = Event::Abandoned { attempt: build.attempt };
+            self.queue.handle(build.id, &event).await?;
+        }
+        Ok(kept)
     }
 
     /// Something happened in an attempt.

@@ -2,8 +2,8 @@
 
 use image_service::Role;
 use proto::dispatch::{
-    Assignment, Attempt, Built, ConnectRequest, ConnectResponse, Hello, Report, ReportEvent, Started,
-    Succeeded, Welcome, assignment::Work, connect_request::Message as ToService,
+    Assignment, Attempt, Built, ConnectRequest, ConnectResponse, Heartbeat, Hello, Report, ReportEvent,
+    Started, Succeeded, Welcome, assignment::Work, connect_request::Message as ToService,
     connect_response::Message as FromService, report_event::Event,
 };
 use tokio::sync::mpsc;
@@ -46,7 +46,14 @@ impl Actor {
         let Some(FromService::Welcome(welcome)) = first else {
             panic!("{first:?} is no welcome");
         };
-        Ok(Self { requests, responses, welcome })
+        let mut actor = Self { requests, responses, welcome };
+        // From here on the service takes it at its word.
+        actor.say(ToService::Heartbeat(Heartbeat { number: 0, draining: false })).await;
+        match actor.next().await {
+            Ok(FromService::HeartbeatAck(ack)) if ack.number == 0 => Ok(actor),
+            Ok(said) => panic!("{said:?} does not acknowledge the first heartbeat"),
+            Err(error) => Err(Status::unavailable(error.to_string())),
+        }
     }
 
     pub(crate) async fn say(&self, message: ToService) {

@@ -12,7 +12,7 @@ const NOUNS: [&str; 8] = ["access", "build", "dispatch", "error", "image", "requ
 const OPERATIONS: [&str; 8] =
     ["catalog", "feed", "history", "queue", "session", "signals", "upkeep", "workers"];
 /// Beside the layers: the command line, tokens, and the root that puts everything together.
-const ROOT: [&str; 4] = ["config", "lib", "main", "token"];
+const ROOT: [&str; 5] = ["config", "lib", "main", "simulation", "token"];
 
 /// The source files of a package by their path below `src`, without comments and unit tests.
 fn sources(package: &str) -> anyhow::Result<BTreeMap<String, String>> {

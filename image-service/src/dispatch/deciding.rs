@@ -264,15 +264,20 @@ impl<'a> Deciding<'a> {
         self.build.started_at = None;
     }
 
-    fn next(&self, event: BuildEvent) -> Option<Next> {
+    fn next(&mut self, event: BuildEvent) -> Option<Next> {
         let build = &self.build;
-        transition(
+        let next = transition(
             build.kind,
             build.state,
             event,
             build.cancel_requested_at.is_some(),
             build.failures + 1 >= self.policy.max_failures,
-        )
+        );
+        #[cfg(feature = "simulation")]
+        if next.is_some() {
+            self.decision.transitions.push((build.state, event));
+        }
+        next
     }
 
     fn enter(&mut self, state: State, message: String) {

@@ -51,13 +51,13 @@ impl DispatchService for Dispatcher {
     ) -> Result<Response<Self::ConnectStream>, Status> {
         let caller = caller(&request)?;
         let (answers, stream) = mpsc::channel(Self::ANSWERS);
-        let connection = Connection {
-            queue: Arc::clone(&self.queue),
+        let connection = Connection::new(
+            Arc::clone(&self.queue),
             caller,
-            requests: request.into_inner(),
+            request.into_inner(),
             answers,
-            shutdown: self.shutdown.clone(),
-        };
+            self.shutdown.clone(),
+        );
         self.sessions.spawn(connection.run());
         Ok(Response::new(ReceiverStream::new(stream).boxed()))
     }
@@ -74,6 +74,16 @@ pub(crate) struct Connection<S> {
 
 impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<S> {
     const LAST_WORD: Duration = Duration::from_secs(1);
+
+    pub(crate) fn new(
+        queue: Arc<Queue>,
+        caller: Principal,
+        requests: S,
+        answers: Answers,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self { queue, caller, requests, answers, shutdown }
+    }
 
     /// Hears the worker out, until either side ends or `shutdown`.
     pub(crate) async fn run(mut self) {
@@ -99,10 +109,10 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
         let hello = message::hello(hello)?;
         let opened = Session::open(Arc::clone(&self.queue), &self.caller, hello).await?;
         tracing::info!(worker = opened.session.worker(), "a worker connected");
-        let Opened { session, welcome, messages, hang_up } = opened;
+        let Opened { mut session, welcome, messages, hang_up } = opened;
         let welcome = message::welcome(welcome, self.queue.times(), self.queue.policy().stop_deadline);
         let ended = if self.answers.send(Ok(welcome)).await.is_ok() {
-            self.converse(&session, messages, hang_up).await
+            self.converse(&mut session, messages, hang_up).await
         } else {
             Ok(())
         };
@@ -113,7 +123,7 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
     /// Hears the worker and passes on what is for it, until either side ends.
     async fn converse(
         &mut self,
-        session: &Session,
+        session: &mut Session,
         mut messages: mpsc::Receiver<crate::dispatch::ToWorker>,
         hang_up: CancellationToken,
     ) -> Result<(), Status> {
@@ -153,7 +163,7 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
     }
 }
 
-async fn handle(session: &Session, request: wire::ConnectRequest) -> Result<(), Status> {
+async fn handle(session: &mut Session, request: wire::ConnectRequest) -> Result<(), Status> {
     match request.message {
         Some(FromWorker::Heartbeat(heartbeat)) => {
             session.heartbeat(heartbeat.number, heartbeat.draining).await?;

@@ -1,0 +1,392 @@
+//! A worker among models of an engine, a spool and a network, for simulations: the worker is the real code.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
+use proto::dispatch::{ConnectRequest, ConnectResponse, StepState};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::{
+    config::{Config, LogFormat},
+    dial::{Dial, DialError, Responses},
+    engine::{
+        BuildOrder, Canceller, Engine, EngineError, EngineImage, EngineInfo, Progress, RunningBuild, Told,
+    },
+    outbox::{Limits, Settings},
+    spool::{Spool, SpoolFile},
+    worker::{Spawn, Surroundings as Parts, Worker},
+};
+
+/// What a worker lives in.
+pub trait Surroundings: Debug + Send + Sync {
+    /// Runs a task of the worker's process.
+    fn spawn(&self, task: BoxFuture<'static, ()>);
+
+    /// Reaches the service: what comes out of `requests` goes there, and what it says comes back.
+    fn dial(&self, requests: mpsc::Receiver<ConnectRequest>) -> BoxFuture<'_, Result<Answers, Status>>;
+
+    /// Whether the next write to the spool is torn: half of it is written, and it fails.
+    fn tears(&self) -> bool;
+}
+
+/// What the service says over one connection.
+pub type Answers = BoxStream<'static, Result<ConnectResponse, Status>>;
+
+/// A process of a worker. It keeps little of a build's reports in memory, so that its spool is used.
+#[derive(Debug)]
+pub struct Process(Worker);
+
+impl Process {
+    /// A process that has not begun to work.
+    pub fn new(name: &str, slots: u16, engine: &ModelEngine, surroundings: Arc<dyn Surroundings>) -> Self {
+        let config = Config {
+            server: String::new(),
+            token_file: PathBuf::new(),
+            name: name.to_owned(),
+            slots,
+            labels: Vec::new(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            docker_host: String::new(),
+            log_limit: 1024 * 1024,
+            spool_dir: None,
+            spool_limit: 0,
+            drain_grace: Duration::from_secs(10),
+            log_format: LogFormat::Human,
+        };
+        let around = Around(surroundings);
+        let mut outbox = Settings::new(Arc::new(around.clone()), 0);
+        outbox.limits = Limits { window: 256, batch: 128, newest: 256, spool: 4_096 };
+        let parts = Parts {
+            engine: Arc::new(engine.clone()),
+            processes: None,
+            outbox,
+            dial: Arc::new(around.clone()),
+            spawn: Arc::new(around),
+        };
+        let info = EngineInfo { version: "20.10.24".to_owned(), root: String::new() };
+        Self(Worker::new(config, info, parts))
+    }
+
+    /// Works until shutdown, and then drains.
+    pub async fn work(self, shutdown: CancellationToken) {
+        self.0.run(shutdown).await;
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Around(Arc<dyn Surroundings>);
+
+impl Spawn for Around {
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        self.0.spawn(task);
+    }
+}
+
+impl Dial for Around {
+    fn dial(&self, requests: mpsc::Receiver<ConnectRequest>) -> BoxFuture<'_, Result<Responses, DialError>> {
+        let refused = |status| DialError::Refused(Box::new(status));
+        async move {
+            let answers = self.0.dial(requests).await.map_err(refused)?;
+            Ok(answers.map_err(refused).boxed())
+        }
+        .boxed()
+    }
+}
+
+impl Spool for Around {
+    fn create(&self) -> BoxFuture<'_, io::Result<Box<dyn SpoolFile>>> {
+        let file = ModelFile { around: self.clone(), content: Mutex::default() };
+        async move { Ok(Box::new(file) as Box<dyn SpoolFile>) }.boxed()
+    }
+}
+
+#[derive(Debug)]
+struct ModelFile {
+    around: Around,
+    content: Mutex<Vec<u8>>,
+}
+
+impl SpoolFile for ModelFile {
+    fn write(&self, offset: u64, bytes: Vec<u8>) -> BoxFuture<'_, io::Result<()>> {
+        async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let is_torn = self.around.0.tears();
+            let offset = usize::try_from(offset).map_err(io::Error::other)?;
+            let whole = if is_torn { &bytes[..bytes.len() / 2] } else { &bytes };
+            let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+            let end = offset + whole.len();
+            if content.len() < end {
+                content.resize(end, 0);
+            }
+            content[offset..end].copy_from_slice(whole);
+            if is_torn { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        }
+        .boxed()
+    }
+
+    fn read(&self, offset: u64, length: usize) -> BoxFuture<'_, io::Result<Vec<u8>>> {
+        async move {
+            let offset = usize::try_from(offset).map_err(io::Error::other)?;
+            let content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+            content
+                .get(offset..offset + length)
+                .map(<[u8]>::to_vec)
+                .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        }
+        .boxed()
+    }
+}
+
+/// How the engine does a build.
+#[derive(Copy, Clone, Debug)]
+pub struct Plan {
+    /// How many lines it prints: `line 0`, `line 1`, …
+    pub lines: u32,
+    /// How long each takes.
+    pub pace: Duration,
+    /// How it ends.
+    pub outcome: Outcome,
+    /// How long it goes on after a cancel, or after its connection has closed.
+    pub dies_after: Duration,
+}
+
+/// How a build ends when nobody interferes.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// With the image `sha256:` and the build's name.
+    Succeeds,
+    /// A step fails.
+    Fails,
+    /// The engine itself fails.
+    Breaks,
+    /// Not.
+    Hangs,
+}
+
+/// Sees what an engine does.
+pub trait Witness: Debug + Send + Sync {
+    /// How the engine shall do this build, of the name `<build>-<attempt>`.
+    fn plan(&self, name: &str) -> Plan;
+    /// A build runs.
+    fn began(&self, name: &str);
+    /// A build does not run any more.
+    fn ended(&self, name: &str);
+}
+
+/// A model of a Docker Engine.
+#[derive(Clone, Debug)]
+pub struct ModelEngine(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    witness: Arc<dyn Witness>,
+    /// Cancelled when the engine dies; none while it is away.
+    life: Option<CancellationToken>,
+    is_suspended: bool,
+    resumed: Arc<Notify>,
+    images: BTreeMap<String, String>,
+}
+
+impl ModelEngine {
+    const ANSWER: Duration = Duration::from_millis(3);
+
+    /// An engine that runs.
+    pub fn new(witness: Arc<dyn Witness>) -> Self {
+        let life = Some(CancellationToken::new());
+        Self(Arc::new(Mutex::new(State {
+            witness,
+            life,
+            is_suspended: false,
+            resumed: Arc::default(),
+            images: BTreeMap::new(),
+        })))
+    }
+
+    /// Kills it: whatever runs ends.
+    pub fn kill(&self) {
+        if let Some(life) = self.state().life.take() {
+            life.cancel();
+        }
+    }
+
+    /// Starts it again.
+    pub fn start(&self) {
+        self.state().life.get_or_insert_default();
+    }
+
+    /// It answers nothing until it is resumed. What it runs goes on.
+    pub fn suspend(&self) {
+        self.state().is_suspended = true;
+    }
+
+    /// It answers again.
+    pub fn resume(&self) {
+        let mut state = self.state();
+        state.is_suspended = false;
+        state.resumed.notify_waiters();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn alive(&self) -> Result<(), EngineError> {
+        tokio::time::sleep(Self::ANSWER).await;
+        let resumed = Arc::clone(&self.state().resumed);
+        loop {
+            let resumed = resumed.notified();
+            if !self.state().is_suspended {
+                break;
+            }
+            resumed.await;
+        }
+        if self.state().life.is_some() { Ok(()) } else { Err(EngineError::Broken("it is away".to_owned())) }
+    }
+}
+
+#[tonic::async_trait]
+impl Engine for ModelEngine {
+    async fn info(&self) -> Result<EngineInfo, EngineError> {
+        self.alive().await?;
+        Ok(EngineInfo { version: String::new(), root: String::new() })
+    }
+
+    fn build(&self, order: BuildOrder) -> Result<Box<dyn RunningBuild>, EngineError> {
+        let mut state = self.state();
+        let life = state.life.clone().ok_or_else(|| EngineError::Broken("it is away".to_owned()))?;
+        let cancel = CancellationToken::new();
+        state.images.insert(order.tag.clone(), format!("sha256:{}", order.name));
+        let (tell, told) = mpsc::channel(4);
+        let run = Run {
+            name: order.name.clone(),
+            plan: state.witness.plan(&order.name),
+            witness: Arc::clone(&state.witness),
+            tell,
+        };
+        tokio::spawn(run.run(life, cancel.clone()));
+        Ok(Box::new(ModelBuild { told, cancel }))
+    }
+
+    async fn tag(&self, image: &str, repository: &str, tag: &str) -> Result<(), EngineError> {
+        self.alive().await?;
+        self.state().images.insert(format!("{repository}:{tag}"), image.to_owned());
+        Ok(())
+    }
+
+    async fn untag(&self, name: &str) -> Result<(), EngineError> {
+        self.alive().await?;
+        self.state().images.remove(name);
+        Ok(())
+    }
+
+    async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError> {
+        self.alive().await?;
+        Ok(self.state().images.get(name).map(|id| EngineImage { id: id.clone(), size_bytes: 1 }))
+    }
+}
+
+/// A build in the engine.
+struct Run {
+    name: String,
+    plan: Plan,
+    witness: Arc<dyn Witness>,
+    tell: mpsc::Sender<Result<Told, EngineError>>,
+}
+
+impl Run {
+    async fn run(self, life: CancellationToken, cancel: CancellationToken) {
+        self.witness.began(&self.name);
+        let Plan { dies_after, .. } = self.plan;
+        let cancelled = async {
+            cancel.cancelled().await;
+            tokio::time::sleep(dies_after).await;
+        };
+        let abandoned = async {
+            self.tell.closed().await;
+            tokio::time::sleep(dies_after).await;
+        };
+        let last = tokio::select! {
+            biased;
+            () = life.cancelled() => Some(Err(EngineError::Broken("it was killed".to_owned()))),
+            () = cancelled => Some(Err(EngineError::Refused("cancelled".to_owned()))),
+            () = abandoned => None,
+            last = self.work() => Some(last),
+        };
+        self.witness.ended(&self.name);
+        if let Some(last) = last {
+            // Nobody has to hear it.
+            let _ = self.tell.send(last).await;
+        }
+    }
+
+    async fn work(&self) -> Result<Told, EngineError> {
+        let step = |state| Progress::Step {
+            id: "1".to_owned(),
+            name: "[1/1] RUN talk".to_owned(),
+            state,
+            error: String::new(),
+            at: None,
+        };
+        self.say(step(StepState::Started)).await;
+        for line in 0..self.plan.lines {
+            tokio::time::sleep(self.plan.pace).await;
+            let bytes = format!("line {line}\n").into_bytes();
+            self.say(Progress::Output { step: "1".to_owned(), stderr: false, bytes, at: None }).await;
+        }
+        match self.plan.outcome {
+            Outcome::Succeeds => {
+                self.say(step(StepState::Done)).await;
+                Ok(Told::ImageId(format!("sha256:{}", self.name)))
+            }
+            Outcome::Fails => Err(EngineError::Refused("a step failed".to_owned())),
+            Outcome::Breaks => Err(EngineError::Broken("it broke".to_owned())),
+            Outcome::Hangs => std::future::pending().await,
+        }
+    }
+
+    async fn say(&self, progress: Progress) {
+        if self.tell.send(Ok(Told::Progress(vec![progress]))).await.is_err() {
+            // It goes on until it notices that its connection has closed.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ModelBuild {
+    told: mpsc::Receiver<Result<Told, EngineError>>,
+    cancel: CancellationToken,
+}
+
+#[derive(Debug)]
+struct ModelCanceller(CancellationToken);
+
+#[tonic::async_trait]
+impl RunningBuild for ModelBuild {
+    async fn next(&mut self) -> Option<Result<Told, EngineError>> {
+        self.told.recv().await
+    }
+
+    fn canceller(&self) -> Box<dyn Canceller> {
+        Box::new(ModelCanceller(self.cancel.clone()))
+    }
+}
+
+#[tonic::async_trait]
+impl Canceller for ModelCanceller {
+    async fn cancel(&self) -> Result<(), EngineError> {
+        tokio::time::sleep(ModelEngine::ANSWER).await;
+        self.0.cancel();
+        Ok(())
+    }
+}

@@ -1,0 +1,319 @@
+//! The service's end of dispatch over tables in memory, for simulations: everything between a worker's connection and the
+//! store is the real code. What a database does to it, the clock included, is up to the [`Surroundings`].
+
+use std::{
+    fmt::Debug,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::{
+    future::BoxFuture,
+    stream::{BoxStream, Stream, StreamExt},
+};
+use proto::dispatch::{ConnectRequest, ConnectResponse};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use uuid::Uuid;
+
+use self::store::MemoryStore;
+pub(crate) use self::tables::Tables;
+use crate::{
+    access::{Principal, Role},
+    build::{Build, BuildId, Event as BuildEvent, Fault, Happening, Job, Kind, State},
+    dispatch::{Event, Policy},
+    error::Violations,
+    grpc::Connection,
+    image::{Configuration, ConfigurationDraft, Dockerfile, ImageId, Reference, Source},
+    queue::{Queue, Times},
+    signals::Signals,
+    timestamp::Timestamp,
+};
+
+mod store;
+mod tables;
+
+/// What a store lives in.
+pub trait Surroundings: Debug + Send + Sync {
+    /// The database's clock: microseconds since the Unix epoch.
+    fn now_micros(&self) -> i64;
+
+    /// How long the next operation takes until it is committed, and from then until it is answered.
+    fn delays(&self) -> (Duration, Duration);
+
+    /// What becomes of the next operation; asked when it is about to be committed.
+    fn fate(&self) -> Fate;
+
+    /// A build was changed. Called at the moment at which it is committed.
+    fn committed(&self, change: &Change);
+}
+
+/// What becomes of an operation.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is committed and answered.
+    Done,
+    /// It is not committed, and answered by an error.
+    Lost,
+    /// It is committed, and answered by an error.
+    Ambiguous,
+}
+
+/// What has become of a build.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The build.
+    pub build: Uuid,
+    /// What went through the table of transitions for it, each as `Event in State`.
+    pub transitions: Vec<String>,
+    /// The row now; none when it is gone.
+    pub after: Option<Row>,
+}
+
+/// What a row of the queue says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// `Queued`, `Claimed`, `Running`, `Publishing`, `Succeeded`, `Failed` or `Cancelled`.
+    pub state: String,
+    /// Whether the state is one of the last three.
+    pub is_final: bool,
+    /// Whether a worker holds it.
+    pub is_held: bool,
+    /// The number of its latest attempt.
+    pub attempt: i32,
+    /// How many attempts the infrastructure has lost.
+    pub failures: i32,
+    /// The worker of the attempt.
+    pub worker: Option<String>,
+    /// Whether a cancel was requested.
+    pub cancel_requested: bool,
+    /// Whether the work is known to have stopped.
+    pub stop_confirmed: bool,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// The sequence numbers of its history.
+    pub sequences: Vec<i64>,
+    /// What its attempts have printed, each line with the number of the attempt.
+    pub lines: Vec<(i32, String)>,
+    /// The image that was recorded.
+    pub artifact: Option<String>,
+}
+
+/// A database in memory that replicas share.
+#[derive(Clone, Debug)]
+pub struct Database {
+    tables: Arc<Mutex<Tables>>,
+    policy: Policy,
+}
+
+/// One process of the service.
+#[derive(Debug)]
+pub struct Replica {
+    queue: Arc<Queue>,
+    store: MemoryStore,
+    signals: Arc<Signals>,
+    shutdown: CancellationToken,
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        let policy = Policy {
+            lease: Duration::from_secs(45),
+            stop_deadline: Duration::from_secs(10),
+            offline_after: Duration::from_secs(5),
+            queue_timeout: Duration::from_secs(60),
+            max_failures: 3,
+        };
+        let tables = Tables::new(policy, Arc::new(configuration()));
+        Self { tables: Arc::new(Mutex::new(tables)), policy }
+    }
+}
+
+impl Replica {
+    /// A process that has not begun to work.
+    pub fn new(database: &Database, surroundings: Arc<dyn Surroundings>) -> Self {
+        let store =
+            MemoryStore { tables: Arc::clone(&database.tables), surroundings, policy: database.policy };
+        let signals = Arc::new(Signals::default());
+        let times = Times { heartbeat: Duration::from_secs(1), stop_after: Duration::from_secs(30) };
+        let queue = Arc::new(Queue::new(Arc::new(store.clone()), Arc::clone(&signals), times));
+        Self { queue, store, signals, shutdown: CancellationToken::new() }
+    }
+
+    /// Works until shutdown: takes the queue over, gives out builds, ends what is overdue.
+    pub fn work(&self) -> BoxFuture<'static, ()> {
+        const AGAIN: Duration = Duration::from_millis(500);
+        let (queue, shutdown) = (Arc::clone(&self.queue), self.shutdown.clone());
+        Box::pin(async move {
+            while queue.begin().await.is_err() {
+                tokio::time::sleep(AGAIN).await;
+            }
+            tokio::join!(queue.dispatch(shutdown.clone()), queue.clock(shutdown));
+        })
+    }
+
+    /// Asks it to end: its connections end, and no more are accepted.
+    pub fn shut_down(&self) {
+        self.shutdown.cancel();
+    }
+
+    /// A connection of a worker: the task that serves it, and what it says.
+    pub fn connection(
+        &self,
+        worker: &str,
+        requests: impl Stream<Item = Result<ConnectRequest, Status>> + Send + Unpin + 'static,
+    ) -> (BoxFuture<'static, ()>, BoxStream<'static, Result<ConnectResponse, Status>>) {
+        let never = Timestamp::from_micros(i64::MAX);
+        let caller = Principal::new(worker.to_owned(), vec![Role::Worker], never);
+        let (answers, stream) = mpsc::channel(16);
+        let connection =
+            Connection::new(Arc::clone(&self.queue), caller, requests, answers, self.shutdown.clone());
+        (Box::pin(connection.run()), ReceiverStream::new(stream).boxed())
+    }
+
+    /// A client's request for a build of a new image: the build's row. `worker`: the only one that may take it.
+    pub async fn enqueue(&self, id: Uuid, requester: &str, worker: &str) -> bool {
+        let store = &self.store;
+        let written = store.run(|tables, now| {
+            if tables.build(BuildId(id)).is_some() {
+                return Ok(None);
+            }
+            let mut configuration = ConfigurationDraft::of(Source::Dockerfile(Dockerfile::default()));
+            configuration.worker = worker.to_owned();
+            let mut violations = Violations::default();
+            let requirements = Configuration::parse(configuration, "", &mut violations).requirements();
+            let Ok(reference) = Reference::new(&format!("trailer/{id}"), "") else {
+                return Ok(None);
+            };
+            let job = Job {
+                kind: Kind::Build,
+                configuration_revision: 1,
+                reference,
+                requirements,
+                workspace: None,
+            };
+            let mut build = Build::queued(ImageId(id), 1, requester.to_owned(), job, now);
+            build.id = BuildId(id);
+            let committed = tables.enqueue(build);
+            store.surroundings.committed(&change(tables, BuildId(id), &[]));
+            Ok(Some(committed))
+        });
+        match written.await {
+            Ok(committed) => {
+                if let Some(committed) = committed {
+                    self.signals.announce(&committed);
+                }
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// A client's cancel. Whether it was answered, be it by a refusal.
+    pub async fn cancel(&self, id: Uuid) -> bool {
+        let event = Event::Cancel { by: "alice".to_owned() };
+        !matches!(self.queue.handle(BuildId(id), &event).await, Err(crate::error::Error::Busy))
+    }
+
+    /// A client's deletion of the build's image. Whether it was answered.
+    pub async fn delete(&self, id: Uuid) -> bool {
+        let store = &self.store;
+        let deleted = store
+            .run(|tables, now| store.change(tables, BuildId(id), |tables| tables.delete(BuildId(id), now)))
+            .await;
+        match deleted {
+            Ok(Some((decision, committed))) => {
+                self.queue.deliver(decision.messages);
+                self.signals.announce(&committed);
+                true
+            }
+            Ok(None) | Err(crate::error::Error::Refused(_)) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// An operator's wish that a worker gets nothing more, or that it does again. Whether it was answered.
+    pub async fn drain_worker(&self, worker: &str, drained: bool) -> bool {
+        let written = self.store.run(|tables, _| Ok(tables.drain_worker(worker, drained).is_ok())).await;
+        self.signals.slot_freed();
+        written.is_ok()
+    }
+}
+
+/// The transitions of a build that lead somewhere, in the notation of [`Change::transitions`].
+pub fn transitions() -> Vec<String> {
+    let events = [
+        BuildEvent::Claimed,
+        BuildEvent::HandedBack,
+        BuildEvent::Started,
+        BuildEvent::Built,
+        BuildEvent::Succeeded,
+        BuildEvent::Failed(Fault::User),
+        BuildEvent::Failed(Fault::Timeout),
+        BuildEvent::Failed(Fault::Infrastructure),
+        BuildEvent::Lost,
+        BuildEvent::CancelRequested,
+        BuildEvent::Stopped,
+        BuildEvent::StopOverdue,
+        BuildEvent::QueueTimedOut,
+    ];
+    let states = [State::Queued, State::Claimed, State::Running, State::Publishing];
+    let leads = |state, event| {
+        [false, true].into_iter().any(|cancelling| {
+            crate::build::transition(Kind::Build, state, event, cancelling, false).is_some()
+        })
+    };
+    events
+        .into_iter()
+        .flat_map(|event| states.map(|state| (state, event)))
+        .filter(|&(state, event)| leads(state, event))
+        .map(notation)
+        .collect()
+}
+
+fn notation((state, event): (State, BuildEvent)) -> String {
+    format!("{event:?} in {state:?}")
+}
+
+fn configuration() -> Configuration {
+    let dockerfile = Dockerfile { text: "FROM scratch".to_owned(), ..Dockerfile::default() };
+    Configuration::parse(
+        ConfigurationDraft::of(Source::Dockerfile(dockerfile)),
+        "",
+        &mut Violations::default(),
+    )
+}
+
+fn change(tables: &Tables, id: BuildId, transitions: &[(State, BuildEvent)]) -> Change {
+    Change {
+        build: id.0,
+        transitions: transitions.iter().copied().map(notation).collect(),
+        after: tables.build(id).map(|build| row(tables, build)),
+    }
+}
+
+fn row(tables: &Tables, build: &Build) -> Row {
+    let history = tables.history(build.id);
+    Row {
+        state: format!("{:?}", build.state),
+        is_final: build.state.is_final(),
+        is_held: build.state.is_held(),
+        attempt: build.attempt,
+        failures: build.failures,
+        worker: build.worker.clone(),
+        cancel_requested: build.cancel_requested_at.is_some(),
+        stop_confirmed: build.stop_confirmed,
+        error: build.error.as_ref().map(|error| error.message.clone()),
+        sequences: history.iter().map(|record| record.sequence).collect(),
+        lines: history
+            .iter()
+            .filter_map(|record| match &record.happening {
+                Happening::Line { text, .. } => Some((record.attempt, text.clone())),
+                Happening::State { .. } | Happening::Step { .. } | Happening::Gap { .. } => None,
+            })
+            .collect(),
+        artifact: tables.artifact(build.id).map(|artifact| artifact.image_id.clone()),
+    }
+}

@@ -1,0 +1,288 @@
+//! The queue's tables in memory, each operation at once: what the database does, in the plainest words.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use uuid::Uuid;
+
+use crate::{
+    build::{Build, BuildId, Happening, PendingReason, Record, State},
+    dispatch::{self, Decision, Event, Hello, Policy, Rows},
+    error::{Error, Resource},
+    image::{Artifact, Configuration},
+    store::Committed,
+    timestamp::Timestamp,
+};
+
+/// Builds and workers.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    pub(crate) policy: Policy,
+    configuration: Arc<Configuration>,
+    builds: BTreeMap<BuildId, Build>,
+    histories: BTreeMap<BuildId, Vec<Record>>,
+    artifacts: BTreeMap<BuildId, Artifact>,
+    /// The builds whose images are deleted, and which go when they are final.
+    tombstones: BTreeSet<BuildId>,
+    workers: BTreeMap<String, WorkerEntry>,
+    /// The round that the queue has come to.
+    round: i64,
+}
+
+#[derive(Clone, Debug)]
+struct WorkerEntry {
+    hello: Hello,
+    session: Option<Uuid>,
+    heard_at: Timestamp,
+    drained: bool,
+    draining: bool,
+}
+
+impl Tables {
+    /// Empty tables; every build is of this configuration.
+    pub(crate) fn new(policy: Policy, configuration: Arc<Configuration>) -> Self {
+        Self {
+            policy,
+            configuration,
+            builds: BTreeMap::new(),
+            histories: BTreeMap::new(),
+            artifacts: BTreeMap::new(),
+            tombstones: BTreeSet::new(),
+            workers: BTreeMap::new(),
+            round: 0,
+        }
+    }
+
+    pub(crate) fn build(&self, id: BuildId) -> Option<&Build> {
+        self.builds.get(&id)
+    }
+
+    pub(crate) fn history(&self, id: BuildId) -> &[Record] {
+        self.histories.get(&id).map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn artifact(&self, id: BuildId) -> Option<&Artifact> {
+        self.artifacts.get(&id)
+    }
+
+    pub(crate) fn enqueue(&mut self, mut build: Build) -> Committed {
+        let used = |of: &&Build| of.state == State::Queued || of.attempt > 0;
+        let own = self.builds.values().filter(|of| of.requested_by == build.requested_by);
+        let last = own.filter(used).map(|of| of.round + 1).max();
+        build.round = self.round.max(last.unwrap_or(0));
+        let message = format!("queued by {}", build.requested_by);
+        let queued = Happening::State { state: build.state, message };
+        let record = build.record(build.queued_at, queued);
+        self.apply(&Decision { build: Some(build), records: vec![record], ..Decision::default() })
+    }
+
+    pub(crate) fn decide(
+        &mut self,
+        id: BuildId,
+        event: &Event,
+        now: Timestamp,
+    ) -> Result<Option<(Decision, Committed)>, Error> {
+        let Some(build) = self.builds.get(&id).cloned() else {
+            return Ok(None);
+        };
+        let rows = Rows { build, configuration: None };
+        let decision = dispatch::decide(rows, event, &self.policy, now).map_err(Error::Refused)?;
+        let committed = self.apply(&decision);
+        Ok(Some((decision, committed)))
+    }
+
+    pub(crate) fn claim(
+        &mut self,
+        worker: &str,
+        session: Uuid,
+        now: Timestamp,
+    ) -> Result<Option<(Decision, Committed)>, Error> {
+        if self.queued().next().is_none() {
+            return Ok(None);
+        }
+        let Some(entry) = self.workers.get(worker).filter(|entry| entry.session == Some(session)) else {
+            return Err(Error::SessionLost);
+        };
+        let held = i64::try_from(self.held_by(worker).len()).unwrap_or(i64::MAX);
+        if entry.drained || held >= i64::from(entry.hello.slots) {
+            return Ok(None);
+        }
+        let fits =
+            |build: &&Build| build.requirements.fit(worker, &entry.hello.labels, &entry.hello.capabilities);
+        let Some(build) = self.queued().filter(fits).min_by_key(|build| build.turn()).cloned() else {
+            return Ok(None);
+        };
+        self.round = self.round.max(build.round);
+        let rows = Rows { build, configuration: Some(Arc::clone(&self.configuration)) };
+        let event = Event::Claim { worker: worker.to_owned() };
+        let decision = dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?;
+        let committed = self.apply(&decision);
+        Ok(Some((decision, committed)))
+    }
+
+    /// Deletes the image of a build: the build is cancelled, and goes when it is final.
+    pub(crate) fn delete(
+        &mut self,
+        id: BuildId,
+        now: Timestamp,
+    ) -> Result<Option<(Decision, Committed)>, Error> {
+        let Some(build) = self.builds.get(&id) else {
+            return Ok(None);
+        };
+        if build.state.is_final() {
+            self.purge(id);
+            return Ok(None);
+        }
+        self.tombstones.insert(id);
+        self.decide(id, &Event::Cancel { by: "alice".to_owned() }, now)
+    }
+
+    pub(crate) fn overdue(&self, now: Timestamp) -> Vec<Build> {
+        let cancelled_before = now.before(self.policy.stop_deadline);
+        let is_overdue = |build: &&Build| {
+            build.state.is_held()
+                && (build.lease_expires_at.is_some_and(|end| end <= now)
+                    || build.cancel_requested_at.is_some_and(|at| at <= cancelled_before))
+        };
+        self.builds.values().filter(is_overdue).cloned().collect()
+    }
+
+    pub(crate) fn waiting_too_long(&self, now: Timestamp) -> Vec<(BuildId, PendingReason)> {
+        let before = now.before(self.policy.queue_timeout);
+        let mut waiting: Vec<&Build> = self.queued().filter(|build| build.queued_at <= before).collect();
+        waiting.sort_by_key(|build| build.queued_at);
+        waiting.into_iter().map(|build| (build.id, self.pending_reason(build, now))).collect()
+    }
+
+    pub(crate) fn open_session(&mut self, hello: &Hello, session: Uuid, now: Timestamp) -> Result<(), Error> {
+        let known = self.workers.get(&hello.name);
+        let lives = known.is_some_and(|known| {
+            known.session.is_some()
+                && known.hello.instance != hello.instance
+                && known.heard_at.after(self.policy.offline_after) >= now
+        });
+        if lives {
+            return Err(Error::WorkerConnected(hello.name.clone()));
+        }
+        let drained = known.is_some_and(|known| known.drained);
+        let entry = WorkerEntry {
+            hello: hello.clone(),
+            session: Some(session),
+            heard_at: now,
+            drained,
+            draining: false,
+        };
+        self.workers.insert(hello.name.clone(), entry);
+        Ok(())
+    }
+
+    pub(crate) fn close_session(&mut self, worker: &str, session: Uuid) {
+        if let Some(entry) = self.workers.get_mut(worker).filter(|entry| entry.session == Some(session)) {
+            entry.session = None;
+        }
+    }
+
+    pub(crate) fn held_by(&self, worker: &str) -> Vec<Build> {
+        let held = |build: &&Build| build.state.is_held() && build.worker.as_deref() == Some(worker);
+        self.builds.values().filter(held).cloned().collect()
+    }
+
+    pub(crate) fn heartbeat(
+        &mut self,
+        worker: &str,
+        session: Uuid,
+        draining: bool,
+        now: Timestamp,
+    ) -> Result<Vec<Build>, Error> {
+        let entry = self.workers.get_mut(worker).filter(|entry| entry.session == Some(session));
+        let entry = entry.ok_or(Error::SessionLost)?;
+        entry.heard_at = now;
+        entry.draining = draining;
+        let held = self.held_by(worker);
+        for build in &held {
+            self.renew_lease(build.id, now);
+        }
+        Ok(held)
+    }
+
+    pub(crate) fn renew_leases(&mut self, now: Timestamp) {
+        let leased = self.builds.values().filter(|build| build.lease_expires_at.is_some());
+        let leased: Vec<BuildId> = leased.map(|build| build.id).collect();
+        for id in leased {
+            self.renew_lease(id, now);
+        }
+    }
+
+    pub(crate) fn drain_worker(&mut self, worker: &str, drained: bool) -> Result<(), Error> {
+        let entry = self.workers.get_mut(worker).ok_or(Error::NotFound(Resource::Worker))?;
+        entry.drained = drained;
+        Ok(())
+    }
+
+    fn renew_lease(&mut self, id: BuildId, now: Timestamp) {
+        let end = now.after(self.policy.lease);
+        if let Some(build) = self.builds.get_mut(&id) {
+            build.lease_expires_at = Some(end);
+        }
+    }
+
+    fn queued(&self) -> impl Iterator<Item = &Build> {
+        self.builds.values().filter(|build| build.state == State::Queued)
+    }
+
+    fn pending_reason(&self, build: &Build, now: Timestamp) -> PendingReason {
+        let is_online = |entry: &&WorkerEntry| {
+            entry.session.is_some() && entry.heard_at.after(self.policy.offline_after) >= now
+        };
+        let mut online: Vec<&WorkerEntry> = self.workers.values().filter(is_online).collect();
+        if online.is_empty() {
+            return PendingReason::NoWorkerOnline;
+        }
+        online.retain(|entry| {
+            let Hello { name, labels, capabilities, .. } = &entry.hello;
+            build.requirements.fit(name, labels, capabilities)
+        });
+        if online.is_empty() {
+            return PendingReason::NoSuitableWorker;
+        }
+        online.retain(|entry| !entry.drained && !entry.draining);
+        if online.is_empty() {
+            return PendingReason::WorkersDraining;
+        }
+        let has_slot = |entry: &&WorkerEntry| {
+            i64::try_from(self.held_by(&entry.hello.name).len()).unwrap_or(i64::MAX)
+                < i64::from(entry.hello.slots)
+        };
+        if online.iter().any(has_slot) { PendingReason::Dispatching } else { PendingReason::AllSlotsTaken }
+    }
+
+    fn apply(&mut self, decision: &Decision) -> Committed {
+        let mut committed = Committed::default();
+        let Some(build) = &decision.build else {
+            return committed;
+        };
+        self.builds.insert(build.id, build.clone());
+        if !decision.records.is_empty() {
+            self.histories.entry(build.id).or_default().extend(decision.records.iter().cloned());
+            committed.recorded.push(build.id);
+        }
+        committed.queue_moved = !build.state.is_held();
+        if let Some(artifact) = &decision.artifact {
+            self.artifacts.insert(build.id, artifact.clone());
+        }
+        committed.image_changed = true;
+        if build.state.is_final() && self.tombstones.contains(&build.id) {
+            self.purge(build.id);
+        }
+        committed
+    }
+
+    fn purge(&mut self, id: BuildId) {
+        self.builds.remove(&id);
+        self.histories.remove(&id);
+        self.artifacts.remove(&id);
+        self.tombstones.remove(&id);
+    }
+}

@@ -1,0 +1,214 @@
+//! What goes wrong, when, and for how long; and what clients ask for meanwhile.
+
+use std::{sync::Arc, time::Duration};
+
+use image_service::simulation::Fate;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::world::{Fault, Host, REPLICAS, WORKERS, World, lock};
+
+/// Clients that want builds, cancel some and delete some.
+pub(crate) async fn request(world: Arc<World>, builds: u32) {
+    for number in 0..builds {
+        sleep(world.millis(0, 12_000)).await;
+        world.enqueue(number).await;
+        let fate = world.with_random(|random| random.u8(0..6));
+        if fate > 1 {
+            continue;
+        }
+        let after = world.millis(0, 25_000);
+        let world = Arc::clone(&world);
+        tokio::spawn(async move {
+            sleep(after).await;
+            let build = Uuid::from_u64_pair(1, u64::from(number));
+            loop {
+                if let Some(running) = world.any_replica() {
+                    let replica = &running.replica;
+                    let answered =
+                        if fate == 0 { replica.cancel(build).await } else { replica.delete(build).await };
+                    if answered {
+                        return;
+                    }
+                }
+                sleep(Duration::from_millis(300)).await;
+            }
+        });
+    }
+    // A hanging build ends only when somebody wants it to.
+    sleep(Duration::from_secs(60)).await;
+    for number in 0..builds {
+        let build = Uuid::from_u64_pair(1, u64::from(number));
+        while !lock(&world.rules).rows().get(&build).is_none_or(|row| row.is_final) {
+            if let Some(running) = world.any_replica()
+                && running.replica.cancel(build).await
+            {
+                break;
+            }
+            sleep(Duration::from_millis(300)).await;
+        }
+    }
+}
+
+/// Lets things go wrong, one after the other and several at once, for ever.
+pub(crate) async fn disturb(world: &Arc<World>) {
+    loop {
+        sleep(world.millis(200, 5_000)).await;
+        let fault = world.with_random(|random| Fault::ALL[random.usize(0..Fault::ALL.len())]);
+        // Mostly shorter than what a worker bears without the service, sometimes longer than any lease.
+        let lasts = world.with_random(|random| match random.u8(0..8) {
+            0..4 => Duration::from_millis(random.u64(50..3_000)),
+            4..7 => Duration::from_millis(random.u64(3_000..28_000)),
+            _ => Duration::from_millis(random.u64(28_000..75_000)),
+        });
+        let worker = world.with_random(|random| WORKERS[random.usize(0..WORKERS.len())]);
+        let host = lock(&world.hosts).get(worker).cloned();
+        let (Some(host), world) = (host, Arc::clone(world)) else { continue };
+        tokio::spawn(async move { happen(&world, fault, lasts, worker, &host).await });
+    }
+}
+
+async fn happen(world: &Arc<World>, fault: Fault, lasts: Duration, worker: &'static str, host: &Arc<Host>) {
+    let index = world.with_random(|random| random.usize(0..REPLICAS));
+    let running = lock(&world.replicas)[index].clone();
+    match fault {
+        Fault::ServiceKilled | Fault::ServiceShutDown => {
+            let Some(running) = running else { return };
+            world.note(fault, lasts);
+            if fault == Fault::ServiceShutDown {
+                running.replica.shut_down();
+                sleep(Duration::from_millis(1_500)).await;
+            }
+            lock(&world.replicas)[index] = None;
+            running.process.kill();
+            sleep(lasts).await;
+            if lock(&world.replicas)[index].is_none() {
+                world.start_replica(index);
+            }
+        }
+        Fault::ServiceSuspended => {
+            let Some(running) = running else { return };
+            world.note(fault, lasts);
+            running.process.suspend();
+            sleep(lasts).await;
+            running.process.resume();
+        }
+        Fault::WorkerKilled | Fault::WorkerShutDown => {
+            let process = lock(&host.process).clone();
+            if process.is_killed() {
+                return;
+            }
+            world.note(fault, lasts);
+            if fault == Fault::WorkerShutDown {
+                lock(&host.shutdown).cancel();
+                sleep(Duration::from_secs(45)).await;
+            }
+            if process.is_killed() {
+                return;
+            }
+            world.excuse(worker, true);
+            process.kill();
+            sleep(lasts).await;
+            world.excuse(worker, false);
+            host.start();
+        }
+        Fault::WorkerSuspended => {
+            let process = lock(&host.process).clone();
+            if process.is_killed() {
+                return;
+            }
+            world.note(fault, lasts);
+            world.excuse(worker, true);
+            process.suspend();
+            sleep(lasts).await;
+            process.resume();
+            // It may be about to begin something that it should not, and has to find out.
+            sleep(Duration::from_secs(12)).await;
+            world.excuse(worker, false);
+        }
+        Fault::WorkerDrained => {
+            world.note(fault, lasts);
+            for drained in [true, false] {
+                while !drain(world, worker, drained).await {
+                    sleep(Duration::from_millis(300)).await;
+                }
+                sleep(lasts).await;
+            }
+        }
+        Fault::EngineKilled => {
+            world.note(fault, lasts);
+            host.engine.kill();
+            sleep(lasts).await;
+            host.engine.start();
+        }
+        Fault::EngineSuspended => {
+            world.note(fault, lasts);
+            host.engine.suspend();
+            sleep(lasts).await;
+            host.engine.resume();
+        }
+        // Some builds have it from the beginning.
+        Fault::EngineStuck => {}
+        Fault::LinkStalled => {
+            world.note(fault, lasts);
+            host.stalled.set(true);
+            sleep(lasts).await;
+            host.stalled.set(false);
+        }
+        Fault::LinkCut => {
+            world.note(fault, lasts);
+            if let Some(cut) = lock(&host.cut).take() {
+                cut.cancel();
+            }
+            sleep(lasts).await;
+            lock(&host.cut).get_or_insert_default();
+        }
+        Fault::CommitLost => {
+            world.note(fault, lasts);
+            world.fail_store(Fate::Lost, lasts);
+        }
+        Fault::CommitAmbiguous => {
+            world.note(fault, lasts);
+            world.fail_store(Fate::Ambiguous, lasts);
+        }
+        Fault::ClockJumped => {
+            world.note(fault, Duration::from_secs(15));
+            // Forward no more than the service's time beyond the worker's own.
+            let by = world.with_random(|random| random.i64(-15_000_000..1_000_000));
+            world.move_clock(by);
+        }
+        Fault::SpoolTorn => {
+            world.note(fault, lasts);
+            world.tear_spools(lasts);
+        }
+    }
+}
+
+async fn drain(world: &World, worker: &str, drained: bool) -> bool {
+    let Some(running) = world.any_replica() else { return false };
+    running.replica.drain_worker(worker, drained).await
+}
+
+/// Nothing is wrong any more; what was begun to go wrong ends by itself.
+pub(crate) fn heal(world: &Arc<World>) {
+    world.fail_store(Fate::Done, Duration::ZERO);
+    world.tear_spools(Duration::ZERO);
+    let hosts: Vec<Arc<Host>> = lock(&world.hosts).values().cloned().collect();
+    for host in hosts {
+        host.engine.start();
+        host.engine.resume();
+        host.stalled.set(false);
+        lock(&host.cut).get_or_insert_with(CancellationToken::new);
+    }
+}
+
+/// Ends every process, so that nothing of the world is left.
+pub(crate) fn end(world: &Arc<World>) {
+    for running in lock(&world.replicas).drain(..).flatten() {
+        running.process.kill();
+    }
+    for (_, host) in std::mem::take(&mut *lock(&world.hosts)) {
+        lock(&host.process).kill();
+    }
+}
