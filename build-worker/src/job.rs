@@ -44,9 +44,18 @@ enum Ended {
     /// It was not begun, for the engine does not answer.
     NotBegun,
     Failed(Failed),
+    /// `left` is what has not stopped in time.
     Stopped {
-        confirmed: bool,
+        left: Option<Left>,
     },
+}
+
+/// What goes on of a build that was to stop.
+#[derive(Debug)]
+pub(crate) struct Left {
+    /// None when the engine has ended it, or tells nothing more of it.
+    build: Option<Box<dyn RunningBuild>>,
+    begun: Instant,
 }
 
 impl Job {
@@ -61,8 +70,8 @@ impl Job {
     /// How long a worker that ends waits for the grant of what it has built.
     const LAST_GRANT: Duration = Duration::from_secs(5);
 
-    /// Works, reports, and waits until every report is durable.
-    pub(crate) async fn run(self) {
+    /// Works, reports, and waits until every report is durable. What has not stopped by then is left to [`Self::linger`].
+    pub(crate) async fn run(&self) -> Option<Left> {
         let ended = {
             let work = self.work();
             tokio::pin!(work);
@@ -75,7 +84,7 @@ impl Job {
                 }
             }
         };
-        self.steps.forget(&self.name());
+        let mut left = None;
         match tokio::time::timeout(Self::UNTAG_LIMIT, self.engine.untag(&self.attempt_tag())).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -101,28 +110,37 @@ impl Job {
                 }
                 Some(Event::Failed(failed))
             }
-            Err(Ended::Stopped { confirmed }) => match self.control.reason.get() {
-                Some(StopReason::Cancelled) => Some(Event::Stopped(Stopped { confirmed })),
-                Some(StopReason::TimedOut) => Some(Event::Failed(Failed {
-                    kind: FailureKind::Timeout.into(),
-                    message: format!(
-                        "the build was stopped after {:?}, as configured",
-                        self.timeout().unwrap_or_default()
-                    ),
-                    ..Failed::default()
-                })),
-                Some(StopReason::HandBack) if confirmed => {
-                    Some(Event::HandedBack(HandedBack { reason: "the worker is shutting down".to_owned() }))
+            Err(Ended::Stopped { left: found }) => {
+                left = found;
+                match self.control.reason.get() {
+                    Some(StopReason::Cancelled) => {
+                        Some(Event::Stopped(Stopped { confirmed: left.is_none() }))
+                    }
+                    Some(StopReason::TimedOut) => Some(Event::Failed(Failed {
+                        kind: FailureKind::Timeout.into(),
+                        message: format!(
+                            "the build was stopped after {:?}, as configured",
+                            self.timeout().unwrap_or_default()
+                        ),
+                        ..Failed::default()
+                    })),
+                    Some(StopReason::HandBack) if left.is_none() => Some(Event::HandedBack(HandedBack {
+                        reason: "the worker is shutting down".to_owned(),
+                    })),
+                    // Work that may still go on is not given to others before the lease is over.
+                    Some(StopReason::HandBack | StopReason::Fenced) | None => None,
                 }
-                // Work that may still go on is not given to others before the lease is over.
-                Some(StopReason::HandBack | StopReason::Fenced) | None => None,
-            },
+            }
         };
+        if left.is_none() {
+            self.steps.forget(&self.name());
+        }
         match event {
             Some(event) => self.outbox.push(None, event).await,
             None => self.outbox.drop_all(),
         }
         self.outbox.settled().await;
+        left
     }
 
     /// How long the attempt may run.
@@ -141,7 +159,7 @@ impl Job {
     async fn work(&self) -> Result<EngineImage, Ended> {
         tokio::select! {
             biased;
-            () = self.control.stop.cancelled() => return Err(Ended::Stopped { confirmed: true }),
+            () = self.control.stop.cancelled() => return Err(Ended::Stopped { left: None }),
             waited = tokio::time::timeout(Self::ENGINE_PATIENCE, self.engine_watch.answering()) => {
                 waited.map_err(|_| Ended::NotBegun)?;
             }
@@ -159,7 +177,7 @@ impl Job {
                 if wanted && granted.await.is_ok() {
                     self.publish(built).await
                 } else {
-                    Err(Ended::Stopped { confirmed: true })
+                    Err(Ended::Stopped { left: None })
                 }
             }
         }
@@ -167,7 +185,7 @@ impl Job {
 
     async fn build(&self) -> Result<String, Ended> {
         if self.control.stop.is_cancelled() {
-            return Err(Ended::Stopped { confirmed: true });
+            return Err(Ended::Stopped { left: None });
         }
         let Some(Work::DockerBuild(order)) = &self.assignment.work else {
             let message = "this worker does not know this kind of build".to_owned();

@@ -85,8 +85,27 @@ pub(crate) struct Worker {
     slots: Arc<Semaphore>,
     /// Whose report was sent last: every job gets its turn.
     turn: AtomicUsize,
+    /// How many builds were to stop and have not.
+    doubts: Arc<AtomicUsize>,
     draining: AtomicBool,
     draining_begun: Notify,
+}
+
+/// A build that was to stop and has not: no other is begun meanwhile.
+#[derive(Debug)]
+struct Doubt(Arc<AtomicUsize>);
+
+impl Doubt {
+    fn of(doubts: &Arc<AtomicUsize>) -> Self {
+        doubts.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(doubts))
+    }
+}
+
+impl Drop for Doubt {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Worker {
@@ -116,6 +135,7 @@ impl Worker {
             slots: Arc::new(Semaphore::new(usize::from(config.slots))),
             config,
             turn: AtomicUsize::new(0),
+            doubts: Arc::default(),
             draining: AtomicBool::new(false),
             draining_begun: Notify::new(),
         }
@@ -229,7 +249,7 @@ impl Worker {
 
     /// Whether more builds may come.
     pub(crate) fn takes_builds(&self) -> bool {
-        !self.is_draining() && self.engine_watch.answers()
+        !self.is_draining() && self.engine_watch.answers() && self.doubts.load(Ordering::Relaxed) == 0
     }
 
     fn is_draining(&self) -> bool {
@@ -281,6 +301,7 @@ impl Worker {
         };
         let slots = Arc::clone(&self.slots);
         let control = Arc::clone(&job.control);
+        let doubts = Arc::clone(&self.doubts);
         self.spawn(async move {
             // The semaphore is never closed. A job that is to stop while it waits ends as soon as it begins.
             let _slot = tokio::select! {
@@ -289,17 +310,24 @@ impl Worker {
                 slot = slots.acquire() => slot.ok(),
             };
             let outbox = Arc::clone(&job.outbox);
-            let running = job.run();
-            tokio::pin!(running);
-            tokio::select! {
-                biased;
-                () = &mut running => {}
-                Unreadable = outbox.serve_spool() => {
-                    entry.give_up();
-                    running.await;
+            let left = {
+                let running = job.run();
+                tokio::pin!(running);
+                tokio::select! {
+                    biased;
+                    left = &mut running => left,
+                    Unreadable = outbox.serve_spool() => {
+                        entry.give_up();
+                        running.await
+                    }
                 }
-            }
+            };
+            let doubt = left.is_some().then(|| Doubt::of(&doubts));
             drop(entry);
+            if let Some(left) = left {
+                job.linger(left).await;
+            }
+            drop(doubt);
         });
     }
 

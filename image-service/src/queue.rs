@@ -147,6 +147,10 @@ impl Queue {
                 .worker
                 .as_deref()
                 .is_some_and(|worker| self.workers.is_heard(worker, self.policy().offline_after));
+            if let Some(worker) = build.worker.as_deref().filter(|_| worker_online) {
+                // It has not stopped what it should have. Its next heartbeat says whether it takes more.
+                self.workers.pause(worker);
+            }
             self.end(build.id, &Event::Tick { worker_online }).await;
         }
         Ok(())

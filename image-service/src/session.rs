@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::{
     access::{Principal, Role},
     build::{Build, State},
-    dispatch::{Attempt, Event, Hello, KeptAttempt, Report, ToWorker, Welcome, WorkerEvent},
+    dispatch::{Attempt, Event, Hello, KeptAttempt, Report, Reported, ToWorker, Welcome, WorkerEvent},
     error::Error,
     queue::Queue,
 };
@@ -126,9 +126,14 @@ impl Session {
     pub(crate) async fn report(&self, report: Report) -> Result<(), Error> {
         self.queue.workers().heard(&self.worker, self.id, None);
         let attempt = report.attempt;
-        let handed_back =
-            report.events.iter().any(|reported| matches!(reported.event, WorkerEvent::HandedBack { .. }));
-        if handed_back {
+        // Its next heartbeat says whether it takes more.
+        let has_trouble = |reported: &Reported| {
+            matches!(
+                reported.event,
+                WorkerEvent::HandedBack { .. } | WorkerEvent::Stopped { confirmed: false }
+            )
+        };
+        if report.events.iter().any(has_trouble) {
             self.queue.workers().pause(&self.worker);
         }
         let event = Event::Report { worker: self.worker.clone(), report };

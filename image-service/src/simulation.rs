@@ -68,6 +68,8 @@ pub struct Change {
     pub build: Uuid,
     /// What went through the table of transitions for it, each as `Event in State`.
     pub transitions: Vec<String>,
+    /// The attempt and the worker of a report, and whether the worker was told to drop that attempt.
+    pub report: Option<(i32, String, bool)>,
     /// The row now; none when it is gone.
     pub after: Option<Row>,
 }
@@ -119,11 +121,12 @@ pub struct Replica {
 
 impl Default for Database {
     fn default() -> Self {
+        // A third of the usual times: as much happens in a third of the steps.
         let policy = Policy {
-            lease: Duration::from_secs(45),
-            stop_deadline: Duration::from_secs(10),
-            offline_after: Duration::from_secs(5),
-            queue_timeout: Duration::from_secs(60),
+            lease: Duration::from_secs(14),
+            stop_deadline: Duration::from_secs(4),
+            offline_after: Duration::from_secs(3),
+            queue_timeout: Duration::from_secs(50),
             max_failures: 3,
         };
         let tables = Tables::new(policy, Arc::new(configuration()));
@@ -137,7 +140,7 @@ impl Replica {
         let store =
             MemoryStore { tables: Arc::clone(&database.tables), surroundings, policy: database.policy };
         let signals = Arc::new(Signals::default());
-        let times = Times { heartbeat: Duration::from_secs(1), stop_after: Duration::from_secs(30) };
+        let times = Times { heartbeat: Duration::from_secs(1), stop_after: Duration::from_secs(8) };
         let queue = Arc::new(Queue::new(Arc::new(store.clone()), Arc::clone(&signals), times));
         Self { queue, store, signals, shutdown: CancellationToken::new() }
     }
@@ -197,7 +200,7 @@ impl Replica {
             let mut build = Build::queued(ImageId(id), 1, requester.to_owned(), job, now);
             build.id = BuildId(id);
             let committed = tables.enqueue(build);
-            store.surroundings.committed(&change(tables, BuildId(id), &[]));
+            store.surroundings.committed(&change(tables, BuildId(id), &[], None));
             Ok(Some(committed))
         });
         match written.await {
@@ -221,7 +224,9 @@ impl Replica {
     pub async fn delete(&self, id: Uuid) -> bool {
         let store = &self.store;
         let deleted = store
-            .run(|tables, now| store.change(tables, BuildId(id), |tables| tables.delete(BuildId(id), now)))
+            .run(|tables, now| {
+                store.change(tables, BuildId(id), None, |tables| tables.delete(BuildId(id), now))
+            })
             .await;
         match deleted {
             Ok(Some((decision, committed))) => {
@@ -286,10 +291,16 @@ fn configuration() -> Configuration {
     )
 }
 
-fn change(tables: &Tables, id: BuildId, transitions: &[(State, BuildEvent)]) -> Change {
+fn change(
+    tables: &Tables,
+    id: BuildId,
+    transitions: &[(State, BuildEvent)],
+    report: Option<(i32, String, bool)>,
+) -> Change {
     Change {
         build: id.0,
         transitions: transitions.iter().copied().map(notation).collect(),
+        report,
         after: tables.build(id).map(|build| row(tables, build)),
     }
 }

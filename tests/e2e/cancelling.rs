@@ -7,7 +7,7 @@ use proto::{
         Built, Heartbeat, Started, Stopped, Succeeded, connect_request::Message as ToService,
         report_event::Event,
     },
-    images::{BuildState, ImageStatus},
+    images::{BuildState, ImageStatus, PendingReason},
 };
 use tonic::Code;
 
@@ -55,8 +55,8 @@ async fn a_cancel_stops_the_work_and_leaves_the_previous_artifact() -> anyhow::R
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_does_not_stop_is_told_of() -> anyhow::Result<()> {
     let engine = FakeEngine::start().await?;
-    let gate = Gate::new();
-    engine.script(Script::new().step("[1/1] RUN sleep").pause(&gate).hang().ignore_cancel());
+    let (gate, end) = (Gate::new(), Gate::new());
+    engine.script(Script::new().step("[1/1] RUN sleep").pause(&gate).pause(&end).ignore_cancel().succeed());
     let service = Service::start_with(&["--stop-within", "1s"]).await?;
     let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
     let alice = service.builder("alice");
@@ -67,6 +67,19 @@ async fn an_engine_that_does_not_stop_is_told_of() -> anyhow::Result<()> {
     alice.cancel(&created.id).await?;
     let cancelled = alice.finished(&build.id).await?;
     assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, false));
+    // Nothing more is begun there while that goes on, though a slot is free.
+    engine.script(Script::new().step("[1/1] RUN sleep").succeed());
+    let (_, next) = alice.create(image("Next", "FROM scratch\nRUN sleep")).await?;
+    let waits = async {
+        while alice.get_build(&next.id).await?.pending_reason() != PendingReason::WorkersDraining {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    tokio::time::timeout(LIMIT, waits).await??;
+    assert_eq!(alice.get_build(&next.id).await?.attempt, 0);
+    end.open();
+    assert_eq!(alice.finished(&next.id).await?.state(), BuildState::Succeeded);
     Ok(())
 }
 

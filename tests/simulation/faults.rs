@@ -37,7 +37,7 @@ pub(crate) async fn request(world: Arc<World>, builds: u32) {
         });
     }
     // A hanging build ends only when somebody wants it to.
-    sleep(Duration::from_secs(60)).await;
+    sleep(Duration::from_secs(50)).await;
     for number in 0..builds {
         let build = Uuid::from_u64_pair(1, u64::from(number));
         while !lock(&world.rules).rows().get(&build).is_none_or(|row| row.is_final) {
@@ -58,9 +58,9 @@ pub(crate) async fn disturb(world: &Arc<World>) {
         let fault = world.with_random(|random| Fault::ALL[random.usize(0..Fault::ALL.len())]);
         // Mostly shorter than what a worker bears without the service, sometimes longer than any lease.
         let lasts = world.with_random(|random| match random.u8(0..8) {
-            0..4 => Duration::from_millis(random.u64(50..3_000)),
-            4..7 => Duration::from_millis(random.u64(3_000..28_000)),
-            _ => Duration::from_millis(random.u64(28_000..75_000)),
+            0..3 => Duration::from_millis(random.u64(50..3_000)),
+            3..6 => Duration::from_millis(random.u64(3_000..14_000)),
+            _ => Duration::from_millis(random.u64(14_000..40_000)),
         });
         let worker = world.with_random(|random| WORKERS[random.usize(0..WORKERS.len())]);
         let host = lock(&world.hosts).get(worker).cloned();

@@ -19,6 +19,7 @@ use crate::{
     world::{Coverage, Fault, World, lock},
 };
 
+mod alarms;
 mod faults;
 mod process;
 mod rules;
@@ -45,6 +46,7 @@ fn run(seed: u64, is_told: bool) -> Run {
         .start_paused(true)
         .build()
         .expect("a runtime");
+    let _ = alarms::take();
     runtime.block_on(async {
         let world = World::new(seed, is_told);
         let builds = world.with_random(|random| random.u32(6..10));
@@ -68,6 +70,7 @@ fn run(seed: u64, is_told: bool) -> Run {
             let rules = lock(&world.rules);
             broken.push(format!("not over {:?} after the last fault: {rules:#?}", begun.elapsed()));
         }
+        broken.extend(alarms::take());
         let coverage = std::mem::take(&mut *lock(&world.coverage));
         let run =
             Run { events: world.events.load(Ordering::Relaxed), digest: world.digest(), coverage, broken };
@@ -79,12 +82,14 @@ fn run(seed: u64, is_told: bool) -> Run {
 #[test]
 fn every_build_ends_once_and_says_why_whatever_fails() {
     if let Some(seed) = std::env::var("TRAILER_TEST_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        alarms::listen();
         let run = run(seed, true);
         assert!(run.broken.is_empty(), "seed {seed}: {:#?}", run.broken);
         return;
     }
     let seeds =
         std::env::var("TRAILER_TEST_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(SEEDS);
+    alarms::listen();
     let begun = std::time::Instant::now();
     let next = AtomicU64::new(1);
     let coverage = Mutex::new(Coverage::new());

@@ -14,7 +14,8 @@ pub(crate) struct Rules {
     /// What runs on where nobody can stop it in time: a process that was suspended or killed, an engine that is stuck.
     excused: BTreeSet<String>,
     lines: BTreeMap<Uuid, u32>,
-    deleted: BTreeSet<Uuid>,
+    /// How many reports came too late.
+    pub(crate) stale_reports: u64,
     pub(crate) broken: Vec<String>,
 }
 
@@ -69,7 +70,6 @@ impl Rules {
         let id = change.build;
         let before = self.rows.get(&id).cloned();
         let Some(after) = &change.after else {
-            self.deleted.insert(id);
             if let Some(row) = self.rows.get_mut(&id) {
                 // What is gone ends nowhere else.
                 row.is_final = true;
@@ -81,6 +81,11 @@ impl Rules {
                 self.broken.push(format!("{id}: {what}: {before:?} became {after:?}"));
             }
         };
+        if let (Some(before), Some((attempt, worker, is_dropped))) = (&before, &change.report) {
+            let is_stale = *attempt != before.attempt || before.worker.as_ref() != Some(worker);
+            rule(!is_stale || (*is_dropped && before == after), "a stale report is refused");
+            self.stale_reports += u64::from(is_stale);
+        }
         if let Some(before) = &before {
             rule(!before.is_final || before == after, "a final state was left");
             let is_claim = change.transitions.iter().any(|transition| transition.starts_with("Claimed"));
@@ -107,10 +112,7 @@ impl Rules {
         }
         rule(!after.cancel_requested || after.state != "Queued", "what is cancelled is not queued");
         let confirmed = after.state == "Cancelled" && after.stop_confirmed && after.worker.is_some();
-        rule(
-            !confirmed || !self.running.contains_key(&name) || self.excused.contains(&name),
-            "what is said to have stopped has stopped",
-        );
+        rule(!confirmed || !self.running.contains_key(&name), "what is said to have stopped has stopped");
         let is_given_away = after.state == "Claimed" && before.is_none_or(|before| before.state != "Claimed");
         self.rows.insert(id, after.clone());
         if is_given_away {

@@ -278,7 +278,7 @@ impl World {
         let build = Uuid::from_u64_pair(1, u64::from(number));
         let plan = self.with_random(|random| Plan {
             lines: random.u32(1..40),
-            pace: Duration::from_millis(random.u64(20..1_500)),
+            pace: Duration::from_millis(random.u64(20..1_000)),
             outcome: match random.u8(0..20) {
                 0..15 => Outcome::Succeeds,
                 15 | 16 => Outcome::Fails,
@@ -381,9 +381,9 @@ impl Witness for OfEngine {
             dies_after: Duration::ZERO,
         });
         if self.world.with_random(|random| random.u8(0..25) == 0) {
-            plan.dies_after = Duration::from_secs(25);
+            plan.dies_after = Duration::from_secs(9);
             lock(&self.world.rules).excuse(name.to_owned());
-            self.world.note(Fault::EngineStuck, Duration::from_secs(25));
+            self.world.note(Fault::EngineStuck, Duration::from_secs(9));
         }
         plan
     }

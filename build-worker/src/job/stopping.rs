@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Ended, Job};
+use super::{Ended, Job, Left};
 use crate::{
     engine::{RunningBuild, Told},
     output::{Output, Timed},
@@ -23,6 +23,9 @@ impl Job {
     const CANCEL_AGAIN: Duration = Duration::from_millis(200);
     /// How long a step that other builds need is awaited, in case that it ends after all.
     const SHARED: Duration = Duration::from_millis(500);
+    /// For how many times of what a stop may take an engine is asked to cancel.
+    const LAST_CANCELS: u32 = 5;
+    const LINGER_POLL: Duration = Duration::from_secs(1);
     const PROCESS_POLL: Duration = Duration::from_millis(20);
 
     /// Ends the build: the engine is told, its answer read to the end, and then no process of it may be left.
@@ -69,7 +72,7 @@ impl Job {
             () = cancel, if !is_silent => false,
             () = tokio::time::sleep_until(deadline) => false,
         };
-        drop(build);
+        drop(canceller);
         output.finish(&mut events);
         if !self.control.is_fenced() {
             for (at, event) in events {
@@ -80,10 +83,39 @@ impl Job {
             }
         }
         let confirmed = self.no_process_is_left(begun, deadline).await && has_ended;
-        if !confirmed {
-            tracing::error!(build = self.name(), "a build did not stop in time");
+        if confirmed {
+            return Ended::Stopped { left: None };
         }
-        Ended::Stopped { confirmed }
+        tracing::error!(build = self.name(), "a build did not stop in time");
+        Ended::Stopped { left: Some(Left { build: (!has_ended).then_some(build), begun }) }
+    }
+
+    /// Waits until what is left has stopped after all: the engine is asked again and again, and when that does not help, its
+    /// connections close.
+    pub(crate) async fn linger(&self, left: Left) {
+        if let Some(mut build) = left.build {
+            let canceller = build.canceller();
+            let cancel = async {
+                loop {
+                    tokio::time::sleep(Self::LINGER_POLL).await;
+                    if let Err(error) = canceller.cancel().await {
+                        tracing::warn!(build = self.name(), %error, "cannot cancel a build");
+                    }
+                }
+            };
+            let to_the_end = async { while !matches!(build.next().await, None | Some(Ok(Told::Silent))) {} };
+            tokio::select! {
+                biased;
+                () = to_the_end => {}
+                () = cancel => {}
+                () = tokio::time::sleep(self.stop_limit * Self::LAST_CANCELS) => {}
+            }
+        }
+        while !self.no_process_is_left(left.begun, Instant::now() + self.stop_limit).await {
+            tokio::time::sleep(Self::LINGER_POLL).await;
+        }
+        self.steps.forget(&self.name());
+        tracing::info!(build = self.name(), "a build has stopped after all");
     }
 
     /// Waits until no step of any build since this one was begun has had a process for a while.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Fate, Surroundings, Tables};
 use crate::{
     build::{Build, BuildId, PendingReason},
-    dispatch::{Decision, Event, Hello, Policy},
+    dispatch::{Decision, Event, Hello, Policy, ToWorker},
     error::Error,
     store::{Committed, DispatchStore},
     timestamp::Timestamp,
@@ -45,9 +45,20 @@ impl MemoryStore {
     }
 
     /// Tells the surroundings what an event has done to a build, as soon as it is committed.
-    fn tell(&self, tables: &Tables, id: BuildId, decided: Option<&Decision>) {
+    fn tell(&self, tables: &Tables, id: BuildId, event: Option<&Event>, decided: Option<&Decision>) {
         let transitions = decided.map_or(&[][..], |decision| &decision.transitions);
-        self.surroundings.committed(&super::change(tables, id, transitions));
+        let report = event.zip(decided).and_then(|(event, decided)| match event {
+            Event::Report { worker, report } => {
+                let drops = |(_, message): &(String, ToWorker)| *message == ToWorker::Drop(report.attempt);
+                Some((report.attempt.number, worker.clone(), decided.messages.iter().any(drops)))
+            }
+            Event::Claim { .. }
+            | Event::Cancel { .. }
+            | Event::Abandoned { .. }
+            | Event::Waited { .. }
+            | Event::Tick { .. } => None,
+        });
+        self.surroundings.committed(&super::change(tables, id, transitions, report));
     }
 
     /// Changes a build, and tells of it.
@@ -55,12 +66,13 @@ impl MemoryStore {
         &self,
         tables: &mut Tables,
         id: BuildId,
+        event: Option<&Event>,
         operation: impl FnOnce(&mut Tables) -> Decided,
     ) -> Decided {
         let decided = operation(tables);
         let decision =
             decided.as_ref().ok().and_then(|decided| decided.as_ref()).map(|(decision, _)| decision);
-        self.tell(tables, id, decision);
+        self.tell(tables, id, event, decision);
         decided
     }
 }
@@ -74,7 +86,8 @@ impl DispatchStore for MemoryStore {
     }
 
     async fn decide(&self, id: BuildId, event: &Event) -> Decided {
-        self.run(|tables, now| self.change(tables, id, |tables| tables.decide(id, event, now))).await
+        self.run(|tables, now| self.change(tables, id, Some(event), |tables| tables.decide(id, event, now)))
+            .await
     }
 
     async fn claim(&self, worker: &str, session: Uuid) -> Decided {
@@ -83,7 +96,7 @@ impl DispatchStore for MemoryStore {
             if let Some((decision, _)) = &decided
                 && let Some(build) = &decision.build
             {
-                self.tell(tables, build.id, Some(decision));
+                self.tell(tables, build.id, None, Some(decision));
             }
             Ok(decided)
         })
