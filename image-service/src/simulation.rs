@@ -34,6 +34,8 @@ use crate::{
 
 mod store;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 /// What a store lives in.
 pub trait Surroundings: Debug + Send + Sync {

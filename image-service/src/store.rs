@@ -66,6 +66,9 @@ pub(crate) struct Store {
     writer: DatabaseConnection,
     history: Uuid,
     policy: Policy,
+    /// Stands for the clock.
+    #[cfg(all(test, feature = "simulation"))]
+    clock: Option<std::sync::Arc<std::sync::atomic::AtomicI64>>,
 }
 
 /// What else a committed transaction calls for: the feed and the watchers of builds read on.
@@ -110,7 +113,27 @@ impl Store {
             .one(&reader)
             .await?
             .ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
-        Ok(Self { reader, writer, history: catalogue.history, policy })
+        Ok(Self {
+            reader,
+            writer,
+            history: catalogue.history,
+            policy,
+            #[cfg(all(test, feature = "simulation"))]
+            clock: None,
+        })
+    }
+
+    /// Goes by another clock than the database's.
+    #[cfg(all(test, feature = "simulation"))]
+    pub(crate) fn with_clock(self, clock: std::sync::Arc<std::sync::atomic::AtomicI64>) -> Self {
+        Self { clock: Some(clock), ..self }
+    }
+
+    /// The row of a build.
+    #[cfg(all(test, feature = "simulation"))]
+    pub(crate) async fn row(&self, id: BuildId) -> Result<Option<Build>, DbErr> {
+        let row = entity::build::Entity::find_by_id(id.0).one(&self.reader).await?;
+        row.map(rows::build_from_row).transpose()
     }
 
     /// Names this database. One that was restored from a backup has the same name, and is told by the nonces of its revisions.
@@ -150,6 +173,10 @@ impl Store {
 
     /// The present, by the clock that all who share the database have in common: its own on Postgres, this machine's on SQLite.
     async fn now(&self, db: &impl ConnectionTrait) -> Result<Timestamp, DbErr> {
+        #[cfg(all(test, feature = "simulation"))]
+        if let Some(clock) = &self.clock {
+            return Ok(Timestamp::from_micros(clock.load(std::sync::atomic::Ordering::Relaxed)));
+        }
         if self.backend() != DbBackend::Postgres {
             return Ok(Timestamp::now());
         }
@@ -188,6 +215,14 @@ async fn migrate(writer: &DatabaseConnection) -> Result<(), DbErr> {
         writer.execute_unprepared(&format!("SET lock_timeout = {timeout}")).await?;
     }
     migrated
+}
+
+/// Lets a server do something.
+#[cfg(all(test, feature = "simulation"))]
+pub(crate) async fn execute(url: &str, statement: &str) -> Result<(), DbErr> {
+    let connection = connect(url, 1).await?;
+    connection.execute_unprepared(statement).await?;
+    connection.close().await
 }
 
 async fn connect(url: &str, connections: u32) -> Result<DatabaseConnection, DbErr> {

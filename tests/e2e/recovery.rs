@@ -111,7 +111,7 @@ async fn a_build_that_a_restored_backup_knows_less_of_is_begun_anew() -> anyhow:
     engine.script(Script::new().step("[1/1] RUN talk").log("once more\n").succeed());
 
     // The worker has forgotten the lines that the backup does not know.
-    let service = service.restore(backup).await?;
+    let service = service.restore(backup, &[]).await?;
     let alice = service.builder("alice");
     let finished = alice.finished(&build.id).await?;
     assert_eq!((finished.state(), finished.attempt, finished.failures), (BuildState::Succeeded, 2, 1));
@@ -134,7 +134,7 @@ async fn an_attempt_whose_number_a_restored_backup_gives_again_waits_for_the_fir
     gate.reached().await;
     engine.script(Script::new().step("[1/1] RUN talk").log("once more\n").succeed());
 
-    let service = service.restore(backup).await?;
+    let service = service.restore(backup, &["--stop-within", "1s"]).await?;
     let alice = service.builder("alice");
     let finished = alice.finished(&build.id).await?;
     assert_eq!((finished.state(), finished.failures), (BuildState::Succeeded, 0));

@@ -87,7 +87,7 @@ impl Service {
     /// Shuts it down in order, and starts another on the same data and port.
     pub(crate) async fn restart(self) -> anyhow::Result<Self> {
         let database = Arc::clone(&self.database);
-        self.restore(database).await
+        self.restore(database, &[]).await
     }
 
     /// Shuts it down in order, makes a backup, and starts another on the same data and port.
@@ -99,10 +99,10 @@ impl Service {
     }
 
     /// Shuts it down in order, and starts another on a backup and the same port.
-    pub(crate) async fn restore(self, backup: Arc<Database>) -> anyhow::Result<Self> {
+    pub(crate) async fn restore(self, backup: Arc<Database>, flags: &[&str]) -> anyhow::Result<Self> {
         let listen = self.addr.to_string();
         self.stop().await?;
-        Self::start_in(backup, &listen, &[]).await
+        Self::start_in(backup, &listen, flags).await
     }
 
     /// Shuts it down in order and leaves what it has kept.

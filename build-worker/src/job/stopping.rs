@@ -24,7 +24,7 @@ impl Job {
     /// How long a step that other builds need is awaited, in case that it ends after all.
     const SHARED: Duration = Duration::from_millis(500);
     /// For how many times of what a stop may take an engine is asked to cancel.
-    const LAST_CANCELS: u32 = 5;
+    const LAST_CANCELS: u32 = 3;
     const LINGER_POLL: Duration = Duration::from_secs(1);
     const PROCESS_POLL: Duration = Duration::from_millis(20);
 

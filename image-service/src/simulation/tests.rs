@@ -1,0 +1,291 @@
+//! The tables in memory are what the databases are: the same random history, operation by operation, on both.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use uuid::Uuid;
+
+use super::Tables;
+use crate::{
+    access::{Principal, Role},
+    build::{Build, BuildId, Failure, Fault, Happening, LogStream, PendingReason},
+    dispatch::{Attempt, Event, Hello, Policy, Report, Reported, WorkerEvent},
+    error::{Error, Violations},
+    image::{
+        Capability, Configuration, ConfigurationDraft, Dockerfile, ImageDraft, ImageId, RepositoryPrefixes,
+        Source,
+    },
+    request::Request,
+    store::{Store, execute},
+    timestamp::Timestamp,
+};
+
+const WORKERS: [&str; 3] = ["w1", "w2", "w3"];
+
+/// Both, and what is known of them.
+struct Both {
+    random: fastrand::Rng,
+    clock: Arc<AtomicI64>,
+    store: Store,
+    tables: Tables,
+    builds: Vec<(ImageId, BuildId)>,
+    sessions: Vec<(usize, Uuid)>,
+}
+
+fn configuration(worker: &str) -> ConfigurationDraft {
+    let dockerfile = Dockerfile { text: "FROM scratch".to_owned(), ..Dockerfile::default() };
+    let mut draft = ConfigurationDraft::of(Source::Dockerfile(dockerfile));
+    draft.worker = worker.to_owned();
+    draft
+}
+
+fn request(subject: &str) -> Request {
+    let caller = Principal::new(
+        subject.to_owned(),
+        vec![Role::Builder, Role::Admin],
+        Timestamp::from_micros(i64::MAX),
+    );
+    Request { caller, id: None, validate_only: false }
+}
+
+/// What became of an operation, so that it can be compared.
+fn outcome<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
+    format!("{result:?}")
+}
+
+impl Both {
+    async fn step(&mut self) -> (String, String) {
+        self.clock.fetch_add(self.random.i64(0..4_000_000), Ordering::Relaxed);
+        let now = Timestamp::from_micros(self.clock.load(Ordering::Relaxed));
+        match self.random.u8(0..20) {
+            0..3 => self.create(now).await,
+            3 | 4 => self.open_session(now).await,
+            5 => self.close_session().await,
+            6..10 => self.claim(now).await,
+            10 | 11 => self.heartbeat(now).await,
+            12 => {
+                let (worker, drained) = (WORKERS[self.random.usize(0..3)], self.random.bool());
+                let stored = self.store.drain_worker(&request("root"), worker, drained).await.map(|_| ());
+                (outcome(stored), outcome(self.tables.drain_worker(worker, drained)))
+            }
+            13 => {
+                self.tables.renew_leases(now);
+                (outcome(self.store.renew_leases().await), outcome(Ok(())))
+            }
+            14 => {
+                let mut stored = self.store.overdue().await;
+                if let Ok(stored) = &mut stored {
+                    stored.sort_by_key(|build| build.id);
+                }
+                (outcome(stored), outcome(Ok(self.tables.overdue(now))))
+            }
+            15 => (
+                outcome(
+                    self.store.waiting_too_long().await.map(|found| found.into_iter().collect::<Vec<_>>()),
+                ),
+                outcome(Ok(self.tables.waiting_too_long(now))),
+            ),
+            16 if self.random.u8(0..4) == 0 => self.delete(now).await,
+            _ => self.decide(now).await,
+        }
+    }
+
+    async fn create(&mut self, now: Timestamp) -> (String, String) {
+        let subject = ["alice", "bob"][self.random.usize(0..2)];
+        let pin = if self.random.u8(0..4) == 0 { WORKERS[self.random.usize(0..3)] } else { "" };
+        let draft = ImageDraft {
+            name: format!("Image {}", self.builds.len()),
+            configuration: Some(configuration(pin)),
+            description: String::new(),
+            repository: String::new(),
+            tag: String::new(),
+            template: false,
+            enabled: None,
+        };
+        let prefixes = RepositoryPrefixes::parse(&["trailer/".to_owned()]).expect("a prefix");
+        let new = draft.check(&prefixes, false, Violations::default()).expect("a draft");
+        let (created, _) = self.store.create_image(&request(subject), &new).await.expect("created");
+        let stored = created.1.expect("its first build");
+        // What the database has made of it, before anything was counted.
+        let mut build = Build { round: 0, last_sequence: 0, ..stored.build.clone() };
+        assert_eq!(build.queued_at, now);
+        build.id = stored.build.id;
+        self.builds.push((build.image, build.id));
+        let id = build.id;
+        self.tables.enqueue(build);
+        (format!("{:?}", stored.build), format!("{:?}", self.tables.build(id).expect("it is there")))
+    }
+
+    async fn delete(&mut self, now: Timestamp) -> (String, String) {
+        let Some((image, build)) = self.random.choice(self.builds.clone()) else { return Default::default() };
+        self.builds.retain(|(_, other)| *other != build);
+        let stored = self.store.delete_image(&request("root"), image, None).await;
+        let deleted = self.tables.delete(build, now);
+        let messages =
+            deleted.map(|decided| decided.map_or_else(Vec::new, |(decision, _)| decision.messages));
+        (outcome(stored.map(|((), effects)| effects.messages)), outcome(messages))
+    }
+
+    async fn open_session(&mut self, now: Timestamp) -> (String, String) {
+        let worker = self.random.usize(0..3);
+        let hello = Hello {
+            name: WORKERS[worker].to_owned(),
+            instance: format!("process {}", self.random.u8(0..2)),
+            labels: Default::default(),
+            slots: 2,
+            engine_version: String::new(),
+            capabilities: BTreeSet::from([Capability::Dockerfile]),
+            holds: Vec::new(),
+        };
+        let session = Uuid::from_u128(self.random.u128(..));
+        self.sessions.push((worker, session));
+        (
+            outcome(self.store.open_session(&hello, session).await),
+            outcome(self.tables.open_session(&hello, session, now)),
+        )
+    }
+
+    fn session(&mut self) -> (&'static str, Uuid) {
+        let latest = self.sessions.len().saturating_sub(6);
+        let sessions = self.sessions.get(latest..).unwrap_or_default().to_vec();
+        let (worker, session) = self.random.choice(sessions).unwrap_or((0, Uuid::nil()));
+        (WORKERS[worker], session)
+    }
+
+    async fn close_session(&mut self) -> (String, String) {
+        let (worker, session) = self.session();
+        self.tables.close_session(worker, session);
+        (outcome(self.store.close_session(worker, session).await), outcome(Ok(())))
+    }
+
+    async fn claim(&mut self, now: Timestamp) -> (String, String) {
+        let (worker, session) = self.session();
+        let decided =
+            |found: Option<(crate::dispatch::Decision, _)>| found.map(|(decision, _)| decision.build);
+        (
+            outcome(self.store.claim(worker, session).await.map(decided)),
+            outcome(self.tables.claim(worker, session, now).map(decided)),
+        )
+    }
+
+    async fn heartbeat(&mut self, now: Timestamp) -> (String, String) {
+        let ((worker, session), draining) = (self.session(), self.random.u8(0..4) == 0);
+        let ids = |held: Vec<Build>| held.into_iter().map(|build| build.id).collect::<BTreeSet<_>>();
+        (
+            outcome(self.store.heartbeat(worker, session, draining).await.map(ids)),
+            outcome(self.tables.heartbeat(worker, session, draining, now).map(ids)),
+        )
+    }
+
+    async fn decide(&mut self, now: Timestamp) -> (String, String) {
+        let Some((_, id)) = self.random.choice(self.builds.clone()) else { return Default::default() };
+        let Some(build) = self.tables.build(id).cloned() else { return Default::default() };
+        let event = self.event(&build, now);
+        (
+            outcome(self.store.decide(id, &event).await.map(|found| found.map(|(decision, _)| decision))),
+            outcome(self.tables.decide(id, &event, now).map(|found| found.map(|(decision, _)| decision))),
+        )
+    }
+
+    fn event(&mut self, build: &Build, now: Timestamp) -> Event {
+        match self.random.u8(0..12) {
+            0 => Event::Cancel { by: "alice".to_owned() },
+            1 => Event::Abandoned { attempt: build.attempt },
+            2 => Event::Tick { worker_online: self.random.bool() },
+            3 => Event::Waited { reason: PendingReason::AllSlotsTaken },
+            _ => {
+                let mut events = Vec::new();
+                for _ in 0..=self.random.u8(0..3) {
+                    events.push(Reported { time: now, event: self.worker_event() });
+                }
+                let report = Report {
+                    attempt: Attempt { build: build.id, number: build.attempt },
+                    first_sequence: (build.report_sequence + self.random.i64(0..2)).max(1),
+                    events,
+                };
+                Event::Report { worker: build.worker.clone().unwrap_or_default(), report }
+            }
+        }
+    }
+
+    fn worker_event(&mut self) -> WorkerEvent {
+        let failed = |fault| {
+            let (step, message) = ("RUN".to_owned(), "it broke".to_owned());
+            WorkerEvent::Failed(Failure { fault, step, message, last_lines: vec!["last".to_owned()] })
+        };
+        match self.random.u8(0..9) {
+            0..3 => WorkerEvent::Started,
+            3 => WorkerEvent::Happened(Happening::Line {
+                step: 0,
+                stream: LogStream::Stdout,
+                text: "a".to_owned(),
+            }),
+            4 => WorkerEvent::Built,
+            5 => WorkerEvent::Succeeded { image_id: "sha256:0".to_owned(), size_bytes: 1, repo_digest: None },
+            6 => failed(Fault::User),
+            7 => failed(Fault::Infrastructure),
+            _ => WorkerEvent::Stopped { confirmed: true },
+        }
+    }
+}
+
+async fn follow(url: Option<&str>, seed: u64) {
+    let policy = Policy {
+        lease: Duration::from_secs(45),
+        stop_deadline: Duration::from_secs(10),
+        offline_after: Duration::from_secs(20),
+        queue_timeout: Duration::from_secs(300),
+        max_failures: 3,
+    };
+    let directory = tempfile::tempdir().expect("a directory");
+    let clock = Arc::new(AtomicI64::new(1_800_000_000_000_000));
+    let store = Store::open(directory.path(), url, policy).await.expect("a database");
+    let tables = Tables::new(
+        policy,
+        Arc::new(Configuration::parse(configuration(""), "", &mut Violations::default())),
+    );
+    let random = fastrand::Rng::with_seed(seed);
+    let store = store.with_clock(Arc::clone(&clock));
+    let mut both = Both { random, clock, store, tables, builds: Vec::new(), sessions: Vec::new() };
+    for step in 0..300 {
+        let (stored, modelled) = both.step().await;
+        assert_eq!(stored, modelled, "seed {seed}, step {step}");
+        for (_, id) in both.builds.clone() {
+            let held = both.store.row(id).await.expect("read");
+            assert_eq!(held.as_ref(), both.tables.build(id), "seed {seed}, step {step}");
+        }
+    }
+    both.store.close().await.expect("closed");
+}
+
+#[tokio::test]
+async fn random_histories_agree_with_sqlite() {
+    for seed in 1..=4 {
+        follow(None, seed).await;
+    }
+}
+
+#[tokio::test]
+async fn random_histories_agree_with_postgres() {
+    let Ok(url) = std::env::var("TRAILER_TEST_POSTGRES_URL") else {
+        return;
+    };
+    for seed in 5..=8 {
+        let name = format!("agreement_{}", Uuid::new_v4().simple());
+        let (on_server, database) = of_database(&url, &name);
+        execute(&on_server, &format!("CREATE DATABASE {name}")).await.expect("made");
+        follow(Some(&database), seed).await;
+        execute(&on_server, &format!("DROP DATABASE {name}")).await.expect("dropped");
+    }
+}
+
+/// The URL of the server, and that of one of its databases.
+fn of_database(url: &str, name: &str) -> (String, String) {
+    (url.to_owned(), url.replacen("/postgres?", &format!("/{name}?"), 1))
+}
