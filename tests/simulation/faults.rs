@@ -37,7 +37,7 @@ pub(crate) async fn request(world: Arc<World>, builds: u32) {
         });
     }
     // A hanging build ends only when somebody wants it to.
-    sleep(Duration::from_secs(50)).await;
+    sleep(Duration::from_secs(57)).await;
     for number in 0..builds {
         let build = Uuid::from_u64_pair(1, u64::from(number));
         while !lock(&world.rules).rows().get(&build).is_none_or(|row| row.is_final) {

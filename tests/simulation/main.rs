@@ -28,7 +28,7 @@ mod world;
 const SEEDS: u64 = 10_000;
 const MIN_EVENTS: u64 = 500;
 /// How long things go wrong, and how long everything may take to end after that.
-const DISTURBED: Duration = Duration::from_secs(80);
+const DISTURBED: Duration = Duration::from_secs(66);
 const SETTLED_WITHIN: Duration = Duration::from_secs(400);
 
 /// What came of one run.
