@@ -84,7 +84,6 @@ impl Job {
                 }
             }
         };
-        let mut left = None;
         match tokio::time::timeout(Self::UNTAG_LIMIT, self.engine.untag(&self.attempt_tag())).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -94,6 +93,7 @@ impl Job {
                 tracing::warn!(tag = self.attempt_tag(), "the engine does not remove the tag of an attempt")
             }
         }
+        let mut left = None;
         let event = match ended {
             Ok(image) => Some(Event::Succeeded(Succeeded {
                 image_id: image.id,
@@ -112,24 +112,7 @@ impl Job {
             }
             Err(Ended::Stopped { left: found }) => {
                 left = found;
-                match self.control.reason.get() {
-                    Some(StopReason::Cancelled) => {
-                        Some(Event::Stopped(Stopped { confirmed: left.is_none() }))
-                    }
-                    Some(StopReason::TimedOut) => Some(Event::Failed(Failed {
-                        kind: FailureKind::Timeout.into(),
-                        message: format!(
-                            "the build was stopped after {:?}, as configured",
-                            self.timeout().unwrap_or_default()
-                        ),
-                        ..Failed::default()
-                    })),
-                    Some(StopReason::HandBack) if left.is_none() => Some(Event::HandedBack(HandedBack {
-                        reason: "the worker is shutting down".to_owned(),
-                    })),
-                    // Work that may still go on is not given to others before the lease is over.
-                    Some(StopReason::HandBack | StopReason::Fenced) | None => None,
-                }
+                self.stopped(left.is_none())
             }
         };
         if left.is_none() {
@@ -141,6 +124,26 @@ impl Job {
         }
         self.outbox.settled().await;
         left
+    }
+
+    /// What to tell of an attempt that was to stop.
+    fn stopped(&self, confirmed: bool) -> Option<Event> {
+        match self.control.reason.get() {
+            Some(StopReason::Cancelled) => Some(Event::Stopped(Stopped { confirmed })),
+            Some(StopReason::TimedOut) => Some(Event::Failed(Failed {
+                kind: FailureKind::Timeout.into(),
+                message: format!(
+                    "the build was stopped after {:?}, as configured",
+                    self.timeout().unwrap_or_default()
+                ),
+                ..Failed::default()
+            })),
+            Some(StopReason::HandBack) if confirmed => {
+                Some(Event::HandedBack(HandedBack { reason: "the worker is shutting down".to_owned() }))
+            }
+            // Work that may still go on is not given to others before the lease is over.
+            Some(StopReason::HandBack | StopReason::Fenced) | None => None,
+        }
     }
 
     /// How long the attempt may run.

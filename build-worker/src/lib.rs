@@ -1,9 +1,10 @@
 //! The build worker of Trailer Images: takes builds from image-service and runs them on a Docker Engine.
 //!
-//! `dial` reaches the service, `session` holds the connection, `worker` what is held over it, `job` is one attempt at one build; `engine` is what it needs
-//! of an engine and `docker` the real one; `output` turns its progress into events, `outbox` keeps them until they are durable,
-//! with a `spool` for what is too much for memory, `lease` says when all work has to stop, `residue` sees whether it has, `orphans`
-//! ends what a killed engine has left behind.
+//! `dial` reaches the service, `session` holds the connection, `worker` what is held over it, `job` is one attempt at one
+//! build; `engine` is what it needs of an engine and `docker` the real one; `output` turns its progress into events, `outbox`
+//! keeps them until they are durable, with a `spool` for what is too much for memory, `lease` says when all work has to stop,
+//! `residue` sees whether it has, `orphans` ends what a killed engine has left behind. `simulation` puts models around all of
+//! it.
 //!
 //! Invariants:
 //! - A build runs under a tag of its attempt; the image's own tag is set after the service has granted it.
@@ -11,6 +12,7 @@
 //! - What the service has not acknowledged is in memory up to a bound, then on disk up to a bound; then the engine is read
 //!   no further.
 //! - A cancel is confirmed after the engine's answer has ended and no process of the build is left.
+//! - While something goes on that was to stop, nothing is begun.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 

@@ -80,6 +80,8 @@ pub(crate) struct Worker {
     outbox_settings: Settings,
     jobs: Arc<Jobs>,
     tasks: TaskTracker,
+    /// Whatever runs by then is left.
+    ended: CancellationToken,
     /// How many builds run at a time. A job that ends frees its slot after the service has freed it, so the next one may
     /// have to wait for a moment.
     slots: Arc<Semaphore>,
@@ -132,6 +134,7 @@ impl Worker {
             steps: StepsUnderWay::default(),
             jobs: Arc::new(Jobs::default()),
             tasks: TaskTracker::new(),
+            ended: CancellationToken::new(),
             slots: Arc::new(Semaphore::new(usize::from(config.slots))),
             config,
             turn: AtomicUsize::new(0),
@@ -154,6 +157,8 @@ impl Worker {
             tracing::warn!(
                 "some builds did not end in time; the engine stops them when their connections close"
             );
+            self.ended.cancel();
+            self.tasks.wait().await;
         }
     }
 
@@ -332,7 +337,10 @@ impl Worker {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.spawn.spawn(Box::pin(self.tasks.track_future(task)));
+        let task = self.ended.clone().run_until_cancelled_owned(task);
+        self.spawn.spawn(Box::pin(self.tasks.track_future(async move {
+            task.await;
+        })));
     }
 
     /// The service gives this attempt to nobody, or to somebody else.

@@ -5,7 +5,7 @@
 //! `upkeep` hears other replicas and forgets what is old. All rest on the nouns (`image`, `build`, `access`, `search`,
 //! `request`, `dispatch`, `error`, `timestamp`), which know no framework. Three of the nouns decide: `build::transition` is
 //! the table of a build's states, `image::actions` that of what can be done with an image, and `dispatch::decide` says what
-//! every event writes and sends.
+//! every event writes and sends. `simulation` is the queue over tables in memory.
 //!
 //! Invariants:
 //! - The row is the queue: no job, state or lease lives in memory only.

@@ -22,7 +22,7 @@ use self::store::MemoryStore;
 pub(crate) use self::tables::Tables;
 use crate::{
     access::{Principal, Role},
-    build::{Build, BuildId, Event as BuildEvent, Fault, Happening, Job, Kind, State},
+    build::{Build, BuildId, Event as BuildEvent, Happening, Job, Kind, State},
     dispatch::{Event, Policy},
     error::Violations,
     grpc::Connection,
@@ -251,28 +251,13 @@ impl Replica {
 
 /// The transitions of a build that lead somewhere, in the notation of [`Change::transitions`].
 pub fn transitions() -> Vec<String> {
-    let events = [
-        BuildEvent::Claimed,
-        BuildEvent::HandedBack,
-        BuildEvent::Started,
-        BuildEvent::Built,
-        BuildEvent::Succeeded,
-        BuildEvent::Failed(Fault::User),
-        BuildEvent::Failed(Fault::Timeout),
-        BuildEvent::Failed(Fault::Infrastructure),
-        BuildEvent::Lost,
-        BuildEvent::CancelRequested,
-        BuildEvent::Stopped,
-        BuildEvent::StopOverdue,
-        BuildEvent::QueueTimedOut,
-    ];
     let states = [State::Queued, State::Claimed, State::Running, State::Publishing];
     let leads = |state, event| {
         [false, true].into_iter().any(|cancelling| {
             crate::build::transition(Kind::Build, state, event, cancelling, false).is_some()
         })
     };
-    events
+    BuildEvent::ALL
         .into_iter()
         .flat_map(|event| states.map(|state| (state, event)))
         .filter(|&(state, event)| leads(state, event))

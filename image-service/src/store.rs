@@ -6,20 +6,14 @@
 //! writers. Whatever a method has returned survives a power cut (`synchronous=FULL` on SQLite). Times that are stored, and the
 //! present that they are compared with, are of one clock: the database's on Postgres, whichever replica asks.
 
-use std::{collections::BTreeSet, path::Path, str::FromStr, time::Duration};
+use std::{collections::BTreeSet, path::Path};
 
 use sea_orm::{
-    AccessMode, ActiveModelTrait, ColumnTrait, ConnectOptions, ConnectionTrait, Database, DatabaseConnection,
-    DatabaseTransaction, DbBackend, DbErr, EntityTrait, IntoActiveModel, IsolationLevel, QueryFilter,
-    QuerySelect, QueryTrait, RuntimeErr, Set, SqliteTransactionMode, SqlxPostgresConnector, Statement,
-    TransactionOptions, TransactionTrait,
-    sqlx::{
-        self, ConnectOptions as _, Error as SqlxError,
-        postgres::{PgConnectOptions, PgPoolOptions},
-        sqlite::{SqliteJournalMode, SqliteSynchronous},
-    },
+    AccessMode, ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction,
+    DbBackend, DbErr, EntityTrait, IntoActiveModel, IsolationLevel, QueryFilter, QuerySelect, QueryTrait,
+    RuntimeErr, Set, SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
+    sqlx::Error as SqlxError,
 };
-use sea_orm_migration::MigratorTrait;
 use uuid::Uuid;
 
 use crate::{
@@ -30,6 +24,8 @@ use crate::{
     timestamp::Timestamp,
 };
 
+#[cfg(all(test, feature = "simulation"))]
+pub(crate) use self::connecting::execute;
 pub(crate) use self::{
     changes::{Change, Revision},
     dispatching::DispatchStore,
@@ -43,6 +39,7 @@ pub(crate) use self::{
 
 mod builds;
 mod changes;
+mod connecting;
 mod dispatching;
 mod edits;
 mod entity;
@@ -92,13 +89,8 @@ pub(crate) struct Effects {
 
 impl Store {
     const READERS: u32 = 8;
-    /// How long to wait for a lock that another process holds.
-    const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-    /// How long to wait for one's turn to write, or to read.
-    const TURN_TIMEOUT: Duration = Duration::from_secs(60);
-    /// The lock of all who write to a Postgres database, and that of all who migrate it.
+    /// The lock of all who write to a Postgres database.
     const WRITE_LOCK: i64 = 0x7472_6169_6c65_7201;
-    const MIGRATION_LOCK: i64 = 0x7472_6169_6c65_7202;
 
     /// Opens the database at a `postgres://` URL, or else the one in the data directory, creating or migrating it where needed.
     pub(crate) async fn open(data_dir: &Path, url: Option<&str>, policy: Policy) -> Result<Self, DbErr> {
@@ -106,9 +98,9 @@ impl Store {
             || format!("sqlite://{}?mode=rwc", data_dir.join("catalogue.sqlite").display()),
             ToOwned::to_owned,
         );
-        let writer = connect(&url, 1).await?;
-        migrate(&writer).await?;
-        let reader = connect(&url, Self::READERS).await?;
+        let writer = connecting::connect(&url, 1).await?;
+        connecting::migrate(&writer).await?;
+        let reader = connecting::connect(&url, Self::READERS).await?;
         let catalogue = entity::catalogue::Entity::find_by_id(1)
             .one(&reader)
             .await?
@@ -197,79 +189,6 @@ impl Store {
         }
         self.reader.begin().await
     }
-}
-
-/// Brings the schema up to date; of processes that start together one after the other.
-async fn migrate(writer: &DatabaseConnection) -> Result<(), DbErr> {
-    let is_shared = writer.get_database_backend() == DbBackend::Postgres;
-    // The writer is a single connection, so the lock, the migration and the release are of one session.
-    let lock = |function: &str| format!("SELECT {function}({})", Store::MIGRATION_LOCK);
-    if is_shared {
-        writer.execute_unprepared("SET lock_timeout = 0").await?;
-        writer.execute_unprepared(&lock("pg_advisory_lock")).await?;
-    }
-    let migrated = migration::Migrator::up(writer, None).await;
-    if is_shared {
-        writer.execute_unprepared(&lock("pg_advisory_unlock")).await?;
-        let timeout = Store::BUSY_TIMEOUT.as_millis();
-        writer.execute_unprepared(&format!("SET lock_timeout = {timeout}")).await?;
-    }
-    migrated
-}
-
-/// Lets a server do something.
-#[cfg(all(test, feature = "simulation"))]
-pub(crate) async fn execute(url: &str, statement: &str) -> Result<(), DbErr> {
-    let connection = connect(url, 1).await?;
-    connection.execute_unprepared(statement).await?;
-    connection.close().await
-}
-
-async fn connect(url: &str, connections: u32) -> Result<DatabaseConnection, DbErr> {
-    if url.starts_with("sqlite:") {
-        return Database::connect(sqlite_options(url, connections)).await;
-    }
-    let failed = |error: SqlxError| DbErr::Conn(RuntimeErr::SqlxError(error.into()));
-    let timeout = Store::BUSY_TIMEOUT.as_millis().to_string();
-    let settings = [
-        // A plan that was made for one search is a bad one for another.
-        ("plan_cache_mode", "force_custom_plan"),
-        ("lock_timeout", timeout.as_str()),
-        ("client_min_messages", "error"),
-    ];
-    let options = PgConnectOptions::from_str(url)
-        .map_err(failed)?
-        .application_name("trailer image-service")
-        .options(settings)
-        .disable_statement_logging();
-    let pool = PgPoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(Store::TURN_TIMEOUT)
-        .test_before_acquire(false)
-        // A caller that goes away while its transaction begins leaves it open: the next one must not be within it.
-        .before_acquire(|connection, _| {
-            Box::pin(async move { Ok(sqlx::raw_sql("ROLLBACK").execute(connection).await.is_ok()) })
-        })
-        .connect_with(options)
-        .await
-        .map_err(failed)?;
-    Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
-}
-
-fn sqlite_options(url: &str, connections: u32) -> ConnectOptions {
-    let mut options = ConnectOptions::new(url);
-    options
-        .max_connections(connections)
-        .acquire_timeout(Store::TURN_TIMEOUT)
-        .sqlx_logging(false)
-        .map_sqlx_sqlite_opts(|sqlite| {
-            sqlite
-                .journal_mode(SqliteJournalMode::Wal)
-                .synchronous(SqliteSynchronous::Full)
-                .busy_timeout(Store::BUSY_TIMEOUT)
-                .foreign_keys(true)
-        });
-    options
 }
 
 /// Writes what was decided about a build, and what follows from it for the image.

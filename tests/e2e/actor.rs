@@ -37,7 +37,8 @@ pub(crate) fn say(message: ToService) -> ConnectRequest {
 }
 
 impl Actor {
-    pub(crate) async fn connect(service: &Service, hello: Hello) -> Result<Self, Status> {
+    /// Connects, and says no more than hello.
+    pub(crate) async fn greet(service: &Service, hello: Hello) -> Result<Self, Status> {
         let (requests, stream) = mpsc::channel(16);
         let client = service.client(&service.token(&hello.name, &[Role::Worker]));
         requests.send(say(ToService::Hello(hello))).await.expect("the stream is held below");
@@ -46,8 +47,12 @@ impl Actor {
         let Some(FromService::Welcome(welcome)) = first else {
             panic!("{first:?} is no welcome");
         };
-        let mut actor = Self { requests, responses, welcome };
-        // From here on the service takes it at its word.
+        Ok(Self { requests, responses, welcome })
+    }
+
+    /// Connects, and lives: the service takes it at its word.
+    pub(crate) async fn connect(service: &Service, hello: Hello) -> Result<Self, Status> {
+        let mut actor = Self::greet(service, hello).await?;
         actor.say(ToService::Heartbeat(Heartbeat { number: 0, draining: false })).await;
         match actor.next().await {
             Ok(FromService::HeartbeatAck(ack)) if ack.number == 0 => Ok(actor),

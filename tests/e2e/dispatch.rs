@@ -254,3 +254,25 @@ async fn bad_messages_end_the_connection_and_name_the_field() -> anyhow::Result<
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hello_alone_takes_nothing_from_a_worker() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
+    let (_, build) = alice.create(image("A", "FROM scratch")).await?;
+    let (_, attempt) = actor.assignment().await?;
+    // One that was on its way since before the worker had anything, of a connection that it has given up.
+    let _late = Actor::greet(&service, hello("w1", &[])).await?;
+    let held = alice.get_build(&build.id).await?;
+    assert_eq!((held.state(), held.attempt), (BuildState::Claimed, 1));
+    let mut actor = Actor::connect(&service, hello("w1", std::slice::from_ref(&attempt))).await?;
+    assert_eq!(actor.welcome.keep.len(), 1, "{:?}", actor.welcome);
+    actor.report(&attempt, 1, vec![started()]).await;
+    actor.acknowledged().await?;
+    // Who has nothing and goes on living has given it up.
+    let _empty = Actor::connect(&service, hello("w1", &[])).await?;
+    let again = alice.get_build(&build.id).await?;
+    assert_eq!((again.failures, again.attempt > 1 || again.state() == BuildState::Queued), (1, true));
+    Ok(())
+}

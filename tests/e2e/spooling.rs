@@ -73,32 +73,58 @@ async fn assert_complete(alice: &Client, build: &str, count: usize) -> anyhow::R
     Ok(())
 }
 
+/// A build at its gate, whose worker talks to the service through a proxy.
+struct Talk {
+    engine: FakeEngine,
+    begin: Gate,
+    end: Gate,
+    proxy: Proxy,
+    alice: Client,
+    worker: Worker,
+    build: String,
+    _service: Service,
+}
+
+impl Talk {
+    /// Comes to the gate behind which so many lines are printed.
+    async fn start(lines: usize, spool: &Path, flags: &[&str]) -> anyhow::Result<Self> {
+        let engine = FakeEngine::start().await?;
+        let [begin, end] = [Gate::new(), Gate::new()];
+        engine.script(talk(&begin, lines, &end));
+        let service = Service::start_with(&LONG_LEASE).await?;
+        let proxy = Proxy::start(service.addr).await?;
+        let alice = service.builder("alice");
+        let mut all =
+            vec!["--log-limit", "100000000", "--spool-dir", spool.to_str().context("a path in UTF-8")?];
+        all.extend(flags);
+        let worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &all).await?;
+        let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
+        begin.reached().await;
+        Ok(Self { engine, begin, end, proxy, alice, worker, build: build.id, _service: service })
+    }
+
+    /// Prints, while the service does not listen.
+    fn go_on_unheard(&self) {
+        self.proxy.stall(true);
+        self.begin.open();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_goes_on_while_the_service_does_not_listen() -> anyhow::Result<()> {
     const LINES: usize = 8 * 1024;
-    let engine = FakeEngine::start().await?;
-    let [begin, end] = [Gate::new(), Gate::new()];
-    engine.script(talk(&begin, LINES, &end));
-    let service = Service::start_with(&LONG_LEASE).await?;
-    let proxy = Proxy::start(service.addr).await?;
-    let alice = service.builder("alice");
     let spool = tempfile::tempdir()?;
-    let flags =
-        ["--log-limit", "100000000", "--spool-dir", spool.path().to_str().context("a path in UTF-8")?];
-    let worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &flags).await?;
-    let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
-    begin.reached().await;
-    proxy.stall(true);
-    begin.open();
+    let talk = Talk::start(LINES, spool.path(), &[]).await?;
+    talk.go_on_unheard();
     // 64 MiB, of which memory holds five and the way from the engine about fourteen.
-    end.reached().await;
-    end.open();
-    engine.wait_for(|state| state.builds[0].ended == Ended::Succeeded, LIMIT).await?;
+    talk.end.reached().await;
+    talk.end.open();
+    talk.engine.wait_for(|state| state.builds[0].ended == Ended::Succeeded, LIMIT).await?;
     wait_for_spooled(spool.path(), |bytes| bytes > 50 * 1024 * 1024).await?;
-    proxy.stall(false);
-    assert_complete(&alice, &build.id, LINES).await?;
+    talk.proxy.stall(false);
+    assert_complete(&talk.alice, &talk.build, LINES).await?;
     wait_for_spooled(spool.path(), |bytes| bytes == 0).await?;
-    worker.stop().await?;
+    talk.worker.stop().await?;
     assert_eq!(std::fs::read_dir(spool.path())?.count(), 0, "nothing is left");
     Ok(())
 }
@@ -106,29 +132,19 @@ async fn a_build_goes_on_while_the_service_does_not_listen() -> anyhow::Result<(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spool_that_gives_back_something_else_costs_one_failure() -> anyhow::Result<()> {
     const LINES: usize = 2 * 1024;
-    let engine = FakeEngine::start().await?;
-    let [begin, end] = [Gate::new(), Gate::new()];
-    engine.script(talk(&begin, LINES, &end));
-    let service = Service::start_with(&LONG_LEASE).await?;
-    let proxy = Proxy::start(service.addr).await?;
-    let alice = service.builder("alice");
     let spool = tempfile::tempdir()?;
-    let flags = ["--spool-dir", spool.path().to_str().context("a path in UTF-8")?];
-    let _worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &flags).await?;
-    let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
-    begin.reached().await;
-    proxy.stall(true);
-    begin.open();
+    let talk = Talk::start(LINES, spool.path(), &[]).await?;
+    talk.go_on_unheard();
     wait_for_spooled(spool.path(), |bytes| bytes > 1024 * 1024).await?;
     for file in spool_files(spool.path())? {
         OpenOptions::new().write(true).open(file)?.write_all_at(b"?", 100_000)?;
     }
-    engine.script(Script::new().step("[1/1] RUN talk").log("once more\n").succeed());
-    proxy.stall(false);
-    let finished = alice.finished(&build.id).await?;
+    talk.engine.script(Script::new().step("[1/1] RUN talk").log("once more\n").succeed());
+    talk.proxy.stall(false);
+    let finished = talk.alice.finished(&talk.build).await?;
     assert_eq!((finished.state(), finished.attempt, finished.failures), (BuildState::Succeeded, 2, 1));
-    assert_eq!(engine.builds()[0].ended, Ended::Cancelled, "what is given up has stopped");
-    let events = alice.history(&build.id, 0).await?;
+    assert_eq!(talk.engine.builds()[0].ended, Ended::Cancelled, "what is given up has stopped");
+    let events = talk.alice.history(&talk.build, 0).await?;
     assert_gapless(&events, 1);
     let told = lines(&events);
     let (last, before) = told.split_last().context("some lines")?;
@@ -165,30 +181,18 @@ impl Drop for SmallDisk {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_spool_disk_loses_nothing() -> anyhow::Result<()> {
     const LINES: usize = 4 * 1024;
-    let engine = FakeEngine::start().await?;
-    let [begin, end] = [Gate::new(), Gate::new()];
-    engine.script(talk(&begin, LINES, &end));
-    end.open();
     let disk = SmallDisk::mount()?;
     let instead = tempfile::tempdir()?;
     let spool: &Path = disk.as_ref().map_or_else(|| instead.path(), |disk| disk.0.path());
     // Who may not mount a disk has only the limit.
     let limit = if disk.is_some() { 100 * SmallDisk::BYTES } else { SmallDisk::BYTES }.to_string();
-    let spool_flag = spool.to_str().context("a path in UTF-8")?;
-    let flags = ["--log-limit", "100000000", "--spool-dir", spool_flag, "--spool-limit", &limit];
-
-    let service = Service::start_with(&LONG_LEASE).await?;
-    let proxy = Proxy::start(service.addr).await?;
-    let alice = service.builder("alice");
-    let worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &flags).await?;
-    let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
-    begin.reached().await;
-    proxy.stall(true);
-    begin.open();
+    let talk = Talk::start(LINES, spool, &["--spool-limit", &limit]).await?;
+    talk.end.open();
+    talk.go_on_unheard();
     // Of a disk all is used; of the limit what a batch needs may be left.
     let is_full = if disk.is_some() { SmallDisk::BYTES } else { SmallDisk::BYTES - 300 * 1024 };
     wait_for_spooled(spool, |bytes| bytes >= is_full).await?;
-    proxy.stall(false);
-    assert_complete(&alice, &build.id, LINES).await?;
-    worker.stop().await
+    talk.proxy.stall(false);
+    assert_complete(&talk.alice, &talk.build, LINES).await?;
+    talk.worker.stop().await
 }

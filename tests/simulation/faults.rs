@@ -7,7 +7,10 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::world::{Fault, Host, REPLICAS, WORKERS, World, lock};
+use crate::{
+    host::Host,
+    world::{Fault, REPLICAS, WORKERS, World, lock},
+};
 
 /// Clients that want builds, cancel some and delete some.
 pub(crate) async fn request(world: Arc<World>, builds: u32) {

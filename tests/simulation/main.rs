@@ -21,6 +21,7 @@ use crate::{
 
 mod alarms;
 mod faults;
+mod host;
 mod process;
 mod rules;
 mod world;
@@ -36,6 +37,8 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(400);
 struct Run {
     events: u64,
     digest: u64,
+    /// How many reports came too late.
+    stale_reports: u64,
     coverage: Coverage,
     broken: Vec<String>,
 }
@@ -71,9 +74,15 @@ fn run(seed: u64, is_told: bool) -> Run {
             broken.push(format!("not over {:?} after the last fault: {rules:#?}", begun.elapsed()));
         }
         broken.extend(alarms::take());
+        let stale_reports = lock(&world.rules).stale_reports;
         let coverage = std::mem::take(&mut *lock(&world.coverage));
-        let run =
-            Run { events: world.events.load(Ordering::Relaxed), digest: world.digest(), coverage, broken };
+        let run = Run {
+            events: world.events.load(Ordering::Relaxed),
+            digest: world.digest(),
+            stale_reports,
+            coverage,
+            broken,
+        };
         faults::end(&world);
         run
     })
@@ -94,6 +103,7 @@ fn every_build_ends_once_and_says_why_whatever_fails() {
     let next = AtomicU64::new(1);
     let coverage = Mutex::new(Coverage::new());
     let events = AtomicU64::new(0);
+    let stale_reports = AtomicU64::new(0);
     let fewest = AtomicU64::new(u64::MAX);
     let broken = Mutex::new(BTreeMap::new());
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -107,6 +117,7 @@ fn every_build_ends_once_and_says_why_whatever_fails() {
                     }
                     let run = run(seed, false);
                     events.fetch_add(run.events, Ordering::Relaxed);
+                    stale_reports.fetch_add(run.stale_reports, Ordering::Relaxed);
                     fewest.fetch_min(run.events, Ordering::Relaxed);
                     for (cell, count) in run.coverage {
                         *lock(&coverage).entry(cell).or_default() += count;
@@ -122,7 +133,10 @@ fn every_build_ends_once_and_says_why_whatever_fails() {
     for (seed, rules) in broken.iter() {
         println!("TRAILER_TEST_SEED={seed} shows:\n{}", rules.join("\n"));
     }
-    println!("{seeds} seeds, {events:?} events, at least {fewest:?} each, in {:?}", begun.elapsed());
+    println!(
+        "{seeds} seeds, {events:?} events, at least {fewest:?} each, {stale_reports:?} reports too late, in {:?}",
+        begun.elapsed()
+    );
     let coverage = lock(&coverage);
     print_coverage(&coverage);
     assert!(broken.is_empty(), "failing seeds: {:?}", broken.keys());
@@ -130,6 +144,7 @@ fn every_build_ends_once_and_says_why_whatever_fails() {
     if seeds >= SEEDS {
         let missed: Vec<_> = cells().filter(|cell| !coverage.contains_key(cell)).collect();
         assert!(missed.is_empty(), "these have never met: {missed:?}");
+        assert_ne!(stale_reports.into_inner(), 0, "no report came too late");
     }
 }
 

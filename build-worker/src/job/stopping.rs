@@ -111,7 +111,7 @@ impl Job {
                 () = tokio::time::sleep(self.stop_limit * Self::LAST_CANCELS) => {}
             }
         }
-        while !self.no_process_is_left(left.begun, Instant::now() + self.stop_limit).await {
+        while !self.no_process_is_left(left.begun, Instant::now() + Self::SHARED).await {
             tokio::time::sleep(Self::LINGER_POLL).await;
         }
         self.steps.forget(&self.name());
@@ -152,7 +152,7 @@ impl Job {
             let needed = self.steps.needed_by_others(&self.name(), is_left);
             let now = Instant::now();
             // What others seem to need is given some time to end, in case that they do not.
-            if left.is_empty() || (left.len() <= needed && now > stopped + Self::SHARED) {
+            if left.is_empty() || (left.len() <= needed && now >= stopped + Self::SHARED) {
                 return true;
             }
             if now >= deadline {

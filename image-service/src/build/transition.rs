@@ -33,6 +33,25 @@ pub(crate) enum Event {
     QueueTimedOut,
 }
 
+#[cfg(any(test, feature = "simulation"))]
+impl Event {
+    pub(crate) const ALL: [Self; 13] = [
+        Self::Claimed,
+        Self::HandedBack,
+        Self::Started,
+        Self::Built,
+        Self::Succeeded,
+        Self::Failed(Fault::User),
+        Self::Failed(Fault::Timeout),
+        Self::Failed(Fault::Infrastructure),
+        Self::Lost,
+        Self::CancelRequested,
+        Self::Stopped,
+        Self::StopOverdue,
+        Self::QueueTimedOut,
+    ];
+}
+
 /// Who has to act on a failure.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -115,21 +134,6 @@ mod tests {
         State::Failed,
         State::Cancelled,
     ];
-    const EVENTS: [Event; 13] = [
-        Event::Claimed,
-        Event::HandedBack,
-        Event::Started,
-        Event::Built,
-        Event::Succeeded,
-        Event::Failed(Fault::User),
-        Event::Failed(Fault::Timeout),
-        Event::Failed(Fault::Infrastructure),
-        Event::Lost,
-        Event::CancelRequested,
-        Event::Stopped,
-        Event::StopOverdue,
-        Event::QueueTimedOut,
-    ];
 
     /// One letter an outcome, one column a state in the order of `STATES`:
     /// `c`laimed, `r`unning, `p`ublishing, `S`ucceeded, `F`ailed, `X` cancelled, `q` queued again, `Q` the same with a
@@ -185,7 +189,7 @@ mod tests {
     #[test]
     fn every_kind_state_and_event_leads_where_the_contract_says() {
         for kind in KINDS {
-            for (event, (name, plain, last, cancelling)) in EVENTS.into_iter().zip(BUILD) {
+            for (event, (name, plain, last, cancelling)) in Event::ALL.into_iter().zip(BUILD) {
                 assert_eq!(format!("{event:?}"), name);
                 let found = [
                     row(kind, event, false, false),

@@ -22,7 +22,7 @@ use crate::{
         Source,
     },
     request::Request,
-    store::{Store, execute},
+    store::{DispatchStore as _, Store, execute},
     timestamp::Timestamp,
 };
 

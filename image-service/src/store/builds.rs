@@ -1,7 +1,5 @@
 //! Builds: the queue, what is decided about it, and the histories.
 
-use std::sync::Arc;
-
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, PaginatorTrait,
     QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
@@ -9,14 +7,14 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    Committed, Store, WorkerRow, apply,
+    Store, WorkerRow,
     entity::{build, catalogue},
     images, rows,
 };
 use crate::{
     access::Sight,
     build::{Build, BuildId, BuildInView, Pending, PendingReason, State},
-    dispatch::{self, Decision, Event, Policy, Rows},
+    dispatch::Policy,
     error::{Error, Resource},
     image::ImageId,
     timestamp::Timestamp,
@@ -25,109 +23,6 @@ use crate::{
 const HELD: [State; 3] = [State::Claimed, State::Running, State::Publishing];
 
 impl Store {
-    /// Decides what `event` does to a build and writes it; `None` when there is no such build.
-    pub(crate) async fn decide(
-        &self,
-        id: BuildId,
-        event: &Event,
-    ) -> Result<Option<(Decision, Committed)>, Error> {
-        let txn = self.write().await?;
-        let now = self.now(&txn).await?;
-        let Some(row) = build::Entity::find_by_id(id.0).lock_exclusive().one(&txn).await? else {
-            return Ok(None);
-        };
-        let rows = Rows { build: rows::build_from_row(row)?, configuration: None };
-        let decision = dispatch::decide(rows, event, &self.policy, now).map_err(Error::Refused)?;
-        let mut committed = Committed::default();
-        apply(&txn, &decision, now, &mut committed).await?;
-        txn.commit().await?;
-        Ok(Some((decision, committed)))
-    }
-
-    /// Gives the first queued build that the worker can take to it, if it has a free slot; `None` when either is missing.
-    pub(crate) async fn claim(
-        &self,
-        worker: &str,
-        session: Uuid,
-    ) -> Result<Option<(Decision, Committed)>, Error> {
-        if !self.has_queued().await? {
-            return Ok(None);
-        }
-        let txn = self.write().await?;
-        let Some(of_session) = super::workers::of_session(&txn, worker, session).await? else {
-            return Err(Error::SessionLost);
-        };
-        let slots = u64::from(of_session.slots.unsigned_abs());
-        if of_session.drained || held_by(&txn, worker).await? >= slots {
-            return Ok(None);
-        }
-        let heads = heads(&txn).await?.into_iter();
-        let fitting =
-            heads.filter(|head| head.requirements.fit(worker, &of_session.labels, &of_session.capabilities));
-        let Some(build) = fitting.min_by_key(Build::turn) else {
-            return Ok(None);
-        };
-        reach_round(&txn, build.round).await?;
-        let configuration = images::configuration(&txn, build.image, build.configuration_revision).await?;
-        let rows = Rows { build, configuration: Some(Arc::new(configuration)) };
-        let event = Event::Claim { worker: worker.to_owned() };
-        let now = self.now(&txn).await?;
-        let decision = dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?;
-        let mut committed = Committed::default();
-        apply(&txn, &decision, now, &mut committed).await?;
-        txn.commit().await?;
-        Ok(Some((decision, committed)))
-    }
-
-    /// Whether anything is queued, read without waiting for the writer.
-    async fn has_queued(&self) -> Result<bool, DbErr> {
-        let queued = build::Entity::find()
-            .select_only()
-            .column(build::Column::Id)
-            .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
-            .limit(1)
-            .into_tuple::<Uuid>()
-            .one(&self.reader)
-            .await?;
-        Ok(queued.is_some())
-    }
-
-    /// The builds whose lease is over, or whose cancel has waited for too long for its confirmation.
-    pub(crate) async fn overdue(&self) -> Result<Vec<Build>, Error> {
-        let now = self.now(&self.reader).await?;
-        let cancelled_before = now.before(self.policy.stop_deadline);
-        let found = held()
-            .filter(
-                Condition::any()
-                    .add(build::Column::LeaseExpiresAt.lte(now.micros()))
-                    .add(build::Column::CancelRequestedAt.lte(cancelled_before.micros())),
-            )
-            .all(&self.reader)
-            .await?;
-        Ok(found.into_iter().map(rows::build_from_row).collect::<Result<_, _>>()?)
-    }
-
-    /// Some of the builds that have been in the queue for too long, and why they are there.
-    pub(crate) async fn waiting_too_long(&self) -> Result<Vec<(BuildId, PendingReason)>, Error> {
-        const AT_ONCE: u64 = 100;
-        let now = self.now(&self.reader).await?;
-        let before = now.before(self.policy.queue_timeout);
-        let found = build::Entity::find()
-            .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
-            .filter(build::Column::QueuedAt.lte(before.micros()))
-            .order_by_asc(build::Column::QueuedAt)
-            .limit(AT_ONCE)
-            .all(&self.reader)
-            .await?;
-        let mut waiting = Vec::with_capacity(found.len());
-        for row in found {
-            let build = rows::build_from_row(row)?;
-            let reason = pending_reason(&self.reader, &build, &self.policy, now).await?;
-            waiting.push((build.id, reason));
-        }
-        Ok(waiting)
-    }
-
     /// One build whose image is in sight.
     pub(crate) async fn build(&self, sight: &Sight, id: BuildId) -> Result<BuildInView, Error> {
         let txn = self.read().await?;
@@ -196,7 +91,7 @@ async fn pending(
     Ok(Pending { reason, queue_position: i64::try_from(before).unwrap_or(i64::MAX).saturating_add(1) })
 }
 
-async fn pending_reason(
+pub(super) async fn pending_reason(
     db: &impl ConnectionTrait,
     build: &Build,
     policy: &Policy,
@@ -236,7 +131,7 @@ async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<u64, DbE
 }
 
 /// Of the queued builds that require the same the first one, for everything that is required.
-async fn heads(db: &impl ConnectionTrait) -> Result<Vec<Build>, DbErr> {
+pub(super) async fn heads(db: &impl ConnectionTrait) -> Result<Vec<Build>, DbErr> {
     let mut heads = Vec::new();
     let mut last_key = String::new();
     // Every step is one search of the index, however many builds require the same.
@@ -284,7 +179,7 @@ pub(super) async fn next_round(db: &impl ConnectionTrait, requester: &str) -> Re
 }
 
 /// Notes that the queue has come to a round.
-async fn reach_round(db: &impl ConnectionTrait, round: i64) -> Result<(), DbErr> {
+pub(super) async fn reach_round(db: &impl ConnectionTrait, round: i64) -> Result<(), DbErr> {
     catalogue::Entity::update_many()
         .col_expr(catalogue::Column::Round, Expr::value(round))
         .filter(catalogue::Column::Round.lt(round))

@@ -1,15 +1,24 @@
 //! What the queue needs of a store, so that it can be driven over another one than the database.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, sync::Arc};
 
 use async_trait::async_trait;
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, Condition, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
+    QuerySelect, sea_query::Expr,
+};
 use uuid::Uuid;
 
-use super::{Committed, Store};
+use super::{
+    Committed, Store, apply, builds,
+    entity::{build, worker},
+    images, rows, workers,
+};
 use crate::{
-    build::{Build, BuildId, PendingReason},
-    dispatch::{Decision, Event, Hello, Policy},
+    build::{Build, BuildId, PendingReason, State},
+    dispatch::{self, Decision, Event, Hello, Policy, Rows},
     error::Error,
+    timestamp::Timestamp,
 };
 
 /// Where the queue is kept. Every operation is one transaction: when it fails with [`Error::Busy`], it may have been
@@ -50,42 +59,186 @@ pub(crate) trait DispatchStore: Debug + Send + Sync {
 #[async_trait]
 impl DispatchStore for Store {
     fn policy(&self) -> &Policy {
-        self.policy()
+        &self.policy
     }
 
     async fn decide(&self, id: BuildId, event: &Event) -> Result<Option<(Decision, Committed)>, Error> {
-        self.decide(id, event).await
+        let txn = self.write().await?;
+        let now = self.now(&txn).await?;
+        let Some(row) = build::Entity::find_by_id(id.0).lock_exclusive().one(&txn).await? else {
+            return Ok(None);
+        };
+        let rows = Rows { build: rows::build_from_row(row)?, configuration: None };
+        let decision = dispatch::decide(rows, event, &self.policy, now).map_err(Error::Refused)?;
+        let mut committed = Committed::default();
+        apply(&txn, &decision, now, &mut committed).await?;
+        txn.commit().await?;
+        Ok(Some((decision, committed)))
     }
 
     async fn claim(&self, worker: &str, session: Uuid) -> Result<Option<(Decision, Committed)>, Error> {
-        self.claim(worker, session).await
+        if !self.has_queued().await? {
+            return Ok(None);
+        }
+        let txn = self.write().await?;
+        let Some(of_session) = workers::of_session(&txn, worker, session).await? else {
+            return Err(Error::SessionLost);
+        };
+        let slots = u64::from(of_session.slots.unsigned_abs());
+        if of_session.drained || builds::held_by(&txn, worker).await? >= slots {
+            return Ok(None);
+        }
+        let heads = builds::heads(&txn).await?.into_iter();
+        let fitting =
+            heads.filter(|head| head.requirements.fit(worker, &of_session.labels, &of_session.capabilities));
+        let Some(build) = fitting.min_by_key(Build::turn) else {
+            return Ok(None);
+        };
+        builds::reach_round(&txn, build.round).await?;
+        let configuration = images::configuration(&txn, build.image, build.configuration_revision).await?;
+        let rows = Rows { build, configuration: Some(Arc::new(configuration)) };
+        let event = Event::Claim { worker: worker.to_owned() };
+        let now = self.now(&txn).await?;
+        let decision = dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?;
+        let mut committed = Committed::default();
+        apply(&txn, &decision, now, &mut committed).await?;
+        txn.commit().await?;
+        Ok(Some((decision, committed)))
     }
 
     async fn overdue(&self) -> Result<Vec<Build>, Error> {
-        self.overdue().await
+        let now = self.now(&self.reader).await?;
+        let cancelled_before = now.before(self.policy.stop_deadline);
+        let found = builds::held()
+            .filter(
+                Condition::any()
+                    .add(build::Column::LeaseExpiresAt.lte(now.micros()))
+                    .add(build::Column::CancelRequestedAt.lte(cancelled_before.micros())),
+            )
+            .all(&self.reader)
+            .await?;
+        Ok(found.into_iter().map(rows::build_from_row).collect::<Result<_, _>>()?)
     }
 
     async fn waiting_too_long(&self) -> Result<Vec<(BuildId, PendingReason)>, Error> {
-        self.waiting_too_long().await
+        const AT_ONCE: u64 = 100;
+        let now = self.now(&self.reader).await?;
+        let before = now.before(self.policy.queue_timeout);
+        let found = build::Entity::find()
+            .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
+            .filter(build::Column::QueuedAt.lte(before.micros()))
+            .order_by_asc(build::Column::QueuedAt)
+            .limit(AT_ONCE)
+            .all(&self.reader)
+            .await?;
+        let mut waiting = Vec::with_capacity(found.len());
+        for row in found {
+            let build = rows::build_from_row(row)?;
+            let reason = builds::pending_reason(&self.reader, &build, &self.policy, now).await?;
+            waiting.push((build.id, reason));
+        }
+        Ok(waiting)
     }
 
     async fn open_session(&self, hello: &Hello, session: Uuid) -> Result<(), Error> {
-        self.open_session(hello, session).await
+        let txn = self.write().await?;
+        let now = self.now(&txn).await?;
+        let known = worker::Entity::find_by_id(&hello.name).lock_exclusive().one(&txn).await?;
+        let lives = known.as_ref().is_some_and(|known| {
+            known.session.is_some()
+                && known.instance != hello.instance
+                && Timestamp::from_micros(known.heard_at).after(self.policy.offline_after) >= now
+        });
+        if lives {
+            return Err(Error::WorkerConnected(hello.name.clone()));
+        }
+        let row = worker::Model {
+            name: hello.name.clone(),
+            labels_json: rows::to_json(&hello.labels)?,
+            slots: hello.slots,
+            engine_version: hello.engine_version.clone(),
+            capabilities_json: rows::to_json(&hello.capabilities)?,
+            instance: hello.instance.clone(),
+            session: Some(session),
+            connected_at: now.micros(),
+            heard_at: now.micros(),
+            drained: known.as_ref().is_some_and(|known| known.drained),
+            draining: false,
+        };
+        let row = row.into_active_model().reset_all();
+        if known.is_some() {
+            row.update(&txn).await?;
+        } else {
+            worker::Entity::insert(row).exec_without_returning(&txn).await?;
+        }
+        txn.commit().await?;
+        Ok(())
     }
 
-    async fn close_session(&self, worker: &str, session: Uuid) -> Result<(), Error> {
-        self.close_session(worker, session).await
+    async fn close_session(&self, name: &str, session: Uuid) -> Result<(), Error> {
+        let txn = self.write().await?;
+        worker::Entity::update_many()
+            .col_expr(worker::Column::Session, Expr::value(None::<Uuid>))
+            .filter(worker::Column::Name.eq(name))
+            .filter(worker::Column::Session.eq(session))
+            .exec(&txn)
+            .await?;
+        Ok(txn.commit().await?)
     }
 
-    async fn held_by(&self, worker: &str) -> Result<Vec<Build>, Error> {
-        self.held_by(worker).await
+    async fn held_by(&self, name: &str) -> Result<Vec<Build>, Error> {
+        Ok(workers::held_by(&self.reader, name).await?)
     }
 
-    async fn heartbeat(&self, worker: &str, session: Uuid, draining: bool) -> Result<Vec<Build>, Error> {
-        self.heartbeat(worker, session, draining).await
+    async fn heartbeat(&self, name: &str, session: Uuid, draining: bool) -> Result<Vec<Build>, Error> {
+        let txn = self.write().await?;
+        let now = self.now(&txn).await?;
+        let heard = worker::Entity::update_many()
+            .col_expr(worker::Column::HeardAt, Expr::value(now.micros()))
+            .col_expr(worker::Column::Draining, Expr::value(draining))
+            .filter(worker::Column::Name.eq(name))
+            .filter(worker::Column::Session.eq(session))
+            .exec(&txn)
+            .await?;
+        if heard.rows_affected == 0 {
+            return Err(Error::SessionLost);
+        }
+        let held = workers::held_by(&txn, name).await?;
+        if !held.is_empty() {
+            let lease_end = now.after(self.policy.lease);
+            build::Entity::update_many()
+                .col_expr(build::Column::LeaseExpiresAt, Expr::value(lease_end.micros()))
+                .filter(build::Column::Id.is_in(held.iter().map(|build| build.id.0)))
+                .exec(&txn)
+                .await?;
+        }
+        txn.commit().await?;
+        Ok(held)
     }
 
     async fn renew_leases(&self) -> Result<(), Error> {
-        self.renew_leases().await
+        let txn = self.write().await?;
+        let until = self.now(&txn).await?.after(self.policy.lease);
+        build::Entity::update_many()
+            .col_expr(build::Column::LeaseExpiresAt, Expr::value(until.micros()))
+            .filter(build::Column::LeaseExpiresAt.is_not_null())
+            .exec(&txn)
+            .await?;
+        Ok(txn.commit().await?)
+    }
+}
+
+impl Store {
+    /// Whether anything is queued, read without waiting for the writer.
+    async fn has_queued(&self) -> Result<bool, DbErr> {
+        let queued = build::Entity::find()
+            .select_only()
+            .column(build::Column::Id)
+            .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
+            .limit(1)
+            .into_tuple::<Uuid>()
+            .one(&self.reader)
+            .await?;
+        Ok(queued.is_some())
     }
 }

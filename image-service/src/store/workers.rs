@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter,
-    QueryOrder, QuerySelect, Set, sea_query::Expr,
+    QueryOrder, QuerySelect, Set,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     build::Build,
-    dispatch::{Hello, Policy},
+    dispatch::Policy,
     error::{Error, Resource},
     image::Capability,
     request::Request,
@@ -50,103 +50,6 @@ impl WorkerRow {
 }
 
 impl Store {
-    /// Lets a session speak for a worker, unless one of another process does and was heard of lately.
-    pub(crate) async fn open_session(&self, hello: &Hello, session: Uuid) -> Result<(), Error> {
-        let txn = self.write().await?;
-        let now = self.now(&txn).await?;
-        let known = worker::Entity::find_by_id(&hello.name).lock_exclusive().one(&txn).await?;
-        let lives = known.as_ref().is_some_and(|known| {
-            known.session.is_some()
-                && known.instance != hello.instance
-                && Timestamp::from_micros(known.heard_at).after(self.policy.offline_after) >= now
-        });
-        if lives {
-            return Err(Error::WorkerConnected(hello.name.clone()));
-        }
-        let row = worker::Model {
-            name: hello.name.clone(),
-            labels_json: rows::to_json(&hello.labels)?,
-            slots: hello.slots,
-            engine_version: hello.engine_version.clone(),
-            capabilities_json: rows::to_json(&hello.capabilities)?,
-            instance: hello.instance.clone(),
-            session: Some(session),
-            connected_at: now.micros(),
-            heard_at: now.micros(),
-            drained: known.as_ref().is_some_and(|known| known.drained),
-            draining: false,
-        };
-        let row = row.into_active_model().reset_all();
-        if known.is_some() {
-            row.update(&txn).await?;
-        } else {
-            worker::Entity::insert(row).exec_without_returning(&txn).await?;
-        }
-        txn.commit().await?;
-        Ok(())
-    }
-
-    /// What a worker holds.
-    pub(crate) async fn held_by(&self, name: &str) -> Result<Vec<Build>, Error> {
-        Ok(held_by(&self.reader, name).await?)
-    }
-
-    /// Notes that a worker lives and extends the lease on what it holds, which is the answer.
-    pub(crate) async fn heartbeat(
-        &self,
-        name: &str,
-        session: Uuid,
-        draining: bool,
-    ) -> Result<Vec<Build>, Error> {
-        let txn = self.write().await?;
-        let now = self.now(&txn).await?;
-        let heard = worker::Entity::update_many()
-            .col_expr(worker::Column::HeardAt, Expr::value(now.micros()))
-            .col_expr(worker::Column::Draining, Expr::value(draining))
-            .filter(worker::Column::Name.eq(name))
-            .filter(worker::Column::Session.eq(session))
-            .exec(&txn)
-            .await?;
-        if heard.rows_affected == 0 {
-            return Err(Error::SessionLost);
-        }
-        let held = held_by(&txn, name).await?;
-        if !held.is_empty() {
-            let lease_end = now.after(self.policy.lease);
-            build::Entity::update_many()
-                .col_expr(build::Column::LeaseExpiresAt, Expr::value(lease_end.micros()))
-                .filter(build::Column::Id.is_in(held.iter().map(|build| build.id.0)))
-                .exec(&txn)
-                .await?;
-        }
-        txn.commit().await?;
-        Ok(held)
-    }
-
-    /// Notes that a session no longer speaks for its worker.
-    pub(crate) async fn close_session(&self, name: &str, session: Uuid) -> Result<(), Error> {
-        let txn = self.write().await?;
-        worker::Entity::update_many()
-            .col_expr(worker::Column::Session, Expr::value(None::<Uuid>))
-            .filter(worker::Column::Name.eq(name))
-            .filter(worker::Column::Session.eq(session))
-            .exec(&txn)
-            .await?;
-        Ok(txn.commit().await?)
-    }
-
-    /// Gives every held build a full lease: the service was away, and its workers could not reach it.
-    pub(crate) async fn renew_leases(&self) -> Result<(), Error> {
-        let txn = self.write().await?;
-        let until = self.now(&txn).await?.after(self.policy.lease);
-        build::Entity::update_many()
-            .col_expr(build::Column::LeaseExpiresAt, Expr::value(until.micros()))
-            .filter(build::Column::LeaseExpiresAt.is_not_null())
-            .exec(&txn)
-            .await?;
-        Ok(txn.commit().await?)
-    }
-
     /// Says whether a worker gets no more builds.
     pub(crate) async fn drain_worker(
         &self,
@@ -277,7 +180,7 @@ pub(super) async fn of_session(
         .transpose()
 }
 
-async fn held_by(db: &impl ConnectionTrait, name: &str) -> Result<Vec<Build>, DbErr> {
+pub(super) async fn held_by(db: &impl ConnectionTrait, name: &str) -> Result<Vec<Build>, DbErr> {
     builds::held()
         .filter(build::Column::Worker.eq(name))
         .all(db)

@@ -1,0 +1,97 @@
+//! Connections to a database, and its schema brought up to date.
+
+use std::{str::FromStr, time::Duration};
+
+use sea_orm::{
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, RuntimeErr,
+    SqlxPostgresConnector,
+    sqlx::{
+        self, ConnectOptions as _, Error as SqlxError,
+        postgres::{PgConnectOptions, PgPoolOptions},
+        sqlite::{SqliteJournalMode, SqliteSynchronous},
+    },
+};
+use sea_orm_migration::MigratorTrait;
+
+use super::migration;
+
+/// How long to wait for a lock that another process holds.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait for one's turn to write, or to read.
+const TURN_TIMEOUT: Duration = Duration::from_secs(60);
+/// The lock of all who migrate a Postgres database.
+const MIGRATION_LOCK: i64 = 0x7472_6169_6c65_7202;
+
+/// Brings the schema up to date; of processes that start together one after the other.
+pub(super) async fn migrate(writer: &DatabaseConnection) -> Result<(), DbErr> {
+    let is_shared = writer.get_database_backend() == DbBackend::Postgres;
+    // The writer is a single connection, so the lock, the migration and the release are of one session.
+    let lock = |function: &str| format!("SELECT {function}({MIGRATION_LOCK})");
+    if is_shared {
+        writer.execute_unprepared("SET lock_timeout = 0").await?;
+        writer.execute_unprepared(&lock("pg_advisory_lock")).await?;
+    }
+    let migrated = migration::Migrator::up(writer, None).await;
+    if is_shared {
+        writer.execute_unprepared(&lock("pg_advisory_unlock")).await?;
+        let timeout = BUSY_TIMEOUT.as_millis();
+        writer.execute_unprepared(&format!("SET lock_timeout = {timeout}")).await?;
+    }
+    migrated
+}
+
+/// A pool of so many connections at most.
+pub(super) async fn connect(url: &str, connections: u32) -> Result<DatabaseConnection, DbErr> {
+    if url.starts_with("sqlite:") {
+        return Database::connect(sqlite_options(url, connections)).await;
+    }
+    let failed = |error: SqlxError| DbErr::Conn(RuntimeErr::SqlxError(error.into()));
+    let timeout = BUSY_TIMEOUT.as_millis().to_string();
+    let settings = [
+        // A plan that was made for one search is a bad one for another.
+        ("plan_cache_mode", "force_custom_plan"),
+        ("lock_timeout", timeout.as_str()),
+        ("client_min_messages", "error"),
+    ];
+    let options = PgConnectOptions::from_str(url)
+        .map_err(failed)?
+        .application_name("trailer image-service")
+        .options(settings)
+        .disable_statement_logging();
+    let pool = PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(TURN_TIMEOUT)
+        .test_before_acquire(false)
+        // A caller that goes away while its transaction begins leaves it open: the next one must not be within it.
+        .before_acquire(|connection, _| {
+            Box::pin(async move { Ok(sqlx::raw_sql("ROLLBACK").execute(connection).await.is_ok()) })
+        })
+        .connect_with(options)
+        .await
+        .map_err(failed)?;
+    Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
+}
+
+fn sqlite_options(url: &str, connections: u32) -> ConnectOptions {
+    let mut options = ConnectOptions::new(url);
+    options
+        .max_connections(connections)
+        .acquire_timeout(TURN_TIMEOUT)
+        .sqlx_logging(false)
+        .map_sqlx_sqlite_opts(|sqlite| {
+            sqlite
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Full)
+                .busy_timeout(BUSY_TIMEOUT)
+                .foreign_keys(true)
+        });
+    options
+}
+
+/// Lets a server do something.
+#[cfg(all(test, feature = "simulation"))]
+pub(crate) async fn execute(url: &str, statement: &str) -> Result<(), DbErr> {
+    let connection = connect(url, 1).await?;
+    connection.execute_unprepared(statement).await?;
+    connection.close().await
+}

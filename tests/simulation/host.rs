@@ -1,0 +1,195 @@
+//! Where a worker lives: its process, its engine, and its way to the service.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use build_worker::simulation::{self as worker, Answers, ModelEngine, Plan, Witness};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture};
+use proto::dispatch::ConnectRequest;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::sleep,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::{
+    process::Process,
+    rules::split,
+    world::{Fault, World, lock},
+};
+
+/// Where a worker lives.
+#[derive(Debug)]
+pub(crate) struct Host {
+    name: &'static str,
+    world: Arc<World>,
+    pub(crate) engine: ModelEngine,
+    pub(crate) process: Mutex<Process>,
+    pub(crate) shutdown: Mutex<CancellationToken>,
+    /// Nothing goes through while it is stalled; what is on its way comes later.
+    pub(crate) stalled: Stalled,
+    /// Cancelled when the connections break; renewed when they can be made again.
+    pub(crate) cut: Mutex<Option<CancellationToken>>,
+}
+
+/// Whether a link is stalled. Those who wait for its end go on in the order in which they came.
+#[derive(Debug, Default)]
+pub(crate) struct Stalled {
+    is_stalled: AtomicBool,
+    flows: Notify,
+}
+
+impl Stalled {
+    pub(crate) fn set(&self, is_stalled: bool) {
+        self.is_stalled.store(is_stalled, Ordering::Relaxed);
+        if !is_stalled {
+            self.flows.notify_waiters();
+        }
+    }
+
+    async fn over(&self) {
+        while self.is_stalled.load(Ordering::Relaxed) {
+            self.flows.notified().await;
+        }
+    }
+}
+
+#[derive(Debug)]
+struct OfEngine {
+    world: Arc<World>,
+    worker: &'static str,
+}
+
+/// A worker's process on its host.
+#[derive(Debug)]
+struct OfProcess {
+    host: Arc<Host>,
+    process: Process,
+}
+
+/// What kind of message it is.
+fn kind_of(message: Option<&impl fmt::Debug>) -> String {
+    let told = message.map_or_else(|| "the end".to_owned(), |message| format!("{message:?}"));
+    told.split(['(', '{']).next().unwrap_or_default().to_owned()
+}
+
+impl Witness for OfEngine {
+    fn plan(&self, name: &str) -> Plan {
+        let (build, _) = split(name);
+        let mut plan = self.world.plan(build);
+        if self.world.with_random(|random| random.u8(0..25) == 0) {
+            plan.dies_after = Duration::from_secs(9);
+            lock(&self.world.rules).excuse(name.to_owned());
+            self.world.note(Fault::EngineStuck, Duration::from_secs(9));
+        }
+        plan
+    }
+
+    fn began(&self, name: &str) {
+        self.world.count(("began", name));
+        let is_helpless = self.world.is_helpless(self.worker);
+        lock(&self.world.rules).began(name, self.worker, is_helpless);
+    }
+
+    fn ended(&self, name: &str) {
+        self.world.count(("ended", name));
+        lock(&self.world.rules).ended(name);
+    }
+}
+
+impl Host {
+    /// A host on which a process runs.
+    pub(crate) fn start_new(world: &Arc<World>, name: &'static str) -> Arc<Self> {
+        let witness = Arc::new(OfEngine { world: Arc::clone(world), worker: name });
+        let host = Arc::new(Self {
+            name,
+            world: Arc::clone(world),
+            engine: ModelEngine::new(witness),
+            process: Mutex::default(),
+            shutdown: Mutex::default(),
+            stalled: Stalled::default(),
+            cut: Mutex::new(Some(CancellationToken::new())),
+        });
+        host.start();
+        host
+    }
+
+    /// Starts a process of the worker.
+    pub(crate) fn start(self: &Arc<Self>) {
+        let process = Process::default();
+        let surroundings = Arc::new(OfProcess { host: Arc::clone(self), process: process.clone() });
+        let shutdown = CancellationToken::new();
+        let worker = worker::Process::new(self.name, 2, &self.engine, surroundings);
+        process.spawn(worker.work(shutdown.clone()).boxed());
+        *lock(&self.process) = process;
+        *lock(&self.shutdown) = shutdown;
+    }
+
+    async fn flowing(&self) {
+        self.stalled.over().await;
+        sleep(self.world.millis(1, 10)).await;
+    }
+}
+
+impl worker::Surroundings for OfProcess {
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        self.process.spawn(task);
+    }
+
+    fn dial(&self, mut requests: mpsc::Receiver<ConnectRequest>) -> BoxFuture<'_, Result<Answers, Status>> {
+        async move {
+            self.host.flowing().await;
+            let unreachable = || Status::unavailable("nobody listens");
+            let cut = lock(&self.host.cut).clone().ok_or_else(unreachable)?;
+            let running = self.host.world.any_replica().ok_or_else(unreachable)?;
+            let (to_service, from_worker) = mpsc::channel(4);
+            let (connection, mut answers) =
+                running.replica.connection(self.host.name, ReceiverStream::new(from_worker));
+            running.process.spawn(connection);
+            let (to_worker, heard) = mpsc::channel(4);
+            let (host, broken) = (Arc::clone(&self.host), cut.clone());
+            tokio::spawn(broken.run_until_cancelled_owned(async move {
+                loop {
+                    let request = requests.recv().await;
+                    host.flowing().await;
+                    host.world.count((
+                        host.name,
+                        "says",
+                        kind_of(request.as_ref().and_then(|request| request.message.as_ref())),
+                    ));
+                    let Some(request) = request else { return };
+                    if to_service.send(Ok(request)).await.is_err() {
+                        return;
+                    }
+                }
+            }));
+            let host = Arc::clone(&self.host);
+            tokio::spawn(cut.run_until_cancelled_owned(async move {
+                loop {
+                    let answer = answers.next().await;
+                    host.flowing().await;
+                    let message = answer.as_ref().and_then(|answer| answer.as_ref().ok()?.message.as_ref());
+                    host.world.count((host.name, "hears", kind_of(message)));
+                    let Some(answer) = answer else { return };
+                    if to_worker.send(answer).await.is_err() {
+                        return;
+                    }
+                }
+            }));
+            Ok(ReceiverStream::new(heard).boxed())
+        }
+        .boxed()
+    }
+
+    fn tears(&self) -> bool {
+        self.host.world.tears_spools()
+    }
+}
