@@ -36,6 +36,11 @@ pub struct Config {
     #[arg(long, env = "TRAILER_DOCKER_HOST", default_value = "unix:///var/run/docker.sock")]
     pub docker_host: String,
 
+    /// The directory of the Docker configuration, whose `config.json` holds credentials for registries or names credential
+    /// helpers; it need not exist. The default is `$DOCKER_CONFIG`, or else `.docker` in the home directory.
+    #[arg(long, env = "TRAILER_DOCKER_CONFIG")]
+    pub docker_config: Option<PathBuf>,
+
     /// How many bytes of log lines to keep of one build, 32 more counted for each line; of what is over it, only the end
     /// is kept.
     #[arg(long, env = "TRAILER_LOG_LIMIT", default_value_t = 64 * 1024 * 1024)]
@@ -71,6 +76,12 @@ pub enum LogFormat {
 impl Config {
     pub(crate) fn label_map(&self) -> BTreeMap<String, String> {
         self.labels.iter().cloned().collect()
+    }
+
+    pub(crate) fn docker_config(&self) -> PathBuf {
+        let of_docker = || std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+        let at_home = || std::env::home_dir().map(|home| home.join(".docker"));
+        self.docker_config.clone().or_else(of_docker).or_else(at_home).unwrap_or_default()
     }
 
     pub(crate) fn spool_dir(&self) -> PathBuf {

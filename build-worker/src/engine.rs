@@ -13,7 +13,16 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     async fn info(&self) -> Result<EngineInfo, EngineError>;
 
     /// Starts a build.
-    fn build(&self, order: BuildOrder) -> Result<Box<dyn RunningBuild>, EngineError>;
+    fn build(&self, order: BuildOrder) -> Result<Box<dyn RunningWork>, EngineError>;
+
+    /// Starts a pull.
+    fn pull(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError>;
+
+    /// Starts a push of what has that name.
+    fn push(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError>;
+
+    /// The digest that the registry of a reference has for it.
+    async fn registry_digest(&self, reference: &str) -> Result<String, EngineError>;
 
     /// Gives an image another name.
     async fn tag(&self, image: &str, repository: &str, tag: &str) -> Result<(), EngineError>;
@@ -25,20 +34,24 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError>;
 }
 
-/// A build that the engine runs. Dropping it drops its connections, which makes the engine stop, too, but nobody sees it.
+/// A build, a pull or a push that the engine runs. Dropping it drops its connections, which makes the engine stop, too, but
+/// nobody sees it.
 #[tonic::async_trait]
-pub(crate) trait RunningBuild: fmt::Debug + Send {
-    /// What the engine says next; `None` when the build has ended. May be dropped and called again: nothing is lost.
+pub(crate) trait RunningWork: fmt::Debug + Send {
+    /// What the engine says next; `None` when it has ended. May be dropped and called again: nothing is lost.
     async fn next(&mut self) -> Option<Result<Told, EngineError>>;
 
-    /// What can cancel the build while somebody reads on.
+    /// Whether its steps are processes on the engine's host.
+    fn runs_processes(&self) -> bool;
+
+    /// What can cancel it while somebody reads on.
     fn canceller(&self) -> Box<dyn Canceller>;
 }
 
-/// A way to cancel a build.
+/// A way to cancel what the engine runs.
 #[tonic::async_trait]
 pub(crate) trait Canceller: fmt::Debug + Send + Sync {
-    /// Asks the engine to end the build. It has ended when [`RunningBuild::next`] says so.
+    /// Asks the engine to end it. It has ended when [`RunningWork::next`] says so.
     async fn cancel(&self) -> Result<(), EngineError>;
 }
 
@@ -61,9 +74,11 @@ pub(crate) struct BuildOrder {
     pub(crate) pull_base: bool,
     /// Whether nothing is taken from the cache.
     pub(crate) no_cache: bool,
+    /// Whether the layers are squashed into one.
+    pub(crate) squash: bool,
 }
 
-/// What the engine says of a build.
+/// What the engine says of its work.
 #[derive(Debug)]
 pub(crate) enum Told {
     /// Steps and what they print.
@@ -81,6 +96,8 @@ pub(crate) struct EngineInfo {
     pub(crate) version: String,
     /// The directory that it keeps everything in, on its host.
     pub(crate) root: String,
+    /// Whether it can squash layers.
+    pub(crate) squashes: bool,
 }
 
 /// An image in the engine.
@@ -90,6 +107,8 @@ pub(crate) struct EngineImage {
     pub(crate) id: String,
     /// Its size in bytes.
     pub(crate) size_bytes: i64,
+    /// What registries call it, `repository@sha256:…`, as far as it was pulled or pushed.
+    pub(crate) repo_digests: Vec<String>,
 }
 
 /// What the engine could not do.

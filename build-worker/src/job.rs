@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     context,
-    engine::{BuildOrder, Engine, EngineError, EngineImage, RunningBuild, Told},
+    engine::{BuildOrder, Engine, EngineError, RunningWork, Told},
     engine_watch::EngineWatch,
     outbox::Outbox,
     output::{FailedStep, Output},
@@ -21,6 +21,8 @@ use crate::{
 pub(crate) use self::control::{Control, StopReason};
 
 mod control;
+mod publishing;
+mod pulling;
 mod stopping;
 
 /// What a job works with.
@@ -39,6 +41,14 @@ pub(crate) struct Job {
     pub(crate) stop_limit: Duration,
 }
 
+/// What an attempt has come to.
+struct Made {
+    image_id: String,
+    size_bytes: i64,
+    /// Empty for what no registry holds.
+    repo_digest: String,
+}
+
 /// How an attempt ended without an artifact.
 enum Ended {
     /// It was not begun, for the engine does not answer.
@@ -54,7 +64,7 @@ enum Ended {
 #[derive(Debug)]
 pub(crate) struct Left {
     /// None when the engine has ended it, or tells nothing more of it.
-    build: Option<Box<dyn RunningBuild>>,
+    build: Option<Box<dyn RunningWork>>,
     begun: Instant,
 }
 
@@ -95,11 +105,9 @@ impl Job {
         }
         let mut left = None;
         let event = match ended {
-            Ok(image) => Some(Event::Succeeded(Succeeded {
-                image_id: image.id,
-                size_bytes: image.size_bytes,
-                ..Succeeded::default()
-            })),
+            Ok(Made { image_id, size_bytes, repo_digest }) => {
+                Some(Event::Succeeded(Succeeded { image_id, size_bytes, repo_digest }))
+            }
             Err(Ended::NotBegun) => {
                 Some(Event::HandedBack(HandedBack { reason: "the Docker Engine does not answer".to_owned() }))
             }
@@ -138,6 +146,14 @@ impl Job {
                 ),
                 ..Failed::default()
             })),
+            // What has been granted cannot be handed back.
+            Some(StopReason::HandBack) if confirmed && self.control.granted.is_cancelled() => {
+                Some(Event::Failed(Failed {
+                    kind: FailureKind::Infrastructure.into(),
+                    message: "the worker is shutting down".to_owned(),
+                    ..Failed::default()
+                }))
+            }
             Some(StopReason::HandBack) if confirmed => {
                 Some(Event::HandedBack(HandedBack { reason: "the worker is shutting down".to_owned() }))
             }
@@ -159,7 +175,7 @@ impl Job {
         }
     }
 
-    async fn work(&self) -> Result<EngineImage, Ended> {
+    async fn work(&self) -> Result<Made, Ended> {
         tokio::select! {
             biased;
             () = self.control.stop.cancelled() => return Err(Ended::Stopped { left: None }),
@@ -168,35 +184,48 @@ impl Job {
             }
         }
         self.outbox.push(None, Event::Started(Started {})).await;
-        let built = self.build().await?;
-        self.outbox.push(None, Event::Built(Built {})).await;
-        tokio::select! {
-            biased;
-            () = self.control.granted.cancelled() => self.publish(built).await,
-            () = self.control.stop.cancelled() => {
-                // What is built need not be built again because the worker ends: the grant is on its way.
-                let wanted = self.control.reason.get() == Some(&StopReason::HandBack);
-                let granted = tokio::time::timeout(Self::LAST_GRANT, self.control.granted.cancelled());
-                if wanted && granted.await.is_ok() {
-                    self.publish(built).await
-                } else {
-                    Err(Ended::Stopped { left: None })
-                }
+        if self.control.stop.is_cancelled() {
+            return Err(Ended::Stopped { left: None });
+        }
+        let mut output = Output::new(self.log_limit);
+        match &self.assignment.work {
+            Some(Work::DockerBuild(order)) => {
+                let build = self.start(order).map_err(|error| infrastructure(error.to_string()))?;
+                let built = self.follow(build, &mut output).await?.ok_or_else(|| {
+                    infrastructure("the engine ended the build without an image".to_owned())
+                })?;
+                self.outbox.push(None, Event::Built(Built {})).await;
+                self.granted().await?;
+                self.publish(&built, order.push, &mut output).await
+            }
+            Some(Work::Pull(pull)) => self.pull(&pull.reference, &mut output).await,
+            Some(Work::Snapshot(_)) | None => {
+                Err(infrastructure("this worker does not know this kind of build".to_owned()))
             }
         }
     }
 
-    async fn build(&self) -> Result<String, Ended> {
-        if self.control.stop.is_cancelled() {
-            return Err(Ended::Stopped { left: None });
+    /// Waits until the image's own tag may be set.
+    async fn granted(&self) -> Result<(), Ended> {
+        tokio::select! {
+            biased;
+            () = self.control.granted.cancelled() => Ok(()),
+            () = self.control.stop.cancelled() => {
+                // What is built need not be built again because the worker ends: the grant is on its way.
+                let wanted = self.control.reason.get() == Some(&StopReason::HandBack);
+                let granted = tokio::time::timeout(Self::LAST_GRANT, self.control.granted.cancelled());
+                if wanted && granted.await.is_ok() { Ok(()) } else { Err(Ended::Stopped { left: None }) }
+            }
         }
-        let Some(Work::DockerBuild(order)) = &self.assignment.work else {
-            let message = "this worker does not know this kind of build".to_owned();
-            return Err(infrastructure(message));
-        };
+    }
+
+    /// Reports what the engine says of its work, until that has ended; the image's id, where the engine has told one.
+    async fn follow(
+        &self,
+        mut build: Box<dyn RunningWork>,
+        output: &mut Output,
+    ) -> Result<Option<String>, Ended> {
         let begun = Instant::now();
-        let mut build = self.start(order).map_err(|error| infrastructure(error.to_string()))?;
-        let mut output = Output::new(self.log_limit);
         let mut image_id = None;
         let mut failure = None;
         let mut is_silent = false;
@@ -220,7 +249,9 @@ impl Job {
                     for progress in progress {
                         output.take(progress, &mut events);
                     }
-                    self.steps.set(&self.name(), output.steps_under_way());
+                    if build.runs_processes() {
+                        self.steps.set(&self.name(), output.steps_under_way());
+                    }
                 }
                 Some(Ok(Told::ImageId(id))) => image_id = Some(id),
                 Some(Ok(Told::Silent)) => output.leave_out(Self::SILENT, &mut events),
@@ -254,12 +285,11 @@ impl Job {
         }
         match (failure, image_id) {
             (Some(error), _) => Err(Ended::Failed(failed(&error, output.failed_step()))),
-            (None, Some(id)) => Ok(id),
-            (None, None) => Err(infrastructure("the engine ended the build without an image".to_owned())),
+            (None, image_id) => Ok(image_id),
         }
     }
 
-    fn start(&self, order: &DockerBuild) -> Result<Box<dyn RunningBuild>, EngineError> {
+    fn start(&self, order: &DockerBuild) -> Result<Box<dyn RunningWork>, EngineError> {
         let context = context::pack(order).map_err(|error| EngineError::Refused(error.to_string()))?;
         self.engine.build(BuildOrder {
             name: self.name(),
@@ -269,23 +299,9 @@ impl Job {
             target: order.target.clone(),
             pull_base: order.pull_base,
             no_cache: order.no_cache,
+            squash: order.squash,
             labels: [(Self::IMAGE_LABEL.to_owned(), self.assignment.image_id.clone())].into(),
         })
-    }
-
-    /// Gives the image its name and sees that the engine has it under it.
-    async fn publish(&self, built: String) -> Result<EngineImage, Ended> {
-        let reference = &self.assignment.reference;
-        let (repository, tag) = reference
-            .rsplit_once(':')
-            .ok_or_else(|| infrastructure(format!("the reference {reference} has no tag")))?;
-        let broken = |error: EngineError| infrastructure(error.to_string());
-        self.engine.tag(&built, repository, tag).await.map_err(broken)?;
-        match self.engine.image(reference).await.map_err(broken)? {
-            Some(image) if image.id == built => Ok(image),
-            Some(image) => Err(infrastructure(format!("{reference} should be {built} and is {}", image.id))),
-            None => Err(infrastructure(format!("{reference} was tagged and is not there"))),
-        }
     }
 
     /// Names the build in the engine, uniquely.

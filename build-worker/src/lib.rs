@@ -1,7 +1,7 @@
 //! The build worker of Trailer Images: takes builds from image-service and runs them on a Docker Engine.
 //!
 //! `dial` reaches the service, `session` holds the connection, `worker` what is held over it, `job` is one attempt at one
-//! build; `engine` is what it needs of an engine and `docker` the real one; `output` turns its progress into events, `outbox`
+//! build; `engine` is what it needs of an engine and `docker` the real one, with credentials from `registries`; `output` turns its progress into events, `outbox`
 //! keeps them until they are durable, with a `spool` for what is too much for memory, `lease` says when all work has to stop,
 //! `residue` sees whether it has, `orphans` ends what a killed engine has left behind. `simulation` puts models around all of
 //! it.
@@ -27,6 +27,7 @@ use self::{
     docker::DockerEngine,
     engine::{Engine, EngineInfo},
     outbox::Settings,
+    registries::Registries,
     residue::StepProcesses,
     spool::{DiskSpool, Spool},
     worker::{Surroundings, TokioSpawn, Worker},
@@ -44,6 +45,7 @@ mod lease;
 mod orphans;
 mod outbox;
 mod output;
+mod registries;
 mod residue;
 mod session;
 #[cfg(feature = "simulation")]
@@ -85,8 +87,8 @@ pub async fn bind(config: Config) -> Result<Bound, WorkerError> {
     std::fs::read(&config.token_file).map_err(|error| {
         WorkerError::Config(format!("--token-file {}: {error}", config.token_file.display()))
     })?;
-    let engine =
-        DockerEngine::new(&config.docker_host).map_err(|error| WorkerError::Config(error.to_string()))?;
+    let engine = DockerEngine::new(&config.docker_host, Registries::of(config.docker_config()))
+        .map_err(|error| WorkerError::Config(error.to_string()))?;
     let spool_dir = config.spool_dir();
     let spool = DiskSpool::open(spool_dir.clone())
         .map_err(|error| WorkerError::Config(format!("--spool-dir {}: {error}", spool_dir.display())))?;

@@ -216,19 +216,25 @@ impl Session<'_> {
     }
 }
 
-/// What this worker can do.
-const CAPABILITIES: [&str; 1] = ["dockerfile"];
+/// What every worker can do.
+const CAPABILITIES: [&str; 3] = ["dockerfile", "pull", "push"];
+/// What needs an engine that can.
+const SQUASH: &str = "squash";
 
 fn hello(worker: &Worker) -> Hello {
     Hello {
         name: worker.config.name.clone(),
         labels: worker.config.label_map(),
         slots: i32::from(worker.config.slots),
-        engine_version: worker.engine_version.clone(),
+        engine_version: worker.engine_info.version.clone(),
         protocol_version: PROTOCOL_VERSION,
         holds: worker.holds(),
         instance: worker.instance.clone(),
-        capabilities: CAPABILITIES.map(str::to_owned).into(),
+        capabilities: CAPABILITIES
+            .into_iter()
+            .chain(worker.engine_info.squashes.then_some(SQUASH))
+            .map(str::to_owned)
+            .collect(),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     config::{Config, LogFormat},
     dial::{Dial, DialError, Responses},
     engine::{
-        BuildOrder, Canceller, Engine, EngineError, EngineImage, EngineInfo, Progress, RunningBuild, Told,
+        BuildOrder, Canceller, Engine, EngineError, EngineImage, EngineInfo, Progress, RunningWork, Told,
     },
     outbox::{Limits, Settings},
     spool::{Spool, SpoolFile},
@@ -57,6 +57,7 @@ impl Process {
             labels: Vec::new(),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             docker_host: String::new(),
+            docker_config: None,
             log_limit: 1024 * 1024,
             spool_dir: None,
             spool_limit: 0,
@@ -73,7 +74,7 @@ impl Process {
             dial: Arc::new(around.clone()),
             spawn: Arc::new(around),
         };
-        let info = EngineInfo { version: "20.10.24".to_owned(), root: String::new() };
+        let info = EngineInfo { version: "20.10.24".to_owned(), root: String::new(), squashes: false };
         Self(Worker::new(config, info, parts))
     }
 
@@ -258,10 +259,10 @@ impl ModelEngine {
 impl Engine for ModelEngine {
     async fn info(&self) -> Result<EngineInfo, EngineError> {
         self.alive().await?;
-        Ok(EngineInfo { version: String::new(), root: String::new() })
+        Ok(EngineInfo { version: String::new(), root: String::new(), squashes: false })
     }
 
-    fn build(&self, order: BuildOrder) -> Result<Box<dyn RunningBuild>, EngineError> {
+    fn build(&self, order: BuildOrder) -> Result<Box<dyn RunningWork>, EngineError> {
         let mut state = self.state();
         let life = state.life.clone().ok_or_else(|| EngineError::Broken("it is away".to_owned()))?;
         let cancel = CancellationToken::new();
@@ -275,6 +276,18 @@ impl Engine for ModelEngine {
         };
         tokio::spawn(run.run(life, cancel.clone()));
         Ok(Box::new(ModelBuild { told, cancel }))
+    }
+
+    fn pull(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {
+        Err(EngineError::Refused(format!("{reference}: this model reaches no registry")))
+    }
+
+    fn push(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {
+        Err(EngineError::Refused(format!("{reference}: this model reaches no registry")))
+    }
+
+    async fn registry_digest(&self, reference: &str) -> Result<String, EngineError> {
+        Err(EngineError::Refused(format!("{reference}: this model reaches no registry")))
     }
 
     async fn tag(&self, image: &str, repository: &str, tag: &str) -> Result<(), EngineError> {
@@ -291,7 +304,11 @@ impl Engine for ModelEngine {
 
     async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError> {
         self.alive().await?;
-        Ok(self.state().images.get(name).map(|id| EngineImage { id: id.clone(), size_bytes: 1 }))
+        Ok(self.state().images.get(name).map(|id| EngineImage {
+            id: id.clone(),
+            size_bytes: 1,
+            repo_digests: Vec::new(),
+        }))
     }
 }
 
@@ -372,9 +389,13 @@ struct ModelBuild {
 struct ModelCanceller(CancellationToken);
 
 #[tonic::async_trait]
-impl RunningBuild for ModelBuild {
+impl RunningWork for ModelBuild {
     async fn next(&mut self) -> Option<Result<Told, EngineError>> {
         self.told.recv().await
+    }
+
+    fn runs_processes(&self) -> bool {
+        true
     }
 
     fn canceller(&self) -> Box<dyn Canceller> {

@@ -65,7 +65,7 @@ impl Spawn for TokioSpawn {
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) config: Config,
-    pub(crate) engine_version: String,
+    pub(crate) engine_info: EngineInfo,
     /// Names this process to the service.
     pub(crate) instance: String,
     pub(crate) lease: Lease,
@@ -123,7 +123,7 @@ impl Worker {
         Self {
             outbox_settings: outbox,
             processes,
-            engine_version: info.version,
+            engine_info: info,
             instance: Uuid::new_v4().to_string(),
             lease: Lease::new(),
             reports_ready: Arc::new(Notify::new()),

@@ -8,6 +8,11 @@ use futures_util::StreamExt as _;
 
 /// Makes it in an engine, under a name with a tag.
 pub(crate) async fn import(docker: &Docker, reference: &str) -> anyhow::Result<()> {
+    import_with(docker, reference, "").await
+}
+
+/// Makes one whose layer has a text of its own.
+pub(crate) async fn import_with(docker: &Docker, reference: &str, text: &str) -> anyhow::Result<()> {
     let busybox = ["/bin/busybox", "/usr/bin/busybox"]
         .iter()
         .find_map(|path| fs::read(path).ok())
@@ -21,6 +26,12 @@ pub(crate) async fn import(docker: &Docker, reference: &str) -> anyhow::Result<(
     link.set_entry_type(tar::EntryType::Symlink);
     link.set_size(0);
     archive.append_link(&mut link, "bin/sh", "busybox")?;
+    if !text.is_empty() {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, "etc/text", text.as_bytes())?;
+    }
     let archive = archive.into_inner()?;
     let (name, tag) = reference.split_once(':').context("a tag")?;
     let options = CreateImageOptionsBuilder::new().from_src("-").repo(name).tag(tag).build();

@@ -1,7 +1,7 @@
 //! Trailer Images as its users meet it: both services in process, called over the network.
 //!
 //! `stack` starts the services, each on a `database` of its own, `client` calls them, `actor` plays a worker, `issuer` an
-//! identity provider, `engine` is a scripted Docker Engine at the wire, `proxy` cuts and stalls connections. The other modules
+//! identity provider, `engine` is a scripted Docker Engine at the wire, `registry` a real one of images, `proxy` cuts and stalls connections. The other modules
 //! are tests, named by what they are about.
 
 mod access;
@@ -31,6 +31,8 @@ mod real_engine;
 mod reasons;
 mod recovery;
 mod reflection;
+mod registries;
+mod registry;
 mod resuming;
 mod spooling;
 mod stack;

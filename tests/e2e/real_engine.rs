@@ -41,12 +41,7 @@ struct Real {
 
 impl Real {
     async fn start() -> anyhow::Result<Self> {
-        let docker_host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| format!("unix://{SOCKET}"));
-        let docker = match docker_host.strip_prefix("unix://") {
-            Some(socket) => Docker::connect_with_unix(socket, 60, API_DEFAULT_VERSION)?,
-            None => Docker::connect_with_http(&docker_host, 60, API_DEFAULT_VERSION)?,
-        };
-        docker.ping().await.context("the tests need a Docker Engine: run them by tests/run")?;
+        let (docker, docker_host) = connect().await?;
         let run = uuid::Uuid::new_v4().simple().to_string();
         let service = Service::start().await?;
         let worker = Worker::start(&service, &format!("w-{run}"), &docker_host).await?;
@@ -110,6 +105,17 @@ impl Real {
         }
         Ok(())
     }
+}
+
+/// The engine that the tests run on, and its address.
+pub(crate) async fn connect() -> anyhow::Result<(Docker, String)> {
+    let docker_host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| format!("unix://{SOCKET}"));
+    let docker = match docker_host.strip_prefix("unix://") {
+        Some(socket) => Docker::connect_with_unix(socket, 60, API_DEFAULT_VERSION)?,
+        None => Docker::connect_with_http(&docker_host, 60, API_DEFAULT_VERSION)?,
+    };
+    docker.ping().await.context("the tests need a Docker Engine: run them by tests/run")?;
+    Ok((docker, docker_host))
 }
 
 /// How many processes of this host have exactly this argument.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Ended, Job, Left};
 use crate::{
-    engine::{RunningBuild, Told},
+    engine::{RunningWork, Told},
     output::{Output, Timed},
     residue::StepProcess,
 };
@@ -31,8 +31,8 @@ impl Job {
     /// Ends the build: the engine is told, its answer read to the end, and then no process of it may be left.
     pub(super) async fn stop(
         &self,
-        mut build: Box<dyn RunningBuild>,
-        mut output: Output,
+        mut build: Box<dyn RunningWork>,
+        output: &mut Output,
         mut events: Vec<Timed>,
         begun: Instant,
         is_silent: bool,

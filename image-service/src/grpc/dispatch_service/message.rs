@@ -67,6 +67,8 @@ fn capability(name: &str) -> Option<Capability> {
     Some(match name {
         "dockerfile" => Capability::Dockerfile,
         "pull" => Capability::Pull,
+        "push" => Capability::Push,
+        "squash" => Capability::Squash,
         "snapshot" => Capability::Snapshot,
         _ => return None,
     })
@@ -238,6 +240,8 @@ fn work(configuration: &Configuration, workspace: Option<Workspace>) -> Option<w
             target: dockerfile.target.clone(),
             pull_base: configuration.pull_base,
             no_cache: configuration.no_cache,
+            squash: configuration.squash,
+            push: configuration.push,
         })),
         Source::Pull(pull) => {
             Some(wire::assignment::Work::Pull(wire::Pull { reference: pull.reference.clone() }))

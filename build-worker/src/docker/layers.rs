@@ -1,0 +1,143 @@
+//! What the engine says of a pull or a push, as steps and output: one step for the whole, and one for each layer whose name it
+//! tells.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bollard::models::ProgressDetail;
+use proto::dispatch::StepState;
+
+use crate::engine::Progress;
+
+/// The progress of one transfer of an image.
+#[derive(Debug)]
+pub(super) struct Layers {
+    /// How the step of the whole is called.
+    name: String,
+    /// By layer: its last status, and how many tenths of it are done.
+    told: BTreeMap<String, (String, i64)>,
+    announced: BTreeSet<String>,
+}
+
+impl Layers {
+    const WHOLE: &str = "whole";
+
+    pub(super) fn new(name: String) -> Self {
+        Self { name, told: BTreeMap::new(), announced: BTreeSet::new() }
+    }
+
+    pub(super) fn begun(&self) -> Vec<Progress> {
+        vec![self.whole(StepState::Started, String::new())]
+    }
+
+    pub(super) fn succeeded(&self) -> Vec<Progress> {
+        vec![self.whole(StepState::Done, String::new())]
+    }
+
+    pub(super) fn failed(&self, error: String) -> Vec<Progress> {
+        vec![self.whole(StepState::Failed, error)]
+    }
+
+    /// What a message of the engine tells.
+    pub(super) fn told(
+        &mut self,
+        id: Option<String>,
+        status: Option<String>,
+        detail: Option<ProgressDetail>,
+    ) -> Vec<Progress> {
+        let Some(status) = status else { return Vec::new() };
+        // The tag stands where else a layer does.
+        let layer = id.filter(|_| !status.starts_with("Pulling from"));
+        let Some(layer) = layer else {
+            let is_of_some_layer = detail.is_some() || matches!(status.as_str(), "Preparing" | "Waiting");
+            return if is_of_some_layer { Vec::new() } else { vec![line(Self::WHOLE, &status)] };
+        };
+        let state = match status.as_str() {
+            "Pulling fs layer" | "Waiting" => StepState::Pending,
+            "Pull complete" => StepState::Done,
+            "Already exists" => StepState::Cached,
+            _ => StepState::Started,
+        };
+        let mut told = Vec::new();
+        let is_new = self.announced.insert(layer.clone());
+        if is_new || state != StepState::Pending {
+            told.push(step(&layer, format!("layer {layer}"), state, String::new()));
+        }
+        let size =
+            detail.and_then(|detail| Some((detail.current?, detail.total.filter(|&total| total > 0)?)));
+        let tenths = size.map_or(0, |(current, total)| current.saturating_mul(10) / total);
+        if self.told.get(&layer).is_none_or(|(last, told)| *last != status || *told < tenths) {
+            let text = match size {
+                Some((_, total)) => format!("{status} {} % of {total} bytes", tenths * 10),
+                None => status.clone(),
+            };
+            // Before the step's end.
+            told.insert(0, line(&layer, &text));
+            self.told.insert(layer, (status, tenths));
+        }
+        told
+    }
+
+    fn whole(&self, state: StepState, error: String) -> Progress {
+        step(Self::WHOLE, self.name.clone(), state, error)
+    }
+}
+
+fn step(id: &str, name: String, state: StepState, error: String) -> Progress {
+    Progress::Step { id: id.to_owned(), name, state, error, at: None }
+}
+
+fn line(step: &str, text: &str) -> Progress {
+    Progress::Output {
+        step: step.to_owned(),
+        stderr: false,
+        bytes: format!("{text}\n").into_bytes(),
+        at: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(progress: Vec<Progress>) -> Vec<String> {
+        progress
+            .into_iter()
+            .map(|progress| match progress {
+                Progress::Step { name, state, .. } => format!("{name}: {state:?}"),
+                Progress::Output { bytes, .. } => String::from_utf8_lossy(&bytes).trim_end().to_owned(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_layer_tells_each_tenth_once() {
+        let mut layers = Layers::new("pull x".to_owned());
+        let mut hear = |status: &str, size: Option<(i64, i64)>| {
+            let detail =
+                size.map(|(current, total)| ProgressDetail { current: Some(current), total: Some(total) });
+            texts(layers.told(Some("abc".to_owned()), Some(status.to_owned()), detail))
+        };
+        assert_eq!(hear("Pulling from x", None), ["Pulling from x"]);
+        assert_eq!(hear("Pulling fs layer", None), ["Pulling fs layer", "layer abc: Pending"]);
+        assert_eq!(
+            hear("Downloading", Some((1, 100))),
+            ["Downloading 0 % of 100 bytes", "layer abc: Started"]
+        );
+        assert_eq!(hear("Downloading", Some((9, 100))), ["layer abc: Started"]);
+        assert_eq!(
+            hear("Downloading", Some((11, 100))),
+            ["Downloading 10 % of 100 bytes", "layer abc: Started"]
+        );
+        assert_eq!(hear("Pull complete", None), ["Pull complete", "layer abc: Done"]);
+    }
+
+    #[test]
+    fn layers_without_a_name_are_not_told_one_by_one() {
+        let mut layers = Layers::new("push x".to_owned());
+        let mut hear = |status: &str, detail| texts(layers.told(None, Some(status.to_owned()), detail));
+        assert_eq!(hear("The push refers to x", None), ["The push refers to x"]);
+        assert_eq!(hear("Preparing", None), [""; 0]);
+        assert_eq!(hear("Pushing", Some(ProgressDetail::default())), [""; 0]);
+        assert_eq!(hear("latest: digest: sha256:0 size: 1", None), ["latest: digest: sha256:0 size: 1"]);
+    }
+}

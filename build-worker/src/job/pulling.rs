@@ -1,0 +1,58 @@
+//! Pulling an image from its registry.
+
+use super::{Ended, Job, Made, infrastructure};
+use crate::output::Output;
+
+impl Job {
+    /// Pulls, and sees that the engine has what it was asked for.
+    pub(super) async fn pull(&self, reference: &str, output: &mut Output) -> Result<Made, Ended> {
+        let pull = self.engine.pull(reference).map_err(|error| infrastructure(error.to_string()))?;
+        self.follow(pull, output).await?;
+        let image = self.engine.image(reference).await.map_err(|error| infrastructure(error.to_string()))?;
+        let image =
+            image.ok_or_else(|| infrastructure(format!("{reference} was pulled and is not there")))?;
+        let repo_digest = digest_of(reference, &image.repo_digests);
+        Ok(Made { image_id: image.id, size_bytes: image.size_bytes, repo_digest })
+    }
+}
+
+/// Which of an image's digests is that of the repository it was pulled from. One image may have been pulled from several.
+fn digest_of(reference: &str, repo_digests: &[String]) -> String {
+    if let Some((_, digest)) = reference.split_once('@') {
+        return digest.to_owned();
+    }
+    let repository = match reference.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        Some(_) | None => reference,
+    };
+    let familiar = |name: &str| {
+        let name = name.strip_prefix("docker.io/").unwrap_or(name);
+        name.strip_prefix("library/").unwrap_or(name).to_owned()
+    };
+    repo_digests
+        .iter()
+        .filter_map(|known| known.split_once('@'))
+        .find(|(known, _)| familiar(known) == familiar(repository))
+        .map(|(_, digest)| digest.to_owned())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_that_of_the_repository() {
+        let known = ["nginx@sha256:1".to_owned(), "127.0.0.1:5000/nginx@sha256:2".to_owned()];
+        for (reference, expected) in [
+            ("nginx:1", "sha256:1"),
+            ("docker.io/library/nginx", "sha256:1"),
+            ("127.0.0.1:5000/nginx", "sha256:2"),
+            ("127.0.0.1:5000/nginx:1", "sha256:2"),
+            ("other@sha256:3", "sha256:3"),
+            ("other", ""),
+        ] {
+            assert_eq!(digest_of(reference, &known), expected, "{reference}");
+        }
+    }
+}

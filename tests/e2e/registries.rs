@@ -1,0 +1,320 @@
+//! Pulls and pushes, on a real engine and registries that want a password.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use bollard::{
+    Docker,
+    auth::DockerCredentials,
+    query_parameters::{PushImageOptions, RemoveImageOptionsBuilder, TagImageOptionsBuilder},
+};
+use futures_util::StreamExt as _;
+use proto::images::{
+    BuildErrorKind, BuildState, Image, ImageConfig, ImageStatus, PullSource, StepState, UpdateImageRequest,
+    build_event::Event, image_config::Source,
+};
+
+use crate::{
+    answers::{assert_gapless, lines, states},
+    base_image,
+    client::{Client, image},
+    proxy::Proxy,
+    real_engine,
+    registry::{DockerConfig, PASSWORD, Registry, USER},
+    stack::{Service, Worker},
+};
+
+/// A registry, a proxy before it, and a service whose worker has the password of both.
+struct Setting {
+    docker: Docker,
+    registry: Registry,
+    proxy: Proxy,
+    service: Service,
+    _worker: Worker,
+    config: DockerConfig,
+    run: String,
+}
+
+impl Setting {
+    async fn start() -> anyhow::Result<Self> {
+        let (docker, docker_host) = real_engine::connect().await?;
+        let registry = Registry::start().await?;
+        let proxy = Proxy::start(registry.addr).await?;
+        let prefixes = [format!("{}/", registry.addr), format!("{}/", proxy.addr())];
+        let flags = ["--repository-prefix", &prefixes[0], "--repository-prefix", &prefixes[1]];
+        let service = Service::start_with(&flags).await?;
+        let config = DockerConfig::with(PASSWORD, &[registry.addr, proxy.addr()])?;
+        let run = uuid::Uuid::new_v4().simple().to_string();
+        let flags = ["--docker-config", config.path()?];
+        let worker =
+            Worker::start_at(&service, service.addr, &format!("w-{run}"), &docker_host, &flags).await?;
+        Ok(Self { docker, registry, proxy, service, _worker: worker, config, run })
+    }
+
+    fn alice(&self) -> Client {
+        self.service.builder("alice")
+    }
+
+    fn in_registry(&self, name: &str) -> String {
+        format!("{}/{name}", self.registry.addr)
+    }
+
+    /// Puts a small image into the registry, another one each time, and leaves none in the engine; the digest.
+    async fn publish_base(&self, name: &str) -> anyhow::Result<String> {
+        let local = format!("trailer-test/published-{}:latest", self.run);
+        let text = uuid::Uuid::new_v4().to_string();
+        base_image::import_with(&self.docker, &local, &text).await?;
+        let repository = self.in_registry(name);
+        let options = TagImageOptionsBuilder::new().repo(&repository).tag("1").build();
+        self.docker.tag_image(&local, Some(options)).await?;
+        let options = PushImageOptions { tag: Some("1".to_owned()), ..PushImageOptions::default() };
+        let mut pushing = self.docker.push_image(&repository, Some(options), Some(credentials()));
+        while let Some(progress) = pushing.next().await {
+            progress?;
+        }
+        drop(pushing);
+        let reference = format!("{repository}:1");
+        let digest = self.digest_in_registry(&reference).await?;
+        for name in [&reference, &local] {
+            self.remove(name).await?;
+        }
+        Ok(digest)
+    }
+
+    async fn digest_in_registry(&self, reference: &str) -> anyhow::Result<String> {
+        let found = self.docker.inspect_registry_image(reference, Some(credentials())).await?;
+        found.descriptor.digest.context("a digest")
+    }
+
+    async fn remove(&self, name: &str) -> anyhow::Result<()> {
+        let options = RemoveImageOptionsBuilder::new().force(true).build();
+        self.docker.remove_image(name, Some(options), None).await?;
+        Ok(())
+    }
+
+    async fn is_in_engine(&self, reference: &str) -> bool {
+        self.docker.inspect_image(reference).await.is_ok()
+    }
+
+    /// An image to build and push: under the registry at `at`, with a layer of random bytes.
+    fn pushed(&self, at: SocketAddr, name: &str, from: &str, instructions: &str) -> Image {
+        let mut pushed = image(name, &format!("FROM {from}\nENV RUN={}\n{instructions}", self.run));
+        pushed.repository = format!("{at}/{name}");
+        if let Some(config) = &mut pushed.config {
+            config.push = true;
+        }
+        pushed
+    }
+}
+
+fn credentials() -> DockerCredentials {
+    DockerCredentials {
+        username: Some(USER.to_owned()),
+        password: Some(PASSWORD.to_owned()),
+        ..DockerCredentials::default()
+    }
+}
+
+fn pulled(name: &str, reference: &str) -> Image {
+    let source = Source::Pull(PullSource { reference: reference.to_owned() });
+    Image {
+        name: name.to_owned(),
+        config: Some(ImageConfig { source: Some(source), ..ImageConfig::default() }),
+        ..Image::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_brings_what_the_registry_has_and_a_rebuild_pulls_again() -> anyhow::Result<()> {
+    let setting = Setting::start().await?;
+    let digest = setting.publish_base("base").await?;
+    let reference = setting.in_registry("base:1");
+    assert!(!setting.is_in_engine(&reference).await);
+    let alice = setting.alice();
+    let (created, build) = alice.create(pulled("Pulled", &reference)).await?;
+    assert!(created.pulled);
+    let finished = alice.finished(&build.id).await?;
+    assert_eq!(finished.state(), BuildState::Succeeded, "{finished:?}");
+    let shown = alice.get(&created.id).await?;
+    assert_eq!((shown.status(), shown.pulled), (ImageStatus::BuildFinished, true));
+    assert_eq!(format!("{}:{}", shown.repository, shown.tag), reference);
+    let artifact = shown.artifact.context("an artifact")?;
+    assert_eq!((artifact.repo_digest, artifact.reference), (digest, reference.clone()));
+    assert!(artifact.size_bytes > 0);
+    assert_eq!(
+        setting.docker.inspect_image(&reference).await?.id.as_deref(),
+        Some(artifact.image_id.as_str())
+    );
+    let events = alice.history(&build.id, 0).await?;
+    assert_gapless(&events, 1);
+    let expected = [BuildState::Queued, BuildState::Claimed, BuildState::Running, BuildState::Succeeded];
+    assert_eq!(states(&events), expected);
+    let steps: Vec<(String, StepState)> = events
+        .iter()
+        .filter_map(|event| match &event.event {
+            Some(Event::StepChange(step)) => Some((step.name.clone(), step.state())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(steps.first(), Some(&(format!("pull {reference}"), StepState::Started)), "{steps:?}");
+    assert_eq!(steps.last(), Some(&(format!("pull {reference}"), StepState::Done)));
+    let layer =
+        |(name, state): &&(String, StepState)| name.starts_with("layer ") && *state == StepState::Done;
+    assert_eq!(steps.iter().filter(layer).count(), 1, "{steps:?}");
+    assert!(lines(&events).iter().any(|line| line.starts_with("Digest: sha256:")), "{:?}", lines(&events));
+
+    // The registry has another one now.
+    setting.remove(&reference).await?;
+    let newer = setting.publish_base("base").await?;
+    let again = alice.build(&created.id).await?;
+    assert_eq!(alice.finished(&again.id).await?.state(), BuildState::Succeeded);
+    let artifact = alice.get(&created.id).await?.artifact.context("an artifact")?;
+    assert_eq!((artifact.repo_digest, artifact.build_id), (newer, again.id));
+    setting.remove(&reference).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_registry_refuses_is_an_error_with_its_reason() -> anyhow::Result<()> {
+    let setting = Setting::start().await?;
+    let alice = setting.alice();
+    let reference = setting.in_registry("nothing:1");
+    let (created, build) = alice.create(pulled("Missing", &reference)).await?;
+    let failed = alice.finished(&build.id).await?;
+    let error = failed.error.clone().context("an error")?;
+    assert_eq!((failed.state(), error.kind(), failed.attempt), (BuildState::Failed, BuildErrorKind::User, 1));
+    assert!(error.message.contains("manifest unknown"), "{error:?}");
+    assert_eq!(error.step, format!("pull {reference}"));
+    assert_eq!(alice.get(&created.id).await?.status(), ImageStatus::Error);
+
+    // A worker without the password.
+    setting.publish_base("forbidden").await?;
+    let reference = setting.in_registry("forbidden:1");
+    let empty = DockerConfig::with(PASSWORD, &[])?;
+    let (_, docker_host) = real_engine::connect().await?;
+    let name = format!("stranger-{}", setting.run);
+    let flags = ["--docker-config", empty.path()?];
+    let _stranger =
+        Worker::start_at(&setting.service, setting.service.addr, &name, &docker_host, &flags).await?;
+    let mut forbidden = pulled("Forbidden", &reference);
+    if let Some(config) = &mut forbidden.config {
+        config.worker.clone_from(&name);
+    }
+    let (created, build) = alice.create(forbidden).await?;
+    let failed = alice.finished(&build.id).await?;
+    let error = failed.error.clone().context("an error")?;
+    assert_eq!((failed.state(), error.kind(), failed.attempt), (BuildState::Failed, BuildErrorKind::User, 1));
+    assert!(error.message.contains("no basic auth credentials"), "{error:?}");
+    assert!(alice.get(&created.id).await?.status_message.contains("no basic auth credentials"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_built_on_a_private_image_is_pushed_and_verified() -> anyhow::Result<()> {
+    let setting = Setting::start().await?;
+    setting.publish_base("base").await?;
+    let base = setting.in_registry("base:1");
+    let alice = setting.alice();
+    let wanted = setting.pushed(setting.registry.addr, "tools", &base, "RUN echo built > /built");
+    let (created, build) = alice.create(wanted).await?;
+    let finished = alice.finished(&build.id).await?;
+    assert_eq!(finished.state(), BuildState::Succeeded, "{finished:?}");
+    let artifact = alice.get(&created.id).await?.artifact.context("an artifact")?;
+    let reference = setting.in_registry("tools:latest");
+    assert_eq!(artifact.repo_digest, setting.digest_in_registry(&reference).await?);
+    let events = alice.history(&build.id, 0).await?;
+    assert_gapless(&events, 1);
+    assert!(
+        lines(&events).iter().any(|line| line.contains(&format!("digest: {}", artifact.repo_digest))),
+        "{:?}",
+        lines(&events)
+    );
+    for event in &events {
+        assert!(!format!("{event:?}").contains(PASSWORD));
+    }
+    setting.remove(&reference).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_that_is_refused_names_its_step_and_gives_the_name_back() -> anyhow::Result<()> {
+    const WRONG: &str = "open-barley-0815";
+    let setting = Setting::start().await?;
+    let alice = setting.alice();
+    let base = format!("trailer-test/base-{}:latest", setting.run);
+    base_image::import(&setting.docker, &base).await?;
+    let wanted = setting.pushed(setting.registry.addr, "refused", &base, "RUN echo first > /built");
+    let (mut created, build) = alice.create(wanted).await?;
+    let finished = alice.finished(&build.id).await?;
+    assert_eq!(finished.state(), BuildState::Succeeded, "{finished:?}");
+    let reference = setting.in_registry("refused:latest");
+    let before = setting.docker.inspect_image(&reference).await?.id;
+
+    // From now on the password is wrong.
+    let wrong = DockerConfig::with(WRONG, &[setting.registry.addr])?;
+    std::fs::copy(
+        format!("{}/config.json", wrong.path()?),
+        format!("{}/config.json", setting.config.path()?),
+    )?;
+    if let Some(Source::Dockerfile(source)) =
+        created.config.as_mut().and_then(|config| config.source.as_mut())
+    {
+        source.text.push_str("\nRUN echo second > /built");
+    }
+    created.etag.clear();
+    let request = UpdateImageRequest {
+        image: Some(created.clone()),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["config".to_owned()] }),
+        ..UpdateImageRequest::default()
+    };
+    alice.images.clone().update_image(request).await?;
+    let again = alice.build(&created.id).await?;
+    let failed = alice.finished(&again.id).await?;
+    let error = failed.error.clone().context("an error")?;
+    assert_eq!((failed.state(), error.kind()), (BuildState::Failed, BuildErrorKind::User), "{failed:?}");
+    assert_eq!(error.step, format!("push {reference}"));
+    assert_eq!(setting.docker.inspect_image(&reference).await?.id, before);
+    let shown = alice.get(&created.id).await?;
+    assert_eq!(shown.status(), ImageStatus::Error);
+    assert_eq!(shown.artifact.clone().map(|artifact| artifact.image_id), before);
+    let told = format!("{shown:?} {failed:?} {:?}", alice.history(&again.id, 0).await?);
+    for secret in [WRONG, PASSWORD] {
+        assert!(!told.contains(secret));
+    }
+    for name in [&reference, &base] {
+        setting.remove(name).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_ends_a_pull_and_a_push() -> anyhow::Result<()> {
+    let setting = Setting::start().await?;
+    setting.publish_base("stalled").await?;
+    let alice = setting.alice();
+    setting.proxy.stall(true);
+    let reference = format!("{}/stalled:1", setting.proxy.addr());
+    let (created, build) = alice.create(pulled("Stalled", &reference)).await?;
+    alice.until(&build.id, |build| build.state() == BuildState::Running && build.steps.is_some()).await?;
+    let begun = Instant::now();
+    alice.cancel(&created.id).await?;
+    let cancelled = alice.finished(&build.id).await?;
+    assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, true));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(alice.get(&created.id).await?.status(), ImageStatus::BuildCancelled);
+    assert!(!setting.is_in_engine(&reference).await);
+
+    let base = format!("trailer-test/base-{}:latest", setting.run);
+    base_image::import(&setting.docker, &base).await?;
+    let wanted = setting.pushed(setting.proxy.addr(), "halted", &base, "RUN echo built > /built");
+    let (created, build) = alice.create(wanted).await?;
+    alice.until(&build.id, |build| build.state() == BuildState::Publishing).await?;
+    let begun = Instant::now();
+    alice.cancel(&created.id).await?;
+    let cancelled = alice.finished(&build.id).await?;
+    assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, true));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(!setting.is_in_engine(&format!("{}/halted:latest", setting.proxy.addr())).await);
+    setting.remove(&base).await
+}

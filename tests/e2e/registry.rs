@@ -1,0 +1,93 @@
+//! A Docker registry of its own, which wants a password: Debian's `docker-registry` on a port of 127.0.0.1.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::Context as _;
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use tempfile::TempDir;
+
+use crate::stack::LIMIT;
+
+pub(crate) const USER: &str = "trailer";
+pub(crate) const PASSWORD: &str = "sesame-4711";
+
+/// A running registry. It ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    pub(crate) addr: SocketAddr,
+    process: Child,
+    _directory: TempDir,
+}
+
+/// A Docker configuration directory.
+#[derive(Debug)]
+pub(crate) struct DockerConfig(TempDir);
+
+impl Registry {
+    /// What `htpasswd -B` makes of the password.
+    const HASH: &str = "$2y$05$0syeUZDwK0iKRErA1D4vIOEbs9CPae3MzRKdGtFsk21mhl1PvRnom";
+
+    pub(crate) async fn start() -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let passwords = directory.path().join("passwords");
+        fs::write(&passwords, format!("{USER}:{}\n", Self::HASH))?;
+        // Free when it was asked for: the registry cannot choose one.
+        let addr = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let config = directory.path().join("config.yml");
+        let text = serde_json::json!({
+            "version": "0.1",
+            "log": { "level": "error", "accesslog": { "disabled": true } },
+            "storage": { "filesystem": { "rootdirectory": directory.path().join("storage") } },
+            "http": { "addr": addr.to_string() },
+            "auth": { "htpasswd": { "realm": "tests", "path": passwords } },
+        });
+        fs::write(&config, text.to_string())?;
+        let process = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("the tests need docker-registry: run them by tests/run")?;
+        let registry = Self { addr, process, _directory: directory };
+        let listening = async {
+            while TcpStream::connect(addr).is_err() {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, listening).await.context("the registry does not listen")?;
+        Ok(registry)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        // Nobody can be told.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl DockerConfig {
+    /// One that knows a password for some registries.
+    pub(crate) fn with(password: &str, registries: &[SocketAddr]) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let auth = BASE64_STANDARD.encode(format!("{USER}:{password}"));
+        let auths: serde_json::Map<String, serde_json::Value> = registries
+            .iter()
+            .map(|registry| (registry.to_string(), serde_json::json!({ "auth": auth })))
+            .collect();
+        let text = serde_json::json!({ "auths": auths });
+        fs::write(directory.path().join("config.json"), text.to_string())?;
+        Ok(Self(directory))
+    }
+
+    pub(crate) fn path(&self) -> anyhow::Result<&str> {
+        self.0.path().to_str().context("a path in UTF-8")
+    }
+}
