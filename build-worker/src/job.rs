@@ -39,6 +39,8 @@ pub(crate) struct Job {
     pub(crate) log_limit: usize,
     /// How long stopping may take before it counts as not confirmed.
     pub(crate) stop_limit: Duration,
+    /// The service may have given it to others afterwards, if it has not begun.
+    pub(crate) begin_by: Instant,
 }
 
 /// What an attempt has come to.
@@ -51,8 +53,8 @@ struct Made {
 
 /// How an attempt ended without an artifact.
 enum Ended {
-    /// It was not begun, for the engine does not answer.
-    NotBegun,
+    /// It was not begun, and why.
+    NotBegun(&'static str),
     Failed(Failed),
     /// `left` is what has not stopped in time.
     Stopped {
@@ -108,9 +110,7 @@ impl Job {
             Ok(Made { image_id, size_bytes, repo_digest }) => {
                 Some(Event::Succeeded(Succeeded { image_id, size_bytes, repo_digest }))
             }
-            Err(Ended::NotBegun) => {
-                Some(Event::HandedBack(HandedBack { reason: "the Docker Engine does not answer".to_owned() }))
-            }
+            Err(Ended::NotBegun(reason)) => Some(Event::HandedBack(HandedBack { reason: reason.to_owned() })),
             Err(Ended::Failed(failed)) => {
                 if failed.kind() == FailureKind::Infrastructure {
                     // Before the service hears of it, which gives the build back at once.
@@ -180,8 +180,11 @@ impl Job {
             biased;
             () = self.control.stop.cancelled() => return Err(Ended::Stopped { left: None }),
             waited = tokio::time::timeout(Self::ENGINE_PATIENCE, self.engine_watch.answering()) => {
-                waited.map_err(|_| Ended::NotBegun)?;
+                waited.map_err(|_| Ended::NotBegun("the Docker Engine does not answer"))?;
             }
+        }
+        if Instant::now() >= self.begin_by {
+            return Err(Ended::NotBegun("it could not be begun in time"));
         }
         self.outbox.push(None, Event::Started(Started {})).await;
         if self.control.stop.is_cancelled() {

@@ -41,6 +41,12 @@ impl Lease {
         self.0.send_modify(|state| state.since = state.since.max(since));
     }
 
+    /// When the work has to stop, unless the lease is extended.
+    pub(crate) fn end(&self) -> Instant {
+        let state = self.0.borrow();
+        state.since + state.stop_after
+    }
+
     /// How long stopping a build may take until the service is told how it went: some time is left for the telling.
     pub(crate) fn stop_limit(&self) -> Duration {
         self.0.borrow().stop_within.mul_f32(0.8)

@@ -303,6 +303,7 @@ impl Worker {
             processes: self.processes.clone(),
             log_limit: self.config.log_limit,
             stop_limit: self.lease.stop_limit(),
+            begin_by: self.lease.end(),
         };
         let slots = Arc::clone(&self.slots);
         let control = Arc::clone(&job.control);

@@ -1,6 +1,6 @@
 //! A build: one job of one image, from the queue to its final state.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -66,6 +66,9 @@ pub(crate) struct Build {
     pub(crate) finished_at: Option<Timestamp>,
     /// The worker of the latest attempt; none while queued.
     pub(crate) worker: Option<String>,
+    /// When the latest attempt was given to its worker; unknown where an earlier version gave it.
+    #[serde(default)]
+    pub(crate) claimed_at: Option<Timestamp>,
     /// When the attempt counts as lost, unless a heartbeat comes.
     pub(crate) lease_expires_at: Option<Timestamp>,
     pub(crate) cancel_requested_at: Option<Timestamp>,
@@ -217,6 +220,7 @@ impl Build {
             started_at: None,
             finished_at: None,
             worker: None,
+            claimed_at: None,
             lease_expires_at: None,
             cancel_requested_at: None,
             stop_confirmed: true,
@@ -231,6 +235,11 @@ impl Build {
             requirements: job.requirements,
             workspace: job.workspace,
         }
+    }
+
+    /// Whether a heartbeat of its worker extends its lease: not when the worker has had it for a lease and not begun.
+    pub(crate) fn may_go_on(&self, now: Timestamp, lease: Duration) -> bool {
+        self.state != State::Claimed || self.claimed_at.is_none_or(|claimed| claimed.after(lease) > now)
     }
 
     /// Its place in the queue: the lowest is taken first.

@@ -14,8 +14,9 @@ use tonic::Code;
 use crate::{
     actor::{Actor, hello},
     answers::{reason, states},
-    client::image,
+    client::{Client, image},
     engine::{Ended, FakeEngine, Gate, Script},
+    proxy::Proxy,
     stack::{LIMIT, Service, Worker},
 };
 
@@ -256,4 +257,66 @@ async fn a_cancel_ends_whatever_the_worker_is_doing_and_however_it_meets_it() ->
         }
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_reaches_a_worker_that_was_cut_off_when_it_comes_back() -> anyhow::Result<()> {
+    let cut = cut_off_while_building(&["--lease", "60s", "--stop-after", "45s"]).await?;
+    cut.alice.cancel(&cut.image).await?;
+    assert!(cut.alice.get_build(&cut.build).await?.cancel_requested);
+    assert_eq!(cut.engine.running(), 1);
+    cut.proxy.stall(false);
+    let cancelled = cut.alice.finished(&cut.build).await?;
+    assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, true));
+    assert_eq!(cut.engine.builds().last().map(|build| build.ended), Some(Ended::Cancelled));
+    assert_eq!(cut.engine.running(), 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_of_a_worker_that_stays_away_ends_with_its_lease() -> anyhow::Result<()> {
+    const LEASE: Duration = Duration::from_secs(3);
+    let cut =
+        cut_off_while_building(&["--lease", "3s", "--stop-after", "1500ms", "--stop-within", "1s"]).await?;
+    let begun = std::time::Instant::now();
+    cut.alice.cancel(&cut.image).await?;
+    let cancelled = cut.alice.finished(&cut.build).await?;
+    // It has stopped by itself, and nobody could hear it.
+    assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, false));
+    assert!(begun.elapsed() < LEASE + Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(cut.engine.running(), 0);
+    Ok(())
+}
+
+/// A build whose worker cannot be reached any more.
+struct CutOff {
+    alice: Client,
+    engine: FakeEngine,
+    proxy: Proxy,
+    image: String,
+    build: String,
+    _service: Service,
+    _worker: Worker,
+}
+
+async fn cut_off_while_building(times: &[&str]) -> anyhow::Result<CutOff> {
+    let engine = FakeEngine::start().await?;
+    engine.script(Script::new().step("[1/1] RUN sleep").log("zzz\n").hang());
+    let flags = [times, &["--heartbeat", "100ms", "--offline-after", "500ms"]].concat();
+    let service = Service::start_with(&flags).await?;
+    let proxy = Proxy::start(service.addr).await?;
+    let worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &[]).await?;
+    let alice = service.builder("alice");
+    let (created, build) = alice.create(image("Sleepy", "FROM scratch\nRUN sleep")).await?;
+    alice.until(&build.id, |build| build.log_bytes > 0).await?;
+    proxy.stall(true);
+    Ok(CutOff {
+        alice,
+        engine,
+        proxy,
+        image: created.id,
+        build: build.id,
+        _service: service,
+        _worker: worker,
+    })
 }

@@ -1,5 +1,8 @@
 //! The dispatch protocol: reports, fencing, grants, leases, with a worker played by the test.
 
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
 use proto::{
     dispatch::{
         Attempt, Built, ConnectRequest, Failed, FailureKind, HandedBack, Heartbeat, Hello, Line, Report,
@@ -217,6 +220,41 @@ async fn a_silent_worker_loses_its_build_when_the_lease_is_over() -> anyhow::Res
     let finished = alice.finished(&build.id).await?;
     assert_eq!((finished.state(), finished.attempt, finished.failures), (BuildState::Succeeded, 2, 1));
     assert_eq!(finished.worker, "w2");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_lives_and_does_not_begin_loses_its_build_at_no_cost() -> anyhow::Result<()> {
+    const HEARTBEAT: Duration = Duration::from_millis(100);
+    let times =
+        ["--heartbeat", "100ms", "--offline-after", "600ms", "--stop-after", "1s", "--stop-within", "500ms"];
+    let flags = [&times[..], &["--lease", "1700ms"]].concat();
+    let service = Service::start_with(&flags).await?;
+    let alice = service.builder("alice");
+    let (_, build) = alice.create(image("A", "FROM scratch")).await?;
+    let mut mute = Actor::connect(&service, hello("w1", &[])).await?;
+    let (_, first) = mute.assignment().await?;
+    let begun = Instant::now();
+    let mut is_dropped = false;
+    let again = async {
+        for number in 1.. {
+            mute.say(ToService::Heartbeat(Heartbeat { number, draining: false })).await;
+            let heard = tokio::time::timeout(HEARTBEAT, mute.next()).await;
+            match heard {
+                Ok(Ok(FromService::Drop(dropped))) => is_dropped |= dropped.attempt == Some(first.clone()),
+                Ok(Ok(FromService::Assignment(again))) => return Ok(again.attempt),
+                Ok(Ok(_)) => tokio::time::sleep(HEARTBEAT).await,
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(None)
+    };
+    let again = tokio::time::timeout(LIMIT, again).await??.context("an attempt")?;
+    assert!(is_dropped);
+    assert!(begun.elapsed() >= Duration::from_millis(1_700), "{:?}", begun.elapsed());
+    assert_eq!((again.build_id, again.number), (build.id.clone(), 2));
+    assert_eq!(alice.get_build(&build.id).await?.failures, 0);
     Ok(())
 }
 

@@ -37,6 +37,7 @@ impl<'a> Deciding<'a> {
         let build = &mut self.build;
         build.attempt += 1;
         build.worker = Some(worker.to_owned());
+        build.claimed_at = Some(self.now);
         build.lease_expires_at = Some(self.now.after(self.policy.lease));
         build.report_sequence = 0;
         build.steps = Steps::default();
@@ -187,6 +188,8 @@ impl<'a> Deciding<'a> {
         let overdue =
             |since: Option<Timestamp>, limit| since.is_some_and(|since| since.after(limit) <= self.now);
         if self.build.lease_expires_at.is_some_and(|end| end <= self.now) {
+            // A worker that lives and has not begun it may still hold it.
+            self.send(ToWorker::Drop(Attempt::of(&self.build)));
             self.lost("the lease of its worker ran out");
         } else if worker_online
             && overdue(self.build.cancel_requested_at, self.policy.stop_deadline)

@@ -201,7 +201,8 @@ impl Tables {
         entry.heard_at = now;
         entry.draining = draining;
         let held = self.held_by(worker);
-        for build in &held {
+        let lease = self.policy.lease;
+        for build in held.iter().filter(|build| build.may_go_on(now, lease)) {
             self.renew_lease(build.id, now);
         }
         Ok(held)

@@ -49,7 +49,8 @@ pub(crate) trait DispatchStore: Debug + Send + Sync {
     /// What a worker holds.
     async fn held_by(&self, worker: &str) -> Result<Vec<Build>, Error>;
 
-    /// Notes that a worker lives and extends the lease on what it holds, which is the answer.
+    /// Notes that a worker lives and extends the lease on what it holds, which is the answer; not on what it has had for a
+    /// lease and not begun.
     async fn heartbeat(&self, worker: &str, session: Uuid, draining: bool) -> Result<Vec<Build>, Error>;
 
     /// Gives every held build a full lease: the service was away, and its workers could not reach it.
@@ -204,11 +205,16 @@ impl DispatchStore for Store {
             return Err(Error::SessionLost);
         }
         let held = workers::held_by(&txn, name).await?;
-        if !held.is_empty() {
+        let extended: Vec<Uuid> = held
+            .iter()
+            .filter(|build| build.may_go_on(now, self.policy.lease))
+            .map(|build| build.id.0)
+            .collect();
+        if !extended.is_empty() {
             let lease_end = now.after(self.policy.lease);
             build::Entity::update_many()
                 .col_expr(build::Column::LeaseExpiresAt, Expr::value(lease_end.micros()))
-                .filter(build::Column::Id.is_in(held.iter().map(|build| build.id.0)))
+                .filter(build::Column::Id.is_in(extended))
                 .exec(&txn)
                 .await?;
         }

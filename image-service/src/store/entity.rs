@@ -109,6 +109,7 @@ pub(crate) mod build {
         pub started_at: Option<i64>,
         pub finished_at: Option<i64>,
         pub worker: Option<String>,
+        pub claimed_at: Option<i64>,
         pub lease_expires_at: Option<i64>,
         pub cancel_requested_at: Option<i64>,
         pub stop_confirmed: bool,

@@ -8,6 +8,7 @@ use sea_orm_migration::{
     },
 };
 
+mod accepting;
 mod sharing;
 mod turns;
 mod watching;
@@ -22,6 +23,7 @@ impl MigratorTrait for Migrator {
             Box::new(sharing::Sharing),
             Box::new(watching::Watching),
             Box::new(turns::Turns),
+            Box::new(accepting::Accepting),
         ]
     }
 }
