@@ -3,15 +3,15 @@
 //! Every build gets connections of its own, named by its attempt: so it can be cancelled by that name, read to its real end,
 //! and leaves no session behind.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use bollard::{
     API_DEFAULT_VERSION, Docker,
     auth::DockerCredentials,
     errors::Error as BollardError,
     query_parameters::{
-        BuildImageOptions, BuilderVersion, CreateImageOptionsBuilder, PushImageOptions,
-        RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+        BuildImageOptions, BuilderVersion, CreateImageOptionsBuilder, ListImagesOptionsBuilder,
+        PushImageOptions, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
     },
 };
 use futures_util::{Stream, StreamExt};
@@ -252,6 +252,14 @@ impl Engine for DockerEngine {
             Err(error) if is_missing(&error) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    async fn tags_of(&self, label: &str, value: &str) -> Result<Vec<String>, EngineError> {
+        let filters = HashMap::from([("label", vec![format!("{label}={value}")])]);
+        let options = ListImagesOptionsBuilder::new().filters(&filters).build();
+        let mut images = self.docker.list_images(Some(options)).await?;
+        images.retain(|image| image.labels.get(label).is_some_and(|found| found == value));
+        Ok(images.into_iter().flat_map(|image| image.repo_tags).collect())
     }
 
     async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError> {

@@ -30,6 +30,9 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// Takes a name from its image; the image goes, too, if that was its last one. Fine when there is no such name.
     async fn untag(&self, name: &str) -> Result<(), EngineError>;
 
+    /// The names of the images whose label has that value.
+    async fn tags_of(&self, label: &str, value: &str) -> Result<Vec<String>, EngineError>;
+
     /// The image of that name or id.
     async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError>;
 }

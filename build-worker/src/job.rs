@@ -1,6 +1,6 @@
 //! One attempt at one build, from its assignment to its last report.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use proto::dispatch::{
     Assignment, Built, DockerBuild, Failed, FailureKind, HandedBack, Started, Stopped, Succeeded,
@@ -12,6 +12,7 @@ use crate::{
     context,
     engine::{BuildOrder, Engine, EngineError, RunningWork, Told},
     engine_watch::EngineWatch,
+    leftovers::{ATTEMPTS, WORKER_LABEL},
     outbox::Outbox,
     output::{FailedStep, Output},
     residue::StepProcesses,
@@ -29,6 +30,7 @@ mod stopping;
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) assignment: Assignment,
+    pub(crate) worker: String,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) engine_watch: Arc<EngineWatch>,
     pub(crate) outbox: Arc<Outbox>,
@@ -303,7 +305,10 @@ impl Job {
             pull_base: order.pull_base,
             no_cache: order.no_cache,
             squash: order.squash,
-            labels: [(Self::IMAGE_LABEL.to_owned(), self.assignment.image_id.clone())].into(),
+            labels: HashMap::from([
+                (Self::IMAGE_LABEL.to_owned(), self.assignment.image_id.clone()),
+                (WORKER_LABEL.to_owned(), self.worker.clone()),
+            ]),
         })
     }
 
@@ -315,7 +320,7 @@ impl Job {
 
     fn attempt_tag(&self) -> String {
         let attempt = self.assignment.attempt.clone().unwrap_or_default();
-        format!("trailer-attempt/{}:{}", attempt.build_id, attempt.number)
+        format!("{ATTEMPTS}{}:{}", attempt.build_id, attempt.number)
     }
 }
 

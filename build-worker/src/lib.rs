@@ -3,7 +3,8 @@
 //! `dial` reaches the service, `session` holds the connection, `worker` what is held over it, `job` is one attempt at one
 //! build; `engine` is what it needs of an engine and `docker` the real one, with credentials from `registries`; `output` turns its progress into events, `outbox`
 //! keeps them until they are durable, with a `spool` for what is too much for memory, `lease` says when all work has to stop,
-//! `residue` sees whether it has, `orphans` ends what a killed engine has left behind. `simulation` puts models around all of
+//! `residue` sees whether it has, `orphans` ends what a killed engine has left
+//! behind, and `leftovers` removes what a killed worker has. `simulation` puts models around all of
 //! it.
 //!
 //! Invariants:
@@ -42,6 +43,7 @@ mod engine_watch;
 mod job;
 mod jobs;
 mod lease;
+mod leftovers;
 mod orphans;
 mod outbox;
 mod output;

@@ -302,6 +302,11 @@ impl Engine for ModelEngine {
         Ok(())
     }
 
+    async fn tags_of(&self, _label: &str, _value: &str) -> Result<Vec<String>, EngineError> {
+        self.alive().await?;
+        Ok(Vec::new())
+    }
+
     async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError> {
         self.alive().await?;
         Ok(self.state().images.get(name).map(|id| EngineImage {

@@ -27,7 +27,7 @@ use crate::{
     job::{Control, Job, StopReason},
     jobs::{Held, Jobs},
     lease::Lease,
-    orphans,
+    leftovers, orphans,
     outbox::{Outbox, Settings, Unreadable},
     residue::StepProcesses,
     session,
@@ -162,11 +162,12 @@ impl Worker {
         }
     }
 
-    /// Ends what the engine has left behind, and then serves.
+    /// Ends and removes what predecessors have left behind, and then serves.
     async fn begin(&self) {
         if let Some(processes) = &self.processes {
             orphans::end(processes).await;
         }
+        leftovers::remove(self.engine.as_ref(), &self.config.name).await;
         self.stay_connected().await;
     }
 
@@ -295,6 +296,7 @@ impl Worker {
         }
         let job = Job {
             assignment,
+            worker: self.config.name.clone(),
             engine: Arc::clone(&self.engine),
             outbox: held.outbox,
             control: held.control,

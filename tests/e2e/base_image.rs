@@ -8,11 +8,16 @@ use futures_util::StreamExt as _;
 
 /// Makes it in an engine, under a name with a tag.
 pub(crate) async fn import(docker: &Docker, reference: &str) -> anyhow::Result<()> {
-    import_with(docker, reference, "").await
+    import_with(docker, reference, "", "").await
 }
 
-/// Makes one whose layer has a text of its own.
-pub(crate) async fn import_with(docker: &Docker, reference: &str, text: &str) -> anyhow::Result<()> {
+/// Makes one whose layer has a text of its own, and that an instruction of a Dockerfile has changed.
+pub(crate) async fn import_with(
+    docker: &Docker,
+    reference: &str,
+    text: &str,
+    change: &str,
+) -> anyhow::Result<()> {
     let busybox = ["/bin/busybox", "/usr/bin/busybox"]
         .iter()
         .find_map(|path| fs::read(path).ok())
@@ -34,7 +39,9 @@ pub(crate) async fn import_with(docker: &Docker, reference: &str, text: &str) ->
     }
     let archive = archive.into_inner()?;
     let (name, tag) = reference.split_once(':').context("a tag")?;
-    let options = CreateImageOptionsBuilder::new().from_src("-").repo(name).tag(tag).build();
+    let options = CreateImageOptionsBuilder::new().from_src("-").repo(name).tag(tag);
+    let options = if change.is_empty() { options } else { options.changes(vec![change.to_owned()]) };
+    let options = options.build();
     let mut importing = docker.create_image(Some(options), Some(bollard::body_full(archive.into())), None);
     while let Some(progress) = importing.next().await {
         progress?;

@@ -273,7 +273,10 @@ async fn a_cancel_does_not_disturb_an_identical_build() -> anyhow::Result<()> {
     assert_eq!(lines(&events), ["begun", marker.as_str()]);
     let reference = format!("{}:{}", second.repository, second.tag);
     let label = real.docker.inspect_image(&reference).await?.config.and_then(|config| config.labels);
-    let expected = HashMap::from([("trailer.image-id".to_owned(), second.id.clone())]);
+    let expected = HashMap::from([
+        ("trailer.image-id".to_owned(), second.id.clone()),
+        ("trailer.worker".to_owned(), format!("w-{}", real.run)),
+    ]);
     assert_eq!(label, Some(expected));
     real.clean(&[&reference]).await
 }
@@ -296,4 +299,35 @@ async fn a_burst_of_output_is_told_or_its_gap_is() -> anyhow::Result<()> {
         assert_eq!(*line, format!("{filler}{}", i + 1));
     }
     real.clean(&[&format!("{}:{}", created.repository, created.tag)]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_removes_what_attempts_of_its_name_have_left() -> anyhow::Result<()> {
+    let real = Real::start().await?;
+    let (_, docker_host) = connect().await?;
+    let name = format!("killed-{}", real.run);
+    let stranger = format!("stranger-{}", real.run);
+    let tags = [1, 2, 3].map(|number| format!("trailer-attempt/{}:{number}", real.run));
+    let strangers = tags[2].clone();
+    for (worker, tag) in [&name, &name, &stranger].into_iter().zip(tags) {
+        base_image::import_with(&real.docker, &tag, &tag, &format!("LABEL trailer.worker={worker}")).await?;
+    }
+    let named = format!("trailer-test/named-{}:latest", real.run);
+    base_image::import_with(&real.docker, &named, &named, &format!("LABEL trailer.worker={name}")).await?;
+    let worker = Worker::start(&real.service, &name, &docker_host).await?;
+    // Builds are taken afterwards.
+    let mut wanted = image("After", &real.dockerfile("RUN echo after"));
+    if let Some(config) = &mut wanted.config {
+        config.worker.clone_from(&name);
+    }
+    let (created, build) = real.alice().create(wanted).await?;
+    assert_eq!(real.alice().finished(&build.id).await?.state(), BuildState::Succeeded);
+    assert_eq!(
+        real.tags_with(&format!("trailer-attempt/{}", real.run)).await?,
+        std::slice::from_ref(&strangers)
+    );
+    assert_eq!(real.tags_with(&named).await?, std::slice::from_ref(&named));
+    worker.stop().await?;
+    let reference = format!("{}:{}", created.repository, created.tag);
+    real.clean(&[&reference, &named, &strangers]).await
 }

@@ -66,7 +66,7 @@ impl Setting {
     async fn publish_base(&self, name: &str) -> anyhow::Result<String> {
         let local = format!("trailer-test/published-{}:latest", self.run);
         let text = uuid::Uuid::new_v4().to_string();
-        base_image::import_with(&self.docker, &local, &text).await?;
+        base_image::import_with(&self.docker, &local, &text, "").await?;
         let repository = self.in_registry(name);
         let options = TagImageOptionsBuilder::new().repo(&repository).tag("1").build();
         self.docker.tag_image(&local, Some(options)).await?;
