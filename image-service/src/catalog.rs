@@ -5,10 +5,10 @@ use std::sync::Arc;
 use crate::{
     access::{Action, Permissions, Principal, Role},
     build::{BuildId, BuildInView},
-    error::{Error, Violations},
+    error::{Error, Refusal, Violations},
     image::{
         Artifact, BatchAction, EditDraft, Etag, ImageDraft, ImageId, ImageInView, Place, Query,
-        RepositoryPrefixes, View,
+        RepositoryPrefixes, View, Written,
     },
     queue::Queue,
     request::Request,
@@ -69,6 +69,16 @@ impl Catalog {
     /// Reads one image, in full.
     pub(crate) async fn image(&self, caller: &Principal, id: ImageId) -> Result<ImageInView, Error> {
         self.store.image(&caller.sight(), id, View::Full).await
+    }
+
+    /// The Dockerfile that an image is built from, and its context.
+    pub(crate) async fn dockerfile(&self, caller: &Principal, id: ImageId) -> Result<Written, Error> {
+        let found = self.image(caller, id).await?;
+        if found.image.snapshot {
+            return Err(Error::Refused(Refusal::SnapshotNotWritten));
+        }
+        let written = found.configuration.and_then(|configuration| configuration.written());
+        written.ok_or(Error::Refused(Refusal::PulledNotWritten))
     }
 
     /// Reads the next images that the caller sees and that match.

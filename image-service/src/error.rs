@@ -82,6 +82,10 @@ pub(crate) enum Refusal {
     BuildNotCancellable,
     #[error("a template is never built")]
     TemplateNotBuildable,
+    #[error("the image is pulled: it has no Dockerfile")]
+    PulledNotWritten,
+    #[error("a snapshot has no Dockerfile: it was committed from a running workspace")]
+    SnapshotNotWritten,
     #[error("the snapshot is not finished")]
     SnapshotNotFinished,
     #[error("an image has at most 1,000 grants")]

@@ -20,6 +20,7 @@ pub(crate) use self::{
     },
     draft::ImageDraft,
     edit::EditDraft,
+    generating::Written,
     query::{Direction, Key, KeyValue, Order, Place, Query},
     reference::{PulledReference, Reference, RepositoryPrefixes},
 };
@@ -29,6 +30,7 @@ mod cloning;
 mod configuration;
 mod draft;
 mod edit;
+mod generating;
 mod query;
 mod reference;
 

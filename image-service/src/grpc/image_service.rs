@@ -5,13 +5,13 @@ use proto::images::{self as wire, image_service_server::ImageService};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{authentication::caller, cursor::Binding, field, image, listing, page, write};
+use super::{authentication::caller, configuration, cursor::Binding, field, image, listing, page, write};
 use crate::{
     build::BuildId,
     catalog::Catalog,
-    error::Error,
+    error::{Error, Refusal, Violations},
     feed::{Feed, Notice, Revision, WatchEvent},
-    image::{ImageId, Place, View},
+    image::{Configuration, ImageId, Place, View},
 };
 
 mod batch;
@@ -183,6 +183,32 @@ impl ImageService for Images {
         let draft = self.catalog.clone_image(&caller, id).await?;
         let create = wire::CreateImageRequest { image: Some(draft.into()), ..Default::default() };
         Ok(Response::new(wire::CloneImageResponse { create_image_request: Some(create) }))
+    }
+
+    async fn render_dockerfile(
+        &self,
+        request: Request<wire::RenderDockerfileRequest>,
+    ) -> Result<Response<wire::RenderDockerfileResponse>, Status> {
+        use wire::render_dockerfile_request::Subject;
+        let caller = caller(&request)?;
+        let written = match request.into_inner().subject {
+            Some(Subject::Id(id)) => self.catalog.dockerfile(&caller, ImageId(field::id("id", &id)?)).await?,
+            Some(Subject::Config(config)) => {
+                let mut violations = Violations::default();
+                let configuration =
+                    Configuration::parse(configuration::draft(config), "config", &mut violations);
+                violations.check()?;
+                configuration.written().ok_or(Error::Refused(Refusal::PulledNotWritten))?
+            }
+            None => {
+                let violations = Violations::one("subject", "must be given: `id` or `config`");
+                return Err(Error::Invalid(violations).into());
+            }
+        };
+        Ok(Response::new(wire::RenderDockerfileResponse {
+            dockerfile: written.text,
+            files: written.files.into_iter().map(Into::into).collect(),
+        }))
     }
 
     async fn batch_images(

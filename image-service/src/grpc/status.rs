@@ -123,6 +123,7 @@ fn refusal_reason(refusal: Refusal) -> &'static str {
         Refusal::SnapshotNotBuildable => "SNAPSHOT_NOT_BUILDABLE",
         Refusal::OtherBuild => "OTHER_BUILD",
         Refusal::TemplateNotBuildable => "TEMPLATE_NOT_BUILDABLE",
+        Refusal::PulledNotWritten | Refusal::SnapshotNotWritten => "NO_DOCKERFILE",
         Refusal::SnapshotNotFinished => "SNAPSHOT_NOT_FINISHED",
         Refusal::TooManyGrants => "TOO_MANY_GRANTS",
     }

@@ -14,6 +14,7 @@ pub(super) enum Call {
     GetBuild,
     WatchBuild,
     ResolveImage,
+    RenderDockerfile,
     CloneImage,
     UpdateImage,
     BuildImage,
@@ -102,6 +103,14 @@ pub(super) async fn attempt(
         Call::ResolveImage => {
             images.resolve_image(api::ResolveImageRequest { id }).await?;
             None
+        }
+        Call::RenderDockerfile => {
+            let subject = Some(api::render_dockerfile_request::Subject::Id(id));
+            match images.render_dockerfile(api::RenderDockerfileRequest { subject }).await {
+                // Whoever hears this has seen the image.
+                Err(status) if reason(&status) == "NO_DOCKERFILE" => None,
+                answer => answer.map(|_| None)?,
+            }
         }
         Call::CloneImage => {
             images.clone_image(api::CloneImageRequest { id }).await?;

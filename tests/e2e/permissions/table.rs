@@ -54,12 +54,13 @@ pub(super) const OUTSIDERS: [(&str, &str); 3] = [
 ];
 
 /// Which action each call is.
-pub(super) const CALLS: [(Call, &str); 15] = [
+pub(super) const CALLS: [(Call, &str); 16] = [
     (Call::GetImage, "SEE"),
     (Call::ListBuilds, "SEE"),
     (Call::GetBuild, "SEE"),
     (Call::WatchBuild, "SEE"),
     (Call::ResolveImage, "CREATE_WORKSPACE"),
+    (Call::RenderDockerfile, "SEE"),
     (Call::CloneImage, "CLONE"),
     (Call::UpdateImage, "EDIT"),
     (Call::BuildImage, "BUILD"),

@@ -58,20 +58,21 @@ pub(super) fn hello(hello: wire::Hello) -> Result<Hello, Error> {
         labels: hello.labels.into_iter().collect::<BTreeMap<_, _>>(),
         slots: hello.slots,
         engine_version: cut(hello.engine_version),
-        capabilities: hello.capabilities.iter().filter_map(|name| capability(name)).collect(),
+        capabilities: hello.capabilities.iter().flat_map(|name| capabilities(name)).copied().collect(),
         holds,
     })
 }
 
-fn capability(name: &str) -> Option<Capability> {
-    Some(match name {
-        "dockerfile" => Capability::Dockerfile,
-        "pull" => Capability::Pull,
-        "push" => Capability::Push,
-        "squash" => Capability::Squash,
-        "snapshot" => Capability::Snapshot,
-        _ => return None,
-    })
+fn capabilities(name: &str) -> &'static [Capability] {
+    match name {
+        // What is generated goes to the worker as a Dockerfile.
+        "dockerfile" => &[Capability::Dockerfile, Capability::Generate],
+        "pull" => &[Capability::Pull],
+        "push" => &[Capability::Push],
+        "squash" => &[Capability::Squash],
+        "snapshot" => &[Capability::Snapshot],
+        _ => &[],
+    }
 }
 
 pub(super) fn report(report: wire::Report) -> Result<Report, Error> {
@@ -224,31 +225,32 @@ fn work(configuration: &Configuration, workspace: Option<Workspace>) -> Option<w
         let snapshot = wire::Snapshot { container, source_image_id: source.to_string() };
         return Some(wire::assignment::Work::Snapshot(snapshot));
     }
-    match &configuration.source {
-        Source::Dockerfile(dockerfile) => Some(wire::assignment::Work::DockerBuild(wire::DockerBuild {
-            dockerfile: dockerfile.text.clone(),
-            files: dockerfile
-                .files
-                .iter()
-                .map(|file| wire::ContextFile {
-                    path: file.path.clone(),
-                    content: file.content.clone().into(),
-                    executable: file.executable,
-                })
-                .collect(),
-            build_args: dockerfile.build_args.clone(),
-            target: dockerfile.target.clone(),
-            pull_base: configuration.pull_base,
-            no_cache: configuration.no_cache,
-            squash: configuration.squash,
-            push: configuration.push,
-        })),
+    let (build_args, target) = match &configuration.source {
         Source::Pull(pull) => {
-            Some(wire::assignment::Work::Pull(wire::Pull { reference: pull.reference.clone() }))
+            return Some(wire::assignment::Work::Pull(wire::Pull { reference: pull.reference.clone() }));
         }
-        // No worker can do it yet.
-        Source::Generate(_) => None,
-    }
+        Source::Dockerfile(dockerfile) => (dockerfile.build_args.clone(), dockerfile.target.clone()),
+        Source::Generate(_) => Default::default(),
+    };
+    let written = configuration.written()?;
+    Some(wire::assignment::Work::DockerBuild(wire::DockerBuild {
+        dockerfile: written.text,
+        files: written
+            .files
+            .into_iter()
+            .map(|file| wire::ContextFile {
+                path: file.path,
+                content: file.content.into(),
+                executable: file.executable,
+            })
+            .collect(),
+        build_args,
+        target,
+        pull_base: configuration.pull_base,
+        no_cache: configuration.no_cache,
+        squash: configuration.squash,
+        push: configuration.push,
+    }))
 }
 
 fn timeout(ms: i64) -> prost_types::Duration {

@@ -1,0 +1,182 @@
+//! A generated image as a workspace: built on Debian, pushed, pulled by another worker and run.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use bollard::{
+    Docker,
+    models::ContainerCreateBody,
+    query_parameters::{
+        CreateContainerOptions, CreateImageOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+        RemoveImageOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptions,
+    },
+};
+use futures_util::StreamExt as _;
+use proto::images::{
+    BuildState, GenerateSource, Image, ImageConfig, ImageFile, PullSource, WorkspaceService,
+    image_config::Source,
+};
+
+use crate::{
+    real_engine,
+    registry::{DockerConfig, PASSWORD, Registry},
+    stack::{Service, Worker},
+};
+
+/// How long the package managers may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// What the workspace is asked to do: it looks at everything that was configured, and stays.
+const LOOK: &str = r#"
+id -un; echo "$GREETING"; cat "$HOME/started"; file -b /srv/www/index.html
+python3 - <<'END'
+import six, time, urllib.request
+def get(port):
+    for _ in range(100):
+        try:
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}/").read().decode().strip()
+        except OSError:
+            time.sleep(0.1)
+print(six.__name__, get(8080), get(9090), flush=True)
+END
+echo ready
+exec sleep infinity
+"#;
+
+/// Makes a Debian in the engine, of the archive that `tests/run` has made.
+async fn import_debian(docker: &Docker, reference: &str) -> anyhow::Result<()> {
+    let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debian/base.tar");
+    let archive = tokio::fs::read(archive).await.context("the tests need a Debian: run them by tests/run")?;
+    let (name, tag) = reference.split_once(':').context("a tag")?;
+    let options = CreateImageOptionsBuilder::new().from_src("-").repo(name).tag(tag).build();
+    let mut importing = docker.create_image(Some(options), Some(bollard::body_full(archive.into())), None);
+    while let Some(progress) = importing.next().await {
+        progress?;
+    }
+    Ok(())
+}
+
+fn workspace(base_image: &str) -> ImageConfig {
+    let service = |name: &str, command: &str, port: i32| WorkspaceService {
+        name: name.to_owned(),
+        packages: vec!["busybox".to_owned()],
+        command: command.to_owned(),
+        ports: vec![port],
+        environment: [("PORT".to_owned(), port.to_string())].into(),
+    };
+    let source = GenerateSource {
+        base_image: base_image.to_owned(),
+        apt_packages: vec!["file".to_owned(), "procps".to_owned()],
+        python_packages: vec!["six".to_owned()],
+        environment: [("GREETING".to_owned(), "it's \"$HOME\"".to_owned())].into(),
+        user: "dev".to_owned(),
+        start_commands: vec!["echo 'it has started' > \"$HOME/started\"".to_owned()],
+        files: vec![ImageFile {
+            path: "/srv/www/index.html".to_owned(),
+            content: "hello\n".as_bytes().to_vec().into(),
+            executable: false,
+        }],
+    };
+    ImageConfig {
+        source: Some(Source::Generate(source)),
+        services: vec![
+            service("web", "cd /srv/www && exec python3 -m http.server \"$PORT\"", 8080),
+            service("static", "busybox httpd -f -p \"$PORT\" -h /srv/www", 9090),
+        ],
+        push: true,
+        ..ImageConfig::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Result<()> {
+    let (docker, docker_host) = real_engine::connect().await?;
+    let run = uuid::Uuid::new_v4().simple().to_string();
+    let base = format!("trailer-test/debian-{run}:12");
+    import_debian(&docker, &base).await?;
+    let registry = Registry::start().await?;
+    let service = Service::start_with(&["--repository-prefix", &format!("{}/", registry.addr)]).await?;
+    let config = DockerConfig::with(PASSWORD, &[registry.addr])?;
+    let flags = ["--docker-config", config.path()?];
+    let alice = service.builder("alice");
+
+    let builder = Worker::start_at(&service, service.addr, "builder", &docker_host, &flags).await?;
+    let mut wanted = Image {
+        name: "Workspace".to_owned(),
+        repository: format!("{}/workspace", registry.addr),
+        config: Some(workspace(&base)),
+        ..Image::default()
+    };
+    let (created, build) = alice.create(wanted.clone()).await?;
+    let deadline = Instant::now() + PATIENCE;
+    let built = loop {
+        let build = alice.get_build(&build.id).await?;
+        if matches!(build.state(), BuildState::Succeeded | BuildState::Failed) {
+            break build;
+        }
+        anyhow::ensure!(Instant::now() < deadline, "{build:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    assert_eq!(built.state(), BuildState::Succeeded, "{:?}", built.error);
+    let pushed = alice.get(&created.id).await?.artifact.context("an artifact")?;
+    builder.stop().await?;
+    let reference = format!("{}:{}", created.repository, created.tag);
+    let options = || RemoveImageOptionsBuilder::new().force(true).build();
+    docker.remove_image(&reference, Some(options()), None).await?;
+
+    let _other = Worker::start_at(&service, service.addr, "other", &docker_host, &flags).await?;
+    let source = Source::Pull(PullSource { reference: reference.clone() });
+    wanted.config = Some(ImageConfig { source: Some(source), ..ImageConfig::default() });
+    wanted.repository.clear();
+    let (pulled, build) = alice.create(wanted).await?;
+    assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Succeeded);
+    let artifact = alice.get(&pulled.id).await?.artifact.context("an artifact")?;
+    assert_eq!((artifact.repo_digest, artifact.image_id), (pushed.repo_digest, pushed.image_id));
+    assert_eq!(artifact.worker, "other");
+
+    let body = ContainerCreateBody {
+        image: Some(reference.clone()),
+        cmd: Some(["sh", "-c", LOOK].map(str::to_owned).into()),
+        ..ContainerCreateBody::default()
+    };
+    let container = docker.create_container(None::<CreateContainerOptions>, body).await?.id;
+    docker.start_container(&container, None::<StartContainerOptions>).await?;
+    let told = tokio::time::timeout(Duration::from_secs(60), told_until_ready(&docker, &container)).await??;
+    for expected in ["dev", "it's \"$HOME\"", "it has started", "ASCII text", "six hello hello"] {
+        assert!(told.iter().any(|line| line == expected), "{expected}: {told:#?}");
+    }
+    let begun = Instant::now();
+    let stop = StopContainerOptionsBuilder::new().t(10).build();
+    docker.stop_container(&container, Some(stop)).await?;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let mut waiting = docker.wait_container(&container, None::<WaitContainerOptions>);
+    let status = match waiting.next().await {
+        Some(Err(bollard::errors::Error::DockerContainerWaitError { code, .. })) => code,
+        Some(ended) => ended?.status_code,
+        None => anyhow::bail!("it has no status"),
+    };
+    assert_eq!(status, 128 + 15, "it has ended by SIGTERM");
+    drop(waiting);
+    let remove = RemoveContainerOptionsBuilder::new().force(true).build();
+    docker.remove_container(&container, Some(remove)).await?;
+    for name in [&reference, &base] {
+        docker.remove_image(name, Some(options()), None).await?;
+    }
+    Ok(())
+}
+
+/// The lines that a container prints until it is ready.
+async fn told_until_ready(docker: &Docker, container: &str) -> anyhow::Result<Vec<String>> {
+    let options = LogsOptionsBuilder::new().stdout(true).stderr(true).follow(true).build();
+    let mut logs = docker.logs(container, Some(options));
+    let mut text = String::new();
+    while let Some(part) = logs.next().await {
+        text.push_str(&part?.to_string());
+        if text.lines().any(|line| line == "ready") {
+            break;
+        }
+    }
+    Ok(text.lines().map(str::to_owned).collect())
+}
