@@ -9,9 +9,11 @@ use bollard::{
     API_DEFAULT_VERSION, Docker,
     auth::DockerCredentials,
     errors::Error as BollardError,
+    models::ContainerConfig,
     query_parameters::{
-        BuildImageOptions, BuilderVersion, CreateImageOptionsBuilder, ListImagesOptionsBuilder,
-        PushImageOptions, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+        BuildImageOptions, BuilderVersion, CommitContainerOptionsBuilder, CreateImageOptionsBuilder,
+        InspectContainerOptions, ListImagesOptionsBuilder, PushImageOptions, RemoveImageOptionsBuilder,
+        TagImageOptionsBuilder,
     },
 };
 use futures_util::{Stream, StreamExt};
@@ -252,6 +254,36 @@ impl Engine for DockerEngine {
             Err(error) if is_missing(&error) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    async fn container_labels(
+        &self,
+        container: &str,
+    ) -> Result<Option<HashMap<String, String>>, EngineError> {
+        match self.docker.inspect_container(container, None::<InspectContainerOptions>).await {
+            Ok(found) => Ok(Some(found.config.and_then(|config| config.labels).unwrap_or_default())),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn commit(
+        &self,
+        container: &str,
+        name: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<String, EngineError> {
+        let (repository, tag) = split(name);
+        let options = CommitContainerOptionsBuilder::new()
+            .container(container)
+            .repo(repository)
+            .tag(tag)
+            .pause(true)
+            .build();
+        let config = ContainerConfig { labels: Some(labels), ..ContainerConfig::default() };
+        let connections = Connections::to(self.host.clone(), None);
+        let docker = connect(&connections, Self::BUILD_TIMEOUT_SECONDS)?;
+        Ok(docker.commit_container(options, config).await?.id)
     }
 
     async fn tags_of(&self, label: &str, value: &str) -> Result<Vec<String>, EngineError> {

@@ -30,6 +30,19 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// Takes a name from its image; the image goes, too, if that was its last one. Fine when there is no such name.
     async fn untag(&self, name: &str) -> Result<(), EngineError>;
 
+    /// The labels of a container; `None` when there is no such container.
+    async fn container_labels(&self, container: &str)
+    -> Result<Option<HashMap<String, String>>, EngineError>;
+
+    /// Commits a container into an image of that name, with these labels beside its own, and answers the image's id. The
+    /// container is paused meanwhile, and goes on whatever becomes of the caller.
+    async fn commit(
+        &self,
+        container: &str,
+        name: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<String, EngineError>;
+
     /// The names of the images whose label has that value.
     async fn tags_of(&self, label: &str, value: &str) -> Result<Vec<String>, EngineError>;
 

@@ -1,6 +1,6 @@
 //! One attempt at one build, from its assignment to its last report.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use proto::dispatch::{
     Assignment, Built, DockerBuild, Failed, FailureKind, HandedBack, Started, Stopped, Succeeded,
@@ -12,7 +12,7 @@ use crate::{
     context,
     engine::{BuildOrder, Engine, EngineError, RunningWork, Told},
     engine_watch::EngineWatch,
-    leftovers::{ATTEMPTS, WORKER_LABEL},
+    leftovers::ATTEMPTS,
     outbox::Outbox,
     output::{FailedStep, Output},
     residue::StepProcesses,
@@ -24,6 +24,7 @@ pub(crate) use self::control::{Control, StopReason};
 mod control;
 mod publishing;
 mod pulling;
+mod snapshot;
 mod stopping;
 
 /// What a job works with.
@@ -204,9 +205,8 @@ impl Job {
                 self.publish(&built, order.push, &mut output).await
             }
             Some(Work::Pull(pull)) => self.pull(&pull.reference, &mut output).await,
-            Some(Work::Snapshot(_)) | None => {
-                Err(infrastructure("this worker does not know this kind of build".to_owned()))
-            }
+            Some(Work::Snapshot(order)) => self.snapshot(order).await,
+            None => Err(infrastructure("this worker does not know this kind of build".to_owned())),
         }
     }
 
@@ -305,10 +305,7 @@ impl Job {
             pull_base: order.pull_base,
             no_cache: order.no_cache,
             squash: order.squash,
-            labels: HashMap::from([
-                (Self::IMAGE_LABEL.to_owned(), self.assignment.image_id.clone()),
-                (WORKER_LABEL.to_owned(), self.worker.clone()),
-            ]),
+            labels: self.labels(),
         })
     }
 

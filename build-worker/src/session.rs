@@ -217,7 +217,7 @@ impl Session<'_> {
 }
 
 /// What every worker can do.
-const CAPABILITIES: [&str; 3] = ["dockerfile", "pull", "push"];
+const CAPABILITIES: [&str; 4] = ["dockerfile", "pull", "push", "snapshot"];
 /// What needs an engine that can.
 const SQUASH: &str = "squash";
 

@@ -1,7 +1,7 @@
 //! A worker among models of an engine, a spool and a network, for simulations: the worker is the real code.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fmt::Debug,
     io,
     net::SocketAddr,
@@ -300,6 +300,23 @@ impl Engine for ModelEngine {
         self.alive().await?;
         self.state().images.remove(name);
         Ok(())
+    }
+
+    async fn container_labels(
+        &self,
+        _container: &str,
+    ) -> Result<Option<HashMap<String, String>>, EngineError> {
+        self.alive().await?;
+        Ok(None)
+    }
+
+    async fn commit(
+        &self,
+        container: &str,
+        _name: &str,
+        _labels: HashMap<String, String>,
+    ) -> Result<String, EngineError> {
+        Err(EngineError::Refused(format!("{container}: this model has no containers")))
     }
 
     async fn tags_of(&self, _label: &str, _value: &str) -> Result<Vec<String>, EngineError> {

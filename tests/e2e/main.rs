@@ -35,6 +35,7 @@ mod reflection;
 mod registries;
 mod registry;
 mod resuming;
+mod snapshots;
 mod spooling;
 mod stack;
 mod watching;

@@ -20,26 +20,17 @@ impl Job {
             .rsplit_once(':')
             .ok_or_else(|| infrastructure(format!("the reference {reference} has no tag")))?;
         let before = self.engine.image(reference).await.map_err(broken)?;
-        self.engine.tag(built, repository, tag).await.map_err(broken)?;
-        let image = match self.engine.image(reference).await.map_err(broken)? {
-            Some(image) if image.id == built => image,
-            Some(image) => {
-                return Err(infrastructure(format!("{reference} should be {built} and is {}", image.id)));
+        let named = self.name_image(built).await?;
+        if !is_pushed {
+            return Ok(named);
+        }
+        match self.push(repository, output).await {
+            Ok(repo_digest) => Ok(Made { repo_digest, ..named }),
+            Err(ended) => {
+                self.take_back(repository, tag, before).await;
+                Err(ended)
             }
-            None => return Err(infrastructure(format!("{reference} was tagged and is not there"))),
-        };
-        let repo_digest = if is_pushed {
-            match self.push(repository, output).await {
-                Ok(digest) => digest,
-                Err(ended) => {
-                    self.take_back(repository, tag, before).await;
-                    return Err(ended);
-                }
-            }
-        } else {
-            String::new()
-        };
-        Ok(Made { image_id: image.id, size_bytes: image.size_bytes, repo_digest })
+        }
     }
 
     /// Pushes the reference; the digest that both the engine and the registry know it by.
