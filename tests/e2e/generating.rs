@@ -61,7 +61,9 @@ async fn what_is_rendered_is_what_is_built() -> anyhow::Result<()> {
     });
     let before = render(&alice, Subject::Config(wanted.clone())).await?;
     assert!(before.dockerfile.starts_with("FROM debian:12\nRUN apt-get update && "), "{}", before.dockerfile);
-    assert!(before.dockerfile.contains(" 'git' 'nginx' 'tini' "), "{}", before.dockerfile);
+    for package in ["git", "nginx", "tini"] {
+        assert!(before.dockerfile.contains(&format!("    '{package}' \\\n")), "{}", before.dockerfile);
+    }
     assert!(before.dockerfile.contains("\nENV A=\"b c\"\n"), "{}", before.dockerfile);
     assert!(before.dockerfile.contains("\nEXPOSE 80\n"), "{}", before.dockerfile);
     let files: Vec<&str> = before.files.iter().map(|file| file.path.as_str()).collect();

@@ -331,3 +331,28 @@ async fn a_worker_removes_what_attempts_of_its_name_have_left() -> anyhow::Resul
     let reference = format!("{}:{}", created.repository, created.tag);
     real.clean(&[&reference, &named, &strangers]).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_over_its_time_leaves_nothing_running() -> anyhow::Result<()> {
+    let real = Real::start().await?;
+    let alice = real.alice();
+    let seconds = unique_seconds(&real.run, 7)?;
+    let mut wanted = image("Slow", &real.dockerfile(&format!("RUN /bin/busybox sleep {seconds}")));
+    if let Some(config) = &mut wanted.config {
+        config.build_timeout = Some(prost_types::Duration { seconds: 3, nanos: 0 });
+    }
+    let (created, build) = alice.create(wanted).await?;
+    eventually("the step runs", || Ok(processes_with(&seconds)? > 0)).await?;
+    let failed = alice.finished(&build.id).await?;
+    let error = failed.error.clone().context("an error")?;
+    assert_eq!(
+        (failed.state(), error.kind(), failed.attempt),
+        (BuildState::Failed, BuildErrorKind::Timeout, 1),
+        "{failed:?}"
+    );
+    assert!(error.message.contains("3s"), "{error:?}");
+    assert_eq!(processes_with(&seconds)?, 0);
+    assert_eq!(alice.get(&created.id).await?.status(), ImageStatus::Error);
+    assert_eq!(real.tags_with(&build.id).await?, [""; 0]);
+    real.clean(&[]).await
+}

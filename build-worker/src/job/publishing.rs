@@ -39,7 +39,11 @@ impl Job {
         let push = self.engine.push(reference).map_err(broken)?;
         self.follow(push, output).await?;
         let refused = |error: EngineError| Ended::Failed(failed(&error, output.failed_step()));
-        let digest = self.engine.registry_digest(reference).await.map_err(refused)?;
+        let digest = tokio::select! {
+            biased;
+            () = self.control.stop.cancelled() => return Err(Ended::Stopped { left: None }),
+            digest = self.engine.registry_digest(reference) => digest.map_err(refused)?,
+        };
         let image = self.engine.image(reference).await.map_err(broken)?;
         let digests = image.map(|image| image.repo_digests).unwrap_or_default();
         if digests.iter().any(|known| known.strip_prefix(repository) == Some(&format!("@{digest}"))) {

@@ -56,7 +56,7 @@ fn render(generate: &Generate, services: &[Service]) -> Written {
     }
     if !packages.is_empty() {
         lines.push(format!(
-            "RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends{} && rm -rf /var/lib/apt/lists/*",
+            "RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends{} \\\n && rm -rf /var/lib/apt/lists/*",
             words(packages)
         ));
     }
@@ -108,11 +108,11 @@ fn render(generate: &Generate, services: &[Service]) -> Written {
     Written { text, files: context }
 }
 
-/// Words of a shell, each after a blank.
+/// Words of a shell, each on a line of its own: the engine takes no line of over 64 KiB.
 fn words<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
     texts.into_iter().fold(String::new(), |mut all, text| {
         // A String takes everything.
-        let _ = write!(all, " {}", quoted(text));
+        let _ = write!(all, " \\\n    {}", quoted(text));
         all
     })
 }
@@ -187,8 +187,17 @@ mod tests {
         let Written { text, files } = render(&generate, &services);
         let expected = r#"FROM debian:12
 USER root
-RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends 'ca-certificates' 'git' 'nginx' 'python3' 'python3-venv' 'tini' 'vim' && rm -rf /var/lib/apt/lists/*
-RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir 'uvicorn[standard]>=0.30,<1'
+RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+    'ca-certificates' \
+    'git' \
+    'nginx' \
+    'python3' \
+    'python3-venv' \
+    'tini' \
+    'vim' \
+ && rm -rf /var/lib/apt/lists/*
+RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir \
+    'uvicorn[standard]>=0.30,<1'
 ENV PATH="/opt/venv/bin:$PATH"
 RUN id -u 'dev' >/dev/null 2>&1 || useradd --create-home --shell "$(command -v bash || echo /bin/sh)" 'dev'
 ENV GREETING="say \"\$HOME\" \\ and 'go'"

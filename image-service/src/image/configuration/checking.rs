@@ -136,7 +136,7 @@ impl Check<'_> {
                 self.rule(&format!("{field}.base_image"), base_image, rules::image);
                 self.each(&format!("{field}.apt_packages"), apt_packages, rules::apt_package);
                 self.each(&format!("{field}.python_packages"), python_packages, rules::python_package);
-                self.variables(&format!("{field}.environment"), environment, rules::line);
+                self.variables(&format!("{field}.environment"), environment, rules::instruction_value);
                 if !user.is_empty() {
                     self.rule(&format!("{field}.user"), user, rules::user);
                 }

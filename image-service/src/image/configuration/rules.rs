@@ -4,6 +4,7 @@ use crate::image::reference::PulledReference;
 
 const MAX_PATH: usize = 255;
 const MAX_LINE: usize = 4 * 1024;
+const MAX_INSTRUCTION_VALUE: usize = 16 * 1024;
 
 pub(super) type Rule = fn(&str) -> Result<(), &'static str>;
 
@@ -15,6 +16,11 @@ pub(super) fn text(text: &str) -> Result<(), &'static str> {
 /// One line of any text.
 pub(super) fn line(text: &str) -> Result<(), &'static str> {
     if text.contains(['\0', '\n', '\r']) { Err("must be one line, without NUL") } else { Ok(()) }
+}
+
+/// The value of an environment variable in an instruction, of which the engine takes no line of over 64 KiB.
+pub(super) fn instruction_value(text: &str) -> Result<(), &'static str> {
+    if text.len() > MAX_INSTRUCTION_VALUE { Err("must have at most 16 KiB") } else { line(text) }
 }
 
 /// A shell command.
@@ -277,6 +283,7 @@ mod tests {
         assert_rule(line, &["", "a b", "é\t"], &["a\nb", "a\rb", "a\0"]);
         assert_rule(command, &["run --now \"x\""], &["", " ", "a\nb", &"x".repeat(4097)]);
         assert_rule(text, &["", "a\nb"], &["\0"]);
+        assert_rule(instruction_value, &["", &"x".repeat(16 * 1024)], &["a\nb", &"x".repeat(16 * 1024 + 1)]);
     }
 
     #[test]
