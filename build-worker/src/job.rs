@@ -1,6 +1,12 @@
 //! One attempt at one build, from its assignment to its last report.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use proto::dispatch::{
     Assignment, Built, DockerBuild, Failed, FailureKind, HandedBack, Started, Stopped, Succeeded,
@@ -17,6 +23,7 @@ use crate::{
     output::{FailedStep, Output},
     residue::StepProcesses,
     steps::StepsUnderWay,
+    worker::Doubt,
 };
 
 pub(crate) use self::control::{Control, StopReason};
@@ -44,6 +51,8 @@ pub(crate) struct Job {
     pub(crate) stop_limit: Duration,
     /// The service may have given it to others afterwards, if it has not begun.
     pub(crate) begin_by: Instant,
+    /// How many builds of this worker were to stop and have not.
+    pub(crate) doubts: Arc<AtomicUsize>,
 }
 
 /// What an attempt has come to.
@@ -71,6 +80,8 @@ pub(crate) struct Left {
     /// None when the engine has ended it, or tells nothing more of it.
     build: Option<Box<dyn RunningWork>>,
     begun: Instant,
+    /// From before anybody is told, for the service gives out builds until it hears that none are taken.
+    _doubt: Doubt,
 }
 
 impl Job {
@@ -185,6 +196,9 @@ impl Job {
             waited = tokio::time::timeout(Self::ENGINE_PATIENCE, self.engine_watch.answering()) => {
                 waited.map_err(|_| Ended::NotBegun("the Docker Engine does not answer"))?;
             }
+        }
+        if self.doubts.load(Ordering::Relaxed) > 0 {
+            return Err(Ended::NotBegun("a build that was to stop goes on here"));
         }
         if Instant::now() >= self.begin_by {
             return Err(Ended::NotBegun("it could not be begun in time"));

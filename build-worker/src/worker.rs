@@ -95,10 +95,10 @@ pub(crate) struct Worker {
 
 /// A build that was to stop and has not: no other is begun meanwhile.
 #[derive(Debug)]
-struct Doubt(Arc<AtomicUsize>);
+pub(crate) struct Doubt(Arc<AtomicUsize>);
 
 impl Doubt {
-    fn of(doubts: &Arc<AtomicUsize>) -> Self {
+    pub(crate) fn of(doubts: &Arc<AtomicUsize>) -> Self {
         doubts.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(doubts))
     }
@@ -306,10 +306,10 @@ impl Worker {
             log_limit: self.config.log_limit,
             stop_limit: self.lease.stop_limit(),
             begin_by: self.lease.end(),
+            doubts: Arc::clone(&self.doubts),
         };
         let slots = Arc::clone(&self.slots);
         let control = Arc::clone(&job.control);
-        let doubts = Arc::clone(&self.doubts);
         self.spawn(async move {
             // The semaphore is never closed. A job that is to stop while it waits ends as soon as it begins.
             let _slot = tokio::select! {
@@ -330,12 +330,10 @@ impl Worker {
                     }
                 }
             };
-            let doubt = left.is_some().then(|| Doubt::of(&doubts));
             drop(entry);
             if let Some(left) = left {
                 job.linger(left).await;
             }
-            drop(doubt);
         });
     }
 

@@ -85,7 +85,8 @@ impl Session {
         Ok(Welcome { session: self.id.to_string(), keep, drop })
     }
 
-    /// The worker lives: its lease is extended. Whatever it should have stopped by now it is told again.
+    /// The worker lives: its lease is extended. What it should stop, or may publish, it is told again: a store
+    /// that fails after it has committed has told nobody.
     pub(crate) async fn heartbeat(&mut self, number: i64, draining: bool) -> Result<(), Error> {
         let held = match self.extend_lease(draining).await {
             // Not acknowledged: the worker counts on from the last one that was.
@@ -99,8 +100,13 @@ impl Session {
         let workers = self.queue.workers();
         workers.heard(&self.worker, self.id, Some(!draining));
         workers.send(&self.worker, ToWorker::HeartbeatAck(number));
-        for build in held.iter().filter(|build| build.cancel_requested_at.is_some()) {
-            workers.send(&self.worker, ToWorker::Cancel(Attempt::of(build)));
+        for build in &held {
+            let attempt = Attempt::of(build);
+            if build.cancel_requested_at.is_some() {
+                workers.send(&self.worker, ToWorker::Cancel(attempt));
+            } else if build.state == State::Publishing {
+                workers.send(&self.worker, ToWorker::PublishGrant(attempt));
+            }
         }
         if is_first {
             self.queue.slot_freed();

@@ -137,6 +137,29 @@ async fn publishing_is_refused_once_a_cancel_was_requested() -> anyhow::Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_grant_is_repeated_until_it_is_used() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let (_, build) = alice.create(image("A", "FROM scratch")).await?;
+    let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
+    let (_, attempt) = actor.assignment().await?;
+    actor.report(&attempt, 1, vec![started(), Event::Built(Built {})]).await;
+    for number in 1..=3 {
+        loop {
+            if let FromService::PublishGrant(grant) = actor.next().await? {
+                assert_eq!(grant.attempt, Some(attempt.clone()));
+                break;
+            }
+        }
+        actor.say(ToService::Heartbeat(Heartbeat { number, draining: false })).await;
+    }
+    let image_id = "sha256:0".to_owned();
+    actor.report(&attempt, 3, vec![Event::Succeeded(Succeeded { image_id, ..Succeeded::default() })]).await;
+    assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Succeeded);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_handed_back_costs_nothing() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let alice = service.builder("alice");

@@ -13,6 +13,7 @@ use crate::{
     engine::{RunningWork, Told},
     output::{Output, Timed},
     residue::StepProcess,
+    worker::Doubt,
 };
 
 impl Job {
@@ -86,8 +87,9 @@ impl Job {
         if confirmed {
             return Ended::Stopped { left: None };
         }
+        let doubt = Doubt::of(&self.doubts);
         tracing::error!(build = self.name(), "a build did not stop in time");
-        Ended::Stopped { left: Some(Left { build: (!has_ended).then_some(build), begun }) }
+        Ended::Stopped { left: Some(Left { build: (!has_ended).then_some(build), begun, _doubt: doubt }) }
     }
 
     /// Waits until what is left has stopped after all: the engine is asked again and again, and when that does not help, its
