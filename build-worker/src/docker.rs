@@ -1,4 +1,4 @@
-//! The Docker Engine: builds by BuildKit, tags and images. The only file that names bollard.
+//! The Docker Engine: builds by BuildKit, pulls, pushes, commits, tags and images. Only this module names bollard.
 //!
 //! Every build gets connections of its own, named by its attempt: so it can be cancelled by that name, read to its real end,
 //! and leaves no session behind.
@@ -7,32 +7,31 @@ use std::{collections::HashMap, time::Duration};
 
 use bollard::{
     API_DEFAULT_VERSION, Docker,
-    auth::DockerCredentials,
     errors::Error as BollardError,
     models::ContainerConfig,
     query_parameters::{
-        BuildImageOptions, BuilderVersion, CommitContainerOptionsBuilder, CreateImageOptionsBuilder,
-        InspectContainerOptions, ListImagesOptionsBuilder, PushImageOptions, RemoveImageOptionsBuilder,
-        TagImageOptionsBuilder,
+        BuildImageOptions, BuilderVersion, CommitContainerOptionsBuilder, InspectContainerOptions,
+        ListImagesOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
     },
 };
-use futures_util::{Stream, StreamExt};
+use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
 
 use self::{
-    layers::Layers,
     silence::Silence,
     transport::{Connections, Host},
 };
 use crate::{
     engine::{BuildOrder, Canceller, Engine, EngineError, EngineImage, EngineInfo, RunningWork, Told},
-    registries::{Credentials, CredentialsError, Registries},
+    reference,
+    registries::Registries,
 };
 
 mod layers;
 mod progress;
 mod silence;
+mod transfers;
 mod transport;
 
 /// A Docker Engine of version 20.10 or later.
@@ -79,70 +78,26 @@ impl DockerEngine {
         matches!(self.host, Host::Unix(_))
     }
 
-    /// Runs something that speaks of layers. The engine gives it up when its connection closes.
-    fn transfer<S>(
+    /// Runs something over connections of its own, which tells what the engine says. A build has a name.
+    fn run<F>(
         &self,
-        name: String,
-        reference: &str,
-        begin: impl FnOnce(Docker, Option<DockerCredentials>) -> S + Send + 'static,
+        name: Option<String>,
+        work: impl FnOnce(Docker, mpsc::Sender<Result<Told, EngineError>>) -> F,
     ) -> Result<Box<dyn RunningWork>, EngineError>
     where
-        S: Stream<Item = Result<Transferred, BollardError>> + Send,
+        F: Future<Output = ()> + Send + 'static,
     {
-        let connections = Connections::to(self.host.clone(), None);
+        let connections = Connections::to(self.host.clone(), name.clone());
         let docker = connect(&connections, Self::BUILD_TIMEOUT_SECONDS)?;
-        let (tell, hear) = mpsc::channel(Self::TOLD);
-        let (registries, reference) = (self.registries.clone(), reference.to_owned());
-        let reader = tokio::spawn(async move {
-            let mut layers = Layers::new(name);
-            let tell = |told| async { tell.send(told).await.is_ok() };
-            if !tell(Ok(Told::Progress(layers.begun()))).await {
-                return;
-            }
-            let ended = match registries.credentials(&reference).await {
-                Ok(credentials) => {
-                    let mut stream = std::pin::pin!(begin(docker, credentials.map(Into::into)));
-                    loop {
-                        match stream.next().await {
-                            Some(Ok(Transferred { id, status, detail })) => {
-                                let progress = layers.told(id, status, detail);
-                                if !progress.is_empty() && !tell(Ok(Told::Progress(progress))).await {
-                                    return;
-                                }
-                            }
-                            Some(Err(error)) => break Err(of_registry(error)),
-                            None => break Ok(()),
-                        }
-                    }
-                }
-                Err(error) => Err(error.into()),
-            };
-            match ended {
-                Ok(()) => {
-                    tell(Ok(Told::Progress(layers.succeeded()))).await;
-                }
-                Err(error) => {
-                    if tell(Ok(Told::Progress(layers.failed(error.to_string())))).await {
-                        tell(Err(error)).await;
-                    }
-                }
-            }
-        });
+        let (tell, told) = mpsc::channel(Self::TOLD);
         Ok(Box::new(DockerWork {
-            name: None,
+            name,
+            _reader: AbortOnDropHandle::new(tokio::spawn(work(docker, tell))),
             _close: connections.closed().clone().drop_guard(),
             connections,
-            told: hear,
-            _reader: AbortOnDropHandle::new(reader),
+            told,
         }))
     }
-}
-
-/// What the engine says of a layer, or of all of them.
-struct Transferred {
-    id: Option<String>,
-    status: Option<String>,
-    detail: Option<bollard::models::ProgressDetail>,
 }
 
 #[tonic::async_trait]
@@ -158,8 +113,6 @@ impl Engine for DockerEngine {
     }
 
     fn build(&self, order: BuildOrder) -> Result<Box<dyn RunningWork>, EngineError> {
-        let connections = Connections::to(self.host.clone(), Some(order.name.clone()));
-        let docker = connect(&connections, Self::BUILD_TIMEOUT_SECONDS)?;
         let options = BuildImageOptions {
             dockerfile: "Dockerfile".to_owned(),
             t: Some(order.tag),
@@ -174,9 +127,8 @@ impl Engine for DockerEngine {
             rm: true,
             ..BuildImageOptions::default()
         };
-        let (tell, hear) = mpsc::channel(Self::TOLD);
         let registries = self.registries.clone();
-        let reader = tokio::spawn(async move {
+        self.run(Some(order.name), async move |docker, tell| {
             let credentials = registries.all().await.into_iter().map(|(name, found)| (name, found.into()));
             let mut stream = docker.build_image(
                 options,
@@ -197,52 +149,23 @@ impl Engine for DockerEngine {
                     return;
                 }
             }
-        });
-        Ok(Box::new(DockerWork {
-            name: Some(order.name),
-            _close: connections.closed().clone().drop_guard(),
-            connections,
-            told: hear,
-            _reader: AbortOnDropHandle::new(reader),
-        }))
+        })
     }
 
     fn pull(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {
-        let (repository, tag) = split(reference);
-        let options = CreateImageOptionsBuilder::new().from_image(repository).tag(tag).build();
-        self.transfer(format!("pull {reference}"), reference, |docker, credentials| {
-            docker.create_image(Some(options), None, credentials).map(|info| {
-                info.map(|info| Transferred {
-                    id: info.id,
-                    status: info.status,
-                    detail: info.progress_detail,
-                })
-            })
-        })
+        self.start_pull(reference)
     }
 
     fn push(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {
-        let (repository, tag) = split(reference);
-        let options = PushImageOptions { tag: Some(tag.to_owned()), ..PushImageOptions::default() };
-        let repository = repository.to_owned();
-        self.transfer(format!("push {reference}"), reference, move |docker, credentials| {
-            docker.push_image(&repository, Some(options), credentials).map(|info| {
-                info.map(|info| Transferred { id: None, status: info.status, detail: info.progress_detail })
-            })
-        })
+        self.start_push(reference)
     }
 
     async fn registry_digest(&self, reference: &str) -> Result<String, EngineError> {
-        let credentials = self.registries.credentials(reference).await?;
-        let found = self.docker.inspect_registry_image(reference, credentials.map(Into::into)).await;
-        found
-            .map_err(of_registry)?
-            .descriptor
-            .digest
-            .ok_or_else(|| EngineError::Broken(format!("no registry tells the digest of {reference}")))
+        self.digest_in_registry(reference).await
     }
 
-    async fn tag(&self, image: &str, repository: &str, tag: &str) -> Result<(), EngineError> {
+    async fn tag(&self, image: &str, name: &str) -> Result<(), EngineError> {
+        let (repository, tag) = reference::parts(name);
         let options = TagImageOptionsBuilder::new().repo(repository).tag(tag).build();
         Ok(self.docker.tag_image(image, Some(options)).await?)
     }
@@ -273,7 +196,7 @@ impl Engine for DockerEngine {
         name: &str,
         labels: HashMap<String, String>,
     ) -> Result<String, EngineError> {
-        let (repository, tag) = split(name);
+        let (repository, tag) = reference::parts(name);
         let options = CommitContainerOptionsBuilder::new()
             .container(container)
             .repo(repository)
@@ -351,53 +274,6 @@ fn connect(connections: &Connections, timeout_seconds: u64) -> Result<Docker, En
         API_DEFAULT_VERSION,
     )?;
     Ok(docker)
-}
-
-/// A reference as repository and tag, or repository and digest.
-fn split(reference: &str) -> (&str, &str) {
-    if let Some(parts) = reference.split_once('@') {
-        return parts;
-    }
-    match reference.rsplit_once(':') {
-        Some((repository, tag)) if !tag.contains('/') => (repository, tag),
-        Some(_) | None => (reference, "latest"),
-    }
-}
-
-/// What a registry has refused is nobody else's trouble, though the engine calls much of it an error of its own.
-fn of_registry(error: BollardError) -> EngineError {
-    const REFUSALS: [&str; 7] = [
-        "unauthorized",
-        "authentication required",
-        "no basic auth credentials",
-        "denied",
-        "manifest unknown",
-        "not found",
-        "server gave HTTP response to HTTPS client",
-    ];
-    match EngineError::from(error) {
-        EngineError::Broken(message) if REFUSALS.iter().any(|refusal| message.contains(refusal)) => {
-            EngineError::Refused(message)
-        }
-        error @ (EngineError::Broken(_) | EngineError::Refused(_)) => error,
-    }
-}
-
-impl From<Credentials> for DockerCredentials {
-    fn from(credentials: Credentials) -> Self {
-        match credentials {
-            Credentials::Password { user, password } => {
-                Self { username: Some(user), password: Some(password), ..Self::default() }
-            }
-            Credentials::IdentityToken(token) => Self { identitytoken: Some(token), ..Self::default() },
-        }
-    }
-}
-
-impl From<CredentialsError> for EngineError {
-    fn from(error: CredentialsError) -> Self {
-        Self::Refused(error.to_string())
-    }
 }
 
 fn is_missing(error: &BollardError) -> bool {

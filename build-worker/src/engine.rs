@@ -24,8 +24,8 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// The digest that the registry of a reference has for it.
     async fn registry_digest(&self, reference: &str) -> Result<String, EngineError>;
 
-    /// Gives an image another name.
-    async fn tag(&self, image: &str, repository: &str, tag: &str) -> Result<(), EngineError>;
+    /// Gives an image another name, `repository:tag`.
+    async fn tag(&self, image: &str, name: &str) -> Result<(), EngineError>;
 
     /// Takes a name from its image; the image goes, too, if that was its last one. Fine when there is no such name.
     async fn untag(&self, name: &str) -> Result<(), EngineError>;

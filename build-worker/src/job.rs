@@ -1,6 +1,7 @@
 //! One attempt at one build, from its assignment to its last report.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -18,7 +19,7 @@ use crate::{
     context,
     engine::{BuildOrder, Engine, EngineError, RunningWork, Told},
     engine_watch::EngineWatch,
-    leftovers::ATTEMPTS,
+    leftovers::{ATTEMPTS, WORKER_LABEL},
     outbox::Outbox,
     output::{FailedStep, Output},
     residue::StepProcesses,
@@ -210,7 +211,7 @@ impl Job {
         let mut output = Output::new(self.log_limit);
         match &self.assignment.work {
             Some(Work::DockerBuild(order)) => {
-                let build = self.start(order).map_err(|error| infrastructure(error.to_string()))?;
+                let build = self.start(order).map_err(broken)?;
                 let built = self.follow(build, &mut output).await?.ok_or_else(|| {
                     infrastructure("the engine ended the build without an image".to_owned())
                 })?;
@@ -323,6 +324,14 @@ impl Job {
         })
     }
 
+    /// The labels of what is made.
+    fn labels(&self) -> HashMap<String, String> {
+        HashMap::from([
+            (Self::IMAGE_LABEL.to_owned(), self.assignment.image_id.clone()),
+            (WORKER_LABEL.to_owned(), self.worker.clone()),
+        ])
+    }
+
     /// Names the build in the engine, uniquely.
     fn name(&self) -> String {
         let attempt = self.assignment.attempt.clone().unwrap_or_default();
@@ -342,6 +351,10 @@ fn failed(error: &EngineError, step: Option<FailedStep>) -> Failed {
     };
     let step = step.unwrap_or_default();
     Failed { kind: kind.into(), step: step.name, message: error.to_string(), last_lines: step.last_lines }
+}
+
+fn broken(error: EngineError) -> Ended {
+    infrastructure(error.to_string())
 }
 
 fn infrastructure(message: String) -> Ended {

@@ -1,11 +1,10 @@
 //! The build worker of Trailer Images: takes builds from image-service and runs them on a Docker Engine.
 //!
 //! `dial` reaches the service, `session` holds the connection, `worker` what is held over it, `job` is one attempt at one
-//! build; `engine` is what it needs of an engine and `docker` the real one, with credentials from `registries`; `output` turns its progress into events, `outbox`
-//! keeps them until they are durable, with a `spool` for what is too much for memory, `lease` says when all work has to stop,
-//! `residue` sees whether it has, `orphans` ends what a killed engine has left
-//! behind, and `leftovers` removes what a killed worker has. `simulation` puts models around all of
-//! it.
+//! build; `engine` is what it needs of an engine and `docker` the real one, with credentials from `registries`; `output` turns
+//! its progress into events, `outbox` keeps them until they are durable, with a `spool` for what is too much for memory, `lease`
+//! says when all work has to stop, `residue` sees whether it has, `orphans` ends what a killed engine has left behind, and
+//! `leftovers` removes what a killed worker has. `simulation` puts models around all of it.
 //!
 //! Invariants:
 //! - A build runs under a tag of its attempt; the image's own tag is set after the service has granted it.
@@ -47,6 +46,7 @@ mod leftovers;
 mod orphans;
 mod outbox;
 mod output;
+mod reference;
 mod registries;
 mod residue;
 mod session;

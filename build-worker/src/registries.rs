@@ -1,9 +1,11 @@
 //! What a Docker configuration directory knows of registries: the credentials that `docker login` and credential helpers keep.
 
-use std::{collections::HashMap, fmt, fs, io, path::PathBuf};
+use std::{collections::HashMap, fmt, fs, io, path::PathBuf, sync::Arc};
 
 use docker_credential::{CredentialRetrievalError, DockerCredential, get_credential_from_reader};
 use serde::Deserialize;
+
+use crate::reference;
 
 /// The registries that a Docker configuration directory has credentials for. It is read again whenever it is asked, so that
 /// they can be renewed.
@@ -35,8 +37,6 @@ struct ConfigFile {
 }
 
 impl Registries {
-    const DOCKER_HUB: &str = "https://index.docker.io/v1/";
-
     /// Those of a directory that need not exist.
     pub(crate) fn of(directory: PathBuf) -> Self {
         Self { directory }
@@ -44,53 +44,36 @@ impl Registries {
 
     /// The credentials for the registry of a reference; none when none are configured. May run a credential helper.
     pub(crate) async fn credentials(&self, reference: &str) -> Result<Option<Credentials>, CredentialsError> {
-        self.of_registry(registry(reference).to_owned()).await
+        let registry = reference::registry(reference);
+        match self.read().map_err(|error| refused(registry, error.to_string()))? {
+            Some(config) => find(Arc::from(config), registry.to_owned()).await,
+            None => Ok(None),
+        }
     }
 
     /// The credentials of every registry that has an entry of its own, by the name that it is configured by. Those that
     /// cannot be had are left out: most builds do not need them.
     pub(crate) async fn all(&self) -> HashMap<String, Credentials> {
-        let config: ConfigFile = match self.read() {
-            Ok(Some(text)) => serde_json::from_str(&text).unwrap_or_else(|_| {
-                tracing::warn!("the Docker configuration cannot be understood");
-                ConfigFile::default()
-            }),
-            Ok(None) => ConfigFile::default(),
+        let text: Arc<str> = match self.read() {
+            Ok(text) => Arc::from(text.unwrap_or_else(|| "{}".to_owned())),
             Err(error) => {
                 tracing::warn!(%error, "the Docker configuration cannot be read");
-                ConfigFile::default()
+                return HashMap::new();
             }
         };
+        let config: ConfigFile = serde_json::from_str(&text).unwrap_or_else(|_| {
+            tracing::warn!("the Docker configuration cannot be understood");
+            ConfigFile::default()
+        });
         let mut all = HashMap::new();
         for registry in config.auths.into_keys().chain(config.cred_helpers.into_keys()) {
-            match self.of_registry(registry.clone()).await {
+            match find(Arc::clone(&text), registry.clone()).await {
                 Ok(Some(credentials)) => drop(all.insert(registry, credentials)),
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, "credentials are left out"),
             }
         }
         all
-    }
-
-    async fn of_registry(&self, registry: String) -> Result<Option<Credentials>, CredentialsError> {
-        let asked = registry.clone();
-        let Some(text) = self.read().map_err(|error| refused(&registry, error.to_string()))? else {
-            return Ok(None);
-        };
-        let found = tokio::task::spawn_blocking(move || get_credential_from_reader(text.as_bytes(), &asked));
-        match found.await {
-            Ok(Ok(DockerCredential::UsernamePassword(user, password))) => {
-                Ok(Some(Credentials::Password { user, password }))
-            }
-            Ok(Ok(DockerCredential::IdentityToken(token))) => Ok(Some(Credentials::IdentityToken(token))),
-            Ok(Err(CredentialRetrievalError::NoCredentialConfigured)) => Ok(None),
-            // What the helper has printed may hold the secret.
-            Ok(Err(CredentialRetrievalError::HelperFailure { helper, .. })) => {
-                Err(refused(&registry, format!("the credential helper {helper} has failed")))
-            }
-            Ok(Err(error)) => Err(refused(&registry, error.to_string())),
-            Err(error) => Err(refused(&registry, error.to_string())),
-        }
     }
 
     fn read(&self) -> io::Result<Option<String>> {
@@ -102,20 +85,28 @@ impl Registries {
     }
 }
 
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Credentials")
+/// What a configuration has for a registry.
+async fn find(config: Arc<str>, registry: String) -> Result<Option<Credentials>, CredentialsError> {
+    let asked = registry.clone();
+    let found = tokio::task::spawn_blocking(move || get_credential_from_reader(config.as_bytes(), &asked));
+    match found.await {
+        Ok(Ok(DockerCredential::UsernamePassword(user, password))) => {
+            Ok(Some(Credentials::Password { user, password }))
+        }
+        Ok(Ok(DockerCredential::IdentityToken(token))) => Ok(Some(Credentials::IdentityToken(token))),
+        Ok(Err(CredentialRetrievalError::NoCredentialConfigured)) => Ok(None),
+        // What the helper has printed may hold the secret.
+        Ok(Err(CredentialRetrievalError::HelperFailure { helper, .. })) => {
+            Err(refused(&registry, format!("the credential helper {helper} has failed")))
+        }
+        Ok(Err(error)) => Err(refused(&registry, error.to_string())),
+        Err(error) => Err(refused(&registry, error.to_string())),
     }
 }
 
-/// The registry of a reference, by the name that it is configured by: a first part that cannot be a folder of Docker Hub.
-fn registry(reference: &str) -> &str {
-    match reference.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => match host {
-            "docker.io" | "index.docker.io" => Registries::DOCKER_HUB,
-            host => host,
-        },
-        Some(_) | None => Registries::DOCKER_HUB,
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials")
     }
 }
 
@@ -126,21 +117,6 @@ fn refused(registry: &str, reason: String) -> CredentialsError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_reference_names_its_registry() {
-        for (reference, expected) in [
-            ("ubuntu:24.04", Registries::DOCKER_HUB),
-            ("library/ubuntu", Registries::DOCKER_HUB),
-            ("docker.io/library/ubuntu", Registries::DOCKER_HUB),
-            ("quay.io/x/y:1", "quay.io"),
-            ("127.0.0.1:5000/x", "127.0.0.1:5000"),
-            ("localhost/x", "localhost"),
-            ("x@sha256:0", Registries::DOCKER_HUB),
-        ] {
-            assert_eq!(registry(reference), expected, "{reference}");
-        }
-    }
 
     #[tokio::test]
     async fn credentials_come_from_the_directory_and_are_not_shown() {

@@ -37,7 +37,16 @@ pub(crate) async fn import_with(
         header.set_mode(0o644);
         archive.append_data(&mut header, "etc/text", text.as_bytes())?;
     }
-    let archive = archive.into_inner()?;
+    import_archive(docker, reference, archive.into_inner()?, change).await
+}
+
+/// Makes one of an archive of its files, that an instruction of a Dockerfile has changed if it is not empty.
+pub(crate) async fn import_archive(
+    docker: &Docker,
+    reference: &str,
+    archive: Vec<u8>,
+    change: &str,
+) -> anyhow::Result<()> {
     let (name, tag) = reference.split_once(':').context("a tag")?;
     let options = CreateImageOptionsBuilder::new().from_src("-").repo(name).tag(tag);
     let options = if change.is_empty() { options } else { options.changes(vec![change.to_owned()]) };

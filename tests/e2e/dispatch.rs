@@ -21,6 +21,19 @@ use crate::{
     stack::{LIMIT, Service, Worker},
 };
 
+const SHORT_LEASE: [&str; 10] = [
+    "--heartbeat",
+    "100ms",
+    "--offline-after",
+    "600ms",
+    "--stop-after",
+    "1s",
+    "--stop-within",
+    "500ms",
+    "--lease",
+    "1700ms",
+];
+
 fn started() -> Event {
     Event::Started(Started {})
 }
@@ -227,10 +240,7 @@ async fn a_worker_that_comes_back_without_its_build_gives_it_up() -> anyhow::Res
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_worker_loses_its_build_when_the_lease_is_over() -> anyhow::Result<()> {
-    let times =
-        ["--heartbeat", "100ms", "--offline-after", "600ms", "--stop-after", "1s", "--stop-within", "500ms"];
-    let flags = [&times[..], &["--lease", "1700ms"]].concat();
-    let service = Service::start_with(&flags).await?;
+    let service = Service::start_with(&SHORT_LEASE).await?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("A", "FROM scratch")).await?;
     let mut silent = Actor::connect(&service, hello("w1", &[])).await?;
@@ -249,10 +259,7 @@ async fn a_silent_worker_loses_its_build_when_the_lease_is_over() -> anyhow::Res
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_lives_and_does_not_begin_loses_its_build_at_no_cost() -> anyhow::Result<()> {
     const HEARTBEAT: Duration = Duration::from_millis(100);
-    let times =
-        ["--heartbeat", "100ms", "--offline-after", "600ms", "--stop-after", "1s", "--stop-within", "500ms"];
-    let flags = [&times[..], &["--lease", "1700ms"]].concat();
-    let service = Service::start_with(&flags).await?;
+    let service = Service::start_with(&SHORT_LEASE).await?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("A", "FROM scratch")).await?;
     let mut mute = Actor::connect(&service, hello("w1", &[])).await?;

@@ -7,7 +7,6 @@ use bollard::{
     models::ContainerCreateBody,
     query_parameters::{
         CreateContainerOptions, DownloadFromContainerOptionsBuilder, RemoveContainerOptionsBuilder,
-        RemoveImageOptionsBuilder,
     },
 };
 use futures_util::StreamExt as _;
@@ -19,10 +18,9 @@ use tonic::{Code, Status};
 
 use crate::{
     answers::{fields, refused},
-    base_image,
     client::{Client, image},
     engine::FakeEngine,
-    real_engine,
+    real_engine::Real,
     stack::{Service, Worker},
 };
 
@@ -127,13 +125,8 @@ const HOSTILE: [&str; 22] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_engine_sees_hostile_values_unchanged() -> anyhow::Result<()> {
-    let (docker, docker_host) = real_engine::connect().await?;
-    let run = uuid::Uuid::new_v4().simple().to_string();
-    let base = format!("trailer-test/base-{run}:latest");
-    base_image::import(&docker, &base).await?;
-    let service = Service::start().await?;
-    let _worker = Worker::start(&service, &format!("w-{run}"), &docker_host).await?;
-    let alice = service.builder("alice");
+    let real = Real::start().await?;
+    let (docker, alice) = (&real.docker, real.alice());
     let numbered = || (0..).zip(HOSTILE);
     let environment: BTreeMap<String, String> =
         numbered().map(|(i, value)| (format!("HOSTILE_{i}"), value.to_owned())).collect();
@@ -153,10 +146,10 @@ async fn the_engine_sees_hostile_values_unchanged() -> anyhow::Result<()> {
                 executable: *executable,
             })
             .collect(),
-        ..generate(&base)
+        ..generate(&real.base())
     };
     let wanted = Image {
-        name: format!("Hostile {run}"),
+        name: format!("Hostile {}", real.run),
         config: Some(config(Source::Generate(source))),
         ..Image::default()
     };
@@ -203,9 +196,5 @@ async fn the_engine_sees_hostile_values_unchanged() -> anyhow::Result<()> {
     assert_eq!(found, files);
     let options = RemoveContainerOptionsBuilder::new().force(true).build();
     docker.remove_container(&container, Some(options)).await?;
-    for name in [&reference, &base] {
-        let options = RemoveImageOptionsBuilder::new().force(true).build();
-        docker.remove_image(name, Some(options), None).await?;
-    }
-    Ok(())
+    real.clean(&[&reference]).await
 }

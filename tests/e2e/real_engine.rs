@@ -32,34 +32,40 @@ use crate::{
 const SOCKET: &str = "/var/run/docker.sock";
 
 /// A service and a worker on the real engine, with a base image that holds a shell.
-struct Real {
-    docker: Docker,
-    run: String,
-    service: Service,
+pub(crate) struct Real {
+    pub(crate) docker: Docker,
+    /// Unique: names are made from it.
+    pub(crate) run: String,
+    pub(crate) service: Service,
     _worker: Worker,
 }
 
 impl Real {
-    async fn start() -> anyhow::Result<Self> {
+    pub(crate) async fn start() -> anyhow::Result<Self> {
         let (docker, docker_host) = connect().await?;
         let run = uuid::Uuid::new_v4().simple().to_string();
         let service = Service::start().await?;
-        let worker = Worker::start(&service, &format!("w-{run}"), &docker_host).await?;
+        let worker = Worker::start(&service, &worker_of(&run), &docker_host).await?;
         let real = Self { docker, run, service, _worker: worker };
         base_image::import(&real.docker, &real.base()).await?;
         Ok(real)
     }
 
-    fn base(&self) -> String {
+    pub(crate) fn base(&self) -> String {
         format!("trailer-test/base-{}:latest", self.run)
     }
 
+    /// The name of its worker.
+    pub(crate) fn worker(&self) -> String {
+        worker_of(&self.run)
+    }
+
     /// A Dockerfile on the base. The run's name in it keeps the engine's cache out of the test.
-    fn dockerfile(&self, instructions: &str) -> String {
+    pub(crate) fn dockerfile(&self, instructions: &str) -> String {
         format!("FROM {}\nENV RUN={}\n{instructions}", self.base(), self.run)
     }
 
-    fn alice(&self) -> Client {
+    pub(crate) fn alice(&self) -> Client {
         self.service.builder("alice")
     }
 
@@ -98,13 +104,17 @@ impl Real {
     }
 
     /// Removes what was made, and the base.
-    async fn clean(self, references: &[&str]) -> anyhow::Result<()> {
+    pub(crate) async fn clean(self, references: &[&str]) -> anyhow::Result<()> {
         for name in references.iter().copied().chain([self.base().as_str()]) {
             let options = RemoveImageOptionsBuilder::new().force(true).build();
             self.docker.remove_image(name, Some(options), None).await?;
         }
         Ok(())
     }
+}
+
+fn worker_of(run: &str) -> String {
+    format!("w-{run}")
 }
 
 /// The engine that the tests run on, and its address.
@@ -275,7 +285,7 @@ async fn a_cancel_does_not_disturb_an_identical_build() -> anyhow::Result<()> {
     let label = real.docker.inspect_image(&reference).await?.config.and_then(|config| config.labels);
     let expected = HashMap::from([
         ("trailer.image-id".to_owned(), second.id.clone()),
-        ("trailer.worker".to_owned(), format!("w-{}", real.run)),
+        ("trailer.worker".to_owned(), real.worker()),
     ]);
     assert_eq!(label, Some(expected));
     real.clean(&[&reference]).await

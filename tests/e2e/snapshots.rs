@@ -6,8 +6,7 @@ use bollard::{
     exec::{CreateExecOptions, StartExecOptions, StartExecResults},
     models::ContainerCreateBody,
     query_parameters::{
-        CreateContainerOptions, InspectContainerOptions, RemoveContainerOptionsBuilder,
-        RemoveImageOptionsBuilder, StartContainerOptions,
+        CreateContainerOptions, InspectContainerOptions, RemoveContainerOptionsBuilder, StartContainerOptions,
     },
 };
 use futures_util::StreamExt as _;
@@ -17,12 +16,7 @@ use proto::images::{
     SnapshotWorkspaceRequest,
 };
 
-use crate::{
-    base_image,
-    client::{Client, image},
-    real_engine,
-    stack::{Service, Worker},
-};
+use crate::{client::image, real_engine::Real};
 
 async fn start(docker: &Docker, reference: &str) -> anyhow::Result<String> {
     let body = ContainerCreateBody {
@@ -56,31 +50,31 @@ async fn run(docker: &Docker, container: &str, command: &str) -> anyhow::Result<
     Ok(printed)
 }
 
-async fn remove(docker: &Docker, containers: &[&str], images: &[&str]) -> anyhow::Result<()> {
+async fn remove(docker: &Docker, containers: &[&str]) -> anyhow::Result<()> {
     for container in containers {
         let options = RemoveContainerOptionsBuilder::new().force(true).build();
         docker.remove_container(container, Some(options)).await?;
     }
-    for image in images {
-        let options = RemoveImageOptionsBuilder::new().force(true).build();
-        docker.remove_image(image, Some(options), None).await?;
-    }
     Ok(())
 }
 
-async fn snapshot(
-    platform: &Client,
-    source: &str,
-    worker: &str,
-    container: &str,
-    name: &str,
-) -> anyhow::Result<(Image, Build)> {
+/// An image that workspaces are started from.
+async fn built(real: &Real) -> anyhow::Result<Image> {
+    let wanted = image(&format!("Source {}", real.run), &real.dockerfile(""));
+    let (source, build) = real.alice().create(wanted).await?;
+    let finished = real.alice().finished(&build.id).await?;
+    anyhow::ensure!(finished.state() == BuildState::Succeeded, "{finished:?}");
+    Ok(source)
+}
+
+async fn snapshot(real: &Real, source: &str, container: &str) -> anyhow::Result<(Image, Build)> {
+    let platform = real.service.client(&real.service.token("platform", &[Role::Service]));
     let request = SnapshotWorkspaceRequest {
         source_image_id: source.to_owned(),
-        worker: worker.to_owned(),
+        worker: real.worker(),
         container: container.to_owned(),
         creator: "alice".to_owned(),
-        image: Some(Image { name: name.to_owned(), ..Image::default() }),
+        image: Some(Image { name: format!("Snapshot {}", real.run), ..Image::default() }),
         ..SnapshotWorkspaceRequest::default()
     };
     let response = platform.images.clone().snapshot_workspace(request).await?.into_inner();
@@ -93,23 +87,12 @@ fn reference(image: &Image) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_holds_what_the_workspace_has_changed() -> anyhow::Result<()> {
-    let (docker, docker_host) = real_engine::connect().await?;
-    let id = uuid::Uuid::new_v4().simple().to_string();
-    let base = format!("trailer-test/base-{id}:latest");
-    base_image::import(&docker, &base).await?;
-    let service = Service::start().await?;
-    let name = format!("w-{id}");
-    let _worker = Worker::start(&service, &name, &docker_host).await?;
-    let alice = service.builder("alice");
-    let platform = service.client(&service.token("platform", &[Role::Service]));
-    let (source, build) =
-        alice.create(image(&format!("Source {id}"), &format!("FROM {base}\nENV RUN={id}"))).await?;
-    assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Succeeded);
-    let workspace = start(&docker, &reference(&source)).await?;
-    run(&docker, &workspace, "echo changed > /etc/changed").await?;
+    let real = Real::start().await?;
+    let (docker, alice, source) = (&real.docker, real.alice(), built(&real).await?);
+    let workspace = start(docker, &reference(&source)).await?;
+    run(docker, &workspace, "echo changed > /etc/changed").await?;
 
-    let (taken, build) =
-        snapshot(&platform, &source.id, &name, &workspace, &format!("Snapshot {id}")).await?;
+    let (taken, build) = snapshot(&real, &source.id, &workspace).await?;
     assert_eq!(taken.status(), ImageStatus::Snapshotting);
     let finished = alice.finished(&build.id).await?;
     assert_eq!(finished.state(), BuildState::Succeeded, "{finished:?}");
@@ -120,14 +103,14 @@ async fn a_snapshot_holds_what_the_workspace_has_changed() -> anyhow::Result<()>
     assert_eq!(shown.status(), ImageStatus::BuildFinished);
     let request = ResolveImageRequest { id: taken.id.clone() };
     let resolved = alice.images.clone().resolve_image(request).await?.into_inner();
-    assert_eq!((resolved.reference, resolved.worker), (reference(&shown), name.clone()));
+    assert_eq!((resolved.reference, resolved.worker), (reference(&shown), real.worker()));
     let made = docker.inspect_image(&resolved.image_id).await?;
     let labels = made.config.and_then(|config| config.labels).context("labels")?;
     assert_eq!(labels.get("trailer.image-id"), Some(&taken.id), "{labels:?}");
-    let second = start(&docker, &reference(&shown)).await?;
+    let second = start(docker, &reference(&shown)).await?;
     assert_eq!(
-        run(&docker, &second, "/bin/busybox cat /etc/changed; echo $RUN").await?,
-        format!("changed\n{id}\n")
+        run(docker, &second, "/bin/busybox cat /etc/changed; echo $RUN").await?,
+        format!("changed\n{}\n", real.run)
     );
 
     // And its clone starts from it.
@@ -136,30 +119,20 @@ async fn a_snapshot_holds_what_the_workspace_has_changed() -> anyhow::Result<()>
     let (clone, build) = alice.create(form.and_then(|form| form.image).context("a form")?).await?;
     let finished = alice.finished(&build.id).await?;
     assert_eq!(finished.state(), BuildState::Succeeded, "{finished:?}");
-    let third = start(&docker, &reference(&clone)).await?;
-    assert_eq!(run(&docker, &third, "/bin/busybox cat /etc/changed").await?, "changed\n");
-    let images = [reference(&clone), reference(&shown), reference(&source), base];
-    remove(&docker, &[&workspace, &second, &third], &images.each_ref().map(String::as_str)).await
+    let third = start(docker, &reference(&clone)).await?;
+    assert_eq!(run(docker, &third, "/bin/busybox cat /etc/changed").await?, "changed\n");
+    remove(docker, &[&workspace, &second, &third]).await?;
+    real.clean(&[&reference(&clone), &reference(&shown), &reference(&source)]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_workspace_of_the_image_is_not_committed() -> anyhow::Result<()> {
-    let (docker, docker_host) = real_engine::connect().await?;
-    let id = uuid::Uuid::new_v4().simple().to_string();
-    let base = format!("trailer-test/base-{id}:latest");
-    base_image::import(&docker, &base).await?;
-    let service = Service::start().await?;
-    let name = format!("w-{id}");
-    let _worker = Worker::start(&service, &name, &docker_host).await?;
-    let alice = service.builder("alice");
-    let platform = service.client(&service.token("platform", &[Role::Service]));
-    let (source, build) =
-        alice.create(image(&format!("Source {id}"), &format!("FROM {base}\nENV RUN={id}"))).await?;
-    assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Succeeded);
-    let foreign = start(&docker, &base).await?;
-    let missing = format!("missing-{id}");
+    let real = Real::start().await?;
+    let (docker, alice, source) = (&real.docker, real.alice(), built(&real).await?);
+    let foreign = start(docker, &real.base()).await?;
+    let missing = format!("missing-{}", real.run);
     for (container, said) in [(&missing, "there is no container"), (&foreign, "does not carry the label")] {
-        let (taken, build) = snapshot(&platform, &source.id, &name, container, "Refused").await?;
+        let (taken, build) = snapshot(&real, &source.id, container).await?;
         let failed = alice.finished(&build.id).await?;
         let error = failed.error.clone().context("an error")?;
         assert_eq!((failed.state(), error.kind()), (BuildState::Failed, BuildErrorKind::User), "{failed:?}");
@@ -167,5 +140,6 @@ async fn what_is_no_workspace_of_the_image_is_not_committed() -> anyhow::Result<
         let shown = alice.get(&taken.id).await?;
         assert_eq!((shown.status(), shown.artifact.is_none()), (ImageStatus::Error, true));
     }
-    remove(&docker, &[&foreign], &[&reference(&source), &base]).await
+    remove(docker, &[&foreign]).await?;
+    real.clean(&[&reference(&source)]).await
 }

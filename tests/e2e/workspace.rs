@@ -10,8 +10,8 @@ use bollard::{
     Docker,
     models::ContainerCreateBody,
     query_parameters::{
-        CreateContainerOptions, CreateImageOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
-        RemoveImageOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptions,
+        CreateContainerOptions, LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder,
+        StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptions,
     },
 };
 use futures_util::StreamExt as _;
@@ -21,7 +21,7 @@ use proto::images::{
 };
 
 use crate::{
-    real_engine,
+    base_image, real_engine,
     registry::{DockerConfig, PASSWORD, Registry},
     stack::{Service, Worker},
 };
@@ -49,13 +49,7 @@ exec sleep infinity
 async fn import_debian(docker: &Docker, reference: &str) -> anyhow::Result<()> {
     let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debian/base.tar");
     let archive = tokio::fs::read(archive).await.context("the tests need a Debian: run them by tests/run")?;
-    let (name, tag) = reference.split_once(':').context("a tag")?;
-    let options = CreateImageOptionsBuilder::new().from_src("-").repo(name).tag(tag).build();
-    let mut importing = docker.create_image(Some(options), Some(bollard::body_full(archive.into())), None);
-    while let Some(progress) = importing.next().await {
-        progress?;
-    }
-    Ok(())
+    base_image::import_archive(docker, reference, archive, "").await
 }
 
 fn workspace(base_image: &str) -> ImageConfig {

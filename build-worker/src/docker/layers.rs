@@ -1,7 +1,7 @@
 //! What the engine says of a pull or a push, as steps and output: one step for the whole, and one for each layer whose name it
 //! tells.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bollard::models::ProgressDetail;
 use proto::dispatch::StepState;
@@ -15,14 +15,13 @@ pub(super) struct Layers {
     name: String,
     /// By layer: its last status, and how many tenths of it are done.
     told: BTreeMap<String, (String, i64)>,
-    announced: BTreeSet<String>,
 }
 
 impl Layers {
     const WHOLE: &str = "whole";
 
     pub(super) fn new(name: String) -> Self {
-        Self { name, told: BTreeMap::new(), announced: BTreeSet::new() }
+        Self { name, told: BTreeMap::new() }
     }
 
     pub(super) fn begun(&self) -> Vec<Progress> {
@@ -58,8 +57,7 @@ impl Layers {
             _ => StepState::Started,
         };
         let mut told = Vec::new();
-        let is_new = self.announced.insert(layer.clone());
-        if is_new || state != StepState::Pending {
+        if !self.told.contains_key(&layer) || state != StepState::Pending {
             told.push(step(&layer, format!("layer {layer}"), state, String::new()));
         }
         let size =

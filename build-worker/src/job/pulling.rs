@@ -1,14 +1,14 @@
 //! Pulling an image from its registry.
 
-use super::{Ended, Job, Made, infrastructure};
-use crate::output::Output;
+use super::{Ended, Job, Made, broken, infrastructure};
+use crate::{output::Output, reference};
 
 impl Job {
     /// Pulls, and sees that the engine has what it was asked for.
     pub(super) async fn pull(&self, reference: &str, output: &mut Output) -> Result<Made, Ended> {
-        let pull = self.engine.pull(reference).map_err(|error| infrastructure(error.to_string()))?;
+        let pull = self.engine.pull(reference).map_err(broken)?;
         self.follow(pull, output).await?;
-        let image = self.engine.image(reference).await.map_err(|error| infrastructure(error.to_string()))?;
+        let image = self.engine.image(reference).await.map_err(broken)?;
         let image =
             image.ok_or_else(|| infrastructure(format!("{reference} was pulled and is not there")))?;
         let repo_digest = digest_of(reference, &image.repo_digests);
@@ -21,10 +21,7 @@ fn digest_of(reference: &str, repo_digests: &[String]) -> String {
     if let Some((_, digest)) = reference.split_once('@') {
         return digest.to_owned();
     }
-    let repository = match reference.rsplit_once(':') {
-        Some((repository, tag)) if !tag.contains('/') => repository,
-        Some(_) | None => reference,
-    };
+    let (repository, _) = reference::parts(reference);
     let familiar = |name: &str| {
         let name = name.strip_prefix("docker.io/").unwrap_or(name);
         name.strip_prefix("library/").unwrap_or(name).to_owned()

@@ -1,10 +1,8 @@
 //! Committing a running container into an image.
 
-use std::collections::HashMap;
-
 use proto::dispatch::{Failed, FailureKind, Snapshot};
 
-use super::{Ended, Job, Made, failed, infrastructure};
+use super::{Ended, Job, Made, failed};
 use crate::engine::EngineError;
 
 impl Job {
@@ -27,33 +25,6 @@ impl Job {
             return Err(Ended::Stopped { left: None });
         }
         self.name_image(&image_id).await
-    }
-
-    /// The labels of what is made.
-    pub(super) fn labels(&self) -> HashMap<String, String> {
-        HashMap::from([
-            (Self::IMAGE_LABEL.to_owned(), self.assignment.image_id.clone()),
-            (crate::leftovers::WORKER_LABEL.to_owned(), self.worker.clone()),
-        ])
-    }
-
-    /// Gives an image its name and sees that the engine has it under it.
-    pub(super) async fn name_image(&self, image_id: &str) -> Result<Made, Ended> {
-        let reference = &self.assignment.reference;
-        let broken = |error: EngineError| infrastructure(error.to_string());
-        let (repository, tag) = reference
-            .rsplit_once(':')
-            .ok_or_else(|| infrastructure(format!("the reference {reference} has no tag")))?;
-        self.engine.tag(image_id, repository, tag).await.map_err(broken)?;
-        match self.engine.image(reference).await.map_err(broken)? {
-            Some(image) if image.id == image_id => {
-                Ok(Made { image_id: image.id, size_bytes: image.size_bytes, repo_digest: String::new() })
-            }
-            Some(image) => {
-                Err(infrastructure(format!("{reference} should be {image_id} and is {}", image.id)))
-            }
-            None => Err(infrastructure(format!("{reference} was tagged and is not there"))),
-        }
     }
 }
 
