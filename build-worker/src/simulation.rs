@@ -48,13 +48,19 @@ pub struct Process(Worker);
 
 impl Process {
     /// A process that has not begun to work.
-    pub fn new(name: &str, slots: u16, engine: &ModelEngine, surroundings: Arc<dyn Surroundings>) -> Self {
+    pub fn new(
+        name: &str,
+        slots: u16,
+        labels: Vec<(String, String)>,
+        engine: &ModelEngine,
+        surroundings: Arc<dyn Surroundings>,
+    ) -> Self {
         let config = Config {
             server: String::new(),
             token_file: PathBuf::new(),
             name: name.to_owned(),
             slots,
-            labels: Vec::new(),
+            labels,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             docker_host: String::new(),
             docker_config: None,

@@ -62,6 +62,14 @@ pub(crate) struct Policy {
     pub(crate) max_failures: i32,
 }
 
+impl Policy {
+    /// Whether a worker that was heard of at `heard_at` counts as online. What lies in the future is of before a clock was put
+    /// back, and tells nothing of now.
+    pub(crate) fn is_recent(&self, heard_at: Timestamp, now: Timestamp) -> bool {
+        heard_at.after(self.offline_after) >= now && now.after(self.offline_after) >= heard_at
+    }
+}
+
 /// What to write, and what to send once it is durable.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Decision {

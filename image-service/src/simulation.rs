@@ -2,6 +2,7 @@
 //! store is the real code. What a database does to it, the clock included, is up to the [`Surroundings`].
 
 use std::{
+    collections::BTreeMap,
     fmt::Debug,
     sync::{Arc, Mutex},
     time::Duration,
@@ -23,7 +24,7 @@ pub(crate) use self::tables::Tables;
 use crate::{
     access::{Principal, Role},
     build::{Build, BuildId, Event as BuildEvent, Happening, Job, Kind, State},
-    dispatch::{Event, Policy},
+    dispatch::{Decision, Event, Policy, ToWorker},
     error::Violations,
     grpc::Connection,
     image::{Configuration, ConfigurationDraft, Dockerfile, ImageId, Reference, Source},
@@ -72,6 +73,8 @@ pub struct Change {
     pub transitions: Vec<String>,
     /// The attempt and the worker of a report, and whether the worker was told to drop that attempt.
     pub report: Option<(i32, String, bool)>,
+    /// The attempt that a worker has come back without.
+    pub abandoned: Option<i32>,
     /// The row now; none when it is gone.
     pub after: Option<Row>,
 }
@@ -91,12 +94,12 @@ pub struct Row {
     pub failures: i32,
     /// The worker of the attempt.
     pub worker: Option<String>,
-    /// Whether a cancel was requested.
-    pub cancel_requested: bool,
+    /// When a cancel was requested: microseconds of the database's clock.
+    pub cancel_requested_at: Option<i64>,
     /// Whether the work is known to have stopped.
     pub stop_confirmed: bool,
-    /// Why it failed.
-    pub error: Option<String>,
+    /// Whose failure it was: `User`, `Timeout` or `Infrastructure`.
+    pub fault: Option<String>,
     /// The sequence numbers of its history.
     pub sequences: Vec<i64>,
     /// What its attempts have printed, each line with the number of the attempt.
@@ -121,17 +124,34 @@ pub struct Replica {
     shutdown: CancellationToken,
 }
 
-impl Default for Database {
-    fn default() -> Self {
+/// A build that a client wants.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// Who wants it.
+    pub requester: &'static str,
+    /// The only worker that may take it; any when empty.
+    pub worker: &'static str,
+    /// What labels a worker must have to take it.
+    pub labels: BTreeMap<String, String>,
+    /// How long an attempt may run.
+    pub time_limit: Option<Duration>,
+}
+
+impl Database {
+    /// Silence after which a worker counts as offline.
+    pub const OFFLINE_AFTER: Duration = Duration::from_secs(3);
+
+    /// An empty database; `queue_timeout`: how long a build may be in the queue.
+    pub fn new(queue_timeout: Duration) -> Self {
         // A third of the usual times: as much happens in a third of the steps.
         let policy = Policy {
             lease: Duration::from_secs(14),
             stop_deadline: Duration::from_secs(4),
-            offline_after: Duration::from_secs(3),
-            queue_timeout: Duration::from_secs(50),
+            offline_after: Self::OFFLINE_AFTER,
+            queue_timeout,
             max_failures: 3,
         };
-        let tables = Tables::new(policy, Arc::new(configuration()));
+        let tables = Tables::new(policy);
         Self { tables: Arc::new(Mutex::new(tables)), policy }
     }
 }
@@ -178,17 +198,14 @@ impl Replica {
         (Box::pin(connection.run()), ReceiverStream::new(stream).boxed())
     }
 
-    /// A client's request for a build of a new image: the build's row. `worker`: the only one that may take it.
-    pub async fn enqueue(&self, id: Uuid, requester: &str, worker: &str) -> bool {
+    /// A client's request for a build of a new image. Whether it was answered.
+    pub async fn enqueue(&self, id: Uuid, wish: &Wish) -> bool {
         let store = &self.store;
         let written = store.run(|tables, now| {
             if tables.build(BuildId(id)).is_some() {
                 return Ok(None);
             }
-            let mut configuration = ConfigurationDraft::of(Source::Dockerfile(Dockerfile::default()));
-            configuration.worker = worker.to_owned();
-            let mut violations = Violations::default();
-            let requirements = Configuration::parse(configuration, "", &mut violations).requirements();
+            let configuration = wish.configuration();
             let Ok(reference) = Reference::new(&format!("trailer/{id}"), "") else {
                 return Ok(None);
             };
@@ -196,12 +213,12 @@ impl Replica {
                 kind: Kind::Build,
                 configuration_revision: 1,
                 reference,
-                requirements,
+                requirements: configuration.requirements(),
                 workspace: None,
             };
-            let mut build = Build::queued(ImageId(id), 1, requester.to_owned(), job, now);
+            let mut build = Build::queued(ImageId(id), 1, wish.requester.to_owned(), job, now);
             build.id = BuildId(id);
-            let committed = tables.enqueue(build);
+            let committed = tables.enqueue(build, configuration);
             store.surroundings.committed(&change(tables, BuildId(id), &[], None));
             Ok(Some(committed))
         });
@@ -269,25 +286,39 @@ fn notation((state, event): (State, BuildEvent)) -> String {
     format!("{event:?} in {state:?}")
 }
 
-fn configuration() -> Configuration {
-    let dockerfile = Dockerfile { text: "FROM scratch".to_owned(), ..Dockerfile::default() };
-    Configuration::parse(
-        ConfigurationDraft::of(Source::Dockerfile(dockerfile)),
-        "",
-        &mut Violations::default(),
-    )
+impl Wish {
+    fn configuration(&self) -> Configuration {
+        let dockerfile = Dockerfile { text: "FROM scratch".to_owned(), ..Dockerfile::default() };
+        let mut draft = ConfigurationDraft::of(Source::Dockerfile(dockerfile));
+        draft.worker = self.worker.to_owned();
+        draft.worker_labels = self.labels.clone();
+        draft.build_timeout_ms =
+            self.time_limit.map(|limit| i64::try_from(limit.as_millis()).unwrap_or(i64::MAX));
+        Configuration::parse(draft, "", &mut Violations::default())
+    }
 }
 
 fn change(
     tables: &Tables,
     id: BuildId,
     transitions: &[(State, BuildEvent)],
-    report: Option<(i32, String, bool)>,
+    event: Option<(&Event, &Decision)>,
 ) -> Change {
+    let (mut report, mut abandoned) = (None, None);
+    match event {
+        Some((Event::Report { worker, report: told }, decided)) => {
+            let drops = |(_, message): &(String, ToWorker)| *message == ToWorker::Drop(told.attempt);
+            report = Some((told.attempt.number, worker.clone(), decided.messages.iter().any(drops)));
+        }
+        Some((Event::Abandoned { attempt }, _)) => abandoned = Some(*attempt),
+        Some((Event::Claim { .. } | Event::Cancel { .. } | Event::Waited { .. } | Event::Tick { .. }, _))
+        | None => {}
+    }
     Change {
         build: id.0,
         transitions: transitions.iter().copied().map(notation).collect(),
         report,
+        abandoned,
         after: tables.build(id).map(|build| row(tables, build)),
     }
 }
@@ -301,9 +332,9 @@ fn row(tables: &Tables, build: &Build) -> Row {
         attempt: build.attempt,
         failures: build.failures,
         worker: build.worker.clone(),
-        cancel_requested: build.cancel_requested_at.is_some(),
+        cancel_requested_at: build.cancel_requested_at.map(Timestamp::micros),
         stop_confirmed: build.stop_confirmed,
-        error: build.error.as_ref().map(|error| error.message.clone()),
+        fault: build.error.as_ref().map(|error| format!("{:?}", error.fault)),
         sequences: history.iter().map(|record| record.sequence).collect(),
         lines: history
             .iter()

@@ -3,9 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use image_service::simulation::Fate;
-use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use crate::{
     host::Host,
@@ -15,49 +16,38 @@ use crate::{
 /// Clients that want builds, cancel some and delete some.
 pub(crate) async fn request(world: Arc<World>, builds: u32) {
     for number in 0..builds {
-        sleep(world.millis(0, 12_000)).await;
-        world.enqueue(number).await;
+        sleep(world.millis(0, 8_000)).await;
+        world.enqueue_any(number).await;
         let fate = world.with_random(|random| random.u8(0..6));
-        if fate > 1 {
-            continue;
-        }
-        let after = world.millis(0, 25_000);
+        let after = world.millis(0, 15_000);
         let world = Arc::clone(&world);
-        tokio::spawn(async move {
-            sleep(after).await;
-            let build = Uuid::from_u64_pair(1, u64::from(number));
-            loop {
-                if let Some(running) = world.any_replica() {
-                    let replica = &running.replica;
-                    let answered =
-                        if fate == 0 { replica.cancel(build).await } else { replica.delete(build).await };
-                    if answered {
-                        return;
-                    }
-                }
-                sleep(Duration::from_millis(300)).await;
-            }
-        });
-    }
-    // A hanging build ends only when somebody wants it to.
-    sleep(Duration::from_secs(57)).await;
-    for number in 0..builds {
-        let build = Uuid::from_u64_pair(1, u64::from(number));
-        while !lock(&world.rules).rows().get(&build).is_none_or(|row| row.is_final) {
-            if let Some(running) = world.any_replica()
-                && running.replica.cancel(build).await
-            {
-                break;
-            }
-            sleep(Duration::from_millis(300)).await;
-        }
+        match fate {
+            0 => tokio::spawn(async move {
+                sleep(after).await;
+                world.cancel(number).await;
+            }),
+            1 => tokio::spawn(async move {
+                sleep(after).await;
+                world.delete(number).await;
+            }),
+            _ => continue,
+        };
     }
 }
 
-/// Lets things go wrong, one after the other and several at once, for ever.
-pub(crate) async fn disturb(world: &Arc<World>) {
+/// Lets things go wrong, one after the other and several at once, for so long; then nothing is wrong any more.
+pub(crate) async fn disturb(world: &Arc<World>, lasts: Duration) {
+    let mut disturbances = JoinSet::new();
+    let _ = timeout(lasts, begin_disturbances(world, &mut disturbances)).await;
+    world.healed.cancel();
+    disturbances.join_all().await;
+    world.fail_store(Fate::Done, Duration::ZERO);
+    world.tear_spools(Duration::ZERO);
+}
+
+async fn begin_disturbances(world: &Arc<World>, disturbances: &mut JoinSet<()>) {
     loop {
-        sleep(world.millis(200, 5_000)).await;
+        sleep(world.millis(100, 3_000)).await;
         let fault = world.with_random(|random| Fault::ALL[random.usize(0..Fault::ALL.len())]);
         // Mostly shorter than what a worker bears without the service, sometimes longer than any lease.
         let lasts = world.with_random(|random| match random.u8(0..8) {
@@ -68,7 +58,7 @@ pub(crate) async fn disturb(world: &Arc<World>) {
         let worker = world.with_random(|random| WORKERS[random.usize(0..WORKERS.len())]);
         let host = lock(&world.hosts).get(worker).cloned();
         let (Some(host), world) = (host, Arc::clone(world)) else { continue };
-        tokio::spawn(async move { happen(&world, fault, lasts, worker, &host).await });
+        disturbances.spawn(async move { happen(&world, fault, lasts, worker, &host).await });
     }
 }
 
@@ -81,11 +71,11 @@ async fn happen(world: &Arc<World>, fault: Fault, lasts: Duration, worker: &'sta
             world.note(fault, lasts);
             if fault == Fault::ServiceShutDown {
                 running.replica.shut_down();
-                sleep(Duration::from_millis(1_500)).await;
+                world.last(Duration::from_millis(1_500)).await;
             }
             lock(&world.replicas)[index] = None;
             running.process.kill();
-            sleep(lasts).await;
+            world.last(lasts).await;
             if lock(&world.replicas)[index].is_none() {
                 world.start_replica(index);
             }
@@ -94,7 +84,7 @@ async fn happen(world: &Arc<World>, fault: Fault, lasts: Duration, worker: &'sta
             let Some(running) = running else { return };
             world.note(fault, lasts);
             running.process.suspend();
-            sleep(lasts).await;
+            world.last(lasts).await;
             running.process.resume();
         }
         Fault::WorkerKilled | Fault::WorkerShutDown => {
@@ -105,14 +95,14 @@ async fn happen(world: &Arc<World>, fault: Fault, lasts: Duration, worker: &'sta
             world.note(fault, lasts);
             if fault == Fault::WorkerShutDown {
                 lock(&host.shutdown).cancel();
-                sleep(Duration::from_secs(45)).await;
+                world.last(Duration::from_secs(45)).await;
             }
             if process.is_killed() {
                 return;
             }
             world.excuse(worker, true);
             process.kill();
-            sleep(lasts).await;
+            world.last(lasts).await;
             world.excuse(worker, false);
             host.start();
         }
@@ -124,7 +114,7 @@ async fn happen(world: &Arc<World>, fault: Fault, lasts: Duration, worker: &'sta
             world.note(fault, lasts);
             world.excuse(worker, true);
             process.suspend();
-            sleep(lasts).await;
+            world.last(lasts).await;
             process.resume();
             // It may be about to begin something that it should not, and has to find out.
             sleep(Duration::from_secs(12)).await;
@@ -136,35 +126,42 @@ async fn happen(world: &Arc<World>, fault: Fault, lasts: Duration, worker: &'sta
                 while !drain(world, worker, drained).await {
                     sleep(Duration::from_millis(300)).await;
                 }
-                sleep(lasts).await;
+                world.last(lasts).await;
             }
         }
         Fault::EngineKilled => {
             world.note(fault, lasts);
             host.engine.kill();
-            sleep(lasts).await;
+            world.last(lasts).await;
             host.engine.start();
         }
         Fault::EngineSuspended => {
             world.note(fault, lasts);
             host.engine.suspend();
-            sleep(lasts).await;
+            world.last(lasts).await;
             host.engine.resume();
         }
         // Some builds have it from the beginning.
         Fault::EngineStuck => {}
         Fault::LinkStalled => {
             world.note(fault, lasts);
-            host.stalled.set(true);
-            sleep(lasts).await;
-            host.stalled.set(false);
+            // One direction, the other, or both.
+            let stalled = world.with_random(|random| random.u8(1..4));
+            for (bit, direction) in [(1, &host.to_service), (2, &host.to_worker)] {
+                if stalled & bit != 0 {
+                    direction.set(true);
+                }
+            }
+            world.last(lasts).await;
+            host.to_service.set(false);
+            host.to_worker.set(false);
         }
         Fault::LinkCut => {
             world.note(fault, lasts);
             if let Some(cut) = lock(&host.cut).take() {
                 cut.cancel();
             }
-            sleep(lasts).await;
+            world.last(lasts).await;
             lock(&host.cut).get_or_insert_default();
         }
         Fault::CommitLost => {
@@ -191,19 +188,6 @@ async fn happen(world: &Arc<World>, fault: Fault, lasts: Duration, worker: &'sta
 async fn drain(world: &World, worker: &str, drained: bool) -> bool {
     let Some(running) = world.any_replica() else { return false };
     running.replica.drain_worker(worker, drained).await
-}
-
-/// Nothing is wrong any more; what was begun to go wrong ends by itself.
-pub(crate) fn heal(world: &Arc<World>) {
-    world.fail_store(Fate::Done, Duration::ZERO);
-    world.tear_spools(Duration::ZERO);
-    let hosts: Vec<Arc<Host>> = lock(&world.hosts).values().cloned().collect();
-    for host in hosts {
-        host.engine.start();
-        host.engine.resume();
-        host.stalled.set(false);
-        lock(&host.cut).get_or_insert_with(CancellationToken::new);
-    }
 }
 
 /// Ends every process, so that nothing of the world is left.

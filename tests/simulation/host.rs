@@ -1,7 +1,7 @@
 //! Where a worker lives: its process, its engine, and its way to the service.
 
 use std::{
-    fmt,
+    fmt::{self, Write as _},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -23,7 +23,7 @@ use tonic::Status;
 use crate::{
     process::Process,
     rules::split,
-    world::{Fault, World, lock},
+    world::{Fault, SLOTS, World, lock, zone_of},
 };
 
 /// Where a worker lives.
@@ -34,13 +34,14 @@ pub(crate) struct Host {
     pub(crate) engine: ModelEngine,
     pub(crate) process: Mutex<Process>,
     pub(crate) shutdown: Mutex<CancellationToken>,
-    /// Nothing goes through while it is stalled; what is on its way comes later.
-    pub(crate) stalled: Stalled,
+    /// Nothing goes to the service, or comes from it, while that is stalled; what is on its way comes later.
+    pub(crate) to_service: Stalled,
+    pub(crate) to_worker: Stalled,
     /// Cancelled when the connections break; renewed when they can be made again.
     pub(crate) cut: Mutex<Option<CancellationToken>>,
 }
 
-/// Whether a link is stalled. Those who wait for its end go on in the order in which they came.
+/// Whether a link is stalled in one direction. Those who wait for its end go on in the order in which they came.
 #[derive(Debug, Default)]
 pub(crate) struct Stalled {
     is_stalled: AtomicBool,
@@ -77,20 +78,43 @@ struct OfProcess {
 
 /// What kind of message it is.
 fn kind_of(message: Option<&impl fmt::Debug>) -> String {
-    let told = message.map_or_else(|| "the end".to_owned(), |message| format!("{message:?}"));
-    told.split(['(', '{']).next().unwrap_or_default().to_owned()
+    let mut kind = Kind("the end".to_owned());
+    if let Some(message) = message {
+        kind.0.clear();
+        // Refuses to hear all of it.
+        let _ = write!(kind, "{message:?}");
+    }
+    kind.0
+}
+
+/// Takes in the name of a variant, and nothing of its content.
+struct Kind(String);
+
+impl fmt::Write for Kind {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let name = text.split(['(', '{', ' ']).next().unwrap_or_default();
+        self.0.push_str(name);
+        if name.len() < text.len() { Err(fmt::Error) } else { Ok(()) }
+    }
 }
 
 impl Witness for OfEngine {
     fn plan(&self, name: &str) -> Plan {
         let (build, _) = split(name);
         let mut plan = self.world.plan(build);
-        if self.world.with_random(|random| random.u8(0..25) == 0) {
+        let is_stuck = self.world.with_random(|random| random.u8(0..25) == 0);
+        if is_stuck && !self.world.healed.is_cancelled() {
             plan.dies_after = Duration::from_secs(9);
             lock(&self.world.rules).excuse(name.to_owned());
             self.world.note(Fault::EngineStuck, Duration::from_secs(9));
         }
         plan
+    }
+
+    fn tagged(&self, image: &str, name: &str) {
+        self.world.count(("tagged", image, name));
+        let is_helpless = self.world.is_helpless(self.worker);
+        lock(&self.world.rules).tagged(image, name, is_helpless);
     }
 
     fn began(&self, name: &str) {
@@ -115,7 +139,8 @@ impl Host {
             engine: ModelEngine::new(witness),
             process: Mutex::default(),
             shutdown: Mutex::default(),
-            stalled: Stalled::default(),
+            to_service: Stalled::default(),
+            to_worker: Stalled::default(),
             cut: Mutex::new(Some(CancellationToken::new())),
         });
         host.start();
@@ -127,14 +152,15 @@ impl Host {
         let process = Process::default();
         let surroundings = Arc::new(OfProcess { host: Arc::clone(self), process: process.clone() });
         let shutdown = CancellationToken::new();
-        let worker = worker::Process::new(self.name, 2, &self.engine, surroundings);
+        let worker =
+            worker::Process::new(self.name, SLOTS, vec![zone_of(self.name)], &self.engine, surroundings);
         process.spawn(worker.work(shutdown.clone()).boxed());
         *lock(&self.process) = process;
         *lock(&self.shutdown) = shutdown;
     }
 
-    async fn flowing(&self) {
-        self.stalled.over().await;
+    async fn travel(&self, direction: &Stalled) {
+        direction.over().await;
         sleep(self.world.millis(1, 10)).await;
     }
 }
@@ -146,7 +172,7 @@ impl worker::Surroundings for OfProcess {
 
     fn dial(&self, mut requests: mpsc::Receiver<ConnectRequest>) -> BoxFuture<'_, Result<Answers, Status>> {
         async move {
-            self.host.flowing().await;
+            self.host.travel(&self.host.to_service).await;
             let unreachable = || Status::unavailable("nobody listens");
             let cut = lock(&self.host.cut).clone().ok_or_else(unreachable)?;
             let running = self.host.world.any_replica().ok_or_else(unreachable)?;
@@ -159,12 +185,10 @@ impl worker::Surroundings for OfProcess {
             tokio::spawn(broken.run_until_cancelled_owned(async move {
                 loop {
                     let request = requests.recv().await;
-                    host.flowing().await;
-                    host.world.count((
-                        host.name,
-                        "says",
-                        kind_of(request.as_ref().and_then(|request| request.message.as_ref())),
-                    ));
+                    host.travel(&host.to_service).await;
+                    let message = request.as_ref().and_then(|request| request.message.as_ref());
+                    host.world.count((host.name, "says", kind_of(message)));
+                    host.world.heard(host.name, message);
                     let Some(request) = request else { return };
                     if to_service.send(Ok(request)).await.is_err() {
                         return;
@@ -175,7 +199,7 @@ impl worker::Surroundings for OfProcess {
             tokio::spawn(cut.run_until_cancelled_owned(async move {
                 loop {
                     let answer = answers.next().await;
-                    host.flowing().await;
+                    host.travel(&host.to_worker).await;
                     let message = answer.as_ref().and_then(|answer| answer.as_ref().ok()?.message.as_ref());
                     host.world.count((host.name, "hears", kind_of(message)));
                     let Some(answer) = answer else { return };

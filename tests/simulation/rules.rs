@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use image_service::simulation::{Change, Row};
+use build_worker::simulation::{Outcome, Plan};
+use image_service::simulation::{Change, Row, Wish};
 use uuid::Uuid;
+
+use crate::world::{SLOTS, zone_of};
 
 /// What has been seen, and what of it must not have been.
 #[derive(Debug, Default)]
@@ -13,16 +16,43 @@ pub(crate) struct Rules {
     running: BTreeMap<String, String>,
     /// What runs on where nobody can stop it in time: a process that was suspended or killed, an engine that is stuck.
     excused: BTreeSet<String>,
-    lines: BTreeMap<Uuid, u32>,
+    wanted: BTreeMap<Uuid, Wanted>,
+    /// Whether nothing goes wrong any more, and what went wrong has been got over.
+    pub(crate) is_calm: bool,
+    /// Whether a build may be in the queue for too long.
+    pub(crate) may_wait_too_long: bool,
     /// How many reports came too late.
     pub(crate) stale_reports: u64,
     pub(crate) broken: Vec<String>,
 }
 
+/// A build as its client and its engine know it.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) plan: Plan,
+    pub(crate) wish: Wish,
+    /// Whether somebody wants it stopped, or its image deleted.
+    pub(crate) is_unwanted: bool,
+}
+
 impl Rules {
-    /// The engines print so many lines in every attempt at a build.
-    pub(crate) fn expect(&mut self, build: Uuid, lines: u32) {
-        self.lines.insert(build, lines);
+    pub(crate) fn new(may_wait_too_long: bool) -> Self {
+        Self { may_wait_too_long, ..Self::default() }
+    }
+
+    pub(crate) fn want(&mut self, build: Uuid, plan: Plan, wish: Wish) {
+        self.wanted.insert(build, Wanted { plan, wish, is_unwanted: false });
+    }
+
+    /// Somebody is about to ask for its end.
+    pub(crate) fn unwant(&mut self, build: Uuid) {
+        if let Some(wanted) = self.wanted.get_mut(&build) {
+            wanted.is_unwanted = true;
+        }
+    }
+
+    pub(crate) fn plan(&self, build: Uuid) -> Plan {
+        self.wanted.get(&build).expect("it was planned when it was queued").plan
     }
 
     pub(crate) fn rows(&self) -> &BTreeMap<Uuid, Row> {
@@ -66,54 +96,44 @@ impl Rules {
         self.running.remove(name);
     }
 
-    pub(crate) fn committed(&mut self, change: &Change) {
+    /// A worker sets the name of an image that an attempt has built.
+    pub(crate) fn tagged(&mut self, image: &str, name: &str, is_excused: bool) {
+        let attempt_name = image.trim_start_matches("sha256:");
+        let (build, attempt) = split(attempt_name);
+        let granted = |row: &Row| row.attempt == attempt && row.state == "Publishing";
+        // Whose image was deleted is gone, and what a cancel has given up may just be on its way.
+        let is_granted = self.rows.get(&build).is_none_or(|row| granted(row) || row.state == "Cancelled");
+        if !is_granted && !is_excused {
+            let message = format!("{name} was set to {image}, which may not be: {:?}", self.rows.get(&build));
+            self.blame(attempt_name, message);
+        }
+    }
+
+    /// `takes_nothing`: the worker of the build has been silent, or has said that it drains, for long.
+    pub(crate) fn committed(&mut self, change: &Change, takes_nothing: bool) {
         let id = change.build;
         let before = self.rows.get(&id).cloned();
         let Some(after) = &change.after else {
             if let Some(row) = self.rows.get_mut(&id) {
                 // What is gone ends nowhere else.
                 row.is_final = true;
+                row.is_held = false;
             }
             return;
         };
-        let mut rule = |holds: bool, what: &str| {
-            if !holds {
-                self.broken.push(format!("{id}: {what}: {before:?} became {after:?}"));
-            }
-        };
-        if let (Some(before), Some((attempt, worker, is_dropped))) = (&before, &change.report) {
-            let is_stale = *attempt != before.attempt || before.worker.as_ref() != Some(worker);
-            rule(!is_stale || (*is_dropped && before == after), "a stale report is refused");
-            self.stale_reports += u64::from(is_stale);
-        }
-        if let Some(before) = &before {
-            rule(!before.is_final || before == after, "a final state was left");
-            let is_claim = change.transitions.iter().any(|transition| transition.starts_with("Claimed"));
-            rule(after.attempt == before.attempt + i32::from(is_claim), "attempts are counted by claims");
-            rule(after.sequences.starts_with(&before.sequences), "the history was rewritten");
-            rule(
-                after.failures >= before.failures && after.failures <= 3,
-                "failures are counted up to three",
-            );
-        }
-        rule(after.sequences.iter().copied().eq(1..=after.sequences.len() as i64), "the history has no gap");
-        rule(after.is_held == (after.worker.is_some() && !after.is_final), "who is held has a worker");
-        rule((after.state == "Failed") == after.error.is_some(), "who fails says why");
+        let broken = self.broken.len();
+        self.require_order(change, before.as_ref(), after);
+        self.require_reasons(change, before.as_ref(), after);
         let name = format!("{id}-{}", after.attempt);
-        if after.state == "Succeeded" {
-            let expected = self.lines.get(&id).copied().unwrap_or_default();
-            let winning = after.lines.iter().filter(|(attempt, _)| *attempt == after.attempt);
-            let is_whole =
-                winning.map(|(_, line)| line.clone()).eq((0..expected).map(|line| format!("line {line}")));
-            rule(is_whole, "the winning attempt has every line once");
-            rule(after.artifact == Some(format!("sha256:{name}")), "the artifact is the winning attempt's");
-        } else {
-            rule(after.artifact.is_none(), "only a success has an artifact");
+        self.require_stopped(change, before.as_ref(), after, &name);
+        let is_given_away =
+            after.state == "Claimed" && before.as_ref().is_none_or(|row| row.state != "Claimed");
+        if is_given_away {
+            self.require_suitable(id, after, takes_nothing);
         }
-        rule(!after.cancel_requested || after.state != "Queued", "what is cancelled is not queued");
-        let confirmed = after.state == "Cancelled" && after.stop_confirmed && after.worker.is_some();
-        rule(!confirmed || !self.running.contains_key(&name), "what is said to have stopped has stopped");
-        let is_given_away = after.state == "Claimed" && before.is_none_or(|before| before.state != "Claimed");
+        for broken in &mut self.broken[broken..] {
+            *broken = format!("{id}: {broken}: {before:?} became {after:?} by {change:?}");
+        }
         self.rows.insert(id, after.clone());
         if is_given_away {
             let left: Vec<String> = self.running.keys().filter(|name| split(name).0 == id).cloned().collect();
@@ -121,6 +141,116 @@ impl Rules {
                 let message = format!("{name} ran while attempt {} was given out", after.attempt);
                 self.blame(&name, message);
             }
+        }
+    }
+
+    /// What may come after what.
+    fn require_order(&mut self, change: &Change, before: Option<&Row>, after: &Row) {
+        if let (Some(before), Some((attempt, worker, is_dropped))) = (before, &change.report) {
+            let is_stale = *attempt != before.attempt || before.worker.as_ref() != Some(worker);
+            self.rule(!is_stale || (*is_dropped && before == after), "a stale report is refused");
+            self.stale_reports += u64::from(is_stale);
+        }
+        if let (Some(before), Some(attempt)) = (before, change.abandoned) {
+            self.rule(attempt == before.attempt || before == after, "only the present attempt is abandoned");
+        }
+        if let Some(before) = before {
+            self.rule(!before.is_final || before == after, "a final state is never left");
+            let is_claim = change.transitions.iter().any(|transition| transition.starts_with("Claimed"));
+            self.rule(
+                after.attempt == before.attempt + i32::from(is_claim),
+                "attempts are counted by claims",
+            );
+            self.rule(after.sequences.starts_with(&before.sequences), "the history is never rewritten");
+            let asked = before.cancel_requested_at;
+            self.rule(
+                asked.is_none() || asked == after.cancel_requested_at,
+                "the first cancel sets the deadline",
+            );
+        }
+        let whole = after.sequences.iter().copied().eq(1..=after.sequences.len() as i64);
+        self.rule(whole, "the history has no gap");
+        self.rule(after.is_held == (after.worker.is_some() && !after.is_final), "who is held has a worker");
+        self.rule(
+            after.cancel_requested_at.is_none() || after.state != "Queued",
+            "what is to stop is not queued again",
+        );
+    }
+
+    /// Every failure and every end has a reason that is known here.
+    fn require_reasons(&mut self, change: &Change, before: Option<&Row>, after: &Row) {
+        let went = |what: &str| change.transitions.iter().any(|transition| transition.starts_with(what));
+        let failures_before = before.map_or(0, |row| row.failures);
+        let is_failure = (went("Lost in") || went("Failed(Infrastructure) in")) && after.state != "Cancelled";
+        self.rule(
+            after.failures == failures_before + i32::from(is_failure) && after.failures <= 3,
+            "each failure of the infrastructure is counted, and nothing else",
+        );
+        let Some(wanted) = self.wanted.get(&change.build).cloned() else {
+            self.rule(false, "nobody wants it");
+            return;
+        };
+        let plan = wanted.plan;
+        self.rule(
+            !is_failure || !self.is_calm || plan.outcome == Outcome::Breaks,
+            "nothing is lost when nothing goes wrong",
+        );
+        self.rule((after.state == "Failed") == after.fault.is_some(), "who fails says why");
+        let is_explained = match (after.state.as_str(), after.fault.as_deref()) {
+            ("Succeeded", _) => plan.outcome == Outcome::Succeeds,
+            ("Cancelled", _) => wanted.is_unwanted,
+            ("Failed", Some("User")) => plan.outcome == Outcome::Fails,
+            ("Failed", Some("Timeout")) if after.worker.is_none() => self.may_wait_too_long,
+            ("Failed", Some("Timeout")) => wanted.wish.time_limit.is_some(),
+            ("Failed", Some("Infrastructure")) => after.failures == 3,
+            _ => !after.is_final,
+        };
+        self.rule(is_explained, "it ends for a reason");
+        if after.state == "Succeeded" {
+            let winning = after.lines.iter().filter(|(attempt, _)| *attempt == after.attempt);
+            let is_whole =
+                winning.map(|(_, line)| line.clone()).eq((0..plan.lines).map(|line| format!("line {line}")));
+            self.rule(is_whole, "the winning attempt has every line once");
+            let image = format!("sha256:{}-{}", change.build, after.attempt);
+            self.rule(after.artifact == Some(image), "the artifact is the winning attempt's");
+        } else {
+            self.rule(after.artifact.is_none(), "only a success has an artifact");
+        }
+    }
+
+    /// What a worker says to be over is over, be its engine stuck.
+    fn require_stopped(&mut self, change: &Change, before: Option<&Row>, after: &Row, name: &str) {
+        let is_told = change.report.is_some() && before.is_some_and(|row| row.is_held) && !after.is_held;
+        // After its time limit a build has failed, whether or not it has stopped.
+        let is_confirmed = match after.state.as_str() {
+            "Cancelled" => after.stop_confirmed,
+            "Failed" => after.fault.as_deref() != Some("Timeout"),
+            _ => true,
+        };
+        self.rule(
+            !is_told || !is_confirmed || !self.running.contains_key(name),
+            "what is said to be over is over",
+        );
+    }
+
+    /// Whoever gets a build is one that may.
+    fn require_suitable(&mut self, build: Uuid, after: &Row, takes_nothing: bool) {
+        let Some(Wanted { wish, .. }) = self.wanted.get(&build).cloned() else { return };
+        let worker = after.worker.clone().unwrap_or_default();
+        self.rule(wish.worker.is_empty() || wish.worker == worker, "a pin is honoured");
+        let (label, zone) = zone_of(&worker);
+        self.rule(wish.labels.get(&label).is_none_or(|wanted| *wanted == zone), "labels are honoured");
+        let holds = |(id, row): &(&Uuid, &Row)| {
+            **id != build && row.is_held && row.worker.as_deref() == Some(worker.as_str())
+        };
+        let held = self.rows.iter().filter(holds).count();
+        self.rule(held < usize::from(SLOTS), "nobody gets more than it has slots for");
+        self.rule(!takes_nothing, "whoever is silent or drains gets nothing");
+    }
+
+    fn rule(&mut self, holds: bool, what: &str) {
+        if !holds {
+            self.broken.push(what.to_owned());
         }
     }
 

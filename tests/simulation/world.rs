@@ -12,14 +12,22 @@ use std::{
 };
 
 use build_worker::simulation::{Outcome, Plan};
-use image_service::simulation::{self as service, Change, Database, Fate, Replica, Row};
-use tokio::time::{Instant, sleep};
+use image_service::simulation::{self as service, Change, Database, Fate, Replica, Row, Wish};
+use proto::dispatch::connect_request::Message;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{host::Host, process::Process, rules::Rules};
 
 pub(crate) const WORKERS: [&str; 3] = ["w1", "w2", "w3"];
+pub(crate) const SLOTS: u16 = 2;
 pub(crate) const REPLICAS: usize = 2;
+
+/// The label of a worker.
+pub(crate) fn zone_of(worker: &str) -> (String, String) {
+    ("zone".to_owned(), if worker == "w3" { "north" } else { "south" }.to_owned())
+}
 
 /// What can go wrong.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,12 +87,15 @@ pub(crate) struct World {
     digest: Mutex<DefaultHasher>,
     /// Until when a fault counts as met.
     faults: Mutex<BTreeMap<Fault, Instant>>,
-    /// Until when operations of the store fail, and in which way.
-    store: Mutex<Option<(Fate, Instant)>>,
+    /// In which way operations of the store fail, whether all do or half of them, and until when.
+    store: Mutex<Option<(Fate, bool, Instant)>>,
     spool_is_torn_until: Mutex<Option<Instant>>,
     pub(crate) rules: Mutex<Rules>,
     pub(crate) coverage: Mutex<Coverage>,
-    plans: Mutex<BTreeMap<Uuid, Plan>>,
+    /// When the service heard of each worker last, and since when it has been told that it drains.
+    heard: Mutex<BTreeMap<&'static str, (Instant, Option<Instant>)>>,
+    /// Cancelled when nothing goes wrong any more.
+    pub(crate) healed: CancellationToken,
     database: Database,
     pub(crate) replicas: Mutex<Vec<Option<Arc<RunningReplica>>>>,
     pub(crate) hosts: Mutex<BTreeMap<&'static str, Arc<Host>>>,
@@ -99,6 +110,11 @@ pub(crate) struct RunningReplica {
     pub(crate) process: Process,
 }
 
+/// The build of a number.
+pub(crate) fn build_of(number: u32) -> Uuid {
+    Uuid::from_u64_pair(1, u64::from(number))
+}
+
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -107,8 +123,12 @@ impl World {
     const EPOCH: i64 = 1_800_000_000_000_000;
 
     pub(crate) fn new(seed: u64, is_told: bool) -> Arc<Self> {
+        let mut random = fastrand::Rng::with_seed(seed);
+        // Mostly nothing has to wait for so long, whatever goes wrong.
+        let may_wait_too_long = random.u8(0..8) == 0;
+        let queue_timeout = Duration::from_secs(if may_wait_too_long { 25 } else { 200 });
         let world = Arc::new(Self {
-            random: Mutex::new(fastrand::Rng::with_seed(seed)),
+            random: Mutex::new(random),
             begun: Instant::now(),
             is_told,
             clock_ahead: AtomicI64::new(0),
@@ -117,10 +137,11 @@ impl World {
             faults: Mutex::default(),
             store: Mutex::default(),
             spool_is_torn_until: Mutex::default(),
-            rules: Mutex::default(),
+            rules: Mutex::new(Rules::new(may_wait_too_long)),
             coverage: Mutex::default(),
-            plans: Mutex::default(),
-            database: Database::default(),
+            heard: Mutex::default(),
+            healed: CancellationToken::new(),
+            database: Database::new(queue_timeout),
             replicas: Mutex::default(),
             hosts: Mutex::default(),
             helpless: Mutex::default(),
@@ -173,7 +194,39 @@ impl World {
     }
 
     pub(crate) fn fail_store(&self, fate: Fate, lasts: Duration) {
-        *lock(&self.store) = Some((fate, Instant::now() + lasts));
+        let always = self.with_random(|random| random.bool());
+        *lock(&self.store) = Some((fate, always, Instant::now() + lasts));
+    }
+
+    /// Waits for so long, or until nothing goes wrong any more.
+    pub(crate) async fn last(&self, lasts: Duration) {
+        let _ = timeout(lasts, self.healed.cancelled()).await;
+    }
+
+    /// The service hears a worker.
+    pub(crate) fn heard(&self, worker: &'static str, message: Option<&Message>) {
+        let now = Instant::now();
+        let mut heard = lock(&self.heard);
+        let (at, drains) = heard.entry(worker).or_insert((now, None));
+        *at = now;
+        if let Some(Message::Heartbeat(heartbeat)) = message {
+            *drains = heartbeat.draining.then(|| drains.unwrap_or(now));
+        }
+    }
+
+    /// Whether a worker has been silent, or has said that it drains, for so long that nobody may give it a build.
+    fn takes_nothing(&self, worker: &str) -> bool {
+        /// A decision may rest on what was known a few slow operations ago.
+        const KNOWN_LATE: Duration = Duration::from_secs(8);
+        let may_be_late = [Fault::ServiceSuspended, Fault::CommitLost, Fault::CommitAmbiguous];
+        let now = Instant::now();
+        if may_be_late.iter().any(|fault| lock(&self.faults).get(fault).is_some_and(|until| *until > now)) {
+            return false;
+        }
+        lock(&self.heard).get(worker).is_none_or(|(at, drains)| {
+            at.elapsed() > Database::OFFLINE_AFTER + KNOWN_LATE
+                || drains.is_some_and(|since| since.elapsed() > KNOWN_LATE)
+        })
     }
 
     pub(crate) fn tear_spools(&self, lasts: Duration) {
@@ -201,10 +254,9 @@ impl World {
     }
 
     /// A client's new build.
-    pub(crate) async fn enqueue(&self, number: u32) {
-        let build = Uuid::from_u64_pair(1, u64::from(number));
-        let plan = self.with_random(|random| Plan {
-            lines: random.u32(1..40),
+    pub(crate) async fn enqueue_any(&self, number: u32) {
+        let mut plan = self.with_random(|random| Plan {
+            lines: random.u32(1..25),
             pace: Duration::from_millis(random.u64(20..1_000)),
             outcome: match random.u8(0..20) {
                 0..15 => Outcome::Succeeds,
@@ -214,14 +266,37 @@ impl World {
             },
             dies_after: Duration::from_millis(random.u64(0..1_500)),
         });
-        lock(&self.plans).insert(build, plan);
-        lock(&self.rules).expect(build, plan.lines);
-        let requester = self.with_random(|random| ["alice", "bob"][random.usize(0..2)]);
-        let pin =
-            self.with_random(|random| if random.u8(0..4) == 0 { WORKERS[random.usize(0..3)] } else { "" });
+        let mut wish = Wish {
+            requester: self.with_random(|random| ["alice", "bob"][random.usize(0..2)]),
+            worker: self
+                .with_random(|random| if random.u8(0..4) == 0 { WORKERS[random.usize(0..3)] } else { "" }),
+            labels: BTreeMap::new(),
+            time_limit: None,
+        };
+        if wish.worker.is_empty() && self.with_random(|random| random.u8(0..4) == 0) {
+            wish.labels.extend([zone_of(self.with_random(|random| WORKERS[random.usize(0..3)]))]);
+        }
+        // What hangs has to have a limit; some others have one that is about what they need.
+        if plan.outcome == Outcome::Hangs {
+            plan.lines = plan.lines.min(10);
+            wish.time_limit = Some(self.millis(2_000, 15_000));
+        } else if self.with_random(|random| random.u8(0..5) == 0) {
+            let needed = plan.pace * plan.lines + Duration::from_millis(20);
+            wish.time_limit = Some((needed + self.millis(0, 100)).max(Duration::from_secs(1)));
+        }
+        if lock(&self.rules).may_wait_too_long && self.with_random(|random| random.u8(0..6) == 0) {
+            wish.worker = "nobody";
+        }
+        self.enqueue(number, plan, wish).await;
+    }
+
+    /// Asks until it is answered.
+    pub(crate) async fn enqueue(&self, number: u32, plan: Plan, wish: Wish) {
+        let build = build_of(number);
+        lock(&self.rules).want(build, plan, wish.clone());
         loop {
             if let Some(running) = self.any_replica()
-                && running.replica.enqueue(build, requester, pin).await
+                && running.replica.enqueue(build, &wish).await
             {
                 return;
             }
@@ -229,9 +304,37 @@ impl World {
         }
     }
 
+    /// Asks for the end of a build until it is answered.
+    pub(crate) async fn cancel(&self, number: u32) {
+        let build = build_of(number);
+        lock(&self.rules).unwant(build);
+        loop {
+            if let Some(running) = self.any_replica()
+                && running.replica.cancel(build).await
+            {
+                return;
+            }
+            sleep(Duration::from_millis(300)).await;
+        }
+    }
+
+    /// Asks for a deletion until it is answered.
+    pub(crate) async fn delete(&self, number: u32) {
+        let build = build_of(number);
+        lock(&self.rules).unwant(build);
+        loop {
+            if let Some(running) = self.any_replica()
+                && running.replica.delete(build).await
+            {
+                return;
+            }
+            sleep(Duration::from_millis(300)).await;
+        }
+    }
+
     /// How engines shall do a build.
     pub(crate) fn plan(&self, build: Uuid) -> Plan {
-        lock(&self.plans).get(&build).copied().expect("it was planned when it was queued")
+        lock(&self.rules).plan(build)
     }
 
     pub(crate) fn tears_spools(&self) -> bool {
@@ -259,11 +362,14 @@ impl World {
 impl World {
     /// Some clients want a cancel just when something begins.
     fn cancel_at_times(&self, build: Uuid, row: &Row) {
-        let begins = ["Claimed", "Publishing"].contains(&row.state.as_str()) && !row.cancel_requested;
+        let begins = ["Claimed", "Publishing"].contains(&row.state.as_str())
+            && row.cancel_requested_at.is_none()
+            && !self.healed.is_cancelled();
         if begins
             && self.with_random(|random| random.u8(0..12) == 0)
             && let Some(running) = self.any_replica()
         {
+            lock(&self.rules).unwant(build);
             tokio::spawn(async move { running.replica.cancel(build).await });
         }
     }
@@ -276,7 +382,11 @@ impl service::Surroundings for World {
 
     fn delays(&self) -> (Duration, Duration) {
         self.with_random(|random| {
-            let mut delay = || Duration::from_millis(u64::from(random.u8(0..4)));
+            let mut delay = || match random.u8(0..200) {
+                0 => Duration::from_millis(random.u64(0..2_000)),
+                1..70 => Duration::from_millis(random.u64(1..4)),
+                _ => Duration::ZERO,
+            };
             (delay(), delay())
         })
     }
@@ -284,7 +394,11 @@ impl service::Surroundings for World {
     fn fate(&self) -> Fate {
         self.count("operation");
         match *lock(&self.store) {
-            Some((fate, until)) if Instant::now() < until && self.with_random(|random| random.bool()) => fate,
+            Some((fate, always, until))
+                if Instant::now() < until && (always || self.with_random(|random| random.bool())) =>
+            {
+                fate
+            }
             _ => Fate::Done,
         }
     }
@@ -295,7 +409,9 @@ impl service::Surroundings for World {
             &change.transitions,
             change.after.as_ref().map(|row| (row.attempt, &row.worker)),
         ));
-        lock(&self.rules).committed(change);
+        let worker = change.after.as_ref().and_then(|row| row.worker.as_deref());
+        let takes_nothing = worker.is_some_and(|worker| self.takes_nothing(worker));
+        lock(&self.rules).committed(change, takes_nothing);
         if let Some(after) = &change.after {
             self.cancel_at_times(change.build, after);
         }

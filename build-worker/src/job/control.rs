@@ -42,6 +42,11 @@ impl Control {
         self.stop.cancelled().await;
     }
 
+    /// Whether nothing more may come of the attempt, be it granted.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.reason.get().is_some_and(|reason| *reason != StopReason::HandBack)
+    }
+
     /// Whether nobody wants to hear of the attempt.
     pub(crate) fn is_fenced(&self) -> bool {
         self.reason.get() == Some(&StopReason::Fenced)

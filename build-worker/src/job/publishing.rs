@@ -34,6 +34,10 @@ impl Job {
     /// Gives an image its name and sees that the engine has it under it.
     pub(super) async fn name_image(&self, image_id: &str) -> Result<Made, Ended> {
         let reference = &self.assignment.reference;
+        // The engine may have kept the job waiting until nobody wants it any more.
+        if self.control.is_given_up() {
+            return Err(Ended::Stopped { left: None });
+        }
         self.engine.tag(image_id, reference).await.map_err(broken)?;
         match self.engine.image(reference).await.map_err(broken)? {
             Some(image) if image.id == image_id => {

@@ -49,6 +49,8 @@ pub trait Witness: Debug + Send + Sync {
     fn began(&self, name: &str);
     /// A build does not run any more.
     fn ended(&self, name: &str);
+    /// A worker wants an image, `sha256:` and a build's name, to have another name.
+    fn tagged(&self, image: &str, name: &str);
 }
 
 /// A model of a Docker Engine.
@@ -158,6 +160,8 @@ impl Engine for ModelEngine {
     }
 
     async fn tag(&self, image: &str, name: &str) -> Result<(), EngineError> {
+        let witness = Arc::clone(&self.state().witness);
+        witness.tagged(image, name);
         self.alive().await?;
         self.state().images.insert(name.to_owned(), image.to_owned());
         Ok(())

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Fate, Surroundings, Tables};
 use crate::{
     build::{Build, BuildId, PendingReason},
-    dispatch::{Decision, Event, Hello, Policy, ToWorker},
+    dispatch::{Decision, Event, Hello, Policy},
     error::Error,
     store::{Committed, DispatchStore},
     timestamp::Timestamp,
@@ -33,32 +33,25 @@ impl MemoryStore {
         operation: impl FnOnce(&mut Tables, Timestamp) -> Result<T, Error> + Send,
     ) -> Result<T, Error> {
         let (before, after) = self.surroundings.delays();
-        tokio::time::sleep(before).await;
+        if !before.is_zero() {
+            tokio::time::sleep(before).await;
+        }
         let fate = self.surroundings.fate();
         if fate == Fate::Lost {
             return Err(Error::Busy);
         }
         let now = Timestamp::from_micros(self.surroundings.now_micros());
         let done = operation(&mut self.tables(), now);
-        tokio::time::sleep(after).await;
+        if !after.is_zero() {
+            tokio::time::sleep(after).await;
+        }
         if fate == Fate::Ambiguous { Err(Error::Busy) } else { done }
     }
 
     /// Tells the surroundings what an event has done to a build, as soon as it is committed.
     fn tell(&self, tables: &Tables, id: BuildId, event: Option<&Event>, decided: Option<&Decision>) {
         let transitions = decided.map_or(&[][..], |decision| &decision.transitions);
-        let report = event.zip(decided).and_then(|(event, decided)| match event {
-            Event::Report { worker, report } => {
-                let drops = |(_, message): &(String, ToWorker)| *message == ToWorker::Drop(report.attempt);
-                Some((report.attempt.number, worker.clone(), decided.messages.iter().any(drops)))
-            }
-            Event::Claim { .. }
-            | Event::Cancel { .. }
-            | Event::Abandoned { .. }
-            | Event::Waited { .. }
-            | Event::Tick { .. } => None,
-        });
-        self.surroundings.committed(&super::change(tables, id, transitions, report));
+        self.surroundings.committed(&super::change(tables, id, transitions, event.zip(decided)));
     }
 
     /// Changes a build, and tells of it.

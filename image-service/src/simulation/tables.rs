@@ -20,7 +20,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Tables {
     pub(crate) policy: Policy,
-    configuration: Arc<Configuration>,
+    configurations: BTreeMap<BuildId, Arc<Configuration>>,
     builds: BTreeMap<BuildId, Build>,
     histories: BTreeMap<BuildId, Vec<Record>>,
     artifacts: BTreeMap<BuildId, Artifact>,
@@ -41,11 +41,11 @@ struct WorkerEntry {
 }
 
 impl Tables {
-    /// Empty tables; every build is of this configuration.
-    pub(crate) fn new(policy: Policy, configuration: Arc<Configuration>) -> Self {
+    /// Empty tables.
+    pub(crate) fn new(policy: Policy) -> Self {
         Self {
             policy,
-            configuration,
+            configurations: BTreeMap::new(),
             builds: BTreeMap::new(),
             histories: BTreeMap::new(),
             artifacts: BTreeMap::new(),
@@ -67,7 +67,8 @@ impl Tables {
         self.artifacts.get(&id)
     }
 
-    pub(crate) fn enqueue(&mut self, mut build: Build) -> Committed {
+    pub(crate) fn enqueue(&mut self, mut build: Build, configuration: Configuration) -> Committed {
+        self.configurations.insert(build.id, Arc::new(configuration));
         let used = |of: &&Build| of.state == State::Queued || of.attempt > 0;
         let own = self.builds.values().filter(|of| of.requested_by == build.requested_by);
         let last = own.filter(used).map(|of| of.round + 1).max();
@@ -115,7 +116,8 @@ impl Tables {
             return Ok(None);
         };
         self.round = self.round.max(build.round);
-        let rows = Rows { build, configuration: Some(Arc::clone(&self.configuration)) };
+        let configuration = self.configurations.get(&build.id).cloned();
+        let rows = Rows { build, configuration };
         let event = Event::Claim { worker: worker.to_owned() };
         let decision = dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?;
         let committed = self.apply(&decision);
@@ -161,7 +163,7 @@ impl Tables {
         let lives = known.is_some_and(|known| {
             known.session.is_some()
                 && known.hello.instance != hello.instance
-                && known.heard_at.after(self.policy.offline_after) >= now
+                && self.policy.is_recent(known.heard_at, now)
         });
         if lives {
             return Err(Error::WorkerConnected(hello.name.clone()));
@@ -234,9 +236,8 @@ impl Tables {
     }
 
     fn pending_reason(&self, build: &Build, now: Timestamp) -> PendingReason {
-        let is_online = |entry: &&WorkerEntry| {
-            entry.session.is_some() && entry.heard_at.after(self.policy.offline_after) >= now
-        };
+        let is_online =
+            |entry: &&WorkerEntry| entry.session.is_some() && self.policy.is_recent(entry.heard_at, now);
         let mut online: Vec<&WorkerEntry> = self.workers.values().filter(is_online).collect();
         if online.is_empty() {
             return PendingReason::NoWorkerOnline;
@@ -282,6 +283,7 @@ impl Tables {
 
     fn purge(&mut self, id: BuildId) {
         self.builds.remove(&id);
+        self.configurations.remove(&id);
         self.histories.remove(&id);
         self.artifacts.remove(&id);
         self.tombstones.remove(&id);

@@ -118,7 +118,7 @@ impl Both {
         build.id = stored.build.id;
         self.builds.push((build.image, build.id));
         let id = build.id;
-        self.tables.enqueue(build);
+        self.tables.enqueue(build, Configuration::parse(configuration(pin), "", &mut Violations::default()));
         (format!("{:?}", stored.build), format!("{:?}", self.tables.build(id).expect("it is there")))
     }
 
@@ -246,10 +246,7 @@ async fn follow(url: Option<&str>, seed: u64) {
     let directory = tempfile::tempdir().expect("a directory");
     let clock = Arc::new(AtomicI64::new(1_800_000_000_000_000));
     let store = Store::open(directory.path(), url, policy).await.expect("a database");
-    let tables = Tables::new(
-        policy,
-        Arc::new(Configuration::parse(configuration(""), "", &mut Violations::default())),
-    );
+    let tables = Tables::new(policy);
     let random = fastrand::Rng::with_seed(seed);
     let store = store.with_clock(Arc::clone(&clock));
     let mut both = Both { random, clock, store, tables, builds: Vec::new(), sessions: Vec::new() };

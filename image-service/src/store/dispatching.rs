@@ -148,7 +148,7 @@ impl DispatchStore for Store {
         let lives = known.as_ref().is_some_and(|known| {
             known.session.is_some()
                 && known.instance != hello.instance
-                && Timestamp::from_micros(known.heard_at).after(self.policy.offline_after) >= now
+                && self.policy.is_recent(Timestamp::from_micros(known.heard_at), now)
         });
         if lives {
             return Err(Error::WorkerConnected(hello.name.clone()));

@@ -149,7 +149,7 @@ pub(super) async fn is_online_now(
 }
 
 fn is_online(row: &worker::Model, policy: &Policy, now: Timestamp) -> bool {
-    row.session.is_some() && Timestamp::from_micros(row.heard_at).after(policy.offline_after) >= now
+    row.session.is_some() && policy.is_recent(Timestamp::from_micros(row.heard_at), now)
 }
 
 /// What a worker is when a session of it speaks.
