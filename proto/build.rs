@@ -2,11 +2,12 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "trailer/dispatch/v1/dispatch_service.proto",
     "trailer/images/v1/access_service.proto",
     "trailer/images/v1/build.proto",
     "trailer/images/v1/build_service.proto",
+    "trailer/images/v1/context_service.proto",
     "trailer/images/v1/image.proto",
     "trailer/images/v1/image_service.proto",
     "trailer/images/v1/worker_service.proto",

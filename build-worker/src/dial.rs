@@ -3,16 +3,29 @@
 use std::{fmt::Debug, path::PathBuf, time::Duration};
 
 use futures_util::{StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
-use proto::dispatch::{ConnectRequest, ConnectResponse, dispatch_service_client::DispatchServiceClient};
+use proto::dispatch::{
+    Attempt, ConnectRequest, ConnectResponse, FetchContextRequest, FetchContextResponse,
+    dispatch_service_client::DispatchServiceClient,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Status, metadata::MetadataValue, transport::Endpoint};
+use tonic::{
+    Request, Status,
+    metadata::MetadataValue,
+    transport::{Channel, Endpoint},
+};
 
 /// Connects to the service. It may take as long as it likes: whoever dials waits no longer than it wants to.
 pub(crate) trait Dial: Debug + Send + Sync {
     /// Calls `Connect`: what is sent into `requests` goes to the service, and what it says comes back.
     fn dial(&self, requests: mpsc::Receiver<ConnectRequest>) -> BoxFuture<'_, Result<Responses, DialError>>;
+
+    /// Calls `FetchContext`.
+    fn fetch_context(&self, attempt: Attempt) -> BoxFuture<'_, Result<Chunks, DialError>>;
 }
+
+/// The parts of an archive.
+pub(crate) type Chunks = BoxStream<'static, Result<FetchContextResponse, DialError>>;
 
 /// What the service says over one connection.
 pub(crate) type Responses = BoxStream<'static, Result<ConnectResponse, DialError>>;
@@ -44,6 +57,19 @@ impl GrpcDial {
     const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
     async fn connect(&self, requests: mpsc::Receiver<ConnectRequest>) -> Result<Responses, DialError> {
+        let (mut client, call) = self.call(ReceiverStream::new(requests)).await?;
+        let responses = client.connect(call).await.map_err(refused)?;
+        Ok(responses.into_inner().map_err(refused).boxed())
+    }
+
+    async fn fetch(&self, attempt: Attempt) -> Result<Chunks, DialError> {
+        let (mut client, call) = self.call(FetchContextRequest { attempt: Some(attempt) }).await?;
+        let chunks = client.fetch_context(call).await.map_err(refused)?;
+        Ok(chunks.into_inner().map_err(refused).boxed())
+    }
+
+    /// A new connection, and a call for it that says who calls.
+    async fn call<T>(&self, message: T) -> Result<(DispatchServiceClient<Channel>, Request<T>), DialError> {
         let token = tokio::fs::read_to_string(&self.token_file).await.map_err(DialError::Token)?;
         let mut bearer: MetadataValue<_> =
             format!("Bearer {}", token.trim()).parse().map_err(|_| DialError::NoToken)?;
@@ -55,16 +81,19 @@ impl GrpcDial {
             .connect()
             .await
             .map_err(DialError::Connect)?;
-        let mut call = Request::new(ReceiverStream::new(requests));
+        let mut call = Request::new(message);
         call.metadata_mut().insert("authorization", bearer);
-        let responses = DispatchServiceClient::new(channel).connect(call).await.map_err(refused)?;
-        Ok(responses.into_inner().map_err(refused).boxed())
+        Ok((DispatchServiceClient::new(channel), call))
     }
 }
 
 impl Dial for GrpcDial {
     fn dial(&self, requests: mpsc::Receiver<ConnectRequest>) -> BoxFuture<'_, Result<Responses, DialError>> {
         Box::pin(self.connect(requests))
+    }
+
+    fn fetch_context(&self, attempt: Attempt) -> BoxFuture<'_, Result<Chunks, DialError>> {
+        Box::pin(self.fetch(attempt))
     }
 }
 

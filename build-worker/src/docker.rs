@@ -14,6 +14,7 @@ use bollard::{
         ListImagesOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
     },
 };
+use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
@@ -23,6 +24,7 @@ use self::{
     transport::{Connections, Host},
 };
 use crate::{
+    context::Context,
     engine::{BuildOrder, Canceller, Engine, EngineError, EngineImage, EngineInfo, RunningWork, Told},
     reference,
     registries::Registries,
@@ -113,8 +115,15 @@ impl Engine for DockerEngine {
     }
 
     fn build(&self, order: BuildOrder) -> Result<Box<dyn RunningWork>, EngineError> {
+        let (body, remote) = match order.context {
+            Context::Small(archive) => (bollard::body_full(archive), None),
+            Context::Large(archive) => (bollard::body_try_stream(archive.into_stream()), None),
+            // The client library wants one.
+            Context::Remote(url) => (bollard::body_full(Bytes::new()), Some(url)),
+        };
         let options = BuildImageOptions {
-            dockerfile: "Dockerfile".to_owned(),
+            dockerfile: order.dockerfile,
+            remote,
             t: Some(order.tag),
             labels: Some(order.labels),
             buildargs: Some(order.build_args),
@@ -130,11 +139,7 @@ impl Engine for DockerEngine {
         let registries = self.registries.clone();
         self.run(Some(order.name), async move |docker, tell| {
             let credentials = registries.all().await.into_iter().map(|(name, found)| (name, found.into()));
-            let mut stream = docker.build_image(
-                options,
-                Some(credentials.collect()),
-                Some(bollard::body_full(order.context)),
-            );
+            let mut stream = docker.build_image(options, Some(credentials.collect()), Some(body));
             let mut silence = Silence::default();
             while let Some(info) = stream.next().await {
                 let told = match info {

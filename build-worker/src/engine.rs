@@ -2,8 +2,7 @@
 
 use std::{collections::HashMap, fmt};
 
-use bytes::Bytes;
-
+use crate::context::Context;
 pub(crate) use crate::output::Progress;
 
 /// A Docker Engine with BuildKit.
@@ -78,8 +77,10 @@ pub(crate) struct BuildOrder {
     pub(crate) name: String,
     /// The tag that the image gets, `repository:tag`.
     pub(crate) tag: String,
-    /// The archive of the context, the Dockerfile included.
-    pub(crate) context: Bytes,
+    /// The context, the Dockerfile included.
+    pub(crate) context: Context,
+    /// Where the Dockerfile lies in it.
+    pub(crate) dockerfile: String,
     /// The labels of the image.
     pub(crate) labels: HashMap<String, String>,
     /// The values of ARG instructions.

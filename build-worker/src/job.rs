@@ -16,13 +16,15 @@ use proto::dispatch::{
 use tokio::time::Instant;
 
 use crate::{
-    context,
+    context::{self, Context},
+    dial::Dial,
     engine::{BuildOrder, Engine, EngineError, RunningWork, Told},
     engine_watch::EngineWatch,
     leftovers::{ATTEMPTS, WORKER_LABEL},
     outbox::Outbox,
     output::{FailedStep, Output},
     residue::StepProcesses,
+    spool::Spool,
     steps::StepsUnderWay,
     worker::Doubt,
 };
@@ -42,6 +44,9 @@ pub(crate) struct Job {
     pub(crate) worker: String,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) engine_watch: Arc<EngineWatch>,
+    pub(crate) dial: Arc<dyn Dial>,
+    /// Where a large context waits for the engine.
+    pub(crate) spool: Arc<dyn Spool>,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) control: Arc<Control>,
     pub(crate) steps: StepsUnderWay,
@@ -211,7 +216,12 @@ impl Job {
         let mut output = Output::new(self.log_limit);
         match &self.assignment.work {
             Some(Work::DockerBuild(order)) => {
-                let build = self.start(order).map_err(broken)?;
+                let context = tokio::select! {
+                    biased;
+                    () = self.control.stop.cancelled() => return Err(Ended::Stopped { left: None }),
+                    context = self.context(order) => context?,
+                };
+                let build = self.start(order, context).map_err(broken)?;
                 let built = self.follow(build, &mut output).await?.ok_or_else(|| {
                     infrastructure("the engine ended the build without an image".to_owned())
                 })?;
@@ -309,12 +319,21 @@ impl Job {
         }
     }
 
-    fn start(&self, order: &DockerBuild) -> Result<Box<dyn RunningWork>, EngineError> {
-        let context = context::pack(order).map_err(|error| EngineError::Refused(error.to_string()))?;
+    async fn context(&self, order: &DockerBuild) -> Result<Context, Ended> {
+        let attempt = self.assignment.attempt.clone().unwrap_or_default();
+        let context = context::of(order, &attempt, self.dial.as_ref(), self.spool.as_ref()).await;
+        context.map_err(|error| {
+            let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+            infrastructure(format!("{error}{}", source.unwrap_or_default()))
+        })
+    }
+
+    fn start(&self, order: &DockerBuild, context: Context) -> Result<Box<dyn RunningWork>, EngineError> {
         self.engine.build(BuildOrder {
             name: self.name(),
             tag: self.attempt_tag(),
             context,
+            dockerfile: context::dockerfile_path(order),
             build_args: order.build_args.clone().into_iter().collect(),
             target: order.target.clone(),
             pull_base: order.pull_base,

@@ -217,7 +217,7 @@ impl Session<'_> {
 }
 
 /// What every worker can do.
-const CAPABILITIES: [&str; 4] = ["dockerfile", "pull", "push", "snapshot"];
+const CAPABILITIES: [&str; 6] = ["dockerfile", "archive", "remote", "pull", "push", "snapshot"];
 /// What needs an engine that can.
 const SQUASH: &str = "squash";
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
-use proto::dispatch::{ConnectRequest, ConnectResponse};
+use proto::dispatch::{Attempt, ConnectRequest, ConnectResponse};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -18,7 +18,7 @@ use tonic::Status;
 pub use self::engine::{ModelEngine, Outcome, Plan, Witness};
 use crate::{
     config::{Config, LogFormat},
-    dial::{Dial, DialError, Responses},
+    dial::{Chunks, Dial, DialError, Responses},
     engine::EngineInfo,
     outbox::{Limits, Settings},
     spool::{Spool, SpoolFile},
@@ -107,6 +107,11 @@ impl Dial for Around {
             Ok(answers.map_err(refused).boxed())
         }
         .boxed()
+    }
+
+    fn fetch_context(&self, _attempt: Attempt) -> BoxFuture<'_, Result<Chunks, DialError>> {
+        let refused = Status::unimplemented("builds of simulations have small contexts");
+        async move { Err(DialError::Refused(Box::new(refused))) }.boxed()
     }
 }
 

@@ -301,6 +301,8 @@ impl Worker {
             outbox: held.outbox,
             control: held.control,
             engine_watch: Arc::clone(&self.engine_watch),
+            dial: Arc::clone(&self.dial),
+            spool: Arc::clone(&self.outbox_settings.spool),
             steps: self.steps.clone(),
             processes: self.processes.clone(),
             log_limit: self.config.log_limit,

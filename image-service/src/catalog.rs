@@ -77,8 +77,9 @@ impl Catalog {
         if found.image.snapshot {
             return Err(Error::Refused(Refusal::SnapshotNotWritten));
         }
-        let written = found.configuration.and_then(|configuration| configuration.written());
-        written.ok_or(Error::Refused(Refusal::PulledNotWritten))
+        let configuration =
+            found.configuration.ok_or_else(|| Error::Internal("a full image has no configuration".into()))?;
+        configuration.rendered().map_err(Error::Refused)
     }
 
     /// Reads the next images that the caller sees and that match.

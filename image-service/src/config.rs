@@ -119,6 +119,14 @@ pub struct Config {
     #[arg(long, env = "TRAILER_RETAIN_CHANGES", default_value = "24h", value_parser = humantime::parse_duration)]
     pub retain_changes: Duration,
 
+    /// How many bytes an uploaded build context may have, also when it is unpacked.
+    #[arg(long, env = "TRAILER_CONTEXT_LIMIT", default_value_t = 256 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(1024..=1 << 40))]
+    pub context_limit: u64,
+
+    /// For how long an uploaded build context is kept that no image names.
+    #[arg(long, env = "TRAILER_RETAIN_CONTEXTS", default_value = "24h", value_parser = humantime::parse_duration)]
+    pub retain_contexts: Duration,
+
     /// How long calls under way may go on after SIGTERM.
     #[arg(long, env = "TRAILER_DRAIN_GRACE", default_value = "30s", value_parser = humantime::parse_duration)]
     pub drain_grace: Duration,

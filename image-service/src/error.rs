@@ -44,6 +44,10 @@ pub(crate) enum Error {
     SessionLost,
     #[error("the service drains; connect again")]
     Draining,
+    #[error("nothing more of the archive has come for a minute")]
+    UploadStalled,
+    #[error("too many archives are being uploaded; try again a little later")]
+    TooManyUploads,
     #[error("the store is busy; try again")]
     Busy,
     #[serde(skip)]
@@ -86,6 +90,8 @@ pub(crate) enum Refusal {
     PulledNotWritten,
     #[error("a snapshot has no Dockerfile: it was committed from a running workspace")]
     SnapshotNotWritten,
+    #[error("the Dockerfile lies in the image's context")]
+    DockerfileInContext,
     #[error("the snapshot is not finished")]
     SnapshotNotFinished,
     #[error("an image has at most 1,000 grants")]

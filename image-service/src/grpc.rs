@@ -6,7 +6,8 @@ use proto::{
     dispatch::dispatch_service_server::DispatchServiceServer,
     images::{
         access_service_server::AccessServiceServer, build_service_server::BuildServiceServer,
-        image_service_server::ImageServiceServer, worker_service_server::WorkerServiceServer,
+        context_service_server::ContextServiceServer, image_service_server::ImageServiceServer,
+        worker_service_server::WorkerServiceServer,
     },
 };
 use tokio::net::TcpListener;
@@ -21,13 +22,17 @@ use tower::{ServiceBuilder, util::MapResponseLayer};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::authentication::{Api, Authentication};
-use crate::{ServeError, catalog::Catalog, feed::Feed, history::Histories, queue::Queue, token::Verifier};
+use crate::{
+    ServeError, catalog::Catalog, contexts::Contexts, feed::Feed, history::Histories, queue::Queue,
+    token::Verifier,
+};
 
 mod access_service;
 mod authentication;
 mod build;
 mod build_service;
 mod configuration;
+mod context_service;
 mod cursor;
 mod dispatch_service;
 mod field;
@@ -47,6 +52,7 @@ pub(crate) use self::dispatch_service::Connection;
 #[derive(Debug)]
 pub(crate) struct Operations {
     pub(crate) catalog: Catalog,
+    pub(crate) contexts: Contexts,
     pub(crate) feed: Feed,
     pub(crate) histories: Histories,
     pub(crate) queue: Arc<Queue>,
@@ -76,7 +82,13 @@ pub(crate) async fn serve(
         build_service::Builds::new(operations.catalog.clone(), operations.histories, operations.history);
     let grants = access_service::Grants::new(operations.catalog.clone(), operations.history);
     let workers = worker_service::AllWorkers::new(operations.catalog, operations.history);
-    let dispatcher = dispatch_service::Dispatcher::new(operations.queue, sessions.clone(), shutdown.clone());
+    let uploads = context_service::Uploads::new(operations.contexts.clone(), shutdown.clone());
+    let dispatcher = dispatch_service::Dispatcher::new(
+        operations.queue,
+        operations.contexts,
+        sessions.clone(),
+        shutdown.clone(),
+    );
 
     // The builder's setting does not reach a listener that it is given. Without it, answers wait for delayed acknowledgements.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -118,6 +130,11 @@ pub(crate) async fn serve(
         )
         .add_service(
             ServiceBuilder::new()
+                .layer(public.clone())
+                .service(ContextServiceServer::new(uploads).max_decoding_message_size(MAX_REQUEST)),
+        )
+        .add_service(
+            ServiceBuilder::new()
                 .layer(public)
                 .service(WorkerServiceServer::new(workers).max_decoding_message_size(MAX_REQUEST)),
         )
@@ -140,6 +157,7 @@ async fn health(
         ImageServiceServer::<image_service::Images>::NAME,
         BuildServiceServer::<build_service::Builds>::NAME,
         AccessServiceServer::<access_service::Grants>::NAME,
+        ContextServiceServer::<context_service::Uploads>::NAME,
         WorkerServiceServer::<worker_service::AllWorkers>::NAME,
         DispatchServiceServer::<dispatch_service::Dispatcher>::NAME,
     ];

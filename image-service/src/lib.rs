@@ -1,8 +1,8 @@
 //! The catalogue of Trailer Images: records and builds, dispatch to workers, and watching.
 //!
-//! The way down is one way: `grpc` (parse, call, convert) calls the operations (`catalog`, `queue`, `session`, `feed`,
-//! `history`), which authorise, write through `store` and announce through `signals`; `workers` knows who is connected, and
-//! `upkeep` hears other replicas and forgets what is old. All rest on the nouns (`image`, `build`, `access`, `search`,
+//! The way down is one way: `grpc` (parse, call, convert) calls the operations (`catalog`, `contexts`, `queue`, `session`,
+//! `feed`, `history`), which authorise, write through `store` and announce through `signals`; `workers` knows who is connected, and
+//! `upkeep` hears other replicas and forgets what is old. All rest on the nouns (`image`, `build`, `context`, `access`, `search`,
 //! `request`, `dispatch`, `error`, `timestamp`), which know no framework. Three of the nouns decide: `build::transition` is
 //! the table of a build's states, `image::actions` that of what can be done with an image, and `dispatch::decide` says what
 //! every event writes and sends. `simulation` is the queue over tables in memory.
@@ -28,6 +28,7 @@ pub use self::{
 };
 use self::{
     catalog::Catalog,
+    contexts::Contexts,
     dispatch::Policy,
     feed::Feed,
     grpc::Operations,
@@ -37,12 +38,15 @@ use self::{
     signals::Signals,
     store::Store,
     token::{Requirements, Verifier},
+    upkeep::Retention,
 };
 
 mod access;
 mod build;
 mod catalog;
 mod config;
+mod context;
+mod contexts;
 mod dispatch;
 mod error;
 mod feed;
@@ -134,12 +138,15 @@ impl Bound {
         let feed = Feed::new(store.clone(), shutdown.clone());
         let operations = Operations {
             catalog: Catalog::new(store.clone(), Arc::clone(&signals), Arc::clone(&queue), prefixes),
+            contexts: Contexts::new(store.clone(), config.context_limit, config.retain_contexts),
             feed: feed.clone(),
             histories: Histories::new(store.clone(), Arc::clone(&signals), shutdown.clone()),
             queue: Arc::clone(&queue),
             verifier: Arc::clone(&verifier),
             history: store.history(),
         };
+
+        let retain = Retention { changes: config.retain_changes, contexts: config.retain_contexts };
 
         let mut tasks = JoinSet::new();
         tasks.spawn({
@@ -151,7 +158,7 @@ impl Bound {
             async move { queue.clock(shutdown).await }
         });
         tasks.spawn(upkeep::hear(store.clone(), Arc::clone(&signals), shutdown.clone()));
-        tasks.spawn(upkeep::forget(store.clone(), config.retain_changes, shutdown.clone()));
+        tasks.spawn(upkeep::forget(store.clone(), retain, shutdown.clone()));
         tasks.spawn(async move { feed.run(&signals, position).await });
         tasks.spawn({
             let shutdown = shutdown.clone();

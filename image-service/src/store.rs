@@ -28,6 +28,7 @@ use crate::{
 pub(crate) use self::connecting::execute;
 pub(crate) use self::{
     changes::{Change, Revision},
+    contexts::KeptContext,
     dispatching::DispatchStore,
     edits::{BatchOutcome, BatchTarget, SnapshotOrder, WithBuild},
     hints::Hint,
@@ -40,6 +41,7 @@ pub(crate) use self::{
 mod builds;
 mod changes;
 mod connecting;
+mod contexts;
 mod dispatching;
 mod edits;
 mod entity;

@@ -40,9 +40,18 @@ pub(crate) async fn hear(store: Store, signals: Arc<Signals>, shutdown: Cancella
     }
 }
 
-/// Forgets changes that are older than `retain`, and answers to old requests, in small batches, until shutdown.
-pub(crate) async fn forget(store: Store, retain: Duration, shutdown: CancellationToken) {
-    let mut tick = interval((retain / 4).clamp(SHORTEST, LONGEST));
+/// For how long what is no longer needed is kept all the same.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Retention {
+    /// What watches can be resumed from.
+    pub(crate) changes: Duration,
+    /// Archives that no image names.
+    pub(crate) contexts: Duration,
+}
+
+/// Forgets what was kept for long enough, and answers to old requests, in small batches, until shutdown.
+pub(crate) async fn forget(store: Store, retain: Retention, shutdown: CancellationToken) {
+    let mut tick = interval((retain.changes.min(retain.contexts) / 4).clamp(SHORTEST, LONGEST));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -51,9 +60,10 @@ pub(crate) async fn forget(store: Store, retain: Duration, shutdown: Cancellatio
         }
         loop {
             let forgotten = async {
-                let changes = store.forget_changes(retain).await?;
+                let changes = store.forget_changes(retain.changes).await?;
                 let answers = store.forget_answers().await?;
-                Ok::<_, Error>(changes || answers)
+                let contexts = store.forget_contexts(retain.contexts).await?;
+                Ok::<_, Error>(changes || answers || contexts)
             };
             match forgotten.await {
                 Ok(true) if !shutdown.is_cancelled() => tokio::task::yield_now().await,

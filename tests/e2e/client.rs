@@ -7,7 +7,8 @@ use proto::{
     dispatch::dispatch_service_client::DispatchServiceClient,
     images::{
         self as api, access_service_client::AccessServiceClient, build_service_client::BuildServiceClient,
-        image_service_client::ImageServiceClient, worker_service_client::WorkerServiceClient,
+        context_service_client::ContextServiceClient, image_service_client::ImageServiceClient,
+        upload_context_request::Part, worker_service_client::WorkerServiceClient,
     },
 };
 use tonic::{
@@ -25,6 +26,7 @@ pub(crate) struct Client {
     pub(crate) images: ImageServiceClient<Caller>,
     pub(crate) access: AccessServiceClient<Caller>,
     pub(crate) builds: BuildServiceClient<Caller>,
+    pub(crate) contexts: ContextServiceClient<Caller>,
     pub(crate) workers: WorkerServiceClient<Caller>,
     pub(crate) dispatch: DispatchServiceClient<Caller>,
 }
@@ -44,6 +46,7 @@ pub(crate) fn client(addr: SocketAddr, token: &str) -> Client {
         images: ImageServiceClient::with_interceptor(channel.clone(), bearer.clone()),
         access: AccessServiceClient::with_interceptor(channel.clone(), bearer.clone()),
         builds: BuildServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+        contexts: ContextServiceClient::with_interceptor(channel.clone(), bearer.clone()),
         workers: WorkerServiceClient::with_interceptor(channel.clone(), bearer.clone()),
         dispatch: DispatchServiceClient::with_interceptor(channel, bearer),
     }
@@ -82,6 +85,23 @@ impl Client {
         let request = api::CreateImageRequest { image: Some(image), ..Default::default() };
         let response = self.images.clone().create_image(request).await?.into_inner();
         Ok((response.image.expect("an image"), response.build.expect("a build")))
+    }
+
+    /// Uploads an archive in parts of 64 KiB, whose digest is said before unless it is empty.
+    pub(crate) async fn upload(
+        &self,
+        digest: &str,
+        archive: &[u8],
+    ) -> Result<api::UploadContextResponse, Status> {
+        let start = Part::Start(api::UploadContextStart { digest: digest.to_owned() });
+        let chunks = archive.chunks(64 * 1024).map(|chunk| Part::Chunk(chunk.to_vec().into()));
+        self.upload_parts(std::iter::once(start).chain(chunks).collect()).await
+    }
+
+    pub(crate) async fn upload_parts(&self, parts: Vec<Part>) -> Result<api::UploadContextResponse, Status> {
+        let parts = parts.into_iter().map(|part| api::UploadContextRequest { part: Some(part) });
+        let parts = futures_util::stream::iter(parts.collect::<Vec<_>>());
+        Ok(self.contexts.clone().upload_context(parts).await?.into_inner())
     }
 
     pub(crate) async fn get(&self, id: &str) -> Result<api::Image, Status> {

@@ -169,7 +169,7 @@ async fn pages_hold_every_image_once_and_belong_to_their_caller() -> anyhow::Res
 }
 
 /// Every method that takes one request, by its path.
-const METHODS: [&str; 21] = [
+const METHODS: [&str; 22] = [
     "/trailer.images.v1.ImageService/CreateImage",
     "/trailer.images.v1.ImageService/GetImage",
     "/trailer.images.v1.ImageService/ListImages",
@@ -190,6 +190,7 @@ const METHODS: [&str; 21] = [
     "/trailer.images.v1.BuildService/GetBuild",
     "/trailer.images.v1.BuildService/ListBuilds",
     "/trailer.images.v1.BuildService/WatchBuild",
+    "/trailer.images.v1.ContextService/UploadContext",
     "/trailer.images.v1.WorkerService/ListWorkers",
 ];
 

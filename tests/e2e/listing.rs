@@ -129,6 +129,7 @@ async fn every_value_is_searched_alone_and_no_key_is() -> anyhow::Result<()> {
         files: vec![content("src/main.c")],
         build_args: pair("ARGUMENT", "argued"),
         target: "builder".to_owned(),
+        ..DockerfileSource::default()
     };
     let generate = GenerateSource {
         base_image: "fedora:41".to_owned(),

@@ -13,6 +13,7 @@ mod cancelling;
 mod client;
 mod clocks;
 mod consistency;
+mod contexts;
 mod database;
 mod dispatch;
 mod draining;

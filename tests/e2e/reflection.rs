@@ -154,6 +154,7 @@ async fn a_generic_client_does_the_main_job() -> anyhow::Result<()> {
     for name in [
         "trailer.images.v1.ImageService",
         "trailer.images.v1.BuildService",
+        "trailer.images.v1.ContextService",
         "trailer.images.v1.WorkerService",
         "trailer.dispatch.v1.DispatchService",
         "grpc.health.v1.Health",

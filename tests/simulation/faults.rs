@@ -145,16 +145,23 @@ async fn happen(world: &Arc<World>, fault: Fault, lasts: Duration, worker: &'sta
         Fault::EngineStuck => {}
         Fault::LinkStalled => {
             world.note(fault, lasts);
-            // One direction, the other, or both.
-            let stalled = world.with_random(|random| random.u8(1..4));
-            for (bit, direction) in [(1, &host.to_service), (2, &host.to_worker)] {
-                if stalled & bit != 0 {
-                    direction.set(true);
-                }
+            // One direction, or both, and then one of them for longer.
+            let (longer, shorter) = world.with_random(|random| {
+                let mut directions = [&host.to_service, &host.to_worker];
+                random.shuffle(&mut directions);
+                (directions[0], random.bool().then_some(directions[1]))
+            });
+            longer.set(true);
+            if let Some(shorter) = shorter {
+                shorter.set(true);
+                let until = lasts.min(world.millis(0, 9_000));
+                world.last(until).await;
+                shorter.set(false);
+                world.last(lasts - until).await;
+            } else {
+                world.last(lasts).await;
             }
-            world.last(lasts).await;
-            host.to_service.set(false);
-            host.to_worker.set(false);
+            longer.set(false);
         }
         Fault::LinkCut => {
             world.note(fault, lasts);

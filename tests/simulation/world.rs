@@ -278,8 +278,8 @@ impl World {
         }
         // What hangs has to have a limit; some others have one that is about what they need.
         if plan.outcome == Outcome::Hangs {
-            plan.lines = plan.lines.min(10);
-            wish.time_limit = Some(self.millis(2_000, 15_000));
+            plan.lines = plan.lines.min(3);
+            wish.time_limit = Some(self.millis(3_000, 25_000));
         } else if self.with_random(|random| random.u8(0..5) == 0) {
             let needed = plan.pace * plan.lines + Duration::from_millis(20);
             wish.time_limit = Some((needed + self.millis(0, 100)).max(Duration::from_secs(1)));

@@ -37,6 +37,9 @@ fn source(source: wire::image_config::Source) -> Source {
             files: dockerfile.files.into_iter().map(Into::into).collect(),
             build_args: dockerfile.build_args,
             target: dockerfile.target,
+            archive: dockerfile.archive,
+            remote: dockerfile.remote,
+            dockerfile_path: dockerfile.dockerfile_path,
         }),
         wire::image_config::Source::Generate(generate) => Source::Generate(Generate {
             base_image: generate.base_image,
@@ -88,6 +91,9 @@ impl From<Source> for wire::image_config::Source {
                 files: dockerfile.files.into_iter().map(Into::into).collect(),
                 build_args: dockerfile.build_args,
                 target: dockerfile.target,
+                archive: dockerfile.archive,
+                remote: dockerfile.remote,
+                dockerfile_path: dockerfile.dockerfile_path,
             }),
             Source::Generate(generate) => Self::Generate(wire::GenerateSource {
                 base_image: generate.base_image,

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::stream::{BoxStream, Stream, StreamExt};
+use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use proto::dispatch::{
     self as wire, connect_request::Message as FromWorker, dispatch_service_server::DispatchService,
 };
@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{authentication::caller, status};
 use crate::{
     access::Principal,
+    contexts::Contexts,
     error::{Error, Violations},
     feed::deadline,
     queue::Queue,
@@ -28,6 +29,7 @@ type Answers = mpsc::Sender<Result<wire::ConnectResponse, Status>>;
 #[derive(Debug)]
 pub(super) struct Dispatcher {
     queue: Arc<Queue>,
+    contexts: Contexts,
     sessions: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -36,8 +38,13 @@ impl Dispatcher {
     /// How many answers may wait in a connection beyond those of its line.
     const ANSWERS: usize = 16;
 
-    pub(super) fn new(queue: Arc<Queue>, sessions: TaskTracker, shutdown: CancellationToken) -> Self {
-        Self { queue, sessions, shutdown }
+    pub(super) fn new(
+        queue: Arc<Queue>,
+        contexts: Contexts,
+        sessions: TaskTracker,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self { queue, contexts, sessions, shutdown }
     }
 }
 
@@ -60,6 +67,32 @@ impl DispatchService for Dispatcher {
         );
         self.sessions.spawn(connection.run());
         Ok(Response::new(ReceiverStream::new(stream).boxed()))
+    }
+
+    type FetchContextStream = BoxStream<'static, Result<wire::FetchContextResponse, Status>>;
+
+    async fn fetch_context(
+        &self,
+        request: Request<wire::FetchContextRequest>,
+    ) -> Result<Response<Self::FetchContextStream>, Status> {
+        let caller = caller(&request)?;
+        let attempt = message::attempt("attempt", request.into_inner().attempt)?;
+        let download = self.contexts.download(&caller, attempt).await?;
+        let (gzip, end) = (download.kept.gzip, download.kept.end);
+        let shutdown = self.shutdown.clone();
+        let chunks = stream::try_unfold(download, move |mut download| {
+            let shutdown = shutdown.clone();
+            async move {
+                let chunk = tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return Err(Error::Draining.into()),
+                    chunk = download.next() => chunk?,
+                };
+                Ok(chunk
+                    .map(|chunk| (wire::FetchContextResponse { chunk: chunk.into(), gzip, end }, download)))
+            }
+        });
+        Ok(Response::new(chunks.boxed()))
     }
 }
 
@@ -182,6 +215,6 @@ fn silent() -> Status {
 }
 
 /// What tonic says of a stream: bytes that are no message are the worker's fault, a broken connection is nobody's.
-fn blame(found: Status) -> Status {
+pub(super) fn blame(found: Status) -> Status {
     if found.code() == tonic::Code::Internal { status::malformed(found.message()) } else { found }
 }

@@ -9,7 +9,7 @@ use super::{authentication::caller, configuration, cursor::Binding, field, image
 use crate::{
     build::BuildId,
     catalog::Catalog,
-    error::{Error, Refusal, Violations},
+    error::{Error, Violations},
     feed::{Feed, Notice, Revision, WatchEvent},
     image::{Configuration, ImageId, Place, View},
 };
@@ -198,7 +198,7 @@ impl ImageService for Images {
                 let configuration =
                     Configuration::parse(configuration::draft(config), "config", &mut violations);
                 violations.check()?;
-                configuration.written().ok_or(Error::Refused(Refusal::PulledNotWritten))?
+                configuration.rendered().map_err(Error::Refused)?
             }
             None => {
                 let violations = Violations::one("subject", "must be given: `id` or `config`");

@@ -80,6 +80,8 @@ impl From<Error> for Status {
             Error::WorkerConnected(_) => with_reason(Code::AlreadyExists, "WORKER_CONNECTED", message),
             Error::SessionLost => with_reason(Code::Aborted, "SESSION_LOST", message),
             Error::Draining => with_reason(Code::Unavailable, "DRAINING", message),
+            Error::UploadStalled => with_reason(Code::Aborted, "UPLOAD_STALLED", message),
+            Error::TooManyUploads => with_reason(Code::ResourceExhausted, "TOO_MANY_UPLOADS", message),
             Error::Busy => with_reason(Code::Unavailable, "STORE_BUSY", message),
             Error::Internal(source) => internal(source.as_ref()),
         }
@@ -123,7 +125,9 @@ fn refusal_reason(refusal: Refusal) -> &'static str {
         Refusal::SnapshotNotBuildable => "SNAPSHOT_NOT_BUILDABLE",
         Refusal::OtherBuild => "OTHER_BUILD",
         Refusal::TemplateNotBuildable => "TEMPLATE_NOT_BUILDABLE",
-        Refusal::PulledNotWritten | Refusal::SnapshotNotWritten => "NO_DOCKERFILE",
+        Refusal::PulledNotWritten | Refusal::SnapshotNotWritten | Refusal::DockerfileInContext => {
+            "NO_DOCKERFILE"
+        }
         Refusal::SnapshotNotFinished => "SNAPSHOT_NOT_FINISHED",
         Refusal::TooManyGrants => "TOO_MANY_GRANTS",
     }

@@ -59,6 +59,15 @@ pub(crate) struct Dockerfile {
     pub(crate) build_args: BTreeMap<String, String>,
     #[serde(default)]
     pub(crate) target: String,
+    /// The digest of the archive that is the context, instead of `files`; none when empty.
+    #[serde(default)]
+    pub(crate) archive: String,
+    /// The URL that the engine gets the context from, instead of `files`; none when empty.
+    #[serde(default)]
+    pub(crate) remote: String,
+    /// Where the Dockerfile lies in the archive or the remote context when `text` is empty.
+    #[serde(default)]
+    pub(crate) dockerfile_path: String,
 }
 
 /// What a Dockerfile is written from.
@@ -108,6 +117,11 @@ pub(crate) enum Capability {
     Snapshot,
     Push,
     Squash,
+    Archive,
+    Remote,
+    /// A later version's, which shares the database: no worker of this one's has it.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What a worker must be to take a build.
@@ -121,6 +135,23 @@ pub(crate) struct Requirements {
 }
 
 impl Configuration {
+    /// The digest of the archive that is its context.
+    pub(crate) fn archive(&self) -> Option<&str> {
+        self.dockerfile().map(|dockerfile| dockerfile.archive.as_str()).filter(|archive| !archive.is_empty())
+    }
+
+    /// The URL of its context.
+    pub(crate) fn remote(&self) -> Option<&str> {
+        self.dockerfile().map(|dockerfile| dockerfile.remote.as_str()).filter(|remote| !remote.is_empty())
+    }
+
+    fn dockerfile(&self) -> Option<&Dockerfile> {
+        match &self.source {
+            Source::Dockerfile(dockerfile) => Some(dockerfile),
+            Source::Generate(_) | Source::Pull(_) => None,
+        }
+    }
+
     /// Whether the image comes from a registry.
     pub(crate) fn is_pull(&self) -> bool {
         matches!(self.source, Source::Pull(_))
@@ -133,7 +164,12 @@ impl Configuration {
             Source::Generate(_) => Capability::Generate,
             Source::Pull(_) => Capability::Pull,
         };
-        let options = [(self.push, Capability::Push), (self.squash, Capability::Squash)];
+        let options = [
+            (self.push, Capability::Push),
+            (self.squash, Capability::Squash),
+            (self.archive().is_some(), Capability::Archive),
+            (self.remote().is_some(), Capability::Remote),
+        ];
         let wanted =
             options.into_iter().filter_map(|(is_wanted, capability)| is_wanted.then_some(capability));
         Requirements {
@@ -160,6 +196,7 @@ impl Requirements {
         (self.worker.is_empty() || self.worker == name)
             && self.labels.iter().all(|(label, value)| labels.get(label) == Some(value))
             && self.capabilities.is_subset(capabilities)
+            && !self.capabilities.contains(&Capability::Unknown)
     }
 }
 
@@ -192,8 +229,16 @@ impl ConfigurationDraft {
     pub(crate) fn texts(&self) -> Vec<&str> {
         let mut texts = Vec::new();
         match &self.source {
-            Source::Dockerfile(Dockerfile { text, files, build_args, target }) => {
-                texts.extend([text.as_str(), target]);
+            Source::Dockerfile(Dockerfile {
+                text,
+                files,
+                build_args,
+                target,
+                archive,
+                remote,
+                dockerfile_path,
+            }) => {
+                texts.extend([text.as_str(), target, archive, remote, dockerfile_path]);
                 texts.extend(pairs(build_args));
                 texts.extend(files.iter().flat_map(File::texts));
             }

@@ -7,6 +7,7 @@
 use std::{collections::BTreeSet, fmt::Write};
 
 use super::configuration::{Configuration, Dockerfile, File, Generate, Service, Source};
+use crate::error::Refusal;
 
 mod entry_point;
 
@@ -25,7 +26,14 @@ const ENTRY_POINT_IN_IMAGE: &str = "/usr/local/bin/trailer-entrypoint";
 const PYTHON: &str = "/opt/venv";
 
 impl Configuration {
-    /// What it is built from; none for what is pulled.
+    /// What it is built from, as it is to be shown.
+    pub(crate) fn rendered(&self) -> Result<Written, Refusal> {
+        let written = self.written().ok_or(Refusal::PulledNotWritten)?;
+        // The engine alone sees it, in an archive or at a URL.
+        if written.text.trim().is_empty() { Err(Refusal::DockerfileInContext) } else { Ok(written) }
+    }
+
+    /// What it is built from; none for what is pulled. The text is empty where the context has the Dockerfile.
     pub(crate) fn written(&self) -> Option<Written> {
         match &self.source {
             Source::Dockerfile(Dockerfile { text, files, .. }) => {

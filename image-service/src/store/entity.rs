@@ -82,6 +82,53 @@ pub(crate) mod configuration {
         #[sea_orm(primary_key, auto_increment = false)]
         pub revision: i64,
         pub json: String,
+        /// The digest of the archive that it names.
+        pub archive: Option<String>,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// Archives that were uploaded, or are being.
+pub(crate) mod context {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+    #[sea_orm(table_name = "contexts")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub upload: Uuid,
+        /// None until it is whole, and when it is about to be forgotten.
+        pub digest: Option<String>,
+        pub size_bytes: i64,
+        pub gzip: bool,
+        /// Where the blocks that mark the end of the tar begin.
+        pub tar_end: i64,
+        /// When it was uploaded or named last.
+        pub used_at: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// The bytes of an archive, in order from 0.
+pub(crate) mod context_chunk {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+    #[sea_orm(table_name = "context_chunks")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub upload: Uuid,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub number: i64,
+        pub bytes: Vec<u8>,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

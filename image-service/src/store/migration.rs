@@ -9,6 +9,7 @@ use sea_orm_migration::{
 };
 
 mod accepting;
+mod archives;
 mod sharing;
 mod turns;
 mod watching;
@@ -24,6 +25,7 @@ impl MigratorTrait for Migrator {
             Box::new(watching::Watching),
             Box::new(turns::Turns),
             Box::new(accepting::Accepting),
+            Box::new(archives::Archives),
         ]
     }
 }

@@ -148,6 +148,7 @@ impl Random {
             files: (0..self.within(0..3)).map(|i| file(self, i)).collect(),
             build_args: self.variables(),
             target: self.one_of(&["", "builder", "a.b-c_d"]).to_owned(),
+            ..DockerfileSource::default()
         }
     }
 

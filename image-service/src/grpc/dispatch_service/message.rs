@@ -9,7 +9,7 @@ use crate::{
     dispatch::{Attempt, Hello, KeptAttempt, Report, Reported, ToWorker, Welcome, WorkerEvent},
     error::{Error, Violations},
     grpc::field,
-    image::{Capability, Configuration, Source},
+    image::{Capability, Configuration, Dockerfile, Source},
     queue::Times,
     timestamp::Timestamp,
 };
@@ -71,6 +71,8 @@ fn capabilities(name: &str) -> &'static [Capability] {
         "push" => &[Capability::Push],
         "squash" => &[Capability::Squash],
         "snapshot" => &[Capability::Snapshot],
+        "archive" => &[Capability::Archive],
+        "remote" => &[Capability::Remote],
         _ => &[],
     }
 }
@@ -158,7 +160,7 @@ fn step_state(number: i32) -> Result<StepState, Error> {
     })
 }
 
-fn attempt(name: &str, attempt: Option<wire::Attempt>) -> Result<Attempt, Error> {
+pub(super) fn attempt(name: &str, attempt: Option<wire::Attempt>) -> Result<Attempt, Error> {
     let attempt = attempt.ok_or_else(|| Error::Invalid(Violations::one(name, "must be given")))?;
     Ok(Attempt {
         build: BuildId(field::id(&format!("{name}.build_id"), &attempt.build_id)?),
@@ -225,12 +227,12 @@ fn work(configuration: &Configuration, workspace: Option<Workspace>) -> Option<w
         let snapshot = wire::Snapshot { container, source_image_id: source.to_string() };
         return Some(wire::assignment::Work::Snapshot(snapshot));
     }
-    let (build_args, target) = match &configuration.source {
+    let by_hand = match &configuration.source {
         Source::Pull(pull) => {
             return Some(wire::assignment::Work::Pull(wire::Pull { reference: pull.reference.clone() }));
         }
-        Source::Dockerfile(dockerfile) => (dockerfile.build_args.clone(), dockerfile.target.clone()),
-        Source::Generate(_) => Default::default(),
+        Source::Dockerfile(dockerfile) => dockerfile.clone(),
+        Source::Generate(_) => Dockerfile::default(),
     };
     let written = configuration.written()?;
     Some(wire::assignment::Work::DockerBuild(wire::DockerBuild {
@@ -244,8 +246,11 @@ fn work(configuration: &Configuration, workspace: Option<Workspace>) -> Option<w
                 executable: file.executable,
             })
             .collect(),
-        build_args,
-        target,
+        build_args: by_hand.build_args,
+        target: by_hand.target,
+        archive: by_hand.archive,
+        remote: by_hand.remote,
+        dockerfile_path: by_hand.dockerfile_path,
         pull_base: configuration.pull_base,
         no_cache: configuration.no_cache,
         squash: configuration.squash,

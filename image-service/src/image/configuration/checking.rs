@@ -111,11 +111,10 @@ impl Check<'_> {
 
     fn source(&mut self, field: &str, draft: &ConfigurationDraft) {
         match &draft.source {
-            Source::Dockerfile(Dockerfile { text, files, build_args, target }) => {
+            Source::Dockerfile(dockerfile) => {
+                let Dockerfile { text, files, build_args, target, .. } = dockerfile;
                 let field = format!("{field}.dockerfile");
-                if text.trim().is_empty() {
-                    self.violations.add(format!("{field}.text"), "must not be empty");
-                }
+                self.context(&field, dockerfile);
                 self.rule(&format!("{field}.text"), text, rules::text);
                 self.files(&format!("{field}.files"), files, rules::context_path);
                 self.variables(&format!("{field}.build_args"), build_args, rules::text);
@@ -156,6 +155,47 @@ impl Check<'_> {
                             .add(format!("{field}.{name}"), "must not be set with `pull`: nothing is built");
                     }
                 }
+            }
+        }
+    }
+
+    /// A Dockerfile has one context, and is in one place.
+    fn context(&mut self, field: &str, dockerfile: &Dockerfile) {
+        let Dockerfile { text, files, archive, remote, dockerfile_path, .. } = dockerfile;
+        let (has_archive, has_remote) = (!archive.is_empty(), !remote.is_empty());
+        if has_archive {
+            self.rule(&format!("{field}.archive"), archive, rules::digest);
+        }
+        if has_remote {
+            self.rule(&format!("{field}.remote"), remote, rules::remote);
+        }
+        for (name, is_given) in
+            [("files", has_archive && !files.is_empty()), ("remote", has_archive && has_remote)]
+        {
+            if is_given {
+                self.violations.add(
+                    format!("{field}.{name}"),
+                    "must not be given with `archive`: a build has one context",
+                );
+            }
+        }
+        if has_remote && !files.is_empty() {
+            self.violations
+                .add(format!("{field}.files"), "must not be given with `remote`: a build has one context");
+        }
+        let has_text = !text.trim().is_empty();
+        if has_remote && has_text {
+            let rule = "must not be given with `remote`: the engine takes the Dockerfile of that context";
+            self.violations.add(format!("{field}.text"), rule);
+        }
+        if !has_text && !has_archive && !has_remote {
+            self.violations.add(format!("{field}.text"), "must not be empty");
+        }
+        if !dockerfile_path.is_empty() {
+            self.rule(&format!("{field}.dockerfile_path"), dockerfile_path, rules::path);
+            if has_text || !(has_archive || has_remote) {
+                let rule = "must only be given with `archive` or `remote`, and without `text`";
+                self.violations.add(format!("{field}.dockerfile_path"), rule);
             }
         }
     }
@@ -285,6 +325,43 @@ mod tests {
                 "config.build_timeout",
             ]
         );
+    }
+
+    #[test]
+    fn a_build_has_one_context_and_one_dockerfile() {
+        let digest = format!("sha256:{}", "0a".repeat(32));
+        let found = |text: &str, files: &[&str], archive: &str, remote: &str, path: &str| {
+            let mut draft = dockerfile(text, files);
+            if let Source::Dockerfile(dockerfile) = &mut draft.source {
+                archive.clone_into(&mut dockerfile.archive);
+                remote.clone_into(&mut dockerfile.remote);
+                path.clone_into(&mut dockerfile.dockerfile_path);
+            }
+            violations(draft)
+                .into_iter()
+                .map(|field| field.replace("config.dockerfile.", ""))
+                .collect::<Vec<_>>()
+        };
+        let (text, remote) = ("FROM scratch", "https://git.example/x.git#main:docker");
+        for good in [
+            found(text, &[], &digest, "", ""),
+            found("", &[], &digest, "", ""),
+            found("", &[], &digest, "", "docker/Dockerfile.dev"),
+            found("", &[], "", remote, ""),
+            found("", &[], "", remote, "a/Dockerfile"),
+        ] {
+            assert_eq!(good, [""; 0]);
+        }
+        assert_eq!(found(text, &["a"], &digest, "", ""), ["files"]);
+        assert_eq!(found("", &[], &digest, remote, ""), ["remote"]);
+        assert_eq!(found("", &["a"], "", remote, ""), ["files"]);
+        assert_eq!(found(text, &[], "", remote, ""), ["text"]);
+        assert_eq!(found("", &[], "", "", ""), ["text"]);
+        assert_eq!(found(text, &[], &digest, "", "Dockerfile"), ["dockerfile_path"]);
+        assert_eq!(found(text, &[], "", "", "Dockerfile"), ["dockerfile_path"]);
+        assert_eq!(found("", &[], &digest, "", "../Dockerfile"), ["dockerfile_path"]);
+        assert_eq!(found("", &[], "sha256:1", "", ""), ["archive"]);
+        assert_eq!(found("", &[], "", "ftp://x/y", ""), ["remote"]);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The rules for single texts of a configuration. Each fails with the rule that is violated.
 
-use crate::image::reference::PulledReference;
+use crate::{context::ContextDigest, image::reference::PulledReference};
 
 const MAX_PATH: usize = 255;
+const MAX_URL: usize = 2 * 1024;
 const MAX_LINE: usize = 4 * 1024;
 const MAX_INSTRUCTION_VALUE: usize = 16 * 1024;
 
@@ -175,6 +176,35 @@ pub(super) fn context_path(path: &str) -> Result<(), &'static str> {
     }
 }
 
+/// A path within an archive or a remote context.
+pub(super) fn path(path: &str) -> Result<(), &'static str> {
+    if path.starts_with('/') { Err("must be relative") } else { check_path(path) }
+}
+
+/// What names an archive.
+pub(super) fn digest(text: &str) -> Result<(), &'static str> {
+    ContextDigest::parse(text).map(|_| ())
+}
+
+/// Where an engine can get a context from. What is in the configuration everyone sees: no password may be.
+pub(super) fn remote(url: &str) -> Result<(), &'static str> {
+    if url.len() > MAX_URL || !url.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("must have at most 2 KiB of printable ASCII, without spaces");
+    }
+    let schemes = ["https://", "http://", "git://"];
+    let Some(rest) = schemes.iter().find_map(|scheme| url.strip_prefix(scheme)) else {
+        return Err("must begin with `https://`, `http://` or `git://`");
+    };
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if host.contains('@') {
+        Err("must not have a user or a password in it: everyone who sees the image would see them")
+    } else if host.is_empty() {
+        Err("must name a host")
+    } else {
+        Ok(())
+    }
+}
+
 /// A path within an image.
 pub(super) fn image_path(path: &str) -> Result<(), &'static str> {
     if path.len() > MAX_PATH {
@@ -284,6 +314,32 @@ mod tests {
         assert_rule(command, &["run --now \"x\""], &["", " ", "a\nb", &"x".repeat(4097)]);
         assert_rule(text, &["", "a\nb"], &["\0"]);
         assert_rule(instruction_value, &["", &"x".repeat(16 * 1024)], &["a\nb", &"x".repeat(16 * 1024 + 1)]);
+    }
+
+    #[test]
+    fn contexts_are_named_by_digests_and_urls_without_secrets() {
+        let digest = format!("sha256:{}", "0a".repeat(32));
+        assert_rule(
+            super::digest,
+            &[&digest],
+            &["", "sha256:", &digest[..70], &digest.to_uppercase(), &digest.replace("sha256", "sha512")],
+        );
+        assert_rule(
+            remote,
+            &["https://x/y.tar.gz", "http://127.0.0.1:80", "git://x/y#main:a/b", "https://x/y.git#v1@2"],
+            &[
+                "",
+                "x",
+                "file:///x",
+                "ssh://x/y",
+                "https://",
+                "https:///x",
+                "http://u:p@x/y",
+                "git://u@x",
+                "https://x/ y",
+                "https://x/é",
+            ],
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use sea_orm::{DbErr, EntityTrait, IntoActiveModel};
+use sea_orm::{EntityTrait, IntoActiveModel};
 
 use super::{SnapshotOrder, WithBuild};
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     error::Error,
     image::{Configuration, Image, ImageId, ImageInView, NewImage, Requirements, Status, WantedReference},
     store::{
-        apply, builds, changes,
+        apply, builds, changes, contexts,
         entity::{self, configuration, image},
         references, rows, texts,
         write::Write,
@@ -105,8 +105,14 @@ impl Write<'_> {
         image: ImageId,
         revision: i64,
         configuration: &Configuration,
-    ) -> Result<(), DbErr> {
-        let row = configuration::Model { image: image.0, revision, json: rows::to_json(configuration)? };
+    ) -> Result<(), Error> {
+        contexts::require(&self.txn, configuration, self.now).await?;
+        let row = configuration::Model {
+            image: image.0,
+            revision,
+            json: rows::to_json(configuration)?,
+            archive: configuration.archive().map(str::to_owned),
+        };
         configuration::Entity::insert(row.into_active_model()).exec_without_returning(&self.txn).await?;
         Ok(())
     }

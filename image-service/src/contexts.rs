@@ -1,0 +1,173 @@
+//! Archives that build contexts are uploaded as: taken in from callers, and given to the workers that build with them.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    access::{Principal, Role},
+    context::{ContextDigest, Inspected, Inspection, Refused},
+    dispatch::Attempt,
+    error::{Error, Resource, Violations},
+    store::{KeptContext, Store},
+    timestamp::Timestamp,
+};
+
+/// The archives of the catalogue.
+#[derive(Clone, Debug)]
+pub(crate) struct Contexts {
+    store: Store,
+    /// How many bytes an archive may have, also when it is unpacked.
+    limit: u64,
+    /// For how long one is kept that nothing names.
+    retain: Duration,
+    uploads: Arc<Semaphore>,
+}
+
+/// How an upload begins.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    /// The archive is here already.
+    Known(Taken),
+    Upload(Box<Upload>),
+}
+
+/// An archive on its way in.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    contexts: Contexts,
+    id: uuid::Uuid,
+    expected: Option<ContextDigest>,
+    inspection: Inspection,
+    /// What does not fill a chunk yet.
+    buffer: Vec<u8>,
+    chunks: i64,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// An archive that is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) digest: ContextDigest,
+    pub(crate) size_bytes: i64,
+    pub(crate) expires_at: Timestamp,
+}
+
+/// An archive on its way out.
+#[derive(Debug)]
+pub(crate) struct Download {
+    store: Store,
+    pub(crate) kept: KeptContext,
+    next: i64,
+}
+
+impl Contexts {
+    /// How many uploads there may be at a time.
+    const UPLOADS: usize = 16;
+
+    pub(crate) fn new(store: Store, limit: u64, retain: Duration) -> Self {
+        Self { store, limit, retain, uploads: Arc::new(Semaphore::new(Self::UPLOADS)) }
+    }
+
+    /// Begins to take in an archive, of this digest where that is known.
+    pub(crate) async fn begin(
+        &self,
+        caller: &Principal,
+        expected: Option<ContextDigest>,
+    ) -> Result<Begun, Error> {
+        caller.require(Role::Builder)?;
+        if let Some(digest) = &expected
+            && let Some(kept) = self.store.use_context(digest).await?
+        {
+            return Ok(Begun::Known(self.taken(digest.clone(), &kept)));
+        }
+        let permit = Arc::clone(&self.uploads).try_acquire_owned().map_err(|_| Error::TooManyUploads)?;
+        Ok(Begun::Upload(Box::new(Upload {
+            id: self.store.begin_context().await?,
+            contexts: self.clone(),
+            expected,
+            inspection: Inspection::new(self.limit),
+            buffer: Vec::new(),
+            chunks: 0,
+            _permit: permit,
+        })))
+    }
+
+    /// Begins to give a worker the archive of an attempt that it holds.
+    pub(crate) async fn download(&self, caller: &Principal, attempt: Attempt) -> Result<Download, Error> {
+        let kept = self.store.context_of(caller.subject(), attempt).await?;
+        let kept = kept.ok_or(Error::NotFound(Resource::Build))?;
+        Ok(Download { store: self.store.clone(), kept, next: 0 })
+    }
+
+    fn taken(&self, digest: ContextDigest, kept: &KeptContext) -> Taken {
+        Taken { digest, size_bytes: kept.size_bytes, expires_at: kept.used_at.after(self.retain) }
+    }
+}
+
+impl Upload {
+    const CHUNK: usize = 512 * 1024;
+
+    /// Takes in the next bytes.
+    pub(crate) async fn take(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.inspection.take(bytes).map_err(refused)?;
+        self.buffer.extend(bytes);
+        while self.buffer.len() >= Self::CHUNK {
+            let rest = self.buffer.split_off(Self::CHUNK);
+            let chunk = std::mem::replace(&mut self.buffer, rest);
+            self.keep(chunk).await?;
+        }
+        Ok(())
+    }
+
+    /// The archive has come to its end: it is durable, and may be named.
+    pub(crate) async fn finish(mut self) -> Result<Taken, Error> {
+        let finished = self.try_finish().await;
+        if finished.is_err() {
+            self.give_up().await;
+        }
+        finished
+    }
+
+    async fn try_finish(&mut self) -> Result<Taken, Error> {
+        let inspection = std::mem::replace(&mut self.inspection, Inspection::new(0));
+        let found: Inspected = inspection.finish().map_err(refused)?;
+        if self.expected.as_ref().is_some_and(|expected| *expected != found.digest) {
+            let rule = format!("must be the digest of what is sent, which has {}", found.digest);
+            return Err(Error::Invalid(Violations::one("start.digest", rule)));
+        }
+        let rest = std::mem::take(&mut self.buffer);
+        if !rest.is_empty() {
+            self.keep(rest).await?;
+        }
+        let kept = self.contexts.store.finish_context(self.id, &found).await?;
+        Ok(self.contexts.taken(found.digest, &kept))
+    }
+
+    /// Nothing comes of it.
+    pub(crate) async fn give_up(self) {
+        if let Err(error) = self.contexts.store.give_up_context(self.id).await {
+            // What is left is forgotten with time.
+            tracing::warn!(%error, "cannot give up an upload");
+        }
+    }
+
+    async fn keep(&mut self, chunk: Vec<u8>) -> Result<(), Error> {
+        self.contexts.store.append_context(self.id, self.chunks, chunk).await?;
+        self.chunks += 1;
+        Ok(())
+    }
+}
+
+impl Download {
+    /// The next bytes; none at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
+        let chunk = self.store.context_chunk(self.kept.upload, self.next).await?;
+        self.next += 1;
+        Ok(chunk)
+    }
+}
+
+fn refused(refused: Refused) -> Error {
+    Error::Invalid(Violations::one("chunk", refused.to_string()))
+}

@@ -1,0 +1,104 @@
+//! `trailer.images.v1.ContextService`.
+
+use std::time::Duration;
+
+use proto::images::{self as wire, context_service_server::ContextService, upload_context_request::Part};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{authentication::caller, dispatch_service::blame, field};
+use crate::{
+    context::ContextDigest,
+    contexts::{Begun, Contexts, Taken, Upload},
+    error::{Error, Violations},
+};
+
+/// Uploads on the wire.
+#[derive(Debug)]
+pub(super) struct Uploads {
+    contexts: Contexts,
+    shutdown: CancellationToken,
+}
+
+impl Uploads {
+    /// How long a client may send nothing.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    pub(super) fn new(contexts: Contexts, shutdown: CancellationToken) -> Self {
+        Self { contexts, shutdown }
+    }
+
+    /// The next part of a stream; none at its end.
+    async fn next(&self, parts: &mut Streaming<wire::UploadContextRequest>) -> Result<Option<Part>, Status> {
+        let request = tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => return Err(Error::Draining.into()),
+            request = tokio::time::timeout(Self::PATIENCE, parts.message()) => {
+                request.map_err(|_| Status::from(Error::UploadStalled))?.map_err(blame)?
+            }
+        };
+        match request {
+            Some(wire::UploadContextRequest { part: Some(part) }) => Ok(Some(part)),
+            Some(_) => Err(invalid("part", "must be given: `start` or `chunk`")),
+            None => Ok(None),
+        }
+    }
+
+    async fn take_all(
+        &self,
+        upload: &mut Upload,
+        parts: &mut Streaming<wire::UploadContextRequest>,
+    ) -> Result<(), Status> {
+        while let Some(part) = self.next(parts).await? {
+            match part {
+                Part::Chunk(bytes) if bytes.is_empty() => return Err(invalid("chunk", "must not be empty")),
+                Part::Chunk(bytes) => upload.take(&bytes).await?,
+                Part::Start(_) => return Err(invalid("start", "must be the first part, and only that")),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl ContextService for Uploads {
+    async fn upload_context(
+        &self,
+        request: Request<Streaming<wire::UploadContextRequest>>,
+    ) -> Result<Response<wire::UploadContextResponse>, Status> {
+        let caller = caller(&request)?;
+        let mut parts = request.into_inner();
+        let Some(Part::Start(start)) = self.next(&mut parts).await? else {
+            return Err(invalid("start", "must be the first part"));
+        };
+        let expected = match start.digest.as_str() {
+            "" => None,
+            digest => Some(ContextDigest::parse(digest).map_err(|rule| invalid("start.digest", rule))?),
+        };
+        let taken = match self.contexts.begin(&caller, expected).await? {
+            Begun::Known(taken) => taken,
+            Begun::Upload(mut upload) => match self.take_all(&mut upload, &mut parts).await {
+                Ok(()) => upload.finish().await?,
+                Err(status) => {
+                    upload.give_up().await;
+                    return Err(status);
+                }
+            },
+        };
+        Ok(Response::new(taken.into()))
+    }
+}
+
+impl From<Taken> for wire::UploadContextResponse {
+    fn from(taken: Taken) -> Self {
+        Self {
+            digest: taken.digest.to_string(),
+            size_bytes: taken.size_bytes,
+            expire_time: Some(field::time(taken.expires_at)),
+        }
+    }
+}
+
+fn invalid(field: &str, rule: &str) -> Status {
+    Error::Invalid(Violations::one(field, rule)).into()
+}

@@ -1,0 +1,274 @@
+//! Archives that build contexts were uploaded as: their bytes in chunks, each written by itself, and which of them are named.
+
+use std::time::Duration;
+
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel,
+    QueryFilter, QueryOrder, QuerySelect,
+    sea_query::{Expr, ExprTrait, Query},
+};
+use uuid::Uuid;
+
+use super::{
+    Store,
+    entity::{build, configuration, context, context_chunk, image},
+    rows,
+};
+use crate::{
+    build::State,
+    context::{ContextDigest, Inspected},
+    dispatch::Attempt,
+    error::{Error, Violations},
+    image::Configuration,
+    timestamp::Timestamp,
+};
+
+/// An archive that is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeptContext {
+    pub(crate) upload: Uuid,
+    pub(crate) size_bytes: i64,
+    pub(crate) gzip: bool,
+    pub(crate) end: i64,
+    /// When it was uploaded or named last.
+    pub(crate) used_at: Timestamp,
+}
+
+impl Store {
+    /// Begins to keep an archive.
+    pub(crate) async fn begin_context(&self) -> Result<Uuid, Error> {
+        let row = context::Model {
+            upload: Uuid::now_v7(),
+            digest: None,
+            size_bytes: 0,
+            gzip: false,
+            tar_end: 0,
+            used_at: self.now(&self.reader).await?.micros(),
+        };
+        let upload = row.upload;
+        context::Entity::insert(row.into_active_model()).exec_without_returning(&self.writer).await?;
+        Ok(upload)
+    }
+
+    /// Keeps the next bytes of an archive.
+    pub(crate) async fn append_context(
+        &self,
+        upload: Uuid,
+        number: i64,
+        bytes: Vec<u8>,
+    ) -> Result<(), Error> {
+        // No decision rests on it, so it waits for nobody: on Postgres it is written beside other transactions.
+        let row = context_chunk::Model { upload, number, bytes };
+        context_chunk::Entity::insert(row.into_active_model()).exec_without_returning(&self.writer).await?;
+        Ok(())
+    }
+
+    /// An archive has come whole. If there is the same already, that is kept instead.
+    pub(crate) async fn finish_context(&self, upload: Uuid, found: &Inspected) -> Result<KeptContext, Error> {
+        let txn = self.write().await?;
+        let now = self.now(&txn).await?;
+        let kept = match kept(&txn, &found.digest).await? {
+            Some(kept) => {
+                forget_soon(&txn, upload).await?;
+                kept
+            }
+            None => KeptContext {
+                upload,
+                size_bytes: found.size_bytes,
+                gzip: found.gzip,
+                end: found.end,
+                used_at: now,
+            },
+        };
+        if context::Entity::find_by_id(kept.upload).one(&txn).await?.is_none() {
+            // It took longer than what nobody names is kept.
+            return Err(Error::Busy);
+        }
+        let row = context::Model {
+            upload: kept.upload,
+            digest: Some(found.digest.as_str().to_owned()),
+            size_bytes: kept.size_bytes,
+            gzip: kept.gzip,
+            tar_end: kept.end,
+            used_at: now.micros(),
+        };
+        context::Entity::update(row.into_active_model().reset_all()).exec(&txn).await?;
+        txn.commit().await?;
+        Ok(KeptContext { used_at: now, ..kept })
+    }
+
+    /// Nothing comes of an upload: what it has left is removed with the next round.
+    pub(crate) async fn give_up_context(&self, upload: Uuid) -> Result<(), Error> {
+        Ok(forget_soon(&self.writer, upload).await?)
+    }
+
+    /// The archive of a digest, which is in use now.
+    pub(crate) async fn use_context(&self, digest: &ContextDigest) -> Result<Option<KeptContext>, Error> {
+        let txn = self.write().await?;
+        let now = self.now(&txn).await?;
+        let Some(kept) = kept(&txn, digest).await? else {
+            return Ok(None);
+        };
+        touch(&txn, kept.upload, now).await?;
+        txn.commit().await?;
+        Ok(Some(KeptContext { used_at: now, ..kept }))
+    }
+
+    /// The archive that is the context of an attempt, if this worker holds that.
+    pub(crate) async fn context_of(
+        &self,
+        worker: &str,
+        attempt: Attempt,
+    ) -> Result<Option<KeptContext>, Error> {
+        let txn = self.read().await?;
+        let Some(row) = build::Entity::find_by_id(attempt.build.0).one(&txn).await? else {
+            return Ok(None);
+        };
+        let build = rows::build_from_row(row)?;
+        let is_held = build.state.is_held()
+            && build.attempt == attempt.number
+            && build.worker.as_deref() == Some(worker)
+            && build.workspace.is_none();
+        if !is_held {
+            return Ok(None);
+        }
+        let key = (build.image.0, build.configuration_revision);
+        let named = configuration::Entity::find_by_id(key).one(&txn).await?.and_then(|row| row.archive);
+        let digest = named.and_then(|named| ContextDigest::parse(&named).ok());
+        match digest {
+            Some(digest) => Ok(kept(&txn, &digest).await?),
+            None => Ok(None),
+        }
+    }
+
+    /// A part of an archive; none after the last.
+    pub(crate) async fn context_chunk(&self, upload: Uuid, number: i64) -> Result<Option<Vec<u8>>, Error> {
+        let chunk = context_chunk::Entity::find_by_id((upload, number)).one(&self.reader).await?;
+        Ok(chunk.map(|chunk| chunk.bytes))
+    }
+
+    /// Forgets archives, or parts of one, that were not used for `retain` and that nothing names; whether there may be more.
+    pub(crate) async fn forget_contexts(&self, retain: Duration) -> Result<bool, Error> {
+        const AT_ONCE: u64 = 16;
+        let now = self.now(&self.reader).await?;
+        let due = context::Entity::find()
+            .filter(context::Column::UsedAt.lt(now.before(retain).micros()))
+            .filter(Condition::any().add(context::Column::Digest.is_null()).add(is_named().not()))
+            .order_by_asc(context::Column::UsedAt)
+            .one(&self.reader)
+            .await?;
+        let Some(due) = due else {
+            return Ok(false);
+        };
+        if due.digest.is_some() {
+            // From now on nobody can name it.
+            let txn = self.write().await?;
+            context::Entity::update_many()
+                .col_expr(context::Column::Digest, Expr::value(None::<String>))
+                .filter(context::Column::Upload.eq(due.upload))
+                .filter(context::Column::UsedAt.eq(due.used_at))
+                .filter(is_named().not())
+                .exec(&txn)
+                .await?;
+            txn.commit().await?;
+            return Ok(true);
+        }
+        let numbers = context_chunk::Entity::find()
+            .select_only()
+            .column(context_chunk::Column::Number)
+            .filter(context_chunk::Column::Upload.eq(due.upload))
+            .limit(AT_ONCE)
+            .into_tuple::<i64>()
+            .all(&self.reader)
+            .await?;
+        if numbers.is_empty() {
+            context::Entity::delete_by_id(due.upload).exec(&self.writer).await?;
+        } else {
+            context_chunk::Entity::delete_many()
+                .filter(context_chunk::Column::Upload.eq(due.upload))
+                .filter(context_chunk::Column::Number.is_in(numbers))
+                .exec(&self.writer)
+                .await?;
+        }
+        Ok(true)
+    }
+}
+
+/// The archive that a configuration names is kept, and will be for as long as it is named.
+pub(super) async fn require(
+    txn: &impl ConnectionTrait,
+    configuration: &Configuration,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let Some(archive) = configuration.archive() else {
+        return Ok(());
+    };
+    let unknown = || {
+        let rule = "must be the digest of an archive that was uploaded and is still kept";
+        Error::Invalid(Violations::one("image.config.dockerfile.archive", rule))
+    };
+    let digest = ContextDigest::parse(archive).map_err(|_| unknown())?;
+    let kept = kept(txn, &digest).await?.ok_or_else(unknown)?;
+    Ok(touch(txn, kept.upload, now).await?)
+}
+
+async fn kept(db: &impl ConnectionTrait, digest: &ContextDigest) -> Result<Option<KeptContext>, DbErr> {
+    let row = context::Entity::find().filter(context::Column::Digest.eq(digest.as_str())).one(db).await?;
+    Ok(row.map(|row| KeptContext {
+        upload: row.upload,
+        size_bytes: row.size_bytes,
+        gzip: row.gzip,
+        end: row.tar_end,
+        used_at: Timestamp::from_micros(row.used_at),
+    }))
+}
+
+async fn touch(db: &impl ConnectionTrait, upload: Uuid, now: Timestamp) -> Result<(), DbErr> {
+    context::Entity::update_many()
+        .col_expr(context::Column::UsedAt, Expr::value(now.micros()))
+        .filter(context::Column::Upload.eq(upload))
+        .exec(db)
+        .await?;
+    Ok(())
+}
+
+async fn forget_soon(db: &impl ConnectionTrait, upload: Uuid) -> Result<(), DbErr> {
+    touch(db, upload, Timestamp::from_micros(0)).await
+}
+
+/// Whether an image names the archive as it is configured now, or a build that is not over does as it was queued.
+fn is_named() -> sea_orm::sea_query::SimpleExpr {
+    let of_image = (build::Entity, build::Column::Image);
+    let active = Query::select()
+        .expr(Expr::value(1))
+        .from(build::Entity)
+        .and_where(Expr::col(of_image).equals((configuration::Entity, configuration::Column::Image)))
+        .and_where(
+            Expr::col((build::Entity, build::Column::ConfigurationRevision))
+                .equals((configuration::Entity, configuration::Column::Revision)),
+        )
+        .and_where(Expr::col((build::Entity, build::Column::State)).lt(rows::state_to_code(State::Succeeded)))
+        .take();
+    let named = Query::select()
+        .expr(Expr::value(1))
+        .from(configuration::Entity)
+        .inner_join(
+            image::Entity,
+            Expr::col((image::Entity, image::Column::Id))
+                .equals((configuration::Entity, configuration::Column::Image)),
+        )
+        .and_where(
+            Expr::col((configuration::Entity, configuration::Column::Archive))
+                .equals((context::Entity, context::Column::Digest)),
+        )
+        .cond_where(
+            Condition::any()
+                .add(
+                    Expr::col((image::Entity, image::Column::ConfigurationRevision))
+                        .equals((configuration::Entity, configuration::Column::Revision)),
+                )
+                .add(Expr::exists(active)),
+        )
+        .take();
+    Expr::exists(named)
+}

@@ -1,0 +1,348 @@
+//! Build contexts that are uploaded as archives, or fetched by the engine.
+
+use std::{
+    io::Write as _,
+    net::Ipv4Addr,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use flate2::{Compression, write::GzEncoder};
+use proto::images::{
+    self as api, BuildErrorKind, BuildState, DockerfileSource, Image, ImageConfig, RenderDockerfileRequest,
+    image_config::Source, render_dockerfile_request::Subject, upload_context_request::Part,
+};
+use ring::digest::{SHA256, digest};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::Code;
+
+use crate::{
+    answers::{fields, lines, refused},
+    client::Client,
+    real_engine::Real,
+    stack::{LIMIT, Service},
+};
+
+fn digest_of(bytes: &[u8]) -> String {
+    let digits: String = digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{digits}")
+}
+
+/// A tar of files.
+fn tar_of(files: &[(&str, &[u8])]) -> anyhow::Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (path, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, path, *content)?;
+    }
+    Ok(archive.into_inner()?)
+}
+
+fn gzip(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(bytes)?;
+    Ok(encoder.finish()?)
+}
+
+/// What no compression makes smaller.
+fn noise(length: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(7);
+    std::iter::repeat_with(|| random.u8(..)).take(length).collect()
+}
+
+fn image_of(name: &str, source: DockerfileSource) -> Image {
+    Image {
+        name: name.to_owned(),
+        config: Some(ImageConfig { source: Some(Source::Dockerfile(source)), ..ImageConfig::default() }),
+        ..Image::default()
+    }
+}
+
+fn named(archive: &str, text: &str) -> DockerfileSource {
+    DockerfileSource { text: text.to_owned(), archive: archive.to_owned(), ..DockerfileSource::default() }
+}
+
+/// Fails unless the archive can be named.
+async fn is_kept(client: &Client, archive: &str) -> Result<(), tonic::Status> {
+    let image = Some(image_of("asked", named(archive, "")));
+    let request = api::CreateImageRequest { image, validate_only: true, ..Default::default() };
+    client.images.clone().create_image(request).await.map(|_| ())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_is_kept_once_and_named_by_its_digest() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
+    let archive = tar_of(&[("Dockerfile", b"FROM scratch\n"), ("noise", &noise(1_500_000))])?;
+    let expected = digest_of(&archive);
+    let unknown = is_kept(&alice, &expected).await.expect_err("nobody has uploaded it");
+    assert_eq!(
+        (unknown.code(), fields(&unknown)),
+        (Code::InvalidArgument, vec!["image.config.dockerfile.archive".to_owned()])
+    );
+
+    let taken = alice.upload("", &archive).await?;
+    assert_eq!((taken.digest.as_str(), taken.size_bytes), (expected.as_str(), i64::try_from(archive.len())?));
+    assert!(taken.expire_time.is_some());
+    is_kept(&bob, &expected).await?;
+    assert_eq!(bob.upload(&expected, &archive).await?.digest, expected);
+    // Nothing need be sent of what is here.
+    assert_eq!(bob.upload(&expected, b"").await?.digest, expected);
+
+    let (image, _) = alice.create(image_of("Named", named(&expected, ""))).await?;
+    let clone = api::CloneImageRequest { id: image.id.clone() };
+    let clone = alice.images.clone().clone_image(clone).await?.into_inner().create_image_request;
+    alice.create(clone.and_then(|request| request.image).context("an image")?).await?;
+    let search = api::ListImagesRequest { search: expected[10..30].to_owned(), ..Default::default() };
+    assert_eq!(alice.images.clone().list_images(search).await?.into_inner().images.len(), 2);
+    let render = RenderDockerfileRequest { subject: Some(Subject::Id(image.id)) };
+    let rendered = refused(alice.images.clone().render_dockerfile(render).await);
+    assert_eq!(rendered, (Code::FailedPrecondition, "NO_DOCKERFILE".to_owned()));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_good_archive_is_refused_with_its_rule() -> anyhow::Result<()> {
+    let service = Service::start_with(&["--context-limit", "1000000"]).await?;
+    let alice = service.builder("alice");
+    let good = tar_of(&[("Dockerfile", b"FROM scratch\n")])?;
+    let mut leaving = good.clone();
+    leaving[..10].copy_from_slice(b"../outside");
+    let sum: u32 = leaving[..512]
+        .iter()
+        .enumerate()
+        .map(|(i, byte)| if (148..156).contains(&i) { 32 } else { u32::from(*byte) })
+        .sum();
+    leaving[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let bomb = gzip(&tar_of(&[("zeros", &vec![0; 5_000_000])])?)?;
+    assert!(bomb.len() < 100_000);
+    for (digest, archive, field, rule) in [
+        ("", leaving, "chunk", "`..`"),
+        ("", bomb, "chunk", "1000000 bytes"),
+        ("", noise(2_000_000), "chunk", "must be a tar"),
+        ("", good[..good.len() - 600].to_vec(), "chunk", "must be whole"),
+        ("", Vec::new(), "chunk", "must not be empty"),
+        (&digest_of(b"other"), good.clone(), "start.digest", "must be the digest of what is sent"),
+        ("sha256:zz", good.clone(), "start.digest", "64 lower-case hexadecimal digits"),
+    ] {
+        let status = alice.upload(digest, &archive).await.expect_err(rule);
+        assert_eq!(
+            (status.code(), fields(&status)),
+            (Code::InvalidArgument, vec![field.to_owned()]),
+            "{status:?}"
+        );
+        assert!(status.message().contains(rule), "{} instead of {rule}", status.message());
+        let is_kept = is_kept(&alice, &digest_of(&archive)).await;
+        assert!(is_kept.is_err(), "{rule}");
+    }
+    let start = || Part::Start(api::UploadContextStart::default());
+    let chunk = |bytes: &'static [u8]| Part::Chunk(bytes.into());
+    for (parts, field) in [
+        (vec![], "start"),
+        (vec![chunk(b"x")], "start"),
+        (vec![start(), start()], "start"),
+        (vec![start(), chunk(b"")], "chunk"),
+    ] {
+        let status = alice.upload_parts(parts).await.expect_err(field);
+        assert_eq!((status.code(), fields(&status)), (Code::InvalidArgument, vec![field.to_owned()]));
+    }
+    let nobody = service.client(&service.token("carol", &[])).upload("", &good).await;
+    assert_eq!(refused(nobody), (Code::PermissionDenied, "ROLE_MISSING".to_owned()));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_is_forgotten_when_nothing_names_it() -> anyhow::Result<()> {
+    let service = Service::start_with(&["--retain-contexts", "1s"]).await?;
+    let alice = service.builder("alice");
+    let upload = async |text: &str| {
+        alice.upload("", &tar_of(&[("Dockerfile", text.as_bytes())])?).await.map_err(anyhow::Error::from)
+    };
+    let (unnamed, named_once, built) =
+        (upload("FROM a").await?.digest, upload("FROM b").await?.digest, upload("FROM c").await?.digest);
+    let (image, _) = alice.create(image_of("Once", named(&named_once, ""))).await?;
+    // Its first build waits for a worker: it names what it was queued with.
+    let (queued, build) = alice.create(image_of("Queued", named(&built, ""))).await?;
+    let other =
+        image_of("Queued", DockerfileSource { text: "FROM d".to_owned(), ..DockerfileSource::default() });
+    let update = api::UpdateImageRequest {
+        image: Some(Image { id: queued.id.clone(), ..other }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["config".to_owned()] }),
+        ..Default::default()
+    };
+    alice.images.clone().update_image(update).await?;
+    let gone = async |digest: &str| {
+        let waiting = async {
+            while is_kept(&alice, digest).await.is_ok() {
+                // Asking does not use it.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, waiting).await.with_context(|| format!("{digest} is kept"))
+    };
+    gone(&unnamed).await?;
+    is_kept(&alice, &named_once).await?;
+    is_kept(&alice, &built).await?;
+    alice.delete(&image.id).await?;
+    gone(&named_once).await?;
+    is_kept(&alice, &built).await?;
+    alice.cancel(&queued.id).await?;
+    assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Cancelled);
+    gone(&built).await
+}
+
+/// Builds an image to its end; what it has printed.
+async fn build(real: &Real, name: &str, source: DockerfileSource) -> anyhow::Result<Vec<String>> {
+    let alice = real.alice();
+    let (_, build) = alice.create(image_of(&format!("{name}-{}", real.run), source)).await?;
+    let build = alice.finished(&build.id).await?;
+    anyhow::ensure!(build.state() == BuildState::Succeeded, "{name}: {build:?}");
+    let history = alice.history(&build.id, 0).await?;
+    Ok(lines(&history).into_iter().map(str::to_owned).collect())
+}
+
+fn references(real: &Real, names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| format!("trailer/{name}-{}:latest", real.run)).collect()
+}
+
+const PRINT: &str =
+    "COPY large text /\nRUN [\"/bin/sh\", \"-c\", \"busybox wc -c < /large; busybox cat /text\"]\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_real_engine_builds_with_an_archive() -> anyhow::Result<()> {
+    let real = Real::start().await?;
+    let print = |variant: &str| real.dockerfile(&format!("ENV VARIANT={variant}\n{PRINT}"));
+    let names = ["plain", "packed", "plain-text", "packed-text"];
+    for name in names {
+        let (inner, text) = match name.split_once('-') {
+            Some(_) => ("FROM nothing-here\n".to_owned(), print(name)),
+            None => (print(name), String::new()),
+        };
+        let path = if text.is_empty() { "dir/Other" } else { "" };
+        let tar = tar_of(&[
+            ("dir/Other", inner.as_bytes()),
+            ("Dockerfile", b"FROM nothing-here\n"),
+            ("large", &noise(3_000_000)),
+            ("text", b"of the archive"),
+        ])?;
+        let archive = if name.starts_with("packed") { gzip(&tar)? } else { tar };
+        let digest = real.alice().upload("", &archive).await?.digest;
+        let source = DockerfileSource { dockerfile_path: path.to_owned(), ..named(&digest, &text) };
+        let printed = build(&real, name, source).await?;
+        for expected in ["3000000", "of the archive"] {
+            assert!(printed.iter().any(|line| line == expected), "{name}: {printed:?}");
+        }
+    }
+    let references = references(&real, &names);
+    real.clean(&references.iter().map(String::as_str).collect::<Vec<_>>()).await
+}
+
+/// A Git daemon, which ends when it is dropped.
+struct GitDaemon(Child);
+
+impl Drop for GitDaemon {
+    fn drop(&mut self) {
+        // Nobody can be told.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn git(directory: &Path, arguments: &[&str]) -> anyhow::Result<()> {
+    let identity =
+        ["-c", "user.name=tests", "-c", "user.email=tests@localhost", "-c", "init.defaultBranch=main"];
+    let output = Command::new("git").args(identity).args(arguments).current_dir(directory).output()?;
+    anyhow::ensure!(output.status.success(), "git {arguments:?}: {output:?}");
+    Ok(())
+}
+
+/// Serves the directory's repositories; the port that it listens on.
+async fn serve_git(directory: &Path) -> anyhow::Result<(GitDaemon, u16)> {
+    // Free when it was asked for: the daemon cannot choose one.
+    let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+    let daemon = Command::new("git")
+        .args(["daemon", "--listen=127.0.0.1", "--export-all", "--reuseaddr"])
+        .arg(format!("--port={port}"))
+        .arg(format!("--base-path={}", directory.display()))
+        .arg(directory)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let daemon = GitDaemon(daemon);
+    let listening = async {
+        while tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, listening).await.context("the Git daemon does not listen")?;
+    Ok((daemon, port))
+}
+
+/// Answers every HTTP request with these bytes; the port that it listens on.
+async fn serve_bytes(bytes: Vec<u8>) -> anyhow::Result<(AbortOnDropHandle<()>, u16)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let port = listener.local_addr()?.port();
+    let serving = tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let mut request = [0; 4096];
+            // A request without a body, in one packet.
+            let _ = connection.read(&mut request).await;
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/x-tar\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                bytes.len()
+            );
+            let body: &[u8] = if request.starts_with(b"HEAD") { &[] } else { &bytes };
+            // The engine may have seen enough.
+            let _ = connection.write_all(&[head.as_bytes(), body].concat()).await;
+        }
+    });
+    Ok((AbortOnDropHandle::new(serving), port))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_real_engine_fetches_a_remote_context() -> anyhow::Result<()> {
+    let real = Real::start().await?;
+    let directory = tempfile::tempdir()?;
+    let repository = directory.path().join("sources");
+    std::fs::create_dir_all(repository.join("docker"))?;
+    let dockerfile = real.dockerfile("COPY text /\nRUN [\"/bin/sh\", \"-c\", \"busybox cat /text\"]\n");
+    std::fs::write(repository.join("docker/Dockerfile.dev"), &dockerfile)?;
+    std::fs::write(repository.join("text"), "of the branch\n")?;
+    git(&repository, &["init", "--quiet"])?;
+    git(&repository, &["checkout", "--quiet", "-b", "next"])?;
+    git(&repository, &["add", "."])?;
+    git(&repository, &["commit", "--quiet", "-m", "A context"])?;
+    let (_daemon, git_port) = serve_git(directory.path()).await?;
+    let tar = tar_of(&[("Dockerfile", dockerfile.as_bytes()), ("text", b"of the URL\n")])?;
+    let (_server, http_port) = serve_bytes(gzip(&tar)?).await?;
+
+    let remote = |url: String, path: &str| DockerfileSource {
+        remote: url,
+        dockerfile_path: path.to_owned(),
+        ..DockerfileSource::default()
+    };
+    let from_git = remote(format!("git://127.0.0.1:{git_port}/sources#next"), "docker/Dockerfile.dev");
+    let printed = build(&real, "git", from_git).await?;
+    assert!(printed.iter().any(|line| line == "of the branch"), "{printed:?}");
+    let from_url = remote(format!("http://127.0.0.1:{http_port}/context.tar.gz"), "");
+    let printed = build(&real, "url", from_url).await?;
+    assert!(printed.iter().any(|line| line == "of the URL"), "{printed:?}");
+
+    let missing = remote(format!("git://127.0.0.1:{git_port}/nothing"), "");
+    let alice = real.alice();
+    let (_, failing) = alice.create(image_of(&format!("missing-{}", real.run), missing)).await?;
+    let failed = alice.finished(&failing.id).await?;
+    assert_eq!(failed.state(), BuildState::Failed);
+    assert_eq!(failed.error.map(|error| error.kind), Some(i32::from(BuildErrorKind::User)));
+    let references = references(&real, &["git", "url"]);
+    real.clean(&references.iter().map(String::as_str).collect::<Vec<_>>()).await
+}
