@@ -55,6 +55,10 @@ pub struct Config {
     #[arg(long, env = "TRAILER_SPOOL_LIMIT", default_value_t = 256 * 1024 * 1024)]
     pub spool_limit: u64,
 
+    /// How often to look for images that this worker has made and nothing needs any more; also whenever a build has ended.
+    #[arg(long, env = "TRAILER_COLLECT_EVERY", default_value = "1m", value_parser = humantime::parse_duration)]
+    pub collect_every: Duration,
+
     /// How long running builds may go on after SIGTERM before they are handed back.
     #[arg(long, env = "TRAILER_DRAIN_GRACE", default_value = "30s", value_parser = humantime::parse_duration)]
     pub drain_grace: Duration,

@@ -4,8 +4,8 @@ use std::{fmt::Debug, path::PathBuf, time::Duration};
 
 use futures_util::{StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
 use proto::dispatch::{
-    Attempt, ConnectRequest, ConnectResponse, FetchContextRequest, FetchContextResponse,
-    dispatch_service_client::DispatchServiceClient,
+    Attempt, ConnectRequest, ConnectResponse, FetchContextRequest, FetchContextResponse, FindUnneededRequest,
+    HeldImage, dispatch_service_client::DispatchServiceClient,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,6 +19,9 @@ use tonic::{
 pub(crate) trait Dial: Debug + Send + Sync {
     /// Calls `Connect`: what is sent into `requests` goes to the service, and what it says comes back.
     fn dial(&self, requests: mpsc::Receiver<ConnectRequest>) -> BoxFuture<'_, Result<Responses, DialError>>;
+
+    /// Calls `FindUnneeded`.
+    fn find_unneeded(&self, images: Vec<HeldImage>) -> BoxFuture<'_, Result<Vec<String>, DialError>>;
 
     /// Calls `FetchContext`.
     fn fetch_context(&self, attempt: Attempt) -> BoxFuture<'_, Result<Chunks, DialError>>;
@@ -90,6 +93,13 @@ impl GrpcDial {
 impl Dial for GrpcDial {
     fn dial(&self, requests: mpsc::Receiver<ConnectRequest>) -> BoxFuture<'_, Result<Responses, DialError>> {
         Box::pin(self.connect(requests))
+    }
+
+    fn find_unneeded(&self, images: Vec<HeldImage>) -> BoxFuture<'_, Result<Vec<String>, DialError>> {
+        Box::pin(async move {
+            let (mut client, call) = self.call(FindUnneededRequest { images }).await?;
+            Ok(client.find_unneeded(call).await.map_err(refused)?.into_inner().engine_image_ids)
+        })
     }
 
     fn fetch_context(&self, attempt: Attempt) -> BoxFuture<'_, Result<Chunks, DialError>> {

@@ -25,7 +25,9 @@ use self::{
 };
 use crate::{
     context::Context,
-    engine::{BuildOrder, Canceller, Engine, EngineError, EngineImage, EngineInfo, RunningWork, Told},
+    engine::{
+        BuildOrder, Canceller, Engine, EngineError, EngineImage, EngineInfo, LabelledImage, RunningWork, Told,
+    },
     reference,
     registries::Registries,
 };
@@ -214,12 +216,30 @@ impl Engine for DockerEngine {
         Ok(docker.commit_container(options, config).await?.id)
     }
 
-    async fn tags_of(&self, label: &str, value: &str) -> Result<Vec<String>, EngineError> {
-        let filters = HashMap::from([("label", vec![format!("{label}={value}")])]);
-        let options = ListImagesOptionsBuilder::new().filters(&filters).build();
+    async fn labelled(&self, labels: &[(&str, &str)]) -> Result<Vec<LabelledImage>, EngineError> {
+        let wanted: Vec<String> = labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
+        let options = ListImagesOptionsBuilder::new().filters(&HashMap::from([("label", wanted)])).build();
         let mut images = self.docker.list_images(Some(options)).await?;
-        images.retain(|image| image.labels.get(label).is_some_and(|found| found == value));
-        Ok(images.into_iter().flat_map(|image| image.repo_tags).collect())
+        let has = |found: &HashMap<String, String>, (label, value): &(&str, &str)| {
+            found.get(*label).is_some_and(|found| found == value)
+        };
+        images.retain(|image| labels.iter().all(|label| has(&image.labels, label)));
+        let labelled = images.into_iter().map(|image| LabelledImage {
+            id: image.id,
+            names: image.repo_tags,
+            labels: image.labels,
+        });
+        Ok(labelled.collect())
+    }
+
+    async fn remove(&self, id: &str) -> Result<bool, EngineError> {
+        let options = RemoveImageOptionsBuilder::new().force(false).noprune(true).build();
+        match self.docker.remove_image(id, Some(options), None).await {
+            Ok(_) => Ok(true),
+            Err(error) if is_missing(&error) => Ok(true),
+            Err(BollardError::DockerResponseServerError { status_code: 409, .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError> {

@@ -42,8 +42,12 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
         labels: HashMap<String, String>,
     ) -> Result<String, EngineError>;
 
-    /// The names of the images whose label has that value.
-    async fn tags_of(&self, label: &str, value: &str) -> Result<Vec<String>, EngineError>;
+    /// The images that have all of these labels.
+    async fn labelled(&self, labels: &[(&str, &str)]) -> Result<Vec<LabelledImage>, EngineError>;
+
+    /// Removes an image of that id, with its name; not one that has names in several repositories, or that a container uses:
+    /// whether it is gone.
+    async fn remove(&self, id: &str) -> Result<bool, EngineError>;
 
     /// The image of that name or id.
     async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError>;
@@ -126,6 +130,16 @@ pub(crate) struct EngineImage {
     pub(crate) size_bytes: i64,
     /// What registries call it, `repository@sha256:…`, as far as it was pulled or pushed.
     pub(crate) repo_digests: Vec<String>,
+}
+
+/// An image that was found by its labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LabelledImage {
+    /// The engine's identifier of it.
+    pub(crate) id: String,
+    /// Its names, each `repository:tag`.
+    pub(crate) names: Vec<String>,
+    pub(crate) labels: HashMap<String, String>,
 }
 
 /// What the engine could not do.

@@ -20,7 +20,8 @@ use crate::{
     dial::Dial,
     engine::{BuildOrder, Engine, EngineError, RunningWork, Told},
     engine_watch::EngineWatch,
-    leftovers::{ATTEMPTS, WORKER_LABEL},
+    labels::{CATALOGUE_LABEL, IMAGE_LABEL, WORKER_LABEL},
+    leftovers::ATTEMPTS,
     outbox::Outbox,
     output::{FailedStep, Output},
     residue::StepProcesses,
@@ -42,6 +43,7 @@ mod stopping;
 pub(crate) struct Job {
     pub(crate) assignment: Assignment,
     pub(crate) worker: String,
+    pub(crate) catalogue: String,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) engine_watch: Arc<EngineWatch>,
     pub(crate) dial: Arc<dyn Dial>,
@@ -91,8 +93,6 @@ pub(crate) struct Left {
 }
 
 impl Job {
-    /// The label that tells which record an image belongs to.
-    const IMAGE_LABEL: &str = "trailer.image-id";
     /// How long a build waits for an engine that does not answer.
     const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
     /// What the log says when the engine tells nothing more.
@@ -346,8 +346,9 @@ impl Job {
     /// The labels of what is made.
     fn labels(&self) -> HashMap<String, String> {
         HashMap::from([
-            (Self::IMAGE_LABEL.to_owned(), self.assignment.image_id.clone()),
+            (IMAGE_LABEL.to_owned(), self.assignment.image_id.clone()),
             (WORKER_LABEL.to_owned(), self.worker.clone()),
+            (CATALOGUE_LABEL.to_owned(), self.catalogue.clone()),
         ])
     }
 

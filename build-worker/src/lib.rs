@@ -4,7 +4,7 @@
 //! build; `engine` is what it needs of an engine and `docker` the real one, with credentials from `registries`; `output` turns
 //! its progress into events, `outbox` keeps them until they are durable, with a `spool` for what is too much for memory, `lease`
 //! says when all work has to stop, `residue` sees whether it has, `orphans` ends what a killed engine has left behind, and
-//! `leftovers` removes what a killed worker has. `simulation` puts models around all of it.
+//! `leftovers` removes what a killed worker has, `collecting` the images that nothing needs any more. `simulation` puts models around all of it.
 //!
 //! Invariants:
 //! - A build runs under a tag of its attempt; the image's own tag is set after the service has granted it.
@@ -33,6 +33,7 @@ use self::{
     worker::{Surroundings, TokioSpawn, Worker},
 };
 
+mod collecting;
 mod config;
 mod context;
 mod dial;
@@ -41,6 +42,7 @@ mod engine;
 mod engine_watch;
 mod job;
 mod jobs;
+mod labels;
 mod lease;
 mod leftovers;
 mod orphans;

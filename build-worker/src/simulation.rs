@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
-use proto::dispatch::{Attempt, ConnectRequest, ConnectResponse};
+use proto::dispatch::{Attempt, ConnectRequest, ConnectResponse, HeldImage};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -67,6 +67,7 @@ impl Process {
             log_limit: 1024 * 1024,
             spool_dir: None,
             spool_limit: 0,
+            collect_every: Duration::from_secs(3_600),
             drain_grace: Duration::from_secs(10),
             log_format: LogFormat::Human,
         };
@@ -107,6 +108,10 @@ impl Dial for Around {
             Ok(answers.map_err(refused).boxed())
         }
         .boxed()
+    }
+
+    fn find_unneeded(&self, _images: Vec<HeldImage>) -> BoxFuture<'_, Result<Vec<String>, DialError>> {
+        async { Ok(Vec::new()) }.boxed()
     }
 
     fn fetch_context(&self, _attempt: Attempt) -> BoxFuture<'_, Result<Chunks, DialError>> {

@@ -13,13 +13,14 @@ use std::{
 use futures_util::future::BoxFuture;
 use proto::dispatch::{Assignment, Attempt, HandedBack, Report, report_event::Event};
 use tokio::{
-    sync::{Notify, Semaphore},
+    sync::{Notify, Semaphore, watch},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use crate::{
+    collecting::{Collector, Records},
     config::Config,
     dial::Dial,
     engine::{Engine, EngineInfo},
@@ -89,6 +90,10 @@ pub(crate) struct Worker {
     turn: AtomicUsize,
     /// How many builds were to stop and have not.
     doubts: Arc<AtomicUsize>,
+    /// Names the catalogue that builds come from; empty until the first connection.
+    pub(crate) catalogue: watch::Sender<String>,
+    records: Arc<Records>,
+    job_ended: Arc<Notify>,
     draining: AtomicBool,
     draining_begun: Notify,
 }
@@ -139,6 +144,9 @@ impl Worker {
             config,
             turn: AtomicUsize::new(0),
             doubts: Arc::default(),
+            catalogue: watch::Sender::default(),
+            records: Arc::default(),
+            job_ended: Arc::default(),
             draining: AtomicBool::new(false),
             draining_begun: Notify::new(),
         }
@@ -146,10 +154,12 @@ impl Worker {
 
     /// Serves builds until shutdown; then finishes what runs within the grace, and hands back the rest.
     pub(crate) async fn run(&self, shutdown: CancellationToken) {
+        let collector = self.collector();
         tokio::select! {
             biased;
             () = self.engine_watch.run(self.engine.as_ref(), self.processes.as_ref()) => {}
             () = self.begin() => {}
+            () = collector.run() => {}
             () = self.drain(shutdown) => {}
         }
         self.tasks.close();
@@ -159,6 +169,18 @@ impl Worker {
             );
             self.ended.cancel();
             self.tasks.wait().await;
+        }
+    }
+
+    fn collector(&self) -> Collector {
+        Collector {
+            worker: self.config.name.clone(),
+            engine: Arc::clone(&self.engine),
+            dial: Arc::clone(&self.dial),
+            records: Arc::clone(&self.records),
+            catalogue: self.catalogue.subscribe(),
+            ended: Arc::clone(&self.job_ended),
+            every: self.config.collect_every,
         }
     }
 
@@ -297,6 +319,7 @@ impl Worker {
         let job = Job {
             assignment,
             worker: self.config.name.clone(),
+            catalogue: self.catalogue.borrow().clone(),
             engine: Arc::clone(&self.engine),
             outbox: held.outbox,
             control: held.control,
@@ -311,13 +334,19 @@ impl Worker {
             doubts: Arc::clone(&self.doubts),
         };
         let slots = Arc::clone(&self.slots);
-        let control = Arc::clone(&job.control);
+        let (control, records) = (Arc::clone(&job.control), Arc::clone(&self.records));
+        let job_ended = Arc::clone(&self.job_ended);
         self.spawn(async move {
-            // The semaphore is never closed. A job that is to stop while it waits ends as soon as it begins.
-            let _slot = tokio::select! {
+            let may_begin = async {
+                // The semaphore is never closed.
+                let slot = slots.acquire().await.ok();
+                (slot, records.work_on(&job.assignment.image_id).await)
+            };
+            // A job that is to stop while it waits ends as soon as it begins.
+            let _begun = tokio::select! {
                 biased;
                 () = control.stopping() => None,
-                slot = slots.acquire() => slot.ok(),
+                begun = may_begin => Some(begun),
             };
             let outbox = Arc::clone(&job.outbox);
             let left = {
@@ -336,6 +365,7 @@ impl Worker {
             if let Some(left) = left {
                 job.linger(left).await;
             }
+            job_ended.notify_one();
         });
     }
 

@@ -7,7 +7,7 @@ use crate::{
     build::{BuildId, BuildInView},
     error::{Error, Refusal, Violations},
     image::{
-        Artifact, BatchAction, EditDraft, Etag, ImageDraft, ImageId, ImageInView, Place, Query,
+        Artifact, BatchAction, EditDraft, Etag, HeldImage, ImageDraft, ImageId, ImageInView, Place, Query,
         RepositoryPrefixes, View, Written,
     },
     queue::Queue,
@@ -213,6 +213,15 @@ impl Catalog {
         permissions: Permissions,
     ) -> Result<Permissions, Error> {
         Ok(self.publish(self.store.grant(request, image, subject, permissions).await?))
+    }
+
+    /// Which images of a worker's engine nothing needs any more.
+    pub(crate) async fn unneeded(
+        &self,
+        worker: &Principal,
+        held: Vec<HeldImage>,
+    ) -> Result<Vec<String>, Error> {
+        self.store.unneeded(worker.subject(), held).await
     }
 
     /// Reads the next workers by name; every caller may.

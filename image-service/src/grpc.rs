@@ -81,10 +81,11 @@ pub(crate) async fn serve(
     let builds =
         build_service::Builds::new(operations.catalog.clone(), operations.histories, operations.history);
     let grants = access_service::Grants::new(operations.catalog.clone(), operations.history);
-    let workers = worker_service::AllWorkers::new(operations.catalog, operations.history);
+    let workers = worker_service::AllWorkers::new(operations.catalog.clone(), operations.history);
     let uploads = context_service::Uploads::new(operations.contexts.clone(), shutdown.clone());
     let dispatcher = dispatch_service::Dispatcher::new(
         operations.queue,
+        operations.catalog,
         operations.contexts,
         sessions.clone(),
         shutdown.clone(),

@@ -38,6 +38,14 @@ mod reference;
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct ImageId(pub(crate) Uuid);
 
+/// What an engine holds for an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HeldImage {
+    pub(crate) image: ImageId,
+    /// The engine's identifier of it.
+    pub(crate) engine_id: String,
+}
+
 /// What a caller gives to create an image; every part has been checked.
 #[derive(Clone, Debug)]
 pub(crate) struct NewImage {

@@ -133,7 +133,8 @@ impl Bound {
         let signals = Arc::new(Signals::default());
         let times = Times { heartbeat: config.heartbeat, stop_after: config.stop_after };
         let position = store.revisions().await.map_err(database)?.latest.number;
-        let queue = Arc::new(Queue::new(Arc::new(store.clone()), Arc::clone(&signals), times));
+        let queue =
+            Arc::new(Queue::new(Arc::new(store.clone()), Arc::clone(&signals), times, store.history()));
         queue.begin().await.map_err(database)?;
         let feed = Feed::new(store.clone(), shutdown.clone());
         let operations = Operations {

@@ -7,6 +7,7 @@ use std::{error::Error as _, sync::Arc, time::Duration};
 
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::{
     build::BuildId,
@@ -32,6 +33,8 @@ pub(crate) struct Queue {
     signals: Arc<Signals>,
     workers: Workers,
     times: Times,
+    /// Names the catalogue to its workers.
+    catalogue: Uuid,
 }
 
 impl Queue {
@@ -40,8 +43,13 @@ impl Queue {
     /// How late the end of a lease can be noticed.
     const CLOCK: Duration = Duration::from_millis(500);
 
-    pub(crate) fn new(store: Arc<dyn DispatchStore>, signals: Arc<Signals>, times: Times) -> Self {
-        Self { store, signals, workers: Workers::default(), times }
+    pub(crate) fn new(
+        store: Arc<dyn DispatchStore>,
+        signals: Arc<Signals>,
+        times: Times,
+        catalogue: Uuid,
+    ) -> Self {
+        Self { store, signals, workers: Workers::default(), times, catalogue }
     }
 
     /// Takes the queue over from a service that was away: whatever the workers hold they could not keep alive meanwhile.
@@ -51,6 +59,10 @@ impl Queue {
 
     pub(crate) fn policy(&self) -> &Policy {
         self.store.policy()
+    }
+
+    pub(crate) fn catalogue(&self) -> Uuid {
+        self.catalogue
     }
 
     pub(crate) fn times(&self) -> &Times {

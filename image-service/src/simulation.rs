@@ -163,7 +163,7 @@ impl Replica {
             MemoryStore { tables: Arc::clone(&database.tables), surroundings, policy: database.policy };
         let signals = Arc::new(Signals::default());
         let times = Times { heartbeat: Duration::from_secs(1), stop_after: Duration::from_secs(8) };
-        let queue = Arc::new(Queue::new(Arc::new(store.clone()), Arc::clone(&signals), times));
+        let queue = Arc::new(Queue::new(Arc::new(store.clone()), Arc::clone(&signals), times, Uuid::nil()));
         Self { queue, store, signals, shutdown: CancellationToken::new() }
     }
 

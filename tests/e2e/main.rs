@@ -12,6 +12,7 @@ mod base_image;
 mod cancelling;
 mod client;
 mod clocks;
+mod collecting;
 mod consistency;
 mod contexts;
 mod database;

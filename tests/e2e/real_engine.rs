@@ -42,10 +42,15 @@ pub(crate) struct Real {
 
 impl Real {
     pub(crate) async fn start() -> anyhow::Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// With further flags of its worker.
+    pub(crate) async fn start_with(flags: &[&str]) -> anyhow::Result<Self> {
         let (docker, docker_host) = connect().await?;
         let run = uuid::Uuid::new_v4().simple().to_string();
         let service = Service::start().await?;
-        let worker = Worker::start(&service, &worker_of(&run), &docker_host).await?;
+        let worker = Worker::start_at(&service, service.addr, &worker_of(&run), &docker_host, flags).await?;
         let real = Self { docker, run, service, _worker: worker };
         base_image::import(&real.docker, &real.base()).await?;
         Ok(real)

@@ -3,7 +3,7 @@
 use proto::dispatch::{Failed, FailureKind, Snapshot};
 
 use super::{Ended, Job, Made, failed};
-use crate::engine::EngineError;
+use crate::{engine::EngineError, labels::IMAGE_LABEL};
 
 impl Job {
     /// Commits the container, which the engine pauses meanwhile and always lets go on, and names the image. A commit cannot be
@@ -13,8 +13,8 @@ impl Job {
         let refused = |error: EngineError| Ended::Failed(failed(&error, None));
         let labels = self.engine.container_labels(container).await.map_err(refused)?;
         let labels = labels.ok_or_else(|| unusable(format!("there is no container {container}")))?;
-        if labels.get(Self::IMAGE_LABEL) != Some(source_image_id) {
-            let label = Self::IMAGE_LABEL;
+        if labels.get(IMAGE_LABEL) != Some(source_image_id) {
+            let label = IMAGE_LABEL;
             return Err(unusable(format!(
                 "the container {container} does not carry the label {label}={source_image_id}"
             )));

@@ -12,7 +12,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{
-    BuildOrder, Canceller, Engine, EngineError, EngineImage, EngineInfo, Progress, RunningWork, Told,
+    BuildOrder, Canceller, Engine, EngineError, EngineImage, EngineInfo, LabelledImage, Progress,
+    RunningWork, Told,
 };
 
 /// How the engine does a build.
@@ -190,9 +191,15 @@ impl Engine for ModelEngine {
         Err(EngineError::Refused(format!("{container}: this model has no containers")))
     }
 
-    async fn tags_of(&self, _label: &str, _value: &str) -> Result<Vec<String>, EngineError> {
+    async fn labelled(&self, _labels: &[(&str, &str)]) -> Result<Vec<LabelledImage>, EngineError> {
         self.alive().await?;
         Ok(Vec::new())
+    }
+
+    async fn remove(&self, id: &str) -> Result<bool, EngineError> {
+        self.alive().await?;
+        self.state().images.retain(|_, image| image != id);
+        Ok(true)
     }
 
     async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError> {

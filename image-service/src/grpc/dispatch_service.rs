@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{authentication::caller, status};
 use crate::{
     access::Principal,
+    catalog::Catalog,
     contexts::Contexts,
     error::{Error, Violations},
     feed::deadline,
@@ -29,6 +30,7 @@ type Answers = mpsc::Sender<Result<wire::ConnectResponse, Status>>;
 #[derive(Debug)]
 pub(super) struct Dispatcher {
     queue: Arc<Queue>,
+    catalog: Catalog,
     contexts: Contexts,
     sessions: TaskTracker,
     shutdown: CancellationToken,
@@ -40,11 +42,12 @@ impl Dispatcher {
 
     pub(super) fn new(
         queue: Arc<Queue>,
+        catalog: Catalog,
         contexts: Contexts,
         sessions: TaskTracker,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { queue, contexts, sessions, shutdown }
+        Self { queue, catalog, contexts, sessions, shutdown }
     }
 }
 
@@ -67,6 +70,16 @@ impl DispatchService for Dispatcher {
         );
         self.sessions.spawn(connection.run());
         Ok(Response::new(ReceiverStream::new(stream).boxed()))
+    }
+
+    async fn find_unneeded(
+        &self,
+        request: Request<wire::FindUnneededRequest>,
+    ) -> Result<Response<wire::FindUnneededResponse>, Status> {
+        let caller = caller(&request)?;
+        let held = message::held_images(request.into_inner().images)?;
+        let engine_image_ids = self.catalog.unneeded(&caller, held).await?;
+        Ok(Response::new(wire::FindUnneededResponse { engine_image_ids }))
     }
 
     type FetchContextStream = BoxStream<'static, Result<wire::FetchContextResponse, Status>>;
@@ -143,7 +156,7 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
         let opened = Session::open(Arc::clone(&self.queue), &self.caller, hello).await?;
         tracing::info!(worker = opened.session.worker(), "a worker connected");
         let Opened { mut session, welcome, messages, hang_up } = opened;
-        let welcome = message::welcome(welcome, self.queue.times(), self.queue.policy().stop_deadline);
+        let welcome = message::welcome(welcome, &self.queue);
         let ended = if self.answers.send(Ok(welcome)).await.is_ok() {
             self.converse(&mut session, messages, hang_up).await
         } else {

@@ -1,6 +1,6 @@
 //! The messages of dispatch on the wire.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use proto::dispatch as wire;
 
@@ -9,8 +9,8 @@ use crate::{
     dispatch::{Attempt, Hello, KeptAttempt, Report, Reported, ToWorker, Welcome, WorkerEvent},
     error::{Error, Violations},
     grpc::field,
-    image::{Capability, Configuration, Dockerfile, Source},
-    queue::Times,
+    image::{Capability, Configuration, Dockerfile, HeldImage, ImageId, Source},
+    queue::Queue,
     timestamp::Timestamp,
 };
 
@@ -160,6 +160,19 @@ fn step_state(number: i32) -> Result<StepState, Error> {
     })
 }
 
+/// What a worker's engine holds, at most a thousand.
+pub(super) fn held_images(images: Vec<wire::HeldImage>) -> Result<Vec<HeldImage>, Error> {
+    const MAX: usize = 1_000;
+    if images.len() > MAX {
+        return Err(Error::Invalid(Violations::one("images", format!("must be at most {MAX}"))));
+    }
+    let held = images.into_iter().enumerate().map(|(i, held)| {
+        let image = ImageId(field::id(&format!("images[{i}].image_id"), &held.image_id)?);
+        Ok(HeldImage { image, engine_id: held.engine_image_id })
+    });
+    held.collect()
+}
+
 pub(super) fn attempt(name: &str, attempt: Option<wire::Attempt>) -> Result<Attempt, Error> {
     let attempt = attempt.ok_or_else(|| Error::Invalid(Violations::one(name, "must be given")))?;
     Ok(Attempt {
@@ -177,7 +190,8 @@ fn cut(mut text: String) -> String {
     if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
 }
 
-pub(super) fn welcome(welcome: Welcome, times: &Times, stop_within: Duration) -> wire::ConnectResponse {
+pub(super) fn welcome(welcome: Welcome, queue: &Queue) -> wire::ConnectResponse {
+    let (times, stop_within) = (queue.times(), queue.policy().stop_deadline);
     answer(wire::connect_response::Message::Welcome(wire::Welcome {
         session_id: welcome.session,
         heartbeat_interval: prost_types::Duration::try_from(times.heartbeat).ok(),
@@ -185,6 +199,7 @@ pub(super) fn welcome(welcome: Welcome, times: &Times, stop_within: Duration) ->
         stop_within: prost_types::Duration::try_from(stop_within).ok(),
         keep: welcome.keep.into_iter().map(kept).collect(),
         drop: welcome.drop.into_iter().map(Into::into).collect(),
+        catalogue_id: queue.catalogue().to_string(),
     }))
 }
 

@@ -1,0 +1,8 @@
+//! The labels of whatever a worker makes.
+
+/// The record that it was made for.
+pub(crate) const IMAGE_LABEL: &str = "trailer.image-id";
+/// The worker that has made it.
+pub(crate) const WORKER_LABEL: &str = "trailer.worker";
+/// The catalogue that has the record.
+pub(crate) const CATALOGUE_LABEL: &str = "trailer.catalogue";

@@ -1,0 +1,110 @@
+//! What nothing needs any more does not stay in the engine.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::{Duration, Instant},
+};
+
+use bollard::{
+    Docker,
+    models::ContainerCreateBody,
+    query_parameters::{
+        CreateContainerOptions, ListImagesOptionsBuilder, RemoveContainerOptionsBuilder,
+        RemoveImageOptionsBuilder,
+    },
+};
+use proto::images::{self as api, BuildState};
+
+use crate::{client::image, real_engine::Real, stack::LIMIT};
+
+/// The ids of the images that a worker has made.
+async fn made_by(docker: &Docker, worker: &str) -> anyhow::Result<BTreeSet<String>> {
+    let filters = HashMap::from([("label", vec![format!("trailer.worker={worker}")])]);
+    let options = ListImagesOptionsBuilder::new().filters(&filters).build();
+    Ok(docker.list_images(Some(options)).await?.into_iter().map(|image| image.id).collect())
+}
+
+async fn until_made(docker: &Docker, worker: &str, expected: &BTreeSet<String>) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    loop {
+        let found = made_by(docker, worker).await?;
+        if found == *expected {
+            return Ok(());
+        }
+        anyhow::ensure!(begun.elapsed() < LIMIT, "{found:#?} instead of {expected:#?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_holds_what_records_and_containers_use_and_nothing_else() -> anyhow::Result<()> {
+    const IMAGES: usize = 34;
+    let real = Real::start_with(&["--collect-every", "500ms", "--slots", "4"]).await?;
+    let (docker, alice) = (&real.docker, real.alice());
+    let dockerfile = |i: usize, round: u32| real.dockerfile(&format!("ENV IMAGE={i}\nENV ROUND={round}\n"));
+    let mut ids = Vec::new();
+    let mut builds = Vec::new();
+    for i in 0..IMAGES {
+        let (created, build) =
+            alice.create(image(&format!("Image {i} {}", real.run), &dockerfile(i, 1))).await?;
+        ids.push(created.id);
+        builds.push(build.id);
+    }
+    for build in &builds {
+        assert_eq!(alice.finished(build).await?.state(), BuildState::Succeeded);
+    }
+    let artifact = async |id: &str| -> anyhow::Result<String> {
+        Ok(alice.get(id).await?.artifact.map(|artifact| artifact.image_id).unwrap_or_default())
+    };
+    let used = artifact(&ids[0]).await?;
+    let body = ContainerCreateBody {
+        image: Some(used.clone()),
+        cmd: Some(vec!["/bin/sh".to_owned()]),
+        ..Default::default()
+    };
+    let container = docker.create_container(None::<CreateContainerOptions>, body).await?.id;
+
+    // Each is built again, differently; of every fifth the build hangs and is cancelled, and every seventh is deleted.
+    for (i, id) in ids.iter().enumerate() {
+        let mut changed = image("", &dockerfile(i, 2));
+        if i % 5 == 4 {
+            changed = image("", &format!("{}RUN [\"/bin/busybox\", \"sleep\", \"300\"]\n", dockerfile(i, 2)));
+        }
+        let update = api::UpdateImageRequest {
+            image: Some(api::Image { id: id.clone(), ..changed }),
+            update_mask: Some(prost_types::FieldMask { paths: vec!["config".to_owned()] }),
+            ..Default::default()
+        };
+        alice.images.clone().update_image(update).await?;
+        builds[i] = alice.build(id).await?.id;
+        if i % 5 == 4 {
+            alice.until(&builds[i], |build| build.state() == BuildState::Running).await?;
+            alice.cancel(id).await?;
+        }
+        if i % 7 == 6 {
+            alice.delete(id).await?;
+        }
+    }
+    let mut expected = BTreeSet::from([used]);
+    for (i, (id, build)) in ids.iter().zip(&builds).enumerate() {
+        if i % 7 == 6 {
+            continue;
+        }
+        let state = if i % 5 == 4 { BuildState::Cancelled } else { BuildState::Succeeded };
+        assert_eq!(alice.finished(build).await?.state(), state);
+        expected.insert(artifact(id).await?);
+    }
+    until_made(docker, &real.worker(), &expected).await?;
+
+    docker
+        .remove_container(&container, Some(RemoveContainerOptionsBuilder::new().force(true).build()))
+        .await?;
+    for id in &ids {
+        // Some are deleted already.
+        let _ = alice.delete(id).await;
+    }
+    until_made(docker, &real.worker(), &BTreeSet::new()).await?;
+    let options = RemoveImageOptionsBuilder::new().force(true).build();
+    docker.remove_image(&real.base(), Some(options), None).await?;
+    Ok(())
+}
