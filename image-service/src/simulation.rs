@@ -143,9 +143,9 @@ impl Database {
 
     /// An empty database; `queue_timeout`: how long a build may be in the queue.
     pub fn new(queue_timeout: Duration) -> Self {
-        // A third of the usual times: as much happens in a third of the steps.
+        // A third of the usual times: as much happens in a third of the steps. And no slack: no shorter lease would be taken.
         let policy = Policy {
-            lease: Duration::from_secs(14),
+            lease: Duration::from_secs(13),
             stop_deadline: Duration::from_secs(4),
             offline_after: Self::OFFLINE_AFTER,
             queue_timeout,

@@ -37,6 +37,11 @@ pub(crate) struct StepProcess {
 impl Engine {
     /// Starts an engine in a directory of its own below `directory`, with the base image.
     pub(crate) async fn start(directory: &Path, name: &str) -> anyhow::Result<Self> {
+        Self::start_with(directory, name, &[]).await
+    }
+
+    /// With further flags of dockerd.
+    pub(crate) async fn start_with(directory: &Path, name: &str, flags: &[&str]) -> anyhow::Result<Self> {
         let own = directory.join(name);
         fs::create_dir(&own)?;
         let path = |part: &str| own.join(part).display().to_string();
@@ -49,6 +54,7 @@ impl Engine {
         for (flag, part) in [("data-root", "data"), ("exec-root", "exec"), ("pidfile", "pid")] {
             command.push(format!("--{flag}={}", path(part)));
         }
+        command.extend(flags.iter().map(|&flag| flag.to_owned()));
         let socket = path("docker.sock");
         command.push(format!("--host=unix://{socket}"));
         let mut dockerd = Program::start(directory, name, command)?;
@@ -63,6 +69,11 @@ impl Engine {
         engine.answers().await?;
         base_image::import(&engine.docker, BASE).await?;
         Ok(engine)
+    }
+
+    /// A client of it.
+    pub(crate) fn docker(&self) -> &Docker {
+        &self.docker
     }
 
     pub(crate) fn host(&self) -> String {

@@ -15,6 +15,7 @@ mod base_image;
 mod client;
 mod cut_off;
 mod engine;
+mod engines;
 mod killed;
 mod postgres;
 mod process;

@@ -111,6 +111,11 @@ impl Service {
         self.data.join("catalogue.sqlite")
     }
 
+    /// The platform that snapshots workspaces.
+    pub(crate) fn platform(&self) -> Client {
+        client(self.addr, &self.token("platform", Role::Service))
+    }
+
     fn token(&self, subject: &str, role: Role) -> String {
         self.keys.mint(subject, &[role], Duration::from_secs(3600)).expect("the subject is printable")
     }

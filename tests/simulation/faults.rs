@@ -154,7 +154,8 @@ async fn happen(world: &Arc<World>, fault: Fault, lasts: Duration, worker: &'sta
             longer.set(true);
             if let Some(shorter) = shorter {
                 shorter.set(true);
-                let until = lasts.min(world.millis(0, 9_000));
+                // What comes late comes at its worst a little before the worker gives its work up.
+                let until = lasts.min(world.millis(4_000, 8_000));
                 world.last(until).await;
                 shorter.set(false);
                 world.last(lasts - until).await;
