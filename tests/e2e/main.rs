@@ -22,12 +22,16 @@ mod editing;
 mod engine;
 mod fairness;
 mod generating;
+mod hostile;
 mod input;
 mod issuer;
 mod layers;
 mod listing;
 mod main_job;
 mod permissions;
+#[path = "../faults/process.rs"]
+#[expect(dead_code, reason = "the fault tests use the rest")]
+mod process;
 mod proxy;
 mod raw;
 mod real_engine;
@@ -37,6 +41,7 @@ mod reflection;
 mod registries;
 mod registry;
 mod resuming;
+mod secrets;
 mod snapshots;
 mod spooling;
 mod stack;

@@ -30,7 +30,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(300);
 /// What the workspace is asked to do: it looks at everything that was configured, and stays.
 const LOOK: &str = r#"
-id -un; echo "$GREETING"; cat "$HOME/started"; file -b /srv/www/index.html
+id -un; echo "$GREETING"; cat "$HOME/started" "$HOME/quoted"; file -b /srv/www/index.html
 python3 - <<'END'
 import six, time, urllib.request
 def get(port):
@@ -41,9 +41,13 @@ def get(port):
             time.sleep(0.1)
 print(six.__name__, get(8080), get(9090), flush=True)
 END
+cat /tmp/note
 echo ready
 exec sleep infinity
 "#;
+
+/// A variable of a service that a shell would make something else of.
+const NOTE: &str = r#"it's "$HOME" $(id) `id` \ \n # <<EOF é"#;
 
 /// Makes a Debian in the engine, of the archive that `tests/run` has made.
 async fn import_debian(docker: &Docker, reference: &str) -> anyhow::Result<()> {
@@ -58,7 +62,7 @@ fn workspace(base_image: &str) -> ImageConfig {
         packages: vec!["busybox".to_owned()],
         command: command.to_owned(),
         ports: vec![port],
-        environment: [("PORT".to_owned(), port.to_string())].into(),
+        environment: [("PORT".to_owned(), port.to_string()), ("NOTE".to_owned(), NOTE.to_owned())].into(),
     };
     let source = GenerateSource {
         base_image: base_image.to_owned(),
@@ -66,7 +70,10 @@ fn workspace(base_image: &str) -> ImageConfig {
         python_packages: vec!["six".to_owned()],
         environment: [("GREETING".to_owned(), "it's \"$HOME\"".to_owned())].into(),
         user: "dev".to_owned(),
-        start_commands: vec!["echo 'it has started' > \"$HOME/started\"".to_owned()],
+        start_commands: vec![
+            "echo 'it has started' > \"$HOME/started\"".to_owned(),
+            r#"printf '%s\n' 'a start'\''s "$HOME" $(id) \ `id`' > "$HOME/quoted""#.to_owned(),
+        ],
         files: vec![ImageFile {
             path: "/srv/www/index.html".to_owned(),
             content: "hello\n".as_bytes().to_vec().into(),
@@ -76,7 +83,11 @@ fn workspace(base_image: &str) -> ImageConfig {
     ImageConfig {
         source: Some(Source::Generate(source)),
         services: vec![
-            service("web", "cd /srv/www && exec python3 -m http.server \"$PORT\"", 8080),
+            service(
+                "web",
+                "printenv NOTE > /tmp/note; cd /srv/www && exec python3 -m http.server \"$PORT\"",
+                8080,
+            ),
             service("static", "busybox httpd -f -p \"$PORT\" -h /srv/www", 9090),
         ],
         push: true,
@@ -138,7 +149,9 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
     let container = docker.create_container(None::<CreateContainerOptions>, body).await?.id;
     docker.start_container(&container, None::<StartContainerOptions>).await?;
     let told = tokio::time::timeout(Duration::from_secs(60), told_until_ready(&docker, &container)).await??;
-    for expected in ["dev", "it's \"$HOME\"", "it has started", "ASCII text", "six hello hello"] {
+    let quoted = r#"a start's "$HOME" $(id) \ `id`"#;
+    for expected in ["dev", "it's \"$HOME\"", "it has started", quoted, "ASCII text", "six hello hello", NOTE]
+    {
         assert!(told.iter().any(|line| line == expected), "{expected}: {told:#?}");
     }
     let begun = Instant::now();

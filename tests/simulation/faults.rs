@@ -40,9 +40,9 @@ pub(crate) async fn disturb(world: &Arc<World>, lasts: Duration) {
     let mut disturbances = JoinSet::new();
     let _ = timeout(lasts, begin_disturbances(world, &mut disturbances)).await;
     world.healed.cancel();
-    disturbances.join_all().await;
     world.fail_store(Fate::Done, Duration::ZERO);
     world.tear_spools(Duration::ZERO);
+    disturbances.join_all().await;
 }
 
 async fn begin_disturbances(world: &Arc<World>, disturbances: &mut JoinSet<()>) {

@@ -60,6 +60,8 @@ fn run(seed: u64, is_told: bool) -> Run {
         let begun = Instant::now();
         let is_settled = timeout(SETTLED_WITHIN, settle(&world, builds)).await.is_ok();
         if is_settled {
+            // Heartbeats get through again.
+            sleep(Duration::from_secs(3)).await;
             lock(&world.rules).is_calm = true;
             probes::require_health(&world, builds).await;
         }

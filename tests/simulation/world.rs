@@ -381,10 +381,11 @@ impl service::Surroundings for World {
     }
 
     fn delays(&self) -> (Duration, Duration) {
+        let is_healthy = self.healed.is_cancelled();
         self.with_random(|random| {
             let mut delay = || match random.u8(0..200) {
-                0 => Duration::from_millis(random.u64(0..2_000)),
-                1..70 => Duration::from_millis(random.u64(1..4)),
+                0 if !is_healthy => Duration::from_millis(random.u64(0..2_000)),
+                0..70 => Duration::from_millis(random.u64(1..4)),
                 _ => Duration::ZERO,
             };
             (delay(), delay())
