@@ -10,9 +10,9 @@ use ring::digest::{Context as Hashing, SHA256};
 use serde::{Deserialize, Serialize};
 
 use self::archive::Archive;
-pub(crate) use self::archive::Refused;
 
 mod archive;
+mod paths;
 
 /// What an archive is named by: `sha256:` and 64 lower-case hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,14 +37,18 @@ pub(crate) struct Inspection {
     limit: u64,
     /// The first bytes, until it is known what they are.
     head: Vec<u8>,
-    form: Form,
+    form: Option<Form>,
 }
 
 enum Form {
-    Unknown(Archive),
     Tar(Archive),
     Gzip(Box<MultiGzDecoder<Archive>>),
 }
+
+/// Why an archive is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Refused(String);
 
 impl ContextDigest {
     /// Parses what names an archive.
@@ -70,18 +74,10 @@ impl fmt::Display for ContextDigest {
 
 impl Inspection {
     const GZIP: [u8; 2] = [0x1f, 0x8b];
-    /// How much is unpacked at once. It may unpack to a thousand times as much.
-    const SLICE: usize = 4 * 1024;
 
     /// `limit`: how many bytes it may have, as it comes and unpacked.
     pub(crate) fn new(limit: u64) -> Self {
-        Self {
-            hashing: Hashing::new(&SHA256),
-            size: 0,
-            limit,
-            head: Vec::new(),
-            form: Form::Unknown(Archive::new(limit)),
-        }
+        Self { hashing: Hashing::new(&SHA256), size: 0, limit, head: Vec::new(), form: None }
     }
 
     /// Takes in the next bytes.
@@ -91,51 +87,37 @@ impl Inspection {
             return Err(Refused::too_large(self.limit));
         }
         self.hashing.update(bytes);
-        if let Form::Unknown(_) = &self.form {
-            self.head.extend(bytes);
-            if self.head.len() < Self::GZIP.len() {
-                return Ok(());
-            }
-            let head = std::mem::take(&mut self.head);
-            self.recognise(&head);
-            return self.look_at(&head);
+        if let Some(form) = &mut self.form {
+            return form.take(bytes);
         }
-        self.look_at(bytes)
+        self.head.extend(bytes);
+        if self.head.len() < Self::GZIP.len() {
+            Ok(())
+        } else {
+            self.begin().map(|form| self.form = Some(form))
+        }
     }
 
-    fn recognise(&mut self, head: &[u8]) {
-        let form = std::mem::replace(&mut self.form, Form::Unknown(Archive::new(0)));
-        self.form = match form {
-            Form::Unknown(archive) if head.starts_with(&Self::GZIP) => {
-                Form::Gzip(Box::new(MultiGzDecoder::new(archive)))
-            }
-            Form::Unknown(archive) => Form::Tar(archive),
-            known => known,
-        };
-    }
-
-    fn look_at(&mut self, bytes: &[u8]) -> Result<(), Refused> {
-        match &mut self.form {
-            Form::Unknown(archive) | Form::Tar(archive) => archive.take(bytes),
-            Form::Gzip(decoder) => {
-                for slice in bytes.chunks(Self::SLICE) {
-                    decoder.write_all(slice).map_err(Refused::unpacking)?;
-                }
-                Ok(())
-            }
-        }
+    /// Takes in what has come before it was known what it is.
+    fn begin(&mut self) -> Result<Form, Refused> {
+        let head = std::mem::take(&mut self.head);
+        let archive = Archive::new(self.limit);
+        let is_gzip = head.starts_with(&Self::GZIP);
+        let mut form =
+            if is_gzip { Form::Gzip(Box::new(MultiGzDecoder::new(archive))) } else { Form::Tar(archive) };
+        form.take(&head)?;
+        Ok(form)
     }
 
     /// The archive has come to its end.
     pub(crate) fn finish(mut self) -> Result<Inspected, Refused> {
-        if let Form::Unknown(_) = &self.form {
-            let head = std::mem::take(&mut self.head);
-            self.recognise(&head);
-            self.look_at(&head)?;
-        }
-        let gzip = matches!(self.form, Form::Gzip(_));
-        let archive = match self.form {
-            Form::Unknown(archive) | Form::Tar(archive) => archive,
+        let form = match self.form.take() {
+            Some(form) => form,
+            None => self.begin()?,
+        };
+        let gzip = matches!(form, Form::Gzip(_));
+        let archive = match form {
+            Form::Tar(archive) => archive,
             Form::Gzip(decoder) => decoder.finish().map_err(Refused::unpacking)?,
         };
         let digits: String =
@@ -147,6 +129,48 @@ impl Inspection {
             end: archive.finish()?,
         })
     }
+}
+
+impl Form {
+    /// How much is unpacked at once. It may unpack to a thousand times as much.
+    const SLICE: usize = 4 * 1024;
+
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Refused> {
+        match self {
+            Self::Tar(archive) => archive.take(bytes),
+            Self::Gzip(decoder) => {
+                for slice in bytes.chunks(Self::SLICE) {
+                    decoder.write_all(slice).map_err(Refused::unpacking)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Refused {
+    fn too_large(limit: u64) -> Self {
+        Self(format!("must have at most {limit} bytes, also when it is unpacked"))
+    }
+
+    /// What a decoder says: what the archive is refused for, or that it cannot be unpacked.
+    fn unpacking(error: io::Error) -> Self {
+        let text = error.to_string();
+        match error.into_inner().map(|inner| inner.downcast::<Self>()) {
+            Some(Ok(refused)) => *refused,
+            Some(Err(_)) | None => Self(format!("must be a whole gzip: {text}")),
+        }
+    }
+
+    fn of(path: &str, rule: &str) -> Self {
+        // It may hold anything.
+        let shown: String = path.chars().take(100).collect();
+        Self(format!("{shown:?} {rule}"))
+    }
+}
+
+fn refused<T>(rule: &str) -> Result<T, Refused> {
+    Err(Refused(rule.to_owned()))
 }
 
 impl fmt::Debug for Inspection {

@@ -135,6 +135,7 @@ fn unescaped(word: &str) -> String {
 }
 
 /// What an instruction says, in words.
+#[expect(clippy::wildcard_enum_match_arm, reason = "whatever else there is nobody wants")]
 fn said(instruction: &Instruction<'_>, text: &str) -> anyhow::Result<Vec<String>> {
     let of = |keyword: &str, words: Vec<String>| [vec![keyword.to_owned()], words].concat();
     let command = |command: &Command<'_>| -> anyhow::Result<Vec<String>> {

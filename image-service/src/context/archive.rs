@@ -3,9 +3,15 @@
 //! Whoever unpacks it writes nothing outside of where it is told to: paths go down only, nothing lies below a link, and a
 //! link's target first goes up, by no more than there is, and then down.
 
-use std::{collections::HashMap, io};
+use std::{borrow::Cow, collections::HashMap};
 
 use tar::{EntryType, Header, PaxExtensions};
+
+use super::{
+    Refused,
+    paths::{check_target, inner_path},
+    refused,
+};
 
 /// A tar, so far.
 pub(crate) struct Archive {
@@ -38,9 +44,29 @@ enum State {
     Ended,
 }
 
-/// The content of an entry that says something of the next one.
+/// What an entry is.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    File,
+    Directory,
+    SymbolicLink,
+    HardLink,
+    Tells(Tells),
+    Other,
+}
+
+/// An entry that says something of the next one, or of all.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Tells {
+    LongPath,
+    LongTarget,
+    Extended,
+    ExtendedForAll,
+}
+
+/// The content of such an entry.
 struct Collected {
-    kind: EntryType,
+    tells: Tells,
     length: usize,
     bytes: Vec<u8>,
 }
@@ -58,40 +84,33 @@ enum What {
     Link,
 }
 
-/// Why an archive is not taken.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Refused(String);
-
-impl Refused {
-    pub(super) fn too_large(limit: u64) -> Self {
-        Self(format!("must have at most {limit} bytes, also when it is unpacked"))
-    }
-
-    /// What a decoder says: what the archive is refused for, or that it cannot be unpacked.
-    pub(super) fn unpacking(error: io::Error) -> Self {
-        let text = error.to_string();
-        match error.into_inner().map(|inner| inner.downcast::<Self>()) {
-            Some(Ok(refused)) => *refused,
-            Some(Err(_)) | None => Self(format!("must be a whole gzip: {text}")),
+impl Kind {
+    fn of(entry: EntryType) -> Self {
+        if entry.is_file() || entry.is_contiguous() {
+            Self::File
+        } else if entry.is_dir() {
+            Self::Directory
+        } else if entry.is_symlink() {
+            Self::SymbolicLink
+        } else if entry.is_hard_link() {
+            Self::HardLink
+        } else if entry.is_gnu_longname() {
+            Self::Tells(Tells::LongPath)
+        } else if entry.is_gnu_longlink() {
+            Self::Tells(Tells::LongTarget)
+        } else if entry.is_pax_local_extensions() {
+            Self::Tells(Tells::Extended)
+        } else if entry.is_pax_global_extensions() {
+            Self::Tells(Tells::ExtendedForAll)
+        } else {
+            Self::Other
         }
     }
-
-    fn of(path: &str, rule: &str) -> Self {
-        // It may hold anything.
-        let shown: String = path.chars().take(100).collect();
-        Self(format!("{shown:?} {rule}"))
-    }
-}
-
-fn refused<T>(rule: &str) -> Result<T, Refused> {
-    Err(Refused(rule.to_owned()))
 }
 
 impl Archive {
     const BLOCK: usize = 512;
     const MAX_ENTRIES: u32 = 100_000;
-    const MAX_PATH: usize = 4_096;
     /// What is kept of paths.
     const MAX_KEPT: usize = 32 * 1024 * 1024;
     /// A header that says something of the next entry.
@@ -201,30 +220,24 @@ impl Archive {
         if self.entries > Self::MAX_ENTRIES {
             return refused("must have at most 100,000 entries");
         }
-        let kind = header.entry_type();
-        let tells = matches!(
-            kind,
-            EntryType::XHeader | EntryType::XGlobalHeader | EntryType::GNULongName | EntryType::GNULongLink
-        );
-        if tells && size > Self::MAX_EXTENDED {
+        let kind = Kind::of(header.entry_type());
+        let tells = if let Kind::Tells(tells) = kind { Some(tells) } else { None };
+        if tells.is_some() && size > Self::MAX_EXTENDED {
             return refused("must have no extended header of over 64 KiB");
         }
-        let is_file = matches!(kind, EntryType::Regular | EntryType::Continuous);
-        if !tells {
+        if tells.is_none() {
             let Extended { path, target } = std::mem::take(&mut self.extended);
             let path = path.unwrap_or_else(|| header.path_bytes().into_owned());
-            let target = target.or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
+            let target = target.or_else(|| header.link_name_bytes().map(Cow::into_owned));
             self.check(&path, kind, target.as_deref().unwrap_or_default())?;
-            if size > 0 && !is_file {
-                return Err(Refused::of(
-                    &String::from_utf8_lossy(&path),
-                    "must have no content: it is no file",
-                ));
+            if size > 0 && kind != Kind::File {
+                let shown = String::from_utf8_lossy(&path);
+                return Err(Refused::of(&shown, "must have no content: it is no file"));
             }
         }
         if size > 0 {
             let length = usize::try_from(size).unwrap_or(usize::MAX);
-            let collected = tells.then(|| Collected { kind, length, bytes: Vec::new() });
+            let collected = tells.map(|tells| Collected { tells, length, bytes: Vec::new() });
             let blocks = size.div_ceil(Self::BLOCK as u64);
             let left =
                 blocks.checked_mul(Self::BLOCK as u64).ok_or_else(|| Refused::too_large(self.limit))?;
@@ -235,21 +248,20 @@ impl Archive {
 
     /// Takes in what is said of the next entry.
     fn extend(&mut self, collected: Collected) -> Result<(), Refused> {
-        let Collected { kind, length, mut bytes } = collected;
+        let Collected { tells, length, mut bytes } = collected;
         bytes.truncate(length);
-        match kind {
-            EntryType::GNULongName => self.extended.path = Some(until_nul(bytes)),
-            EntryType::GNULongLink => self.extended.target = Some(until_nul(bytes)),
-            EntryType::XHeader | EntryType::XGlobalHeader => {
+        match tells {
+            Tells::LongPath => self.extended.path = Some(until_nul(bytes)),
+            Tells::LongTarget => self.extended.target = Some(until_nul(bytes)),
+            Tells::Extended | Tells::ExtendedForAll => {
+                let is_of_next = tells == Tells::Extended;
                 for extension in PaxExtensions::new(&bytes) {
-                    let extension = extension
-                        .map_err(|_| Refused("has an extended header that is damaged".to_owned()))?;
+                    let damaged = |_| Refused("has an extended header that is damaged".to_owned());
+                    let extension = extension.map_err(damaged)?;
                     let value = extension.value_bytes();
                     match extension.key_bytes() {
-                        b"path" if kind == EntryType::XHeader => self.extended.path = Some(value.to_vec()),
-                        b"linkpath" if kind == EntryType::XHeader => {
-                            self.extended.target = Some(value.to_vec())
-                        }
+                        b"path" if is_of_next => self.extended.path = Some(value.to_vec()),
+                        b"linkpath" if is_of_next => self.extended.target = Some(value.to_vec()),
                         // Whoever goes by it and whoever does not find different entries.
                         b"path" | b"linkpath" | b"size" => {
                             return refused(
@@ -261,18 +273,16 @@ impl Archive {
                     }
                 }
             }
-            _ => {}
         }
         Ok(())
     }
 
-    fn check(&mut self, path: &[u8], kind: EntryType, target: &[u8]) -> Result<(), Refused> {
+    fn check(&mut self, path: &[u8], kind: Kind, target: &[u8]) -> Result<(), Refused> {
         let what = match kind {
-            EntryType::Regular | EntryType::Continuous => What::File,
-            EntryType::Directory => What::Directory,
-            EntryType::Symlink => What::Link,
-            EntryType::Link => What::File,
-            _ => {
+            Kind::File | Kind::HardLink => What::File,
+            Kind::Directory => What::Directory,
+            Kind::SymbolicLink => What::Link,
+            Kind::Tells(_) | Kind::Other => {
                 let shown = String::from_utf8_lossy(path);
                 return Err(Refused::of(&shown, "must be a file, a directory or a link"));
             }
@@ -282,15 +292,14 @@ impl Archive {
             // The root itself.
             return if what == What::Directory { Ok(()) } else { refused("must not replace its root") };
         };
-        match kind {
-            EntryType::Symlink => check_target(&path, target)?,
-            EntryType::Link => {
-                let target = inner_path(target)?.unwrap_or_default();
-                if self.paths.get(&target) != Some(&What::File) {
-                    return Err(Refused::of(&path, "must link to a file that came before it"));
-                }
+        if kind == Kind::SymbolicLink {
+            check_target(&path, target)?;
+        }
+        if kind == Kind::HardLink {
+            let target = inner_path(target)?.unwrap_or_default();
+            if self.paths.get(&target) != Some(&What::File) {
+                return Err(Refused::of(&path, "must link to a file that came before it"));
             }
-            _ => {}
         }
         for (end, _) in path.match_indices('/') {
             let above = &path[..end];
@@ -316,63 +325,6 @@ impl Archive {
         self.paths.insert(path, what);
         Ok(())
     }
-}
-
-/// A path within the archive, without `.` names; none for the root.
-fn inner_path(bytes: &[u8]) -> Result<Option<String>, Refused> {
-    let shown = String::from_utf8_lossy(bytes);
-    let fail = |rule| Err(Refused::of(&shown, rule));
-    let Ok(path) = std::str::from_utf8(bytes) else {
-        return fail("must be UTF-8");
-    };
-    if path.is_empty() {
-        return refused("has an entry without a path");
-    }
-    if path.len() > Archive::MAX_PATH {
-        return fail("must have at most 4,096 bytes");
-    }
-    if path.starts_with('/') {
-        return fail("must be relative");
-    }
-    if path.contains('\0') {
-        return fail("must not contain NUL");
-    }
-    let mut names = Vec::new();
-    for name in path.split('/') {
-        match name {
-            "" | "." => {}
-            ".." => return fail("must have no `..` in it"),
-            name => names.push(name),
-        }
-    }
-    Ok((!names.is_empty()).then(|| names.join("/")))
-}
-
-/// A symbolic link at `path` leads to somewhere within the archive.
-fn check_target(path: &str, target: &[u8]) -> Result<(), Refused> {
-    let Ok(target) = std::str::from_utf8(target) else {
-        return Err(Refused::of(path, "must link to UTF-8"));
-    };
-    if target.is_empty() || target.len() > Archive::MAX_PATH {
-        return Err(Refused::of(path, "must link to a path of 1 to 4,096 bytes"));
-    }
-    if target.starts_with('/') {
-        return Err(Refused::of(path, "must not link to an absolute path"));
-    }
-    let mut above = path.matches('/').count();
-    let mut goes_down = false;
-    for name in target.split('/') {
-        match name {
-            "" | "." => {}
-            ".." if goes_down => {
-                return Err(Refused::of(path, "must link up by `..` before it links down"));
-            }
-            ".." if above == 0 => return Err(Refused::of(path, "must not link out of the archive")),
-            ".." => above -= 1,
-            _ => goes_down = true,
-        }
-    }
-    Ok(())
 }
 
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {

@@ -7,8 +7,11 @@ use super::*;
 
 const LIMIT: u64 = 1024 * 1024;
 
-/// An archive of entries: kind, path, target, content.
-fn archive(entries: &[(EntryType, &str, &str, &[u8])]) -> Vec<u8> {
+/// Kind, path, target, content.
+type Entry<'a> = (EntryType, &'a str, &'a str, &'a [u8]);
+
+/// An archive of entries.
+fn archive(entries: &[Entry<'_>]) -> Vec<u8> {
     let mut builder = Builder::new(Vec::new());
     for (kind, path, target, content) in entries {
         let mut header = Header::new_gnu();
@@ -77,7 +80,7 @@ fn what_leads_out_is_refused() {
     use EntryType::{Block, Char, Directory, Fifo, GNUSparse, Link, Regular, Symlink};
     let file = |path: &'static str| vec![(Regular, path, "", &b"x"[..])];
     let link = |path: &'static str, target: &'static str| vec![(Symlink, path, target, &b""[..])];
-    let cases: Vec<(Vec<(EntryType, &str, &str, &[u8])>, &str)> = vec![
+    let cases: Vec<(Vec<Entry<'_>>, &str)> = vec![
         (file("../x"), "must have no `..` in it"),
         (file("a/../../x"), "must have no `..` in it"),
         (file("/etc/passwd"), "must be relative"),
