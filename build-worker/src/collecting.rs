@@ -9,14 +9,15 @@ use std::{
     time::Duration,
 };
 
-use proto::dispatch::HeldImage;
+use proto::dispatch::{FindUnneededRequest, HeldImage};
 use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, watch};
 use uuid::Uuid;
 
 use crate::{
     dial::{Dial, DialError},
-    engine::{Engine, EngineError},
-    labels::{CATALOGUE_LABEL, IMAGE_LABEL, WORKER_LABEL},
+    engine::{Engine, EngineError, LabelledImage},
+    labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
+    leftovers::ATTEMPTS,
 };
 
 /// Whose builds are at work.
@@ -70,16 +71,21 @@ enum CollectError {
     Engine(#[from] EngineError),
     #[error("the service does not say what is needed")]
     Service(#[from] DialError),
+    #[error("the service does not answer")]
+    Silent,
 }
 
 impl Collector {
     /// How soon after one time there may be another.
     const PAUSE: Duration = Duration::from_secs(1);
+    /// How long the service may take to say what is needed.
+    const ANSWER: Duration = Duration::from_secs(10);
     /// How many images the service is asked about at once.
     const AT_ONCE: usize = 500;
 
     /// Looks again and again, and whenever a build has ended.
     pub(crate) async fn run(&self) {
+        let mut removed = Vec::new();
         loop {
             let _ = tokio::time::timeout(self.every, self.ended.notified()).await;
             tokio::time::sleep(Self::PAUSE.min(self.every)).await;
@@ -88,42 +94,76 @@ impl Collector {
             if catalogue.is_empty() {
                 continue;
             }
-            if let Err(error) = self.collect(&catalogue).await {
+            if let Err(error) = self.collect(&catalogue, &mut removed).await {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(%error, source, "cannot look for images that nothing needs");
             }
         }
     }
 
-    async fn collect(&self, catalogue: &str) -> Result<(), CollectError> {
+    /// `removed`: what the service has not been told of yet.
+    async fn collect(&self, catalogue: &str, removed: &mut Vec<String>) -> Result<(), CollectError> {
         let ours = [(WORKER_LABEL, self.worker.as_str()), (CATALOGUE_LABEL, catalogue)];
-        let mut held = Vec::new();
-        for image in self.engine.labelled(&ours).await? {
-            // Whoever labels images by hand keeps them.
-            let record = image.labels.get(IMAGE_LABEL).filter(|record| Uuid::try_parse(record).is_ok());
-            held.extend(
-                record
-                    .map(|record| HeldImage { image_id: record.clone(), engine_image_id: image.id.clone() }),
-            );
-        }
-        for held in held.chunks(Self::AT_ONCE) {
+        let found = self.engine.labelled(&ours).await?;
+        let images: Vec<(HeldImage, LabelledImage)> = found.into_iter().filter_map(held).collect();
+        for images in images.chunks(Self::AT_ONCE) {
             let mut laid_hold_of = BTreeMap::new();
-            for image in held {
-                if !laid_hold_of.contains_key(&image.image_id) {
-                    laid_hold_of.insert(&image.image_id, self.records.lay_hold_of(&image.image_id));
+            for (held, _) in images {
+                if !laid_hold_of.contains_key(&held.image_id) {
+                    laid_hold_of.insert(&held.image_id, self.records.lay_hold_of(&held.image_id));
                 }
             }
-            let is_idle = |image: &&HeldImage| laid_hold_of.get(&image.image_id).is_some_and(Option::is_some);
-            let idle: Vec<HeldImage> = held.iter().filter(is_idle).cloned().collect();
-            if idle.is_empty() {
-                continue;
-            }
-            for id in self.dial.find_unneeded(idle).await? {
-                if self.engine.remove(&id).await? {
-                    tracing::info!(id, "removed an image that nothing needs");
+            let is_idle = |held: &HeldImage| laid_hold_of.get(&held.image_id).is_some_and(Option::is_some);
+            let idle: Vec<HeldImage> =
+                images.iter().map(|(held, _)| held).filter(|held| is_idle(held)).cloned().collect();
+            let told = removed.len().min(Self::AT_ONCE);
+            let request =
+                FindUnneededRequest { images: idle, removed_engine_image_ids: removed[..told].to_vec() };
+            let unneeded = tokio::time::timeout(Self::ANSWER, self.dial.find_unneeded(request)).await;
+            let unneeded = unneeded.map_err(|_| CollectError::Silent)??;
+            removed.drain(..told);
+            for (held, image) in images.iter().filter(|(held, _)| is_idle(held)) {
+                if unneeded.contains(&held.engine_image_id) && self.remove(image).await {
+                    tracing::info!(id = image.id, "removed an image that nothing needs");
+                    removed.push(image.id.clone());
                 }
             }
         }
         Ok(())
     }
+
+    /// Removes an image; whether it is gone.
+    async fn remove(&self, image: &LabelledImage) -> bool {
+        // These names are of one attempt, so nobody else can have taken them meanwhile.
+        let of_attempts = image.names.iter().filter(|name| name.starts_with(ATTEMPTS));
+        for name in of_attempts {
+            if let Err(error) = self.engine.untag(name).await {
+                tracing::warn!(name, %error, "cannot remove what an attempt has left");
+                return false;
+            }
+        }
+        match self.engine.remove(&image.id).await {
+            Ok(is_gone) => is_gone,
+            Err(error) => {
+                tracing::warn!(id = image.id, %error, "cannot remove an image that nothing needs");
+                false
+            }
+        }
+    }
+}
+
+/// What the service can be asked about; whoever labels images by hand keeps them.
+fn held(image: LabelledImage) -> Option<(HeldImage, LabelledImage)> {
+    let label = |name| image.labels.get(name).cloned().unwrap_or_default();
+    let image_id = label(IMAGE_LABEL);
+    if image_id.len() != 36 || Uuid::try_parse(&image_id).is_err() {
+        return None;
+    }
+    let held = HeldImage {
+        image_id,
+        engine_image_id: image.id.clone(),
+        names: image.names.clone(),
+        reference: label(REFERENCE_LABEL),
+    };
+    Some((held, image))
 }

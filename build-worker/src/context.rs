@@ -44,6 +44,8 @@ pub(crate) struct LargeContext {
 pub(crate) enum ContextError {
     #[error("cannot fetch the context")]
     Fetch(#[from] DialError),
+    #[error("nothing more of the context comes")]
+    Silent,
     #[error("cannot keep the context")]
     Keep(#[from] io::Error),
     #[error("the context that was sent is not the one that was named")]
@@ -73,7 +75,7 @@ pub(crate) async fn of(
     }
     loop {
         match fetch(build, attempt, dial, spool).await {
-            Err(ContextError::Fetch(error)) if may_pass(&error) => {
+            Err(error) if may_pass(&error) => {
                 tracing::warn!(build = attempt.build_id, %error, "cannot fetch a context yet");
                 tokio::time::sleep(PAUSE).await;
             }
@@ -102,7 +104,12 @@ fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, content: &[u8], mode:
 }
 
 /// Whether the same may work a little later.
-fn may_pass(error: &DialError) -> bool {
+fn may_pass(error: &ContextError) -> bool {
+    let error = match error {
+        ContextError::Fetch(error) => error,
+        ContextError::Silent => return true,
+        ContextError::Keep(_) | ContextError::Other => return false,
+    };
     match error {
         DialError::Address(_) | DialError::NoToken => false,
         DialError::Connect(_) | DialError::Token(_) => true,
@@ -112,6 +119,9 @@ fn may_pass(error: &DialError) -> bool {
         ),
     }
 }
+
+/// How long the next part of an archive may take.
+const SILENCE: Duration = Duration::from_secs(30);
 
 async fn fetch(
     build: &DockerBuild,
@@ -123,7 +133,9 @@ async fn fetch(
     let mut hashing = Hashing::new(&SHA256);
     let mut context = LargeContext { file: spool.create().await?, length: 0 };
     let mut tar: Option<Tar> = None;
-    while let Some(chunk) = chunks.next().await {
+    loop {
+        let next = tokio::time::timeout(SILENCE, chunks.next()).await.map_err(|_| ContextError::Silent)?;
+        let Some(chunk) = next else { break };
         let FetchContextResponse { chunk, gzip, end } = chunk?;
         hashing.update(&chunk);
         if build.dockerfile.is_empty() {

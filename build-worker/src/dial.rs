@@ -5,7 +5,7 @@ use std::{fmt::Debug, path::PathBuf, time::Duration};
 use futures_util::{StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
 use proto::dispatch::{
     Attempt, ConnectRequest, ConnectResponse, FetchContextRequest, FetchContextResponse, FindUnneededRequest,
-    HeldImage, dispatch_service_client::DispatchServiceClient,
+    dispatch_service_client::DispatchServiceClient,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,7 +21,7 @@ pub(crate) trait Dial: Debug + Send + Sync {
     fn dial(&self, requests: mpsc::Receiver<ConnectRequest>) -> BoxFuture<'_, Result<Responses, DialError>>;
 
     /// Calls `FindUnneeded`.
-    fn find_unneeded(&self, images: Vec<HeldImage>) -> BoxFuture<'_, Result<Vec<String>, DialError>>;
+    fn find_unneeded(&self, request: FindUnneededRequest) -> BoxFuture<'_, Result<Vec<String>, DialError>>;
 
     /// Calls `FetchContext`.
     fn fetch_context(&self, attempt: Attempt) -> BoxFuture<'_, Result<Chunks, DialError>>;
@@ -58,6 +58,8 @@ pub(crate) struct GrpcDial {
 
 impl GrpcDial {
     const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+    /// How often a connection on which something is awaited is asked whether it lives, and how long that may take.
+    const KEEPALIVE: Duration = Duration::from_secs(10);
 
     async fn connect(&self, requests: mpsc::Receiver<ConnectRequest>) -> Result<Responses, DialError> {
         let (mut client, call) = self.call(ReceiverStream::new(requests)).await?;
@@ -80,6 +82,8 @@ impl GrpcDial {
         let channel = Endpoint::from_shared(self.server.clone())
             .map_err(DialError::Address)?
             .connect_timeout(Self::CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(Self::KEEPALIVE)
+            .keep_alive_timeout(Self::KEEPALIVE)
             .tcp_nodelay(true)
             .connect()
             .await
@@ -95,9 +99,9 @@ impl Dial for GrpcDial {
         Box::pin(self.connect(requests))
     }
 
-    fn find_unneeded(&self, images: Vec<HeldImage>) -> BoxFuture<'_, Result<Vec<String>, DialError>> {
+    fn find_unneeded(&self, request: FindUnneededRequest) -> BoxFuture<'_, Result<Vec<String>, DialError>> {
         Box::pin(async move {
-            let (mut client, call) = self.call(FindUnneededRequest { images }).await?;
+            let (mut client, call) = self.call(request).await?;
             Ok(client.find_unneeded(call).await.map_err(refused)?.into_inner().engine_image_ids)
         })
     }

@@ -45,8 +45,8 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// The images that have all of these labels.
     async fn labelled(&self, labels: &[(&str, &str)]) -> Result<Vec<LabelledImage>, EngineError>;
 
-    /// Removes an image of that id, with its name; not one that has names in several repositories, or that a container uses:
-    /// whether it is gone.
+    /// Removes an image of that id, with its name; whether it is gone. What has names in several repositories, or is used by a
+    /// container, stays.
     async fn remove(&self, id: &str) -> Result<bool, EngineError>;
 
     /// The image of that name or id.

@@ -20,7 +20,7 @@ use crate::{
     dial::Dial,
     engine::{BuildOrder, Engine, EngineError, RunningWork, Told},
     engine_watch::EngineWatch,
-    labels::{CATALOGUE_LABEL, IMAGE_LABEL, WORKER_LABEL},
+    labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
     leftovers::ATTEMPTS,
     outbox::Outbox,
     output::{FailedStep, Output},
@@ -348,6 +348,7 @@ impl Job {
         HashMap::from([
             (IMAGE_LABEL.to_owned(), self.assignment.image_id.clone()),
             (WORKER_LABEL.to_owned(), self.worker.clone()),
+            (REFERENCE_LABEL.to_owned(), self.assignment.reference.clone()),
             (CATALOGUE_LABEL.to_owned(), self.catalogue.clone()),
         ])
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
-use proto::dispatch::{Attempt, ConnectRequest, ConnectResponse, HeldImage};
+use proto::dispatch::{Attempt, ConnectRequest, ConnectResponse, FindUnneededRequest};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -110,7 +110,7 @@ impl Dial for Around {
         .boxed()
     }
 
-    fn find_unneeded(&self, _images: Vec<HeldImage>) -> BoxFuture<'_, Result<Vec<String>, DialError>> {
+    fn find_unneeded(&self, _request: FindUnneededRequest) -> BoxFuture<'_, Result<Vec<String>, DialError>> {
         async { Ok(Vec::new()) }.boxed()
     }
 

@@ -338,9 +338,9 @@ impl Worker {
         let job_ended = Arc::clone(&self.job_ended);
         self.spawn(async move {
             let may_begin = async {
+                let at_work = records.work_on(&job.assignment.image_id).await;
                 // The semaphore is never closed.
-                let slot = slots.acquire().await.ok();
-                (slot, records.work_on(&job.assignment.image_id).await)
+                (at_work, slots.acquire().await.ok())
             };
             // A job that is to stop while it waits ends as soon as it begins.
             let _begun = tokio::select! {

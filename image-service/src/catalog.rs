@@ -215,12 +215,14 @@ impl Catalog {
         Ok(self.publish(self.store.grant(request, image, subject, permissions).await?))
     }
 
-    /// Which images of a worker's engine nothing needs any more.
+    /// Which images of a worker's engine nothing needs any more; what it has removed is forgotten.
     pub(crate) async fn unneeded(
         &self,
         worker: &Principal,
         held: Vec<HeldImage>,
+        removed: &[String],
     ) -> Result<Vec<String>, Error> {
+        self.store.forget_made(worker.subject(), removed).await?;
         self.store.unneeded(worker.subject(), held).await
     }
 

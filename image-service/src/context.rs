@@ -74,6 +74,9 @@ impl fmt::Display for ContextDigest {
 
 impl Inspection {
     const GZIP: [u8; 2] = [0x1f, 0x8b];
+    /// What an engine would take for something compressed: bzip2, xz, Zstandard and, whatever its number, a skippable frame of it.
+    const COMPRESSED: [&[u8]; 3] = [b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
+    const SKIPPABLE: &[u8] = b"*M\x18";
 
     /// `limit`: how many bytes it may have, as it comes and unpacked.
     pub(crate) fn new(limit: u64) -> Self {
@@ -91,7 +94,7 @@ impl Inspection {
             return form.take(bytes);
         }
         self.head.extend(bytes);
-        if self.head.len() < Self::GZIP.len() {
+        if self.head.len() < Archive::BLOCK {
             Ok(())
         } else {
             self.begin().map(|form| self.form = Some(form))
@@ -103,6 +106,11 @@ impl Inspection {
         let head = std::mem::take(&mut self.head);
         let archive = Archive::new(self.limit);
         let is_gzip = head.starts_with(&Self::GZIP);
+        let is_skippable =
+            matches!(head.as_slice(), [0x50..=0x5f, rest @ ..] if rest.starts_with(Self::SKIPPABLE));
+        if is_skippable || Self::COMPRESSED.iter().any(|magic| head.starts_with(magic)) {
+            return refused("must be a tar archive, or one that is compressed by gzip");
+        }
         let mut form =
             if is_gzip { Form::Gzip(Box::new(MultiGzDecoder::new(archive))) } else { Form::Tar(archive) };
         form.take(&head)?;

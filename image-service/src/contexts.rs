@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
@@ -63,7 +64,7 @@ pub(crate) struct Download {
 
 impl Contexts {
     /// How many uploads there may be at a time.
-    const UPLOADS: usize = 16;
+    const UPLOADS: usize = 8;
 
     pub(crate) fn new(store: Store, limit: u64, retain: Duration) -> Self {
         Self { store, limit, retain, uploads: Arc::new(Semaphore::new(Self::UPLOADS)) }
@@ -109,8 +110,8 @@ impl Upload {
     const CHUNK: usize = 512 * 1024;
 
     /// Takes in the next bytes.
-    pub(crate) async fn take(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.inspection.take(bytes).map_err(refused)?;
+    pub(crate) async fn take(&mut self, bytes: Bytes) -> Result<(), Error> {
+        self.inspect(bytes.clone()).await?;
         self.buffer.extend(bytes);
         while self.buffer.len() >= Self::CHUNK {
             let rest = self.buffer.split_off(Self::CHUNK);
@@ -118,6 +119,18 @@ impl Upload {
             self.keep(chunk).await?;
         }
         Ok(())
+    }
+
+    /// Looks at the next bytes where that holds up nobody: they may unpack to a thousand times as much.
+    async fn inspect(&mut self, bytes: Bytes) -> Result<(), Error> {
+        let mut inspection = std::mem::replace(&mut self.inspection, Inspection::new(0));
+        let looked = tokio::task::spawn_blocking(move || {
+            let taken = inspection.take(&bytes);
+            (inspection, taken)
+        });
+        let (inspection, taken) = looked.await.map_err(|error| Error::Internal(error.into()))?;
+        self.inspection = inspection;
+        taken.map_err(refused)
     }
 
     /// The archive has come to its end: it is durable, and may be named.
@@ -140,7 +153,7 @@ impl Upload {
         if !rest.is_empty() {
             self.keep(rest).await?;
         }
-        let kept = self.contexts.store.finish_context(self.id, &found).await?;
+        let kept = self.contexts.store.finish_context(self.id, &found, self.chunks).await?;
         Ok(self.contexts.taken(found.digest, &kept))
     }
 

@@ -44,7 +44,7 @@ pub(crate) enum Error {
     SessionLost,
     #[error("the service drains; connect again")]
     Draining,
-    #[error("nothing more of the archive has come for a minute")]
+    #[error("nothing more of the archive has come for a minute, or not all of it in an hour")]
     UploadStalled,
     #[error("too many archives are being uploaded; try again a little later")]
     TooManyUploads,

@@ -44,6 +44,20 @@ pub(crate) struct HeldImage {
     pub(crate) image: ImageId,
     /// The engine's identifier of it.
     pub(crate) engine_id: String,
+    pub(crate) names: Vec<String>,
+    /// The reference that it was made to have.
+    pub(crate) reference: String,
+}
+
+impl HeldImage {
+    /// What attempts name their images by until they are published.
+    const ATTEMPTS: &str = "trailer-attempt/";
+
+    /// Whether it has names, and all are those of a build: its own reference, or that of an attempt.
+    pub(crate) fn is_named_by_builds(&self) -> bool {
+        let of_build = |name: &String| *name == self.reference || name.starts_with(Self::ATTEMPTS);
+        !self.names.is_empty() && self.names.iter().all(of_build)
+    }
 }
 
 /// What a caller gives to create an image; every part has been checked.

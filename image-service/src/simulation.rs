@@ -98,6 +98,8 @@ pub struct Row {
     pub cancel_requested_at: Option<i64>,
     /// Whether the work is known to have stopped.
     pub stop_confirmed: bool,
+    /// The last report of the attempt that is durable.
+    pub report_sequence: i64,
     /// Whose failure it was: `User`, `Timeout` or `Infrastructure`.
     pub fault: Option<String>,
     /// The sequence numbers of its history.
@@ -135,6 +137,8 @@ pub struct Wish {
     pub labels: BTreeMap<String, String>,
     /// How long an attempt may run.
     pub time_limit: Option<Duration>,
+    /// Whether the image is pushed.
+    pub push: bool,
 }
 
 impl Database {
@@ -292,6 +296,7 @@ impl Wish {
         let mut draft = ConfigurationDraft::of(Source::Dockerfile(dockerfile));
         draft.worker = self.worker.to_owned();
         draft.worker_labels = self.labels.clone();
+        draft.push = self.push;
         draft.build_timeout_ms =
             self.time_limit.map(|limit| i64::try_from(limit.as_millis()).unwrap_or(i64::MAX));
         Configuration::parse(draft, "", &mut Violations::default())
@@ -334,6 +339,7 @@ fn row(tables: &Tables, build: &Build) -> Row {
         worker: build.worker.clone(),
         cancel_requested_at: build.cancel_requested_at.map(Timestamp::micros),
         stop_confirmed: build.stop_confirmed,
+        report_sequence: build.report_sequence,
         fault: build.error.as_ref().map(|error| format!("{:?}", error.fault)),
         sequences: history.iter().map(|record| record.sequence).collect(),
         lines: history

@@ -50,6 +50,7 @@ mod hints;
 mod histories;
 mod images;
 mod listing;
+mod made;
 mod migration;
 mod references;
 mod rows;
@@ -219,13 +220,16 @@ async fn apply(
         committed.queue_moved = true;
         hints::send(txn, Hint::QueueMoved).await?;
     }
+    if let Some(artifact) = &decision.artifact {
+        made::remember(txn, artifact).await?;
+    }
     let image = entity::image::Entity::find_by_id(build.image.0)
         .one(txn)
         .await?
         .ok_or_else(|| DbErr::RecordNotFound("the image of a build".to_owned()))?;
     if image.deleted {
         if build.state.is_final() {
-            purge(txn, build.image).await?;
+            purge(txn, build.image, now).await?;
         }
         return Ok(());
     }
@@ -256,6 +260,7 @@ async fn follow_build(
     image.updated_at = now.micros();
     if let Some(artifact) = &decision.artifact {
         image.artifact_json = Some(rows::to_json(artifact)?);
+        image.artifact_image = Some(artifact.image_id.clone());
     }
     let row = entity::image::ActiveModel {
         id: Set(image.id),
@@ -264,6 +269,7 @@ async fn follow_build(
         status_message: Set(image.status_message.clone()),
         updated_at: Set(image.updated_at),
         artifact_json: Set(image.artifact_json.clone()),
+        artifact_image: Set(image.artifact_image.clone()),
         ..Default::default()
     };
     entity::image::Entity::update(row).exec(txn).await?;
@@ -272,8 +278,9 @@ async fn follow_build(
 }
 
 /// Removes all that is left of a deleted image whose work has stopped.
-async fn purge(txn: &DatabaseTransaction, image: ImageId) -> Result<(), DbErr> {
+async fn purge(txn: &DatabaseTransaction, image: ImageId, now: Timestamp) -> Result<(), DbErr> {
     use entity::{build, build_record, configuration};
+    contexts::touch_named(txn, image, now).await?;
     let builds = build::Entity::find()
         .select_only()
         .column(build::Column::Id)

@@ -251,7 +251,16 @@ async fn a_cancel_ends_whatever_the_worker_is_doing_and_however_it_meets_it() ->
                 Meets::Vanishes => Duration::from_millis(500),
                 Meets::Stops | Meets::Finishes => Duration::ZERO,
             };
-            assert!(begun.elapsed() >= earliest, "{name} after {:?}", begun.elapsed());
+            // What the flags say, and a second for a busy machine.
+            let latest = Duration::from_secs(1)
+                + match meets {
+                    Meets::Stops => Duration::ZERO,
+                    // Its report is refused, and then it only lives.
+                    Meets::Lives | Meets::Finishes => Duration::from_millis(300),
+                    Meets::Vanishes => Duration::from_secs(3),
+                };
+            let took = begun.elapsed();
+            assert!((earliest..=latest).contains(&took), "{name} after {took:?}");
             let image = alice.get(&created.id).await?;
             assert_eq!(image.artifact.is_some(), ends == BuildState::Succeeded, "{name}");
         }

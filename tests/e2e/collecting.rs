@@ -7,10 +7,10 @@ use std::{
 
 use bollard::{
     Docker,
-    models::ContainerCreateBody,
+    models::{ContainerConfig, ContainerCreateBody},
     query_parameters::{
-        CreateContainerOptions, ListImagesOptionsBuilder, RemoveContainerOptionsBuilder,
-        RemoveImageOptionsBuilder,
+        CommitContainerOptionsBuilder, CreateContainerOptions, ListImagesOptionsBuilder,
+        RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder,
     },
 };
 use proto::images::{self as api, BuildState};
@@ -64,6 +64,13 @@ async fn the_engine_holds_what_records_and_containers_use_and_nothing_else() -> 
     };
     let container = docker.create_container(None::<CreateContainerOptions>, body).await?.id;
 
+    // What people make of it inherits its labels, and is theirs.
+    let mut of_people = BTreeSet::new();
+    for name in [format!("trailer-test/kept-{}", real.run), String::new()] {
+        let options = CommitContainerOptionsBuilder::new().container(&container).repo(&name).build();
+        of_people.insert(docker.commit_container(options, ContainerConfig::default()).await?.id);
+    }
+
     // Each is built again, differently; of every fifth the build hangs and is cancelled, and every seventh is deleted.
     for (i, id) in ids.iter().enumerate() {
         let mut changed = image("", &dockerfile(i, 2));
@@ -85,7 +92,8 @@ async fn the_engine_holds_what_records_and_containers_use_and_nothing_else() -> 
             alice.delete(id).await?;
         }
     }
-    let mut expected = BTreeSet::from([used]);
+    let mut expected = of_people.clone();
+    expected.insert(used);
     for (i, (id, build)) in ids.iter().zip(&builds).enumerate() {
         if i % 7 == 6 {
             continue;
@@ -103,8 +111,9 @@ async fn the_engine_holds_what_records_and_containers_use_and_nothing_else() -> 
         // Some are deleted already.
         let _ = alice.delete(id).await;
     }
-    until_made(docker, &real.worker(), &BTreeSet::new()).await?;
-    let options = RemoveImageOptionsBuilder::new().force(true).build();
-    docker.remove_image(&real.base(), Some(options), None).await?;
+    until_made(docker, &real.worker(), &of_people).await?;
+    for name in of_people.iter().chain([&real.base()]) {
+        docker.remove_image(name, Some(RemoveImageOptionsBuilder::new().force(true).build()), None).await?;
+    }
     Ok(())
 }

@@ -87,7 +87,7 @@ fn reference(image: &Image) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_holds_what_the_workspace_has_changed() -> anyhow::Result<()> {
-    let real = Real::start().await?;
+    let real = Real::start_with(&["--collect-every", "200ms"]).await?;
     let (docker, alice, source) = (&real.docker, real.alice(), built(&real).await?);
     let workspace = start(docker, &reference(&source)).await?;
     run(docker, &workspace, "echo changed > /etc/changed").await?;
@@ -122,6 +122,14 @@ async fn a_snapshot_holds_what_the_workspace_has_changed() -> anyhow::Result<()>
     let third = start(docker, &reference(&clone)).await?;
     assert_eq!(run(docker, &third, "/bin/busybox cat /etc/changed").await?, "changed\n");
     remove(docker, &[&workspace, &second, &third]).await?;
+
+    // What a configuration starts from stays, although its record is gone.
+    alice.delete(&taken.id).await?;
+    for _ in 0..4 {
+        let again = alice.build(&clone.id).await?;
+        let finished = alice.finished(&again.id).await?;
+        assert_eq!(finished.state(), BuildState::Succeeded, "{finished:?}");
+    }
     real.clean(&[&reference(&clone), &reference(&shown), &reference(&source)]).await
 }
 

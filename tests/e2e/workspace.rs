@@ -7,11 +7,13 @@ use std::{
 
 use anyhow::Context as _;
 use bollard::{
-    Docker,
+    API_DEFAULT_VERSION, Docker,
+    auth::DockerCredentials,
     models::ContainerCreateBody,
     query_parameters::{
-        CreateContainerOptions, LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder,
-        StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptions,
+        CreateContainerOptions, LogsOptionsBuilder, PushImageOptions, RemoveContainerOptionsBuilder,
+        RemoveImageOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
+        TagImageOptionsBuilder, WaitContainerOptions,
     },
 };
 use futures_util::StreamExt as _;
@@ -21,9 +23,11 @@ use proto::images::{
 };
 
 use crate::{
-    base_image, real_engine,
-    registry::{DockerConfig, PASSWORD, Registry},
-    stack::{Service, Worker},
+    base_image,
+    process::{Program, bound_to_test},
+    real_engine,
+    registry::{DockerConfig, PASSWORD, Registry, USER},
+    stack::{LIMIT, Service, Worker},
 };
 
 /// How long the package managers may take.
@@ -45,6 +49,55 @@ cat /tmp/note
 echo ready
 exec sleep infinity
 "#;
+
+/// An engine of its own for the second worker, on this host's network, for it pulls from a registry of this host.
+async fn start_engine(directory: &Path) -> anyhow::Result<(Program, Docker, String)> {
+    let path = |part: &str| directory.join(part).display().to_string();
+    let mut command = ["unshare", "--mount"].map(str::to_owned).to_vec();
+    command.extend(bound_to_test());
+    let fixed = ["dockerd", "--log-level=warn", "--iptables=false", "--ip-masq=false", "--bridge=none"];
+    command.extend(fixed.map(str::to_owned));
+    for (flag, part) in [("data-root", "data"), ("exec-root", "exec"), ("pidfile", "pid")] {
+        command.push(format!("--{flag}={}", path(part)));
+    }
+    let socket = path("docker.sock");
+    command.push(format!("--host=unix://{socket}"));
+    let mut dockerd = Program::start(directory, "dockerd", command)?;
+    let begun = Instant::now();
+    let docker = loop {
+        dockerd.require_life().context("the tests need root and a dockerd: run them by tests/run")?;
+        anyhow::ensure!(begun.elapsed() < LIMIT, "dockerd does not answer:\n{}", dockerd.told());
+        if Path::new(&socket).exists() {
+            let docker = Docker::connect_with_unix(&socket, 60, API_DEFAULT_VERSION)?;
+            if docker.ping().await.is_ok() {
+                break docker;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    Ok((dockerd, docker, format!("unix://{socket}")))
+}
+
+/// Lets the registry have an image of the engine, and the engine none.
+async fn move_to_registry(docker: &Docker, local: &str, repository: &str) -> anyhow::Result<()> {
+    let options = TagImageOptionsBuilder::new().repo(repository).tag("12").build();
+    docker.tag_image(local, Some(options)).await?;
+    let options = PushImageOptions { tag: Some("12".to_owned()), ..PushImageOptions::default() };
+    let credentials = DockerCredentials {
+        username: Some(USER.to_owned()),
+        password: Some(PASSWORD.to_owned()),
+        ..DockerCredentials::default()
+    };
+    let mut pushing = docker.push_image(repository, Some(options), Some(credentials));
+    while let Some(progress) = pushing.next().await {
+        progress?;
+    }
+    drop(pushing);
+    for name in [local, &format!("{repository}:12")] {
+        docker.remove_image(name, Some(RemoveImageOptionsBuilder::new().force(true).build()), None).await?;
+    }
+    Ok(())
+}
 
 /// A variable of a service that a shell would make something else of.
 const NOTE: &str = r#"it's "$HOME" $(id) `id` \ \n # <<EOF é"#;
@@ -99,9 +152,12 @@ fn workspace(base_image: &str) -> ImageConfig {
 async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Result<()> {
     let (docker, docker_host) = real_engine::connect().await?;
     let run = uuid::Uuid::new_v4().simple().to_string();
-    let base = format!("trailer-test/debian-{run}:12");
-    import_debian(&docker, &base).await?;
     let registry = Registry::start().await?;
+    let local = format!("trailer-test/debian-{run}:12");
+    import_debian(&docker, &local).await?;
+    let debian = format!("{}/debian", registry.addr);
+    move_to_registry(&docker, &local, &debian).await?;
+    let base = format!("{debian}:12");
     let service = Service::start_with(&["--repository-prefix", &format!("{}/", registry.addr)]).await?;
     let config = DockerConfig::with(PASSWORD, &[registry.addr])?;
     let flags = ["--docker-config", config.path()?];
@@ -131,7 +187,9 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
     let options = || RemoveImageOptionsBuilder::new().force(true).build();
     docker.remove_image(&reference, Some(options()), None).await?;
 
-    let _other = Worker::start_at(&service, service.addr, "other", &docker_host, &flags).await?;
+    let directory = tempfile::Builder::new().prefix("trailer-engine.").tempdir_in("/tmp")?;
+    let (_dockerd, other_docker, other_host) = start_engine(directory.path()).await?;
+    let _other = Worker::start_at(&service, service.addr, "other", &other_host, &flags).await?;
     let source = Source::Pull(PullSource { reference: reference.clone() });
     wanted.config = Some(ImageConfig { source: Some(source), ..ImageConfig::default() });
     wanted.repository.clear();
@@ -144,8 +202,11 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
     let body = ContainerCreateBody {
         image: Some(reference.clone()),
         cmd: Some(["sh", "-c", LOOK].map(str::to_owned).into()),
+        // What the services say is heard inside.
+        network_disabled: Some(true),
         ..ContainerCreateBody::default()
     };
+    let docker = other_docker;
     let container = docker.create_container(None::<CreateContainerOptions>, body).await?.id;
     docker.start_container(&container, None::<StartContainerOptions>).await?;
     let told = tokio::time::timeout(Duration::from_secs(60), told_until_ready(&docker, &container)).await??;
@@ -168,9 +229,6 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
     drop(waiting);
     let remove = RemoveContainerOptionsBuilder::new().force(true).build();
     docker.remove_container(&container, Some(remove)).await?;
-    for name in [&reference, &base] {
-        docker.remove_image(name, Some(options()), None).await?;
-    }
     Ok(())
 }
 

@@ -3,14 +3,19 @@
 use std::time::{Duration, Instant};
 
 use proto::images::{Build, BuildState};
+use rustix::process::Signal;
 
 use crate::{
     answers::lines,
     client::{Client, image},
     engine::{BASE, Engine},
-    stack::{Service, Worker, counted, counting, directory, ended, eventually, last_attempt, watch},
+    stack::{
+        SHORT_LEASE, Service, Worker, counted, counting, directory, ended, eventually, last_attempt, watch,
+    },
 };
 
+/// After how much silence a build is lost with SHORT_LEASE.
+const SHORT_LEASE_ENDS: Duration = Duration::from_secs(7);
 /// How long it may take until what is left of a build is gone.
 const GONE: Duration = Duration::from_secs(10);
 
@@ -90,21 +95,57 @@ async fn an_engine_that_is_killed_leaves_nothing_running() -> anyhow::Result<()>
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_engine_left_behind_goes_when_a_worker_begins() -> anyhow::Result<()> {
     let directory = directory()?;
-    let service = Service::start(directory.path(), &[]).await?;
+    let service = Service::start(directory.path(), &SHORT_LEASE).await?;
     let alice = service.builder("alice");
     let mut engine = Engine::start(directory.path(), "e1").await?;
     let mut worker = Worker::start(directory.path(), &service, service.addr, "w1", &engine, 2)?;
-    let (asleep, _) = sleepy(&alice).await?;
+    let (asleep, sleeping) = sleepy(&alice).await?;
     engine.runs("sleep 300").await?;
     // As when a host loses both at once.
     engine.kill()?;
     worker.kill()?;
+    let begun = Instant::now();
     alice.cancel(&asleep).await?;
+    // Nobody can say that it has stopped: it is over when the lease is.
+    let cancelled = alice.finished(&sleeping.id).await?;
+    assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, false));
+    assert!(begun.elapsed() < SHORT_LEASE_ENDS + Duration::from_secs(2), "{:?}", begun.elapsed());
     assert!(!engine.step_processes().is_empty(), "nobody has ended them");
     engine.start_again().await?;
     engine.answers().await?;
     worker.start_again()?;
     let gone = engine.runs_nothing().await?;
     assert!(gone < GONE, "{gone:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_that_are_told_to_end_finish_what_they_do() -> anyhow::Result<()> {
+    let directory = directory()?;
+    let mut service = Service::start(directory.path(), &[]).await?;
+    let alice = service.builder("alice");
+    let engine = Engine::start(directory.path(), "e1").await?;
+    let mut worker = Worker::start(directory.path(), &service, service.addr, "w1", &engine, 2)?;
+    let (_, build) = alice.create(image("Counting", &counting(40, "0.1"))).await?;
+    let watching = watch(&alice, &build.id);
+    alice.until(&build.id, |build| build.log_bytes > 0).await?;
+    // The service ends within its grace although streams are open; another takes over where it was.
+    let begun = Instant::now();
+    service.program.end(Signal::TERM).await?;
+    assert!(begun.elapsed() < GONE, "{:?}", begun.elapsed());
+    service.start_again()?;
+    service.answers().await?;
+    // The worker finishes what it does, and takes nothing more.
+    alice.until(&build.id, |build| build.state() == BuildState::Running).await?;
+    worker.program.signal(Signal::TERM)?;
+    let (_, next) = alice.create(image("Next", &counting(1, "0"))).await?;
+    let events = ended(watching, GONE * 3).await?;
+    assert_eq!(lines(&events), counted(40));
+    let counted = alice.get_build(&build.id).await?;
+    assert_eq!((counted.state(), counted.attempt, counted.failures), (BuildState::Succeeded, 1, 0));
+    worker.program.end(Signal::TERM).await?;
+    let waiting = alice.get_build(&next.id).await?;
+    assert_eq!((waiting.state(), waiting.failures), (BuildState::Queued, 0));
+    assert_eq!(engine.step_processes(), []);
     Ok(())
 }

@@ -23,3 +23,4 @@ mod process;
 mod proxy;
 mod seven;
 mod stack;
+mod uploads;

@@ -94,6 +94,15 @@ impl Program {
         Ok(kill_process(Pid::from_child(child), signal)?)
     }
 
+    /// The most memory that it has had, in bytes.
+    pub(crate) fn peak_memory(&self) -> anyhow::Result<u64> {
+        let child = self.child.as_ref().with_context(|| format!("{} is not running", self.name))?;
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("a peak")?;
+        let kibibytes: u64 = peak.trim().trim_end_matches(" kB").parse()?;
+        Ok(kibibytes * 1024)
+    }
+
     /// Fails when it has ended by itself.
     pub(crate) fn require_life(&mut self) -> anyhow::Result<()> {
         let child = self.child.as_mut().with_context(|| format!("{} is not running", self.name))?;

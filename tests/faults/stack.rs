@@ -47,7 +47,7 @@ pub(crate) struct Service {
     pub(crate) addr: SocketAddr,
     data: PathBuf,
     keys: TokenKeys,
-    program: Program,
+    pub(crate) program: Program,
 }
 
 /// A build-worker.

@@ -117,7 +117,11 @@ async fn happen(world: &Arc<World>, fault: Fault, lasts: Duration, worker: &'sta
             world.last(lasts).await;
             process.resume();
             // It may be about to begin something that it should not, and has to find out.
-            sleep(Duration::from_secs(12)).await;
+            let caught_up = Duration::from_secs(12);
+            sleep(caught_up).await;
+            if process.has_run_for(caught_up) {
+                lock(&world.rules).require_caught_up(worker);
+            }
             world.excuse(worker, false);
         }
         Fault::WorkerDrained => {

@@ -11,7 +11,7 @@ use std::{
 
 use build_worker::simulation::{self as worker, Answers, ModelEngine, Plan, Witness};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
-use proto::dispatch::ConnectRequest;
+use proto::dispatch::{ConnectRequest, connect_response::Message as FromService};
 use tokio::{
     sync::{Notify, mpsc},
     time::sleep,
@@ -101,14 +101,17 @@ impl fmt::Write for Kind {
 impl Witness for OfEngine {
     fn plan(&self, name: &str) -> Plan {
         let (build, _) = split(name);
-        let mut plan = self.world.plan(build);
+        self.world.plan(build)
+    }
+
+    fn lingers(&self, name: &str) -> Option<Duration> {
         let is_stuck = self.world.with_random(|random| random.u8(0..25) == 0);
-        if is_stuck && !self.world.healed.is_cancelled() {
-            plan.dies_after = Duration::from_secs(9);
-            lock(&self.world.rules).excuse(name.to_owned());
-            self.world.note(Fault::EngineStuck, Duration::from_secs(9));
-        }
-        plan
+        let lingers = Duration::from_secs(9);
+        (is_stuck && !self.world.healed.is_cancelled()).then(|| {
+            lock(&self.world.rules).get_stuck(name);
+            self.world.note(Fault::EngineStuck, lingers);
+            lingers
+        })
     }
 
     fn tagged(&self, image: &str, name: &str) {
@@ -202,6 +205,9 @@ impl worker::Surroundings for OfProcess {
                     host.travel(&host.to_worker).await;
                     let message = answer.as_ref().and_then(|answer| answer.as_ref().ok()?.message.as_ref());
                     host.world.count((host.name, "hears", kind_of(message)));
+                    if let Some(FromService::ReportAck(ack)) = message {
+                        lock(&host.world.rules).acknowledged(ack);
+                    }
                     let Some(answer) = answer else { return };
                     if to_worker.send(answer).await.is_err() {
                         return;

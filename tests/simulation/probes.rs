@@ -21,7 +21,8 @@ pub(crate) async fn require_health(world: &World, first: u32) {
         outcome: Outcome::Succeeds,
         dies_after: Duration::from_millis(300),
     };
-    let wish = |worker| Wish { requester: "probe", worker, labels: BTreeMap::new(), time_limit: None };
+    let wish =
+        |worker| Wish { requester: "probe", worker, labels: BTreeMap::new(), time_limit: None, push: false };
     let hanging = first + 3;
     for (number, worker) in (first..hanging).zip(WORKERS) {
         world.enqueue(number, plan, wish(worker)).await;

@@ -4,10 +4,11 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use futures_util::future::BoxFuture;
-use tokio::task::AbortHandle;
+use tokio::{task::AbortHandle, time::Instant};
 
 /// The tasks of one process.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +18,7 @@ pub(crate) struct Process(Arc<Mutex<State>>);
 struct State {
     is_suspended: bool,
     is_killed: bool,
+    resumed_at: Option<Instant>,
     waiting: Vec<Waker>,
     tasks: Vec<AbortHandle>,
 }
@@ -44,6 +46,7 @@ impl Process {
     pub(crate) fn resume(&self) {
         let mut state = self.state();
         state.is_suspended = false;
+        state.resumed_at = Some(Instant::now());
         state.waiting.drain(..).for_each(Waker::wake);
     }
 
@@ -52,6 +55,13 @@ impl Process {
         let mut state = self.state();
         state.is_killed = true;
         state.tasks.drain(..).for_each(|task| task.abort());
+    }
+
+    /// Whether it lives and was last resumed so long ago.
+    pub(crate) fn has_run_for(&self, duration: Duration) -> bool {
+        let state = self.state();
+        let since_resumed = state.resumed_at.is_none_or(|resumed_at| resumed_at.elapsed() >= duration);
+        !state.is_killed && !state.is_suspended && since_resumed
     }
 
     pub(crate) fn is_killed(&self) -> bool {

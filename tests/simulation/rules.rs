@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use build_worker::simulation::{Outcome, Plan};
 use image_service::simulation::{Change, Row, Wish};
+use proto::dispatch::ReportAck;
 use uuid::Uuid;
 
 use crate::world::{SLOTS, zone_of};
@@ -16,6 +17,10 @@ pub(crate) struct Rules {
     running: BTreeMap<String, String>,
     /// What runs on where nobody can stop it in time: a process that was suspended or killed, an engine that is stuck.
     excused: BTreeSet<String>,
+    /// Those of them whose engine is stuck.
+    stuck: BTreeSet<String>,
+    /// The builds whose images are deleted, with all that was known of them.
+    gone: BTreeSet<Uuid>,
     wanted: BTreeMap<Uuid, Wanted>,
     /// Whether nothing goes wrong any more, and what went wrong has been got over.
     pub(crate) is_calm: bool,
@@ -77,6 +82,38 @@ impl Rules {
         self.excused.insert(name);
     }
 
+    /// The engine goes on with this for long, whoever wants it stopped.
+    pub(crate) fn get_stuck(&mut self, name: &str) {
+        self.stuck.insert(name.to_owned());
+        self.excuse(name.to_owned());
+    }
+
+    /// A worker was suspended, and has had the time since then to stop what is not its own any more.
+    pub(crate) fn require_caught_up(&mut self, worker: &str) {
+        for name in self.running_on(worker) {
+            let (build, attempt) = split(&name);
+            let is_its_own = |row: &Row| row.is_held && row.attempt == attempt;
+            if self.rows.get(&build).is_some_and(is_its_own) {
+                self.excused.retain(|excused| *excused != name || self.stuck.contains(excused));
+            } else if !self.stuck.contains(&name) {
+                let row = self.rows.get(&build);
+                self.broken.push(format!("{name} still runs on {worker}, which has slept: {row:?}"));
+            }
+        }
+    }
+
+    /// A worker hears that a report is durable.
+    pub(crate) fn acknowledged(&mut self, ack: &ReportAck) {
+        let Some(attempt) = &ack.attempt else { return };
+        let build: Uuid = attempt.build_id.parse().unwrap_or_default();
+        if let Some(row) = self.rows.get(&build).filter(|row| row.attempt == attempt.number)
+            && !self.gone.contains(&build)
+            && row.report_sequence < ack.sequence
+        {
+            self.broken.push(format!("{ack:?} is not durable: {row:?}"));
+        }
+    }
+
     pub(crate) fn began(&mut self, name: &str, worker: &str, is_excused: bool) {
         if is_excused {
             self.excuse(name.to_owned());
@@ -102,7 +139,10 @@ impl Rules {
         let (build, attempt) = split(attempt_name);
         let granted = |row: &Row| row.attempt == attempt && row.state == "Publishing";
         // Whose image was deleted is gone, and what a cancel has given up may just be on its way.
-        let is_granted = self.rows.get(&build).is_none_or(|row| granted(row) || row.state == "Cancelled");
+        let mut is_granted = self.rows.get(&build).is_none_or(|row| granted(row) || row.state == "Cancelled");
+        // What is refused gives the name back to what had it.
+        let refuses_push = |wanted: &Wanted| wanted.plan.outcome == Outcome::RefusesPush;
+        is_granted |= self.wanted.get(&build).is_some_and(refuses_push);
         if !is_granted && !is_excused {
             let message = format!("{name} was set to {image}, which may not be: {:?}", self.rows.get(&build));
             self.blame(attempt_name, message);
@@ -119,6 +159,8 @@ impl Rules {
                 row.is_final = true;
                 row.is_held = false;
             }
+            self.gone.insert(id);
+            self.require_gone(change);
             return;
         };
         let broken = self.broken.len();
@@ -199,7 +241,7 @@ impl Rules {
         let is_explained = match (after.state.as_str(), after.fault.as_deref()) {
             ("Succeeded", _) => plan.outcome == Outcome::Succeeds,
             ("Cancelled", _) => wanted.is_unwanted,
-            ("Failed", Some("User")) => plan.outcome == Outcome::Fails,
+            ("Failed", Some("User")) => matches!(plan.outcome, Outcome::Fails | Outcome::RefusesPush),
             ("Failed", Some("Timeout")) if after.worker.is_none() => self.may_wait_too_long,
             ("Failed", Some("Timeout")) => wanted.wish.time_limit.is_some(),
             ("Failed", Some("Infrastructure")) => after.failures == 3,
@@ -246,6 +288,22 @@ impl Rules {
         let held = self.rows.iter().filter(holds).count();
         self.rule(held < usize::from(SLOTS), "nobody gets more than it has slots for");
         self.rule(!takes_nothing, "whoever is silent or drains gets nothing");
+    }
+
+    /// What is gone runs nowhere, unless nobody could wait for its end.
+    fn require_gone(&mut self, change: &Change) {
+        let unawaited =
+            ["StopOverdue", "Lost", "HandedBack in Claimed", "Failed(Timeout)", "CancelRequested in Queued"];
+        let is_unawaited = |went: &String| unawaited.iter().any(|transition| went.starts_with(transition));
+        if change.transitions.is_empty() || change.transitions.iter().any(is_unawaited) {
+            return;
+        }
+        let running: Vec<String> =
+            self.running.keys().filter(|name| split(name).0 == change.build).cloned().collect();
+        for name in running {
+            let message = format!("{name} runs, and its record is gone: {:?}", change.transitions);
+            self.blame(&name, message);
+        }
     }
 
     fn rule(&mut self, holds: bool, what: &str) {

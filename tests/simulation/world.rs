@@ -259,7 +259,8 @@ impl World {
             lines: random.u32(1..25),
             pace: Duration::from_millis(random.u64(20..1_000)),
             outcome: match random.u8(0..20) {
-                0..15 => Outcome::Succeeds,
+                0..13 => Outcome::Succeeds,
+                13 | 14 => Outcome::RefusesPush,
                 15 | 16 => Outcome::Fails,
                 17 => Outcome::Breaks,
                 _ => Outcome::Hangs,
@@ -272,6 +273,7 @@ impl World {
                 .with_random(|random| if random.u8(0..4) == 0 { WORKERS[random.usize(0..3)] } else { "" }),
             labels: BTreeMap::new(),
             time_limit: None,
+            push: plan.outcome == Outcome::RefusesPush || self.with_random(|random| random.u8(0..4) == 0),
         };
         if wish.worker.is_empty() && self.with_random(|random| random.u8(0..4) == 0) {
             wish.labels.extend([zone_of(self.with_random(|random| WORKERS[random.usize(0..3)]))]);

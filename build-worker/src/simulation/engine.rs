@@ -11,9 +11,12 @@ use proto::dispatch::StepState;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{
-    BuildOrder, Canceller, Engine, EngineError, EngineImage, EngineInfo, LabelledImage, Progress,
-    RunningWork, Told,
+use crate::{
+    engine::{
+        BuildOrder, Canceller, Engine, EngineError, EngineImage, EngineInfo, LabelledImage, Progress,
+        RunningWork, Told,
+    },
+    reference,
 };
 
 /// How the engine does a build.
@@ -36,6 +39,8 @@ pub enum Outcome {
     Succeeds,
     /// A step fails.
     Fails,
+    /// With the image, which its registry refuses.
+    RefusesPush,
     /// The engine itself fails.
     Breaks,
     /// Not.
@@ -46,6 +51,8 @@ pub enum Outcome {
 pub trait Witness: Debug + Send + Sync {
     /// How the engine shall do this build, of the name `<build>-<attempt>`.
     fn plan(&self, name: &str) -> Plan;
+    /// An attempt is about to begin: how long it goes on after a cancel, if longer than planned.
+    fn lingers(&self, name: &str) -> Option<Duration>;
     /// A build runs.
     fn began(&self, name: &str);
     /// A build does not run any more.
@@ -107,6 +114,19 @@ impl ModelEngine {
         state.resumed.notify_waiters();
     }
 
+    /// What a registry says to an image.
+    fn pushed(&self, reference: &str) -> Result<(), EngineError> {
+        let state = self.state();
+        let name = state.images.get(reference).map(|id| id.trim_start_matches("sha256:").to_owned());
+        let Some(name) = name else {
+            return Err(EngineError::Refused(format!("there is no {reference}")));
+        };
+        match state.witness.plan(&name).outcome {
+            Outcome::RefusesPush => Err(EngineError::Refused("denied".to_owned())),
+            Outcome::Succeeds | Outcome::Fails | Outcome::Breaks | Outcome::Hangs => Ok(()),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -140,12 +160,15 @@ impl Engine for ModelEngine {
         let (tell, told) = mpsc::channel(4);
         let run = Run {
             name: order.name.clone(),
-            plan: state.witness.plan(&order.name),
+            plan: {
+                let plan = state.witness.plan(&order.name);
+                Plan { dies_after: state.witness.lingers(&order.name).unwrap_or(plan.dies_after), ..plan }
+            },
             witness: Arc::clone(&state.witness),
             tell,
         };
         tokio::spawn(run.run(life, cancel.clone()));
-        Ok(Box::new(ModelBuild { told, cancel }))
+        Ok(Box::new(ModelWork { told, cancel, runs_processes: true }))
     }
 
     fn pull(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {
@@ -153,11 +176,23 @@ impl Engine for ModelEngine {
     }
 
     fn push(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {
-        Err(EngineError::Refused(format!("{reference}: this model reaches no registry")))
+        let (engine, reference) = (self.clone(), reference.to_owned());
+        let cancel = CancellationToken::new();
+        let (tell, told) = mpsc::channel(1);
+        tokio::spawn(cancel.clone().run_until_cancelled_owned(async move {
+            let pushed = engine.alive().await.and_then(|()| engine.pushed(&reference));
+            if let Err(error) = pushed {
+                // Nobody has to hear it.
+                let _ = tell.send(Err(error)).await;
+            }
+        }));
+        Ok(Box::new(ModelWork { told, cancel, runs_processes: false }))
     }
 
     async fn registry_digest(&self, reference: &str) -> Result<String, EngineError> {
-        Err(EngineError::Refused(format!("{reference}: this model reaches no registry")))
+        self.alive().await?;
+        let digest = self.state().images.get(reference).cloned();
+        digest.ok_or_else(|| EngineError::Refused(format!("{reference} is in no registry")))
     }
 
     async fn tag(&self, image: &str, name: &str) -> Result<(), EngineError> {
@@ -204,10 +239,12 @@ impl Engine for ModelEngine {
 
     async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError> {
         self.alive().await?;
-        Ok(self.state().images.get(name).map(|id| EngineImage {
-            id: id.clone(),
-            size_bytes: 1,
-            repo_digests: Vec::new(),
+        let state = self.state();
+        Ok(state.images.get(name).map(|id| {
+            // As its registry has it, if it was pushed.
+            let names = state.images.iter().filter(|(_, of)| *of == id);
+            let repo_digests = names.map(|(name, id)| format!("{}@{id}", reference::parts(name).0)).collect();
+            EngineImage { id: id.clone(), size_bytes: 1, repo_digests }
         }))
     }
 }
@@ -261,7 +298,7 @@ impl Run {
             self.say(Progress::Output { step: "1".to_owned(), stderr: false, bytes, at: None }).await;
         }
         match self.plan.outcome {
-            Outcome::Succeeds => {
+            Outcome::Succeeds | Outcome::RefusesPush => {
                 self.say(step(StepState::Done)).await;
                 Ok(Told::ImageId(format!("sha256:{}", self.name)))
             }
@@ -280,22 +317,23 @@ impl Run {
 }
 
 #[derive(Debug)]
-struct ModelBuild {
+struct ModelWork {
     told: mpsc::Receiver<Result<Told, EngineError>>,
     cancel: CancellationToken,
+    runs_processes: bool,
 }
 
 #[derive(Debug)]
 struct ModelCanceller(CancellationToken);
 
 #[tonic::async_trait]
-impl RunningWork for ModelBuild {
+impl RunningWork for ModelWork {
     async fn next(&mut self) -> Option<Result<Told, EngineError>> {
         self.told.recv().await
     }
 
     fn runs_processes(&self) -> bool {
-        true
+        self.runs_processes
     }
 
     fn canceller(&self) -> Box<dyn Canceller> {

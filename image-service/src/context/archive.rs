@@ -22,6 +22,8 @@ pub(crate) struct Archive {
     state: State,
     /// What was said of the next entry.
     extended: Extended,
+    /// Whether something was said of an entry that has not come.
+    is_awaited: bool,
     entries: u32,
     /// What each path is. Bounded by the number of entries and the length of a path.
     paths: HashMap<String, What>,
@@ -109,10 +111,10 @@ impl Kind {
 }
 
 impl Archive {
-    const BLOCK: usize = 512;
+    pub(super) const BLOCK: usize = 512;
     const MAX_ENTRIES: u32 = 100_000;
     /// What is kept of paths.
-    const MAX_KEPT: usize = 32 * 1024 * 1024;
+    const MAX_KEPT: usize = 16 * 1024 * 1024;
     /// A header that says something of the next entry.
     const MAX_EXTENDED: u64 = 64 * 1024;
     const NO_TAR: &str = "must be a tar archive, or one that is compressed by gzip";
@@ -125,6 +127,7 @@ impl Archive {
             block: Vec::new(),
             state: State::Header,
             extended: Extended::default(),
+            is_awaited: false,
             entries: 0,
             paths: HashMap::new(),
             kept_bytes: 0,
@@ -185,6 +188,9 @@ impl Archive {
         let block = std::mem::take(&mut self.block);
         let is_nothing = block.iter().all(|byte| *byte == 0);
         match self.state {
+            State::Header if is_nothing && self.is_awaited => {
+                refused("must not end with a header that no entry follows")
+            }
             State::Header if is_nothing => {
                 self.end = self.size - Self::BLOCK as u64;
                 self.state = State::Ending { blocks: 1 };
@@ -215,6 +221,9 @@ impl Archive {
         if header.cksum().ok() != Some(sum) {
             return Err(no_tar());
         }
+        if !is_of_known_form(block) {
+            return refused("must be a tar as of POSIX, GNU or Unix version 7");
+        }
         let size = header.entry_size().map_err(|_| no_tar())?;
         self.entries += 1;
         if self.entries > Self::MAX_ENTRIES {
@@ -225,6 +234,11 @@ impl Archive {
         if tells.is_some() && size > Self::MAX_EXTENDED {
             return refused("must have no extended header of over 64 KiB");
         }
+        self.is_awaited = match tells {
+            Some(Tells::LongPath | Tells::LongTarget | Tells::Extended) => true,
+            Some(Tells::ExtendedForAll) => self.is_awaited,
+            None => false,
+        };
         if tells.is_none() {
             let Extended { path, target } = std::mem::take(&mut self.extended);
             let path = path.unwrap_or_else(|| header.path_bytes().into_owned());
@@ -251,8 +265,8 @@ impl Archive {
         let Collected { tells, length, mut bytes } = collected;
         bytes.truncate(length);
         match tells {
-            Tells::LongPath => self.extended.path = Some(until_nul(bytes)),
-            Tells::LongTarget => self.extended.target = Some(until_nul(bytes)),
+            Tells::LongPath => only(&mut self.extended.path, until_nul(bytes))?,
+            Tells::LongTarget => only(&mut self.extended.target, until_nul(bytes))?,
             Tells::Extended | Tells::ExtendedForAll => {
                 let is_of_next = tells == Tells::Extended;
                 for extension in PaxExtensions::new(&bytes) {
@@ -260,8 +274,8 @@ impl Archive {
                     let extension = extension.map_err(damaged)?;
                     let value = extension.value_bytes();
                     match extension.key_bytes() {
-                        b"path" if is_of_next => self.extended.path = Some(value.to_vec()),
-                        b"linkpath" if is_of_next => self.extended.target = Some(value.to_vec()),
+                        b"path" if is_of_next => only(&mut self.extended.path, value.to_vec())?,
+                        b"linkpath" if is_of_next => only(&mut self.extended.target, value.to_vec())?,
                         // Whoever goes by it and whoever does not find different entries.
                         b"path" | b"linkpath" | b"size" => {
                             return refused(
@@ -287,6 +301,9 @@ impl Archive {
                 return Err(Refused::of(&shown, "must be a file, a directory or a link"));
             }
         };
+        if what == What::File && path.ends_with(b"/") {
+            return Err(Refused::of(&String::from_utf8_lossy(path), "must not end in `/`: it is a file"));
+        }
         let path = inner_path(path)?;
         let Some(path) = path else {
             // The root itself.
@@ -320,11 +337,26 @@ impl Archive {
         const OVERHEAD: usize = 64;
         self.kept_bytes += path.len() + OVERHEAD;
         if self.kept_bytes > Self::MAX_KEPT {
-            return refused("must have shorter or fewer paths: at most 32 MiB of them");
+            return refused("must have shorter or fewer paths: at most 16 MiB of them");
         }
         self.paths.insert(path, what);
         Ok(())
     }
+}
+
+/// Of two headers that say the same of an entry, not all readers take the same one.
+fn only(said: &mut Option<Vec<u8>>, value: Vec<u8>) -> Result<(), Refused> {
+    match said.replace(value) {
+        None => Ok(()),
+        Some(_) => refused("must not say an entry's path or target twice"),
+    }
+}
+
+/// Whether all readers take a header for the same: POSIX (`ustar`, version 00, without the trailer of `star`), GNU, or none.
+fn is_of_known_form(block: &[u8]) -> bool {
+    let (magic, trailer) = (&block[257..265], &block[508..512]);
+    let is_posix = magic == b"ustar\x0000" && trailer != b"tar\0";
+    is_posix || magic == b"ustar  \0" || magic == [0; 8]
 }
 
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {

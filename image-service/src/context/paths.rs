@@ -4,6 +4,7 @@ use super::{Refused, refused};
 
 /// In bytes.
 const MAX_PATH: usize = 4_096;
+const MAX_NAMES: usize = 128;
 
 /// A path within the archive, without `.` names; none for the root.
 pub(super) fn inner_path(bytes: &[u8]) -> Result<Option<String>, Refused> {
@@ -31,6 +32,9 @@ pub(super) fn inner_path(bytes: &[u8]) -> Result<Option<String>, Refused> {
             ".." => return fail("must have no `..` in it"),
             name => names.push(name),
         }
+    }
+    if names.len() > MAX_NAMES {
+        return fail("must have at most 128 names");
     }
     Ok((!names.is_empty()).then(|| names.join("/")))
 }

@@ -102,6 +102,7 @@ fn what_leads_out_is_refused() {
         (vec![(GNUSparse, "sparse", "", b"")], "must be a file, a directory or a link"),
         (vec![(Directory, "d", "", b"content")], "must have no content"),
         (vec![(Regular, "", "", b"")], "has an entry without a path"),
+        (vec![(Regular, "d/", "", b"a header that others read")], "must not end in `/`"),
     ];
     for (entries, rule) in cases {
         let error = inspect(&archive(&entries)).expect_err(rule);
@@ -136,6 +137,18 @@ fn extended_headers_are_held_to_the_same_rules() {
         let error = inspect(&archive(&entries)).expect_err(rule);
         assert!(error.contains(rule), "{error} instead of {rule}");
     }
+    let twice = |first: EntryType, second: EntryType, pax: &'static [u8]| {
+        inspect(&archive(&[(first, "l", "", b"good"), (second, "x", "", pax), (Regular, "x", "", b"")]))
+    };
+    let error = twice(GNULongName, XHeader, b"13 path=good\n").expect_err("twice");
+    assert!(error.contains("twice"), "{error}");
+    let error = twice(GNULongLink, XHeader, b"17 linkpath=good\n").expect_err("twice");
+    assert!(error.contains("twice"), "{error}");
+    for pending in [(GNULongName, &b"other"[..]), (XHeader, b"14 path=other\n"), (XHeader, b"")] {
+        let entries = [(Regular, "Dockerfile", "", &b"FROM x"[..]), (pending.0, "x", "", pending.1)];
+        let error = inspect(&archive(&entries)).expect_err("nothing follows");
+        assert!(error.contains("no entry follows"), "{error}");
+    }
     let mut endless = Header::new_gnu();
     endless.set_entry_type(GNULongName);
     endless.set_size(u64::MAX / 2);
@@ -167,6 +180,31 @@ fn what_is_not_whole_is_refused() {
     let mut trailing = gzip(&bytes);
     trailing.extend(b"more");
     assert!(inspect(&trailing).is_err(), "a gzip that goes on as something else");
+}
+
+#[test]
+fn what_others_would_read_differently_is_refused() {
+    for name in ["BZh9", "P*M\u{18}", "_*M\u{18}x"] {
+        let hidden = archive(&[(EntryType::Regular, name, "", b"x")]);
+        assert!(inspect(&hidden).expect_err("compressed for some").contains("must be a tar"));
+    }
+    let with = |range: std::ops::Range<usize>, bytes: &[u8]| {
+        let mut archive = archive(&[(EntryType::Regular, "a", "", b"x")]);
+        archive[range].copy_from_slice(bytes);
+        let mut header = Header::new_old();
+        header.as_mut_bytes().copy_from_slice(&archive[..512]);
+        header.set_cksum();
+        archive[..512].copy_from_slice(header.as_bytes());
+        inspect(&archive)
+    };
+    assert!(with(257..265, b"ustar\x0000").is_ok());
+    assert!(with(257..265, &[0; 8]).is_ok());
+    assert!(with(257..265, b"ustar\x0007").expect_err("a version").contains("POSIX, GNU"));
+    assert!(with(257..265, b"whatever").expect_err("a magic").contains("POSIX, GNU"));
+    let deep = "d/".repeat(150) + "f";
+    let deep =
+        archive(&[(EntryType::GNULongName, "l", "", deep.as_bytes()), (EntryType::Regular, "x", "", b"")]);
+    assert!(inspect(&deep).expect_err("deep").contains("at most 128 names"));
 }
 
 #[test]

@@ -23,6 +23,8 @@ pub(super) struct Uploads {
 impl Uploads {
     /// How long a client may send nothing.
     const PATIENCE: Duration = Duration::from_secs(60);
+    /// How long all of it may take.
+    const LONGEST: Duration = Duration::from_secs(3_600);
 
     pub(super) fn new(contexts: Contexts, shutdown: CancellationToken) -> Self {
         Self { contexts, shutdown }
@@ -52,7 +54,7 @@ impl Uploads {
         while let Some(part) = self.next(parts).await? {
             match part {
                 Part::Chunk(bytes) if bytes.is_empty() => return Err(invalid("chunk", "must not be empty")),
-                Part::Chunk(bytes) => upload.take(&bytes).await?,
+                Part::Chunk(bytes) => upload.take(bytes).await?,
                 Part::Start(_) => return Err(invalid("start", "must be the first part, and only that")),
             }
         }
@@ -77,13 +79,16 @@ impl ContextService for Uploads {
         };
         let taken = match self.contexts.begin(&caller, expected).await? {
             Begun::Known(taken) => taken,
-            Begun::Upload(mut upload) => match self.take_all(&mut upload, &mut parts).await {
-                Ok(()) => upload.finish().await?,
-                Err(status) => {
-                    upload.give_up().await;
-                    return Err(status);
+            Begun::Upload(mut upload) => {
+                let taken = tokio::time::timeout(Self::LONGEST, self.take_all(&mut upload, &mut parts)).await;
+                match taken.unwrap_or_else(|_| Err(Error::UploadStalled.into())) {
+                    Ok(()) => upload.finish().await?,
+                    Err(status) => {
+                        upload.give_up().await;
+                        return Err(status);
+                    }
                 }
-            },
+            }
         };
         Ok(Response::new(taken.into()))
     }

@@ -77,8 +77,8 @@ impl DispatchService for Dispatcher {
         request: Request<wire::FindUnneededRequest>,
     ) -> Result<Response<wire::FindUnneededResponse>, Status> {
         let caller = caller(&request)?;
-        let held = message::held_images(request.into_inner().images)?;
-        let engine_image_ids = self.catalog.unneeded(&caller, held).await?;
+        let (held, removed) = message::held_images(request.into_inner())?;
+        let engine_image_ids = self.catalog.unneeded(&caller, held, &removed).await?;
         Ok(Response::new(wire::FindUnneededResponse { engine_image_ids }))
     }
 

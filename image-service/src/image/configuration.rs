@@ -140,6 +140,14 @@ impl Configuration {
         self.dockerfile().map(|dockerfile| dockerfile.archive.as_str()).filter(|archive| !archive.is_empty())
     }
 
+    /// The image that what is generated starts from.
+    pub(crate) fn base(&self) -> Option<&str> {
+        match &self.source {
+            Source::Generate(generate) => Some(&generate.base_image),
+            Source::Dockerfile(_) | Source::Pull(_) => None,
+        }
+    }
+
     /// The URL of its context.
     pub(crate) fn remote(&self) -> Option<&str> {
         self.dockerfile().map(|dockerfile| dockerfile.remote.as_str()).filter(|remote| !remote.is_empty())

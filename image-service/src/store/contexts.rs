@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel,
-    QueryFilter, QueryOrder, QuerySelect,
-    sea_query::{Expr, ExprTrait, Query},
+    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
+    sea_query::{Expr, ExprTrait, Query, SimpleExpr},
 };
 use uuid::Uuid;
 
@@ -19,7 +19,7 @@ use crate::{
     context::{ContextDigest, Inspected},
     dispatch::Attempt,
     error::{Error, Violations},
-    image::Configuration,
+    image::{Configuration, ImageId},
     timestamp::Timestamp,
 };
 
@@ -50,23 +50,40 @@ impl Store {
         Ok(upload)
     }
 
-    /// Keeps the next bytes of an archive.
+    /// Keeps the next bytes of an archive; fails when it took so long that what came before is forgotten.
     pub(crate) async fn append_context(
         &self,
         upload: Uuid,
         number: i64,
         bytes: Vec<u8>,
     ) -> Result<(), Error> {
-        // No decision rests on it, so it waits for nobody: on Postgres it is written beside other transactions.
-        let row = context_chunk::Model { upload, number, bytes };
-        context_chunk::Entity::insert(row.into_active_model()).exec_without_returning(&self.writer).await?;
-        Ok(())
-    }
-
-    /// An archive has come whole. If there is the same already, that is kept instead.
-    pub(crate) async fn finish_context(&self, upload: Uuid, found: &Inspected) -> Result<KeptContext, Error> {
         let txn = self.write().await?;
         let now = self.now(&txn).await?;
+        if touch(&txn, upload, now).await? == 0 {
+            return Err(Error::Busy);
+        }
+        let row = context_chunk::Model { upload, number, bytes };
+        context_chunk::Entity::insert(row.into_active_model()).exec_without_returning(&txn).await?;
+        Ok(txn.commit().await?)
+    }
+
+    /// An archive has come whole, in so many chunks. If there is the same already, that is kept instead.
+    pub(crate) async fn finish_context(
+        &self,
+        upload: Uuid,
+        found: &Inspected,
+        chunks: i64,
+    ) -> Result<KeptContext, Error> {
+        let txn = self.write().await?;
+        let now = self.now(&txn).await?;
+        let kept_chunks = context_chunk::Entity::find()
+            .filter(context_chunk::Column::Upload.eq(upload))
+            .count(&txn)
+            .await?;
+        if i64::try_from(kept_chunks).ok() != Some(chunks) {
+            // It took longer than what does not come whole is kept.
+            return Err(Error::Busy);
+        }
         let kept = match kept(&txn, &found.digest).await? {
             Some(kept) => {
                 forget_soon(&txn, upload).await?;
@@ -80,10 +97,6 @@ impl Store {
                 used_at: now,
             },
         };
-        if context::Entity::find_by_id(kept.upload).one(&txn).await?.is_none() {
-            // It took longer than what nobody names is kept.
-            return Err(Error::Busy);
-        }
         let row = context::Model {
             upload: kept.upload,
             digest: Some(found.digest.as_str().to_owned()),
@@ -147,30 +160,36 @@ impl Store {
         Ok(chunk.map(|chunk| chunk.bytes))
     }
 
-    /// Forgets archives, or parts of one, that were not used for `retain` and that nothing names; whether there may be more.
+    /// Forgets archives that were not used for `retain` and that nothing names, and what has not come whole and does not go on;
+    /// whether there may be more.
     pub(crate) async fn forget_contexts(&self, retain: Duration) -> Result<bool, Error> {
+        /// How long the next bytes of an archive may take.
+        const UNFINISHED: Duration = Duration::from_secs(600);
         const AT_ONCE: u64 = 16;
         let now = self.now(&self.reader).await?;
+        let unused_since = |long: Duration| context::Column::UsedAt.lt(now.before(long).micros());
+        let is_whole = context::Column::Digest.is_not_null();
+        let unfinished =
+            Condition::all().add(is_whole.clone().not()).add(unused_since(UNFINISHED.min(retain)));
+        let unneeded = Condition::all().add(is_whole).add(unused_since(retain)).add(is_named().not());
         let due = context::Entity::find()
-            .filter(context::Column::UsedAt.lt(now.before(retain).micros()))
-            .filter(Condition::any().add(context::Column::Digest.is_null()).add(is_named().not()))
+            .filter(Condition::any().add(unfinished).add(unneeded))
             .order_by_asc(context::Column::UsedAt)
             .one(&self.reader)
             .await?;
         let Some(due) = due else {
             return Ok(false);
         };
-        if due.digest.is_some() {
-            // From now on nobody can name it.
-            let txn = self.write().await?;
-            context::Entity::update_many()
-                .col_expr(context::Column::Digest, Expr::value(None::<String>))
-                .filter(context::Column::Upload.eq(due.upload))
-                .filter(context::Column::UsedAt.eq(due.used_at))
-                .filter(is_named().not())
-                .exec(&txn)
-                .await?;
-            txn.commit().await?;
+        let txn = self.write().await?;
+        let still = context::Entity::update_many()
+            .col_expr(context::Column::Digest, Expr::value(None::<String>))
+            .filter(context::Column::Upload.eq(due.upload))
+            .filter(context::Column::UsedAt.eq(due.used_at))
+            .filter(Condition::any().add(context::Column::Digest.is_null()).add(is_named().not()))
+            .exec(&txn)
+            .await?;
+        if still.rows_affected == 0 {
+            // It was used, or named, in between.
             return Ok(true);
         }
         let numbers = context_chunk::Entity::find()
@@ -179,17 +198,20 @@ impl Store {
             .filter(context_chunk::Column::Upload.eq(due.upload))
             .limit(AT_ONCE)
             .into_tuple::<i64>()
-            .all(&self.reader)
+            .all(&txn)
             .await?;
         if numbers.is_empty() {
-            context::Entity::delete_by_id(due.upload).exec(&self.writer).await?;
+            context::Entity::delete_by_id(due.upload).exec(&txn).await?;
         } else {
             context_chunk::Entity::delete_many()
                 .filter(context_chunk::Column::Upload.eq(due.upload))
                 .filter(context_chunk::Column::Number.is_in(numbers))
-                .exec(&self.writer)
+                .exec(&txn)
                 .await?;
+            // What is being forgotten is not gone on with.
+            touch(&txn, due.upload, Timestamp::from_micros(0)).await?;
         }
+        txn.commit().await?;
         Ok(true)
     }
 }
@@ -209,7 +231,28 @@ pub(super) async fn require(
     };
     let digest = ContextDigest::parse(archive).map_err(|_| unknown())?;
     let kept = kept(txn, &digest).await?.ok_or_else(unknown)?;
-    Ok(touch(txn, kept.upload, now).await?)
+    touch(txn, kept.upload, now).await?;
+    Ok(())
+}
+
+/// The archives that an image has named are in use until now.
+pub(super) async fn touch_named(
+    txn: &impl ConnectionTrait,
+    image: ImageId,
+    now: Timestamp,
+) -> Result<(), DbErr> {
+    let named = configuration::Entity::find()
+        .select_only()
+        .column(configuration::Column::Archive)
+        .filter(configuration::Column::Image.eq(image.0))
+        .filter(configuration::Column::Archive.is_not_null())
+        .into_query();
+    context::Entity::update_many()
+        .col_expr(context::Column::UsedAt, Expr::value(now.micros()))
+        .filter(context::Column::Digest.in_subquery(named))
+        .exec(txn)
+        .await?;
+    Ok(())
 }
 
 async fn kept(db: &impl ConnectionTrait, digest: &ContextDigest) -> Result<Option<KeptContext>, DbErr> {
@@ -223,52 +266,57 @@ async fn kept(db: &impl ConnectionTrait, digest: &ContextDigest) -> Result<Optio
     }))
 }
 
-async fn touch(db: &impl ConnectionTrait, upload: Uuid, now: Timestamp) -> Result<(), DbErr> {
-    context::Entity::update_many()
+/// How many there are of it: one, or none. What is being forgotten counts as gone.
+async fn touch(db: &impl ConnectionTrait, upload: Uuid, now: Timestamp) -> Result<u64, DbErr> {
+    let touched = context::Entity::update_many()
         .col_expr(context::Column::UsedAt, Expr::value(now.micros()))
         .filter(context::Column::Upload.eq(upload))
+        .filter(context::Column::UsedAt.ne(0))
         .exec(db)
         .await?;
-    Ok(())
+    Ok(touched.rows_affected)
 }
 
 async fn forget_soon(db: &impl ConnectionTrait, upload: Uuid) -> Result<(), DbErr> {
-    touch(db, upload, Timestamp::from_micros(0)).await
+    touch(db, upload, Timestamp::from_micros(0)).await?;
+    Ok(())
 }
 
-/// Whether an image names the archive as it is configured now, or a build that is not over does as it was queued.
-fn is_named() -> sea_orm::sea_query::SimpleExpr {
-    let of_image = (build::Entity, build::Column::Image);
-    let active = Query::select()
-        .expr(Expr::value(1))
-        .from(build::Entity)
-        .and_where(Expr::col(of_image).equals((configuration::Entity, configuration::Column::Image)))
-        .and_where(
-            Expr::col((build::Entity, build::Column::ConfigurationRevision))
-                .equals((configuration::Entity, configuration::Column::Revision)),
-        )
-        .and_where(Expr::col((build::Entity, build::Column::State)).lt(rows::state_to_code(State::Succeeded)))
-        .take();
+/// Whether a configuration in use names the archive.
+fn is_named() -> SimpleExpr {
     let named = Query::select()
         .expr(Expr::value(1))
         .from(configuration::Entity)
-        .inner_join(
-            image::Entity,
-            Expr::col((image::Entity, image::Column::Id))
-                .equals((configuration::Entity, configuration::Column::Image)),
-        )
         .and_where(
             Expr::col((configuration::Entity, configuration::Column::Archive))
                 .equals((context::Entity, context::Column::Digest)),
         )
-        .cond_where(
-            Condition::any()
-                .add(
-                    Expr::col((image::Entity, image::Column::ConfigurationRevision))
-                        .equals((configuration::Entity, configuration::Column::Revision)),
-                )
-                .add(Expr::exists(active)),
-        )
+        .and_where(is_in_use())
         .take();
     Expr::exists(named)
+}
+
+/// Whether an image is configured so now, or a build that is not over was queued so.
+pub(super) fn is_in_use() -> SimpleExpr {
+    let of = |column| (configuration::Entity, column);
+    let current = Query::select()
+        .expr(Expr::value(1))
+        .from(image::Entity)
+        .and_where(Expr::col((image::Entity, image::Column::Id)).equals(of(configuration::Column::Image)))
+        .and_where(
+            Expr::col((image::Entity, image::Column::ConfigurationRevision))
+                .equals(of(configuration::Column::Revision)),
+        )
+        .take();
+    let active = Query::select()
+        .expr(Expr::value(1))
+        .from(build::Entity)
+        .and_where(Expr::col((build::Entity, build::Column::Image)).equals(of(configuration::Column::Image)))
+        .and_where(
+            Expr::col((build::Entity, build::Column::ConfigurationRevision))
+                .equals(of(configuration::Column::Revision)),
+        )
+        .and_where(Expr::col((build::Entity, build::Column::State)).lt(rows::state_to_code(State::Succeeded)))
+        .take();
+    Expr::exists(current).or(Expr::exists(active))
 }

@@ -55,6 +55,8 @@ pub(crate) mod image {
         pub pulled: bool,
         pub configuration_revision: i64,
         pub artifact_json: Option<String>,
+        /// The engine's identifier of the artifact.
+        pub artifact_image: Option<String>,
         pub created_at: i64,
         pub updated_at: i64,
         pub revision: i64,
@@ -84,6 +86,27 @@ pub(crate) mod configuration {
         pub json: String,
         /// The digest of the archive that it names.
         pub archive: Option<String>,
+        /// The image that what is generated starts from.
+        pub base: Option<String>,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// What workers have reported as made, until they have removed it.
+pub(crate) mod made_image {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+    #[sea_orm(table_name = "made_images")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub worker: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub engine_id: String,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

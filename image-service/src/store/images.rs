@@ -1,23 +1,21 @@
 //! Reading images and their configurations.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder,
     QuerySelect,
 };
-use uuid::Uuid;
 
 use super::{
     Store,
-    entity::{build, configuration, image},
+    entity::{configuration, image},
     grants, listing, rows, texts,
 };
 use crate::{
     access::{Action, Permissions, Sight, Standing},
-    build::State,
     error::{Error, Resource},
-    image::{Configuration, HeldImage, Image, ImageId, ImageInView, Query, View},
+    image::{Configuration, Image, ImageId, ImageInView, Query, View},
 };
 
 /// An image, and to whom it was granted.
@@ -49,36 +47,6 @@ impl Store {
         let in_view = in_view(&txn, image, standing, view).await?;
         txn.commit().await?;
         Ok(in_view)
-    }
-
-    /// Which images of a worker's engine are neither an artifact nor made by a build that is not over.
-    pub(crate) async fn unneeded(&self, worker: &str, held: Vec<HeldImage>) -> Result<Vec<String>, Error> {
-        let txn = self.read().await?;
-        let records: BTreeSet<Uuid> = held.iter().map(|held| held.image.0).collect();
-        let active: BTreeSet<Uuid> = build::Entity::find()
-            .select_only()
-            .column(build::Column::Image)
-            .filter(build::Column::Image.is_in(records.iter().copied()))
-            .filter(build::Column::State.lt(rows::state_to_code(State::Succeeded)))
-            .into_tuple::<Uuid>()
-            .all(&txn)
-            .await?
-            .into_iter()
-            .collect();
-        let rows = image::Entity::find().filter(image::Column::Id.is_in(records)).all(&txn).await?;
-        txn.commit().await?;
-        let mut artifacts = BTreeMap::new();
-        for row in rows {
-            let image = rows::image_from_row(row)?;
-            artifacts.extend(image.artifact.map(|artifact| (image.id, artifact)));
-        }
-        let is_needed = |held: &HeldImage| {
-            let is_artifact = artifacts
-                .get(&held.image)
-                .is_some_and(|artifact| artifact.image_id == held.engine_id && artifact.worker == worker);
-            is_artifact || active.contains(&held.image.0)
-        };
-        Ok(held.into_iter().filter(|held| !is_needed(held)).map(|held| held.engine_id).collect())
     }
 
     /// The next images that are in sight and match, in the order of their ids, which never changes.

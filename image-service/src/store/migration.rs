@@ -10,6 +10,7 @@ use sea_orm_migration::{
 
 mod accepting;
 mod archives;
+mod collecting;
 mod sharing;
 mod turns;
 mod watching;
@@ -26,6 +27,7 @@ impl MigratorTrait for Migrator {
             Box::new(turns::Turns),
             Box::new(accepting::Accepting),
             Box::new(archives::Archives),
+            Box::new(collecting::Collecting),
         ]
     }
 }

@@ -167,7 +167,7 @@ fn state_from_code(code: i32) -> Result<State, DbErr> {
     })
 }
 
-fn kind_to_code(kind: Kind) -> i32 {
+pub(super) fn kind_to_code(kind: Kind) -> i32 {
     match kind {
         Kind::Build => 1,
         Kind::Pull => 2,

@@ -161,16 +161,22 @@ fn step_state(number: i32) -> Result<StepState, Error> {
 }
 
 /// What a worker's engine holds, at most a thousand.
-pub(super) fn held_images(images: Vec<wire::HeldImage>) -> Result<Vec<HeldImage>, Error> {
+pub(super) fn held_images(
+    request: wire::FindUnneededRequest,
+) -> Result<(Vec<HeldImage>, Vec<String>), Error> {
     const MAX: usize = 1_000;
-    if images.len() > MAX {
-        return Err(Error::Invalid(Violations::one("images", format!("must be at most {MAX}"))));
+    let wire::FindUnneededRequest { images, removed_engine_image_ids: removed } = request;
+    for (field, count) in [("images", images.len()), ("removed_engine_image_ids", removed.len())] {
+        if count > MAX {
+            return Err(Error::Invalid(Violations::one(field, format!("must be at most {MAX}"))));
+        }
     }
     let held = images.into_iter().enumerate().map(|(i, held)| {
         let image = ImageId(field::id(&format!("images[{i}].image_id"), &held.image_id)?);
-        Ok(HeldImage { image, engine_id: held.engine_image_id })
+        let wire::HeldImage { engine_image_id: engine_id, names, reference, .. } = held;
+        Ok(HeldImage { image, engine_id, names, reference })
     });
-    held.collect()
+    Ok((held.collect::<Result<_, Error>>()?, removed))
 }
 
 pub(super) fn attempt(name: &str, attempt: Option<wire::Attempt>) -> Result<Attempt, Error> {

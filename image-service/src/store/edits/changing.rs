@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Refusal},
     image::{BatchAction, EditDraft, Etag, ImageId, ImageInView, RepositoryPrefixes, View, WantedReference},
     store::{
-        apply, builds, changes,
+        apply, builds, changes, contexts,
         entity::image,
         grants, images, purge, references, texts,
         write::{Target, Write},
@@ -37,6 +37,7 @@ impl Write<'_> {
         edit.name.as_str().clone_into(&mut row.name);
         edit.description.as_str().clone_into(&mut row.description);
         if let Some(configuration) = &configuration {
+            contexts::touch_named(&self.txn, id, self.now).await?;
             row.configuration_revision += 1;
             row.pulled = configuration.is_pull() && !row.snapshot;
             self.write_configuration(id, row.configuration_revision, configuration).await?;
@@ -166,7 +167,7 @@ impl Write<'_> {
                 Err(error) => return Err(error),
             }
         } else {
-            purge(&self.txn, id).await?;
+            purge(&self.txn, id, self.now).await?;
         }
         Ok(ImageInView { image: target.image, configuration: None, actions })
     }

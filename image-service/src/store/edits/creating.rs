@@ -67,6 +67,7 @@ impl Write<'_> {
             pulled,
             configuration_revision: 1,
             artifact_json: None,
+            artifact_image: None,
             created_at: now.micros(),
             updated_at: now.micros(),
             revision,
@@ -112,6 +113,7 @@ impl Write<'_> {
             revision,
             json: rows::to_json(configuration)?,
             archive: configuration.archive().map(str::to_owned),
+            base: configuration.base().map(str::to_owned),
         };
         configuration::Entity::insert(row.into_active_model()).exec_without_returning(&self.txn).await?;
         Ok(())

@@ -1,0 +1,98 @@
+//! What workers have made in their engines, and which of it nothing needs any more.
+
+use std::collections::BTreeSet;
+
+use sea_orm::{
+    ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect,
+};
+use uuid::Uuid;
+
+use super::{
+    Store, contexts,
+    entity::{build, configuration, image, made_image},
+    rows,
+};
+use crate::{
+    build::{Kind, State},
+    error::Error,
+    image::{Artifact, HeldImage},
+};
+
+impl Store {
+    /// Forgets what a worker has removed.
+    pub(crate) async fn forget_made(&self, worker: &str, engine_ids: &[String]) -> Result<(), Error> {
+        if engine_ids.is_empty() {
+            return Ok(());
+        }
+        let txn = self.write().await?;
+        made_image::Entity::delete_many()
+            .filter(made_image::Column::Worker.eq(worker))
+            .filter(made_image::Column::EngineId.is_in(engine_ids))
+            .exec(&txn)
+            .await?;
+        Ok(txn.commit().await?)
+    }
+
+    /// Which of a worker's images nothing needs: it has made them, and they are no artifact, no base that a configuration names,
+    /// and of no record of which a build is not over. None while it pulls, for what is pulled may be one of them.
+    pub(crate) async fn unneeded(&self, worker: &str, held: Vec<HeldImage>) -> Result<Vec<String>, Error> {
+        let txn = self.read().await?;
+        let records: BTreeSet<Uuid> = held.iter().map(|held| held.image.0).collect();
+        let ids: BTreeSet<&str> = held.iter().map(|held| held.engine_id.as_str()).collect();
+        let names: BTreeSet<&str> = held.iter().flat_map(|held| &held.names).map(String::as_str).collect();
+        let is_active = build::Column::State.lt(rows::state_to_code(State::Succeeded));
+        let pulls = build::Entity::find()
+            .filter(is_active.clone())
+            .filter(build::Column::Kind.eq(rows::kind_to_code(Kind::Pull)))
+            .filter(build::Column::Worker.eq(worker))
+            .one(&txn)
+            .await?;
+        if pulls.is_some() {
+            return Ok(Vec::new());
+        }
+        let active = build::Entity::find()
+            .select_only()
+            .column(build::Column::Image)
+            .filter(build::Column::Image.is_in(records))
+            .filter(is_active);
+        let active: BTreeSet<Uuid> = active.into_tuple::<Uuid>().all(&txn).await?.into_iter().collect();
+        let artifacts = image::Entity::find()
+            .select_only()
+            .column(image::Column::ArtifactImage)
+            .filter(image::Column::ArtifactImage.is_in(ids.iter().copied()));
+        let artifacts = artifacts.into_tuple::<Option<String>>().all(&txn).await?;
+        let artifacts: BTreeSet<String> = artifacts.into_iter().flatten().collect();
+        let made = made_image::Entity::find()
+            .filter(made_image::Column::Worker.eq(worker))
+            .filter(made_image::Column::EngineId.is_in(ids));
+        let made: BTreeSet<String> = made.all(&txn).await?.into_iter().map(|row| row.engine_id).collect();
+        let bases = configuration::Entity::find()
+            .select_only()
+            .column(configuration::Column::Base)
+            .filter(configuration::Column::Base.is_in(names))
+            .filter(contexts::is_in_use());
+        let bases = bases.into_tuple::<Option<String>>().all(&txn).await?;
+        let bases: BTreeSet<String> = bases.into_iter().flatten().collect();
+        txn.commit().await?;
+        let is_unneeded = |held: &HeldImage| {
+            (made.contains(&held.engine_id) || held.is_named_by_builds())
+                && !artifacts.contains(&held.engine_id)
+                && !active.contains(&held.image.0)
+                && held.names.iter().all(|name| !bases.contains(name))
+        };
+        Ok(held.into_iter().filter(is_unneeded).map(|held| held.engine_id).collect())
+    }
+}
+
+/// A worker has made this, or pulled it, which needs no remembering.
+pub(super) async fn remember(txn: &DatabaseTransaction, artifact: &Artifact) -> Result<(), DbErr> {
+    if artifact.pulled {
+        return Ok(());
+    }
+    let row = made_image::Model { worker: artifact.worker.clone(), engine_id: artifact.image_id.clone() };
+    made_image::Entity::insert(row.into_active_model())
+        .on_conflict_do_nothing()
+        .exec_without_returning(txn)
+        .await?;
+    Ok(())
+}
