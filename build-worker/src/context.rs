@@ -4,20 +4,15 @@
 use std::{
     fmt,
     io::{self, Write},
-    time::Duration,
 };
 
 use bytes::Bytes;
 use flate2::write::MultiGzDecoder;
-use futures_util::stream::{self, Stream, StreamExt};
-use proto::dispatch::{Attempt, DockerBuild, FetchContextResponse};
+use futures_util::stream::{self, Stream};
+use proto::dispatch::{DockerBuild, FetchContextResponse};
 use ring::digest::{Context as Hashing, SHA256};
-use tonic::Code;
 
-use crate::{
-    dial::{Dial, DialError},
-    spool::{Spool, SpoolFile},
-};
+use crate::spool::SpoolFile;
 
 /// Where the engine finds a Dockerfile that is given as a text.
 const DOCKERFILE: &str = "Dockerfile";
@@ -32,24 +27,20 @@ pub(crate) enum Context {
     Remote(String),
 }
 
+/// An archive on its way into the spool. A Dockerfile that is given as a text takes the place of its own.
+pub(crate) struct Incoming<'a> {
+    build: &'a DockerBuild,
+    hashing: Hashing,
+    /// None as long as its bytes are kept as they come.
+    tar: Option<Tar>,
+    context: LargeContext,
+}
+
 /// An archive in the spool. It is gone when it is dropped.
 #[derive(Debug)]
 pub(crate) struct LargeContext {
     file: Box<dyn SpoolFile>,
     length: u64,
-}
-
-/// Why there is no context.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ContextError {
-    #[error("cannot fetch the context")]
-    Fetch(#[from] DialError),
-    #[error("nothing more of the context comes")]
-    Silent,
-    #[error("cannot keep the context")]
-    Keep(#[from] io::Error),
-    #[error("the context that was sent is not the one that was named")]
-    Other,
 }
 
 /// Where the Dockerfile of a build lies in its context.
@@ -58,34 +49,8 @@ pub(crate) fn dockerfile_path(build: &DockerBuild) -> String {
     path.to_owned()
 }
 
-/// Gets a build's context. Waits for a service that is away.
-pub(crate) async fn of(
-    build: &DockerBuild,
-    attempt: &Attempt,
-    dial: &dyn Dial,
-    spool: &dyn Spool,
-) -> Result<Context, ContextError> {
-    /// How long to wait before the service is asked again.
-    const PAUSE: Duration = Duration::from_millis(500);
-    if !build.remote.is_empty() {
-        return Ok(Context::Remote(build.remote.clone()));
-    }
-    if build.archive.is_empty() {
-        return Ok(Context::Small(pack(build)?));
-    }
-    loop {
-        match fetch(build, attempt, dial, spool).await {
-            Err(error) if may_pass(&error) => {
-                tracing::warn!(build = attempt.build_id, %error, "cannot fetch a context yet");
-                tokio::time::sleep(PAUSE).await;
-            }
-            fetched => return Ok(Context::Large(fetched?)),
-        }
-    }
-}
-
 /// Packs a build's Dockerfile and files. Equal builds give equal bytes, so that the engine's cache knows them again.
-fn pack(build: &DockerBuild) -> io::Result<Bytes> {
+pub(crate) fn pack(build: &DockerBuild) -> io::Result<Bytes> {
     let mut archive = tar::Builder::new(Vec::new());
     append(&mut archive, DOCKERFILE, build.dockerfile.as_bytes(), 0o644)?;
     for file in &build.files {
@@ -103,62 +68,43 @@ fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, content: &[u8], mode:
     archive.append_data(&mut header, path, content)
 }
 
-/// Whether the same may work a little later.
-fn may_pass(error: &ContextError) -> bool {
-    let error = match error {
-        ContextError::Fetch(error) => error,
-        ContextError::Silent => return true,
-        ContextError::Keep(_) | ContextError::Other => return false,
-    };
-    match error {
-        DialError::Address(_) | DialError::NoToken => false,
-        DialError::Connect(_) | DialError::Token(_) => true,
-        DialError::Refused(status) => !matches!(
-            status.code(),
-            Code::NotFound | Code::InvalidArgument | Code::PermissionDenied | Code::Unimplemented
-        ),
+impl<'a> Incoming<'a> {
+    /// Nothing has come yet. `file` has no content.
+    pub(crate) fn new(build: &'a DockerBuild, file: Box<dyn SpoolFile>) -> Self {
+        let context = LargeContext { file, length: 0 };
+        Self { build, hashing: Hashing::new(&SHA256), tar: None, context }
     }
-}
 
-/// How long the next part of an archive may take.
-const SILENCE: Duration = Duration::from_secs(30);
-
-async fn fetch(
-    build: &DockerBuild,
-    attempt: &Attempt,
-    dial: &dyn Dial,
-    spool: &dyn Spool,
-) -> Result<LargeContext, ContextError> {
-    let mut chunks = dial.fetch_context(attempt.clone()).await?;
-    let mut hashing = Hashing::new(&SHA256);
-    let mut context = LargeContext { file: spool.create().await?, length: 0 };
-    let mut tar: Option<Tar> = None;
-    loop {
-        let next = tokio::time::timeout(SILENCE, chunks.next()).await.map_err(|_| ContextError::Silent)?;
-        let Some(chunk) = next else { break };
-        let FetchContextResponse { chunk, gzip, end } = chunk?;
-        hashing.update(&chunk);
-        if build.dockerfile.is_empty() {
-            context.append(chunk.into()).await?;
-            continue;
+    /// Takes in the next part.
+    pub(crate) async fn take(&mut self, part: FetchContextResponse) -> io::Result<()> {
+        let FetchContextResponse { chunk, gzip, end } = part;
+        self.hashing.update(&chunk);
+        if self.build.dockerfile.is_empty() {
+            return self.context.append(chunk.into()).await;
         }
-        let tar = tar.get_or_insert_with(|| Tar::new(gzip, end));
+        let tar = self.tar.get_or_insert_with(|| Tar::new(gzip, end));
         for slice in chunk.chunks(Tar::SLICE) {
-            context.append(tar.unpack(slice)?).await?;
+            self.context.append(tar.unpack(slice)?).await?;
         }
+        Ok(())
     }
-    let digits: String = hashing.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    if build.archive != format!("sha256:{digits}") {
-        return Err(ContextError::Other);
+
+    /// All of it has come; none if it is not what was named.
+    pub(crate) async fn finish(self) -> io::Result<Option<LargeContext>> {
+        let Self { build, hashing, tar, mut context } = self;
+        let digits: String = hashing.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        if build.archive != format!("sha256:{digits}") {
+            return Ok(None);
+        }
+        if let Some(tar) = tar {
+            context.append(tar.finish()?).await?;
+            // What comes last counts.
+            let mut rest = tar::Builder::new(Vec::new());
+            append(&mut rest, DOCKERFILE, build.dockerfile.as_bytes(), 0o644)?;
+            context.append(rest.into_inner()?).await?;
+        }
+        Ok(Some(context))
     }
-    if let Some(tar) = tar {
-        context.append(tar.finish()?).await?;
-        // What comes last counts.
-        let mut rest = tar::Builder::new(Vec::new());
-        append(&mut rest, DOCKERFILE, build.dockerfile.as_bytes(), 0o644)?;
-        context.append(rest.into_inner()?).await?;
-    }
-    Ok(context)
 }
 
 /// An archive on its way to become a tar without an end, so that something can be appended.

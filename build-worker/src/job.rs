@@ -20,6 +20,7 @@ use crate::{
     dial::Dial,
     engine::{BuildOrder, Engine, EngineError, RunningWork, Told},
     engine_watch::EngineWatch,
+    fetching,
     labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
     leftovers::ATTEMPTS,
     outbox::Outbox,
@@ -321,7 +322,7 @@ impl Job {
 
     async fn context(&self, order: &DockerBuild) -> Result<Context, Ended> {
         let attempt = self.assignment.attempt.clone().unwrap_or_default();
-        let context = context::of(order, &attempt, self.dial.as_ref(), self.spool.as_ref()).await;
+        let context = fetching::context_of(order, &attempt, self.dial.as_ref(), self.spool.as_ref()).await;
         context.map_err(|error| {
             let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
             infrastructure(format!("{error}{}", source.unwrap_or_default()))

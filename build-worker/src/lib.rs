@@ -1,7 +1,7 @@
 //! The build worker of Trailer Images: takes builds from image-service and runs them on a Docker Engine.
 //!
 //! `dial` reaches the service, `session` holds the connection, `worker` what is held over it, `job` is one attempt at one
-//! build; `engine` is what it needs of an engine and `docker` the real one, with credentials from `registries`; `output` turns
+//! build; `fetching` gets its `context`; `engine` is what it needs of an engine and `docker` the real one, with credentials from `registries`; `output` turns
 //! its progress into events, `outbox` keeps them until they are durable, with a `spool` for what is too much for memory, `lease`
 //! says when all work has to stop, `residue` sees whether it has, `orphans` ends what a killed engine has left behind, and
 //! `leftovers` removes what a killed worker has, `collecting` the images that nothing needs any more. `simulation` puts models around all of it.
@@ -40,6 +40,7 @@ mod dial;
 mod docker;
 mod engine;
 mod engine_watch;
+mod fetching;
 mod job;
 mod jobs;
 mod labels;

@@ -20,7 +20,8 @@ use crate::{client::image, real_engine::Real, stack::LIMIT};
 /// The ids of the images that a worker has made.
 async fn made_by(docker: &Docker, worker: &str) -> anyhow::Result<BTreeSet<String>> {
     let filters = HashMap::from([("label", vec![format!("trailer.worker={worker}")])]);
-    let options = ListImagesOptionsBuilder::new().filters(&filters).build();
+    // What people have made something of is hidden otherwise.
+    let options = ListImagesOptionsBuilder::new().all(true).filters(&filters).build();
     Ok(docker.list_images(Some(options)).await?.into_iter().map(|image| image.id).collect())
 }
 

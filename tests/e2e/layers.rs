@@ -8,9 +8,10 @@ use std::{
 
 use anyhow::Context as _;
 
-const NOUNS: [&str; 8] = ["access", "build", "dispatch", "error", "image", "request", "search", "timestamp"];
-const OPERATIONS: [&str; 8] =
-    ["catalog", "feed", "history", "queue", "session", "signals", "upkeep", "workers"];
+const NOUNS: [&str; 9] =
+    ["access", "build", "context", "dispatch", "error", "image", "request", "search", "timestamp"];
+const OPERATIONS: [&str; 9] =
+    ["catalog", "contexts", "feed", "history", "queue", "session", "signals", "upkeep", "workers"];
 /// Beside the layers: the command line, tokens, and the root that puts everything together.
 const ROOT: [&str; 5] = ["config", "lib", "main", "simulation", "token"];
 

@@ -140,9 +140,10 @@ impl Rules {
         let granted = |row: &Row| row.attempt == attempt && row.state == "Publishing";
         // Whose image was deleted is gone, and what a cancel has given up may just be on its way.
         let mut is_granted = self.rows.get(&build).is_none_or(|row| granted(row) || row.state == "Cancelled");
-        // What is refused gives the name back to what had it.
-        let refuses_push = |wanted: &Wanted| wanted.plan.outcome == Outcome::RefusesPush;
-        is_granted |= self.wanted.get(&build).is_some_and(refuses_push);
+        // What cannot be pushed gives the name back to what had it.
+        let is_pushed = self.wanted.get(&build).is_some_and(|wanted| wanted.wish.push);
+        let gives_back = |row: &Row| row.attempt > attempt && row.state == "Publishing";
+        is_granted |= is_pushed && self.rows.get(&build).is_some_and(gives_back);
         if !is_granted && !is_excused {
             let message = format!("{name} was set to {image}, which may not be: {:?}", self.rows.get(&build));
             self.blame(attempt_name, message);
