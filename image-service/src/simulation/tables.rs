@@ -239,7 +239,7 @@ impl Tables {
         let is_online =
             |entry: &&WorkerEntry| entry.session.is_some() && self.policy.is_recent(entry.heard_at, now);
         let mut online: Vec<&WorkerEntry> = self.workers.values().filter(is_online).collect();
-        if online.is_empty() {
+        if online.is_empty() && build.requirements.worker.is_empty() {
             return PendingReason::NoWorkerOnline;
         }
         online.retain(|entry| {

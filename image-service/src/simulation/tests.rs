@@ -273,7 +273,7 @@ async fn random_histories_agree_with_postgres() {
     let Ok(url) = std::env::var("TRAILER_TEST_POSTGRES_URL") else {
         return;
     };
-    for seed in 5..=8 {
+    for seed in 1..=4 {
         let name = format!("agreement_{}", Uuid::new_v4().simple());
         let (on_server, database) = of_database(&url, &name);
         execute(&on_server, &format!("CREATE DATABASE {name}")).await.expect("made");

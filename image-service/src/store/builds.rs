@@ -99,7 +99,7 @@ pub(super) async fn pending_reason(
 ) -> Result<PendingReason, DbErr> {
     let mut online = super::workers::all(db, None, 1_000, policy, now).await?;
     online.retain(|worker| worker.online);
-    if online.is_empty() {
+    if online.is_empty() && build.requirements.worker.is_empty() {
         return Ok(PendingReason::NoWorkerOnline);
     }
     online.retain(|worker| build.requirements.fit(&worker.name, &worker.labels, &worker.capabilities));
