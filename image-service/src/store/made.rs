@@ -33,7 +33,7 @@ impl Store {
         Ok(txn.commit().await?)
     }
 
-    /// Which of a worker's images nothing needs: it has made them, and they are no artifact, no base that a configuration names,
+    /// Which of a worker's images nothing needs: it has told of them, or has lost the attempts that made them, and they are no artifact, no base that a configuration names,
     /// and of no record of which a build is not over. None while it pulls, for what is pulled may be one of them.
     pub(crate) async fn unneeded(&self, worker: &str, held: Vec<HeldImage>) -> Result<Vec<String>, Error> {
         let txn = self.read().await?;
@@ -49,6 +49,12 @@ impl Store {
             .await?;
         if pulls.is_some() {
             return Ok(Vec::new());
+        }
+        let mut elsewhere = BTreeSet::new();
+        for row in image::Entity::find().filter(image::Column::Id.is_in(records.clone())).all(&txn).await? {
+            let image = rows::image_from_row(row)?;
+            let is_elsewhere = image.artifact.is_some_and(|artifact| artifact.worker != worker);
+            elsewhere.extend(is_elsewhere.then_some(image.id.0));
         }
         let active = build::Entity::find()
             .select_only()
@@ -75,7 +81,9 @@ impl Store {
         let bases: BTreeSet<String> = bases.into_iter().flatten().collect();
         txn.commit().await?;
         let is_unneeded = |held: &HeldImage| {
-            (made.contains(&held.engine_id) || held.is_named_by_builds())
+            // What an attempt has made that was lost before it was told: another's artifact is in its place.
+            let is_lost = held.is_named_by_builds() && elsewhere.contains(&held.image.0);
+            (made.contains(&held.engine_id) || is_lost)
                 && !artifacts.contains(&held.engine_id)
                 && !active.contains(&held.image.0)
                 && held.names.iter().all(|name| !bases.contains(name))
