@@ -50,12 +50,13 @@ echo ready
 exec sleep infinity
 "#;
 
-/// An engine of its own for the second worker, on this host's network, for it pulls from a registry of this host.
+/// An engine of its own for the second worker, on this host's network, for it pulls from a registry of this host. It has the bridge
+/// of the engine that is there: without one it would remove that.
 async fn start_engine(directory: &Path) -> anyhow::Result<(Program, Docker, String)> {
     let path = |part: &str| directory.join(part).display().to_string();
     let mut command = ["unshare", "--mount"].map(str::to_owned).to_vec();
     command.extend(bound_to_test());
-    let fixed = ["dockerd", "--log-level=warn", "--iptables=false", "--ip-masq=false", "--bridge=none"];
+    let fixed = ["dockerd", "--log-level=warn", "--iptables=false", "--ip-masq=false", "--bridge=docker0"];
     command.extend(fixed.map(str::to_owned));
     for (flag, part) in [("data-root", "data"), ("exec-root", "exec"), ("pidfile", "pid")] {
         command.push(format!("--{flag}={}", path(part)));
