@@ -101,7 +101,8 @@ async fn what_an_engine_left_behind_goes_when_a_worker_begins() -> anyhow::Resul
     let mut worker = Worker::start(directory.path(), &service, service.addr, "w1", &engine, 2)?;
     let (asleep, sleeping) = sleepy(&alice).await?;
     engine.runs("sleep 300").await?;
-    // As when a host loses both at once.
+    // As when a host loses both at once: neither hears of the other's end.
+    worker.pause()?;
     engine.kill()?;
     worker.kill()?;
     let begun = Instant::now();
