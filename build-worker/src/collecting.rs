@@ -10,7 +10,7 @@ use std::{
 };
 
 use proto::dispatch::{FindUnneededRequest, HeldImage};
-use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, watch};
+use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use uuid::Uuid;
 
 use crate::{
@@ -57,8 +57,8 @@ pub(crate) struct Collector {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) dial: Arc<dyn Dial>,
     pub(crate) records: Arc<Records>,
-    /// Names the catalogue; empty until it is known.
-    pub(crate) catalogue: watch::Receiver<String>,
+    /// Names the catalogue that builds come from; empty until the first connection.
+    pub(crate) catalogue: Mutex<String>,
     /// A build has ended.
     pub(crate) ended: Arc<Notify>,
     pub(crate) every: Duration,
@@ -76,6 +76,8 @@ enum CollectError {
 }
 
 impl Collector {
+    /// The least that may lie between two looks at the engine.
+    pub(crate) const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
     /// How soon after one time there may be another.
     const PAUSE: Duration = Duration::from_secs(1);
     /// How long the service may take to say what is needed.
@@ -83,13 +85,21 @@ impl Collector {
     /// How many images the service is asked about at once.
     const AT_ONCE: usize = 500;
 
+    pub(crate) fn catalogue(&self) -> String {
+        self.catalogue.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_catalogue(&self, id: String) {
+        *self.catalogue.lock().unwrap_or_else(PoisonError::into_inner) = id;
+    }
+
     /// Looks again and again, and whenever a build has ended.
     pub(crate) async fn run(&self) {
         let mut removed = Vec::new();
         loop {
             let _ = tokio::time::timeout(self.every, self.ended.notified()).await;
             tokio::time::sleep(Self::PAUSE.min(self.every)).await;
-            let catalogue = self.catalogue.borrow().clone();
+            let catalogue = self.catalogue();
             // A service of an earlier version gives no name.
             if catalogue.is_empty() {
                 continue;

@@ -55,7 +55,8 @@ pub struct Config {
     #[arg(long, env = "TRAILER_SPOOL_LIMIT", default_value_t = 256 * 1024 * 1024)]
     pub spool_limit: u64,
 
-    /// How often to look for images that this worker has made and nothing needs any more; also whenever a build has ended.
+    /// How often to look for images that this worker has made and nothing needs any more, at least 100ms; also whenever a build has
+    /// ended.
     #[arg(long, env = "TRAILER_COLLECT_EVERY", default_value = "1m", value_parser = humantime::parse_duration)]
     pub collect_every: Duration,
 

@@ -4,6 +4,7 @@ use crate::{engine::Engine, labels::WORKER_LABEL};
 
 /// Names what an attempt builds until that is published: `trailer-attempt/<build>:<number>`.
 pub(crate) const ATTEMPTS: &str = "trailer-attempt/";
+
 /// Removes the tags that attempts of this worker's name have left, each by its exact name. Only to be called while none is at
 /// work. An engine may be shared: what others build is left alone.
 pub(crate) async fn remove(engine: &dyn Engine, worker: &str) {

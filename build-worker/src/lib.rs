@@ -1,10 +1,11 @@
 //! The build worker of Trailer Images: takes builds from image-service and runs them on a Docker Engine.
 //!
 //! `dial` reaches the service, `session` holds the connection, `worker` what is held over it, `job` is one attempt at one
-//! build; `fetching` gets its `context`; `engine` is what it needs of an engine and `docker` the real one, with credentials from `registries`; `output` turns
-//! its progress into events, `outbox` keeps them until they are durable, with a `spool` for what is too much for memory, `lease`
-//! says when all work has to stop, `residue` sees whether it has, `orphans` ends what a killed engine has left behind, and
-//! `leftovers` removes what a killed worker has, `collecting` the images that nothing needs any more. `simulation` puts models around all of it.
+//! build; `fetching` gets its `context`; `engine` is what it needs of an engine and `docker` the real one, with credentials
+//! from `registries`; `output` turns its progress into events, `outbox` keeps them until they are durable, with a `spool` for
+//! what is too much for memory, `lease` says when all work has to stop, `residue` sees whether it has, `orphans` ends what a
+//! killed engine has left behind, and `leftovers` removes what a killed worker has, `collecting` the images that nothing needs
+//! any more. `simulation` puts models around all of it.
 //!
 //! Invariants:
 //! - A build runs under a tag of its attempt; the image's own tag is set after the service has granted it.
@@ -23,6 +24,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 pub use self::config::{Config, LogFormat};
 use self::{
+    collecting::Collector,
     dial::GrpcDial,
     docker::DockerEngine,
     engine::{Engine, EngineInfo},
@@ -89,6 +91,12 @@ pub enum WorkerError {
 pub async fn bind(config: Config) -> Result<Bound, WorkerError> {
     Endpoint::from_shared(config.server.clone())
         .map_err(|_| WorkerError::Config(format!("--server {:?} is no URL", config.server)))?;
+    if config.collect_every < Collector::SHORTEST_PAUSE {
+        return Err(WorkerError::Config(format!(
+            "--collect-every must be at least {:?}",
+            Collector::SHORTEST_PAUSE
+        )));
+    }
     std::fs::read(&config.token_file).map_err(|error| {
         WorkerError::Config(format!("--token-file {}: {error}", config.token_file.display()))
     })?;

@@ -85,11 +85,7 @@ pub(crate) async fn connect(worker: &Worker, welcomed: impl FnOnce()) -> Result<
         heartbeats: 0,
         heard: said_hello,
     };
-    worker.catalogue.send_if_modified(|known| {
-        let is_news = *known != welcome.catalogue_id;
-        known.clone_from(&welcome.catalogue_id);
-        is_news
-    });
+    worker.collector.set_catalogue(welcome.catalogue_id.clone());
     tracing::info!(session = welcome.session_id, "connected to image-service");
     session.take_up(welcome)?;
     session.serve().await

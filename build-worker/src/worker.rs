@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt::Debug,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -13,14 +13,14 @@ use std::{
 use futures_util::future::BoxFuture;
 use proto::dispatch::{Assignment, Attempt, HandedBack, Report, report_event::Event};
 use tokio::{
-    sync::{Notify, Semaphore, watch},
+    sync::{Notify, Semaphore},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use crate::{
-    collecting::{Collector, Records},
+    collecting::Collector,
     config::Config,
     dial::Dial,
     engine::{Engine, EngineInfo},
@@ -90,10 +90,7 @@ pub(crate) struct Worker {
     turn: AtomicUsize,
     /// How many builds were to stop and have not.
     doubts: Arc<AtomicUsize>,
-    /// Names the catalogue that builds come from; empty until the first connection.
-    pub(crate) catalogue: watch::Sender<String>,
-    records: Arc<Records>,
-    job_ended: Arc<Notify>,
+    pub(crate) collector: Collector,
     draining: AtomicBool,
     draining_begun: Notify,
 }
@@ -125,6 +122,15 @@ impl Worker {
 
     pub(crate) fn new(config: Config, info: EngineInfo, surroundings: Surroundings) -> Self {
         let Surroundings { engine, processes, outbox, dial, spawn } = surroundings;
+        let collector = Collector {
+            worker: config.name.clone(),
+            engine: Arc::clone(&engine),
+            dial: Arc::clone(&dial),
+            records: Arc::default(),
+            catalogue: Mutex::default(),
+            ended: Arc::default(),
+            every: config.collect_every,
+        };
         Self {
             outbox_settings: outbox,
             processes,
@@ -135,6 +141,7 @@ impl Worker {
             engine,
             dial,
             spawn,
+            collector,
             engine_watch: Arc::new(EngineWatch::new()),
             steps: StepsUnderWay::default(),
             jobs: Arc::new(Jobs::default()),
@@ -144,9 +151,6 @@ impl Worker {
             config,
             turn: AtomicUsize::new(0),
             doubts: Arc::default(),
-            catalogue: watch::Sender::default(),
-            records: Arc::default(),
-            job_ended: Arc::default(),
             draining: AtomicBool::new(false),
             draining_begun: Notify::new(),
         }
@@ -154,12 +158,11 @@ impl Worker {
 
     /// Serves builds until shutdown; then finishes what runs within the grace, and hands back the rest.
     pub(crate) async fn run(&self, shutdown: CancellationToken) {
-        let collector = self.collector();
         tokio::select! {
             biased;
             () = self.engine_watch.run(self.engine.as_ref(), self.processes.as_ref()) => {}
             () = self.begin() => {}
-            () = collector.run() => {}
+            () = self.collector.run() => {}
             () = self.drain(shutdown) => {}
         }
         self.tasks.close();
@@ -169,18 +172,6 @@ impl Worker {
             );
             self.ended.cancel();
             self.tasks.wait().await;
-        }
-    }
-
-    fn collector(&self) -> Collector {
-        Collector {
-            worker: self.config.name.clone(),
-            engine: Arc::clone(&self.engine),
-            dial: Arc::clone(&self.dial),
-            records: Arc::clone(&self.records),
-            catalogue: self.catalogue.subscribe(),
-            ended: Arc::clone(&self.job_ended),
-            every: self.config.collect_every,
         }
     }
 
@@ -319,7 +310,7 @@ impl Worker {
         let job = Job {
             assignment,
             worker: self.config.name.clone(),
-            catalogue: self.catalogue.borrow().clone(),
+            catalogue: self.collector.catalogue(),
             engine: Arc::clone(&self.engine),
             outbox: held.outbox,
             control: held.control,
@@ -334,8 +325,8 @@ impl Worker {
             doubts: Arc::clone(&self.doubts),
         };
         let slots = Arc::clone(&self.slots);
-        let (control, records) = (Arc::clone(&job.control), Arc::clone(&self.records));
-        let job_ended = Arc::clone(&self.job_ended);
+        let (control, records) = (Arc::clone(&job.control), Arc::clone(&self.collector.records));
+        let job_ended = Arc::clone(&self.collector.ended);
         self.spawn(async move {
             let may_begin = async {
                 let at_work = records.work_on(&job.assignment.image_id).await;

@@ -123,7 +123,7 @@ pub struct Config {
     #[arg(long, env = "TRAILER_CONTEXT_LIMIT", default_value_t = 256 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(1024..=1 << 40))]
     pub context_limit: u64,
 
-    /// For how long an uploaded build context is kept that no image names.
+    /// For how long an uploaded build context is kept that no image names; at least 1s.
     #[arg(long, env = "TRAILER_RETAIN_CONTEXTS", default_value = "24h", value_parser = humantime::parse_duration)]
     pub retain_contexts: Duration,
 
@@ -192,6 +192,9 @@ impl Config {
         if self.jwks_refresh < Duration::from_secs(1) {
             return Err("--jwks-refresh must be at least 1s".to_owned());
         }
+        if self.retain_contexts < Duration::from_secs(1) {
+            return Err("--retain-contexts must be at least 1s".to_owned());
+        }
         if self.heartbeat < Duration::from_millis(10) {
             return Err("--heartbeat must be at least 10ms".to_owned());
         }
@@ -207,5 +210,35 @@ impl Config {
                 .to_owned());
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(flags: &[&str]) -> Option<String> {
+        let cli = Cli::try_parse_from(["image-service", "serve"].iter().chain(flags)).expect("known flags");
+        match cli.command {
+            Command::Serve(config) => config.check().err(),
+            Command::Token(_) => None,
+        }
+    }
+
+    #[test]
+    fn times_that_do_not_fit_each_other_are_refused() {
+        for (flags, flag) in [
+            (["--heartbeat", "1ms"].as_slice(), "--heartbeat"),
+            (&["--offline-after", "1999ms"], "--offline-after"),
+            (&["--stop-after", "4s"], "--stop-after"),
+            (&["--lease", "40s"], "--lease"),
+            (&["--retain-contexts", "999ms"], "--retain-contexts"),
+            (&["--jwks", "keys.json", "--jwks-refresh", "0s"], "--jwks-refresh"),
+        ] {
+            let refusal = refusal(flags).unwrap_or_default();
+            assert!(refusal.starts_with(flag), "{flags:?}: {refusal:?}");
+        }
+        assert_eq!(refusal(&[]), None);
+        assert_eq!(refusal(&["--lease", "41s", "--offline-after", "2s"]), None);
     }
 }

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
 use image_service::Role;
-use proto::images::{self as api, ListWorkersRequest, WatchBuildRequest, WatchImagesRequest};
+use proto::images::{
+    self as api, ListWorkersRequest, UploadContextRequest, UploadContextStart, WatchBuildRequest,
+    WatchImagesRequest, upload_context_request::Part,
+};
 use tonic::{Code, Status};
 
 use crate::{
@@ -127,10 +131,16 @@ async fn streams_end_with_their_token() -> anyhow::Result<()> {
         while stream.message().await?.is_some() {}
         Ok::<_, Status>(())
     };
-    let both = async { tokio::join!(images, builds) };
-    let (images, builds) = tokio::time::timeout(LIMIT, both).await?;
+    let upload = async {
+        let start = UploadContextRequest { part: Some(Part::Start(UploadContextStart::default())) };
+        let parts = stream::iter([start]).chain(stream::pending());
+        client.contexts.clone().upload_context(parts).await.map(|_| ())
+    };
+    let all = async { tokio::join!(images, builds, upload) };
+    let (images, builds, upload) = tokio::time::timeout(LIMIT, all).await?;
     assert_eq!(refused(images), pair(Code::Unauthenticated, "TOKEN_EXPIRED"));
     assert_eq!(refused(builds), pair(Code::Unauthenticated, "TOKEN_EXPIRED"));
+    assert_eq!(refused(upload), pair(Code::Unauthenticated, "TOKEN_EXPIRED"));
     Ok(())
 }
 

@@ -13,9 +13,17 @@ use bollard::{
         RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder,
     },
 };
-use proto::images::{self as api, BuildState};
+use image_service::Role;
+use proto::{
+    dispatch::{FindUnneededRequest, HeldImage},
+    images::{self as api, BuildState},
+};
 
-use crate::{client::image, real_engine::Real, stack::LIMIT};
+use crate::{
+    client::image,
+    real_engine::Real,
+    stack::{LIMIT, Service},
+};
 
 /// The ids of the images that a worker has made.
 async fn made_by(docker: &Docker, worker: &str) -> anyhow::Result<BTreeSet<String>> {
@@ -116,5 +124,22 @@ async fn the_engine_holds_what_records_and_containers_use_and_nothing_else() -> 
     for name in of_people.iter().chain([&real.base()]) {
         docker.remove_image(name, Some(RemoveImageOptionsBuilder::new().force(true).build()), None).await?;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_database_can_hold_is_no_image_that_the_catalogue_knows() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let worker = service.client(&service.token("w1", &[Role::Worker]));
+    let held = HeldImage {
+        image_id: uuid::Uuid::new_v4().to_string(),
+        engine_image_id: "sha256:\0".to_owned(),
+        names: vec!["a\0:b".to_owned()],
+        reference: "\0".to_owned(),
+    };
+    let removed_engine_image_ids = vec!["\0".to_owned()];
+    let request = FindUnneededRequest { images: vec![held], removed_engine_image_ids };
+    let response = worker.dispatch.clone().find_unneeded(request).await?.into_inner();
+    assert!(response.engine_image_ids.is_empty(), "{response:?}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What goes wrong, when, and for how long; and what clients ask for meanwhile.
+//! What goes wrong, when, and for how long.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,28 +12,6 @@ use crate::{
     host::Host,
     world::{Fault, REPLICAS, WORKERS, World, lock},
 };
-
-/// Clients that want builds, cancel some and delete some.
-pub(crate) async fn request(world: Arc<World>, builds: u32) {
-    for number in 0..builds {
-        sleep(world.millis(0, 8_000)).await;
-        world.enqueue_any(number).await;
-        let fate = world.with_random(|random| random.u8(0..6));
-        let after = world.millis(0, 15_000);
-        let world = Arc::clone(&world);
-        match fate {
-            0 => tokio::spawn(async move {
-                sleep(after).await;
-                world.cancel(number).await;
-            }),
-            1 => tokio::spawn(async move {
-                sleep(after).await;
-                world.delete(number).await;
-            }),
-            _ => continue,
-        };
-    }
-}
 
 /// Lets things go wrong, one after the other and several at once, for so long; then nothing is wrong any more.
 pub(crate) async fn disturb(world: &Arc<World>, lasts: Duration) {

@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod alarms;
+mod clients;
 mod faults;
 mod host;
 mod probes;
@@ -54,7 +55,7 @@ fn run(seed: u64, is_told: bool) -> Run {
     runtime.block_on(async {
         let world = World::new(seed, is_told);
         let builds = world.with_random(|random| random.u32(5..8));
-        let clients = tokio::spawn(faults::request(Arc::clone(&world), builds));
+        let clients = tokio::spawn(clients::request(Arc::clone(&world), builds));
         disturb(&world, DISTURBED).await;
         let _ = clients.await;
         let begun = Instant::now();

@@ -6,7 +6,10 @@ use build_worker::simulation::{Outcome, Plan};
 use image_service::simulation::{Row, Wish};
 use tokio::time::{sleep, timeout};
 
-use crate::world::{WORKERS, World, build_of, lock};
+use crate::{
+    clients,
+    world::{WORKERS, World, build_of, lock},
+};
 
 /// In which time a worker that lives is connected again, begins a build of two lines, and ends it.
 const DONE_WITHIN: Duration = Duration::from_secs(20);
@@ -25,16 +28,16 @@ pub(crate) async fn require_health(world: &World, first: u32) {
         |worker| Wish { requester: "probe", worker, labels: BTreeMap::new(), time_limit: None, push: false };
     let hanging = first + 3;
     for (number, worker) in (first..hanging).zip(WORKERS) {
-        world.enqueue(number, plan, wish(worker)).await;
+        clients::enqueue(world, number, plan, wish(worker)).await;
     }
     for number in first..hanging {
         let is_done = |row: &Row| row.state == "Succeeded" && row.failures == 0;
         require(world, number, DONE_WITHIN, "a healthy worker does its build", is_done).await;
     }
-    world.enqueue(hanging, Plan { outcome: Outcome::Hangs, ..plan }, wish("")).await;
+    clients::enqueue(world, hanging, Plan { outcome: Outcome::Hangs, ..plan }, wish("")).await;
     let is_running = |row: &Row| row.state == "Running";
     require(world, hanging, DONE_WITHIN, "a healthy worker begins a build", is_running).await;
-    world.cancel(hanging).await;
+    clients::cancel(world, hanging).await;
     let is_cancelled = |row: &Row| row.state == "Cancelled" && row.stop_confirmed;
     require(world, hanging, CANCELLED_WITHIN, "a healthy worker stops a build", is_cancelled).await;
 }

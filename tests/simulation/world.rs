@@ -11,10 +11,10 @@ use std::{
     time::Duration,
 };
 
-use build_worker::simulation::{Outcome, Plan};
-use image_service::simulation::{self as service, Change, Database, Fate, Replica, Row, Wish};
+use build_worker::simulation::Plan;
+use image_service::simulation::{self as service, Change, Database, Fate, Replica, Row};
 use proto::dispatch::connect_request::Message;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -251,87 +251,6 @@ impl World {
     pub(crate) fn any_replica(&self) -> Option<Arc<RunningReplica>> {
         let running: Vec<_> = lock(&self.replicas).iter().flatten().cloned().collect();
         self.with_random(|random| random.choice(running))
-    }
-
-    /// A client's new build.
-    pub(crate) async fn enqueue_any(&self, number: u32) {
-        let mut plan = self.with_random(|random| Plan {
-            lines: random.u32(1..25),
-            pace: Duration::from_millis(random.u64(20..1_000)),
-            outcome: match random.u8(0..20) {
-                0..13 => Outcome::Succeeds,
-                13 | 14 => Outcome::RefusesPush,
-                15 | 16 => Outcome::Fails,
-                17 => Outcome::Breaks,
-                _ => Outcome::Hangs,
-            },
-            dies_after: Duration::from_millis(random.u64(0..1_500)),
-        });
-        let mut wish = Wish {
-            requester: self.with_random(|random| ["alice", "bob"][random.usize(0..2)]),
-            worker: self
-                .with_random(|random| if random.u8(0..4) == 0 { WORKERS[random.usize(0..3)] } else { "" }),
-            labels: BTreeMap::new(),
-            time_limit: None,
-            push: plan.outcome == Outcome::RefusesPush || self.with_random(|random| random.u8(0..4) == 0),
-        };
-        if wish.worker.is_empty() && self.with_random(|random| random.u8(0..4) == 0) {
-            wish.labels.extend([zone_of(self.with_random(|random| WORKERS[random.usize(0..3)]))]);
-        }
-        // What hangs has to have a limit; some others have one that is about what they need.
-        if plan.outcome == Outcome::Hangs {
-            plan.lines = plan.lines.min(3);
-            wish.time_limit = Some(self.millis(3_000, 25_000));
-        } else if self.with_random(|random| random.u8(0..5) == 0) {
-            let needed = plan.pace * plan.lines + Duration::from_millis(20);
-            wish.time_limit = Some((needed + self.millis(0, 100)).max(Duration::from_secs(1)));
-        }
-        if lock(&self.rules).may_wait_too_long && self.with_random(|random| random.u8(0..6) == 0) {
-            wish.worker = "nobody";
-        }
-        self.enqueue(number, plan, wish).await;
-    }
-
-    /// Asks until it is answered.
-    pub(crate) async fn enqueue(&self, number: u32, plan: Plan, wish: Wish) {
-        let build = build_of(number);
-        lock(&self.rules).want(build, plan, wish.clone());
-        loop {
-            if let Some(running) = self.any_replica()
-                && running.replica.enqueue(build, &wish).await
-            {
-                return;
-            }
-            sleep(Duration::from_millis(200)).await;
-        }
-    }
-
-    /// Asks for the end of a build until it is answered.
-    pub(crate) async fn cancel(&self, number: u32) {
-        let build = build_of(number);
-        lock(&self.rules).unwant(build);
-        loop {
-            if let Some(running) = self.any_replica()
-                && running.replica.cancel(build).await
-            {
-                return;
-            }
-            sleep(Duration::from_millis(300)).await;
-        }
-    }
-
-    /// Asks for a deletion until it is answered.
-    pub(crate) async fn delete(&self, number: u32) {
-        let build = build_of(number);
-        lock(&self.rules).unwant(build);
-        loop {
-            if let Some(running) = self.any_replica()
-                && running.replica.delete(build).await
-            {
-                return;
-            }
-            sleep(Duration::from_millis(300)).await;
-        }
     }
 
     /// How engines shall do a build.

@@ -11,6 +11,7 @@ use crate::{
     context::ContextDigest,
     contexts::{Begun, Contexts, Taken, Upload},
     error::{Error, Violations},
+    feed::deadline,
 };
 
 /// Uploads on the wire.
@@ -69,6 +70,7 @@ impl ContextService for Uploads {
         request: Request<Streaming<wire::UploadContextRequest>>,
     ) -> Result<Response<wire::UploadContextResponse>, Status> {
         let caller = caller(&request)?;
+        let expiry = deadline(&caller);
         let mut parts = request.into_inner();
         let Some(Part::Start(start)) = self.next(&mut parts).await? else {
             return Err(invalid("start", "must be the first part"));
@@ -80,8 +82,13 @@ impl ContextService for Uploads {
         let taken = match self.contexts.begin(&caller, expected).await? {
             Begun::Known(taken) => taken,
             Begun::Upload(mut upload) => {
-                let taken = tokio::time::timeout(Self::LONGEST, self.take_all(&mut upload, &mut parts)).await;
-                match taken.unwrap_or_else(|_| Err(Error::UploadStalled.into())) {
+                let taken = tokio::select! {
+                    biased;
+                    taken = self.take_all(&mut upload, &mut parts) => taken,
+                    () = tokio::time::sleep_until(expiry) => Err(Error::TokenExpired.into()),
+                    () = tokio::time::sleep(Self::LONGEST) => Err(Error::UploadStalled.into()),
+                };
+                match taken {
                     Ok(()) => upload.finish().await?,
                     Err(status) => {
                         upload.give_up().await;

@@ -33,8 +33,9 @@ impl Store {
         Ok(txn.commit().await?)
     }
 
-    /// Which of a worker's images nothing needs: it has told of them, or has lost the attempts that made them, and they are no artifact, no base that a configuration names,
-    /// and of no record of which a build is not over. None while it pulls, for what is pulled may be one of them.
+    /// Which of a worker's images nothing needs: it has told of them, or has lost the attempts that made them, and they are
+    /// no artifact, no base that a configuration names, and of no record of which a build is not over. None while it pulls,
+    /// for what is pulled may be one of them.
     pub(crate) async fn unneeded(&self, worker: &str, held: Vec<HeldImage>) -> Result<Vec<String>, Error> {
         let txn = self.read().await?;
         let records: BTreeSet<Uuid> = held.iter().map(|held| held.image.0).collect();

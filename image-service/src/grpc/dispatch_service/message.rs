@@ -173,10 +173,14 @@ pub(super) fn held_images(
     }
     let held = images.into_iter().enumerate().map(|(i, held)| {
         let image = ImageId(field::id(&format!("images[{i}].image_id"), &held.image_id)?);
-        let wire::HeldImage { engine_image_id: engine_id, names, reference, .. } = held;
-        Ok(HeldImage { image, engine_id, names, reference })
+        Ok(HeldImage {
+            image,
+            engine_id: cut(held.engine_image_id),
+            names: held.names.into_iter().map(cut).collect(),
+            reference: cut(held.reference),
+        })
     });
-    Ok((held.collect::<Result<_, Error>>()?, removed))
+    Ok((held.collect::<Result<_, Error>>()?, removed.into_iter().map(cut).collect()))
 }
 
 pub(super) fn attempt(name: &str, attempt: Option<wire::Attempt>) -> Result<Attempt, Error> {

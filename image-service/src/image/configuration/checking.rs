@@ -24,6 +24,11 @@ impl Configuration {
         {
             DEFAULT_BASE.clone_into(&mut generate.base_image);
         }
+        if let Source::Dockerfile(dockerfile) = &mut draft.source
+            && dockerfile.text.trim().is_empty()
+        {
+            dockerfile.text.clear();
+        }
         let mut check = Check { violations };
         if draft.lacks_source {
             check.violations.add(field, "must have a source: `dockerfile`, `generate` or `pull`");
@@ -183,7 +188,7 @@ impl Check<'_> {
             self.violations
                 .add(format!("{field}.files"), "must not be given with `remote`: a build has one context");
         }
-        let has_text = !text.trim().is_empty();
+        let has_text = !text.is_empty();
         if has_remote && has_text {
             let rule = "must not be given with `remote`: the engine takes the Dockerfile of that context";
             self.violations.add(format!("{field}.text"), rule);
@@ -362,6 +367,17 @@ mod tests {
         assert_eq!(found("", &[], &digest, "", "../Dockerfile"), ["dockerfile_path"]);
         assert_eq!(found("", &[], "sha256:1", "", ""), ["archive"]);
         assert_eq!(found("", &[], "", "ftp://x/y", ""), ["remote"]);
+    }
+
+    #[test]
+    fn a_blank_dockerfile_is_none() {
+        let archive = format!("sha256:{}", "0a".repeat(32));
+        let blank = Dockerfile { text: " \n\t".to_owned(), archive, ..Dockerfile::default() };
+        let draft = ConfigurationDraft::of(Source::Dockerfile(blank.clone()));
+        let parsed = Configuration::parse(draft, "config", &mut Violations::default());
+        let none = Dockerfile { text: String::new(), ..blank };
+        assert_eq!(parsed.source, Source::Dockerfile(none));
+        assert_eq!(violations(dockerfile(" \n\t", &[])), ["config.dockerfile.text"]);
     }
 
     #[test]
