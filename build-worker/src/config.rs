@@ -1,16 +1,76 @@
 //! The command line: every flag has an environment variable of the same name with `TRAILER_` before it.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand};
+use edge::{health::Question, telemetry, tls::ServerFiles};
+use http::Uri;
+
+use crate::collecting::Collector;
 
 /// Runs Docker builds for an image-service.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    question: Option<Asking>,
+    #[command(flatten)]
+    config: Option<Config>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Asking {
+    /// Ask a program whether it serves: for health checks of containers. Ends with 0 if it does.
+    Health(Question),
+}
+
+/// What to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Take builds.
+    Work(Box<Config>),
+    /// Ask a program whether it serves.
+    Health(Question),
+}
+
+impl Cli {
+    /// What the command line says; ends the process where it is wrong.
+    pub fn parse_command() -> Command {
+        let cli = Self::parse();
+        match (cli.question, cli.config) {
+            (Some(Asking::Health(question)), _) => Command::Health(question),
+            (None, Some(config)) => Command::Work(Box::new(config)),
+            // Says what is missing.
+            (None, None) => Command::Work(Box::new(Config::parse())),
+        }
+    }
+}
+
+/// How to work.
 #[derive(Clone, Debug, Parser)]
-#[command(version)]
+#[command(name = "build-worker")]
 pub struct Config {
     /// The image-service to take builds from.
     #[arg(long, env = "TRAILER_SERVER", default_value = "http://127.0.0.1:50051")]
     pub server: String,
+
+    /// The authorities that an https --server is trusted by, a PEM file; those of the system when absent. Where the service asks
+    /// for a certificate, the worker shows that of --tls-cert.
+    #[arg(long, env = "TRAILER_SERVER_CA", value_name = "FILE")]
+    pub server_ca: Option<PathBuf>,
+
+    /// Use a --server or a --listen beyond loopback although the traffic, the token included, is not encrypted: for a network
+    /// that is trusted.
+    #[arg(long, env = "TRAILER_ALLOW_PLAINTEXT", value_parser = clap::builder::FalseyValueParser::new())]
+    pub allow_plaintext: bool,
+
+    #[command(flatten)]
+    pub tls: ServerFiles,
 
     /// The file that holds the bearer token; read again at every connection, so that it can be renewed.
     #[arg(long, env = "TRAILER_TOKEN_FILE")]
@@ -55,6 +115,11 @@ pub struct Config {
     #[arg(long, env = "TRAILER_SPOOL_LIMIT", default_value_t = 256 * 1024 * 1024)]
     pub spool_limit: u64,
 
+    /// How many bytes have to be free where the spool is, and where the engine keeps its images if that is on this host: below,
+    /// no build is begun and health says NOT_SERVING.
+    #[arg(long, env = "TRAILER_MIN_FREE_DISK", default_value_t = 1024 * 1024 * 1024)]
+    pub min_free_disk: u64,
+
     /// How often to look for images that this worker has made and nothing needs any more, at least 100ms; also whenever a build has
     /// ended.
     #[arg(long, env = "TRAILER_COLLECT_EVERY", default_value = "1m", value_parser = humantime::parse_duration)]
@@ -64,21 +129,46 @@ pub struct Config {
     #[arg(long, env = "TRAILER_DRAIN_GRACE", default_value = "30s", value_parser = humantime::parse_duration)]
     pub drain_grace: Duration,
 
-    /// How to log.
-    #[arg(long, env = "TRAILER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Human)]
-    pub log_format: LogFormat,
-}
-
-/// How to log.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// Lines for people.
-    Human,
-    /// One JSON object a line.
-    Json,
+    #[command(flatten)]
+    pub telemetry: telemetry::Options,
 }
 
 impl Config {
+    /// Checks what no single flag can: `Err` says which flags do not fit, and why.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let server: Uri = self.server.parse().map_err(|_| format!("--server {:?} is no URL", self.server))?;
+        let host = server.host().unwrap_or_default().trim_matches(['[', ']']);
+        let is_near = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        match server.scheme_str() {
+            Some("https") => {}
+            Some("http") if is_near || self.allow_plaintext => {}
+            Some("http") => {
+                return Err(format!(
+                    "--server {} is beyond loopback and the traffic is not encrypted: use https, or --allow-plaintext if the \
+                     network is trusted",
+                    self.server
+                ));
+            }
+            Some(_) | None => {
+                return Err(format!(
+                    "--server {:?} is no URL: it must begin with http:// or https://",
+                    self.server
+                ));
+            }
+        }
+        if !self.listen.ip().is_loopback() && self.tls.tls_cert.is_none() && !self.allow_plaintext {
+            return Err(format!(
+                "--listen {} is beyond loopback and the traffic is not encrypted: give --tls-cert and --tls-key, or \
+                 --allow-plaintext if the network is trusted",
+                self.listen
+            ));
+        }
+        if self.collect_every < Collector::SHORTEST_PAUSE {
+            return Err(format!("--collect-every must be at least {:?}", Collector::SHORTEST_PAUSE));
+        }
+        Ok(())
+    }
+
     pub(crate) fn label_map(&self) -> BTreeMap<String, String> {
         self.labels.iter().cloned().collect()
     }
@@ -108,4 +198,38 @@ fn label(text: &str) -> Result<(String, String), String> {
         .filter(|(key, _)| !key.is_empty())
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .ok_or_else(|| "must be key=value".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(flags: &[&str]) -> Option<String> {
+        let fixed = ["build-worker", "--token-file", "token", "--name", "w1"];
+        Config::try_parse_from(fixed.iter().chain(flags)).expect("known flags").check().err()
+    }
+
+    #[test]
+    fn nothing_goes_beyond_loopback_in_the_clear_unless_that_is_wanted() {
+        for (flags, flag) in [
+            (["--server", "http://images.example:50051"].as_slice(), "--server"),
+            (&["--server", "http://10.0.0.1:50051"], "--server"),
+            (&["--server", "images.example:50051"], "--server"),
+            (&["--listen", "0.0.0.0:50052"], "--listen"),
+            (&["--collect-every", "99ms"], "--collect-every"),
+        ] {
+            let refusal = refusal(flags).unwrap_or_default();
+            assert!(refusal.starts_with(flag), "{flags:?}: {refusal:?}");
+        }
+        for flags in [
+            [].as_slice(),
+            &["--server", "http://localhost:50051"],
+            &["--server", "http://[::1]:50051"],
+            &["--server", "https://images.example:50051"],
+            &["--server", "http://images.example:50051", "--listen", "0.0.0.0:50052", "--allow-plaintext"],
+            &["--listen", "0.0.0.0:50052", "--tls-cert", "cert.pem", "--tls-key", "key.pem"],
+        ] {
+            assert_eq!(refusal(flags), None, "{flags:?}");
+        }
+    }
 }

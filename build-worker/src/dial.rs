@@ -2,6 +2,7 @@
 
 use std::{fmt::Debug, path::PathBuf, time::Duration};
 
+use edge::tls;
 use futures_util::{StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
 use proto::dispatch::{
     Attempt, ConnectRequest, ConnectResponse, FetchContextRequest, FetchContextResponse, FindUnneededRequest,
@@ -14,6 +15,8 @@ use tonic::{
     metadata::MetadataValue,
     transport::{Channel, Endpoint},
 };
+
+use crate::config::Config;
 
 /// Connects to the service. It may take as long as it likes: whoever dials waits no longer than it wants to.
 pub(crate) trait Dial: Debug + Send + Sync {
@@ -36,8 +39,8 @@ pub(crate) type Responses = BoxStream<'static, Result<ConnectResponse, DialError
 /// Why there is no connection, or not any more.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
-    #[error("the server's address is not valid")]
-    Address(#[source] tonic::transport::Error),
+    #[error("the files of TLS are of no use")]
+    Endpoint(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("cannot connect")]
     Connect(#[source] tonic::transport::Error),
     #[error("cannot read the token file")]
@@ -51,15 +54,40 @@ pub(crate) enum DialError {
 /// Connects by gRPC.
 #[derive(Debug)]
 pub(crate) struct GrpcDial {
-    pub(crate) server: String,
-    /// Read again at every connection.
-    pub(crate) token_file: PathBuf,
+    server: String,
+    /// These are read again at every connection.
+    token_file: PathBuf,
+    server_ca: Option<PathBuf>,
+    identity: Option<(PathBuf, PathBuf)>,
 }
 
 impl GrpcDial {
     const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
     /// How often a connection on which something is awaited is asked whether it lives, and how long that may take.
     const KEEPALIVE: Duration = Duration::from_secs(10);
+
+    pub(crate) fn of(config: &Config) -> Self {
+        Self {
+            server: config.server.clone(),
+            token_file: config.token_file.clone(),
+            server_ca: config.server_ca.clone(),
+            identity: config.tls.tls_cert.clone().zip(config.tls.tls_key.clone()),
+        }
+    }
+
+    /// How to connect, with the files of TLS as they are now.
+    pub(crate) fn endpoint(&self) -> anyhow::Result<Endpoint> {
+        let endpoint = Endpoint::from_shared(self.server.clone())?
+            .connect_timeout(Self::CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(Self::KEEPALIVE)
+            .keep_alive_timeout(Self::KEEPALIVE)
+            .tcp_nodelay(true);
+        if endpoint.uri().scheme_str() != Some("https") {
+            return Ok(endpoint);
+        }
+        let identity = self.identity.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()));
+        Ok(endpoint.tls_config(tls::client(self.server_ca.as_deref(), identity)?)?)
+    }
 
     async fn connect(&self, requests: mpsc::Receiver<ConnectRequest>) -> Result<Responses, DialError> {
         let (mut client, call) = self.call(ReceiverStream::new(requests)).await?;
@@ -79,15 +107,8 @@ impl GrpcDial {
         let mut bearer: MetadataValue<_> =
             format!("Bearer {}", token.trim()).parse().map_err(|_| DialError::NoToken)?;
         bearer.set_sensitive(true);
-        let channel = Endpoint::from_shared(self.server.clone())
-            .map_err(DialError::Address)?
-            .connect_timeout(Self::CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(Self::KEEPALIVE)
-            .keep_alive_timeout(Self::KEEPALIVE)
-            .tcp_nodelay(true)
-            .connect()
-            .await
-            .map_err(DialError::Connect)?;
+        let endpoint = self.endpoint().map_err(|error| DialError::Endpoint(error.into()))?;
+        let channel = endpoint.connect().await.map_err(DialError::Connect)?;
         let mut call = Request::new(message);
         call.metadata_mut().insert("authorization", bearer);
         Ok((DispatchServiceClient::new(channel), call))

@@ -77,8 +77,8 @@ fn may_pass(error: &FetchError) -> bool {
         FetchError::Keep(_) | FetchError::Other => return false,
     };
     match error {
-        DialError::Address(_) | DialError::NoToken => false,
-        DialError::Connect(_) | DialError::Token(_) => true,
+        DialError::NoToken => false,
+        DialError::Connect(_) | DialError::Token(_) | DialError::Endpoint(_) => true,
         DialError::Refused(status) => !matches!(
             status.code(),
             Code::NotFound | Code::InvalidArgument | Code::PermissionDenied | Code::Unimplemented

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -28,6 +28,7 @@ use crate::{
     residue::StepProcesses,
     spool::Spool,
     steps::StepsUnderWay,
+    telling::StepSpans,
     worker::Doubt,
 };
 
@@ -62,6 +63,7 @@ pub(crate) struct Job {
     pub(crate) begin_by: Instant,
     /// How many builds of this worker were to stop and have not.
     pub(crate) doubts: Arc<AtomicUsize>,
+    pub(crate) disk_full: Arc<AtomicBool>,
 }
 
 /// What an attempt has come to.
@@ -207,6 +209,9 @@ impl Job {
         if self.doubts.load(Ordering::Relaxed) > 0 {
             return Err(Ended::NotBegun("a build that was to stop goes on here"));
         }
+        if self.disk_full.load(Ordering::Relaxed) {
+            return Err(Ended::NotBegun("the disk is nearly full"));
+        }
         if Instant::now() >= self.begin_by {
             return Err(Ended::NotBegun("it could not be begun in time"));
         }
@@ -260,6 +265,7 @@ impl Job {
         let mut image_id = None;
         let mut failure = None;
         let mut is_silent = false;
+        let mut spans = StepSpans::new();
         loop {
             let told = tokio::select! {
                 biased;
@@ -293,6 +299,7 @@ impl Job {
             if is_over {
                 output.finish(&mut events);
             }
+            spans.take(&events);
             let mut events = events.into_iter();
             while let Some((at, event)) = events.next() {
                 if is_over {

@@ -15,19 +15,20 @@
 //! - A cancel is confirmed after the engine's answer has ended and no process of the build is left.
 //! - While something goes on that was to stop, nothing is begun.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use edge::{listener::Incoming, tls::ServerTls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Endpoint, Server, server::TcpIncoming};
+use tonic::transport::Server;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-pub use self::config::{Config, LogFormat};
+pub use self::config::{Cli, Command, Config};
 use self::{
-    collecting::Collector,
     dial::GrpcDial,
     docker::DockerEngine,
     engine::{Engine, EngineInfo},
+    health::Health,
     outbox::Settings,
     registries::Registries,
     residue::StepProcesses,
@@ -43,6 +44,7 @@ mod docker;
 mod engine;
 mod engine_watch;
 mod fetching;
+mod health;
 mod job;
 mod jobs;
 mod labels;
@@ -59,7 +61,11 @@ mod session;
 pub mod simulation;
 mod spool;
 mod steps;
+mod telling;
 mod worker;
+
+/// How the program names itself in what it tells.
+pub const PROGRAM: &str = "build-worker";
 
 /// A worker that listens for health checks and takes no builds yet.
 #[derive(Debug)]
@@ -67,6 +73,8 @@ pub struct Bound {
     config: Config,
     engine: DockerEngine,
     spool: Arc<dyn Spool>,
+    dial: GrpcDial,
+    tls: Option<ServerTls>,
     listener: TcpListener,
 }
 
@@ -89,14 +97,10 @@ pub enum WorkerError {
 
 /// Checks the configuration and binds the port. The engine and the service may come later.
 pub async fn bind(config: Config) -> Result<Bound, WorkerError> {
-    Endpoint::from_shared(config.server.clone())
-        .map_err(|_| WorkerError::Config(format!("--server {:?} is no URL", config.server)))?;
-    if config.collect_every < Collector::SHORTEST_PAUSE {
-        return Err(WorkerError::Config(format!(
-            "--collect-every must be at least {:?}",
-            Collector::SHORTEST_PAUSE
-        )));
-    }
+    config.check().map_err(WorkerError::Config)?;
+    let tls = ServerTls::open(&config.tls).map_err(|error| WorkerError::Config(format!("TLS: {error:#}")))?;
+    let dial = GrpcDial::of(&config);
+    dial.endpoint().map_err(|error| WorkerError::Config(format!("--server {}: {error:#}", config.server)))?;
     std::fs::read(&config.token_file).map_err(|error| {
         WorkerError::Config(format!("--token-file {}: {error}", config.token_file.display()))
     })?;
@@ -106,7 +110,7 @@ pub async fn bind(config: Config) -> Result<Bound, WorkerError> {
     let spool = DiskSpool::open(spool_dir.clone())
         .map_err(|error| WorkerError::Config(format!("--spool-dir {}: {error}", spool_dir.display())))?;
     let listener = TcpListener::bind(config.listen).await?;
-    Ok(Bound { config, engine, spool: Arc::new(spool), listener })
+    Ok(Bound { config, engine, spool: Arc::new(spool), dial, tls, listener })
 }
 
 impl Bound {
@@ -131,12 +135,21 @@ impl Bound {
             .add_service(reflection.build_v1()?)
             .add_service(reflection_alpha.build_v1alpha()?)
             .serve_with_incoming_shutdown(
-                TcpIncoming::from(self.listener).with_nodelay(Some(true)),
+                Incoming::new(self.listener, self.tls.as_ref().map(ServerTls::current)),
                 worker_ended.clone().cancelled_owned(),
             );
+        let keeping_fresh = async {
+            match self.tls {
+                Some(tls) => tls.keep_fresh(worker_ended.clone()).await,
+                None => worker_ended.cancelled().await,
+            }
+        };
         let working = async {
-            work(self.config, self.engine, self.spool, &reporter, shutdown).await;
-            worker_ended.cancel();
+            let working = async {
+                work(self.config, self.engine, self.spool, self.dial, &reporter, shutdown).await;
+                worker_ended.cancel();
+            };
+            tokio::join!(working, keeping_fresh);
         };
         tokio::pin!(serving);
         tokio::select! {
@@ -152,6 +165,7 @@ async fn work(
     config: Config,
     engine: DockerEngine,
     spool: Arc<dyn Spool>,
+    dial: GrpcDial,
     reporter: &HealthReporter,
     shutdown: CancellationToken,
 ) {
@@ -160,17 +174,24 @@ async fn work(
         info = engine_info(&engine) => info,
     };
     tracing::info!(engine_version = info.version, "the Docker Engine answers");
-    reporter.set_service_status("", ServingStatus::Serving).await;
+    let engine_root = engine.is_local().then(|| info.root.clone());
+    let engine: Arc<dyn Engine> = Arc::new(engine);
+    let health = Health {
+        engine: Arc::clone(&engine),
+        directories: engine_root.iter().map(PathBuf::from).chain([config.spool_dir()]).collect(),
+        min_free: config.min_free_disk,
+        reporter: reporter.clone(),
+    };
     let surroundings = Surroundings {
-        processes: engine.is_local().then(|| StepProcesses::of(info.root.clone())),
-        engine: Arc::new(engine),
+        processes: engine_root.map(StepProcesses::of),
+        engine,
         outbox: Settings::new(spool, config.spool_limit),
-        dial: Arc::new(GrpcDial { server: config.server.clone(), token_file: config.token_file.clone() }),
+        dial: Arc::new(dial),
         spawn: Arc::new(TokioSpawn),
     };
     let worker = Worker::new(config, info, surroundings);
     let draining = async {
-        shutdown.cancelled().await;
+        shutdown.run_until_cancelled(health.watch(&worker)).await;
         reporter.set_service_status("", ServingStatus::NotServing).await;
         std::future::pending::<()>().await;
     };

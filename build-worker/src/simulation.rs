@@ -9,6 +9,10 @@ use std::{
     time::Duration,
 };
 
+use edge::{
+    telemetry::{LogFormat, Options},
+    tls::ServerFiles,
+};
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
 use proto::dispatch::{Attempt, ConnectRequest, ConnectResponse, FindUnneededRequest};
 use tokio::sync::mpsc;
@@ -17,7 +21,7 @@ use tonic::Status;
 
 pub use self::engine::{ModelEngine, Outcome, Plan, Witness};
 use crate::{
-    config::{Config, LogFormat},
+    config::Config,
     dial::{Chunks, Dial, DialError, Responses},
     engine::EngineInfo,
     outbox::{Limits, Settings},
@@ -69,7 +73,11 @@ impl Process {
             spool_limit: 0,
             collect_every: Duration::from_secs(3_600),
             drain_grace: Duration::from_secs(10),
-            log_format: LogFormat::Human,
+            server_ca: None,
+            allow_plaintext: false,
+            tls: ServerFiles::default(),
+            min_free_disk: 0,
+            telemetry: Options { otlp_endpoint: None, otlp_ca: None, log_format: LogFormat::Human },
         };
         let around = Around(surroundings);
         let mut outbox = Settings::new(Arc::new(around.clone()), 0);

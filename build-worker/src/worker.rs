@@ -17,6 +17,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::{
@@ -33,6 +34,7 @@ use crate::{
     residue::StepProcesses,
     session,
     steps::StepsUnderWay,
+    telling,
 };
 
 /// What a worker works with.
@@ -91,6 +93,7 @@ pub(crate) struct Worker {
     /// How many builds were to stop and have not.
     doubts: Arc<AtomicUsize>,
     pub(crate) collector: Collector,
+    disk_full: Arc<AtomicBool>,
     draining: AtomicBool,
     draining_begun: Notify,
 }
@@ -131,6 +134,8 @@ impl Worker {
             ended: Arc::default(),
             every: config.collect_every,
         };
+        let slots = Arc::new(Semaphore::new(usize::from(config.slots)));
+        telling::slots(config.slots, &slots);
         Self {
             outbox_settings: outbox,
             processes,
@@ -147,7 +152,8 @@ impl Worker {
             jobs: Arc::new(Jobs::default()),
             tasks: TaskTracker::new(),
             ended: CancellationToken::new(),
-            slots: Arc::new(Semaphore::new(usize::from(config.slots))),
+            slots,
+            disk_full: Arc::default(),
             config,
             turn: AtomicUsize::new(0),
             doubts: Arc::default(),
@@ -268,7 +274,26 @@ impl Worker {
 
     /// Whether more builds may come.
     pub(crate) fn takes_builds(&self) -> bool {
-        !self.is_draining() && self.engine_watch.answers() && self.doubts.load(Ordering::Relaxed) == 0
+        !self.is_draining() && self.can_work() && self.doubts.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether there is what builds need.
+    pub(crate) fn can_work(&self) -> bool {
+        self.engine_answers() && !self.disk_full.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn engine_answers(&self) -> bool {
+        self.engine_watch.answers()
+    }
+
+    /// The engine does not answer: from now on it is asked until it does.
+    pub(crate) fn suspect_engine(&self) {
+        self.engine_watch.suspect();
+    }
+
+    /// Notes whether the disk is nearly full; whether it was.
+    pub(crate) fn set_disk_full(&self, full: bool) -> bool {
+        self.disk_full.swap(full, Ordering::Relaxed)
     }
 
     fn is_draining(&self) -> bool {
@@ -323,6 +348,7 @@ impl Worker {
             stop_limit: self.lease.stop_limit(),
             begin_by: self.lease.end(),
             doubts: Arc::clone(&self.doubts),
+            disk_full: Arc::clone(&self.disk_full),
         };
         let slots = Arc::clone(&self.slots);
         let (control, records) = (Arc::clone(&job.control), Arc::clone(&self.collector.records));
@@ -341,7 +367,7 @@ impl Worker {
             };
             let outbox = Arc::clone(&job.outbox);
             let left = {
-                let running = job.run();
+                let running = job.run().instrument(telling::attempt(&job.assignment));
                 tokio::pin!(running);
                 tokio::select! {
                     biased;

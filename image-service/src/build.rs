@@ -87,6 +87,9 @@ pub(crate) struct Build {
     pub(crate) requirements: Requirements,
     /// What a snapshot commits; none for any other kind.
     pub(crate) workspace: Option<Workspace>,
+    /// The W3C `traceparent` of the call that has asked for it.
+    #[serde(default)]
+    pub(crate) trace: Option<String>,
 }
 
 /// The running workspace that a snapshot commits.
@@ -234,6 +237,7 @@ impl Build {
             reference: job.reference,
             requirements: job.requirements,
             workspace: job.workspace,
+            trace: None,
         }
     }
 

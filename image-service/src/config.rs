@@ -3,7 +3,9 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
+use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
+
+use edge::{health::Question, telemetry, tls::ServerFiles};
 
 use crate::{access::Role, token::JwksSource};
 
@@ -24,6 +26,8 @@ pub enum Command {
     Serve(Config),
     /// Print a bearer token, signed with the key pair of the data directory.
     Token(TokenArgs),
+    /// Ask a program whether it serves: for health checks of containers. Ends with 0 if it does.
+    Health(Question),
 }
 
 /// How to serve.
@@ -45,6 +49,9 @@ pub struct Config {
     /// Listen beyond loopback although the traffic, tokens included, is not encrypted: for a network that is trusted.
     #[arg(long, env = "TRAILER_ALLOW_PLAINTEXT", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_plaintext: bool,
+
+    #[command(flatten)]
+    pub tls: ServerFiles,
 
     /// Accept the tokens of an identity provider: signed with EdDSA, RS256 or ES256 by a key of this JWKS, a file (read
     /// again when it changes) or an http or https URL. The key pair of the data directory is not trusted then.
@@ -115,6 +122,18 @@ pub struct Config {
     #[arg(long, env = "TRAILER_QUEUE_TIMEOUT", default_value = "24h", value_parser = humantime::parse_duration)]
     pub queue_timeout: Duration,
 
+    /// How many builds of one caller may be in the queue; 0 for any number.
+    #[arg(long, env = "TRAILER_MAX_PENDING_BUILDS", default_value_t = 2000)]
+    pub max_pending_builds: u64,
+
+    /// How many calls one caller may make a second, those of one second at once; 0 for any number. Workers are not counted.
+    #[arg(long, env = "TRAILER_MAX_CALL_RATE", default_value_t = 2000)]
+    pub max_call_rate: u32,
+
+    /// How many watches one caller may have open at a time.
+    #[arg(long, env = "TRAILER_MAX_STREAMS", default_value_t = 1000)]
+    pub max_streams: u32,
+
     /// For how long changes are kept that a watch can be resumed from.
     #[arg(long, env = "TRAILER_RETAIN_CHANGES", default_value = "24h", value_parser = humantime::parse_duration)]
     pub retain_changes: Duration,
@@ -131,18 +150,8 @@ pub struct Config {
     #[arg(long, env = "TRAILER_DRAIN_GRACE", default_value = "30s", value_parser = humantime::parse_duration)]
     pub drain_grace: Duration,
 
-    /// How to log.
-    #[arg(long, env = "TRAILER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Human)]
-    pub log_format: LogFormat,
-}
-
-/// How to log.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// Lines for people.
-    Human,
-    /// One JSON object a line.
-    Json,
+    #[command(flatten)]
+    pub telemetry: telemetry::Options,
 }
 
 /// Which token to print.
@@ -177,9 +186,10 @@ fn postgres_url(url: &str) -> Result<String, String> {
 impl Config {
     /// Checks what no single flag can: `Err` says which flags do not fit, and why.
     pub fn check(&self) -> Result<(), String> {
-        if !self.listen.ip().is_loopback() && !self.allow_plaintext {
+        if !self.listen.ip().is_loopback() && self.tls.tls_cert.is_none() && !self.allow_plaintext {
             return Err(format!(
-                "--listen {} is beyond loopback and the traffic is not encrypted: add --allow-plaintext if the network is trusted",
+                "--listen {} is beyond loopback and the traffic is not encrypted: give --tls-cert and --tls-key, or \
+                 --allow-plaintext if the network is trusted",
                 self.listen
             ));
         }
@@ -221,7 +231,7 @@ mod tests {
         let cli = Cli::try_parse_from(["image-service", "serve"].iter().chain(flags)).expect("known flags");
         match cli.command {
             Command::Serve(config) => config.check().err(),
-            Command::Token(_) => None,
+            Command::Token(_) | Command::Health(_) => None,
         }
     }
 
@@ -239,6 +249,13 @@ mod tests {
             assert!(refusal.starts_with(flag), "{flags:?}: {refusal:?}");
         }
         assert_eq!(refusal(&[]), None);
+        let beyond = ["--listen", "0.0.0.0:50051"];
+        assert!(refusal(&beyond).unwrap_or_default().contains("--allow-plaintext"));
+        assert_eq!(refusal(&[beyond.as_slice(), &["--allow-plaintext"]].concat()), None);
+        let encrypted = ["--tls-cert", "cert.pem", "--tls-key", "key.pem"];
+        assert_eq!(refusal(&[beyond.as_slice(), &encrypted].concat()), None);
+        let unknown_callers = refusal(&[beyond.as_slice(), &encrypted, &["--anonymous"]].concat());
+        assert!(unknown_callers.unwrap_or_default().starts_with("--anonymous"));
         assert_eq!(refusal(&["--lease", "41s", "--offline-after", "2s"]), None);
     }
 }

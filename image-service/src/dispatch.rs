@@ -60,6 +60,8 @@ pub(crate) struct Policy {
     pub(crate) queue_timeout: Duration,
     /// At how many failures of the infrastructure a build fails.
     pub(crate) max_failures: i32,
+    /// How many builds of one requester may be in the queue; none where they are not counted.
+    pub(crate) max_pending: Option<u64>,
 }
 
 impl Policy {

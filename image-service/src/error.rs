@@ -1,6 +1,6 @@
 //! What can go wrong for a caller. The gRPC codes are chosen in `grpc::status`, and only there.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,14 @@ pub(crate) enum Error {
     UploadStalled,
     #[error("too many archives are being uploaded; try again a little later")]
     TooManyUploads,
+    #[error("more calls a second than one caller may make; try again a little later")]
+    TooManyCalls { retry_after: Duration },
+    #[error("{limit} streams are open, which is as many as one caller may have")]
+    TooManyStreams { limit: u32 },
+    #[error(
+        "{limit} builds are in the queue, which is as many as one caller may have there; try again a little later"
+    )]
+    TooManyPendingBuilds { limit: u64 },
     #[error("the store is busy; try again")]
     Busy,
     #[serde(skip)]

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use opentelemetry::metrics::Histogram;
 use tokio::{
     sync::broadcast,
     time::{Instant, MissedTickBehavior, interval},
@@ -33,6 +34,7 @@ pub(crate) struct Feed {
     /// Bounded: a watch that falls behind by more reads what it has missed from the store, latest states only.
     live: broadcast::Sender<Arc<Told>>,
     terms: Arc<Terms>,
+    lag: Histogram<f64>,
     shutdown: CancellationToken,
 }
 
@@ -71,7 +73,13 @@ impl Feed {
     const POLL: Duration = Duration::from_millis(500);
 
     pub(crate) fn new(store: Store, shutdown: CancellationToken) -> Self {
-        Self { store, live: broadcast::Sender::new(Self::BACKLOG), terms: Arc::default(), shutdown }
+        let lag = opentelemetry::global::meter(crate::PROGRAM)
+            .f64_histogram("trailer.feed.lag")
+            .with_unit("s")
+            .with_description("How long after a change was made the watches here were told of it")
+            .with_boundaries(vec![0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0])
+            .build();
+        Self { store, live: broadcast::Sender::new(Self::BACKLOG), terms: Arc::default(), lag, shutdown }
     }
 
     /// Reads the change log as it grows and hands every change to the watches, until shutdown.
@@ -105,6 +113,8 @@ impl Feed {
                 return Ok(position);
             };
             let reached = last.revision.number;
+            let lag = Timestamp::now().micros().saturating_sub(last.at.micros());
+            self.lag.record(Duration::from_micros(u64::try_from(lag).unwrap_or(0)).as_secs_f64(), &[]);
             if self.live.receiver_count() > 0 {
                 for changed in with_images(&self.store, changes, &self.terms.all()).await? {
                     // The last listener may have gone meanwhile.

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use edge::{listener::Incoming, tls::Current};
 use proto::{
     dispatch::dispatch_service_server::DispatchServiceServer,
     images::{
@@ -10,33 +11,36 @@ use proto::{
         worker_service_server::WorkerServiceServer,
     },
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    server::NamedService,
-    service::InterceptorLayer,
-    transport::{Server, server::TcpIncoming},
-};
-use tonic_health::ServingStatus;
+use tonic::{service::InterceptorLayer, transport::Server};
 use tower::{ServiceBuilder, util::MapResponseLayer};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use self::authentication::{Api, Authentication};
+pub(crate) use self::callers::Callers;
+use self::{
+    authentication::{Api, Authentication},
+    calls::CallsLayer,
+};
 use crate::{
     ServeError, catalog::Catalog, contexts::Contexts, feed::Feed, history::Histories, queue::Queue,
     token::Verifier,
 };
 
 mod access_service;
+mod audit;
 mod authentication;
 mod build;
 mod build_service;
+mod callers;
+mod calls;
 mod configuration;
 mod context_service;
 mod cursor;
 mod dispatch_service;
 mod field;
 mod framing;
+mod health;
 mod image;
 mod image_service;
 mod listing;
@@ -61,59 +65,73 @@ pub(crate) struct Operations {
     pub(crate) history: uuid::Uuid,
 }
 
+/// Where and how it is served.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    pub(crate) listener: TcpListener,
+    pub(crate) tls: Option<Current>,
+    pub(crate) callers: Callers,
+    /// Whether the database answers.
+    pub(crate) store_answers: watch::Receiver<bool>,
+}
+
 /// Serves on the listener until `shutdown`, and until every stream has ended then.
 pub(crate) async fn serve(
     operations: Operations,
-    listener: TcpListener,
+    serving: Serving,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     const STREAMS_A_CONNECTION: u32 = 1_024;
     /// A configuration has at most a quarter of it.
     const MAX_REQUEST: usize = 1024 * 1024;
+    /// A token with many claims has a few.
+    const MAX_HEADERS: u32 = 16 * 1024;
     const KEEPALIVE: Duration = Duration::from_secs(20);
+    const DESCRIBED: [&[u8]; 3] = [
+        proto::FILE_DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_types::pb::FILE_DESCRIPTOR_SET,
+    ];
 
+    let Serving { listener, tls, callers, store_answers } = serving;
     let sessions = TaskTracker::new();
-    let health = health(&shutdown, &sessions).await;
-    let public = InterceptorLayer::new(Authentication::new(Arc::clone(&operations.verifier), Api::Public));
-    let dispatch =
-        InterceptorLayer::new(Authentication::new(Arc::clone(&operations.verifier), Api::Dispatch));
-    let images = image_service::Images::new(operations.catalog.clone(), operations.feed, operations.history);
-    let builds =
-        build_service::Builds::new(operations.catalog.clone(), operations.histories, operations.history);
-    let grants = access_service::Grants::new(operations.catalog.clone(), operations.history);
-    let workers = worker_service::AllWorkers::new(operations.catalog.clone(), operations.history);
+    let health = health::service(store_answers, &shutdown, &sessions).await;
+    let callers = Arc::new(callers);
+    let authentication = |api| {
+        let (verifier, callers) = (Arc::clone(&operations.verifier), Arc::clone(&callers));
+        InterceptorLayer::new(Authentication::new(verifier, callers, api))
+    };
+    let (public, dispatch) = (authentication(Api::Public), authentication(Api::Dispatch));
+    let (catalog, history) = (operations.catalog, operations.history);
+    let images = image_service::Images::new(catalog.clone(), operations.feed, Arc::clone(&callers), history);
+    let builds = build_service::Builds::new(catalog.clone(), operations.histories, callers, history);
+    let grants = access_service::Grants::new(catalog.clone(), history);
+    let workers = worker_service::AllWorkers::new(catalog.clone(), history);
     let uploads = context_service::Uploads::new(operations.contexts.clone(), shutdown.clone());
     let dispatcher = dispatch_service::Dispatcher::new(
         operations.queue,
-        operations.catalog,
+        catalog,
         operations.contexts,
         sessions.clone(),
         shutdown.clone(),
     );
+    let reflection = || {
+        DESCRIBED.into_iter().fold(tonic_reflection::server::Builder::configure(), |builder, set| {
+            builder.register_encoded_file_descriptor_set(set)
+        })
+    };
 
-    // The builder's setting does not reach a listener that it is given. Without it, answers wait for delayed acknowledgements.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
+        .layer(CallsLayer::new(&DESCRIBED)?)
         .layer(CatchPanicLayer::custom(framing::panicked))
         .layer(MapResponseLayer::new(framing::explain))
         .max_concurrent_streams(STREAMS_A_CONNECTION)
+        .http2_max_header_list_size(MAX_HEADERS)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(health)
-        .add_service(
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-                .build_v1()?,
-        )
-        .add_service(
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-                .build_v1alpha()?,
-        )
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
         .add_service(
             ServiceBuilder::new()
                 .layer(public.clone())
@@ -140,42 +158,9 @@ pub(crate) async fn serve(
                 .service(WorkerServiceServer::new(workers).max_decoding_message_size(MAX_REQUEST)),
         )
         .add_service(ServiceBuilder::new().layer(dispatch).service(DispatchServiceServer::new(dispatcher)))
-        .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
+        .serve_with_incoming_shutdown(Incoming::new(listener, tls), shutdown.cancelled_owned())
         .await?;
     sessions.close();
     sessions.wait().await;
     Ok(())
-}
-
-/// SERVING for the server and each service until shutdown, then NOT_SERVING.
-async fn health(
-    shutdown: &CancellationToken,
-    tasks: &TaskTracker,
-) -> tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health> {
-    let (reporter, service) = tonic_health::server::health_reporter();
-    let names = [
-        "",
-        ImageServiceServer::<image_service::Images>::NAME,
-        BuildServiceServer::<build_service::Builds>::NAME,
-        AccessServiceServer::<access_service::Grants>::NAME,
-        ContextServiceServer::<context_service::Uploads>::NAME,
-        WorkerServiceServer::<worker_service::AllWorkers>::NAME,
-        DispatchServiceServer::<dispatch_service::Dispatcher>::NAME,
-    ];
-    for name in names {
-        reporter.set_service_status(name, ServingStatus::Serving).await;
-    }
-    let shutdown = shutdown.clone();
-    tasks.spawn(async move {
-        shutdown.cancelled().await;
-        for name in names {
-            reporter.set_service_status(name, ServingStatus::NotServing).await;
-        }
-        for name in names {
-            // Ends the watches, once they have told of it.
-            let mut reporter = reporter.clone();
-            reporter.clear_service_status(name).await;
-        }
-    });
-    service
 }

@@ -15,6 +15,7 @@
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use edge::tls::ServerTls;
 use tokio::{
     net::TcpListener,
     task::{JoinError, JoinSet},
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     access::Role,
-    config::{Cli, Command, Config, LogFormat, TokenArgs},
+    config::{Cli, Command, Config, TokenArgs},
     token::{JwksSource, MintError, TokenKeys},
 };
 use self::{
@@ -31,7 +32,7 @@ use self::{
     contexts::Contexts,
     dispatch::Policy,
     feed::Feed,
-    grpc::Operations,
+    grpc::{Callers, Operations, Serving},
     history::Histories,
     image::RepositoryPrefixes,
     queue::{Queue, Times},
@@ -66,6 +67,9 @@ mod token;
 mod upkeep;
 mod workers;
 
+/// How the program names itself in what it tells.
+pub const PROGRAM: &str = "image-service";
+
 /// A service that listens and does not serve yet: connections wait.
 #[derive(Debug)]
 pub struct Bound {
@@ -73,6 +77,7 @@ pub struct Bound {
     prefixes: RepositoryPrefixes,
     verifier: Arc<Verifier>,
     store: Store,
+    tls: Option<ServerTls>,
     listener: TcpListener,
 }
 
@@ -81,6 +86,7 @@ pub struct Bound {
 pub async fn bind(config: Config) -> Result<Bound, ServeError> {
     config.check().map_err(ServeError::Config)?;
     let prefixes = RepositoryPrefixes::parse(&config.repository_prefixes).map_err(ServeError::Config)?;
+    let tls = ServerTls::open(&config.tls).map_err(|error| ServeError::Config(format!("TLS: {error:#}")))?;
     let verifier = Arc::new(verifier(&config).await?);
     let policy = Policy {
         lease: config.lease,
@@ -88,11 +94,12 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
         offline_after: config.offline_after,
         queue_timeout: config.queue_timeout,
         max_failures: i32::from(config.max_attempt_failures),
+        max_pending: Some(config.max_pending_builds).filter(|&limit| limit > 0),
     };
     let url = config.database_url.as_deref();
     let store = Store::open(&config.data_dir, url, policy).await.map_err(database)?;
     let listener = TcpListener::bind(config.listen).await.map_err(ServeError::Listen)?;
-    Ok(Bound { config, prefixes, verifier, store, listener })
+    Ok(Bound { config, prefixes, verifier, store, tls, listener })
 }
 
 /// With a JWKS the data directory's key pair is neither trusted nor made.
@@ -129,7 +136,7 @@ impl Bound {
 
     /// Serves until `shutdown`: then streams end with UNAVAILABLE and unary calls finish, within the grace.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
-        let Self { config, prefixes, verifier, store, listener } = self;
+        let Self { config, prefixes, verifier, store, tls, listener } = self;
         let signals = Arc::new(Signals::default());
         let times = Times { heartbeat: config.heartbeat, stop_after: config.stop_after };
         let position = store.revisions().await.map_err(database)?.latest.number;
@@ -166,9 +173,20 @@ impl Bound {
             async move { verifier.keep_fresh(shutdown).await }
         });
 
+        tasks.spawn(upkeep::measure(store.clone(), shutdown.clone()));
+        let serving = Serving {
+            listener,
+            tls: tls.as_ref().map(ServerTls::current),
+            callers: Callers::new(config.max_call_rate, config.max_streams),
+            store_answers: upkeep::ask(&mut tasks, &store, &shutdown),
+        };
+        if let Some(tls) = tls {
+            tasks.spawn(tls.keep_fresh(shutdown.clone()));
+        }
+
         let grace = config.drain_grace + Self::LAST_WORDS;
         let served = tokio::select! {
-            served = within_grace(grpc::serve(operations, listener, shutdown.clone()), &shutdown, grace) => served,
+            served = within_grace(grpc::serve(operations, serving, shutdown.clone()), &shutdown, grace) => served,
             panicked = first_panic(&mut tasks) => Err(ServeError::Panicked(panicked)),
         };
         shutdown.cancel();
@@ -202,6 +220,9 @@ pub enum ServeError {
     /// The descriptor set.
     #[error("cannot describe the services")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// The methods in the descriptor set.
+    #[error("cannot tell the methods apart")]
+    Methods(#[from] prost::DecodeError),
     /// A task without which the service is of no use.
     #[error("a task of the service panicked")]
     Panicked(#[source] JoinError),

@@ -1,40 +1,43 @@
-//! The image-service program: `serve` and `token`.
+//! The image-service program: `serve`, `token` and `health`.
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use image_service::{Cli, Command, Config, LogFormat, TokenArgs, TokenKeys};
+use edge::{health::Question, telemetry::Telemetry};
+use image_service::{Cli, Command, Config, PROGRAM, TokenArgs, TokenKeys};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Serve(config) => serve(config),
         Command::Token(args) => token(&args),
+        Command::Health(question) => health(&question),
     };
-    let failed = |error| eprintln!("image-service: {error:#}");
+    let failed = |error| eprintln!("{PROGRAM}: {error:#}");
     done.map_err(failed).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
 }
 
 #[tokio::main]
 async fn serve(config: Config) -> anyhow::Result<()> {
-    log(config.log_format);
+    let telemetry = Telemetry::start(PROGRAM, "sea_orm_migration=warn", &config.telemetry)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let bound = image_service::bind(config).await?;
     tracing::info!(address = %bound.local_addr()?, "image-service listens");
     let shutdown = CancellationToken::new();
     let mut serving = tokio::spawn(bound.run(shutdown.clone()));
-    tokio::select! {
-        ended = &mut serving => return Ok(ended.context("the service panicked")??),
-        _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
-    }
-    shutdown.cancel();
-    serving.await.context("the service panicked")??;
-    Ok(())
+    let ended = tokio::select! {
+        ended = &mut serving => ended,
+        signal = async { tokio::select! { _ = terminate.recv() => "SIGTERM", _ = interrupt.recv() => "SIGINT" } } => {
+            tracing::info!("{signal}: draining");
+            shutdown.cancel();
+            serving.await
+        }
+    };
+    telemetry.end().await;
+    Ok(ended.context("the service panicked")??)
 }
 
 fn token(args: &TokenArgs) -> anyhow::Result<()> {
@@ -43,15 +46,7 @@ fn token(args: &TokenArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn log(format: LogFormat) {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sea_orm_migration=warn"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Human => log.init(),
-        LogFormat::Json => log.json().init(),
-    }
+#[tokio::main(flavor = "current_thread")]
+async fn health(question: &Question) -> anyhow::Result<()> {
+    question.ask().await
 }

@@ -9,6 +9,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::telling::Telling;
 use crate::{
     build::BuildId,
     dispatch::{Event, Policy, ToWorker},
@@ -17,6 +18,8 @@ use crate::{
     store::DispatchStore,
     workers::{Connected, Workers},
 };
+
+mod telling;
 
 /// When a worker counts as what.
 #[derive(Copy, Clone, Debug)]
@@ -33,6 +36,7 @@ pub(crate) struct Queue {
     signals: Arc<Signals>,
     workers: Workers,
     times: Times,
+    telling: Telling,
     /// Names the catalogue to its workers.
     catalogue: Uuid,
 }
@@ -49,7 +53,7 @@ impl Queue {
         times: Times,
         catalogue: Uuid,
     ) -> Self {
-        Self { store, signals, workers: Workers::default(), times, catalogue }
+        Self { store, signals, workers: Workers::default(), times, telling: Telling::new(), catalogue }
     }
 
     /// Takes the queue over from a service that was away: whatever the workers hold they could not keep alive meanwhile.
@@ -88,6 +92,9 @@ impl Queue {
         let Some((decision, committed)) = self.store.decide(build, event).await? else {
             return Ok(false);
         };
+        if let Some(build) = decision.build.as_ref().filter(|build| build.state.is_final()) {
+            self.telling.ended(build);
+        }
         self.deliver(decision.messages);
         self.signals.announce(&committed);
         Ok(true)
@@ -122,8 +129,11 @@ impl Queue {
     /// Claims for a worker until its slots are taken or the queue is empty.
     async fn fill(&self, worker: &Connected) -> Result<(), Error> {
         while let Some((decision, committed)) = self.store.claim(&worker.name, worker.session).await? {
-            let is_assigned =
-                decision.messages.into_iter().all(|(_, message)| self.workers.assign(worker, message));
+            let trace = decision.build.as_ref().and_then(|build| self.telling.claimed(build));
+            let is_assigned = decision
+                .messages
+                .into_iter()
+                .all(|(_, message)| self.workers.assign(worker, message.in_trace(trace.clone())));
             self.signals.announce(&committed);
             if let Some(build) = decision.build.filter(|_| !is_assigned) {
                 // The worker has begun to drain, or has gone, since it was chosen.

@@ -10,6 +10,8 @@ pub(crate) struct Request {
     pub(crate) id: Option<RequestId>,
     /// Whether only to say what would happen.
     pub(crate) validate_only: bool,
+    /// The W3C `traceparent` of the call.
+    pub(crate) trace: Option<String>,
 }
 
 /// What a caller calls its request, and what the request was.

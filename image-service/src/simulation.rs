@@ -154,6 +154,7 @@ impl Database {
             offline_after: Self::OFFLINE_AFTER,
             queue_timeout,
             max_failures: 3,
+            max_pending: None,
         };
         let tables = Tables::new(policy);
         Self { tables: Arc::new(Mutex::new(tables)), policy }

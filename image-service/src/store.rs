@@ -147,6 +147,11 @@ impl Store {
         self.writer.close().await
     }
 
+    /// Fails unless the database answers.
+    pub(crate) async fn ask(&self) -> Result<(), Error> {
+        Ok(self.reader.ping().await?)
+    }
+
     fn backend(&self) -> DbBackend {
         self.reader.get_database_backend()
     }

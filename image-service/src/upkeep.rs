@@ -1,8 +1,13 @@
-//! What goes on beside the calls: hints from other replicas are passed on, and what is kept for a time is forgotten.
+//! What goes on beside the calls: hints from other replicas are passed on, what is kept for a time is forgotten, the database is
+//! asked whether it answers, and the queue is measured.
 
 use std::{error::Error as _, sync::Arc, time::Duration};
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{error::Error, signals::Signals, store::Store};
@@ -75,4 +80,62 @@ pub(crate) async fn forget(store: Store, retain: Retention, shutdown: Cancellati
             }
         }
     }
+}
+
+/// Asks the database again and again whether it answers, until shutdown.
+pub(crate) fn ask(
+    tasks: &mut JoinSet<()>,
+    store: &Store,
+    shutdown: &CancellationToken,
+) -> watch::Receiver<bool> {
+    const EVERY: Duration = Duration::from_secs(1);
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let (sender, receiver) = watch::channel(true);
+    let (store, shutdown) = (store.clone(), shutdown.clone());
+    let asking = async move {
+        loop {
+            let answers = matches!(timeout(PATIENCE, store.ask()).await, Ok(Ok(())));
+            if sender.send_if_modified(|known| std::mem::replace(known, answers) != answers) {
+                if answers {
+                    tracing::info!("the database answers again");
+                } else {
+                    tracing::error!("the database does not answer; health says NOT_SERVING");
+                }
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    };
+    tasks.spawn(async move {
+        shutdown.run_until_cancelled(asking).await;
+    });
+    receiver
+}
+
+/// Measures the queue, until shutdown. Every replica tells the same.
+pub(crate) async fn measure(store: Store, shutdown: CancellationToken) {
+    const EVERY: Duration = Duration::from_secs(5);
+    let meter = opentelemetry::global::meter(crate::PROGRAM);
+    let depth = meter
+        .u64_gauge("trailer.queue.depth")
+        .with_unit("{build}")
+        .with_description("Builds in the queue of the catalogue: the same at every replica")
+        .build();
+    let age = meter
+        .f64_gauge("trailer.queue.age")
+        .with_unit("s")
+        .with_description("How long the oldest build in the queue has been there")
+        .build();
+    let measuring = async {
+        loop {
+            match store.queue_load().await {
+                Ok((builds, oldest)) => {
+                    depth.record(builds, &[]);
+                    age.record(oldest.as_secs_f64(), &[]);
+                }
+                Err(error) => tracing::debug!(%error, "cannot measure the queue"),
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    };
+    shutdown.run_until_cancelled(measuring).await;
 }

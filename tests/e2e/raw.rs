@@ -18,15 +18,29 @@ pub(crate) async fn call(
     token: &str,
     body: Vec<u8>,
 ) -> anyhow::Result<(Code, String)> {
+    call_within(service, method, token, None, body).await
+}
+
+/// A call with a `grpc-timeout`.
+pub(crate) async fn call_within(
+    service: &Service,
+    method: &str,
+    token: &str,
+    timeout: Option<&str>,
+    body: Vec<u8>,
+) -> anyhow::Result<(Code, String)> {
     let stream = TokioIo::new(TcpStream::connect(service.addr).await?);
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
     let connection = tokio::spawn(connection);
-    let request = http::Request::post(format!("http://{}{method}", service.addr))
+    let mut request = http::Request::post(format!("http://{}{method}", service.addr))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
-        .header("authorization", format!("Bearer {token}"))
-        .body(Full::new(Bytes::from(body)))?;
+        .header("authorization", format!("Bearer {token}"));
+    if let Some(timeout) = timeout {
+        request = request.header("grpc-timeout", timeout);
+    }
+    let request = request.body(Full::new(Bytes::from(body)))?;
     let response = tokio::time::timeout(LIMIT, sender.send_request(request)).await??;
     let mut status = Status::from_header_map(response.headers());
     let mut body = response.into_body();

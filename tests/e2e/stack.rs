@@ -155,18 +155,28 @@ impl Worker {
         docker_host: &str,
         flags: &[&str],
     ) -> anyhow::Result<Self> {
+        Self::start_by(service, &format!("http://{server}"), name, docker_host, flags).await
+    }
+
+    /// Starts a worker of the service that is reached by the URL `server`.
+    pub(crate) async fn start_by(
+        service: &Service,
+        server: &str,
+        name: &str,
+        docker_host: &str,
+        flags: &[&str],
+    ) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let token_file = directory.path().join("token");
         std::fs::write(&token_file, service.token(name, &[Role::Worker]))?;
         let token_flag = token_file.to_str().context("a path in UTF-8")?;
-        let server = format!("http://{server}");
         let spool = directory.path().join("spool");
         let spool_flag = ["--spool-dir", spool.to_str().context("a path in UTF-8")?];
         let has_its_own = flags.contains(&"--spool-dir");
         let fixed = [
             "build-worker",
             "--server",
-            &server,
+            server,
             "--token-file",
             token_flag,
             "--name",

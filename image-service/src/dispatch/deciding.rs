@@ -47,6 +47,7 @@ impl<'a> Deciding<'a> {
             reference: build.reference.clone(),
             configuration,
             workspace: build.workspace.clone(),
+            trace: build.trace.clone(),
         };
         self.enter(State::Claimed, format!("claimed by {worker}"));
         self.send(assignment);

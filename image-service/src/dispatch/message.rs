@@ -59,6 +59,8 @@ pub(crate) enum ToWorker {
         configuration: Arc<Configuration>,
         /// What to commit, if the attempt is at a snapshot.
         workspace: Option<Workspace>,
+        /// The W3C `traceparent` that the work goes on with.
+        trace: Option<String>,
     },
     ReportAck {
         attempt: Attempt,
@@ -68,6 +70,18 @@ pub(crate) enum ToWorker {
     Cancel(Attempt),
     /// Stop the work, forget the attempt: it is fenced.
     Drop(Attempt),
+}
+
+impl ToWorker {
+    /// The same message; an assignment has its work go on with this `traceparent`, where there is one.
+    pub(crate) fn in_trace(mut self, traceparent: Option<String>) -> Self {
+        if let Self::Assignment { trace, .. } = &mut self
+            && traceparent.is_some()
+        {
+            *trace = traceparent;
+        }
+        self
+    }
 }
 
 /// What happened in an attempt, numbered within it from 1.

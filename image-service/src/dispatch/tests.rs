@@ -14,6 +14,7 @@ const POLICY: Policy = Policy {
     offline_after: Duration::from_secs(5),
     queue_timeout: Duration::from_secs(300),
     max_failures: 3,
+    max_pending: None,
 };
 
 /// Numbers that look random and are the same for the same seed (xorshift64).

@@ -242,7 +242,7 @@ impl ImageWatch {
 
     /// Takes one change in, if it is new; tells of it, if it is in sight.
     fn take(&mut self, changed: &Changed) {
-        let Change { revision, image: id, creator, viewers } = &changed.change;
+        let Change { revision, image: id, creator, viewers, at: _ } = &changed.change;
         if revision.number <= self.position.number {
             return;
         }

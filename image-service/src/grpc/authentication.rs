@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use tonic::{Request, Status, metadata::AsciiMetadataValue, service::Interceptor};
+use tracing::Span;
 
-use super::status;
+use super::{callers::Callers, status};
 use crate::{
     access::{Principal, Role},
     error::Error,
@@ -16,6 +17,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Authentication {
     verifier: Arc<Verifier>,
+    callers: Arc<Callers>,
     api: Api,
 }
 
@@ -27,8 +29,8 @@ pub(super) enum Api {
 }
 
 impl Authentication {
-    pub(super) fn new(verifier: Arc<Verifier>, api: Api) -> Self {
-        Self { verifier, api }
+    pub(super) fn new(verifier: Arc<Verifier>, callers: Arc<Callers>, api: Api) -> Self {
+        Self { verifier, callers, api }
     }
 }
 
@@ -45,8 +47,9 @@ impl Interceptor for Authentication {
         match self.api {
             Api::Public if principal.is_worker() => return Err(Error::WrongApi.into()),
             Api::Dispatch => principal.require(Role::Worker)?,
-            Api::Public => {}
+            Api::Public => self.callers.admit(&principal)?,
         }
+        Span::current().record("enduser.id", principal.subject());
         request.extensions_mut().insert(principal);
         Ok(request)
     }

@@ -1,11 +1,13 @@
 //! `trailer.images.v1.BuildService`.
 
+use std::sync::Arc;
+
 use futures_util::stream::{self, BoxStream, StreamExt};
 use proto::images::{self as wire, build_service_server::BuildService};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{authentication::caller, build, cursor::Binding, field, page};
+use super::{authentication::caller, build, callers::Callers, cursor::Binding, field, page};
 use crate::{
     build::BuildId,
     catalog::Catalog,
@@ -19,13 +21,14 @@ use crate::{
 pub(super) struct Builds {
     catalog: Catalog,
     histories: Histories,
+    callers: Arc<Callers>,
     /// Names the database's history.
     history: Uuid,
 }
 
 impl Builds {
-    pub(super) fn new(catalog: Catalog, histories: Histories, history: Uuid) -> Self {
-        Self { catalog, histories, history }
+    pub(super) fn new(catalog: Catalog, histories: Histories, callers: Arc<Callers>, history: Uuid) -> Self {
+        Self { catalog, histories, callers, history }
     }
 }
 
@@ -80,15 +83,16 @@ impl BuildService for Builds {
             let violation = Violations::one("after_sequence", "must not be negative");
             return Err(Error::Invalid(violation).into());
         }
+        let place = self.callers.open_stream(&caller)?;
         let watch = self.histories.watch(&caller, id, request.after_sequence).await?;
-        let messages = stream::unfold(Some(watch), |watch| async {
-            let mut watch = watch?;
+        let messages = stream::unfold(Some((watch, place)), |watch| async {
+            let (mut watch, place) = watch?;
             match watch.next().await {
                 Ok(None) => None,
                 Ok(Some(records)) => {
                     let kind = watch.build().kind;
                     let events = records.into_iter().map(|record| build::event(kind, record)).collect();
-                    Some((Ok(wire::WatchBuildResponse { events }), Some(watch)))
+                    Some((Ok(wire::WatchBuildResponse { events }), Some((watch, place))))
                 }
                 Err(error) => Some((Err(Status::from(error)), None)),
             }

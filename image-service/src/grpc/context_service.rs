@@ -6,7 +6,7 @@ use proto::images::{self as wire, context_service_server::ContextService, upload
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{authentication::caller, dispatch_service::blame, field};
+use super::{audit::Audit, authentication::caller, dispatch_service::blame, field};
 use crate::{
     context::ContextDigest,
     contexts::{Begun, Contexts, Taken, Upload},
@@ -70,6 +70,8 @@ impl ContextService for Uploads {
         request: Request<Streaming<wire::UploadContextRequest>>,
     ) -> Result<Response<wire::UploadContextResponse>, Status> {
         let caller = caller(&request)?;
+        let audit = Audit::of(&request);
+        audit.write(&caller, "UploadContext", String::new(), "", false);
         let expiry = deadline(&caller);
         let mut parts = request.into_inner();
         let Some(Part::Start(start)) = self.next(&mut parts).await? else {
@@ -97,6 +99,7 @@ impl ContextService for Uploads {
                 }
             }
         };
+        audit.is_about(&taken.digest);
         Ok(Response::new(taken.into()))
     }
 }

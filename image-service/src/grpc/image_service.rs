@@ -1,11 +1,16 @@
 //! `trailer.images.v1.ImageService`.
 
+use std::sync::Arc;
+
 use futures_util::stream::{self, BoxStream, StreamExt};
 use proto::images::{self as wire, image_service_server::ImageService};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{authentication::caller, configuration, cursor::Binding, field, image, listing, page, write};
+use super::{
+    audit::Audit, authentication::caller, callers::Callers, configuration, cursor::Binding, field, image,
+    listing, page, write,
+};
 use crate::{
     build::BuildId,
     catalog::Catalog,
@@ -26,12 +31,13 @@ const MAX_FULL_PAGE: u64 = 50;
 pub(super) struct Images {
     catalog: Catalog,
     feed: Feed,
+    callers: Arc<Callers>,
     history: Uuid,
 }
 
 impl Images {
-    pub(super) fn new(catalog: Catalog, feed: Feed, history: Uuid) -> Self {
-        Self { catalog, feed, history }
+    pub(super) fn new(catalog: Catalog, feed: Feed, callers: Arc<Callers>, history: Uuid) -> Self {
+        Self { catalog, feed, callers, history }
     }
 }
 
@@ -41,9 +47,11 @@ impl ImageService for Images {
         &self,
         request: Request<wire::CreateImageRequest>,
     ) -> Result<Response<wire::CreateImageResponse>, Status> {
+        let audit = Audit::of(&request);
         let (message, request, mut violations) = write::open(request)?;
         let image = image::given(&mut violations, message.image);
         let (image, build) = self.catalog.create_image(&request, image, violations).await?;
+        audit.is_about(image.image.id);
         Ok(Response::new(wire::CreateImageResponse {
             image: Some(image.into()),
             build: build.map(Into::into),
@@ -215,10 +223,15 @@ impl ImageService for Images {
         &self,
         request: Request<wire::BatchImagesRequest>,
     ) -> Result<Response<wire::BatchImagesResponse>, Status> {
+        let audit = Audit::of(&request);
         let (message, request, violations) = write::open(request)?;
         let (action, targets) = batch::order(&message, violations)?;
         let outcomes = self.catalog.batch_images(&request, action, targets).await?;
-        Ok(Response::new(batch::response(message.targets, outcomes)))
+        let response = batch::response(message.targets, outcomes);
+        for row in &response.results {
+            audit.part(&row.id, batch::code(row));
+        }
+        Ok(Response::new(response))
     }
 
     async fn resolve_image(
@@ -245,10 +258,12 @@ impl ImageService for Images {
         &self,
         request: Request<wire::SnapshotWorkspaceRequest>,
     ) -> Result<Response<wire::SnapshotWorkspaceResponse>, Status> {
+        let audit = Audit::of(&request);
         let (message, request, mut violations) = write::open(request)?;
         let order = snapshot::order(&mut violations, &message);
         let image = image::given(&mut violations, message.image);
         let (image, build) = self.catalog.snapshot_workspace(&request, image, order, violations).await?;
+        audit.is_about(image.image.id);
         let (image, build) = (Some(image.into()), build.map(Into::into));
         Ok(Response::new(wire::SnapshotWorkspaceResponse { image, build }))
     }
@@ -274,14 +289,15 @@ impl ImageService for Images {
                 }
             },
         };
+        let place = self.callers.open_stream(&caller)?;
         // A watch is large, and the stream moves its state with every message.
         let watch = Box::new(self.feed.watch(&caller, query, after, view).await?);
-        let messages = stream::unfold(Some(watch), move |watch| {
+        let messages = stream::unfold(Some((watch, place)), move |watch| {
             let binding = binding.clone();
             async move {
-                let mut watch = watch?;
+                let (mut watch, place) = watch?;
                 match watch.next().await {
-                    Ok(notice) => Some((Ok(message(notice, &binding)), Some(watch))),
+                    Ok(notice) => Some((Ok(message(notice, &binding)), Some((watch, place)))),
                     Err(error) => Some((Err(Status::from(error)), None)),
                 }
             }

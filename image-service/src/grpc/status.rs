@@ -1,7 +1,8 @@
 //! The one place where a gRPC code is chosen. What is internal stays in the log, under a trace id.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
+use edge::telemetry;
 use proto::images as wire;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -14,6 +15,9 @@ use crate::{
 
 /// The domain of every reason.
 const DOMAIN: &str = "images.trailer";
+
+/// After how long to try again what depends on what others do.
+const A_WHILE: Duration = Duration::from_secs(5);
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
@@ -81,7 +85,12 @@ impl From<Error> for Status {
             Error::SessionLost => with_reason(Code::Aborted, "SESSION_LOST", message),
             Error::Draining => with_reason(Code::Unavailable, "DRAINING", message),
             Error::UploadStalled => with_reason(Code::Aborted, "UPLOAD_STALLED", message),
-            Error::TooManyUploads => with_reason(Code::ResourceExhausted, "TOO_MANY_UPLOADS", message),
+            Error::TooManyUploads => exhausted("TOO_MANY_UPLOADS", message, A_WHILE),
+            Error::TooManyCalls { retry_after } => exhausted("TOO_MANY_CALLS", message, retry_after),
+            Error::TooManyStreams { limit: _ } => exhausted("TOO_MANY_STREAMS", message, A_WHILE),
+            Error::TooManyPendingBuilds { limit: _ } => {
+                exhausted("TOO_MANY_PENDING_BUILDS", message, A_WHILE)
+            }
             Error::Busy => with_reason(Code::Unavailable, "STORE_BUSY", message),
             Error::Internal(source) => internal(source.as_ref()),
         }
@@ -103,6 +112,47 @@ pub(super) fn malformed(message: impl Into<String>) -> Status {
     with_reason(Code::InvalidArgument, "MALFORMED_REQUEST", message)
 }
 
+/// The caller does not wait any longer.
+pub(super) fn too_late() -> Status {
+    with_reason(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline of the call is over")
+}
+
+/// The name of a code, as in `google.rpc.Code`.
+pub(super) fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+/// Whether a code says that something is wrong with the service, and not with the call.
+pub(super) fn is_ours(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    )
+}
+
 /// No such method, or an encoding that is not known here.
 pub(super) fn unimplemented(message: &str) -> Status {
     let message = if message.is_empty() { "no such method" } else { message };
@@ -111,7 +161,7 @@ pub(super) fn unimplemented(message: &str) -> Status {
 
 /// Something of ours is broken: the details go to the log, the caller gets the id to find them by.
 pub(super) fn internal(error: &(dyn std::error::Error + 'static)) -> Status {
-    let trace_id = Uuid::new_v4().simple().to_string();
+    let trace_id = telemetry::trace_id().unwrap_or_else(|| Uuid::new_v4().simple().to_string());
     tracing::error!(trace_id, %error, source = ?error.source(), "internal error");
     let details = reason_with("INTERNAL", "trace_id", trace_id);
     Status::with_error_details(Code::Internal, "internal error", details)
@@ -131,6 +181,13 @@ fn refusal_reason(refusal: Refusal) -> &'static str {
         Refusal::SnapshotNotFinished => "SNAPSHOT_NOT_FINISHED",
         Refusal::TooManyGrants => "TOO_MANY_GRANTS",
     }
+}
+
+/// With a hint of when to try again.
+fn exhausted(name: &str, message: String, retry_after: Duration) -> Status {
+    let mut details = reason(name);
+    details.set_retry_info(Some(retry_after));
+    Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
 fn with_reason(code: Code, name: &str, message: impl Into<String>) -> Status {

@@ -51,7 +51,7 @@ fn request(subject: &str) -> Request {
         vec![Role::Builder, Role::Admin],
         Timestamp::from_micros(i64::MAX),
     );
-    Request { caller, id: None, validate_only: false }
+    Request { caller, id: None, validate_only: false, trace: None }
 }
 
 /// What became of an operation, so that it can be compared.
@@ -242,6 +242,7 @@ async fn follow(url: Option<&str>, seed: u64) {
         offline_after: Duration::from_secs(20),
         queue_timeout: Duration::from_secs(300),
         max_failures: 3,
+        max_pending: None,
     };
     let directory = tempfile::tempdir().expect("a directory");
     let clock = Arc::new(AtomicI64::new(1_800_000_000_000_000));

@@ -1,5 +1,7 @@
 //! Builds: the queue, what is decided about it, and the histories.
 
+use std::time::Duration;
+
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, PaginatorTrait,
     QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
@@ -58,6 +60,26 @@ impl Store {
         }
         txn.commit().await?;
         Ok(builds)
+    }
+}
+
+impl Store {
+    /// How many builds are in the queue, and for how long the oldest.
+    pub(crate) async fn queue_load(&self) -> Result<(u64, Duration), Error> {
+        let queued =
+            || build::Entity::find().filter(build::Column::State.eq(rows::state_to_code(State::Queued)));
+        let depth = queued().count(&self.reader).await?;
+        let oldest = queued()
+            .select_only()
+            .column(build::Column::QueuedAt)
+            .order_by_asc(build::Column::QueuedAt)
+            .limit(1)
+            .into_tuple::<i64>()
+            .one(&self.reader)
+            .await?;
+        let now = self.now(&self.reader).await?;
+        let waits = oldest.map_or(0, |oldest| now.micros().saturating_sub(oldest));
+        Ok((depth, Duration::from_micros(u64::try_from(waits).unwrap_or(0))))
     }
 }
 
@@ -176,6 +198,29 @@ pub(super) async fn next_round(db: &impl ConnectionTrait, requester: &str) -> Re
         .one(db)
         .await?;
     Ok(of_queue.unwrap_or(0).max(last.map_or(0, |last| last + 1)))
+}
+
+/// Fails when a requester has as many builds in the queue as it may have.
+pub(super) async fn require_room(
+    db: &impl ConnectionTrait,
+    requester: &str,
+    policy: &Policy,
+) -> Result<(), Error> {
+    let Some(limit) = policy.max_pending else {
+        return Ok(());
+    };
+    let last_one = build::Entity::find()
+        .select_only()
+        .column(build::Column::Id)
+        .filter(build::Column::RequestedBy.eq(requester))
+        // As the index has it.
+        .filter(Expr::cust(format!("state = {}", rows::state_to_code(State::Queued))))
+        .offset(limit.saturating_sub(1))
+        .limit(1)
+        .into_tuple::<Uuid>()
+        .one(db)
+        .await?;
+    if last_one.is_some() { Err(Error::TooManyPendingBuilds { limit }) } else { Ok(()) }
 }
 
 /// Notes that the queue has come to a round.

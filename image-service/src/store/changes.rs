@@ -24,6 +24,7 @@ pub(crate) struct Change {
     pub(crate) creator: String,
     /// Those who may have gained or lost sight of it.
     pub(crate) viewers: BTreeSet<String>,
+    pub(crate) at: Timestamp,
 }
 
 /// A place in the change log.
@@ -100,6 +101,7 @@ impl Store {
                 image: ImageId(row.image),
                 creator: row.creator,
                 viewers: rows::from_json(&row.viewers_json)?,
+                at: Timestamp::from_micros(row.changed_at),
             });
         }
         Ok(changes)

@@ -2,6 +2,7 @@
 
 use std::{str::FromStr, time::Duration};
 
+use edge::telemetry::label;
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, RuntimeErr,
     SqlxPostgresConnector,
@@ -42,9 +43,39 @@ pub(super) async fn migrate(writer: &DatabaseConnection) -> Result<(), DbErr> {
 
 /// A pool of so many connections at most.
 pub(super) async fn connect(url: &str, connections: u32) -> Result<DatabaseConnection, DbErr> {
-    if url.starts_with("sqlite:") {
-        return Database::connect(sqlite_options(url, connections)).await;
-    }
+    let mut connection = if url.starts_with("sqlite:") {
+        Database::connect(sqlite_options(url, connections)).await?
+    } else {
+        postgres(url, connections).await?
+    };
+    measure(&mut connection);
+    Ok(connection)
+}
+
+/// Tells how long statements take, as the conventions of OpenTelemetry have it.
+fn measure(connection: &mut DatabaseConnection) {
+    let system = match connection.get_database_backend() {
+        DbBackend::Postgres => "postgresql",
+        DbBackend::Sqlite => "sqlite",
+        _ => "other_sql",
+    };
+    let duration = opentelemetry::global::meter(crate::PROGRAM)
+        .f64_histogram("db.client.operation.duration")
+        .with_unit("s")
+        .with_description("How long statements took")
+        .with_boundaries(vec![0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0])
+        .build();
+    connection.set_metric_callback(move |done| {
+        let operation = done.statement.sql.split_ascii_whitespace().next().unwrap_or_default().to_owned();
+        let mut labels = vec![label("db.system.name", system), label("db.operation.name", operation)];
+        if done.failed {
+            labels.push(label("error.type", "_OTHER"));
+        }
+        duration.record(done.elapsed.as_secs_f64(), &labels);
+    });
+}
+
+async fn postgres(url: &str, connections: u32) -> Result<DatabaseConnection, DbErr> {
     let failed = |error: SqlxError| DbErr::Conn(RuntimeErr::SqlxError(error.into()));
     let timeout = BUSY_TIMEOUT.as_millis().to_string();
     let settings = [

@@ -53,7 +53,8 @@ pub(crate) trait DispatchStore: Debug + Send + Sync {
     /// lease and not begun.
     async fn heartbeat(&self, worker: &str, session: Uuid, draining: bool) -> Result<Vec<Build>, Error>;
 
-    /// Gives every held build a full lease: the service was away, and its workers could not reach it.
+    /// Gives every held build a full lease, if the service was away as a whole, so that its workers could not reach it: none has
+    /// been heard of lately.
     async fn renew_leases(&self) -> Result<(), Error>;
 }
 
@@ -224,7 +225,21 @@ impl DispatchStore for Store {
 
     async fn renew_leases(&self) -> Result<(), Error> {
         let txn = self.write().await?;
-        let until = self.now(&txn).await?.after(self.policy.lease);
+        let now = self.now(&txn).await?;
+        let last_heard = worker::Entity::find()
+            .select_only()
+            .column(worker::Column::HeardAt)
+            .filter(worker::Column::HeardAt.lte(now.micros()))
+            .order_by_desc(worker::Column::HeardAt)
+            .limit(1)
+            .into_tuple::<i64>()
+            .one(&txn)
+            .await?;
+        if last_heard.is_some_and(|heard| self.policy.is_recent(Timestamp::from_micros(heard), now)) {
+            // Other replicas serve, or did a moment ago: who does not connect to them has nobody to blame but itself.
+            return Ok(());
+        }
+        let until = now.after(self.policy.lease);
         build::Entity::update_many()
             .col_expr(build::Column::LeaseExpiresAt, Expr::value(until.micros()))
             .filter(build::Column::LeaseExpiresAt.is_not_null())

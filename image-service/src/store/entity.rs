@@ -199,6 +199,8 @@ pub(crate) mod build {
         pub requirements_key: String,
         pub workspace_json: Option<String>,
         pub round: i64,
+        /// The `traceparent` of the call that has asked for it.
+        pub trace: Option<String>,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -11,6 +11,7 @@ use sea_orm_migration::{
 mod accepting;
 mod archives;
 mod collecting;
+mod operating;
 mod sharing;
 mod turns;
 mod watching;
@@ -28,6 +29,7 @@ impl MigratorTrait for Migrator {
             Box::new(accepting::Accepting),
             Box::new(archives::Archives),
             Box::new(collecting::Collecting),
+            Box::new(operating::Operating),
         ]
     }
 }

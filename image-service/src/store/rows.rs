@@ -77,6 +77,7 @@ pub(super) fn build_from_row(row: entity::build::Model) -> Result<Build, DbErr> 
         requirements: from_json(&row.requirements_json)?,
         workspace: row.workspace_json.as_deref().map(from_json).transpose()?,
         round: row.round,
+        trace: row.trace,
     })
 }
 
@@ -113,6 +114,7 @@ pub(super) fn build_to_row(build: &Build) -> Result<entity::build::Model, DbErr>
         requirements_json: to_json(&build.requirements)?,
         workspace_json: build.workspace.as_ref().map(to_json).transpose()?,
         round: build.round,
+        trace: build.trace.clone(),
     })
 }
 

@@ -226,13 +226,14 @@ pub(super) fn to_worker(message: ToWorker) -> wire::ConnectResponse {
     use wire::connect_response::Message;
     answer(match message {
         ToWorker::HeartbeatAck(number) => Message::HeartbeatAck(wire::HeartbeatAck { number }),
-        ToWorker::Assignment { attempt, image, reference, configuration, workspace } => {
+        ToWorker::Assignment { attempt, image, reference, configuration, workspace, trace } => {
             Message::Assignment(wire::Assignment {
                 attempt: Some(attempt.into()),
                 image_id: image.to_string(),
                 reference: reference.to_string(),
                 timeout: configuration.build_timeout_ms.map(timeout),
                 work: work(&configuration, workspace),
+                traceparent: trace.unwrap_or_default(),
             })
         }
         ToWorker::ReportAck { attempt, sequence } => {

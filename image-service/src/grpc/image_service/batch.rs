@@ -2,7 +2,7 @@
 
 use prost::Message;
 use proto::images::{self as wire, batch_result::Result as Outcome};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::{
     catalog::{BatchOutcome, BatchTarget},
@@ -53,6 +53,14 @@ pub(super) fn response(
         wire::BatchResult { id: target.id, result: Some(outcome) }
     };
     wire::BatchImagesResponse { results: targets.into_iter().zip(outcomes).map(result).collect() }
+}
+
+/// What came of a row.
+pub(super) fn code(row: &wire::BatchResult) -> Code {
+    match &row.result {
+        Some(Outcome::Error(error)) => Code::from_i32(error.code),
+        Some(Outcome::Image(_)) | None => Code::Ok,
+    }
 }
 
 /// A status as a message: its details are that message, encoded.

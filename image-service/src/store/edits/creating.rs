@@ -121,7 +121,9 @@ impl Write<'_> {
 
     /// Puts a build into the queue: its row, and the first record of its history.
     pub(super) async fn enqueue(&mut self, build: &mut Build) -> Result<(), Error> {
+        builds::require_room(&self.txn, &build.requested_by, self.store.policy()).await?;
         build.round = builds::next_round(&self.txn, &build.requested_by).await?;
+        build.trace.clone_from(&self.request.trace);
         let message = format!("queued by {}", build.requested_by);
         let queued = Happening::State { state: build.state, message };
         let record = build.record(build.queued_at, queued);

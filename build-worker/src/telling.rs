@@ -1,0 +1,108 @@
+//! What a worker tells of itself: the spans of its attempts and their steps, and its slots.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use edge::telemetry::{self, label};
+use opentelemetry::{
+    Context, KeyValue, global,
+    trace::{Span as _, Status, Tracer},
+};
+use prost_types::Timestamp;
+use proto::dispatch::{Assignment, StepState, report_event::Event};
+use tokio::sync::Semaphore;
+use tracing::{Span, field::Empty};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use crate::output::Timed;
+
+/// The span of an attempt, in the trace of the call that has asked for the build.
+pub(crate) fn attempt(assignment: &Assignment) -> Span {
+    let attempt = assignment.attempt.clone().unwrap_or_default();
+    let span = tracing::info_span!(
+        "attempt",
+        otel.kind = "consumer",
+        trailer.build.id = attempt.build_id,
+        trailer.build.attempt = attempt.number,
+        trailer.image.id = assignment.image_id,
+        trace_id = Empty,
+    );
+    // Without telemetry there is no trace to go on with.
+    let _ = span.set_parent(telemetry::context_of(&assignment.traceparent));
+    if let Some(trace_id) = span.in_scope(telemetry::trace_id) {
+        span.record("trace_id", trace_id);
+    }
+    span
+}
+
+/// The spans of an attempt's steps: told when they end, with the engine's times.
+#[derive(Debug)]
+pub(crate) struct StepSpans {
+    attempt: Context,
+    begun: HashMap<i32, SystemTime>,
+}
+
+impl StepSpans {
+    /// Of the attempt that is under way here.
+    pub(crate) fn new() -> Self {
+        Self { attempt: Span::current().context(), begun: HashMap::new() }
+    }
+
+    /// Takes in what is reported.
+    pub(crate) fn take(&mut self, events: &[Timed]) {
+        for (at, event) in events {
+            let Event::Step(step) = event else { continue };
+            let at = at.as_ref().and_then(time).unwrap_or_else(SystemTime::now);
+            match step.state() {
+                StepState::Started => {
+                    self.begun.insert(step.index, at);
+                }
+                StepState::Done | StepState::Cached | StepState::Failed => {
+                    let begun = self.begun.remove(&step.index).unwrap_or(at);
+                    let cached = step.state() == StepState::Cached;
+                    let tracer = global::tracer(crate::PROGRAM);
+                    let mut span = tracer
+                        .span_builder(step.name.clone())
+                        .with_start_time(begun)
+                        .with_attributes([
+                            label("trailer.step", i64::from(step.index)),
+                            KeyValue::new("trailer.step.cached", cached),
+                        ])
+                        .start_with_context(&tracer, &self.attempt);
+                    if step.state() == StepState::Failed {
+                        span.set_status(Status::error(step.error.clone()));
+                    }
+                    span.end_with_timestamp(at);
+                }
+                StepState::Pending | StepState::Unspecified => {}
+            }
+        }
+    }
+}
+
+fn time(at: &Timestamp) -> Option<SystemTime> {
+    let (seconds, nanos) = (u64::try_from(at.seconds).ok()?, u32::try_from(at.nanos).ok()?);
+    UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
+}
+
+/// Tells how many slots there are, and how many are taken.
+pub(crate) fn slots(all: u16, free: &Arc<Semaphore>) {
+    let meter = global::meter(crate::PROGRAM);
+    let slots = meter.u64_observable_gauge("trailer.worker.slots").with_unit("{build}");
+    let slots = slots.with_description("How many builds the worker runs at a time");
+    slots.with_callback(move |gauge| gauge.observe(u64::from(all), &[])).build();
+    // A meter keeps what it observes for ever.
+    let free = Arc::downgrade(free);
+    let taken = meter.u64_observable_gauge("trailer.worker.slots.taken").with_unit("{build}");
+    let taken = taken.with_description("How many builds the worker runs now");
+    taken
+        .with_callback(move |gauge| {
+            if let Some(free) = free.upgrade() {
+                gauge.observe(usize::from(all).saturating_sub(free.available_permits()) as u64, &[]);
+            }
+        })
+        .build();
+}

@@ -1,0 +1,292 @@
+//! What every call has: a span in the caller's trace, a deadline, an audit record if it writes, and its place in the metrics.
+
+use std::{
+    collections::HashSet,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use edge::telemetry::{self, label};
+use http::{HeaderMap, Request, Response};
+use http_body::{Frame, SizeHint};
+use opentelemetry::metrics::{Histogram, UpDownCounter};
+use prost::Message;
+use prost_types::FileDescriptorSet;
+use tokio::time::{Instant, Sleep};
+use tonic::{Code, Status, body::Body};
+use tower::{Layer, Service};
+use tracing::{Instrument, Span, field::Empty};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use super::{audit::Audit, status};
+
+/// Puts [`Calls`] around the services.
+#[derive(Clone, Debug)]
+pub(super) struct CallsLayer {
+    known: Arc<HashSet<String>>,
+    metrics: Metrics,
+}
+
+#[derive(Clone, Debug)]
+struct Metrics {
+    duration: Histogram<f64>,
+    under_way: UpDownCounter<i64>,
+}
+
+impl CallsLayer {
+    /// `described` are the descriptor sets of the methods that are told apart.
+    pub(super) fn new(described: &[&[u8]]) -> Result<Self, prost::DecodeError> {
+        let mut known = HashSet::new();
+        for set in described {
+            for file in FileDescriptorSet::decode(*set)?.file {
+                for service in &file.service {
+                    let service_name = format!("{}.{}", file.package(), service.name());
+                    known.extend(
+                        service.method.iter().map(|method| format!("{service_name}/{}", method.name())),
+                    );
+                }
+            }
+        }
+        let meter = opentelemetry::global::meter(crate::PROGRAM);
+        let metrics = Metrics {
+            duration: meter
+                .f64_histogram("rpc.server.call.duration")
+                .with_unit("s")
+                .with_description("How long calls took, streams until their end")
+                .with_boundaries(vec![
+                    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0,
+                ])
+                .build(),
+            under_way: meter
+                .i64_up_down_counter("trailer.rpc.under_way")
+                .with_unit("{call}")
+                .with_description("Calls under way, streams included")
+                .build(),
+        };
+        Ok(Self { known: Arc::new(known), metrics })
+    }
+}
+
+impl<S> Layer<S> for CallsLayer {
+    type Service = Calls<S>;
+
+    fn layer(&self, inner: S) -> Calls<S> {
+        Calls { inner, layer: self.clone() }
+    }
+}
+
+/// A service whose calls are told.
+#[derive(Clone, Debug)]
+pub(super) struct Calls<S> {
+    inner: S,
+    layer: CallsLayer,
+}
+
+type Answer<E> = Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>>;
+
+impl<S, B> Service<Request<Body>> for Calls<S>
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+    S::Future: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Answer<S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let path = request.uri().path().trim_start_matches('/');
+        // Whoever calls what there is not must not make metrics without end.
+        let method = self.layer.known.get(path).cloned().unwrap_or_else(|| "_OTHER".to_owned());
+        let call = Call::begin(method, request.headers(), self.layer.metrics.clone());
+        let audit = Audit::default();
+        request.extensions_mut().insert(audit.clone());
+        let deadline = timeout(request.headers()).map(|timeout| Instant::now() + timeout);
+        let span = call.span.clone();
+        // Authentication happens here already.
+        let answering = span.in_scope(|| self.inner.call(request));
+        let answer = async move {
+            let audited = audit.begin();
+            let answered = match deadline {
+                None => answering.await?.map(Body::new),
+                Some(deadline) => match tokio::time::timeout_at(deadline, answering).await {
+                    Ok(answered) => answered?.map(Body::new),
+                    Err(_) => status::too_late().into_http(),
+                },
+            };
+            let code = answered
+                .headers()
+                .get("grpc-status")
+                .map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
+            audited.conclude(code);
+            Ok(answered.map(|body| {
+                let late = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+                let mut call = call;
+                call.code = (code != Code::Ok).then_some(code);
+                Body::new(CallBody { body, call, late })
+            }))
+        };
+        Box::pin(answer.instrument(span))
+    }
+}
+
+/// One call, told when it is dropped.
+#[derive(Debug)]
+struct Call {
+    method: String,
+    begun: Instant,
+    span: Span,
+    metrics: Metrics,
+    /// What it ended with; unknown when the caller has gone before.
+    code: Option<Code>,
+}
+
+impl Call {
+    fn begin(method: String, headers: &HeaderMap, metrics: Metrics) -> Self {
+        let span = tracing::info_span!(
+            "call",
+            otel.name = method,
+            otel.kind = "server",
+            otel.status_code = Empty,
+            rpc.system.name = "grpc",
+            rpc.method = method,
+            rpc.response.status_code = Empty,
+            enduser.id = Empty,
+            trace_id = Empty,
+        );
+        // Without telemetry there is no trace to go on with.
+        let _ = span.set_parent(telemetry::context_of_call(headers));
+        if let Some(trace_id) = span.in_scope(telemetry::trace_id) {
+            span.record("trace_id", trace_id);
+        }
+        metrics.under_way.add(1, &[]);
+        Self { method, begun: Instant::now(), span, metrics, code: None }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let code = self.code.unwrap_or(Code::Cancelled);
+        let name = status::code_name(code);
+        self.span.record("rpc.response.status_code", name);
+        if status::is_ours(code) {
+            self.span.record("otel.status_code", "ERROR");
+        }
+        self.metrics.under_way.add(-1, &[]);
+        let labels = [
+            label("rpc.system.name", "grpc"),
+            label("rpc.method", std::mem::take(&mut self.method)),
+            label("rpc.response.status_code", name),
+        ];
+        self.metrics.duration.record(self.begun.elapsed().as_secs_f64(), &labels);
+    }
+}
+
+/// The body of an answer, as long as it goes on.
+struct CallBody {
+    body: Body,
+    call: Call,
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl http_body::Body for CallBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        let span = this.call.span.clone();
+        let polled = span.in_scope(|| Pin::new(&mut this.body).poll_frame(cx));
+        let is_late = |late: &mut Pin<Box<Sleep>>| late.as_mut().poll(cx).is_ready();
+        if polled.is_pending() && this.call.code.is_none() && this.late.as_mut().is_some_and(is_late) {
+            this.late = None;
+            this.call.code = Some(Code::DeadlineExceeded);
+            this.body = Body::empty();
+            let mut trailers = HeaderMap::new();
+            return Poll::Ready(match status::too_late().add_header(&mut trailers) {
+                Ok(()) => Some(Ok(Frame::trailers(trailers))),
+                Err(status) => Some(Err(status)),
+            });
+        }
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(code) = frame.trailers_ref().and_then(|trailers| trailers.get("grpc-status")) {
+                    this.call.code = Some(Code::from_bytes(code.as_bytes()));
+                }
+            }
+            Poll::Ready(Some(Err(error))) => this.call.code = Some(error.code()),
+            Poll::Ready(None) | Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// How long the caller waits: `grpc-timeout` is at most eight digits and a unit.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_eight_digits_and_a_unit() {
+        let read = |text: &str| {
+            timeout(&HeaderMap::from_iter([(
+                http::HeaderName::from_static("grpc-timeout"),
+                http::HeaderValue::from_str(text).expect("a header"),
+            )]))
+        };
+        for (text, expected) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("99999999S", Some(Duration::from_secs(99_999_999))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("7u", Some(Duration::from_micros(7))),
+            ("0n", Some(Duration::ZERO)),
+            ("", None),
+            ("S", None),
+            ("+1S", None),
+            ("1", None),
+            ("1s", None),
+            ("123456789S", None),
+        ] {
+            assert_eq!(read(text), expected, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Accepts connections, encrypted or not, for a server of tonic.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinSet,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::Stream;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use crate::tls::Current;
+
+/// How many connections there are at a time; more wait to be accepted.
+const CONNECTIONS: usize = 10_000;
+/// How long a client may take to agree on TLS.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long to wait when the system gives no connection, as when there are no file descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Connections that wait for the server; the listener waits when it is full.
+const WAITING: usize = 16;
+
+/// The connections of a listener, for `serve_with_incoming`. Dropped, it accepts no more.
+#[derive(Debug)]
+pub struct Incoming {
+    accepted: mpsc::Receiver<Connection>,
+    _accepting: AbortOnDropHandle<()>,
+}
+
+impl Incoming {
+    /// Accepts from now on, by TLS where there is one.
+    pub fn new(listener: TcpListener, tls: Option<Current>) -> Self {
+        let (sender, accepted) = mpsc::channel(WAITING);
+        Self { accepted, _accepting: AbortOnDropHandle::new(tokio::spawn(accept(listener, tls, sender))) }
+    }
+}
+
+impl Stream for Incoming {
+    type Item = Result<Connection, io::Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.accepted.poll_recv(cx).map(|connection| connection.map(Ok))
+    }
+}
+
+async fn accept(listener: TcpListener, tls: Option<Current>, sender: mpsc::Sender<Connection>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    // A client that is slow to agree keeps nobody else waiting.
+    let mut handshakes = JoinSet::new();
+    loop {
+        while handshakes.try_join_next().is_some() {}
+        // The semaphore is never closed.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let (tcp, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        // Otherwise answers wait for delayed acknowledgements. A connection that is gone already shows when it is read.
+        let _ = tcp.set_nodelay(true);
+        match &tls {
+            None => {
+                if sender.send(Connection { io: Io::Plain(tcp), _place: place }).await.is_err() {
+                    return;
+                }
+            }
+            Some(tls) => {
+                let acceptor = TlsAcceptor::from(tls.config());
+                handshakes.spawn(shake_hands(acceptor, tcp, from, place, sender.clone()));
+            }
+        }
+    }
+}
+
+async fn shake_hands(
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+    from: SocketAddr,
+    place: OwnedSemaphorePermit,
+    sender: mpsc::Sender<Connection>,
+) {
+    match tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)).await {
+        Ok(Ok(stream)) => {
+            // The server is gone: so is its client's connection.
+            let _ = sender.send(Connection { io: Io::Tls(Box::new(stream)), _place: place }).await;
+        }
+        Ok(Err(error)) => tracing::info!(%from, %error, "a client does not agree on TLS"),
+        Err(_) => tracing::info!(%from, "a client is too slow to agree on TLS"),
+    }
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Connection {
+    io: Io,
+    _place: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+enum Io {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connected for Connection {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        match &self.io {
+            Io::Plain(tcp) => tcp.connect_info(),
+            Io::Tls(tls) => tls.get_ref().0.connect_info(),
+        }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_read(cx, buffer),
+            Io::Tls(tls) => Pin::new(tls).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_write(cx, buffer),
+            Io::Tls(tls) => Pin::new(tls).poll_write(cx, buffer),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Io::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Io::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, buffers),
+            Io::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, buffers),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.io {
+            Io::Plain(tcp) => tcp.is_write_vectored(),
+            Io::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! A collector of traces and metrics, by OTLP over gRPC.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use opentelemetry_proto::tonic::{
+    collector::{
+        metrics::v1::{
+            ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+            metrics_service_server::{MetricsService, MetricsServiceServer},
+        },
+        trace::v1::{
+            ExportTraceServiceRequest, ExportTraceServiceResponse,
+            trace_service_server::{TraceService, TraceServiceServer},
+        },
+    },
+    common::v1::any_value::Value,
+    resource::v1::Resource,
+    trace::v1::Span,
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{Request, Response, Status, transport::Server};
+
+/// A collector that keeps what it is told.
+#[derive(Debug)]
+pub(crate) struct Collector {
+    pub(crate) addr: SocketAddr,
+    told: Told,
+    _serving: AbortOnDropHandle<()>,
+}
+
+/// By the name of the program that has told it.
+#[derive(Clone, Debug, Default)]
+struct Told(Arc<Mutex<(Vec<(String, Span)>, BTreeSet<(String, String)>)>>);
+
+impl Collector {
+    pub(crate) async fn start() -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let addr = listener.local_addr()?;
+        let told = Told::default();
+        let serving = Server::builder()
+            .add_service(TraceServiceServer::new(told.clone()))
+            .add_service(MetricsServiceServer::new(told.clone()))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        let serving = tokio::spawn(async move {
+            let _ = serving.await;
+        });
+        Ok(Self { addr, told, _serving: AbortOnDropHandle::new(serving) })
+    }
+
+    /// The spans of a trace, each with the program that it comes from.
+    pub(crate) fn trace(&self, id: &[u8]) -> Vec<(String, Span)> {
+        self.told.with(|(spans, _)| spans.iter().filter(|(_, span)| span.trace_id == id).cloned().collect())
+    }
+
+    /// The metrics, each with the program that it comes from.
+    pub(crate) fn metrics(&self) -> BTreeSet<(String, String)> {
+        self.told.with(|(_, metrics)| metrics.clone())
+    }
+}
+
+impl Told {
+    fn with<T>(&self, what: impl FnOnce(&mut (Vec<(String, Span)>, BTreeSet<(String, String)>)) -> T) -> T {
+        what(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[tonic::async_trait]
+impl TraceService for Told {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        for of_resource in request.into_inner().resource_spans {
+            let program = name(of_resource.resource.as_ref());
+            let spans = of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            self.with(|(all, _)| all.extend(spans.map(|span| (program.clone(), span))));
+        }
+        Ok(Response::new(Default::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl MetricsService for Told {
+    async fn export(
+        &self,
+        request: Request<ExportMetricsServiceRequest>,
+    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        for of_resource in request.into_inner().resource_metrics {
+            let program = name(of_resource.resource.as_ref());
+            let metrics = of_resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics);
+            self.with(|(_, all)| all.extend(metrics.map(|metric| (program.clone(), metric.name))));
+        }
+        Ok(Response::new(Default::default()))
+    }
+}
+
+fn name(resource: Option<&Resource>) -> String {
+    let attributes = resource.into_iter().flat_map(|resource| &resource.attributes);
+    let mut names = attributes.filter(|attribute| attribute.key == "service.name");
+    match names.next().and_then(|name| name.value.as_ref()).and_then(|value| value.value.as_ref()) {
+        Some(Value::StringValue(name)) => name.clone(),
+        Some(_) | None => String::new(),
+    }
+}

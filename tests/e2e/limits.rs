@@ -1,0 +1,139 @@
+//! What one caller may ask for, and for how long an answer is awaited.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use proto::images as api;
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt as _;
+
+use crate::{
+    answers::{reason, refused},
+    client::{Client, image},
+    raw,
+    stack::{LIMIT, Service},
+};
+
+async fn watch(client: &Client) -> Result<tonic::Streaming<api::WatchImagesResponse>, Status> {
+    Ok(client.images.clone().watch_images(api::WatchImagesRequest::default()).await?.into_inner())
+}
+
+fn retry_after(status: &Status) -> Duration {
+    status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_calls_too_often_is_told_when_to_come_again() -> anyhow::Result<()> {
+    let service = Service::start_with(&["--max-call-rate", "2"]).await?;
+    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
+    let mut answers = Vec::new();
+    for _ in 0..20 {
+        answers.push(alice.list().await.map(|_| ()));
+    }
+    let refusal = answers.into_iter().find_map(Result::err).context("none of twenty calls is refused")?;
+    assert_eq!((refusal.code(), reason(&refusal)), (Code::ResourceExhausted, "TOO_MANY_CALLS".to_owned()));
+    let pause = retry_after(&refusal);
+    assert!(pause > Duration::ZERO && pause <= Duration::from_secs(1), "{pause:?}");
+    bob.list().await.context("nobody else is kept from calling")?;
+    tokio::time::sleep(pause + Duration::from_millis(600)).await;
+    alice.list().await.context("the hint is true")?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_has_so_many_watches_and_no_more() -> anyhow::Result<()> {
+    let service = Service::start_with(&["--max-streams", "2"]).await?;
+    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
+    let (_, build) = alice.create(image("A", "FROM scratch")).await?;
+    let first = watch(&alice).await?;
+    let request = api::WatchBuildRequest { id: build.id, after_sequence: 0 };
+    let _second = alice.builds.clone().watch_build(request).await?;
+    let refusal = watch(&alice).await.expect_err("there are two");
+    assert_eq!((refusal.code(), reason(&refusal)), (Code::ResourceExhausted, "TOO_MANY_STREAMS".to_owned()));
+    assert!(retry_after(&refusal) > Duration::ZERO);
+    watch(&bob).await.context("nobody else is kept from watching")?;
+    drop(first);
+    let freed = async {
+        while watch(&alice).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, freed).await.context("a watch that has ended still counts")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_has_so_many_builds_in_the_queue_and_no_more() -> anyhow::Result<()> {
+    let service = Service::start_with(&["--max-pending-builds", "2"]).await?;
+    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
+    let (first, _) = alice.create(image("A", "FROM scratch")).await?;
+    alice.create(image("B", "FROM scratch")).await?;
+    let refusal = alice.create(image("C", "FROM scratch")).await.expect_err("there are two");
+    let expected = (Code::ResourceExhausted, "TOO_MANY_PENDING_BUILDS".to_owned());
+    assert_eq!((refusal.code(), reason(&refusal)), expected);
+    assert!(retry_after(&refusal) > Duration::ZERO);
+    assert_eq!(alice.list().await?.len(), 2, "what is refused is not half done");
+    let template = api::Image { template: true, ..image("T", "FROM scratch") };
+    let request = api::CreateImageRequest { image: Some(template), ..Default::default() };
+    alice.images.clone().create_image(request).await.context("a template is not built")?;
+    bob.create(image("D", "FROM scratch")).await.context("nobody else is kept from building")?;
+
+    let cancel = api::CancelBuildRequest { id: first.id.clone(), ..Default::default() };
+    alice.images.clone().cancel_build(cancel).await?;
+    let (third, _) = alice.create(image("C", "FROM scratch")).await?;
+    assert_eq!(refused(alice.build(&first.id).await), expected);
+    let batch = api::BatchImagesRequest {
+        action: api::BatchAction::Build.into(),
+        targets: vec![api::BatchTarget { id: first.id, ..Default::default() }],
+        ..Default::default()
+    };
+    let results = alice.images.clone().batch_images(batch).await?.into_inner().results;
+    let Some(api::batch_result::Result::Error(error)) = results.into_iter().next().and_then(|row| row.result)
+    else {
+        anyhow::bail!("the row is not refused");
+    };
+    assert_eq!(error.code, i32::from(Code::ResourceExhausted));
+    assert_eq!(alice.get(&third.id).await?.status(), api::ImageStatus::BuildPending);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_answered_who_does_not_wait_any_longer() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let (method, token) = ("/trailer.images.v1.ImageService/ListImages", service.token("alice", &[]));
+    let empty = vec![0; 5];
+    let late = raw::call_within(&service, method, &token, Some("1n"), empty.clone()).await?;
+    assert_eq!(late, (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".to_owned()));
+    assert_eq!(raw::call_within(&service, method, &token, Some("20S"), empty).await?.0, Code::Ok);
+
+    // A stream ends when its time is over, and says why.
+    let mut for_a_while = Request::new(api::WatchImagesRequest::default());
+    for_a_while.set_timeout(Duration::from_millis(500));
+    let mut stream = alice.images.clone().watch_images(for_a_while).await?.into_inner();
+    let ended = async {
+        loop {
+            match stream.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => anyhow::bail!("it ended without saying why"),
+                Err(status) => return Ok(status),
+            }
+        }
+    };
+    let status = tokio::time::timeout(LIMIT, ended).await??;
+    assert_eq!((status.code(), reason(&status)), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".to_owned()));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_without_end_are_refused_and_harm_nobody() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let mut request = Request::new(api::ListImagesRequest::default());
+    for i in 0..10 {
+        let key: tonic::metadata::AsciiMetadataKey = format!("x-{i}").parse()?;
+        request.metadata_mut().insert(key, "x".repeat(4_000).parse()?);
+    }
+    assert!(alice.images.clone().list_images(request).await.is_err());
+    service.builder("bob").list().await.context("others are served")?;
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! Both services as programs, which a test starts, ends and starts again, at addresses that they keep.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use image_service::{Role, TokenKeys};
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+
+use crate::{
+    client::{Client, client},
+    database::Database,
+    process::{Program, bound_to_test, program},
+    stack::LIMIT,
+};
+
+/// A catalogue that replicas of image-service share, and what their workers need of it.
+#[derive(Debug)]
+pub(crate) struct Catalogue {
+    keys: TokenKeys,
+    database: Arc<Database>,
+    pub(crate) directory: TempDir,
+}
+
+/// A program that listens.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    pub(crate) addr: SocketAddr,
+    pub(crate) program: Program,
+}
+
+impl Catalogue {
+    pub(crate) async fn create() -> anyhow::Result<Self> {
+        let database = Arc::new(Database::create().await?);
+        let keys = TokenKeys::open(&database.data_dir())?;
+        Ok(Self { keys, database, directory: tempfile::tempdir()? })
+    }
+
+    /// Whether several replicas can share it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.database.url().is_some()
+    }
+
+    pub(crate) fn token(&self, subject: &str, role: Role) -> String {
+        self.keys.mint(subject, &[role], LIMIT * 100).expect("the subject is printable")
+    }
+
+    /// A caller that may create images, by way of `addr`.
+    pub(crate) fn builder(&self, subject: &str, addr: SocketAddr) -> Client {
+        client(addr, &self.token(subject, Role::Builder))
+    }
+
+    /// Starts an image-service; `environment` is of `NAME=value`.
+    pub(crate) async fn replica(
+        &self,
+        name: &str,
+        environment: &[&str],
+        flags: &[&str],
+    ) -> anyhow::Result<Listening> {
+        let data = self.database.data_dir().display().to_string();
+        let mut all = vec!["serve".to_owned(), "--data-dir".to_owned(), data];
+        all.extend(self.database.url().into_iter().flat_map(|url| ["--database-url".to_owned(), url]));
+        all.extend(flags.iter().map(|&flag| flag.to_owned()));
+        self.start("image-service", name, environment, all).await
+    }
+
+    /// Starts a build-worker of the service at `server`.
+    pub(crate) async fn worker(
+        &self,
+        name: &str,
+        server: SocketAddr,
+        docker_host: &str,
+        environment: &[&str],
+        flags: &[&str],
+    ) -> anyhow::Result<Listening> {
+        let file = |kind: &str| self.directory.path().join(format!("{name}.{kind}")).display().to_string();
+        std::fs::write(Path::new(&file("token")), self.token(name, Role::Worker))?;
+        let server = format!("http://{server}");
+        let mut all: Vec<String> = [
+            ["--server", &server],
+            ["--token-file", &file("token")],
+            ["--name", name],
+            ["--docker-host", docker_host],
+            ["--spool-dir", &file("spool")],
+        ]
+        .concat()
+        .into_iter()
+        .map(ToOwned::to_owned)
+        .collect();
+        all.extend(flags.iter().map(|&flag| flag.to_owned()));
+        self.start("build-worker", name, environment, all).await
+    }
+
+    async fn start(
+        &self,
+        which: &str,
+        name: &str,
+        environment: &[&str],
+        flags: Vec<String>,
+    ) -> anyhow::Result<Listening> {
+        // All of 127.0.0.0/8 is this host, and nobody else takes the port while the program is away.
+        let [_, a, b, c] = fastrand::u32(..).to_be_bytes();
+        let addr = SocketAddr::from((Ipv4Addr::new(127, a | 1, b, c | 1), 50051));
+        let command = bound_to_test()
+            .into_iter()
+            .chain(["env".to_owned()])
+            .chain(environment.iter().map(|&variable| variable.to_owned()))
+            .chain([program(which)?])
+            .chain(flags)
+            .chain(["--listen".to_owned(), addr.to_string()]);
+        let program = Program::start(self.directory.path(), name, command)?;
+        let mut listening = Listening { addr, program };
+        listening.answers().await?;
+        Ok(listening)
+    }
+
+    /// What a program has printed.
+    pub(crate) fn log(&self, name: &str) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(self.directory.path().join(format!("{name}.log")))?)
+    }
+}
+
+impl Listening {
+    /// Ends it in order and starts it again.
+    pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
+        self.program.end(Signal::TERM).await?;
+        self.program.start_again()?;
+        self.answers().await
+    }
+
+    async fn answers(&mut self) -> anyhow::Result<()> {
+        let answers = async {
+            while TcpStream::connect(self.addr).await.is_err() {
+                self.program.require_life()?;
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(LIMIT, answers).await.context("it does not listen")?
+    }
+}
