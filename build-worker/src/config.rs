@@ -117,7 +117,7 @@ pub struct Config {
 
     /// How many bytes have to be free where the spool is, and where the engine keeps its images if that is on this host: below,
     /// no build is begun and health says NOT_SERVING.
-    #[arg(long, env = "TRAILER_MIN_FREE_DISK", default_value_t = 1024 * 1024 * 1024)]
+    #[arg(long, env = "TRAILER_MIN_FREE_DISK", default_value_t = 512 * 1024 * 1024)]
     pub min_free_disk: u64,
 
     /// How often to look for images that this worker has made and nothing needs any more, at least 100ms; also whenever a build has

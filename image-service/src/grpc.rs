@@ -34,6 +34,7 @@ mod build;
 mod build_service;
 mod callers;
 mod calls;
+mod code;
 mod configuration;
 mod context_service;
 mod cursor;

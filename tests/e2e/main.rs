@@ -45,6 +45,7 @@ mod reflection;
 mod registries;
 mod registry;
 mod resuming;
+mod rolling;
 mod secrets;
 mod snapshots;
 mod spooling;

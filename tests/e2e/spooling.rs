@@ -186,7 +186,7 @@ async fn a_full_spool_disk_loses_nothing() -> anyhow::Result<()> {
     let spool: &Path = disk.as_ref().map_or_else(|| instead.path(), |disk| disk.0.path());
     // Who may not mount a disk has only the limit.
     let limit = if disk.is_some() { 100 * SmallDisk::BYTES } else { SmallDisk::BYTES }.to_string();
-    let talk = Talk::start(LINES, spool, &["--spool-limit", &limit]).await?;
+    let talk = Talk::start(LINES, spool, &["--spool-limit", &limit, "--min-free-disk", "0"]).await?;
     talk.end.open();
     talk.go_on_unheard();
     // Of a disk all is used; of the limit what a batch needs may be left.

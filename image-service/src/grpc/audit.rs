@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use edge::telemetry::{self, AUDIT};
 use tonic::Code;
 
-use super::status;
+use super::code;
 use crate::access::Principal;
 
 /// Where the handler of a write leaves what is to be recorded. Every call has one; those that only read leave it empty.
@@ -50,7 +50,7 @@ impl Audit {
     /// A part of the write, a row of a batch, ended with `code`.
     pub(super) fn part(&self, target: &str, code: Code) {
         if let Some(record) = self.record().as_ref() {
-            record.tell(target, status::code_name(code));
+            record.tell(target, code::name(code));
         }
     }
 
@@ -89,7 +89,7 @@ impl Drop for Audited {
     fn drop(&mut self) {
         if let Some(record) = self.audit.record().take() {
             // Whether a write that was given up is durable nobody has been told.
-            record.tell(&record.target, self.code.map_or("UNKNOWN", status::code_name));
+            record.tell(&record.target, self.code.map_or("UNKNOWN", code::name));
         }
     }
 }

@@ -22,7 +22,7 @@ use tower::{Layer, Service};
 use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::{audit::Audit, status};
+use super::{audit::Audit, code, status};
 
 /// Puts [`Calls`] around the services.
 #[derive(Clone, Debug)]
@@ -156,13 +156,12 @@ impl Call {
             "call",
             otel.name = method,
             otel.kind = "server",
-            otel.status_code = Empty,
-            rpc.system.name = "grpc",
-            rpc.method = method,
-            rpc.response.status_code = Empty,
             enduser.id = Empty,
             trace_id = Empty,
         );
+        // Not for the log, which has the name.
+        span.set_attribute("rpc.system.name", "grpc");
+        span.set_attribute("rpc.method", method.clone());
         // Without telemetry there is no trace to go on with.
         let _ = span.set_parent(telemetry::context_of_call(headers));
         if let Some(trace_id) = span.in_scope(telemetry::trace_id) {
@@ -176,10 +175,10 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         let code = self.code.unwrap_or(Code::Cancelled);
-        let name = status::code_name(code);
-        self.span.record("rpc.response.status_code", name);
-        if status::is_ours(code) {
-            self.span.record("otel.status_code", "ERROR");
+        let name = code::name(code);
+        self.span.set_attribute("rpc.response.status_code", name);
+        if code::is_ours(code) {
+            self.span.set_status(opentelemetry::trace::Status::error(name));
         }
         self.metrics.under_way.add(-1, &[]);
         let labels = [

@@ -1,0 +1,274 @@
+//! Everything is restarted one after the other while it works, and nobody who tries again notices.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use image_service::Role;
+use proto::{
+    images::{self as api, BuildState, ImageStatus, watch_images_response::Event},
+    watch::{BuildWatch, ImagesWatch, Watched},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::{
+    answers::{assert_gapless, states},
+    client::{Client, client, image},
+    engine::{FakeEngine, Script},
+    programs::Catalogue,
+    stack::LIMIT,
+};
+
+const BUILDS: usize = 500;
+const CLIENTS: usize = 5;
+/// Between two builds of a client: as much as this many programs do on two processors.
+const PAUSE: Duration = Duration::from_millis(150);
+/// Of each kind.
+const WATCHERS: usize = 25;
+
+/// Gives each connection to a replica that accepts it, as a load balancer does.
+#[derive(Debug)]
+struct Balancer {
+    addr: SocketAddr,
+    _accepting: AbortOnDropHandle<()>,
+}
+
+impl Balancer {
+    async fn start(replicas: Vec<SocketAddr>) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let addr = listener.local_addr()?;
+        let accepting = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            let mut turn = 0;
+            while let Ok((mut client, _)) = listener.accept().await {
+                turn += 1;
+                let mut order = replicas.clone();
+                order.rotate_left(turn % replicas.len());
+                connections.spawn(async move {
+                    for replica in order {
+                        if let Ok(mut server) = TcpStream::connect(replica).await {
+                            let _ = client.set_nodelay(true);
+                            let _ = server.set_nodelay(true);
+                            // Either end may break it, which the other sees.
+                            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                            return;
+                        }
+                    }
+                });
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        Ok(Self { addr, _accepting: AbortOnDropHandle::new(accepting) })
+    }
+}
+
+/// Whether the manual says that a call is to be tried again.
+fn may_be_tried_again(status: &Status) -> bool {
+    let is_ours = status.get_details_error_info().is_some();
+    match status.code() {
+        Code::Unavailable => true,
+        Code::Unknown | Code::Cancelled | Code::Internal => !is_ours,
+        _ => false,
+    }
+}
+
+/// Calls as the manual says, until there is an answer; how often it was tried again is counted.
+async fn patiently<T, F>(tries: &AtomicUsize, mut call: impl FnMut() -> F) -> Result<T, Status>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let mut pause = Duration::from_millis(20);
+    loop {
+        match call().await {
+            Err(status) if may_be_tried_again(&status) => {
+                tries.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+            answered => return answered,
+        }
+    }
+}
+
+async fn create(
+    client: &Client,
+    name: String,
+    tries: &AtomicUsize,
+) -> Result<(api::Image, api::Build), Status> {
+    let request = api::CreateImageRequest {
+        image: Some(image(&name, "FROM scratch\nRUN make")),
+        request_id: uuid::Uuid::new_v4().to_string(),
+        ..Default::default()
+    };
+    let response = patiently(tries, || async { client.images.clone().create_image(request.clone()).await })
+        .await?
+        .into_inner();
+    Ok((response.image.unwrap_or_default(), response.build.unwrap_or_default()))
+}
+
+/// Follows all that a caller sees until everything is built that is `expected`, once that is known; what is known by then.
+async fn follow(
+    client: Client,
+    mut expected: watch::Receiver<usize>,
+) -> Result<BTreeMap<String, api::Image>, Status> {
+    let mut known = BTreeMap::new();
+    let mut watch = ImagesWatch::new(client.images.clone(), api::WatchImagesRequest::default());
+    loop {
+        let watched = tokio::select! {
+            watched = watch.next() => Some(watched?),
+            Ok(()) = expected.changed() => None,
+        };
+        match watched {
+            Some(Watched::Begun) => known.clear(),
+            Some(Watched::Event(Event::Image(image) | Event::Changed(image))) => {
+                known.insert(image.id.clone(), *image);
+            }
+            Some(Watched::Event(Event::Removed(removed))) => {
+                known.remove(&removed.id);
+            }
+            Some(Watched::Event(Event::Synced(_) | Event::Bookmark(_))) | None => {}
+        }
+        let built = known.values().filter(|image| image.status() == ImageStatus::BuildFinished).count();
+        if built == *expected.borrow() {
+            return Ok(known);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_of_everything_is_noticed_by_nobody() -> anyhow::Result<()> {
+    let catalogue = Catalogue::create().await?;
+    if !catalogue.is_shared() {
+        return Ok(());
+    }
+    let mut replicas = Vec::new();
+    for i in 0..3 {
+        replicas.push(catalogue.replica(&format!("replica-{i}"), &[], &["--drain-grace", "5s"]).await?);
+    }
+    let balancer = Balancer::start(replicas.iter().map(|replica| replica.addr).collect()).await?;
+    let engine = FakeEngine::start().await?;
+    engine.script(
+        Script::new().step("[1/2] FROM scratch").cached().step("[2/2] RUN make").log("made").succeed(),
+    );
+    let mut workers = Vec::new();
+    for i in 0..6 {
+        let (name, flags) = (format!("w{i}"), ["--slots", "4", "--drain-grace", "5s"]);
+        workers.push(catalogue.worker(&name, balancer.addr, &engine.docker_host(), &[], &flags).await?);
+    }
+
+    // Every client has a connection of its own, so that all replicas are called.
+    let new_client = |subject: &str| catalogue.builder(subject, balancer.addr);
+    let (told, expected) = watch::channel(usize::MAX);
+    let mut following = JoinSet::new();
+    for _ in 0..WATCHERS {
+        following.spawn(follow(new_client("alice"), expected.clone()));
+    }
+    let tries = Arc::new(AtomicUsize::new(0));
+    let all_restarted = Arc::new(AtomicBool::new(false));
+    let mut clients = JoinSet::new();
+    for i in 0..CLIENTS {
+        let (client, tries) = (new_client("alice"), Arc::clone(&tries));
+        let all_restarted = Arc::clone(&all_restarted);
+        clients.spawn(async move {
+            let mut builds = Vec::new();
+            while builds.len() < BUILDS / CLIENTS || !all_restarted.load(Ordering::Relaxed) {
+                builds.push(create(&client, format!("Image {i}-{}", builds.len()), &tries).await?);
+                tokio::time::sleep(PAUSE).await;
+            }
+            Ok::<_, Status>(builds)
+        });
+    }
+    let first = create(&new_client("bob"), "Watched".to_owned(), &tries).await?.1;
+    let mut watching = JoinSet::new();
+    for _ in 0..WATCHERS {
+        let mut watch = BuildWatch::new(new_client("bob").builds, first.id.clone());
+        watching.spawn(async move {
+            let mut events = Vec::new();
+            while let Some(event) = watch.next().await? {
+                events.push(event);
+            }
+            Ok::<_, Status>(events)
+        });
+    }
+
+    for (replica, pair) in replicas.iter_mut().zip(workers.chunks_mut(2)) {
+        replica.restart().await?;
+        for worker in pair {
+            worker.restart().await?;
+        }
+    }
+    all_restarted.store(true, Ordering::Relaxed);
+
+    let mut builds = Vec::new();
+    while let Some(done) = clients.join_next().await {
+        builds.extend(done?.context("a call failed that was tried again as the manual says")?);
+    }
+    assert!(builds.len() >= BUILDS);
+    told.send_replace(builds.len());
+    let names: BTreeSet<&str> = builds.iter().map(|(image, _)| image.id.as_str()).collect();
+    assert_eq!(names.len(), builds.len(), "what was tried again was done once");
+    let alice = new_client("alice");
+    let mut known = Vec::new();
+    while let Some(followed) = tokio::time::timeout(LIMIT * 6, following.join_next())
+        .await
+        .context("not every build ends, or not everyone is told")?
+    {
+        known.push(followed??);
+    }
+    assert_eq!(known.len(), WATCHERS);
+    for known in known {
+        assert_eq!(known.keys().map(String::as_str).collect::<BTreeSet<_>>(), names);
+    }
+    for (_, build) in &builds {
+        let found = patiently(&tries, || async { alice.get_build(&build.id).await }).await?;
+        assert_eq!(found.state(), BuildState::Succeeded, "{found:?}");
+        let events = patiently(&tries, || async { alice.history(&build.id, 0).await }).await?;
+        assert_gapless(&events, 1);
+        let ends = states(&events).into_iter().filter(|state| *state == BuildState::Succeeded).count();
+        assert_eq!(ends, 1);
+    }
+    while let Some(watched) = watching.join_next().await {
+        assert_gapless(&watched??, 1);
+    }
+    assert!(engine.unexpected().is_empty(), "{:?}", engine.unexpected());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_goes_on_at_another_replica() -> anyhow::Result<()> {
+    let catalogue = Catalogue::create().await?;
+    if !catalogue.is_shared() {
+        return Ok(());
+    }
+    let mut first = catalogue.replica("first", &[], &[]).await?;
+    let second = catalogue.replica("second", &[], &[]).await?;
+    let balancer = Balancer::start(vec![second.addr, first.addr]).await?;
+    let engine = FakeEngine::start().await?;
+    let gate = crate::engine::Gate::new();
+    engine.script(Script::new().step("[1/1] RUN make").log("one\n").pause(&gate).log("two\n").succeed());
+    let _worker = catalogue.worker("w1", balancer.addr, &engine.docker_host(), &[], &[]).await?;
+    let alice = client(second.addr, &catalogue.token("alice", Role::Builder));
+    let (_, build) = alice.create(image("Moved", "FROM scratch")).await?;
+    gate.reached().await;
+    // It is connected to the first: the balancer begins with the second in the list after this one.
+    first.program.kill()?;
+    gate.open();
+    let finished = alice.finished(&build.id).await?;
+    assert_eq!((finished.state(), finished.attempt, finished.failures), (BuildState::Succeeded, 1, 0));
+    assert_eq!(crate::answers::lines(&alice.history(&build.id, 0).await?), ["one", "two"]);
+    Ok(())
+}
