@@ -23,7 +23,7 @@ use opentelemetry_proto::tonic::{
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, transport::Server};
 
 /// A collector that keeps what it is told.
@@ -31,7 +31,7 @@ use tonic::{Request, Response, Status, transport::Server};
 pub(crate) struct Collector {
     pub(crate) addr: SocketAddr,
     told: Told,
-    _serving: AbortOnDropHandle<()>,
+    _gone: DropGuard,
 }
 
 /// By the name of the program that has told it.
@@ -40,17 +40,28 @@ struct Told(Arc<Mutex<(Vec<(String, Span)>, BTreeSet<(String, String)>)>>);
 
 impl Collector {
     pub(crate) async fn start() -> anyhow::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    /// Starts one in the place of another that is gone, which knows nothing.
+    pub(crate) async fn start_at(addr: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
-        let told = Told::default();
+        let (told, gone) = (Told::default(), CancellationToken::new());
         let serving = Server::builder()
             .add_service(TraceServiceServer::new(told.clone()))
             .add_service(MetricsServiceServer::new(told.clone()))
-            .serve_with_incoming(TcpListenerStream::new(listener));
-        let serving = tokio::spawn(async move {
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), gone.clone().cancelled_owned());
+        // It ends when all of its connections have.
+        tokio::spawn(async move {
             let _ = serving.await;
         });
-        Ok(Self { addr, told, _serving: AbortOnDropHandle::new(serving) })
+        Ok(Self { addr, told, _gone: gone.drop_guard() })
+    }
+
+    /// How many spans it was told of.
+    pub(crate) fn spans(&self) -> usize {
+        self.told.with(|(spans, _)| spans.len())
     }
 
     /// The spans of a trace, each with the program that it comes from.

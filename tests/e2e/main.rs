@@ -14,15 +14,18 @@ mod cancelling;
 mod client;
 mod clocks;
 mod collecting;
+#[expect(dead_code, reason = "the fault tests use the rest")]
 mod collector;
 mod consistency;
 mod contexts;
 mod database;
+mod deploying;
 mod dispatch;
 mod draining;
 mod editing;
 mod engine;
 mod fairness;
+mod fuzzing;
 mod generating;
 mod hostile;
 mod input;
@@ -31,9 +34,9 @@ mod layers;
 mod limits;
 mod listing;
 mod main_job;
+mod patience;
 mod permissions;
 #[path = "../faults/process.rs"]
-#[expect(dead_code, reason = "the fault tests use the rest")]
 mod process;
 mod programs;
 mod proxy;

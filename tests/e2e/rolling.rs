@@ -22,13 +22,13 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::task::AbortOnDropHandle;
-use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
+use tonic::Status;
 
 use crate::{
     answers::{assert_gapless, states},
     client::{Client, client, image},
     engine::{FakeEngine, Script},
+    patience::patiently,
     programs::Catalogue,
     stack::LIMIT,
 };
@@ -73,34 +73,6 @@ impl Balancer {
             }
         });
         Ok(Self { addr, _accepting: AbortOnDropHandle::new(accepting) })
-    }
-}
-
-/// Whether the manual says that a call is to be tried again.
-fn may_be_tried_again(status: &Status) -> bool {
-    let is_ours = status.get_details_error_info().is_some();
-    match status.code() {
-        Code::Unavailable => true,
-        Code::Unknown | Code::Cancelled | Code::Internal => !is_ours,
-        _ => false,
-    }
-}
-
-/// Calls as the manual says, until there is an answer; how often it was tried again is counted.
-async fn patiently<T, F>(tries: &AtomicUsize, mut call: impl FnMut() -> F) -> Result<T, Status>
-where
-    F: Future<Output = Result<T, Status>>,
-{
-    let mut pause = Duration::from_millis(20);
-    loop {
-        match call().await {
-            Err(status) if may_be_tried_again(&status) => {
-                tries.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(1));
-            }
-            answered => return answered,
-        }
     }
 }
 

@@ -13,14 +13,20 @@ mod base_image;
 #[path = "../e2e/client.rs"]
 #[expect(dead_code, reason = "the end-to-end tests use the rest")]
 mod client;
+#[path = "../e2e/collector.rs"]
+#[expect(dead_code, reason = "the end-to-end tests use the rest")]
+mod collector;
 mod cut_off;
 mod engine;
 mod engines;
 mod killed;
+#[path = "../e2e/patience.rs"]
+mod patience;
 mod postgres;
 mod process;
 #[path = "../e2e/proxy.rs"]
 mod proxy;
 mod seven;
 mod stack;
+mod taken_away;
 mod uploads;

@@ -53,6 +53,8 @@ pub(crate) struct Service {
 /// A build-worker.
 #[derive(Debug)]
 pub(crate) struct Worker {
+    /// Where it answers health checks.
+    pub(crate) addr: SocketAddr,
     pub(crate) program: Program,
 }
 
@@ -61,13 +63,17 @@ pub(crate) fn directory() -> anyhow::Result<TempDir> {
     Ok(tempfile::Builder::new().prefix("trailer-faults.").tempdir_in("/tmp")?)
 }
 
+/// An address that a program keeps. All of 127.0.0.0/8 is this host: nobody else takes the port while the program is away, and no
+/// client connects to itself meanwhile, as can happen at a port that is handed out to clients.
+fn new_address() -> SocketAddr {
+    let [_, a, b, c] = fastrand::u32(..).to_be_bytes();
+    SocketAddr::from((Ipv4Addr::new(127, a | 1, b, c | 1), 50051))
+}
+
 impl Service {
     /// Starts a service with further flags of `image-service serve`.
     pub(crate) async fn start(directory: &Path, flags: &[&str]) -> anyhow::Result<Self> {
-        // All of 127.0.0.0/8 is this host. Nobody else takes the port while the service is away, and no client connects to
-        // itself meanwhile, as can happen at a port that is handed out to clients.
-        let [_, a, b, c] = fastrand::u32(..).to_be_bytes();
-        let addr = SocketAddr::from((Ipv4Addr::new(127, a | 1, b, c | 1), 50051));
+        let addr = new_address();
         let data = directory.join("data");
         let keys = TokenKeys::open(&data)?;
         let fixed = ["serve", "--listen", &addr.to_string(), "--data-dir", &data.display().to_string()]
@@ -131,13 +137,14 @@ impl Worker {
         engine: &Engine,
         slots: u16,
     ) -> anyhow::Result<Self> {
+        let addr = new_address();
         let token_file = directory.join(format!("{name}.token"));
         std::fs::write(&token_file, service.token(name, Role::Worker))?;
         let flags = [
             ("server", format!("http://{server}")),
             ("token-file", token_file.display().to_string()),
             ("name", name.to_owned()),
-            ("listen", "127.0.0.1:0".to_owned()),
+            ("listen", addr.to_string()),
             ("docker-host", engine.host()),
             ("slots", slots.to_string()),
         ];
@@ -145,7 +152,7 @@ impl Worker {
             .into_iter()
             .chain([program("build-worker")?])
             .chain(flags.into_iter().map(|(flag, value)| format!("--{flag}={value}")));
-        Ok(Self { program: Program::start(directory, name, command)? })
+        Ok(Self { addr, program: Program::start(directory, name, command)? })
     }
 
     pub(crate) fn kill(&mut self) -> anyhow::Result<()> {

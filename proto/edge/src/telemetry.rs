@@ -103,7 +103,7 @@ impl Telemetry {
         let log = fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
         let log = match options.log_format {
             LogFormat::Human => log.boxed(),
-            LogFormat::Json => log.json().boxed(),
+            LogFormat::Json => log.json().with_span_list(false).boxed(),
         };
         let ours = Targets::new().with_target(program.replace('-', "_"), Level::INFO);
         let spans = tracing_opentelemetry::layer().with_tracer(tracers.tracer(program)).with_location(false);

@@ -1,0 +1,38 @@
+//! Calls that are tried again, as the manual says.
+
+use std::{
+    future::Future,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+/// Whether the manual says that a call is to be tried again.
+fn may_be_tried_again(status: &Status) -> bool {
+    let is_ours = status.get_details_error_info().is_some();
+    match status.code() {
+        Code::Unavailable => true,
+        Code::Unknown | Code::Cancelled | Code::Internal => !is_ours,
+        _ => false,
+    }
+}
+
+/// Calls as the manual says, until there is an answer; how often it was tried again is counted.
+pub(crate) async fn patiently<T, F>(tries: &AtomicUsize, mut call: impl FnMut() -> F) -> Result<T, Status>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let mut pause = Duration::from_millis(20);
+    loop {
+        match call().await {
+            Err(status) if may_be_tried_again(&status) => {
+                tries.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+            answered => return answered,
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What the programs rest on is taken away under load and brought back: they recover by themselves, and their health says so
+//! meanwhile.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use proto::images::{self as api, BuildState};
+use rustix::process::Signal;
+use tokio::task::JoinHandle;
+use tonic::{Status, transport::Endpoint};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::{
+    client::{Client, image},
+    collector::Collector,
+    engine::{BASE, Engine},
+    patience::patiently,
+    postgres::Postgres,
+    stack::{LIMIT, Service, Worker, directory},
+};
+
+/// For how long.
+const AWAY: Duration = Duration::from_secs(20);
+
+/// Whether a program says that it serves.
+async fn serves(addr: SocketAddr) -> anyhow::Result<bool> {
+    let endpoint = Endpoint::from_shared(format!("http://{addr}"))?.timeout(LIMIT);
+    let answer = HealthClient::new(endpoint.connect().await?).check(HealthCheckRequest::default()).await?;
+    Ok(answer.into_inner().status() == ServingStatus::Serving)
+}
+
+async fn until_serves(addr: SocketAddr, expected: bool) -> anyhow::Result<()> {
+    let waiting = async {
+        while serves(addr).await? != expected {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(LIMIT, waiting)
+        .await
+        .with_context(|| format!("health does not become {expected}"))?
+}
+
+async fn until_told(collector: &Collector) -> anyhow::Result<()> {
+    let told = async {
+        while collector.spans() == 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, told).await.context("the collector is told nothing")
+}
+
+/// Builds one image after the other until it is told to end; the builds.
+fn load(client: Client, end: Arc<AtomicBool>) -> JoinHandle<Result<Vec<api::Build>, Status>> {
+    tokio::spawn(async move {
+        let tries = AtomicUsize::new(0);
+        let mut builds = Vec::new();
+        while !end.load(Ordering::Relaxed) {
+            let name = format!("Image {}", builds.len());
+            let dockerfile = format!("FROM {BASE}\nRUN echo {}", uuid::Uuid::new_v4());
+            let request = api::CreateImageRequest {
+                image: Some(image(&name, &dockerfile)),
+                request_id: uuid::Uuid::new_v4().to_string(),
+                ..Default::default()
+            };
+            let created =
+                patiently(&tries, || async { client.images.clone().create_image(request.clone()).await })
+                    .await?;
+            builds.push(created.into_inner().build.unwrap_or_default());
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        Ok(builds)
+    })
+}
+
+/// Waits for the rest of the time that something is away.
+async fn stay_away(since: Instant) {
+    tokio::time::sleep(AWAY.saturating_sub(since.elapsed())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn collector_postgres_and_engine_are_taken_away_and_come_back() -> anyhow::Result<()> {
+    let directory = directory()?;
+    let mut postgres = Postgres::start().await?;
+    let collector = Collector::start().await?;
+    let at = collector.addr;
+    let endpoint = format!("http://{at}");
+    let flags = ["--database-url", &postgres.url(), "--otlp-endpoint", &endpoint];
+    let service = Service::start(directory.path(), &flags).await?;
+    let mut engine = Engine::start(directory.path(), "e1").await?;
+    let worker = Worker::start(directory.path(), &service, service.addr, "w1", &engine, 2)?;
+    let alice = service.builder("alice");
+    let end = Arc::new(AtomicBool::new(false));
+    let loading = load(alice.clone(), Arc::clone(&end));
+    until_told(&collector).await?;
+    until_serves(service.addr, true).await?;
+    until_serves(worker.addr, true).await?;
+
+    // The collector: nobody minds.
+    drop(collector);
+    let since = Instant::now();
+    let (_, build) = alice.create(image("Untold", &format!("FROM {BASE}\nRUN echo untold"))).await?;
+    assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Succeeded);
+    assert!(serves(service.addr).await? && serves(worker.addr).await?);
+    stay_away(since).await;
+    let collector = Collector::start_at(at).await?;
+
+    // The database: the service says so, and the worker can still work.
+    postgres.program.end(Signal::QUIT).await?;
+    let since = Instant::now();
+    until_serves(service.addr, false).await?;
+    assert!(serves(worker.addr).await?);
+    stay_away(since).await;
+    assert!(!serves(service.addr).await?);
+    postgres.start_again().await?;
+    until_serves(service.addr, true).await?;
+
+    // The engine: the worker says so, and takes nothing.
+    engine.kill()?;
+    let since = Instant::now();
+    until_serves(worker.addr, false).await?;
+    assert!(serves(service.addr).await?);
+    stay_away(since).await;
+    engine.start_again().await?;
+    engine.answers().await?;
+    until_serves(worker.addr, true).await?;
+
+    end.store(true, Ordering::Relaxed);
+    let builds = loading.await?.context("a call failed that was tried again as the manual says")?;
+    assert!(builds.len() > 10, "{} builds are no load", builds.len());
+    for build in builds {
+        let ended = alice.finished(&build.id).await?;
+        assert_eq!(ended.state(), BuildState::Succeeded, "{ended:?}");
+    }
+    until_told(&collector).await
+}
