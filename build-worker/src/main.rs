@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn work(config: Config) -> anyhow::Result<()> {
-    let telemetry = Telemetry::start(PROGRAM, "", &config.telemetry)?;
+    let telemetry = Telemetry::start(PROGRAM, "info", &config.telemetry)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let bound = build_worker::bind(config).await?;

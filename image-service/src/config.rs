@@ -134,6 +134,10 @@ pub struct Config {
     #[arg(long, env = "TRAILER_MAX_STREAMS", default_value_t = 1000)]
     pub max_streams: u32,
 
+    /// How many builds of an image are kept, with their logs; of the older ones that of its artifact.
+    #[arg(long, env = "TRAILER_RETAIN_BUILDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub retain_builds: u32,
+
     /// For how long changes are kept that a watch can be resumed from.
     #[arg(long, env = "TRAILER_RETAIN_CHANGES", default_value = "24h", value_parser = humantime::parse_duration)]
     pub retain_changes: Duration,

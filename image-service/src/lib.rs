@@ -95,6 +95,7 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
         queue_timeout: config.queue_timeout,
         max_failures: i32::from(config.max_attempt_failures),
         max_pending: Some(config.max_pending_builds).filter(|&limit| limit > 0),
+        retain_builds: i64::from(config.retain_builds),
     };
     let url = config.database_url.as_deref();
     let store = Store::open(&config.data_dir, url, policy).await.map_err(database)?;

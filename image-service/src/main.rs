@@ -21,7 +21,7 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn serve(config: Config) -> anyhow::Result<()> {
-    let telemetry = Telemetry::start(PROGRAM, "sea_orm_migration=warn", &config.telemetry)?;
+    let telemetry = Telemetry::start(PROGRAM, "info,sea_orm_migration=warn", &config.telemetry)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let bound = image_service::bind(config).await?;

@@ -24,7 +24,10 @@ use opentelemetry_proto::tonic::{
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{
+    Request, Response, Status,
+    transport::{Identity, Server, ServerTlsConfig},
+};
 
 /// A collector that keeps what it is told.
 #[derive(Debug)]
@@ -43,12 +46,22 @@ impl Collector {
         Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0))).await
     }
 
+    /// Starts one that encrypts, with a certificate and its key.
+    pub(crate) async fn start_with(identity: Identity) -> anyhow::Result<Self> {
+        let server = Server::builder().tls_config(ServerTlsConfig::new().identity(identity))?;
+        Self::serve(server, SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
     /// Starts one in the place of another that is gone, which knows nothing.
     pub(crate) async fn start_at(addr: SocketAddr) -> anyhow::Result<Self> {
+        Self::serve(Server::builder(), addr).await
+    }
+
+    async fn serve(mut server: Server, addr: SocketAddr) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
         let (told, gone) = (Told::default(), CancellationToken::new());
-        let serving = Server::builder()
+        let serving = server
             .add_service(TraceServiceServer::new(told.clone()))
             .add_service(MetricsServiceServer::new(told.clone()))
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), gone.clone().cancelled_owned());

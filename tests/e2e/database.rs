@@ -77,6 +77,12 @@ impl Database {
         Ok(true)
     }
 
+    /// Runs a statement in the catalogue's database.
+    pub(crate) async fn execute(&self, statement: &str) -> anyhow::Result<()> {
+        let file = || format!("sqlite://{}", self.data_dir().join("catalogue.sqlite").display());
+        execute(&self.url().unwrap_or_else(file), statement).await
+    }
+
     /// None on SQLite.
     pub(crate) fn url(&self) -> Option<String> {
         self.postgres.as_ref().map(Postgres::url)

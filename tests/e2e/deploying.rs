@@ -1,12 +1,21 @@
-//! What is deployed fits the programs: every flag and every variable in the manifests and the images exists.
+//! What is deployed fits the programs: every flag and every variable in the manifests and the images exists, and the images that are
+//! made of them run.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
-use clap::{Command, CommandFactory as _};
+use clap::CommandFactory as _;
+
+use crate::{process::program, stack::LIMIT};
 
 /// The flags and the variables of a program, as a command line and an environment have them.
-fn known(command: &Command) -> BTreeSet<String> {
+fn known(command: &clap::Command) -> BTreeSet<String> {
     let of_this = command.get_arguments().flat_map(|argument| {
         let flag = argument.get_long().map(|long| format!("--{long}"));
         let variable = argument.get_env().map(|variable| variable.to_string_lossy().into_owned());
@@ -65,5 +74,59 @@ fn every_flag_and_variable_that_is_deployed_exists() -> anyhow::Result<()> {
         }
     }
     assert!(seen > 30, "{seen}: what is deployed is not found");
+    Ok(())
+}
+
+/// What a command prints; it must succeed.
+fn told(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    anyhow::ensure!(
+        output.status.success(),
+        "{command:?}: {said}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(said)
+}
+
+fn docker(arguments: &[&str]) -> anyhow::Result<String> {
+    told(Command::new("docker").args(arguments))
+}
+
+/// A container that goes with the test.
+struct Container(String);
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = docker(&["rm", "--force", "--volumes", &self.0]);
+    }
+}
+
+#[test]
+fn the_images_run_as_nobody_in_particular_and_say_how_they_are() -> anyhow::Result<()> {
+    let programs = Path::new(&program("image-service")?).parent().context("a directory")?.to_owned();
+    let profile = if programs.ends_with("release") { "release" } else { "dev" };
+    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/images/build");
+    told(Command::new(build).args(["--profile", profile, "--tag", "test"]).env("TRAILER_TEST_BUILT", "yes"))?;
+    for image in ["trailer-images/image-service:test", "trailer-images/build-worker:test"] {
+        assert_eq!(docker(&["inspect", "--format", "{{.Config.User}}", image])?, "65532:65532");
+        let megabytes = docker(&["inspect", "--format", "{{.Size}}", image])?.parse::<u64>()? >> 20;
+        assert!(megabytes < 100, "{image}: {megabytes} MiB");
+        let refused = docker(&["run", "--rm", image]).expect_err("it listens beyond loopback").to_string();
+        assert!(refused.contains("--allow-plaintext") || refused.contains("--token-file"), "{refused}");
+    }
+    let run = ["run", "--detach", "--read-only", "--cap-drop", "ALL", "trailer-images/image-service:test"];
+    let container = Container(docker(&[run.as_slice(), &["serve", "--allow-plaintext"]].concat())?);
+    let health = || docker(&["inspect", "--format", "{{.State.Health.Status}}", &container.0]);
+    let begun = Instant::now();
+    while health()? != "healthy" {
+        let log = docker(&["logs", &container.0])?;
+        anyhow::ensure!(begun.elapsed() < LIMIT * 2, "it does not become healthy: {log}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let pid = docker(&["inspect", "--format", "{{.State.Pid}}", &container.0])?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    assert!(status.contains("Uid:\t65532\t65532\t65532\t65532"), "{status}");
+    docker(&["exec", &container.0, "/usr/local/bin/image-service", "token", "--subject", "alice"])?;
     Ok(())
 }

@@ -48,6 +48,7 @@ mod reflection;
 mod registries;
 mod registry;
 mod resuming;
+mod retention;
 mod rolling;
 mod secrets;
 mod snapshots;

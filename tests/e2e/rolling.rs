@@ -30,7 +30,7 @@ use crate::{
     engine::{FakeEngine, Script},
     patience::patiently,
     programs::Catalogue,
-    stack::LIMIT,
+    stack::{LIMIT, Service},
 };
 
 const BUILDS: usize = 500;
@@ -242,5 +242,23 @@ async fn a_worker_goes_on_at_another_replica() -> anyhow::Result<()> {
     let finished = alice.finished(&build.id).await?;
     assert_eq!((finished.state(), finished.attempt, finished.failures), (BuildState::Succeeded, 1, 0));
     assert_eq!(crate::answers::lines(&alice.history(&build.id, 0).await?), ["one", "two"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_starts_on_the_schema_of_the_one_after_it() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let (created, _) = service.builder("alice").create(image("Kept", "FROM scratch")).await?;
+    let database = service.end().await?;
+    for later in [
+        "ALTER TABLE images ADD COLUMN invented_later VARCHAR",
+        "INSERT INTO seaql_migrations (version, applied_at) VALUES ('m9999_later', 0)",
+    ] {
+        database.execute(later).await?;
+    }
+    let service = Service::start_on(database, &[]).await?;
+    let alice = service.builder("alice");
+    assert_eq!(alice.get(&created.id).await?.name, "Kept");
+    alice.create(image("Another", "FROM scratch")).await?;
     Ok(())
 }

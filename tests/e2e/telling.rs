@@ -6,9 +6,10 @@ use anyhow::Context as _;
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind};
 use proto::images as api;
 use serde_json::Value;
-use tonic::Request;
+use tonic::{Request, transport::Identity};
 
 use crate::{
+    authority::{Authority, flag},
     client::image,
     collector::Collector,
     engine::{FakeEngine, Script},
@@ -29,9 +30,12 @@ fn only<'a>(spans: &'a [(String, Span)], name: &str) -> anyhow::Result<&'a (Stri
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_trace_goes_from_the_call_to_the_last_step_of_the_build() -> anyhow::Result<()> {
-    let collector = Collector::start().await?;
-    let endpoint = format!("http://{}", collector.addr);
-    let otlp = ["--otlp-endpoint", endpoint.as_str()];
+    let authority = Authority::new()?;
+    let (issued, ca) = (authority.issue()?, authority.file());
+    let identity = Identity::from_pem(std::fs::read(issued.cert)?, std::fs::read(issued.key)?);
+    let collector = Collector::start_with(identity).await?;
+    let endpoint = format!("https://{}", collector.addr);
+    let otlp = ["--otlp-endpoint", endpoint.as_str(), "--otlp-ca", flag(&ca)];
     let engine = FakeEngine::start().await?;
     engine.script(
         Script::new().step("[1/2] FROM scratch").cached().step("[2/2] RUN make").log("made").succeed(),

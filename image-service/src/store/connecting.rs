@@ -1,18 +1,18 @@
 //! Connections to a database, and its schema brought up to date.
 
-use std::{str::FromStr, time::Duration};
+use std::{collections::HashSet, str::FromStr, time::Duration};
 
 use edge::telemetry::label;
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, RuntimeErr,
-    SqlxPostgresConnector,
+    SqlxPostgresConnector, Statement,
     sqlx::{
         self, ConnectOptions as _, Error as SqlxError,
         postgres::{PgConnectOptions, PgPoolOptions},
         sqlite::{SqliteJournalMode, SqliteSynchronous},
     },
 };
-use sea_orm_migration::MigratorTrait;
+use sea_orm_migration::{MigratorTrait, SchemaManager};
 
 use super::migration;
 
@@ -32,13 +32,29 @@ pub(super) async fn migrate(writer: &DatabaseConnection) -> Result<(), DbErr> {
         writer.execute_unprepared("SET lock_timeout = 0").await?;
         writer.execute_unprepared(&lock("pg_advisory_lock")).await?;
     }
-    let migrated = migration::Migrator::up(writer, None).await;
+    let migrated = async {
+        // What else was applied is of a later version, beside which this one is to start: `up` would refuse it.
+        if has_all(writer).await? { Ok(()) } else { migration::Migrator::up(writer, None).await }
+    };
+    let migrated = migrated.await;
     if is_shared {
         writer.execute_unprepared(&lock("pg_advisory_unlock")).await?;
         let timeout = BUSY_TIMEOUT.as_millis();
         writer.execute_unprepared(&format!("SET lock_timeout = {timeout}")).await?;
     }
     migrated
+}
+
+/// Whether every migration of this version was applied.
+async fn has_all(db: &DatabaseConnection) -> Result<bool, DbErr> {
+    if !SchemaManager::new(db).has_table("seaql_migrations").await? {
+        return Ok(false);
+    }
+    let sql = "SELECT version FROM seaql_migrations";
+    let applied = db.query_all_raw(Statement::from_string(db.get_database_backend(), sql)).await?;
+    let applied: HashSet<String> =
+        applied.iter().map(|row| row.try_get_by_index(0)).collect::<Result<_, _>>()?;
+    Ok(migration::Migrator::migrations().iter().all(|migration| applied.contains(migration.name())))
 }
 
 /// A pool of so many connections at most.

@@ -69,10 +69,10 @@ impl Telemetry {
     /// How long a collector may take for what is told at once, and at the end.
     const PATIENCE: Duration = Duration::from_secs(5);
 
-    /// Begins to log and to tell, for the whole process. `quiet` are directives of the log for where `RUST_LOG` has none.
+    /// Begins to log and to tell, for the whole process. `directives` are those of the log unless `RUST_LOG` gives others.
     ///
     /// To be called once, in a runtime of tokio.
-    pub fn start(program: &'static str, quiet: &str, options: &Options) -> anyhow::Result<Self> {
+    pub fn start(program: &'static str, directives: &str, options: &Options) -> anyhow::Result<Self> {
         tls::install_provider()?;
         let resource = Resource::builder().with_service_name(program).build();
         let channel = options.otlp_endpoint.as_deref().map(|_| channel(options)).transpose()?;
@@ -98,7 +98,7 @@ impl Telemetry {
 
         let audit = format!("{AUDIT}=info").parse().context("a directive")?;
         let filter = EnvFilter::try_from_default_env()
-            .unwrap_or_else(|_| EnvFilter::new(format!("info,{quiet}")))
+            .unwrap_or_else(|_| EnvFilter::new(directives))
             .add_directive(audit);
         let log = fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
         let log = match options.log_format {

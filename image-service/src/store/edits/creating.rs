@@ -129,6 +129,7 @@ impl Write<'_> {
         let record = build.record(build.queued_at, queued);
         let row = rows::build_to_row(build)?;
         entity::build::Entity::insert(row.into_active_model()).exec_without_returning(&self.txn).await?;
+        builds::forget_beyond(&self.txn, build, self.store.policy().retain_builds, self.now).await?;
         let decision = Decision { build: Some(build.clone()), records: vec![record], ..Decision::default() };
         apply(&self.txn, &decision, self.now, &mut self.effects.committed).await
     }

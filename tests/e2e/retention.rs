@@ -1,0 +1,74 @@
+//! What is not kept for ever: the older builds of an image.
+
+use proto::{
+    dispatch::{Built, Failed, FailureKind, Started, Succeeded, report_event::Event},
+    images::{self as api, BuildState},
+};
+use tonic::Code;
+
+use crate::{
+    actor::{Actor, hello},
+    answers::{assert_gapless, refused},
+    client::{Client, image},
+    stack::Service,
+};
+
+async fn numbers(client: &Client, image: &str) -> anyhow::Result<Vec<i64>> {
+    let request = api::ListBuildsRequest { image_id: image.to_owned(), ..Default::default() };
+    let builds = client.builds.clone().list_builds(request).await?.into_inner().builds;
+    Ok(builds.into_iter().map(|build| build.number).collect())
+}
+
+/// Lets the next build fail.
+async fn fail(actor: &mut Actor) -> anyhow::Result<()> {
+    let (_, attempt) = actor.assignment().await?;
+    let failed =
+        Failed { kind: FailureKind::User.into(), message: "it is wrong".to_owned(), ..Failed::default() };
+    actor.report(&attempt, 1, vec![Event::Started(Started {}), Event::Failed(failed)]).await;
+    actor.acknowledged().await.map(|_| ())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_builds_are_kept_and_that_of_the_artifact() -> anyhow::Result<()> {
+    let service = Service::start_with(&["--retain-builds", "3"]).await?;
+    let alice = service.builder("alice");
+    let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
+    let (created, first) = alice.create(image("A", "FROM scratch")).await?;
+    let (_, attempt) = actor.assignment().await?;
+    let made = Succeeded { image_id: "sha256:1".to_owned(), size_bytes: 1, repo_digest: String::new() };
+    actor.report(&attempt, 1, vec![Event::Started(Started {}), Event::Built(Built {})]).await;
+    actor.acknowledged().await?;
+    actor.report(&attempt, 3, vec![Event::Succeeded(made)]).await;
+    alice.finished(&first.id).await?;
+
+    let mut builds = vec![first.id.clone()];
+    for i in 2..=6 {
+        // Each has a configuration of its own.
+        let changed =
+            api::Image { id: created.id.clone(), ..image("A", &format!("FROM scratch\nENV I={i}")) };
+        let update = api::UpdateImageRequest {
+            image: Some(changed),
+            update_mask: Some(prost_types::FieldMask { paths: vec!["config".to_owned()] }),
+            ..Default::default()
+        };
+        alice.images.clone().update_image(update).await?;
+        builds.push(alice.build(&created.id).await?.id);
+        fail(&mut actor).await?;
+        assert_eq!(alice.finished(&builds[i - 1]).await?.state(), BuildState::Failed);
+    }
+    assert_eq!(numbers(&alice, &created.id).await?, [6, 5, 4, 1]);
+    for (i, build) in builds.iter().enumerate() {
+        let is_kept = [1, 4, 5, 6].contains(&(i + 1));
+        if is_kept {
+            assert_gapless(&alice.history(build, 0).await?, 1);
+        } else {
+            assert_eq!(refused(alice.get_build(build).await).0, Code::NotFound);
+            assert_eq!(refused(alice.history(build, 0).await).0, Code::NotFound);
+        }
+    }
+    assert_eq!(alice.get(&created.id).await?.artifact.map(|artifact| artifact.build_id), Some(first.id));
+    // Nothing is forgotten of a build that is not over.
+    alice.build(&created.id).await?;
+    assert_eq!(numbers(&alice, &created.id).await?, [7, 6, 5, 1]);
+    Ok(())
+}
