@@ -37,9 +37,15 @@ pub(crate) struct Collector {
     _gone: DropGuard,
 }
 
-/// By the name of the program that has told it.
 #[derive(Clone, Debug, Default)]
-struct Told(Arc<Mutex<(Vec<(String, Span)>, BTreeSet<(String, String)>)>>);
+struct Told(Arc<Mutex<Kept>>);
+
+/// What was told, each with the name of the program that has told it.
+#[derive(Debug, Default)]
+struct Kept {
+    spans: Vec<(String, Span)>,
+    metrics: BTreeSet<(String, String)>,
+}
 
 impl Collector {
     pub(crate) async fn start() -> anyhow::Result<Self> {
@@ -74,22 +80,22 @@ impl Collector {
 
     /// How many spans it was told of.
     pub(crate) fn spans(&self) -> usize {
-        self.told.with(|(spans, _)| spans.len())
+        self.told.with(|kept| kept.spans.len())
     }
 
     /// The spans of a trace, each with the program that it comes from.
     pub(crate) fn trace(&self, id: &[u8]) -> Vec<(String, Span)> {
-        self.told.with(|(spans, _)| spans.iter().filter(|(_, span)| span.trace_id == id).cloned().collect())
+        self.told.with(|kept| kept.spans.iter().filter(|(_, span)| span.trace_id == id).cloned().collect())
     }
 
     /// The metrics, each with the program that it comes from.
     pub(crate) fn metrics(&self) -> BTreeSet<(String, String)> {
-        self.told.with(|(_, metrics)| metrics.clone())
+        self.told.with(|kept| kept.metrics.clone())
     }
 }
 
 impl Told {
-    fn with<T>(&self, what: impl FnOnce(&mut (Vec<(String, Span)>, BTreeSet<(String, String)>)) -> T) -> T {
+    fn with<T>(&self, what: impl FnOnce(&mut Kept) -> T) -> T {
         what(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -103,7 +109,7 @@ impl TraceService for Told {
         for of_resource in request.into_inner().resource_spans {
             let program = name(of_resource.resource.as_ref());
             let spans = of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-            self.with(|(all, _)| all.extend(spans.map(|span| (program.clone(), span))));
+            self.with(|kept| kept.spans.extend(spans.map(|span| (program.clone(), span))));
         }
         Ok(Response::new(Default::default()))
     }
@@ -118,7 +124,7 @@ impl MetricsService for Told {
         for of_resource in request.into_inner().resource_metrics {
             let program = name(of_resource.resource.as_ref());
             let metrics = of_resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics);
-            self.with(|(_, all)| all.extend(metrics.map(|metric| (program.clone(), metric.name))));
+            self.with(|kept| kept.metrics.extend(metrics.map(|metric| (program.clone(), metric.name))));
         }
         Ok(Response::new(Default::default()))
     }

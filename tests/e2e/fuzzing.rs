@@ -336,7 +336,17 @@ fn is_allowed(status: &Status) -> bool {
         Code::Internal | Code::Unknown | Code::DataLoss | Code::Ok => false,
         // The client may have been faster.
         Code::DeadlineExceeded | Code::Cancelled => true,
-        _ => has_reason,
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::Unavailable
+        | Code::Unauthenticated => has_reason,
     }
 }
 

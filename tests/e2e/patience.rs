@@ -12,11 +12,8 @@ use tonic_types::StatusExt as _;
 /// Whether the manual says that a call is to be tried again.
 fn may_be_tried_again(status: &Status) -> bool {
     let is_ours = status.get_details_error_info().is_some();
-    match status.code() {
-        Code::Unavailable => true,
-        Code::Unknown | Code::Cancelled | Code::Internal => !is_ours,
-        _ => false,
-    }
+    let by_connection = matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal) && !is_ours;
+    status.code() == Code::Unavailable || by_connection
 }
 
 /// Calls as the manual says, until there is an answer; how often it was tried again is counted.

@@ -1,7 +1,7 @@
 //! What is not kept for ever: the older builds of an image.
 
 use proto::{
-    dispatch::{Built, Failed, FailureKind, Started, Succeeded, report_event::Event},
+    dispatch::{Failed, FailureKind, Started, report_event::Event},
     images::{self as api, BuildState},
 };
 use tonic::Code;
@@ -10,7 +10,8 @@ use crate::{
     actor::{Actor, hello},
     answers::{assert_gapless, refused},
     client::{Client, image},
-    stack::Service,
+    engine::FakeEngine,
+    stack::{Service, Worker},
 };
 
 async fn numbers(client: &Client, image: &str) -> anyhow::Result<Vec<i64>> {
@@ -32,14 +33,12 @@ async fn fail(actor: &mut Actor) -> anyhow::Result<()> {
 async fn the_last_builds_are_kept_and_that_of_the_artifact() -> anyhow::Result<()> {
     let service = Service::start_with(&["--retain-builds", "3"]).await?;
     let alice = service.builder("alice");
-    let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
+    let engine = FakeEngine::start().await?;
+    let worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
     let (created, first) = alice.create(image("A", "FROM scratch")).await?;
-    let (_, attempt) = actor.assignment().await?;
-    let made = Succeeded { image_id: "sha256:1".to_owned(), size_bytes: 1, repo_digest: String::new() };
-    actor.report(&attempt, 1, vec![Event::Started(Started {}), Event::Built(Built {})]).await;
-    actor.acknowledged().await?;
-    actor.report(&attempt, 3, vec![Event::Succeeded(made)]).await;
-    alice.finished(&first.id).await?;
+    assert_eq!(alice.finished(&first.id).await?.state(), BuildState::Succeeded);
+    worker.stop().await?;
+    let mut actor = Actor::connect(&service, hello("w2", &[])).await?;
 
     let mut builds = vec![first.id.clone()];
     for i in 2..=6 {

@@ -73,7 +73,7 @@ fn measure(connection: &mut DatabaseConnection) {
     let system = match connection.get_database_backend() {
         DbBackend::Postgres => "postgresql",
         DbBackend::Sqlite => "sqlite",
-        _ => "other_sql",
+        DbBackend::MySql | _ => "other_sql",
     };
     let duration = opentelemetry::global::meter(crate::PROGRAM)
         .f64_histogram("db.client.operation.duration")
