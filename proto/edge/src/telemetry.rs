@@ -115,7 +115,7 @@ impl Telemetry {
         Ok(Self { tracers, meters })
     }
 
-    /// Delivers what is left, within [`Self::PATIENCE`] twice.
+    /// Delivers what is left, in 10 s at most.
     pub async fn end(self) {
         let ended = tokio::task::spawn_blocking(move || {
             // A collector that is away is no news by now.
