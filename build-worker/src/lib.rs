@@ -20,8 +20,10 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use edge::{listener::Incoming, tls::ServerTls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
+use tonic::{Code, Status, body::Body};
 use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::util::MapResponseLayer;
+use tower_http::catch_panic::CatchPanicLayer;
 
 pub use self::config::{Cli, Command, Config};
 use self::{
@@ -130,7 +132,9 @@ impl Bound {
         let reflection_alpha = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
         let worker_ended = CancellationToken::new();
-        let serving = Server::builder()
+        let serving = edge::listener::server()
+            .layer(MapResponseLayer::new(blame))
+            .layer(CatchPanicLayer::new())
             .add_service(health)
             .add_service(reflection.build_v1()?)
             .add_service(reflection_alpha.build_v1alpha()?)
@@ -198,6 +202,21 @@ async fn work(
     tokio::select! {
         () = worker.run(shutdown.clone()) => {}
         () = draining => {}
+    }
+}
+
+/// Blames the caller for bytes that are no message, for which tonic blames itself.
+fn blame<B>(response: http::Response<B>) -> http::Response<Body>
+where
+    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    match Status::from_header_map(response.headers()) {
+        Some(found) if matches!(found.code(), Code::Internal | Code::OutOfRange) => {
+            Status::invalid_argument(format!("the request is no such message: {}", found.message()))
+                .into_http()
+        }
+        Some(_) | None => response.map(Body::new),
     }
 }
 

@@ -8,7 +8,8 @@ use std::{
 
 use edge::telemetry::{self, label};
 use opentelemetry::{
-    Context, KeyValue, global,
+    Context, KeyValue,
+    global::{self, BoxedSpan},
     trace::{Span as _, Status, Tracer},
 };
 use prost_types::Timestamp;
@@ -42,7 +43,8 @@ pub(crate) fn attempt(assignment: &Assignment) -> Span {
 #[derive(Debug)]
 pub(crate) struct StepSpans {
     attempt: Context,
-    begun: HashMap<i32, SystemTime>,
+    /// Those that have begun and not ended: their names, and when.
+    begun: HashMap<i32, (String, SystemTime)>,
 }
 
 impl StepSpans {
@@ -58,20 +60,15 @@ impl StepSpans {
             let at = at.as_ref().and_then(time).unwrap_or_else(SystemTime::now);
             match step.state() {
                 StepState::Started => {
-                    self.begun.insert(step.index, at);
+                    self.begun.insert(step.index, (step.name.clone(), at));
                 }
                 StepState::Done | StepState::Cached | StepState::Failed => {
-                    let begun = self.begun.remove(&step.index).unwrap_or(at);
-                    let cached = step.state() == StepState::Cached;
-                    let tracer = global::tracer(crate::PROGRAM);
-                    let mut span = tracer
-                        .span_builder(step.name.clone())
-                        .with_start_time(begun)
-                        .with_attributes([
-                            label("trailer.step", i64::from(step.index)),
-                            KeyValue::new("trailer.step.cached", cached),
-                        ])
-                        .start_with_context(&tracer, &self.attempt);
+                    let begun = self.begun.remove(&step.index).map_or(at, |(_, begun)| begun);
+                    let mut span = self.span(step.index, step.name.clone(), begun);
+                    span.set_attribute(KeyValue::new(
+                        "trailer.step.cached",
+                        step.state() == StepState::Cached,
+                    ));
                     if step.state() == StepState::Failed {
                         span.set_status(Status::error(step.error.clone()));
                     }
@@ -79,6 +76,26 @@ impl StepSpans {
                 }
                 StepState::Pending | StepState::Unspecified => {}
             }
+        }
+    }
+
+    fn span(&self, index: i32, name: String, begun: SystemTime) -> BoxedSpan {
+        let tracer = global::tracer(crate::PROGRAM);
+        tracer
+            .span_builder(name)
+            .with_start_time(begun)
+            .with_attributes([label("trailer.step", i64::from(index))])
+            .start_with_context(&tracer, &self.attempt)
+    }
+}
+
+impl Drop for StepSpans {
+    /// What the engine tells no end of was stopped, or is lost.
+    fn drop(&mut self) {
+        for (index, (name, begun)) in std::mem::take(&mut self.begun) {
+            let mut span = self.span(index, name, begun);
+            span.set_status(Status::error("it did not end by itself"));
+            span.end();
         }
     }
 }

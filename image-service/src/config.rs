@@ -130,11 +130,12 @@ pub struct Config {
     #[arg(long, env = "TRAILER_MAX_CALL_RATE", default_value_t = 2000)]
     pub max_call_rate: u32,
 
-    /// How many watches one caller may have open at a time.
+    /// How many watches one caller may have open at a time; 0 for any number.
     #[arg(long, env = "TRAILER_MAX_STREAMS", default_value_t = 1000)]
     pub max_streams: u32,
 
-    /// How many builds of an image are kept, with their logs; of the older ones that of its artifact.
+    /// How many builds of an image are kept, with their logs; of the older ones that of its artifact. Others are forgotten soon
+    /// after a build of the image has ended, in any case within a few hours.
     #[arg(long, env = "TRAILER_RETAIN_BUILDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub retain_builds: u32,
 

@@ -62,8 +62,6 @@ pub(crate) struct Policy {
     pub(crate) max_failures: i32,
     /// How many builds of one requester may be in the queue; none where they are not counted.
     pub(crate) max_pending: Option<u64>,
-    /// How many builds of an image are kept.
-    pub(crate) retain_builds: i64,
 }
 
 impl Policy {

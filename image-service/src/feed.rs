@@ -113,14 +113,16 @@ impl Feed {
                 return Ok(position);
             };
             let reached = last.revision.number;
-            let lag = Timestamp::now().micros().saturating_sub(last.at.micros());
-            self.lag.record(Duration::from_micros(u64::try_from(lag).unwrap_or(0)).as_secs_f64(), &[]);
+            let changed_at = last.at;
             if self.live.receiver_count() > 0 {
                 for changed in with_images(&self.store, changes, &self.terms.all()).await? {
                     // The last listener may have gone meanwhile.
                     let _ = self.live.send(Arc::new(Told::Changed(Box::new(changed))));
                 }
             }
+            // By the clock of the database, where it has one, and this machine's.
+            let lag = Timestamp::now().micros().saturating_sub(changed_at.micros());
+            self.lag.record(Duration::from_micros(u64::try_from(lag).unwrap_or(0)).as_secs_f64(), &[]);
             // Whoever subscribes from here on reads the store afterwards.
             position = reached;
         }

@@ -1,6 +1,6 @@
 //! The transport: parse, call, convert. The only place that knows tonic and the generated code.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use edge::{listener::Incoming, tls::Current};
 use proto::{
@@ -13,7 +13,7 @@ use proto::{
 };
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{service::InterceptorLayer, transport::Server};
+use tonic::service::InterceptorLayer;
 use tower::{ServiceBuilder, util::MapResponseLayer};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -82,12 +82,10 @@ pub(crate) async fn serve(
     serving: Serving,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    const STREAMS_A_CONNECTION: u32 = 1_024;
+    /// A report of a worker has many lines.
+    const MAX_REPORT: usize = 4 * 1024 * 1024;
     /// A configuration has at most a quarter of it.
     const MAX_REQUEST: usize = 1024 * 1024;
-    /// A token with many claims has a few.
-    const MAX_HEADERS: u32 = 16 * 1024;
-    const KEEPALIVE: Duration = Duration::from_secs(20);
     const DESCRIBED: [&[u8]; 3] = [
         proto::FILE_DESCRIPTOR_SET,
         tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -105,10 +103,12 @@ pub(crate) async fn serve(
     let (public, dispatch) = (authentication(Api::Public), authentication(Api::Dispatch));
     let (catalog, history) = (operations.catalog, operations.history);
     let images = image_service::Images::new(catalog.clone(), operations.feed, Arc::clone(&callers), history);
-    let builds = build_service::Builds::new(catalog.clone(), operations.histories, callers, history);
+    let builds =
+        build_service::Builds::new(catalog.clone(), operations.histories, Arc::clone(&callers), history);
     let grants = access_service::Grants::new(catalog.clone(), history);
     let workers = worker_service::AllWorkers::new(catalog.clone(), history);
-    let uploads = context_service::Uploads::new(operations.contexts.clone(), shutdown.clone());
+    let uploads =
+        context_service::Uploads::new(operations.contexts.clone(), Arc::clone(&callers), shutdown.clone());
     let dispatcher = dispatch_service::Dispatcher::new(
         operations.queue,
         catalog,
@@ -122,14 +122,10 @@ pub(crate) async fn serve(
         })
     };
 
-    Server::builder()
+    edge::listener::server()
         .layer(CallsLayer::new(&DESCRIBED)?)
         .layer(CatchPanicLayer::custom(framing::panicked))
         .layer(MapResponseLayer::new(framing::explain))
-        .max_concurrent_streams(STREAMS_A_CONNECTION)
-        .http2_max_header_list_size(MAX_HEADERS)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
@@ -158,7 +154,11 @@ pub(crate) async fn serve(
                 .layer(public)
                 .service(WorkerServiceServer::new(workers).max_decoding_message_size(MAX_REQUEST)),
         )
-        .add_service(ServiceBuilder::new().layer(dispatch).service(DispatchServiceServer::new(dispatcher)))
+        .add_service(
+            ServiceBuilder::new()
+                .layer(dispatch)
+                .service(DispatchServiceServer::new(dispatcher).max_decoding_message_size(MAX_REPORT)),
+        )
         .serve_with_incoming_shutdown(Incoming::new(listener, tls), shutdown.cancelled_owned())
         .await?;
     sessions.close();

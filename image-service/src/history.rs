@@ -79,6 +79,9 @@ impl BuildWatch {
             if self.expiry <= Instant::now() {
                 return Err(Error::TokenExpired);
             }
+            if self.histories.shutdown.is_cancelled() {
+                return Err(Error::Draining);
+            }
             if !self.pending.is_empty() {
                 return Ok(Some(self.take_message()));
             }
@@ -91,8 +94,6 @@ impl BuildWatch {
                 self.pending = records.into();
             } else if is_over {
                 return Ok(None);
-            } else if self.histories.shutdown.is_cancelled() {
-                return Err(Error::Draining);
             } else {
                 self.wait().await;
             }

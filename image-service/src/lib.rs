@@ -95,7 +95,6 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
         queue_timeout: config.queue_timeout,
         max_failures: i32::from(config.max_attempt_failures),
         max_pending: Some(config.max_pending_builds).filter(|&limit| limit > 0),
-        retain_builds: i64::from(config.retain_builds),
     };
     let url = config.database_url.as_deref();
     let store = Store::open(&config.data_dir, url, policy).await.map_err(database)?;
@@ -168,12 +167,21 @@ impl Bound {
         });
         tasks.spawn(upkeep::hear(store.clone(), Arc::clone(&signals), shutdown.clone()));
         tasks.spawn(upkeep::forget(store.clone(), retain, shutdown.clone()));
-        tasks.spawn(async move { feed.run(&signals, position).await });
+        tasks.spawn({
+            let signals = Arc::clone(&signals);
+            async move { feed.run(&signals, position).await }
+        });
         tasks.spawn({
             let shutdown = shutdown.clone();
             async move { verifier.keep_fresh(shutdown).await }
         });
 
+        tasks.spawn(upkeep::trim(
+            store.clone(),
+            Arc::clone(&signals),
+            config.retain_builds.into(),
+            shutdown.clone(),
+        ));
         tasks.spawn(upkeep::measure(store.clone(), shutdown.clone()));
         let serving = Serving {
             listener,
@@ -191,8 +199,15 @@ impl Bound {
             panicked = first_panic(&mut tasks) => Err(ServeError::Panicked(panicked)),
         };
         shutdown.cancel();
-        while tasks.join_next().await.is_some() {}
-        store.close().await.map_err(database)?;
+        let ended = async {
+            while tasks.join_next().await.is_some() {}
+            store.close().await
+        };
+        // What waits for a database that is away waits no longer.
+        match tokio::time::timeout(Self::LAST_WORDS, ended).await {
+            Ok(closed) => closed.map_err(database)?,
+            Err(_) => tracing::warn!("something still waited for the database at the end"),
+        }
         served
     }
 }

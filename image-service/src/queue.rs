@@ -94,6 +94,7 @@ impl Queue {
         };
         if let Some(build) = decision.build.as_ref().filter(|build| build.state.is_final()) {
             self.telling.ended(build);
+            self.signals.end_build(build.image);
         }
         self.deliver(decision.messages);
         self.signals.announce(&committed);

@@ -4,7 +4,7 @@
 //! time and nothing else.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     build::BuildId,
+    image::ImageId,
     store::{Committed, Hint},
 };
 
@@ -21,6 +22,9 @@ pub(crate) struct Signals {
     changes: Notify,
     queue: Notify,
     histories: Mutex<HashMap<BuildId, watch::Sender<()>>>,
+    /// The images of builds that have ended.
+    ended: Mutex<BTreeSet<ImageId>>,
+    has_ended: Notify,
 }
 
 impl Signals {
@@ -65,6 +69,26 @@ impl Signals {
 
     pub(crate) async fn queue_moved(&self) {
         self.queue.notified().await;
+    }
+
+    /// A build of an image has ended. Forgotten when too many wait: there is a slow poll.
+    pub(crate) fn end_build(&self, image: ImageId) {
+        const MOST: usize = 10_000;
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if ended.len() < MOST {
+            ended.insert(image);
+            self.has_ended.notify_one();
+        }
+    }
+
+    /// Waits for an image of which a build has ended.
+    pub(crate) async fn build_ended(&self) -> ImageId {
+        loop {
+            if let Some(image) = self.ended.lock().unwrap_or_else(PoisonError::into_inner).pop_first() {
+                return image;
+            }
+            self.has_ended.notified().await;
+        }
     }
 
     /// Marks the history of a build as new whenever it grows. Subscribe, then read.

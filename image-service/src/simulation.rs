@@ -155,7 +155,6 @@ impl Database {
             queue_timeout,
             max_failures: 3,
             max_pending: None,
-            retain_builds: 20,
         };
         let tables = Tables::new(policy);
         Self { tables: Arc::new(Mutex::new(tables)), policy }

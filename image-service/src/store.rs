@@ -53,6 +53,7 @@ mod listing;
 mod made;
 mod migration;
 mod references;
+mod retention;
 mod rows;
 mod texts;
 mod workers;
@@ -64,6 +65,8 @@ pub(crate) struct Store {
     reader: DatabaseConnection,
     /// A pool of one: whoever writes waits here for its turn.
     writer: DatabaseConnection,
+    /// A pool of one, for nobody but who asks whether the database answers: it waits for no other.
+    asked: DatabaseConnection,
     history: Uuid,
     policy: Policy,
     /// Stands for the clock.
@@ -104,6 +107,7 @@ impl Store {
         let writer = connecting::connect(&url, 1).await?;
         connecting::migrate(&writer).await?;
         let reader = connecting::connect(&url, Self::READERS).await?;
+        let asked = connecting::connect(&url, 1).await?;
         let catalogue = entity::catalogue::Entity::find_by_id(1)
             .one(&reader)
             .await?
@@ -111,6 +115,7 @@ impl Store {
         Ok(Self {
             reader,
             writer,
+            asked,
             history: catalogue.history,
             policy,
             #[cfg(all(test, feature = "simulation"))]
@@ -143,13 +148,14 @@ impl Store {
 
     /// Waits for what is under way and closes the connections.
     pub(crate) async fn close(self) -> Result<(), DbErr> {
+        self.asked.close().await?;
         self.reader.close().await?;
         self.writer.close().await
     }
 
     /// Fails unless the database answers.
     pub(crate) async fn ask(&self) -> Result<(), Error> {
-        Ok(self.reader.ping().await?)
+        Ok(self.asked.ping().await?)
     }
 
     fn backend(&self) -> DbBackend {
@@ -311,7 +317,8 @@ impl From<DbErr> for Error {
 }
 
 /// Whether the same may work a little later: another process has held a lock for too long (SQLITE_BUSY, or Postgres'
-/// lock_not_available), two were in each other's way, or the database has gone and comes back.
+/// lock_not_available), two were in each other's way, this process was too slow in the middle of a transaction, or the database has
+/// gone and comes back.
 fn is_passing(error: &DbErr) -> bool {
     let (DbErr::Exec(RuntimeErr::SqlxError(error))
     | DbErr::Query(RuntimeErr::SqlxError(error))
@@ -328,7 +335,16 @@ fn is_passing(error: &DbErr) -> bool {
     error.code().is_some_and(|code| {
         matches!(
             code.as_ref(),
-            "5" | "261" | "517" | "55P03" | "40P01" | "40001" | "57P01" | "57P02" | "57P03"
+            "5" | "261"
+                | "517"
+                | "55P03"
+                | "40P01"
+                | "40001"
+                | "57P01"
+                | "57P02"
+                | "57P03"
+                | "25P03"
+                | "53300"
         ) || code.len() == 5 && code.starts_with("08")
     })
 }

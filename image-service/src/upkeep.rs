@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{error::Error, signals::Signals, store::Store};
+use crate::{error::Error, image::ImageId, signals::Signals, store::Store};
 
 /// How long to wait before the database is asked again to tell what others do.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -80,6 +80,34 @@ pub(crate) async fn forget(store: Store, retain: Retention, shutdown: Cancellati
             }
         }
     }
+}
+
+/// Forgets builds that are beyond `keep` of their image: soon after one has ended, and of all images now and then; until shutdown.
+pub(crate) async fn trim(store: Store, signals: Arc<Signals>, keep: u64, shutdown: CancellationToken) {
+    const EVERYWHERE: Duration = Duration::from_secs(3_600);
+    let trimming = async {
+        let mut everywhere = interval(EVERYWHERE);
+        everywhere.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let trimmed = tokio::select! {
+                biased;
+                image = signals.build_ended() => store.forget_builds_of(image, keep).await,
+                _ = everywhere.tick() => trim_everywhere(&store, keep).await,
+            };
+            if let Err(error) = trimmed {
+                tracing::warn!(%error, source = ?error.source(), "cannot forget older builds");
+            }
+        }
+    };
+    shutdown.run_until_cancelled(trimming).await;
+}
+
+async fn trim_everywhere(store: &Store, keep: u64) -> Result<(), Error> {
+    let mut after = ImageId(uuid::Uuid::nil());
+    while let Some(last) = store.forget_builds_after(after, keep).await? {
+        after = last;
+    }
+    Ok(())
 }
 
 /// Asks the database again and again whether it answers, until shutdown.

@@ -6,12 +6,16 @@ use std::{
 };
 
 use anyhow::Context as _;
+use proto::dispatch::{
+    Attempt, ConnectRequest, FetchContextRequest, FindUnneededRequest, connect_request::Message as ToService,
+};
 use ring::hmac;
 use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::{
-    answers::reason,
+    actor::hello,
+    answers::{reason, refused},
     client::{client, image},
     issuer::{KeyServer, SigningKey, encode, jwks, message},
     stack::{LIMIT, Service},
@@ -214,7 +218,7 @@ async fn roles_come_from_the_claim_that_the_operator_names() -> anyhow::Result<(
         assert_eq!(answer, expected.map_err(str::to_owned), "{claim}: {roles}");
     }
     let worker = client(service.addr, &token("https://trailer.example/roles", json!(["worker"])));
-    let hello = tokio_stream::empty::<proto::dispatch::ConnectRequest>();
+    let hello = tokio_stream::empty::<ConnectRequest>();
     let answer = worker.dispatch.clone().connect(hello).await.map(|_| ());
     assert!(!answer.is_err_and(
         |status| status.code() == Code::Unauthenticated || status.code() == Code::PermissionDenied
@@ -232,7 +236,7 @@ async fn anonymous_callers_are_let_in_only_when_that_is_said() -> anyhow::Result
 
     let (hidden, _) = service.builder("alice").create(image("B", "FROM scratch")).await?;
     assert_eq!(nobody.get(&hidden.id).await.expect_err("not an admin").code(), Code::NotFound);
-    let hello = tokio_stream::pending::<proto::dispatch::ConnectRequest>();
+    let hello = tokio_stream::pending::<ConnectRequest>();
     let dispatched = nobody.dispatch.clone().connect(hello).await.expect_err("no worker");
     assert_eq!(reason(&dispatched), "ROLE_MISSING");
 
@@ -250,5 +254,65 @@ async fn anonymous_callers_are_let_in_only_when_that_is_said() -> anyhow::Result
     let watch = proto::images::WatchImagesRequest::default();
     let mut watch = nobody.images.clone().watch_images(watch).await?.into_inner();
     assert!(tokio::time::timeout(LIMIT, watch.message()).await??.is_some());
+    Ok(())
+}
+
+/// What each RPC of the dispatch API says to a token, when the worker says that it is `w1`.
+async fn dispatch_refusals(service: &Service, token: &str) -> Vec<(Code, String)> {
+    let client = client(service.addr, token).dispatch;
+    let hello = ConnectRequest { message: Some(ToService::Hello(hello("w1", &[]))) };
+    let connected = async {
+        let mut answers = client.clone().connect(futures_util::stream::iter([hello])).await?.into_inner();
+        answers.message().await.map(drop)
+    };
+    let unneeded = async { client.clone().find_unneeded(FindUnneededRequest::default()).await.map(drop) };
+    let attempt = Attempt { build_id: uuid::Uuid::new_v4().to_string(), number: 1 };
+    let fetched = async {
+        let request = FetchContextRequest { attempt: Some(attempt) };
+        let mut chunks = client.clone().fetch_context(request).await?.into_inner();
+        chunks.message().await.map(drop)
+    };
+    [connected.await, unneeded.await, fetched.await]
+        .into_iter()
+        .map(|answer| {
+            answer.map_or_else(|status| (status.code(), reason(&status)), |()| (Code::Ok, String::new()))
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dispatch_api_is_for_workers_each_in_its_own_name() -> anyhow::Result<()> {
+    let key = SigningKey::p256("p");
+    let file = file(&[&key])?;
+    let service = Service::start_with(&["--jwks", name(&file), "--audience", "images"]).await?;
+    let worker =
+        |subject: &str| with(with(claims(subject), "aud", json!("images")), "roles", json!(["worker"]));
+    let denied = |reason: &str| (Code::PermissionDenied, reason.to_owned());
+    let unknown = |reason: &str| (Code::Unauthenticated, reason.to_owned());
+    let (fine, not_held) = ((Code::Ok, String::new()), (Code::NotFound, "BUILD_NOT_FOUND".to_owned()));
+
+    let own = dispatch_refusals(&service, &key.token(&worker("w1"))).await;
+    assert_eq!(own, [fine.clone(), fine.clone(), not_held.clone()]);
+    // What another asks for is its own affair; but it cannot say that it is this one.
+    let other = dispatch_refusals(&service, &key.token(&worker("w2"))).await;
+    assert_eq!(other, [denied("OTHER_WORKER"), fine, not_held]);
+    for roles in [json!([]), json!(["builder"]), json!(["admin"]), json!(["service"])] {
+        let token = key.token(&with(worker("w1"), "roles", roles.clone()));
+        assert_eq!(dispatch_refusals(&service, &token).await, vec![denied("ROLE_MISSING"); 3], "{roles}");
+    }
+    let unsigned = format!("{}.", message(&json!({"alg": "none", "typ": "JWT"}), &worker("w1")));
+    let forged = SigningKey::p256("p").token(&worker("w1"));
+    for (token, expected) in [
+        (String::new(), "TOKEN_MISSING"),
+        (unsigned, "TOKEN_INVALID"),
+        (forged, "TOKEN_INVALID"),
+        (key.token(&with(worker("w1"), "aud", json!("other"))), "TOKEN_INVALID"),
+        (key.token(&with(worker("w1"), "exp", json!(in_seconds(-60)))), "TOKEN_EXPIRED"),
+    ] {
+        assert_eq!(dispatch_refusals(&service, &token).await, vec![unknown(expected); 3], "{token}");
+    }
+    // And a worker's token is good for nothing else.
+    let (code, reason) = refused(service.client(&key.token(&worker("w1"))).list().await);
+    assert_eq!((code, reason), denied("WORKER_TOKEN"));
     Ok(())
 }

@@ -220,7 +220,7 @@ async fn random_bytes_are_the_callers_fault() -> anyhow::Result<()> {
             assert!(expected.contains(&code), "{method}: {code:?} {reason}");
         }
     }
-    let oversized = [&[0][..], &(5 * 1024 * 1024_u32).to_be_bytes(), &vec![0; 5 * 1024 * 1024]].concat();
+    let oversized = [&[0][..], &(1024 * 1024 + 1_u32).to_be_bytes(), &vec![0; 1024 * 1024 + 1]].concat();
     let (code, reason) = raw::call(&service, METHODS[0], &token, oversized).await?;
     assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "MALFORMED_REQUEST"));
     let (code, _) =

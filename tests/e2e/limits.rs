@@ -86,13 +86,19 @@ async fn a_caller_has_so_many_builds_in_the_queue_and_no_more() -> anyhow::Resul
         targets: vec![api::BatchTarget { id: first.id, ..Default::default() }],
         ..Default::default()
     };
-    let results = alice.images.clone().batch_images(batch).await?.into_inner().results;
+    let results = alice.images.clone().batch_images(batch.clone()).await?.into_inner().results;
     let Some(api::batch_result::Result::Error(error)) = results.into_iter().next().and_then(|row| row.result)
     else {
         anyhow::bail!("the row is not refused");
     };
     assert_eq!(error.code, i32::from(Code::ResourceExhausted));
-    assert_eq!(alice.get(&third.id).await?.status(), api::ImageStatus::BuildPending);
+    // What was refused can be built when there is room again.
+    let cancel = api::CancelBuildRequest { id: third.id.clone(), ..Default::default() };
+    alice.images.clone().cancel_build(cancel).await?;
+    let (refused_before, mut client) = (batch.targets[0].id.clone(), alice.images.clone());
+    let results = client.batch_images(batch).await?.into_inner().results;
+    assert!(matches!(results[0].result, Some(api::batch_result::Result::Image(_))), "{results:?}");
+    assert_eq!(alice.get(&refused_before).await?.status(), api::ImageStatus::BuildPending);
     Ok(())
 }
 

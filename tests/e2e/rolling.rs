@@ -16,6 +16,7 @@ use proto::{
     images::{self as api, BuildState, ImageStatus, watch_images_response::Event},
     watch::{BuildWatch, ImagesWatch, Watched},
 };
+use rustix::process::Signal;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -27,7 +28,8 @@ use tonic::Status;
 use crate::{
     answers::{assert_gapless, states},
     client::{Client, client, image},
-    engine::{FakeEngine, Script},
+    database::Database,
+    engine::{FakeEngine, Gate, Script},
     patience::patiently,
     programs::Catalogue,
     stack::{LIMIT, Service},
@@ -136,6 +138,9 @@ async fn a_rolling_restart_of_everything_is_noticed_by_nobody() -> anyhow::Resul
     engine.script(
         Script::new().step("[1/2] FROM scratch").cached().step("[2/2] RUN make").log("made").succeed(),
     );
+    // One build goes on for as long as there are restarts.
+    let gate = Gate::new();
+    engine.on("RUN watched", Script::new().step("[1/1] RUN watched").pause(&gate).log("made").succeed());
     let mut workers = Vec::new();
     for i in 0..6 {
         let (name, flags) = (format!("w{i}"), ["--slots", "4", "--drain-grace", "5s"]);
@@ -164,7 +169,12 @@ async fn a_rolling_restart_of_everything_is_noticed_by_nobody() -> anyhow::Resul
             Ok::<_, Status>(builds)
         });
     }
-    let first = create(&new_client("bob"), "Watched".to_owned(), &tries).await?.1;
+    let watched = api::CreateImageRequest {
+        image: Some(image("Watched", "FROM scratch\nRUN watched")),
+        ..Default::default()
+    };
+    let created = new_client("bob").images.create_image(watched).await?.into_inner();
+    let first = created.build.context("a build")?;
     let mut watching = JoinSet::new();
     for _ in 0..WATCHERS {
         let mut watch = BuildWatch::new(new_client("bob").builds, first.id.clone());
@@ -184,6 +194,8 @@ async fn a_rolling_restart_of_everything_is_noticed_by_nobody() -> anyhow::Resul
         }
     }
     all_restarted.store(true, Ordering::Relaxed);
+    gate.open();
+    assert!(tries.load(Ordering::Relaxed) > 0, "nobody has met a restart");
 
     let mut builds = Vec::new();
     while let Some(done) = clients.join_next().await {
@@ -214,7 +226,9 @@ async fn a_rolling_restart_of_everything_is_noticed_by_nobody() -> anyhow::Resul
         assert_eq!(ends, 1);
     }
     while let Some(watched) = watching.join_next().await {
-        assert_gapless(&watched??, 1);
+        let events = watched??;
+        assert_gapless(&events, 1);
+        assert_eq!(states(&events).last(), Some(&BuildState::Succeeded));
     }
     assert!(engine.unexpected().is_empty(), "{:?}", engine.unexpected());
     Ok(())
@@ -230,13 +244,17 @@ async fn a_worker_goes_on_at_another_replica() -> anyhow::Result<()> {
     let second = catalogue.replica("second", &[], &[]).await?;
     let balancer = Balancer::start(vec![second.addr, first.addr]).await?;
     let engine = FakeEngine::start().await?;
-    let gate = crate::engine::Gate::new();
+    let gate = Gate::new();
     engine.script(Script::new().step("[1/1] RUN make").log("one\n").pause(&gate).log("two\n").succeed());
     let _worker = catalogue.worker("w1", balancer.addr, &engine.docker_host(), &[], &[]).await?;
     let alice = client(second.addr, &catalogue.token("alice", Role::Builder));
     let (_, build) = alice.create(image("Moved", "FROM scratch")).await?;
     gate.reached().await;
-    // It is connected to the first: the balancer begins with the second in the list after this one.
+    let log = catalogue.log("first")?;
+    assert!(
+        log.contains("a worker connected"),
+        "the balancer gives the first connection to the first: {log}"
+    );
     first.program.kill()?;
     gate.open();
     let finished = alice.finished(&build.id).await?;
@@ -260,5 +278,53 @@ async fn a_version_starts_on_the_schema_of_the_one_after_it() -> anyhow::Result<
     let alice = service.builder("alice");
     assert_eq!(alice.get(&created.id).await?.name, "Kept");
     alice.create(image("Another", "FROM scratch")).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_that_start_together_share_the_work_of_migrating() -> anyhow::Result<()> {
+    let first = Database::create().await?;
+    if first.url().is_none() {
+        return Ok(());
+    }
+    let database = Arc::new(first);
+    let start = || Service::start_on(Arc::clone(&database), &[]);
+    let (first, second, third) = tokio::try_join!(start(), start(), start())?;
+    let (created, _) = first.builder("alice").create(image("Shared", "FROM scratch")).await?;
+    for replica in [second, third] {
+        assert_eq!(replica.builder("alice").get(&created.id).await?.name, "Shared");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_freezes_keeps_the_others_from_nothing_for_long() -> anyhow::Result<()> {
+    let catalogue = Catalogue::create().await?;
+    if !catalogue.is_shared() {
+        return Ok(());
+    }
+    let frozen = catalogue.replica("frozen", &[], &[]).await?;
+    let other = catalogue.replica("other", &[], &[]).await?;
+    let tries = Arc::new(AtomicUsize::new(0));
+    // It writes all the time, so that it freezes in the middle of a write.
+    let mut writing = JoinSet::new();
+    for i in 0..8 {
+        let (client, tries) = (catalogue.builder("alice", frozen.addr), Arc::clone(&tries));
+        writing.spawn(async move {
+            for j in 0.. {
+                if create(&client, format!("Frozen {i}-{j}"), &tries).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    let bob = catalogue.builder("bob", other.addr);
+    create(&bob, "Before".to_owned(), &tries).await?;
+    frozen.program.signal(Signal::STOP)?;
+    let begun = std::time::Instant::now();
+    create(&bob, "After".to_owned(), &tries).await?;
+    // Workers stop their builds after 30 s in which no heartbeat can be written.
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    frozen.program.signal(Signal::CONT)?;
     Ok(())
 }

@@ -15,7 +15,6 @@ const POLICY: Policy = Policy {
     queue_timeout: Duration::from_secs(300),
     max_failures: 3,
     max_pending: None,
-    retain_builds: 20,
 };
 
 /// Numbers that look random and are the same for the same seed (xorshift64).

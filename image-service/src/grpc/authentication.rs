@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tonic::{Request, Status, metadata::AsciiMetadataValue, service::Interceptor};
 use tracing::Span;
 
-use super::{callers::Callers, status};
+use super::{audit::Audit, callers::Callers, status};
 use crate::{
     access::{Principal, Role},
     error::Error,
@@ -44,6 +44,9 @@ impl Interceptor for Authentication {
                 self.verifier.verify(token).map_err(|error| status::unauthenticated(Some(error)))?
             }
         };
+        if let Some(audit) = request.extensions().get::<Audit>() {
+            audit.asked_by(&principal);
+        }
         match self.api {
             Api::Public if principal.is_worker() => return Err(Error::WrongApi.into()),
             Api::Dispatch => principal.require(Role::Worker)?,

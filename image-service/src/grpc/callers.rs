@@ -29,7 +29,8 @@ pub(crate) struct Callers {
 
 #[derive(Debug)]
 struct Streams {
-    limit: u32,
+    /// None where they are not limited.
+    limit: Option<u32>,
     by_caller: Mutex<HashMap<String, u32>>,
     open: UpDownCounter<i64>,
 }
@@ -45,7 +46,7 @@ impl Callers {
     /// After how many calls those are forgotten who have not called lately.
     const SWEEP: usize = 4_096;
 
-    /// `rate` is in calls a second, of which those of one second may come at once; 0 counts none.
+    /// `rate` is in calls a second, of which those of one second may come at once, `streams` at a time; 0 is any number.
     pub(crate) fn new(rate: u32, streams: u32) -> Self {
         let open = opentelemetry::global::meter(crate::PROGRAM)
             .i64_up_down_counter("trailer.watchers")
@@ -55,7 +56,11 @@ impl Callers {
         Self {
             rate: NonZeroU32::new(rate).map(|rate| RateLimiter::dashmap(Quota::per_second(rate))),
             admitted: AtomicUsize::new(0),
-            streams: Arc::new(Streams { limit: streams, by_caller: Mutex::default(), open }),
+            streams: Arc::new(Streams {
+                limit: Some(streams).filter(|&limit| limit > 0),
+                by_caller: Mutex::default(),
+                open,
+            }),
         }
     }
 
@@ -78,8 +83,8 @@ impl Callers {
         {
             let mut by_caller = streams.by_caller();
             let open = by_caller.entry(caller.subject().to_owned()).or_default();
-            if *open >= streams.limit {
-                return Err(Error::TooManyStreams { limit: streams.limit });
+            if let Some(limit) = streams.limit.filter(|limit| *open >= *limit) {
+                return Err(Error::TooManyStreams { limit });
             }
             *open += 1;
         }

@@ -16,18 +16,24 @@ use http_body::{Frame, SizeHint};
 use opentelemetry::metrics::{Histogram, UpDownCounter};
 use prost::Message;
 use prost_types::FileDescriptorSet;
-use tokio::time::{Instant, Sleep};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, Sleep},
+};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::{audit::Audit, code, status};
+use crate::error::Error;
 
 /// Puts [`Calls`] around the services.
 #[derive(Clone, Debug)]
 pub(super) struct CallsLayer {
     known: Arc<HashSet<String>>,
+    /// Of the calls that need no token.
+    places: Arc<Semaphore>,
     metrics: Metrics,
 }
 
@@ -38,6 +44,9 @@ struct Metrics {
 }
 
 impl CallsLayer {
+    /// How many calls without a token there are at a time: of health and reflection, by whoever reaches the port.
+    const WITHOUT_TOKEN: u32 = 1_000;
+
     /// `described` are the descriptor sets of the methods that are told apart.
     pub(super) fn new(described: &[&[u8]]) -> Result<Self, prost::DecodeError> {
         let mut known = HashSet::new();
@@ -67,7 +76,8 @@ impl CallsLayer {
                 .with_description("Calls under way, streams included")
                 .build(),
         };
-        Ok(Self { known: Arc::new(known), metrics })
+        let places = Arc::new(Semaphore::new(Self::WITHOUT_TOKEN as usize));
+        Ok(Self { known: Arc::new(known), places, metrics })
     }
 }
 
@@ -107,8 +117,18 @@ where
         let path = request.uri().path().trim_start_matches('/');
         // Whoever calls what there is not must not make metrics without end.
         let method = self.layer.known.get(path).cloned().unwrap_or_else(|| "_OTHER".to_owned());
-        let call = Call::begin(method, request.headers(), self.layer.metrics.clone());
-        let audit = Audit::default();
+        // A health check that is answered at once has to be answered.
+        let is_open_to_all = path.starts_with("grpc.") && !path.ends_with("/Check");
+        let mut call = Call::begin(method, request.headers(), self.layer.metrics.clone());
+        if is_open_to_all {
+            let Ok(place) = Arc::clone(&self.layer.places).try_acquire_owned() else {
+                call.code = Some(Code::ResourceExhausted);
+                let refusal = Error::TooManyStreams { limit: CallsLayer::WITHOUT_TOKEN };
+                return Box::pin(async move { Ok(Status::from(refusal).into_http()) });
+            };
+            call.place = Some(place);
+        }
+        let audit = Audit::for_call(&call.method);
         request.extensions_mut().insert(audit.clone());
         let deadline = timeout(request.headers()).map(|timeout| Instant::now() + timeout);
         let span = call.span.clone();
@@ -148,6 +168,7 @@ struct Call {
     metrics: Metrics,
     /// What it ended with; unknown when the caller has gone before.
     code: Option<Code>,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Call {
@@ -168,7 +189,7 @@ impl Call {
             span.record("trace_id", trace_id);
         }
         metrics.under_way.add(1, &[]);
-        Self { method, begun: Instant::now(), span, metrics, code: None }
+        Self { method, begun: Instant::now(), span, metrics, code: None, place: None }
     }
 }
 

@@ -1,12 +1,12 @@
 //! `trailer.images.v1.ContextService`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use proto::images::{self as wire, context_service_server::ContextService, upload_context_request::Part};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{audit::Audit, authentication::caller, dispatch_service::blame, field};
+use super::{audit::Audit, authentication::caller, callers::Callers, dispatch_service::blame, field};
 use crate::{
     context::ContextDigest,
     contexts::{Begun, Contexts, Taken, Upload},
@@ -18,6 +18,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Uploads {
     contexts: Contexts,
+    callers: Arc<Callers>,
     shutdown: CancellationToken,
 }
 
@@ -27,8 +28,8 @@ impl Uploads {
     /// How long all of it may take.
     const LONGEST: Duration = Duration::from_secs(3_600);
 
-    pub(super) fn new(contexts: Contexts, shutdown: CancellationToken) -> Self {
-        Self { contexts, shutdown }
+    pub(super) fn new(contexts: Contexts, callers: Arc<Callers>, shutdown: CancellationToken) -> Self {
+        Self { contexts, callers, shutdown }
     }
 
     /// The next part of a stream; none at its end.
@@ -71,7 +72,7 @@ impl ContextService for Uploads {
     ) -> Result<Response<wire::UploadContextResponse>, Status> {
         let caller = caller(&request)?;
         let audit = Audit::of(&request);
-        audit.write(&caller, "UploadContext", String::new(), "", false);
+        let place = self.callers.open_stream(&caller)?;
         let expiry = deadline(&caller);
         let mut parts = request.into_inner();
         let Some(Part::Start(start)) = self.next(&mut parts).await? else {
@@ -99,6 +100,7 @@ impl ContextService for Uploads {
                 }
             }
         };
+        drop(place);
         audit.is_about(&taken.digest);
         Ok(Response::new(taken.into()))
     }

@@ -92,13 +92,14 @@ impl DispatchService for Dispatcher {
         let attempt = message::attempt("attempt", request.into_inner().attempt)?;
         let download = self.contexts.download(&caller, attempt).await?;
         let (gzip, end) = (download.kept.gzip, download.kept.end);
-        let shutdown = self.shutdown.clone();
+        let (shutdown, expiry) = (self.shutdown.clone(), deadline(&caller));
         let chunks = stream::try_unfold(download, move |mut download| {
             let shutdown = shutdown.clone();
             async move {
                 let chunk = tokio::select! {
                     biased;
                     () = shutdown.cancelled() => return Err(Error::Draining.into()),
+                    () = tokio::time::sleep_until(expiry) => return Err(Error::TokenExpired.into()),
                     chunk = download.next() => chunk?,
                 };
                 Ok(chunk
@@ -229,5 +230,7 @@ fn silent() -> Status {
 
 /// What tonic says of a stream: bytes that are no message are the worker's fault, a broken connection is nobody's.
 pub(super) fn blame(found: Status) -> Status {
-    if found.code() == tonic::Code::Internal { status::malformed(found.message()) } else { found }
+    // The latter is a message over the limit.
+    let is_unreadable = matches!(found.code(), tonic::Code::Internal | tonic::Code::OutOfRange);
+    if is_unreadable && found.details().is_empty() { status::malformed(found.message()) } else { found }
 }

@@ -19,7 +19,7 @@ use crate::{
     image::{Configuration, ImageId, Place, View},
 };
 
-mod batch;
+pub(super) mod batch;
 mod edit;
 mod snapshot;
 
@@ -228,9 +228,7 @@ impl ImageService for Images {
         let (action, targets) = batch::order(&message, violations)?;
         let outcomes = self.catalog.batch_images(&request, action, targets).await?;
         let response = batch::response(message.targets, outcomes);
-        for row in &response.results {
-            audit.part(&row.id, batch::code(row));
-        }
+        audit.parts_ended(response.results.iter().map(batch::code));
         Ok(Response::new(response))
     }
 

@@ -6,7 +6,11 @@ use proto::images as wire;
 use ring::digest::{SHA256, digest};
 use tracing::Span;
 
-use super::{audit::Audit, authentication::caller};
+use super::{
+    audit::{About, Audit},
+    authentication::caller,
+    image_service::batch,
+};
 use crate::{
     error::{Error, Violations},
     request::{Request, RequestId},
@@ -17,12 +21,14 @@ pub(super) trait WriteRequest: Message {
     const NAME: &str;
     fn request_id(&mut self) -> &mut String;
     fn validate_only(&self) -> bool;
-    /// What it is about; empty for what it makes.
-    fn target(&self) -> String;
+    fn about(&self) -> About;
 }
 
 macro_rules! write_requests {
-    ($($name:ident by $target:expr),+ $(,)?) => {
+    ($($name:ident by $about:expr),+ $(,)?) => {
+        /// The RPCs that write by one message.
+        pub(super) const NAMES: [&str; [$(stringify!($name)),+].len()] = [$(rpc(stringify!($name))),+];
+
         $(impl WriteRequest for wire::$name {
             const NAME: &str = stringify!($name);
 
@@ -34,29 +40,49 @@ macro_rules! write_requests {
                 self.validate_only
             }
 
-            fn target(&self) -> String {
-                let target: fn(&Self) -> String = $target;
-                target(self)
+            fn about(&self) -> About {
+                let about: fn(&Self) -> About = $about;
+                about(self)
             }
         })+
     };
 }
 
 write_requests!(
-    CreateImageRequest by |_| String::new(),
-    UpdateImageRequest by |write| write.image.as_ref().map(|image| image.id.clone()).unwrap_or_default(),
-    DeleteImageRequest by |write| write.id.clone(),
-    EnableImageRequest by |write| write.id.clone(),
-    DisableImageRequest by |write| write.id.clone(),
-    BuildImageRequest by |write| write.id.clone(),
-    CancelBuildRequest by |write| write.id.clone(),
-    BatchImagesRequest by |write| format!("{} images", write.targets.len()),
-    SnapshotWorkspaceRequest by |_| String::new(),
-    GrantAccessRequest by |write| write.image_id.clone(),
-    RevokeAccessRequest by |write| write.image_id.clone(),
-    DrainWorkerRequest by |write| write.name.clone(),
-    ResumeWorkerRequest by |write| write.name.clone(),
+    CreateImageRequest by |_| About::default(),
+    UpdateImageRequest by |write| of(write.image.as_ref().map_or("", |image| &image.id)),
+    DeleteImageRequest by |write| of(&write.id),
+    EnableImageRequest by |write| of(&write.id),
+    DisableImageRequest by |write| of(&write.id),
+    BuildImageRequest by |write| of(&write.id),
+    CancelBuildRequest by |write| of(&write.id),
+    BatchImagesRequest by |write| About {
+        target: format!("{} images", write.targets.len()),
+        detail: write.action().as_str_name().to_owned(),
+        parts: write.targets.iter().take(batch::MAX_TARGETS).map(|target| target.id.clone()).collect(),
+    },
+    SnapshotWorkspaceRequest by |_| About::default(),
+    GrantAccessRequest by |write| {
+        let grant = write.grant.clone().unwrap_or_default();
+        let permissions: Vec<&str> = grant.permissions().map(|permission| permission.as_str_name()).collect();
+        About { detail: format!("{} for {}", permissions.join(" "), grant.subject), ..of(&write.image_id) }
+    },
+    RevokeAccessRequest by |write| About { detail: format!("of {}", write.subject), ..of(&write.image_id) },
+    DrainWorkerRequest by |write| of(&write.name),
+    ResumeWorkerRequest by |write| of(&write.name),
 );
+
+/// The RPC of a request.
+const fn rpc(request: &str) -> &str {
+    match request.as_bytes().split_last_chunk::<7>() {
+        Some((_, b"Request")) => request.split_at(request.len() - 7).0,
+        Some(_) | None => request,
+    }
+}
+
+fn of(target: &str) -> About {
+    About { target: target.to_owned(), ..About::default() }
+}
 
 /// Opens a write: its message, how the caller wants it written, and what is wrong with that. What is left of the message is its
 /// content.
@@ -68,13 +94,7 @@ pub(super) fn open<T: WriteRequest>(
     let mut message = request.into_inner();
     let mut violations = Violations::default();
     let text = std::mem::take(message.request_id());
-    audit.write(
-        &caller,
-        T::NAME.trim_end_matches("Request"),
-        message.target(),
-        &text,
-        message.validate_only(),
-    );
+    audit.write(&caller, message.about(), &text, message.validate_only());
     let mut id = None;
     if !text.is_empty() {
         let mut content = T::NAME.as_bytes().to_vec();

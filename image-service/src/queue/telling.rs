@@ -45,9 +45,10 @@ impl Telling {
         }
     }
 
-    /// A build was claimed: its wait is a span of its trace, within which the worker goes on; the `traceparent` for that.
+    /// A build was claimed: its first wait is a span of its trace, within which the worker goes on; the `traceparent` for that.
     pub(super) fn claimed(&self, build: &Build) -> Option<String> {
-        let claimed_at = build.claimed_at?;
+        // Nobody knows since when a build waits that was queued again.
+        let claimed_at = build.claimed_at.filter(|_| build.attempt == 1)?;
         self.waited
             .record(seconds(build.queued_at, claimed_at), &[label("trailer.build.kind", kind(build.kind))]);
         let parent = telemetry::context_of(build.trace.as_deref()?);

@@ -243,7 +243,6 @@ async fn follow(url: Option<&str>, seed: u64) {
         queue_timeout: Duration::from_secs(300),
         max_failures: 3,
         max_pending: None,
-        retain_builds: 20,
     };
     let directory = tempfile::tempdir().expect("a directory");
     let clock = Arc::new(AtomicI64::new(1_800_000_000_000_000));

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect, QueryTrait, sea_query::Expr,
+    QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
 };
 use uuid::Uuid;
 
 use super::{
-    Store, WorkerRow, contexts,
-    entity::{build, build_record, catalogue, configuration, image},
+    Store, WorkerRow,
+    entity::{build, catalogue},
     images, rows,
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     build::{Build, BuildId, BuildInView, Pending, PendingReason, State},
     dispatch::Policy,
     error::{Error, Resource},
-    image::{Artifact, ImageId},
+    image::ImageId,
     timestamp::Timestamp,
 };
 
@@ -221,63 +221,6 @@ pub(super) async fn require_room(
         .one(db)
         .await?;
     if last_one.is_some() { Err(Error::TooManyPendingBuilds { limit }) } else { Ok(()) }
-}
-
-/// Forgets the oldest builds of the image of `newest`, a batch at most, so that `keep` are left, with their histories and the
-/// configurations that nothing else names. What is not over stays, and so does the build of the artifact.
-pub(super) async fn forget_beyond(
-    txn: &DatabaseTransaction,
-    newest: &Build,
-    keep: i64,
-    now: Timestamp,
-) -> Result<(), DbErr> {
-    const AT_ONCE: u64 = 20;
-    let of_image = newest.image.0;
-    let old = || {
-        build::Entity::find()
-            .select_only()
-            .column(build::Column::Id)
-            .filter(build::Column::Image.eq(of_image))
-            .filter(build::Column::Number.lte(newest.number - keep))
-            .filter(build::Column::State.gte(rows::state_to_code(State::Succeeded)))
-            .order_by_asc(build::Column::Number)
-            .limit(AT_ONCE)
-    };
-    if newest.number <= keep {
-        return Ok(());
-    }
-    let Some(record) = image::Entity::find_by_id(of_image).one(txn).await? else {
-        return Ok(());
-    };
-    let artifact = match record.artifact_json.as_deref() {
-        Some(json) => Some(rows::from_json::<Artifact>(json)?.build.0),
-        None => None,
-    };
-    let old: Vec<Uuid> = match artifact {
-        Some(artifact) => old().filter(build::Column::Id.ne(artifact)).into_tuple().all(txn).await?,
-        None => old().into_tuple().all(txn).await?,
-    };
-    if old.is_empty() {
-        return Ok(());
-    }
-    build_record::Entity::delete_many()
-        .filter(build_record::Column::Build.is_in(old.iter().copied()))
-        .exec(txn)
-        .await?;
-    build::Entity::delete_many().filter(build::Column::Id.is_in(old)).exec(txn).await?;
-    contexts::touch_named(txn, newest.image, now).await?;
-    let named = build::Entity::find()
-        .select_only()
-        .column(build::Column::ConfigurationRevision)
-        .filter(build::Column::Image.eq(of_image))
-        .into_query();
-    configuration::Entity::delete_many()
-        .filter(configuration::Column::Image.eq(of_image))
-        .filter(configuration::Column::Revision.lt(record.configuration_revision))
-        .filter(configuration::Column::Revision.not_in_subquery(named))
-        .exec(txn)
-        .await?;
-    Ok(())
 }
 
 /// Notes that the queue has come to a round.

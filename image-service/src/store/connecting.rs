@@ -27,10 +27,19 @@ const MIGRATION_LOCK: i64 = 0x7472_6169_6c65_7202;
 pub(super) async fn migrate(writer: &DatabaseConnection) -> Result<(), DbErr> {
     let is_shared = writer.get_database_backend() == DbBackend::Postgres;
     // The writer is a single connection, so the lock, the migration and the release are of one session.
-    let lock = |function: &str| format!("SELECT {function}({MIGRATION_LOCK})");
+    let lock = |function: &str| {
+        Statement::from_string(DbBackend::Postgres, format!("SELECT {function}({MIGRATION_LOCK})"))
+    };
     if is_shared {
         writer.execute_unprepared("SET lock_timeout = 0").await?;
-        writer.execute_unprepared(&lock("pg_advisory_lock")).await?;
+        // A statement that waits would keep an index from being built beside the work, which waits for all statements.
+        while !writer
+            .query_one_raw(lock("pg_try_advisory_lock"))
+            .await?
+            .map_or(Ok(false), |row| row.try_get_by_index(0))?
+        {
+            tokio::time::sleep(MIGRATION_PAUSE).await;
+        }
     }
     let migrated = async {
         // What else was applied is of a later version, beside which this one is to start: `up` would refuse it.
@@ -38,12 +47,15 @@ pub(super) async fn migrate(writer: &DatabaseConnection) -> Result<(), DbErr> {
     };
     let migrated = migrated.await;
     if is_shared {
-        writer.execute_unprepared(&lock("pg_advisory_unlock")).await?;
+        writer.query_one_raw(lock("pg_advisory_unlock")).await?;
         let timeout = BUSY_TIMEOUT.as_millis();
         writer.execute_unprepared(&format!("SET lock_timeout = {timeout}")).await?;
     }
     migrated
 }
+
+/// How long to wait before it is looked again whether another process has migrated.
+const MIGRATION_PAUSE: Duration = Duration::from_millis(100);
 
 /// Whether every migration of this version was applied.
 async fn has_all(db: &DatabaseConnection) -> Result<bool, DbErr> {
@@ -98,6 +110,8 @@ async fn postgres(url: &str, connections: u32) -> Result<DatabaseConnection, DbE
         // A plan that was made for one search is a bad one for another.
         ("plan_cache_mode", "force_custom_plan"),
         ("lock_timeout", timeout.as_str()),
+        // A process that stops in the middle of a write must not keep all others from writing.
+        ("idle_in_transaction_session_timeout", "10000"),
         ("client_min_messages", "error"),
     ];
     let options = PgConnectOptions::from_str(url)

@@ -29,7 +29,8 @@ impl MigratorTrait for Migrator {
             Box::new(accepting::Accepting),
             Box::new(archives::Archives),
             Box::new(collecting::Collecting),
-            Box::new(operating::Operating),
+            Box::new(operating::Traces),
+            Box::new(operating::Queued),
         ]
     }
 }

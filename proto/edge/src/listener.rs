@@ -1,6 +1,7 @@
 //! Accepts connections, encrypted or not, for a server of tonic.
 
 use std::{
+    future::Future,
     io,
     net::SocketAddr,
     pin::Pin,
@@ -14,22 +15,41 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinSet,
+    time::Sleep,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::Stream;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::{
+    Server,
+    server::{Connected, TcpConnectInfo},
+};
 
 use crate::tls::Current;
 
 /// How many connections there are at a time; more wait to be accepted.
 const CONNECTIONS: usize = 10_000;
-/// How long a client may take to agree on TLS.
+/// How long a client may take to agree on TLS, and then to begin to speak HTTP/2.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long to wait when the system gives no connection, as when there are no file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The bytes that HTTP/2 begins with: before they have come the server asks for no sign of life.
+const PREFACE: usize = 24;
 /// Connections that wait for the server; the listener waits when it is full.
 const WAITING: usize = 16;
+
+/// A server with the limits that every port of ours has: the calls of a connection, their headers, and how long it may be silent.
+pub fn server() -> Server {
+    const CALLS: u32 = 1_024;
+    /// Bytes. A token with many claims has a few thousand.
+    const HEADERS: u32 = 16 * 1024;
+    const KEEPALIVE: Duration = Duration::from_secs(20);
+    Server::builder()
+        .max_concurrent_streams(CALLS)
+        .http2_max_header_list_size(HEADERS)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+}
 
 /// The connections of a listener, for `serve_with_incoming`. Dropped, it accepts no more.
 #[derive(Debug)]
@@ -76,7 +96,7 @@ async fn accept(listener: TcpListener, tls: Option<Current>, sender: mpsc::Sende
         let _ = tcp.set_nodelay(true);
         match &tls {
             None => {
-                if sender.send(Connection { io: Io::Plain(tcp), _place: place }).await.is_err() {
+                if sender.send(Connection::new(Io::Plain(tcp), place)).await.is_err() {
                     return;
                 }
             }
@@ -98,7 +118,7 @@ async fn shake_hands(
     match tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)).await {
         Ok(Ok(stream)) => {
             // The server is gone: so is its client's connection.
-            let _ = sender.send(Connection { io: Io::Tls(Box::new(stream)), _place: place }).await;
+            let _ = sender.send(Connection::new(Io::Tls(Box::new(stream)), place)).await;
         }
         Ok(Err(error)) => tracing::info!(%from, %error, "a client does not agree on TLS"),
         Err(_) => tracing::info!(%from, "a client is too slow to agree on TLS"),
@@ -109,7 +129,22 @@ async fn shake_hands(
 #[derive(Debug)]
 pub struct Connection {
     io: Io,
+    /// None once it has begun well.
+    begins: Option<Beginning>,
     _place: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+struct Beginning {
+    read: usize,
+    too_late: Pin<Box<Sleep>>,
+}
+
+impl Connection {
+    fn new(io: Io, place: OwnedSemaphorePermit) -> Self {
+        let too_late = Box::pin(tokio::time::sleep(HANDSHAKE));
+        Self { io, begins: Some(Beginning { read: 0, too_late }), _place: place }
+    }
 }
 
 #[derive(Debug)]
@@ -135,10 +170,22 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.io {
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        let polled = match &mut this.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_read(cx, buffer),
             Io::Tls(tls) => Pin::new(tls).poll_read(cx, buffer),
+        };
+        let Some(begins) = &mut this.begins else {
+            return polled;
+        };
+        begins.read += buffer.filled().len() - before;
+        if begins.read >= PREFACE {
+            this.begins = None;
+        } else if polled.is_pending() && begins.too_late.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
+        polled
     }
 }
 

@@ -27,6 +27,8 @@ use tracing_subscriber::{
     EnvFilter, Layer, filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt,
 };
 
+use uuid::Uuid;
+
 use crate::tls;
 
 /// Where to tell.
@@ -74,7 +76,7 @@ impl Telemetry {
     /// To be called once, in a runtime of tokio.
     pub fn start(program: &'static str, directives: &str, options: &Options) -> anyhow::Result<Self> {
         tls::install_provider()?;
-        let resource = Resource::builder().with_service_name(program).build();
+        let resource = resource(program);
         let channel = options.otlp_endpoint.as_deref().map(|_| channel(options)).transpose()?;
         let mut tracers = SdkTracerProvider::builder().with_resource(resource.clone());
         let mut meters = None;
@@ -124,6 +126,20 @@ impl Telemetry {
         });
         let _ = tokio::time::timeout(Self::PATIENCE * 2, ended).await;
     }
+}
+
+/// What tells: by the names that the environment gives, or else the program's and one of this process.
+fn resource(program: &'static str) -> Resource {
+    let given = std::env::var("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+    let is_given = |key: &str| given.split(',').any(|pair| pair.trim_start().starts_with(&format!("{key}=")));
+    let mut resource = Resource::builder();
+    if std::env::var_os("OTEL_SERVICE_NAME").is_none() && !is_given("service.name") {
+        resource = resource.with_service_name(program);
+    }
+    if !is_given("service.instance.id") {
+        resource = resource.with_attribute(label("service.instance.id", Uuid::new_v4().to_string()));
+    }
+    resource.build()
 }
 
 fn channel(options: &Options) -> anyhow::Result<Channel> {

@@ -11,7 +11,7 @@ use crate::{
     image::{BatchAction, ImageId},
 };
 
-const MAX_TARGETS: usize = 1_000;
+pub(in crate::grpc) const MAX_TARGETS: usize = 1_000;
 
 /// What to do with which images. A target that is badly named is that target's error.
 pub(super) fn order(

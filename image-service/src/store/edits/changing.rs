@@ -89,6 +89,7 @@ impl Write<'_> {
         etag: Option<Etag>,
     ) -> Result<(ImageInView, Build), Error> {
         let target = self.target(id, etag, Action::Build).await?;
+        builds::require_room(&self.txn, self.request.caller.subject(), self.store.policy()).await?;
         let revision = target.image.configuration_revision;
         let configuration = images::configuration(&self.txn, id, revision).await?;
         let number = match target.row.latest_build {

@@ -27,6 +27,9 @@ impl Write<'_> {
         creator: &str,
         snapshot: Option<&SnapshotOrder>,
     ) -> Result<WithBuild, Error> {
+        if !new.template {
+            builds::require_room(&self.txn, self.request.caller.subject(), self.store.policy()).await?;
+        }
         let now = self.now;
         let id = ImageId::new();
         let pulled = new.configuration.is_pull() && snapshot.is_none();
@@ -121,7 +124,6 @@ impl Write<'_> {
 
     /// Puts a build into the queue: its row, and the first record of its history.
     pub(super) async fn enqueue(&mut self, build: &mut Build) -> Result<(), Error> {
-        builds::require_room(&self.txn, &build.requested_by, self.store.policy()).await?;
         build.round = builds::next_round(&self.txn, &build.requested_by).await?;
         build.trace.clone_from(&self.request.trace);
         let message = format!("queued by {}", build.requested_by);
@@ -129,7 +131,6 @@ impl Write<'_> {
         let record = build.record(build.queued_at, queued);
         let row = rows::build_to_row(build)?;
         entity::build::Entity::insert(row.into_active_model()).exec_without_returning(&self.txn).await?;
-        builds::forget_beyond(&self.txn, build, self.store.policy().retain_builds, self.now).await?;
         let decision = Decision { build: Some(build.clone()), records: vec![record], ..Decision::default() };
         apply(&self.txn, &decision, self.now, &mut self.effects.committed).await
     }

@@ -1,0 +1,104 @@
+//! Older builds of an image are forgotten, in small transactions beside the work.
+
+use sea_orm::{ColumnTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait};
+use uuid::Uuid;
+
+use super::{
+    Store, contexts,
+    entity::{build, build_record, configuration, image},
+    rows,
+};
+use crate::{
+    build::State,
+    error::Error,
+    image::{Artifact, ImageId},
+};
+
+impl Store {
+    /// Looks through the builds of the next images, by id, and forgets those that are too many; the last image that was looked at, none
+    /// at the end.
+    pub(crate) async fn forget_builds_after(
+        &self,
+        after: ImageId,
+        keep: u64,
+    ) -> Result<Option<ImageId>, Error> {
+        const AT_ONCE: u64 = 500;
+        let found = build::Entity::find()
+            .select_only()
+            .column(build::Column::Image)
+            .column_as(build::Column::Id.count(), "builds")
+            .filter(build::Column::Image.gt(after.0))
+            .group_by(build::Column::Image)
+            .order_by_asc(build::Column::Image)
+            .limit(AT_ONCE)
+            .into_tuple::<(Uuid, i64)>()
+            .all(&self.reader)
+            .await?;
+        let last = found.last().map(|(image, _)| ImageId(*image));
+        for (image, builds) in found {
+            if u64::try_from(builds).is_ok_and(|builds| builds > keep) {
+                self.forget_builds_of(ImageId(image), keep).await?;
+            }
+        }
+        Ok(last)
+    }
+
+    /// Forgets the oldest builds of an image, so that `keep` are left, with their histories and the configurations that nothing else
+    /// names. What is not over stays, and so does the build of the artifact.
+    pub(crate) async fn forget_builds_of(&self, of: ImageId, keep: u64) -> Result<(), Error> {
+        const AT_ONCE: u64 = 100;
+        let Some(record) = image::Entity::find_by_id(of.0).one(&self.reader).await? else {
+            return Ok(());
+        };
+        let artifact = match record.artifact_json.as_deref() {
+            Some(json) => Some(rows::from_json::<Artifact>(json)?.build.0),
+            None => None,
+        };
+        let beyond = build::Entity::find()
+            .filter(build::Column::Image.eq(of.0))
+            .order_by_desc(build::Column::Number)
+            .offset(keep)
+            .limit(AT_ONCE)
+            .all(&self.reader)
+            .await?;
+        let is_over = |build: &build::Model| build.state >= rows::state_to_code(State::Succeeded);
+        for old in beyond.iter().rev().filter(|build| is_over(build) && Some(build.id) != artifact) {
+            self.forget_build(of, old.id).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets one build that is over, at once: whoever watches it sees all of its history or none.
+    async fn forget_build(&self, image: ImageId, build: Uuid) -> Result<(), Error> {
+        let txn = self.write().await?;
+        build::Entity::delete_by_id(build).exec(&txn).await?;
+        build_record::Entity::delete_many().filter(build_record::Column::Build.eq(build)).exec(&txn).await?;
+        self.forget_configurations(&txn, image).await?;
+        Ok(txn.commit().await?)
+    }
+
+    /// Forgets the configurations of an image that are neither its own nor a build's.
+    async fn forget_configurations(
+        &self,
+        txn: &sea_orm::DatabaseTransaction,
+        of: ImageId,
+    ) -> Result<(), DbErr> {
+        let current = image::Entity::find_by_id(of.0)
+            .select_only()
+            .column(image::Column::ConfigurationRevision)
+            .into_query();
+        let of_builds = build::Entity::find()
+            .select_only()
+            .column(build::Column::ConfigurationRevision)
+            .filter(build::Column::Image.eq(of.0))
+            .into_query();
+        contexts::touch_named(txn, of, self.now(txn).await?).await?;
+        configuration::Entity::delete_many()
+            .filter(configuration::Column::Image.eq(of.0))
+            .filter(configuration::Column::Revision.not_in_subquery(current))
+            .filter(configuration::Column::Revision.not_in_subquery(of_builds))
+            .exec(txn)
+            .await?;
+        Ok(())
+    }
+}
