@@ -1,5 +1,8 @@
 //! Changing images: what follows from an edit, who wins, and what is refused.
 
+use std::sync::{Arc, atomic::AtomicUsize};
+
+use anyhow::Context as _;
 use image_service::Role;
 use proto::{
     dispatch::{Started, report_event::Event},
@@ -11,6 +14,7 @@ use crate::{
     actor::{Actor, hello},
     answers::{fields, reason, refused},
     client::{Client, image},
+    patience::patiently,
     stack::Service,
 };
 
@@ -209,13 +213,22 @@ async fn two_thousand_images_of_one_name_have_two_thousand_references() -> anyho
     let service = Service::start().await?;
     let mut creating = tokio::task::JoinSet::new();
     let alice = service.builder("alice");
+    let tries = Arc::new(AtomicUsize::new(0));
     for _ in 0..2_000 {
-        let alice = alice.clone();
-        creating.spawn(async move { alice.create(image("The same name", "FROM scratch")).await });
+        let (images, tries) = (alice.images.clone(), Arc::clone(&tries));
+        let request = api::CreateImageRequest {
+            image: Some(image("The same name", "FROM scratch")),
+            request_id: uuid::Uuid::new_v4().to_string(),
+            ..Default::default()
+        };
+        // Where the last one has to wait for too long, it tries again.
+        creating.spawn(async move {
+            patiently(&tries, || async { images.clone().create_image(request.clone()).await }).await
+        });
     }
     let mut references = std::collections::BTreeSet::new();
     while let Some(created) = creating.join_next().await {
-        let (created, _) = created??;
+        let created = created??.into_inner().image.context("an image")?;
         assert!(created.repository.starts_with("trailer/the-same-name"), "{}", created.repository);
         references.insert((created.repository, created.tag));
     }

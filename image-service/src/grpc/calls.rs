@@ -138,6 +138,7 @@ where
             let audited = audit.begin();
             let answered = match deadline {
                 None => answering.await?.map(Body::new),
+                Some(deadline) if deadline <= Instant::now() => status::too_late().into_http(),
                 Some(deadline) => match tokio::time::timeout_at(deadline, answering).await {
                     Ok(answered) => answered?.map(Body::new),
                     Err(_) => status::too_late().into_http(),

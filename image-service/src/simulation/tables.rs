@@ -211,6 +211,11 @@ impl Tables {
     }
 
     pub(crate) fn renew_leases(&mut self, now: Timestamp) {
+        let last_heard =
+            self.workers.values().map(|worker| worker.heard_at).filter(|heard| *heard <= now).max();
+        if last_heard.is_some_and(|heard| self.policy.is_recent(heard, now)) {
+            return;
+        }
         let leased = self.builds.values().filter(|build| build.lease_expires_at.is_some());
         let leased: Vec<BuildId> = leased.map(|build| build.id).collect();
         for id in leased {

@@ -38,7 +38,7 @@ pub(super) async fn migrate(writer: &DatabaseConnection) -> Result<(), DbErr> {
             .await?
             .map_or(Ok(false), |row| row.try_get_by_index(0))?
         {
-            tokio::time::sleep(MIGRATION_PAUSE).await;
+            writer.execute_unprepared(MIGRATION_PAUSE).await?;
         }
     }
     let migrated = async {
@@ -55,7 +55,7 @@ pub(super) async fn migrate(writer: &DatabaseConnection) -> Result<(), DbErr> {
 }
 
 /// How long to wait before it is looked again whether another process has migrated.
-const MIGRATION_PAUSE: Duration = Duration::from_millis(100);
+const MIGRATION_PAUSE: &str = "SELECT pg_sleep(0.1)";
 
 /// Whether every migration of this version was applied.
 async fn has_all(db: &DatabaseConnection) -> Result<bool, DbErr> {
