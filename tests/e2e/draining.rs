@@ -8,12 +8,16 @@ use proto::{
     images::{self as api, BuildErrorKind, BuildState, PendingReason},
 };
 use tonic::Code;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use crate::{
     actor::{Actor, hello},
     answers::reason,
-    client::{Client, image},
-    stack::{LIMIT, Service},
+    client::{Client, channel, image},
+    engine::FakeEngine,
+    stack::{LIMIT, Service, Worker},
 };
 
 async fn drain(admin: &Client, name: &str) -> anyhow::Result<api::Worker> {
@@ -147,5 +151,33 @@ async fn a_build_says_when_its_worker_is_away() -> anyhow::Result<()> {
         }
         () = living => unreachable!("it lives on"),
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_disk_is_nearly_full_takes_nothing_and_says_so() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let engine = FakeEngine::start().await?;
+    let no_disk_is_that_large = i64::MAX.to_string();
+    let flags = ["--min-free-disk", no_disk_is_that_large.as_str()];
+    let worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags).await?;
+    let admin = admin(&service);
+    let says_so = async {
+        loop {
+            let request = api::ListWorkersRequest::default();
+            let workers = admin.workers.clone().list_workers(request).await?.into_inner().workers;
+            if workers.iter().any(|worker| worker.online && worker.draining && !worker.drained) {
+                return anyhow::Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, says_so).await??;
+    let health = HealthClient::new(channel(worker.addr)).check(HealthCheckRequest::default()).await?;
+    assert_eq!(health.into_inner().status(), ServingStatus::NotServing);
+    let alice = service.builder("alice");
+    let (_, build) = alice.create(image("A", "FROM scratch")).await?;
+    assert_eq!(alice.get_build(&build.id).await?.pending_reason(), PendingReason::WorkersDraining);
+    assert!(engine.builds().is_empty());
     Ok(())
 }

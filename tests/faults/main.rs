@@ -4,6 +4,7 @@
 //! `stack` runs the services, `engine` the engines, `postgres` a database server, each a child `process` of the test. The other
 //! modules are tests, named by what they are about. They need root, a dockerd and a static busybox: see `tests/run`.
 
+mod all_away;
 #[path = "../e2e/answers.rs"]
 #[expect(dead_code, reason = "the end-to-end tests use the rest")]
 mod answers;
@@ -28,5 +29,4 @@ mod process;
 mod proxy;
 mod seven;
 mod stack;
-mod taken_away;
 mod uploads;
