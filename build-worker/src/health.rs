@@ -6,7 +6,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::{sleep, timeout};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{engine::Engine, worker::Worker};
+use crate::{engine::Engine, readiness::Readiness};
 
 /// Looks after a worker's health.
 #[derive(Debug)]
@@ -23,18 +23,18 @@ impl Health {
     const EVERY: Duration = Duration::from_secs(1);
     const PATIENCE: Duration = Duration::from_secs(5);
 
-    /// Looks again and again, and tells the worker and whoever asks for its health.
-    pub(crate) async fn watch(&self, worker: &Worker) {
+    /// Looks again and again, and tells the worker's readiness and whoever asks for its health.
+    pub(crate) async fn watch(&self, readiness: &Readiness) {
         let mut served = None;
         loop {
             // While it is suspected already, others ask it.
-            if worker.engine_answers()
+            if readiness.engine.answers()
                 && !matches!(timeout(Self::PATIENCE, self.engine.info()).await, Ok(Ok(_)))
             {
-                worker.suspect_engine();
+                readiness.engine.suspect();
             }
             let full = self.full();
-            if worker.set_disk_full(full.is_some()) != full.is_some() {
+            if readiness.set_disk_full(full.is_some()) != full.is_some() {
                 match full {
                     Some((directory, free)) => tracing::error!(
                         directory = %directory.display(), free, min_free = self.min_free,
@@ -43,7 +43,7 @@ impl Health {
                     None => tracing::info!("the disk has room again"),
                 }
             }
-            let serves = worker.can_work();
+            let serves = readiness.can_work();
             if served != Some(serves) {
                 let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
                 self.reporter.set_service_status("", status).await;

@@ -1,13 +1,6 @@
 //! One attempt at one build, from its assignment to its last report.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use proto::dispatch::{
     Assignment, Built, DockerBuild, Failed, FailureKind, HandedBack, Started, Stopped, Succeeded,
@@ -19,17 +12,16 @@ use crate::{
     context::{self, Context},
     dial::Dial,
     engine::{BuildOrder, Engine, EngineError, RunningWork, Told},
-    engine_watch::EngineWatch,
     fetching,
     labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
     leftovers::ATTEMPTS,
     outbox::Outbox,
     output::{FailedStep, Output},
+    readiness::{Doubt, Readiness},
     residue::StepProcesses,
     spool::Spool,
     steps::StepsUnderWay,
     telling::StepSpans,
-    worker::Doubt,
 };
 
 pub(crate) use self::control::{Control, StopReason};
@@ -47,7 +39,7 @@ pub(crate) struct Job {
     pub(crate) worker: String,
     pub(crate) catalogue: String,
     pub(crate) engine: Arc<dyn Engine>,
-    pub(crate) engine_watch: Arc<EngineWatch>,
+    pub(crate) readiness: Arc<Readiness>,
     pub(crate) dial: Arc<dyn Dial>,
     /// Where a large context waits for the engine.
     pub(crate) spool: Arc<dyn Spool>,
@@ -61,9 +53,6 @@ pub(crate) struct Job {
     pub(crate) stop_limit: Duration,
     /// The service may have given it to others afterwards, if it has not begun.
     pub(crate) begin_by: Instant,
-    /// How many builds of this worker were to stop and have not.
-    pub(crate) doubts: Arc<AtomicUsize>,
-    pub(crate) disk_full: Arc<AtomicBool>,
 }
 
 /// What an attempt has come to.
@@ -137,7 +126,7 @@ impl Job {
             Err(Ended::Failed(failed)) => {
                 if failed.kind() == FailureKind::Infrastructure {
                     // Before the service hears of it, which gives the build back at once.
-                    self.engine_watch.suspect();
+                    self.readiness.engine.suspect();
                 }
                 Some(Event::Failed(failed))
             }
@@ -202,14 +191,14 @@ impl Job {
         tokio::select! {
             biased;
             () = self.control.stop.cancelled() => return Err(Ended::Stopped { left: None }),
-            waited = tokio::time::timeout(Self::ENGINE_PATIENCE, self.engine_watch.answering()) => {
+            waited = tokio::time::timeout(Self::ENGINE_PATIENCE, self.readiness.engine.answering()) => {
                 waited.map_err(|_| Ended::NotBegun("the Docker Engine does not answer"))?;
             }
         }
-        if self.doubts.load(Ordering::Relaxed) > 0 {
+        if self.readiness.has_doubts() {
             return Err(Ended::NotBegun("a build that was to stop goes on here"));
         }
-        if self.disk_full.load(Ordering::Relaxed) {
+        if self.readiness.is_disk_full() {
             return Err(Ended::NotBegun("the disk is nearly full"));
         }
         if Instant::now() >= self.begin_by {

@@ -55,6 +55,7 @@ mod leftovers;
 mod orphans;
 mod outbox;
 mod output;
+mod readiness;
 mod reference;
 mod registries;
 mod residue;
@@ -195,7 +196,7 @@ async fn work(
     };
     let worker = Worker::new(config, info, surroundings);
     let draining = async {
-        shutdown.run_until_cancelled(health.watch(&worker)).await;
+        shutdown.run_until_cancelled(health.watch(&worker.readiness)).await;
         reporter.set_service_status("", ServingStatus::NotServing).await;
         std::future::pending::<()>().await;
     };

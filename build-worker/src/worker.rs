@@ -25,12 +25,12 @@ use crate::{
     config::Config,
     dial::Dial,
     engine::{Engine, EngineInfo},
-    engine_watch::EngineWatch,
     job::{Control, Job, StopReason},
     jobs::{Held, Jobs},
     lease::Lease,
     leftovers, orphans,
     outbox::{Outbox, Settings, Unreadable},
+    readiness::Readiness,
     residue::StepProcesses,
     session,
     steps::StepsUnderWay,
@@ -77,7 +77,7 @@ pub(crate) struct Worker {
     pub(crate) dial: Arc<dyn Dial>,
     spawn: Arc<dyn Spawn>,
     engine: Arc<dyn Engine>,
-    engine_watch: Arc<EngineWatch>,
+    pub(crate) readiness: Arc<Readiness>,
     steps: StepsUnderWay,
     processes: Option<StepProcesses>,
     outbox_settings: Settings,
@@ -90,29 +90,9 @@ pub(crate) struct Worker {
     slots: Arc<Semaphore>,
     /// Whose report was sent last: every job gets its turn.
     turn: AtomicUsize,
-    /// How many builds were to stop and have not.
-    doubts: Arc<AtomicUsize>,
     pub(crate) collector: Collector,
-    disk_full: Arc<AtomicBool>,
     draining: AtomicBool,
     draining_begun: Notify,
-}
-
-/// A build that was to stop and has not: no other is begun meanwhile.
-#[derive(Debug)]
-pub(crate) struct Doubt(Arc<AtomicUsize>);
-
-impl Doubt {
-    pub(crate) fn of(doubts: &Arc<AtomicUsize>) -> Self {
-        doubts.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(doubts))
-    }
-}
-
-impl Drop for Doubt {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Worker {
@@ -147,16 +127,14 @@ impl Worker {
             dial,
             spawn,
             collector,
-            engine_watch: Arc::new(EngineWatch::new()),
+            readiness: Arc::new(Readiness::new()),
             steps: StepsUnderWay::default(),
             jobs: Arc::new(Jobs::default()),
             tasks: TaskTracker::new(),
             ended: CancellationToken::new(),
             slots,
-            disk_full: Arc::default(),
             config,
             turn: AtomicUsize::new(0),
-            doubts: Arc::default(),
             draining: AtomicBool::new(false),
             draining_begun: Notify::new(),
         }
@@ -166,7 +144,7 @@ impl Worker {
     pub(crate) async fn run(&self, shutdown: CancellationToken) {
         tokio::select! {
             biased;
-            () = self.engine_watch.run(self.engine.as_ref(), self.processes.as_ref()) => {}
+            () = self.readiness.engine.run(self.engine.as_ref(), self.processes.as_ref()) => {}
             () = self.begin() => {}
             () = self.collector.run() => {}
             () = self.drain(shutdown) => {}
@@ -274,26 +252,7 @@ impl Worker {
 
     /// Whether more builds may come.
     pub(crate) fn takes_builds(&self) -> bool {
-        !self.is_draining() && self.can_work() && self.doubts.load(Ordering::Relaxed) == 0
-    }
-
-    /// Whether there is what builds need.
-    pub(crate) fn can_work(&self) -> bool {
-        self.engine_answers() && !self.disk_full.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn engine_answers(&self) -> bool {
-        self.engine_watch.answers()
-    }
-
-    /// The engine does not answer: from now on it is asked until it does.
-    pub(crate) fn suspect_engine(&self) {
-        self.engine_watch.suspect();
-    }
-
-    /// Notes whether the disk is nearly full; whether it was.
-    pub(crate) fn set_disk_full(&self, full: bool) -> bool {
-        self.disk_full.swap(full, Ordering::Relaxed)
+        !self.is_draining() && self.readiness.can_work() && !self.readiness.has_doubts()
     }
 
     fn is_draining(&self) -> bool {
@@ -339,7 +298,7 @@ impl Worker {
             engine: Arc::clone(&self.engine),
             outbox: held.outbox,
             control: held.control,
-            engine_watch: Arc::clone(&self.engine_watch),
+            readiness: Arc::clone(&self.readiness),
             dial: Arc::clone(&self.dial),
             spool: Arc::clone(&self.outbox_settings.spool),
             steps: self.steps.clone(),
@@ -347,8 +306,6 @@ impl Worker {
             log_limit: self.config.log_limit,
             stop_limit: self.lease.stop_limit(),
             begin_by: self.lease.end(),
-            doubts: Arc::clone(&self.doubts),
-            disk_full: Arc::clone(&self.disk_full),
         };
         let slots = Arc::clone(&self.slots);
         let (control, records) = (Arc::clone(&job.control), Arc::clone(&self.collector.records));

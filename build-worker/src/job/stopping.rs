@@ -12,8 +12,8 @@ use super::{Ended, Job, Left};
 use crate::{
     engine::{RunningWork, Told},
     output::{Output, Timed},
+    readiness::Doubt,
     residue::StepProcess,
-    worker::Doubt,
 };
 
 impl Job {
@@ -87,7 +87,7 @@ impl Job {
         if confirmed {
             return Ended::Stopped { left: None };
         }
-        let doubt = Doubt::of(&self.doubts);
+        let doubt = Doubt::of(&self.readiness);
         tracing::error!(build = self.name(), "a build did not stop in time");
         Ended::Stopped { left: Some(Left { build: (!has_ended).then_some(build), begun, _doubt: doubt }) }
     }
