@@ -19,8 +19,9 @@ use crate::collecting::Collector;
 pub struct Cli {
     #[command(subcommand)]
     question: Option<Asking>,
+    /// For --help, and to refuse what is no flag; a subcommand needs none of them.
     #[command(flatten)]
-    config: Option<Config>,
+    _flags: Option<Config>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -41,12 +42,9 @@ pub enum Command {
 impl Cli {
     /// What the command line says; ends the process where it is wrong.
     pub fn parse_command() -> Command {
-        let cli = Self::parse();
-        match (cli.question, cli.config) {
-            (Some(Asking::Health(question)), _) => Command::Health(question),
-            (None, Some(config)) => Command::Work(Box::new(config)),
-            // Says what is missing.
-            (None, None) => Command::Work(Box::new(Config::parse())),
+        match Self::parse().question {
+            Some(Asking::Health(question)) => Command::Health(question),
+            None => Command::Work(Box::new(Config::parse())),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use edge::telemetry::{self, label};
+use edge::telemetry;
 use opentelemetry::{
     Context, KeyValue,
     global::{self, BoxedSpan},
@@ -84,7 +84,7 @@ impl StepSpans {
         tracer
             .span_builder(name)
             .with_start_time(begun)
-            .with_attributes([label("trailer.step", i64::from(index))])
+            .with_attributes([KeyValue::new("trailer.step", i64::from(index))])
             .start_with_context(&tracer, &self.attempt)
     }
 }

@@ -130,7 +130,7 @@ pub struct Config {
     #[arg(long, env = "TRAILER_MAX_CALL_RATE", default_value_t = 2000)]
     pub max_call_rate: u32,
 
-    /// How many watches one caller may have open at a time; 0 for any number.
+    /// How many watches and uploads one caller may have open at a time; 0 for any number.
     #[arg(long, env = "TRAILER_MAX_STREAMS", default_value_t = 1000)]
     pub max_streams: u32,
 

@@ -30,7 +30,7 @@ use crate::{
     client::{Client, client, image},
     database::Database,
     engine::{FakeEngine, Gate, Script},
-    patience::patiently,
+    patience::{create, patiently},
     programs::Catalogue,
     stack::{LIMIT, Service},
 };
@@ -78,20 +78,9 @@ impl Balancer {
     }
 }
 
-async fn create(
-    client: &Client,
-    name: String,
-    tries: &AtomicUsize,
-) -> Result<(api::Image, api::Build), Status> {
-    let request = api::CreateImageRequest {
-        image: Some(image(&name, "FROM scratch\nRUN make")),
-        request_id: uuid::Uuid::new_v4().to_string(),
-        ..Default::default()
-    };
-    let response = patiently(tries, || async { client.images.clone().create_image(request.clone()).await })
-        .await?
-        .into_inner();
-    Ok((response.image.unwrap_or_default(), response.build.unwrap_or_default()))
+/// An image whose build the engine's script is for.
+fn made(name: &str) -> api::Image {
+    image(name, "FROM scratch\nRUN make")
 }
 
 /// Follows all that a caller sees until everything is built that is `expected`, once that is known; what is known by then.
@@ -163,7 +152,7 @@ async fn a_rolling_restart_of_everything_is_noticed_by_nobody() -> anyhow::Resul
         clients.spawn(async move {
             let mut builds = Vec::new();
             while builds.len() < BUILDS / CLIENTS || !all_restarted.load(Ordering::Relaxed) {
-                builds.push(create(&client, format!("Image {i}-{}", builds.len()), &tries).await?);
+                builds.push(create(&client, made(&format!("Image {i}-{}", builds.len())), &tries).await?);
                 tokio::time::sleep(PAUSE).await;
             }
             Ok::<_, Status>(builds)
@@ -312,17 +301,17 @@ async fn a_replica_that_freezes_keeps_the_others_from_nothing_for_long() -> anyh
         let (client, tries) = (catalogue.builder("alice", frozen.addr), Arc::clone(&tries));
         writing.spawn(async move {
             for j in 0.. {
-                if create(&client, format!("Frozen {i}-{j}"), &tries).await.is_err() {
+                if create(&client, made(&format!("Frozen {i}-{j}")), &tries).await.is_err() {
                     return;
                 }
             }
         });
     }
     let bob = catalogue.builder("bob", other.addr);
-    create(&bob, "Before".to_owned(), &tries).await?;
+    create(&bob, made("Before"), &tries).await?;
     frozen.program.signal(Signal::STOP)?;
     let begun = std::time::Instant::now();
-    create(&bob, "After".to_owned(), &tries).await?;
+    create(&bob, made("After"), &tries).await?;
     // Workers stop their builds after 30 s in which no heartbeat can be written.
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     frozen.program.signal(Signal::CONT)?;

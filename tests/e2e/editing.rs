@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, atomic::AtomicUsize};
 
-use anyhow::Context as _;
 use image_service::Role;
 use proto::{
     dispatch::{Started, report_event::Event},
@@ -14,7 +13,7 @@ use crate::{
     actor::{Actor, hello},
     answers::{fields, reason, refused},
     client::{Client, image},
-    patience::patiently,
+    patience,
     stack::Service,
 };
 
@@ -215,20 +214,15 @@ async fn two_thousand_images_of_one_name_have_two_thousand_references() -> anyho
     let alice = service.builder("alice");
     let tries = Arc::new(AtomicUsize::new(0));
     for _ in 0..2_000 {
-        let (images, tries) = (alice.images.clone(), Arc::clone(&tries));
-        let request = api::CreateImageRequest {
-            image: Some(image("The same name", "FROM scratch")),
-            request_id: uuid::Uuid::new_v4().to_string(),
-            ..Default::default()
-        };
+        let (alice, tries) = (alice.clone(), Arc::clone(&tries));
         // Where the last one has to wait for too long, it tries again.
         creating.spawn(async move {
-            patiently(&tries, || async { images.clone().create_image(request.clone()).await }).await
+            patience::create(&alice, image("The same name", "FROM scratch"), &tries).await
         });
     }
     let mut references = std::collections::BTreeSet::new();
     while let Some(created) = creating.join_next().await {
-        let created = created??.into_inner().image.context("an image")?;
+        let (created, _) = created??;
         assert!(created.repository.starts_with("trailer/the-same-name"), "{}", created.repository);
         references.insert((created.repository, created.tag));
     }

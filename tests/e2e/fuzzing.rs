@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use image_service::Role;
 use prost::Message as _;
 use prost_reflect::{
@@ -23,18 +23,13 @@ use proto::{
     dispatch::{self, connect_request::Message as ToService},
     images as api,
 };
-use tonic::{
-    Code, Request, Status,
-    client::Grpc,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-    metadata::AsciiMetadataValue,
-    transport::Channel,
-};
+use tonic::{Code, Request, Status, client::Grpc, metadata::AsciiMetadataValue, transport::Channel};
 use tonic_types::StatusExt as _;
 
 use crate::{
     client::{channel, image},
     programs::Catalogue,
+    raw::Raw,
     stack::LIMIT,
 };
 
@@ -58,45 +53,6 @@ const TEXTS: [&str; 16] = [
     "' OR 1=1 --",
 ];
 const NUMBERS: [i64; 9] = [0, 1, -1, 2, 50, 1_000, i32::MAX as i64, i64::MAX, i64::MIN];
-
-/// Passes messages on as bytes.
-#[derive(Clone, Copy, Debug)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        let length = buffer.remaining();
-        Ok(Some(buffer.copy_to_bytes(length)))
-    }
-}
 
 /// Texts that answers had: ids, etags, page tokens, revisions.
 #[derive(Clone, Debug, Default)]

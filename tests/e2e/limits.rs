@@ -4,14 +4,19 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use proto::images as api;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
 use crate::{
     answers::{reason, refused},
     client::{Client, image},
+    engine::FakeEngine,
     raw,
-    stack::{LIMIT, Service},
+    stack::{LIMIT, Service, Worker},
 };
 
 async fn watch(client: &Client) -> Result<tonic::Streaming<api::WatchImagesResponse>, Status> {
@@ -141,5 +146,38 @@ async fn headers_without_end_are_refused_and_harm_nobody() -> anyhow::Result<()>
     }
     assert!(alice.images.clone().list_images(request).await.is_err());
     service.builder("bob").list().await.context("others are served")?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_says_nothing_is_closed() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let mut silent = TcpStream::connect(service.addr).await?;
+    let mut halting = TcpStream::connect(service.addr).await?;
+    halting.write_all(b"PRI * HTTP").await?;
+    for connection in [&mut silent, &mut halting] {
+        let mut told = Vec::new();
+        // It may be reset.
+        let _ =
+            tokio::time::timeout(LIMIT, connection.read_to_end(&mut told)).await.context("it stays open")?;
+    }
+    service.builder("alice").list().await.context("others are served")?;
+    // Nor does one keep the service from ending.
+    let _silent = TcpStream::connect(service.addr).await?;
+    service.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_port_of_a_worker_blames_callers_for_what_is_no_message() -> anyhow::Result<()> {
+    let (service, engine) = (Service::start().await?, FakeEngine::start().await?);
+    let worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let check = "/grpc.health.v1.Health/Check";
+    let no_message = vec![0, 0, 0, 0, 2, 0xff, 0xff];
+    for addr in [worker.addr, service.addr] {
+        let (code, _) = raw::call_at(addr, check, "", None, no_message.clone()).await?;
+        assert_eq!(code, Code::InvalidArgument);
+        let fine = raw::call_at(addr, check, "", None, vec![0; 5]).await?;
+        assert_eq!(fine.0, Code::Ok);
+    }
     Ok(())
 }

@@ -6,8 +6,11 @@ use std::{
     time::Duration,
 };
 
+use proto::images as api;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
+
+use crate::client::Client;
 
 /// Whether the manual says that a call is to be tried again.
 fn may_be_tried_again(status: &Status) -> bool {
@@ -32,4 +35,20 @@ where
             answered => return answered,
         }
     }
+}
+
+/// Creates an image patiently, and once; answers it with its first build.
+pub(crate) async fn create(
+    client: &Client,
+    image: api::Image,
+    tries: &AtomicUsize,
+) -> Result<(api::Image, api::Build), Status> {
+    let request = api::CreateImageRequest {
+        image: Some(image),
+        request_id: uuid::Uuid::new_v4().to_string(),
+        ..Default::default()
+    };
+    let created = patiently(tries, || async { client.images.clone().create_image(request.clone()).await });
+    let created = created.await?.into_inner();
+    Ok((created.image.expect("an image"), created.build.expect("a build")))
 }

@@ -1,16 +1,60 @@
-//! Calls with bytes of one's choice, over HTTP/2 without a gRPC library.
+//! Calls with bytes of one's choice: over HTTP/2 without a gRPC library, or as the messages of one.
+
+use std::net::SocketAddr;
 
 use anyhow::Context as _;
-use bytes::Bytes;
+use bytes::{Buf as _, BufMut as _, Bytes};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
-use tonic::{Code, Status};
+use tonic::{
+    Code, Status,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+};
 
 use crate::{
     answers::reason,
     stack::{LIMIT, Service},
 };
+
+/// Passes messages on as bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        let length = buffer.remaining();
+        Ok(Some(buffer.copy_to_bytes(length)))
+    }
+}
 
 pub(crate) async fn call(
     service: &Service,
@@ -29,11 +73,22 @@ pub(crate) async fn call_within(
     timeout: Option<&str>,
     body: Vec<u8>,
 ) -> anyhow::Result<(Code, String)> {
-    let stream = TokioIo::new(TcpStream::connect(service.addr).await?);
+    call_at(service.addr, method, token, timeout, body).await
+}
+
+/// A call of whatever listens there.
+pub(crate) async fn call_at(
+    addr: SocketAddr,
+    method: &str,
+    token: &str,
+    timeout: Option<&str>,
+    body: Vec<u8>,
+) -> anyhow::Result<(Code, String)> {
+    let stream = TokioIo::new(TcpStream::connect(addr).await?);
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
     let connection = tokio::spawn(connection);
-    let mut request = http::Request::post(format!("http://{}{method}", service.addr))
+    let mut request = http::Request::post(format!("http://{addr}{method}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .header("authorization", format!("Bearer {token}"));

@@ -23,7 +23,7 @@ use crate::{
     client::{Client, image},
     collector::Collector,
     engine::{BASE, Engine},
-    patience::patiently,
+    patience,
     postgres::Postgres,
     stack::{LIMIT, Service, Worker, directory},
 };
@@ -67,15 +67,8 @@ fn load(client: Client, end: Arc<AtomicBool>) -> JoinHandle<Result<Vec<api::Buil
         while !end.load(Ordering::Relaxed) {
             let name = format!("Image {}", builds.len());
             let dockerfile = format!("FROM {BASE}\nRUN echo {}", uuid::Uuid::new_v4());
-            let request = api::CreateImageRequest {
-                image: Some(image(&name, &dockerfile)),
-                request_id: uuid::Uuid::new_v4().to_string(),
-                ..Default::default()
-            };
-            let created =
-                patiently(&tries, || async { client.images.clone().create_image(request.clone()).await })
-                    .await?;
-            builds.push(created.into_inner().build.unwrap_or_default());
+            let (_, build) = patience::create(&client, image(&name, &dockerfile), &tries).await?;
+            builds.push(build);
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         Ok(builds)

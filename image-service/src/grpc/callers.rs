@@ -51,7 +51,7 @@ impl Callers {
         let open = opentelemetry::global::meter(crate::PROGRAM)
             .i64_up_down_counter("trailer.watchers")
             .with_unit("{stream}")
-            .with_description("Watches of images and builds that are open here")
+            .with_description("Watches of images and builds, and uploads, that are open here")
             .build();
         Self {
             rate: NonZeroU32::new(rate).map(|rate| RateLimiter::dashmap(Quota::per_second(rate))),

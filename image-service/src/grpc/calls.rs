@@ -10,10 +10,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use edge::telemetry::{self, label};
+use edge::telemetry;
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
-use opentelemetry::metrics::{Histogram, UpDownCounter};
+use opentelemetry::{
+    KeyValue,
+    metrics::{Histogram, UpDownCounter},
+};
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use tokio::{
@@ -204,9 +207,9 @@ impl Drop for Call {
         }
         self.metrics.under_way.add(-1, &[]);
         let labels = [
-            label("rpc.system.name", "grpc"),
-            label("rpc.method", std::mem::take(&mut self.method)),
-            label("rpc.response.status_code", name),
+            KeyValue::new("rpc.system.name", "grpc"),
+            KeyValue::new("rpc.method", std::mem::take(&mut self.method)),
+            KeyValue::new("rpc.response.status_code", name),
         ];
         self.metrics.duration.record(self.begun.elapsed().as_secs_f64(), &labels);
     }
@@ -228,10 +231,9 @@ impl http_body::Body for CallBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
-        let span = this.call.span.clone();
-        let polled = span.in_scope(|| Pin::new(&mut this.body).poll_frame(cx));
         let is_late = |late: &mut Pin<Box<Sleep>>| late.as_mut().poll(cx).is_ready();
-        if polled.is_pending() && this.call.code.is_none() && this.late.as_mut().is_some_and(is_late) {
+        // First: a body that always has more would never be late.
+        if this.call.code.is_none() && this.late.as_mut().is_some_and(is_late) {
             this.late = None;
             this.call.code = Some(Code::DeadlineExceeded);
             this.body = Body::empty();
@@ -241,6 +243,8 @@ impl http_body::Body for CallBody {
                 Err(status) => Some(Err(status)),
             });
         }
+        let span = this.call.span.clone();
+        let polled = span.in_scope(|| Pin::new(&mut this.body).poll_frame(cx));
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(code) = frame.trailers_ref().and_then(|trailers| trailers.get("grpc-status")) {

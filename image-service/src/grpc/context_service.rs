@@ -72,7 +72,7 @@ impl ContextService for Uploads {
     ) -> Result<Response<wire::UploadContextResponse>, Status> {
         let caller = caller(&request)?;
         let audit = Audit::of(&request);
-        let place = self.callers.open_stream(&caller)?;
+        let _place = self.callers.open_stream(&caller)?;
         let expiry = deadline(&caller);
         let mut parts = request.into_inner();
         let Some(Part::Start(start)) = self.next(&mut parts).await? else {
@@ -100,7 +100,6 @@ impl ContextService for Uploads {
                 }
             }
         };
-        drop(place);
         audit.is_about(&taken.digest);
         Ok(Response::new(taken.into()))
     }

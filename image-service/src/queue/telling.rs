@@ -3,9 +3,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use edge::telemetry::{self, label};
+use edge::telemetry;
 use opentelemetry::{
-    Context, global,
+    Context, KeyValue, global,
     metrics::Histogram,
     trace::{Span as _, SpanKind, TraceContextExt, Tracer},
 };
@@ -49,8 +49,10 @@ impl Telling {
     pub(super) fn claimed(&self, build: &Build) -> Option<String> {
         // Nobody knows since when a build waits that was queued again.
         let claimed_at = build.claimed_at.filter(|_| build.attempt == 1)?;
-        self.waited
-            .record(seconds(build.queued_at, claimed_at), &[label("trailer.build.kind", kind(build.kind))]);
+        self.waited.record(
+            seconds(build.queued_at, claimed_at),
+            &[KeyValue::new("trailer.build.kind", kind(build.kind))],
+        );
         let parent = telemetry::context_of(build.trace.as_deref()?);
         let tracer = global::tracer(crate::PROGRAM);
         let mut span = tracer
@@ -58,9 +60,9 @@ impl Telling {
             .with_kind(SpanKind::Producer)
             .with_start_time(time(build.queued_at))
             .with_attributes([
-                label("trailer.build.id", build.id.to_string()),
-                label("trailer.build.attempt", i64::from(build.attempt)),
-                label("trailer.worker", build.worker.clone().unwrap_or_default()),
+                KeyValue::new("trailer.build.id", build.id.to_string()),
+                KeyValue::new("trailer.build.attempt", i64::from(build.attempt)),
+                KeyValue::new("trailer.worker", build.worker.clone().unwrap_or_default()),
             ])
             .start_with_context(&tracer, &parent);
         span.end_with_timestamp(time(claimed_at));
@@ -79,7 +81,10 @@ impl Telling {
             (_, Some(Fault::Timeout)) => "timeout",
             (_, Some(Fault::Infrastructure) | None) => "infrastructure_error",
         };
-        let labels = [label("trailer.build.kind", kind(build.kind)), label("trailer.build.outcome", outcome)];
+        let labels = [
+            KeyValue::new("trailer.build.kind", kind(build.kind)),
+            KeyValue::new("trailer.build.outcome", outcome),
+        ];
         self.took.record(seconds(started_at, finished_at), &labels);
     }
 }

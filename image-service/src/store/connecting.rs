@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, str::FromStr, time::Duration};
 
-use edge::telemetry::label;
+use opentelemetry::KeyValue;
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, RuntimeErr,
     SqlxPostgresConnector, Statement,
@@ -95,9 +95,10 @@ fn measure(connection: &mut DatabaseConnection) {
         .build();
     connection.set_metric_callback(move |done| {
         let operation = done.statement.sql.split_ascii_whitespace().next().unwrap_or_default().to_owned();
-        let mut labels = vec![label("db.system.name", system), label("db.operation.name", operation)];
+        let mut labels =
+            vec![KeyValue::new("db.system.name", system), KeyValue::new("db.operation.name", operation)];
         if done.failed {
-            labels.push(label("error.type", "_OTHER"));
+            labels.push(KeyValue::new("error.type", "_OTHER"));
         }
         duration.record(done.elapsed.as_secs_f64(), &labels);
     });

@@ -137,7 +137,7 @@ fn resource(program: &'static str) -> Resource {
         resource = resource.with_service_name(program);
     }
     if !is_given("service.instance.id") {
-        resource = resource.with_attribute(label("service.instance.id", Uuid::new_v4().to_string()));
+        resource = resource.with_attribute(KeyValue::new("service.instance.id", Uuid::new_v4().to_string()));
     }
     resource.build()
 }
@@ -197,11 +197,6 @@ pub fn trace_id() -> Option<String> {
     let span = context.span();
     let of_span = span.span_context();
     of_span.is_valid().then(|| of_span.trace_id().to_string())
-}
-
-/// A label of a metric or a span.
-pub fn label(key: &'static str, value: impl Into<opentelemetry::Value>) -> KeyValue {
-    KeyValue::new(key, value)
 }
 
 struct Carrier(Option<String>);
