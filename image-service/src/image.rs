@@ -169,6 +169,9 @@ pub(crate) struct Name(String);
 pub(crate) struct Description(String);
 
 impl ImageId {
+    /// Behind all images: no image has it.
+    pub(crate) const LAST: Self = Self(Uuid::max());
+
     pub(crate) fn new() -> Self {
         Self(Uuid::now_v7())
     }
@@ -208,6 +211,16 @@ pub(crate) fn search_text(name: &str, description: &str, configuration: &Configu
 }
 
 impl Status {
+    /// In the order of their ranks.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::BuildPending,
+        Self::Building,
+        Self::BuildFinished,
+        Self::BuildCancelled,
+        Self::Snapshotting,
+        Self::Error,
+    ];
+
     /// Its place among the statuses when images are ordered by them; what has no status comes before all, with 0.
     pub(crate) fn rank(self) -> i64 {
         match self {

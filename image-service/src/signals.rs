@@ -30,7 +30,7 @@ pub(crate) struct Signals {
 impl Signals {
     /// Tells everyone who waits for what a transaction has brought.
     pub(crate) fn announce(&self, committed: &Committed) {
-        if committed.image_changed {
+        if !committed.changed.is_empty() {
             self.changes.notify_one();
         }
         if committed.queue_moved {

@@ -49,6 +49,7 @@ mod grants;
 mod hints;
 mod histories;
 mod images;
+mod index;
 mod listing;
 mod made;
 mod migration;
@@ -69,6 +70,7 @@ pub(crate) struct Store {
     asked: DatabaseConnection,
     history: Uuid,
     policy: Policy,
+    bounds: listing::Bounds,
     /// Stands for the clock.
     #[cfg(all(test, feature = "simulation"))]
     clock: Option<std::sync::Arc<std::sync::atomic::AtomicI64>>,
@@ -77,8 +79,8 @@ pub(crate) struct Store {
 /// What else a committed transaction calls for: the feed and the watchers of builds read on.
 #[derive(Debug, Default)]
 pub(crate) struct Committed {
-    /// An image changed, so the change log has a new row.
-    pub(crate) image_changed: bool,
+    /// The images that changed, so that the change log has new rows.
+    pub(crate) changed: BTreeSet<ImageId>,
     /// The builds whose histories have grown.
     pub(crate) recorded: Vec<BuildId>,
     /// A build is in the queue, or has left a slot.
@@ -106,6 +108,9 @@ impl Store {
         );
         let writer = connecting::connect(&url, 1).await?;
         connecting::migrate(&writer).await?;
+        if writer.get_database_backend() == DbBackend::Sqlite {
+            index::renew(&writer).await?;
+        }
         let reader = connecting::connect(&url, Self::READERS).await?;
         let asked = connecting::connect(&url, 1).await?;
         let catalogue = entity::catalogue::Entity::find_by_id(1)
@@ -118,6 +123,7 @@ impl Store {
             asked,
             history: catalogue.history,
             policy,
+            bounds: listing::Bounds::DEFAULT,
             #[cfg(all(test, feature = "simulation"))]
             clock: None,
         })
@@ -175,6 +181,14 @@ impl Store {
                 ..TransactionOptions::default()
             })
             .await
+    }
+
+    /// Ends a transaction that has changed images.
+    async fn commit(&self, txn: DatabaseTransaction, committed: &Committed) -> Result<(), DbErr> {
+        if self.backend() == DbBackend::Sqlite && !committed.changed.is_empty() {
+            index::follow(&txn, &committed.changed).await?;
+        }
+        txn.commit().await
     }
 
     /// The present, by the clock that all who share the database have in common: its own on Postgres, this machine's on SQLite.
@@ -265,10 +279,11 @@ async fn follow_build(
     if image.latest_build != Some(build.id.0) || (image.status == status && image.status_message == message) {
         return Ok(image);
     }
-    image.revision = changes::log(txn, ImageId(image.id), &image.creator, &BTreeSet::new(), now).await?;
+    let logged = changes::log(txn, ImageId(image.id), &image.creator, &BTreeSet::new(), now).await?;
+    image.revision = logged.revision;
     image.status = status;
     image.status_message = message;
-    image.updated_at = now.micros();
+    image.updated_at = logged.at.micros();
     if let Some(artifact) = &decision.artifact {
         image.artifact_json = Some(rows::to_json(artifact)?);
         image.artifact_image = Some(artifact.image_id.clone());
@@ -284,7 +299,7 @@ async fn follow_build(
         ..Default::default()
     };
     entity::image::Entity::update(row).exec(txn).await?;
-    committed.image_changed = true;
+    committed.changed.insert(ImageId(image.id));
     Ok(image)
 }
 

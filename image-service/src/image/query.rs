@@ -44,7 +44,8 @@ pub(crate) enum Direction {
     Descending,
 }
 
-/// A place between two images in an order: right after the image with these keys and this id.
+/// A place between two images in an order: right after the image with these keys and this id. With fewer keys than the order
+/// has, and [`ImageId::LAST`], after all images that have these.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Place {
     pub(crate) keys: Vec<KeyValue>,
@@ -111,7 +112,7 @@ impl Order {
 
     /// Whether a place is one of this order.
     pub(crate) fn fits(&self, place: &Place) -> bool {
-        place.keys.len() == self.0.len()
+        (1..=self.0.len()).contains(&place.keys.len())
             && self.0.iter().zip(&place.keys).all(|((key, _), value)| match value {
                 KeyValue::Text(_) => key.is_text(),
                 KeyValue::Number(_) => !key.is_text(),
@@ -150,7 +151,8 @@ impl Key {
         }
     }
 
-    fn of(self, image: &Image) -> KeyValue {
+    /// Its value for an image.
+    pub(crate) fn of(self, image: &Image) -> KeyValue {
         match self {
             Self::Name => KeyValue::Text(image.name.clone()),
             Self::Creator => KeyValue::Text(image.creator.clone()),

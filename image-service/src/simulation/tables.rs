@@ -279,7 +279,7 @@ impl Tables {
         if let Some(artifact) = &decision.artifact {
             self.artifacts.insert(build.id, artifact.clone());
         }
-        committed.image_changed = true;
+        committed.changed.insert(build.image);
         if build.state.is_final() && self.tombstones.contains(&build.id) {
             self.purge(build.id);
         }

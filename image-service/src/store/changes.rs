@@ -150,6 +150,15 @@ async fn revisions(db: &impl ConnectionTrait) -> Result<Revisions, DbErr> {
     })
 }
 
+/// A change as it was logged.
+#[derive(Copy, Clone, Debug)]
+pub(super) struct Logged {
+    pub(super) revision: i64,
+    /// Later than every change before, even if a clock was set back: images in the order of their updates are in that of
+    /// their changes.
+    pub(super) at: Timestamp,
+}
+
 /// Appends a change of an image to the change log, under a new revision.
 pub(super) async fn log(
     txn: &DatabaseTransaction,
@@ -157,31 +166,34 @@ pub(super) async fn log(
     creator: &str,
     viewers: &BTreeSet<String>,
     now: Timestamp,
-) -> Result<i64, DbErr> {
-    let revision = next_revision(txn).await?;
+) -> Result<Logged, DbErr> {
+    let (revision, at) = next_revision(txn, now).await?;
     let change = change::Model {
         revision: revision.number,
         nonce: revision.nonce,
         image: image.0,
         creator: creator.to_owned(),
         viewers_json: rows::to_json(viewers)?,
-        changed_at: now.micros(),
+        changed_at: at.micros(),
     };
     change::Entity::insert(change.into_active_model()).exec_without_returning(txn).await?;
     hints::send(txn, hints::Hint::Changed).await?;
-    Ok(revision.number)
+    Ok(Logged { revision: revision.number, at })
 }
 
 /// Takes the next revision, within a transaction that no other writes beside: so the order of revisions is that of commits.
-async fn next_revision(txn: &impl ConnectionTrait) -> Result<Revision, DbErr> {
+async fn next_revision(txn: &impl ConnectionTrait, now: Timestamp) -> Result<(Revision, Timestamp), DbErr> {
     use catalogue::{Column, Entity};
     // Positive, so that it reads back from hexadecimal digits.
     let nonce = i64::try_from(Uuid::new_v4().as_u64_pair().1 >> 1).unwrap_or(i64::MAX);
+    let last = || Expr::col(Column::ChangedAt);
+    let later: Expr = Expr::case(last().gte(now.micros()), last().add(1)).finally(now.micros()).into();
     let updated = Entity::update_many()
         .col_expr(Column::Revision, Expr::col(Column::Revision).add(1))
         .col_expr(Column::Nonce, Expr::value(nonce))
+        .col_expr(Column::ChangedAt, later)
         .exec_with_returning(txn)
         .await?;
     let row = updated.first().ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
-    Ok(Revision { number: row.revision, nonce })
+    Ok((Revision { number: row.revision, nonce }, Timestamp::from_micros(row.changed_at)))
 }

@@ -74,7 +74,7 @@ impl DispatchStore for Store {
         let decision = dispatch::decide(rows, event, &self.policy, now).map_err(Error::Refused)?;
         let mut committed = Committed::default();
         apply(&txn, &decision, now, &mut committed).await?;
-        txn.commit().await?;
+        self.commit(txn, &committed).await?;
         Ok(Some((decision, committed)))
     }
 
@@ -104,7 +104,7 @@ impl DispatchStore for Store {
         let decision = dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?;
         let mut committed = Committed::default();
         apply(&txn, &decision, now, &mut committed).await?;
-        txn.commit().await?;
+        self.commit(txn, &committed).await?;
         Ok(Some((decision, committed)))
     }
 

@@ -23,6 +23,8 @@ pub(crate) mod catalogue {
         pub compacted_nonce: i64,
         /// The round that the queue is in.
         pub round: i64,
+        /// When the latest change was made.
+        pub changed_at: i64,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait,
-    ExprTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Set,
-    sea_query::Expr,
+    ExprTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select,
+    Set,
+    sea_query::{Expr, SelectStatement, UnionType},
 };
 use uuid::Uuid;
 
@@ -95,10 +96,10 @@ impl Store {
 /// Logs a change of grants: a new revision, but no update of the record.
 async fn share(write: &mut Write<'_>, id: ImageId, creator: &str, subject: &str) -> Result<(), Error> {
     let gains_or_loses_sight = [subject.to_owned()].into();
-    let revision = changes::log(&write.txn, id, creator, &gains_or_loses_sight, write.now).await?;
+    let revision = changes::log(&write.txn, id, creator, &gains_or_loses_sight, write.now).await?.revision;
     let row = image::ActiveModel { id: Set(id.0), revision: Set(revision), ..Default::default() };
     image::Entity::update(row).exec(&write.txn).await?;
-    write.effects.committed.image_changed = true;
+    write.effects.committed.changed.insert(id);
     Ok(())
 }
 
@@ -148,19 +149,46 @@ pub(super) async fn viewers(txn: &DatabaseTransaction, image: ImageId) -> Result
     Ok(found.into_iter().collect())
 }
 
-/// The images that are in sight.
+/// Whether an image is in sight, looked up for each image in question.
 pub(super) fn in_sight(sight: &Sight) -> Condition {
     let condition = Condition::all().add(image::Column::Deleted.eq(false));
     match sight {
         Sight::Everything => condition,
-        Sight::Of(subject) => condition.add(Condition::any().add(image::Column::Creator.eq(subject)).add(
-            Expr::col((image::Entity, image::Column::Id)).in_subquery(granted_to(subject).into_query()),
-        )),
+        Sight::Of(subject) => {
+            let granted = granted_to(subject)
+                .filter(
+                    Expr::col((grant::Entity, grant::Column::Image))
+                        .equals((image::Entity, image::Column::Id)),
+                )
+                .into_query();
+            condition.add(Condition::any().add(image::Column::Creator.eq(subject)).add(Expr::exists(granted)))
+        }
     }
 }
 
+/// The ids of all images that a subject has created or was granted.
+pub(super) fn all_in_sight(subject: &str) -> SelectStatement {
+    let mut all = created_by(subject).into_query();
+    all.union(UnionType::All, granted_to(subject).into_query());
+    all
+}
+
+/// How many these are, counted to about `limit`.
+pub(super) async fn count_in_sight(
+    db: &impl ConnectionTrait,
+    subject: &str,
+    limit: u64,
+) -> Result<u64, DbErr> {
+    let created = created_by(subject).limit(limit).count(db).await?;
+    Ok(created + granted_to(subject).limit(limit).count(db).await?)
+}
+
+fn created_by(subject: &str) -> Select<image::Entity> {
+    image::Entity::find().select_only().column(image::Column::Id).filter(image::Column::Creator.eq(subject))
+}
+
 /// The images that a subject was granted.
-pub(super) fn granted_to(subject: &str) -> sea_orm::Select<grant::Entity> {
+fn granted_to(subject: &str) -> Select<grant::Entity> {
     grant::Entity::find()
         .select_only()
         .column(grant::Column::Image)

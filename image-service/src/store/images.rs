@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder,
-    QuerySelect,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, FromQueryResult, QueryFilter,
+    QueryOrder, QuerySelect, Statement,
 };
 
 use super::{
@@ -39,14 +39,12 @@ impl Store {
         view: View,
         action: Option<Action>,
     ) -> Result<ImageInView, Error> {
-        let txn = self.read().await?;
-        let (image, standing) = image_in_sight(&txn, sight, id).await?;
+        let found = found_at_once(&self.reader, sight, id, view).await?;
+        let Found { image, standing, configuration } = found.ok_or(Error::NotFound(Resource::Image))?;
         if let Some(action) = action {
             image.require(standing, action)?;
         }
-        let in_view = in_view(&txn, image, standing, view).await?;
-        txn.commit().await?;
-        Ok(in_view)
+        Ok(ImageInView { actions: image.allowed_actions(standing), image, configuration })
     }
 
     /// The next images that are in sight and match, in the order of their ids, which never changes.
@@ -58,15 +56,10 @@ impl Store {
         limit: u64,
     ) -> Result<Vec<ImageInView>, Error> {
         let txn = self.read().await?;
-        let is_rare = listing::is_rare(&txn, query).await?;
-        let mut select = image::Entity::find()
-            .filter(grants::in_sight(sight))
-            .filter(listing::matching(self.backend(), query, is_rare))
-            .limit(limit);
-        select = if is_rare || listing::sees_few(&txn, sight).await? {
-            select.order_by_asc(listing::unindexed(image::Column::Id))
-        } else {
-            select.order_by_asc(image::Column::Id)
+        let matching = listing::matching(self.backend(), sight, query).limit(limit);
+        let mut select = match listing::Asked::new(&txn, sight, self.bounds).few(query).await? {
+            Some(few) => matching.filter(few).order_by_asc(listing::unindexed(image::Column::Id)),
+            None => matching.order_by_asc(image::Column::Id),
         };
         if let Some(id) = after {
             select = select.filter(image::Column::Id.gt(id.0));
@@ -101,6 +94,50 @@ impl Store {
         }
         Ok(images)
     }
+}
+
+/// An image in sight, what the caller is to it, and what it is built from if that was asked for.
+#[derive(Debug)]
+struct Found {
+    image: Image,
+    standing: Standing,
+    configuration: Option<Configuration>,
+}
+
+/// Reads all that is to be known of an image in one statement: it is what is read most often.
+async fn found_at_once(
+    db: &impl ConnectionTrait,
+    sight: &Sight,
+    id: ImageId,
+    view: View,
+) -> Result<Option<Found>, DbErr> {
+    const BASIC: &str = "SELECT i.*, g.\"view\", g.modify, g.\"delete\" FROM images i \
+                         LEFT JOIN grants g ON g.image = i.id AND g.subject = $1 WHERE i.id = $2 AND NOT i.deleted";
+    const FULL: &str = "SELECT i.*, c.json, g.\"view\", g.modify, g.\"delete\" FROM images i \
+                        JOIN configurations c ON c.image = i.id AND c.revision = i.configuration_revision \
+                        LEFT JOIN grants g ON g.image = i.id AND g.subject = $1 WHERE i.id = $2 AND NOT i.deleted";
+    let sql = match view {
+        View::Basic => BASIC,
+        View::Full => FULL,
+    };
+    let values = [sight.subject().into(), id.0.into()];
+    let statement = Statement::from_sql_and_values(db.get_database_backend(), sql, values);
+    let Some(row) = db.query_one_raw(statement).await? else {
+        return Ok(None);
+    };
+    let image = rows::image_from_row(image::Model::from_query_result(&row, "")?)?;
+    let granted = match row.try_get::<Option<bool>>("", "view")? {
+        Some(view) => Permissions::new(view, row.try_get("", "modify")?, row.try_get("", "delete")?),
+        None => Permissions::default(),
+    };
+    let Some(standing) = sight.standing(&image.creator, granted) else {
+        return Ok(None);
+    };
+    let configuration = match view {
+        View::Basic => None,
+        View::Full => Some(rows::from_json(&row.try_get::<String>("", "json")?)?),
+    };
+    Ok(Some(Found { image, standing, configuration }))
 }
 
 /// One image, and what the caller is to it.

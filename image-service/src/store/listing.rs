@@ -1,20 +1,35 @@
 //! Lists of images: what is in sight and matches, in an order, from a place on.
 //!
-//! A call does bounded work. When few images can match, because the term is rare or the caller sees few, all of them are
-//! found and sorted. Otherwise the order is walked for a bounded stretch, and the page may be short.
+//! A call does bounded work. When few images can match, all of them are found by an index and sorted. Otherwise the order is
+//! walked for a bounded stretch, and the page may be short. On SQLite the order of updates is that of the index itself, see
+//! [`index`].
 
 use sea_orm::{
-    ColumnTrait, Condition, DatabaseTransaction, DbBackend, DbErr, EntityTrait, ExprTrait, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Value,
-    sea_query::{Expr, Func, Order as SqlOrder},
+    ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait, ExprTrait,
+    FromQueryResult, Iterable, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select,
+    Statement, Value,
+    sea_query::{Expr, Func, JoinType, Order as SqlOrder, Query as SqlQuery, SelectStatement},
 };
+use uuid::Uuid;
 
-use super::{Store, entity::image, grants, images, rows, texts};
+use super::{
+    Store,
+    entity::image,
+    grants, images,
+    index::{self, Wanted},
+    rows, texts,
+};
 use crate::{
     access::Sight,
     error::Error,
-    image::{Direction, ImageInView, Key, KeyValue, Place, Query, View},
+    image::{Direction, ImageInView, Key, KeyValue, Order, Place, Query, View},
 };
+
+#[cfg(test)]
+mod tests;
+mod walking;
+
+use self::walking::Walk;
 
 /// A page of images.
 #[derive(Debug)]
@@ -26,12 +41,23 @@ pub(crate) struct Page {
     pub(crate) total: Option<u64>,
 }
 
-impl Store {
-    /// How many images are few: sorted by every call rather than walked.
-    const FEW: u64 = 10_000;
-    /// How many images a call looks at when it walks.
-    const STRETCH: u64 = 10_000;
+/// What a page was found to hold, and where the next one begins.
+type Found = (Vec<image::Model>, Option<Place>);
 
+/// How much a call does at most.
+#[derive(Copy, Clone, Debug)]
+pub(super) struct Bounds {
+    /// How many images are few: sorted by every call rather than walked.
+    few: u64,
+    /// How many images a call looks at when it walks.
+    stretch: u64,
+}
+
+impl Bounds {
+    pub(super) const DEFAULT: Self = Self { few: 5_000, stretch: 10_000 };
+}
+
+impl Store {
     /// The next images of a query after a place.
     pub(crate) async fn list(
         &self,
@@ -43,115 +69,164 @@ impl Store {
         with_total: bool,
     ) -> Result<Page, Error> {
         let txn = self.read().await?;
-        let is_rare = is_rare(&txn, query).await?;
-        let matching = image::Entity::find().filter(grants::in_sight(sight)).filter(matching(
-            self.backend(),
-            query,
-            is_rare,
-        ));
+        let matching = matching(self.backend(), sight, query);
         let total = if with_total { Some(matching.clone().count(&txn).await?) } else { None };
-        let (found, next) = if is_rare || sees_few(&txn, sight).await? {
-            self.sorted(&txn, matching, query, after, limit).await?
+        let asked = Asked::new(&txn, sight, self.bounds);
+        let (found, next) = if self.backend() == DbBackend::Sqlite && query.order == Order::default() {
+            asked.latest_first(query, after, limit).await?
         } else {
-            self.walked(&txn, matching, query, after, limit).await?
+            Walk::new(asked, query, limit).page(after).await?
         };
         let images = images::all_in_view(&txn, found, sight, view).await?;
         txn.commit().await?;
         Ok(Page { images, next, total })
     }
+}
 
-    async fn sorted(
-        &self,
-        txn: &DatabaseTransaction,
-        matching: Select<image::Entity>,
-        query: &Query,
-        after: Option<&Place>,
-        limit: u64,
-    ) -> Result<(Vec<image::Model>, Option<Place>), Error> {
-        // Not by the order's index: that would be to walk past everything else.
-        let mut found =
-            sorted_by(from(matching, query, after), query, unindexed).limit(limit + 1).all(txn).await?;
-        let next = cut(&mut found, query, limit)?;
+/// Who asks, and with what bounds.
+#[derive(Copy, Clone, Debug)]
+pub(super) struct Asked<'a> {
+    txn: &'a DatabaseTransaction,
+    sight: &'a Sight,
+    bounds: Bounds,
+}
+
+impl<'a> Asked<'a> {
+    pub(super) fn new(txn: &'a DatabaseTransaction, sight: &'a Sight, bounds: Bounds) -> Self {
+        Self { txn, sight, bounds }
+    }
+
+    /// The next images by the index, which has them in the order of updates.
+    async fn latest_first(&self, query: &Query, after: Option<&Place>, limit: u64) -> Result<Found, Error> {
+        let Self { txn, sight, bounds } = *self;
+        let wanted = self.wanted(query).await?;
+        let mut place = match after {
+            None => index::TOP,
+            Some(Place { keys, id }) => match keys.as_slice() {
+                [KeyValue::Number(updated_at)] => index::above_the_next(txn, *updated_at, id.0).await?,
+                _ => return Err(DbErr::Type("a place of another order".to_owned()).into()),
+            },
+        };
+        let mut found = Vec::new();
+        let mut looked_at = 0;
+        // Mostly the candidates match.
+        let mut length = limit + 1;
+        while looked_at < bounds.stretch {
+            let (candidates, mut matching) =
+                among_candidates(txn, &wanted, sight, query, place, length).await?;
+            let missing = usize::try_from(limit).unwrap_or(usize::MAX) - found.len();
+            if matching.len() > missing {
+                matching.truncate(missing);
+                found.extend(matching.into_iter().map(|(_, row)| row));
+                let last = found.last().cloned();
+                return Ok((found, last.map(|last| place_of(last, &query.order)).transpose()?));
+            }
+            found.extend(matching.into_iter().map(|(_, row)| row));
+            match candidates.last() {
+                Some(last) if candidates.len() as u64 == length => place = *last,
+                _ => return Ok((found, None)),
+            }
+            looked_at += length;
+            length = std::cmp::min(length * 4, bounds.stretch);
+        }
+        // The page ends with the candidate that was looked at last, matching or not.
+        let last = index::at_place(txn, place).await?;
+        let next = last.map(|(updated_at, id)| Place { keys: vec![KeyValue::Number(updated_at)], id });
         Ok((found, next))
     }
 
-    async fn walked(
-        &self,
-        txn: &DatabaseTransaction,
-        matching: Select<image::Entity>,
-        query: &Query,
-        after: Option<&Place>,
-        limit: u64,
-    ) -> Result<(Vec<image::Model>, Option<Place>), Error> {
-        // Mostly much matches, and a short stretch is enough.
-        let short = std::cmp::min(limit.saturating_mul(4), Self::STRETCH);
-        let (found, next) = within(txn, matching.clone(), query, after, short, limit).await?;
-        if next.is_some() {
-            return Ok((found, next));
+    /// What the index is asked for. When a caller and its filters leave very few images, their texts are read at once sooner than
+    /// the term is looked up.
+    async fn wanted(&self, query: &Query) -> Result<Wanted, DbErr> {
+        const VERY_FEW: u64 = 100;
+        let without_term = Wanted::without_term(self.sight, query);
+        if query.search.is_some() && without_term.count(self.txn, VERY_FEW + 1).await? > VERY_FEW {
+            return Ok(Wanted::of(self.sight, query));
         }
-        let (found, next) = within(txn, matching, query, after, Self::STRETCH, limit).await?;
-        if next.is_some() {
-            return Ok((found, next));
+        Ok(without_term)
+    }
+
+    /// The images among which all that match are, if they are few.
+    pub(super) async fn few(&self, query: &Query) -> Result<Option<Condition>, DbErr> {
+        let Self { txn, sight, bounds: Bounds { few, .. } } = *self;
+        let among = |ids: SelectStatement| {
+            Some(Condition::all().add(Expr::col((image::Entity, image::Column::Id)).in_subquery(ids)))
+        };
+        if txn.get_database_backend() == DbBackend::Sqlite {
+            let wanted = self.wanted(query).await?;
+            let is_few = wanted.count(txn, few + 1).await? <= few;
+            return Ok(if is_few { among(wanted.images()) } else { None });
         }
-        // Nothing more within the stretch: the next page begins behind it, if it was a whole one.
-        let last = stretch(query, after, 1).offset(Self::STRETCH - 1).one(txn).await?;
-        Ok((found, last.map(|last| place_of(last, query)).transpose()?))
+        if let Some(subject) = sight.subject()
+            && grants::count_in_sight(txn, subject, few + 1).await? <= few
+        {
+            return Ok(among(grants::all_in_sight(subject)));
+        }
+        if let Some(term) = query.search.as_ref().filter(|term| texts::has_trigrams(term)) {
+            let found = texts::holding_by_index(term);
+            if estimate(txn, &found).await? <= few {
+                return Ok(among(found));
+            }
+        }
+        let filters = Query { search: None, ..query.clone() };
+        let filtered = matching(DbBackend::Postgres, &Sight::Everything, &filters);
+        let is_few =
+            estimate(txn, &filtered.select_only().column(image::Column::Id).into_query()).await? <= few;
+        Ok(is_few.then(Condition::all))
     }
 }
 
-/// The images of an order after a place, whoever may see them.
-fn stretch(query: &Query, after: Option<&Place>, length: u64) -> Select<image::Entity> {
-    let alive = image::Entity::find().filter(image::Column::Deleted.eq(false));
-    ordered(from(alive, query, after), query).limit(length)
-}
-
-/// What matches within a stretch, and the place behind it if there is more within.
-async fn within(
+/// The places of the next candidates, and those images among them that are in sight and match.
+async fn among_candidates(
     txn: &DatabaseTransaction,
-    matching: Select<image::Entity>,
+    wanted: &Wanted,
+    sight: &Sight,
     query: &Query,
-    after: Option<&Place>,
+    below: i64,
     length: u64,
-    limit: u64,
-) -> Result<(Vec<image::Model>, Option<Place>), DbErr> {
-    let ids = stretch(query, after, length).select_only().column(image::Column::Id).into_query();
-    let matching = matching.filter(Expr::col((image::Entity, image::Column::Id)).in_subquery(ids));
-    let mut found = ordered(matching, query).limit(limit + 1).all(txn).await?;
-    let next = cut(&mut found, query, limit)?;
-    Ok((found, next))
-}
-
-/// Whether few images hold what is looked for, so that an index finds all of them at once.
-pub(super) async fn is_rare(txn: &DatabaseTransaction, query: &Query) -> Result<bool, DbErr> {
-    let Some(term) = query.search.as_ref().filter(|term| term.is_possible()) else {
-        return Ok(query.search.is_some());
-    };
-    let count = texts::count(txn, term, Store::FEW + 1).await?;
-    Ok(count.is_some_and(|count| count <= Store::FEW))
-}
-
-/// Whether the caller sees so few images that all of them can be looked at.
-pub(super) async fn sees_few(txn: &DatabaseTransaction, sight: &Sight) -> Result<bool, DbErr> {
-    let Some(subject) = sight.subject() else {
-        return Ok(false);
-    };
-    let created = image::Entity::find()
-        .filter(image::Column::Creator.eq(subject))
-        .select_only()
-        .column(image::Column::Id)
-        .limit(Store::FEW + 1)
-        .count(txn)
-        .await?;
-    let granted = grants::granted_to(subject).limit(Store::FEW + 1).count(txn).await?;
-    Ok(created + granted <= Store::FEW)
-}
-
-/// The images that a query asks for.
-pub(super) fn matching(backend: DbBackend, query: &Query, is_rare: bool) -> Condition {
-    let mut condition = Condition::all();
-    if let Some(term) = &query.search {
-        condition = condition.add(texts::holding(backend, term, is_rare));
+) -> Result<(Vec<i64>, Vec<(i64, image::Model)>), DbErr> {
+    let on = Condition::all()
+        .add(Expr::col((image::Entity, image::Column::Id)).equals(("candidate", "image")))
+        .add(is_matching(txn.get_database_backend(), sight, query));
+    let mut select = SqlQuery::select();
+    select
+        .column(("candidate", "place"))
+        .columns(image::Column::iter().map(|column| (image::Entity, column)))
+        .from_subquery(wanted.candidates(below, length), "candidate")
+        .join(JoinType::LeftJoin, image::Entity, on)
+        .order_by(("candidate", "place"), SqlOrder::Desc);
+    let rows = txn.query_all_raw(txn.get_database_backend().build(&select)).await?;
+    let mut candidates = Vec::with_capacity(rows.len());
+    let mut matching = Vec::new();
+    for row in rows {
+        let place = row.try_get_by_index(0)?;
+        candidates.push(place);
+        if let Some(found) = image::Model::from_query_result_optional(&row, "")? {
+            matching.push((place, found));
+        }
     }
+    Ok((candidates, matching))
+}
+
+/// How many rows Postgres expects of a statement, by its statistics.
+async fn estimate(txn: &DatabaseTransaction, select: &SelectStatement) -> Result<u64, DbErr> {
+    let statement = DbBackend::Postgres.build(select);
+    let sql = format!("EXPLAIN {}", statement.sql);
+    let explain = Statement { sql, ..statement };
+    let plan = txn.query_one_raw(explain).await?.ok_or_else(|| DbErr::RecordNotFound("a plan".to_owned()))?;
+    let plan: String = plan.try_get_by_index(0)?;
+    let rows = plan.split_once("rows=").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+    rows.ok_or_else(|| DbErr::Type(format!("a plan without rows: {plan}")))
+}
+
+/// Everything that is in sight and matches.
+pub(super) fn matching(backend: DbBackend, sight: &Sight, query: &Query) -> Select<image::Entity> {
+    image::Entity::find().filter(is_matching(backend, sight, query))
+}
+
+/// Whether an image is in sight and matches, looked up for each image in question.
+fn is_matching(backend: DbBackend, sight: &Sight, query: &Query) -> Condition {
+    let mut condition = grants::in_sight(sight);
     if let Some(template) = query.template {
         condition = condition.add(image::Column::Template.eq(template));
     }
@@ -168,26 +243,19 @@ pub(super) fn matching(backend: DbBackend, query: &Query, is_rare: bool) -> Cond
     if let Some(creator) = &query.creator {
         condition = condition.add(image::Column::Creator.eq(creator));
     }
+    if let Some(term) = &query.search {
+        condition = condition.add(texts::holds(backend, term));
+    }
     condition
 }
 
-/// Takes away what is over the limit; the place behind the rest then.
-fn cut(found: &mut Vec<image::Model>, query: &Query, limit: u64) -> Result<Option<Place>, DbErr> {
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    if found.len() <= limit {
-        return Ok(None);
-    }
-    found.truncate(limit);
-    found.last().cloned().map(|last| place_of(last, query)).transpose()
+fn place_of(row: image::Model, order: &Order) -> Result<Place, DbErr> {
+    Ok(order.place_of(&rows::image_from_row(row)?))
 }
 
-fn place_of(row: image::Model, query: &Query) -> Result<Place, DbErr> {
-    Ok(query.order.place_of(&rows::image_from_row(row)?))
-}
-
-/// In the order of the query, read off an index where there is one.
-fn ordered(select: Select<image::Entity>, query: &Query) -> Select<image::Entity> {
-    sorted_by(select, query, |column| Expr::col((image::Entity, column)))
+/// The column as an index may have it.
+fn indexed(column: image::Column) -> Expr {
+    Expr::col((image::Entity, column))
 }
 
 /// The column as no index has it, so that what is found is sorted.
@@ -196,39 +264,56 @@ pub(super) fn unindexed(column: image::Column) -> Expr {
     Func::coalesce([column(), column()]).into()
 }
 
-fn sorted_by(
-    select: Select<image::Entity>,
-    query: &Query,
-    key_of: fn(image::Column) -> Expr,
-) -> Select<image::Entity> {
-    let by_keys = query.order.keys().iter().fold(select, |select, (key, direction)| {
+/// The terms of an order, and behind them the id.
+fn terms(keys: &[(Key, Direction)], key_of: fn(image::Column) -> Expr) -> Vec<(Expr, SqlOrder)> {
+    let of_keys = keys.iter().map(|(key, direction)| {
         let direction = match direction {
             Direction::Ascending => SqlOrder::Asc,
             Direction::Descending => SqlOrder::Desc,
         };
-        select.order_by(key_of(column(*key)), direction)
+        (key_of(column(*key)), direction)
     });
-    by_keys.order_by_asc(key_of(image::Column::Id))
+    of_keys.chain([(key_of(image::Column::Id), SqlOrder::Asc)]).collect()
 }
 
-/// What comes after a place: greater in a key, or equal in it and greater in the next.
-fn from(select: Select<image::Entity>, query: &Query, after: Option<&Place>) -> Select<image::Entity> {
-    let Some(after) = after else {
+fn sorted_by(
+    select: Select<image::Entity>,
+    keys: &[(Key, Direction)],
+    key_of: fn(image::Column) -> Expr,
+) -> Select<image::Entity> {
+    terms(keys, key_of).into_iter().fold(select, |select, (term, order)| select.order_by(term, order))
+}
+
+/// What comes behind a place: greater in a key, or equal in it and greater in the next. With fewer values than keys it is
+/// behind all that have these.
+fn beyond(
+    select: Select<image::Entity>,
+    keys: &[(Key, Direction)],
+    after: Option<(&[KeyValue], Uuid)>,
+    key_of: fn(image::Column) -> Expr,
+) -> Select<image::Entity> {
+    let Some((values, id)) = after else {
         return select;
     };
-    let mut any = Condition::any();
-    let mut equal = Condition::all();
-    for ((key, direction), value) in query.order.keys().iter().zip(&after.keys) {
-        let column = column(*key);
+    let (mut begin, mut any, mut equal) = (Condition::all(), Condition::any(), Condition::all());
+    for ((key, direction), value) in keys.iter().zip(values) {
         let value = key_value(*key, value);
-        let beyond = match direction {
-            Direction::Ascending => column.gt(value.clone()),
-            Direction::Descending => column.lt(value.clone()),
+        let (beyond, from) = match direction {
+            Direction::Ascending => {
+                (key_of(column(*key)).gt(value.clone()), key_of(column(*key)).gte(value.clone()))
+            }
+            Direction::Descending => {
+                (key_of(column(*key)).lt(value.clone()), key_of(column(*key)).lte(value.clone()))
+            }
         };
         any = any.add(equal.clone().add(beyond));
-        equal = equal.add(column.eq(value));
+        // Where the index of the first key begins.
+        if equal.is_empty() {
+            begin = begin.add(from);
+        }
+        equal = equal.add(key_of(column(*key)).eq(value));
     }
-    select.filter(any.add(equal.add(image::Column::Id.gt(after.id.0))))
+    select.filter(begin).filter(any.add(equal.add(key_of(image::Column::Id).gt(id))))
 }
 
 fn column(key: Key) -> image::Column {

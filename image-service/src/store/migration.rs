@@ -11,6 +11,7 @@ use sea_orm_migration::{
 mod accepting;
 mod archives;
 mod collecting;
+mod finding;
 mod operating;
 mod sharing;
 mod turns;
@@ -31,6 +32,8 @@ impl MigratorTrait for Migrator {
             Box::new(collecting::Collecting),
             Box::new(operating::Traces),
             Box::new(operating::Queued),
+            Box::new(finding::ChangeTimes),
+            Box::new(finding::Finding),
         ]
     }
 }

@@ -94,7 +94,7 @@ impl Write<'_> {
 
     /// Remembers the answer and commits; if only to validate, leaves no trace and has no effects.
     pub(super) async fn finish<T: Serialize>(self, answer: T) -> Result<(T, Effects), Error> {
-        let Self { request, txn, now, effects, .. } = self;
+        let Self { store, request, txn, now, effects } = self;
         if request.validate_only {
             txn.rollback().await?;
             return Ok((answer, Effects::default()));
@@ -109,7 +109,7 @@ impl Write<'_> {
             };
             answer::Entity::insert(row.into_active_model()).exec_without_returning(&txn).await?;
         }
-        txn.commit().await?;
+        store.commit(txn, &effects.committed).await?;
         Ok((answer, effects))
     }
 

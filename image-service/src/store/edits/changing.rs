@@ -61,11 +61,12 @@ impl Write<'_> {
     /// Writes the row that a client has changed, under a new revision and etag.
     async fn save_edit(&mut self, mut row: image::Model) -> Result<(), Error> {
         let id = ImageId(row.id);
-        row.revision = changes::log(&self.txn, id, &row.creator, &BTreeSet::new(), self.now).await?;
-        row.edit_revision = row.revision;
-        row.updated_at = self.now.micros();
+        let logged = changes::log(&self.txn, id, &row.creator, &BTreeSet::new(), self.now).await?;
+        row.revision = logged.revision;
+        row.edit_revision = logged.revision;
+        row.updated_at = logged.at.micros();
         row.into_active_model().reset_all().update(&self.txn).await?;
-        self.effects.committed.image_changed = true;
+        self.effects.committed.changed.insert(id);
         Ok(())
     }
 
@@ -156,7 +157,7 @@ impl Write<'_> {
         let actions = target.image.allowed_actions(target.standing);
         let viewers = grants::viewers(&self.txn, id).await?;
         changes::log(&self.txn, id, &target.image.creator, &viewers, self.now).await?;
-        self.effects.committed.image_changed = true;
+        self.effects.committed.changed.insert(id);
         image::Entity::update(image::ActiveModel { id: Set(id.0), deleted: Set(true), ..Default::default() })
             .exec(&self.txn)
             .await?;

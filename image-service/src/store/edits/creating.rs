@@ -50,7 +50,8 @@ impl Write<'_> {
         };
         let requested_by = self.request.caller.subject().to_owned();
         let mut build = (!new.template).then(|| Build::queued(id, 1, requested_by, job, now));
-        let revision = changes::log(&self.txn, id, creator, &BTreeSet::new(), now).await?;
+        let changes::Logged { revision, at } =
+            changes::log(&self.txn, id, creator, &BTreeSet::new(), now).await?;
         let row = image::Model {
             id: id.0,
             name: new.name.as_str().to_owned(),
@@ -71,8 +72,8 @@ impl Write<'_> {
             configuration_revision: 1,
             artifact_json: None,
             artifact_image: None,
-            created_at: now.micros(),
-            updated_at: now.micros(),
+            created_at: at.micros(),
+            updated_at: at.micros(),
             revision,
             edit_revision: revision,
             latest_build: build.as_ref().map(|build| build.id.0),
@@ -81,7 +82,7 @@ impl Write<'_> {
         image::Entity::insert(row.clone().into_active_model()).exec_without_returning(&self.txn).await?;
         self.write_configuration(id, 1, &new.configuration).await?;
         texts::write(&self.txn, &row, &new.configuration).await?;
-        self.effects.committed.image_changed = true;
+        self.effects.committed.changed.insert(id);
         let build = match &mut build {
             Some(build) => {
                 self.enqueue(build).await?;

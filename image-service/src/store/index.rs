@@ -1,0 +1,361 @@
+//! SQLite's index of the images: for everything that a list can ask for, the images that have it, the last updated first.
+//!
+//! One FTS5 table holds for each image, as words, every one, two and three characters that follow one another in its text, its
+//! status and flags, its creator, and all who can see it. Its rows are in the order of updates: the last update has the
+//! highest `place`. So any combination of a term, filters and a caller is one intersection of sorted lists, which gives the next images
+//! at once, however rare or old they are. What the index gives are candidates: whoever reads them checks every condition on the
+//! rows themselves, so that the index decides how fast something is found, never whether somebody may see it.
+//!
+//! The index follows the change log within the transaction of the change. It holds nothing that the tables do not: when
+//! [`VERSION`] is another than that of the database, it is made anew at the start.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::{self, Write as _},
+};
+
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
+    QueryFilter, Statement, TransactionTrait, Value,
+    sea_query::{Condition, Expr, ExprTrait, JoinType, Order, Query, SelectStatement},
+};
+use uuid::Uuid;
+
+use super::{entity::image, grants, rows, texts};
+use crate::{
+    access::Sight,
+    image::{self as noun, ImageId},
+    search::{self, Term},
+};
+
+/// Of what the words of an image are.
+const VERSION: i64 = 1;
+/// An image whose text has more different characters in a row has all of them, as far as the index knows: to write so many
+/// would take longer than to read the text.
+const MOST_GRAMS: usize = 16_384;
+/// How many words of a term are looked up.
+const MOST_LOOKED_UP: usize = 48;
+/// What an image of too many words has instead.
+const EVERYTHING: &str = "everything";
+
+/// What images have to have, as the index is asked for it; nothing when all do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted(Vec<String>);
+
+impl Wanted {
+    /// What every image has that is in sight and matches.
+    pub(super) fn of(sight: &Sight, query: &noun::Query) -> Self {
+        let mut wanted = Self::without_term(sight, query);
+        if let Some(term) = &query.search {
+            let grams: Vec<String> =
+                grams_of(term).map(|gram| Word('g', gram_hash(gram)).to_string()).collect();
+            wanted.0.push(format!("(({}) OR {EVERYTHING})", grams.join(" AND ")));
+        }
+        wanted
+    }
+
+    /// What every image has that is in sight and that the filters let through, whatever it is searched for.
+    pub(super) fn without_term(sight: &Sight, query: &noun::Query) -> Self {
+        let mut all = Vec::new();
+        all.extend(sight.subject().map(|subject| word('v', subject)));
+        all.extend(query.creator.as_deref().map(|creator| word('c', creator)));
+        if !query.statuses.is_empty() {
+            let any: Vec<String> =
+                query.statuses.iter().map(|status| status_word(rows::status_to_code(*status))).collect();
+            all.push(format!("({})", any.join(" OR ")));
+        }
+        all.extend(query.template.map(|template| flag('t', template)));
+        all.extend(query.enabled.map(|enabled| flag('e', enabled)));
+        all.extend(query.pulled.map(|pulled| flag('p', pulled)));
+        Self(all)
+    }
+
+    /// As FTS5 takes it; none when everything is wanted.
+    fn expression(&self) -> Option<String> {
+        (!self.0.is_empty()).then(|| self.0.join(" AND "))
+    }
+
+    /// The `image` and the `place` of the candidates below a place, the highest first.
+    pub(super) fn candidates(&self, before: i64, limit: u64) -> SelectStatement {
+        let mut candidates = self.images();
+        candidates
+            .column(("p", "place"))
+            .and_where(Expr::col(self.place()).lt(before))
+            .order_by(self.place(), Order::Desc)
+            .limit(limit);
+        candidates
+    }
+
+    /// The `image` of each candidate.
+    pub(super) fn images(&self) -> SelectStatement {
+        let mut images = Query::select();
+        images.column(("p", "image"));
+        if let Some(expression) = self.expression() {
+            images
+                .from_as("image_index", "f")
+                // The order in which SQLite is to join them; a condition in ON would be left out.
+                .join_as(JoinType::CrossJoin, "image_places", "p", Condition::all())
+                .and_where(Expr::col(("p", "place")).equals(("f", "rowid")))
+                .and_where(Expr::cust_with_values("f.image_index MATCH ?", [expression]));
+        } else {
+            images.from_as("image_places", "p");
+        }
+        images
+    }
+
+    fn place(&self) -> (&'static str, &'static str) {
+        if self.0.is_empty() { ("p", "place") } else { ("f", "rowid") }
+    }
+
+    /// How many candidates there are, counted to `limit`.
+    pub(super) async fn count(&self, db: &impl ConnectionTrait, limit: u64) -> Result<u64, DbErr> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let (found, values) = match self.expression() {
+            Some(expression) => (
+                "SELECT 1 FROM image_index WHERE image_index MATCH ? LIMIT ?",
+                vec![expression.into(), limit.into()],
+            ),
+            None => ("SELECT 1 FROM image_places LIMIT ?", vec![limit.into()]),
+        };
+        let count: i64 = number(db, &format!("SELECT COUNT(*) FROM ({found})"), values).await?.unwrap_or(0);
+        Ok(u64::try_from(count).unwrap_or(0))
+    }
+}
+
+/// Above all places.
+pub(super) const TOP: i64 = i64::MAX;
+
+/// Right above the places of all images that follow one with this time of its last update and this id.
+pub(super) async fn above_the_next(
+    db: &impl ConnectionTrait,
+    updated_at: i64,
+    id: Uuid,
+) -> Result<i64, DbErr> {
+    let sql = "SELECT p.place FROM images i CROSS JOIN image_places p ON p.image = i.id \
+               WHERE i.updated_at <= ? AND (i.updated_at < ? OR i.id > ?) ORDER BY i.updated_at DESC, i.id LIMIT 1";
+    let next = number(db, sql, vec![updated_at.into(), updated_at.into(), id.into()]).await?;
+    Ok(next.map_or(i64::MIN, |next| next + 1))
+}
+
+/// What is at a place: when it was updated last, and its id.
+pub(super) async fn at_place(db: &impl ConnectionTrait, place: i64) -> Result<Option<(i64, ImageId)>, DbErr> {
+    let sql = "SELECT updated_at, image FROM image_places WHERE place = ?";
+    let statement = Statement::from_sql_and_values(DbBackend::Sqlite, sql, [place.into()]);
+    let row = db.query_one_raw(statement).await?;
+    row.map(|row| Ok((row.try_get_by_index(0)?, ImageId(row.try_get_by_index(1)?)))).transpose()
+}
+
+/// Brings the index to where these images are, before the transaction that has changed them commits.
+pub(super) async fn follow(txn: &DatabaseTransaction, changed: &BTreeSet<ImageId>) -> Result<(), DbErr> {
+    let ids: Vec<ImageId> = changed.iter().copied().collect();
+    let known = known_places(txn, &ids).await?;
+    for (place, _) in known.values() {
+        run(txn, "DELETE FROM image_index WHERE rowid = ?", vec![(*place).into()]).await?;
+    }
+    let uuids = || ids.iter().map(|id| id.0);
+    let mut rows = image::Entity::find()
+        .filter(image::Column::Id.is_in(uuids()))
+        .filter(image::Column::Deleted.eq(false))
+        .all(txn)
+        .await?;
+    let living: BTreeSet<Uuid> = rows.iter().map(|row| row.id).collect();
+    for gone in known.keys().filter(|id| !living.contains(*id)) {
+        run(txn, "DELETE FROM image_places WHERE image = ?", vec![(*gone).into()]).await?;
+    }
+    // Those that were updated later are above, and of those that were updated at once the one with the lesser id.
+    rows.sort_by_key(|row| (row.updated_at, Reverse(row.id)));
+    let texts = texts::all(txn, &ids).await?;
+    let viewers = grants::all(txn, &ids).await?;
+    let mut highest = number(txn, "SELECT MAX(place) FROM image_places", vec![]).await?.unwrap_or(0);
+    for rows in rows.chunks(WRITTEN_AT_ONCE) {
+        let (mut places, mut words) = (Vec::new(), Vec::new());
+        for row in rows {
+            let id = ImageId(row.id);
+            let place = match known.get(&row.id) {
+                Some((place, updated_at)) if *updated_at == row.updated_at => *place,
+                _ => {
+                    highest += 1;
+                    places.extend([highest.into(), row.id.into(), row.updated_at.into()]);
+                    highest
+                }
+            };
+            let text = texts.get(&id).map(String::as_str).unwrap_or_default();
+            let of_row = words_of(row, text, viewers.get(&id).into_iter().flat_map(BTreeMap::keys));
+            words.extend([place.into(), of_row.into()]);
+        }
+        if !places.is_empty() {
+            let marks = marks(3, places.len());
+            let sql = format!(
+                "INSERT INTO image_places (place, image, updated_at) VALUES {marks} \
+                 ON CONFLICT (image) DO UPDATE SET place = excluded.place, updated_at = excluded.updated_at"
+            );
+            run(txn, &sql, places).await?;
+        }
+        let marks = marks(2, words.len());
+        run(txn, &format!("INSERT INTO image_index (rowid, words) VALUES {marks}"), words).await?;
+    }
+    Ok(())
+}
+
+/// How many images one statement writes.
+const WRITTEN_AT_ONCE: usize = 50;
+
+/// Places for so many values, by rows.
+fn marks(of_row: usize, values: usize) -> String {
+    let row = format!("({})", vec!["?"; of_row].join(", "));
+    vec![row.as_str(); values / of_row].join(", ")
+}
+
+/// The places of these images, and the times of the updates that they are of.
+async fn known_places(
+    txn: &DatabaseTransaction,
+    images: &[ImageId],
+) -> Result<HashMap<Uuid, (i64, i64)>, DbErr> {
+    let marks = marks(images.len(), images.len());
+    let statement = Statement::from_sql_and_values(
+        DbBackend::Sqlite,
+        format!("SELECT image, place, updated_at FROM image_places WHERE image IN {marks}"),
+        images.iter().map(|id| id.0.into()).collect::<Vec<Value>>(),
+    );
+    let rows = txn.query_all_raw(statement).await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get_by_index(0)?, (row.try_get_by_index(1)?, row.try_get_by_index(2)?))))
+        .collect()
+}
+
+/// Makes the index anew when it is another version's, some hundred images a transaction: one that is interrupted is gone on
+/// with.
+pub(super) async fn renew(writer: &DatabaseConnection) -> Result<(), DbErr> {
+    const AT_ONCE: u64 = 500;
+    /// How many bytes are sorted in memory before they are written: the more, the less has to be merged.
+    const SORTED_AT_ONCE: &str = "16777216";
+    /// The same as long as the index only follows; FTS5's own.
+    const USUALLY: &str = "1048576";
+    let sort_at_once =
+        |bytes: &str| format!("INSERT INTO image_index (image_index, rank) VALUES ('hashsize', {bytes})");
+    let version: i64 =
+        number(writer, "SELECT user_version FROM pragma_user_version()", vec![]).await?.unwrap_or(0);
+    if version == VERSION {
+        return Ok(());
+    }
+    // While it is made, the version is below zero.
+    if version != -VERSION {
+        let txn = writer.begin().await?;
+        for statement in [
+            "DELETE FROM image_places".to_owned(),
+            "INSERT INTO image_index (image_index) VALUES ('delete-all')".to_owned(),
+            format!("PRAGMA user_version = {}", -VERSION),
+        ] {
+            txn.execute_unprepared(&statement).await?;
+        }
+        txn.commit().await?;
+    }
+    writer.execute_unprepared(&sort_at_once(SORTED_AT_ONCE)).await?;
+    let mut done = 0_u64;
+    loop {
+        let txn = writer.begin().await?;
+        let ids = next_unindexed(&txn, AT_ONCE).await?;
+        if ids.is_empty() {
+            txn.execute_unprepared(&sort_at_once(USUALLY)).await?;
+            txn.execute_unprepared(&format!("PRAGMA user_version = {VERSION}")).await?;
+            return txn.commit().await;
+        }
+        follow(&txn, &ids.iter().copied().map(ImageId).collect()).await?;
+        txn.commit().await?;
+        done += ids.len() as u64;
+        if done.is_multiple_of(AT_ONCE * 100) {
+            tracing::info!(images = done, "making the index of the images");
+        }
+    }
+}
+
+/// In the order of their updates.
+async fn next_unindexed(txn: &DatabaseTransaction, limit: u64) -> Result<Vec<Uuid>, DbErr> {
+    let last = number(txn, "SELECT updated_at FROM image_places ORDER BY place DESC LIMIT 1", vec![]).await?;
+    let sql = "SELECT i.id FROM images i WHERE NOT i.deleted AND i.updated_at >= ? \
+               AND NOT EXISTS (SELECT 1 FROM image_places p WHERE p.image = i.id) \
+               ORDER BY i.updated_at, i.id DESC LIMIT ?";
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let values: [Value; 2] = [last.unwrap_or(i64::MIN).into(), limit.into()];
+    let statement = Statement::from_sql_and_values(DbBackend::Sqlite, sql, values);
+    let rows = txn.query_all_raw(statement).await?;
+    rows.iter().map(|row| row.try_get_by_index(0)).collect()
+}
+
+/// Everything that an image can be found by.
+fn words_of<'a>(row: &image::Model, text: &str, viewers: impl Iterator<Item = &'a String>) -> String {
+    let mut words = vec![
+        word('v', &row.creator),
+        word('c', &row.creator),
+        status_word(row.status),
+        flag('t', row.template),
+        flag('e', row.enabled),
+        flag('p', row.pulled),
+    ];
+    words.extend(viewers.map(|subject| word('v', subject)));
+    let mut grams: Vec<u64> = search::grams(text).map(gram_hash).collect();
+    grams.sort_unstable();
+    grams.dedup();
+    let mut words = words.join(" ");
+    if grams.len() > MOST_GRAMS {
+        words.push(' ');
+        words.push_str(EVERYTHING);
+    } else {
+        words.reserve(grams.len() * 11);
+        for gram in grams {
+            let _ = write!(words, " {}", Word('g', gram));
+        }
+    }
+    words
+}
+
+/// What every text has that holds a term.
+fn grams_of(term: &Term) -> impl Iterator<Item = &str> {
+    let grams = search::grams_within(term);
+    let step = grams.len().div_ceil(MOST_LOOKED_UP).max(1);
+    grams.into_iter().step_by(step)
+}
+
+fn status_word(code: i32) -> String {
+    format!("s{code}")
+}
+
+fn flag(which: char, is_set: bool) -> String {
+    format!("{which}{}", u8::from(is_set))
+}
+
+/// A word that FTS5 takes as one, of a kind and a hash: two texts may have the same, which costs a look at the rows.
+struct Word(char, u64);
+
+impl fmt::Display for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:x}", self.0, self.1)
+    }
+}
+
+fn word(kind: char, text: &str) -> String {
+    Word(kind, hash(text)).to_string()
+}
+
+/// Of grams there are few, and their words are most of the index.
+fn gram_hash(gram: &str) -> u64 {
+    let hash = hash(gram);
+    (hash ^ (hash >> 32)) & 0x7_ffff_ffff
+}
+
+/// FNV-1a: the index is kept, so the words have to be the same in every build.
+fn hash(text: &str) -> u64 {
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+async fn number(db: &impl ConnectionTrait, sql: &str, values: Vec<Value>) -> Result<Option<i64>, DbErr> {
+    let row = db.query_one_raw(Statement::from_sql_and_values(DbBackend::Sqlite, sql, values)).await?;
+    row.map_or(Ok(None), |row| row.try_get_by_index(0))
+}
+
+async fn run(db: &impl ConnectionTrait, sql: &str, values: Vec<Value>) -> Result<(), DbErr> {
+    db.execute_raw(Statement::from_sql_and_values(DbBackend::Sqlite, sql, values)).await?;
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! Pages of very short walks against a plain model: whatever is asked for, all pages together are what sorting gives.
+
+use std::{cmp::Ordering, collections::BTreeSet, time::Duration};
+
+use fastrand::Rng;
+use sea_orm::{EntityTrait, IntoActiveModel, NotSet};
+use uuid::Uuid;
+
+use super::Bounds;
+use crate::{
+    access::Sight,
+    dispatch::Policy,
+    image::{Direction, Image, ImageId, Order, Query, Status, View},
+    search::Term,
+    store::{
+        Committed, Store,
+        entity::{grant, image, image_text},
+        rows,
+    },
+};
+
+const CREATORS: [&str; 3] = ["ann", "bob", "é"];
+const GUEST: &str = "guest";
+const WORDS: [&str; 4] = ["ubuntu", "rust", "日本語", "q"];
+
+struct Known {
+    image: Image,
+    text: String,
+    is_guests: bool,
+}
+
+#[tokio::test]
+async fn all_pages_together_are_what_sorting_gives() -> Result<(), Box<dyn std::error::Error>> {
+    let directory = tempfile::tempdir()?;
+    let mut store = Store::open(directory.path(), None, policy()).await?;
+    let mut random = Rng::with_seed(8);
+    let known = fill(&store, &mut random, 90).await?;
+    let (mut pages, mut empty) = (0, 0);
+    for number in 0..150 {
+        store.bounds = Bounds { few: random.u64(0..8), stretch: random.u64(3..40) };
+        let query = query(&mut random)?;
+        let sight = match random.usize(0..4) {
+            0 => Sight::Everything,
+            1 => Sight::Of(GUEST.to_owned()),
+            _ => Sight::Of(CREATORS[random.usize(0..3)].to_owned()),
+        };
+        let mut listed = Vec::new();
+        let mut after = None;
+        loop {
+            let limit = random.u64(1..8);
+            let page = store.list(&sight, &query, after.as_ref(), limit, View::Basic, false).await?;
+            assert!(page.images.len() as u64 <= limit);
+            pages += 1;
+            empty += usize::from(page.images.is_empty());
+            listed.extend(page.images.into_iter().map(|found| found.image.id));
+            let Some(next) = page.next else {
+                break;
+            };
+            assert!(query.order.fits(&next), "{next:?}");
+            assert!(after.as_ref() != Some(&next), "{query:?} stays at {next:?}");
+            after = Some(next);
+        }
+        assert_eq!(
+            listed,
+            expected(&known, &sight, &query),
+            "{number}: {sight:?} {query:?} {:?}",
+            store.bounds
+        );
+    }
+    assert!(empty > 20 && pages > 1_000, "{empty} of {pages} pages were empty");
+    store.close().await?;
+    Ok(())
+}
+
+fn expected(known: &[Known], sight: &Sight, query: &Query) -> Vec<ImageId> {
+    let mut matching: Vec<&Image> = known
+        .iter()
+        .filter(|known| match sight {
+            Sight::Everything => true,
+            Sight::Of(subject) => {
+                *subject == known.image.creator || (known.is_guests && subject.as_str() == GUEST)
+            }
+        })
+        .filter(|known| query.search.as_ref().is_none_or(|term| known.text.contains(term.as_str())))
+        .map(|known| &known.image)
+        .filter(|image| query.admits(image))
+        .collect();
+    matching.sort_by(|a, b| {
+        let by_key = query.order.keys().iter().map(|(key, direction)| {
+            let ordering = key.of(a).cmp(&key.of(b));
+            if *direction == Direction::Descending { ordering.reverse() } else { ordering }
+        });
+        by_key.fold(Ordering::Equal, Ordering::then).then(a.id.0.cmp(&b.id.0))
+    });
+    matching.into_iter().map(|image| image.id).collect()
+}
+
+fn policy() -> Policy {
+    let any = Duration::from_secs(1);
+    Policy {
+        lease: any,
+        stop_deadline: any,
+        offline_after: any,
+        queue_timeout: any,
+        max_failures: 1,
+        max_pending: None,
+    }
+}
+
+fn query(random: &mut Rng) -> Result<Query, String> {
+    const NAMES: [&str; 8] =
+        ["name", "creator", "status", "image_name", "enabled", "pulled", "create_time", "update_time"];
+    let mut names = NAMES;
+    random.shuffle(&mut names);
+    let keys: Vec<String> = names[..random.usize(0..4)]
+        .iter()
+        .map(|name| format!("{name}{}", if random.bool() { " desc" } else { "" }))
+        .collect();
+    let mut maybe = |one_in: u8| random.u8(0..one_in) == 0;
+    let (search, template, enabled, pulled, creator, statuses) =
+        (maybe(3), maybe(4), maybe(4), maybe(4), maybe(5), maybe(4));
+    Ok(Query {
+        search: if search { Term::parse(WORDS[random.usize(0..4)])? } else { None },
+        template: template.then(|| random.u8(0..4) == 0),
+        statuses: if statuses {
+            BTreeSet::from([Status::BuildFinished, Status::Error])
+        } else {
+            BTreeSet::new()
+        },
+        enabled: enabled.then(|| random.bool()),
+        pulled: pulled.then(|| random.bool()),
+        creator: creator.then(|| CREATORS[random.usize(0..3)].to_owned()),
+        order: Order::parse(&keys.join(", "))?,
+    })
+}
+
+async fn fill(
+    store: &Store,
+    random: &mut Rng,
+    images: i64,
+) -> Result<Vec<Known>, Box<dyn std::error::Error>> {
+    let txn = store.write().await?;
+    let mut known = Vec::new();
+    for number in 0..images {
+        let id = Uuid::from_u128(random.u128(..));
+        let name = ["a", "b", "é", "a b"][random.usize(0..4)].to_owned();
+        let code = if random.u8(0..5) == 0 { rows::NO_STATUS } else { random.i32(1..=6) };
+        let words: Vec<&str> = WORDS.into_iter().filter(|_| random.u8(0..3) == 0).collect();
+        let row = image::Model {
+            id,
+            name,
+            description: String::new(),
+            creator: CREATORS[random.usize(0..3)].to_owned(),
+            status: code,
+            status_message: String::new(),
+            repository: "trailer/a".to_owned(),
+            tag: format!("t{}", random.u8(0..4)),
+            image_name: String::new(),
+            reference_given: false,
+            template: code == rows::NO_STATUS,
+            snapshot: false,
+            enabled: random.u8(0..3) != 0,
+            pulled: random.u8(0..3) == 0,
+            configuration_revision: 1,
+            artifact_json: None,
+            artifact_image: None,
+            created_at: random.i64(0..10),
+            // Unlike the order in which they are written.
+            updated_at: number * 7 % images,
+            revision: number,
+            edit_revision: number,
+            latest_build: None,
+            deleted: false,
+        };
+        let row = image::Model { image_name: format!("{}:{}", row.repository, row.tag), ..row };
+        let text = words.join("\u{2000}");
+        let is_guests = random.u8(0..3) == 0;
+        image::Entity::insert(row.clone().into_active_model()).exec_without_returning(&txn).await?;
+        let mut of_text = image_text::Model { row: 0, image: id, text: text.clone() }.into_active_model();
+        of_text.row = NotSet;
+        image_text::Entity::insert(of_text).exec_without_returning(&txn).await?;
+        if is_guests {
+            let grant = grant::Model {
+                image: id,
+                subject: GUEST.to_owned(),
+                view: true,
+                modify: false,
+                delete: false,
+            };
+            grant::Entity::insert(grant.into_active_model()).exec_without_returning(&txn).await?;
+        }
+        known.push(Known { image: rows::image_from_row(row)?, text, is_guests });
+    }
+    let changed = known.iter().map(|known| known.image.id).collect();
+    store.commit(txn, &Committed { changed, ..Committed::default() }).await?;
+    Ok(known)
+}

@@ -1,0 +1,258 @@
+//! Orders that are walked, because what is asked for is much.
+//!
+//! A key that has few values - a status, a flag, a creator - is walked value by value: within one value it is a filter, and the
+//! rest of the order is left. What few images have together is sorted; only a key with many values, or the ids alone, is
+//! walked image by image, off its index. So no order sorts more than a few images, whatever its keys are.
+
+use std::collections::BTreeSet;
+
+use futures_util::future::BoxFuture;
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, FromQueryResult, Iterable, QueryFilter, QueryOrder,
+    QuerySelect, QueryTrait, Select, sea_query::Query as SqlQuery,
+};
+use uuid::Uuid;
+
+use super::{
+    Asked, Found, beyond, column, indexed, is_matching, key_value, matching, place_of, sorted_by, terms,
+    unindexed,
+};
+use crate::{
+    error::Error,
+    image::{Direction, ImageId, Key, KeyValue, Place, Query, Status},
+    store::{entity::image, rows},
+};
+
+/// The walk of one call, and what it has found.
+#[derive(Debug)]
+pub(super) struct Walk<'a> {
+    asked: Asked<'a>,
+    query: &'a Query,
+    limit: usize,
+    found: Vec<image::Model>,
+    /// How many images it may still look at.
+    left: u64,
+}
+
+/// The images that have the same values of the keys before, in the order of the other keys.
+#[derive(Clone, Debug)]
+struct Group<'a> {
+    before: Vec<(Key, KeyValue)>,
+    keys: &'a [(Key, Direction)],
+    /// What is asked for, and these values.
+    query: Query,
+}
+
+/// The keys and the id of the image to go on behind. With fewer keys, or [`ImageId::LAST`]: behind all images that have these.
+type After<'a> = Option<(&'a [KeyValue], Uuid)>;
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(asked: Asked<'a>, query: &'a Query, limit: u64) -> Self {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        Self { asked, query, limit, found: Vec::new(), left: asked.bounds.stretch }
+    }
+
+    /// The next images behind a place.
+    pub(super) async fn page(mut self, after: Option<&Place>) -> Result<Found, Error> {
+        let all = Group { before: Vec::new(), keys: self.query.order.keys(), query: self.query.clone() };
+        let next = self.walk(all, after.map(|place| (place.keys.as_slice(), place.id.0))).await?;
+        Ok((self.found, next))
+    }
+
+    /// Walks a group; where the next page begins, when this one is over.
+    fn walk<'b>(
+        &'b mut self,
+        group: Group<'a>,
+        after: After<'b>,
+    ) -> BoxFuture<'b, Result<Option<Place>, Error>>
+    where
+        'a: 'b,
+    {
+        Box::pin(async move {
+            if let Some(few) = self.asked.few(&group.query).await? {
+                return self
+                    .sort(&group, matching(self.backend(), self.asked.sight, &group.query).filter(few), after)
+                    .await;
+            }
+            match group.keys {
+                [(Key::Status | Key::Enabled | Key::Pulled | Key::Creator, _), ..] => {
+                    self.walk_values(group, after).await
+                }
+                [] | [(Key::Name | Key::ImageName | Key::CreateTime | Key::UpdateTime, _), ..] => {
+                    self.walk_images(&group, after).await
+                }
+            }
+        })
+    }
+
+    /// Walks the groups that the values of the first key make.
+    async fn walk_values(&mut self, group: Group<'a>, after: After<'_>) -> Result<Option<Place>, Error> {
+        let Some(((key, direction), rest)) = group.keys.split_first() else {
+            return Ok(None);
+        };
+        let mut value = match after.and_then(|(values, _)| values.first()) {
+            Some(first) => Some(first.clone()),
+            None => self.next_value(*key, *direction, None).await?,
+        };
+        let mut within = after.and_then(|(values, id)| Some((values.get(1..)?, id)));
+        if after.is_some_and(|(values, id)| values.len() == 1 && id == ImageId::LAST.0) {
+            // All of this value has been.
+            value = self.next_value(*key, *direction, value.as_ref()).await?;
+            within = None;
+        }
+        while let Some(current) = value {
+            let mut before = group.before.clone();
+            before.push((*key, current.clone()));
+            if let Some(query) = narrow(&group.query, *key, &current) {
+                let group = Group { before: before.clone(), keys: rest, query };
+                if let Some(next) = self.walk(group, within).await? {
+                    return Ok(Some(next));
+                }
+            }
+            within = None;
+            self.left = self.left.saturating_sub(Self::COST_OF_GROUP);
+            if self.left == 0 {
+                let keys = before.into_iter().map(|(_, value)| value).collect();
+                return Ok(Some(Place { keys, id: ImageId::LAST }));
+            }
+            value = self.next_value(*key, *direction, Some(&current)).await?;
+        }
+        Ok(None)
+    }
+
+    /// As much as to look at so many images.
+    const COST_OF_GROUP: u64 = 50;
+
+    /// The value of a key that comes behind another, or the first one.
+    async fn next_value(
+        &self,
+        key: Key,
+        direction: Direction,
+        after: Option<&KeyValue>,
+    ) -> Result<Option<KeyValue>, DbErr> {
+        if key == Key::Creator {
+            let mut select = image::Entity::find().select_only().column(image::Column::Creator).limit(1);
+            select = match direction {
+                Direction::Ascending => select.order_by_asc(image::Column::Creator),
+                Direction::Descending => select.order_by_desc(image::Column::Creator),
+            };
+            if let Some(after) = after {
+                let after = key_value(key, after);
+                select = select.filter(match direction {
+                    Direction::Ascending => image::Column::Creator.gt(after),
+                    Direction::Descending => image::Column::Creator.lt(after),
+                });
+            }
+            return Ok(select.into_tuple::<String>().one(self.asked.txn).await?.map(KeyValue::Text));
+        }
+        let last = if key == Key::Status { Status::ALL.len() as i64 } else { 1 };
+        let next = match (direction, after) {
+            (Direction::Ascending, None) => 0,
+            (Direction::Descending, None) => last,
+            (Direction::Ascending, Some(KeyValue::Number(after))) => after + 1,
+            (Direction::Descending, Some(KeyValue::Number(after))) => after - 1,
+            (_, Some(KeyValue::Text(_))) => return Ok(None),
+        };
+        Ok((0..=last).contains(&next).then_some(KeyValue::Number(next)))
+    }
+
+    async fn sort(
+        &mut self,
+        group: &Group<'_>,
+        found: Select<image::Entity>,
+        after: After<'_>,
+    ) -> Result<Option<Place>, Error> {
+        let sorted = sorted_by(beyond(found, group.keys, after, unindexed), group.keys, unindexed);
+        let found = sorted.limit(self.missing() as u64 + 1).all(self.asked.txn).await?;
+        Ok(self.take(found)?)
+    }
+
+    /// Looks at the images of a group one by one, in longer and longer stretches.
+    async fn walk_images(&mut self, group: &Group<'_>, after: After<'_>) -> Result<Option<Place>, Error> {
+        let mut after = after.map(|(values, id)| (values.to_vec(), id));
+        // Mostly much matches, and a short stretch is enough.
+        let mut length = (self.missing() as u64 + 1).saturating_mul(4);
+        loop {
+            length = length.min(self.left);
+            let behind = after.as_ref().map(|(values, id)| (values.as_slice(), *id));
+            let stretch = self.stretch(group, behind).limit(length);
+            let mut among = SqlQuery::select();
+            among
+                .columns(image::Column::iter().map(|column| (image::Entity, column)))
+                .from_subquery(stretch.clone().into_query(), image::Entity)
+                .cond_where(is_matching(self.backend(), self.asked.sight, &group.query))
+                .limit(self.missing() as u64 + 1);
+            for (term, order) in terms(group.keys, indexed) {
+                among.order_by_expr(term, order);
+            }
+            let rows = self.asked.txn.query_all_raw(self.backend().build(&among)).await?;
+            let found =
+                rows.iter().map(|row| image::Model::from_query_result(row, "")).collect::<Result<_, _>>()?;
+            if let Some(next) = self.take(found)? {
+                return Ok(Some(next));
+            }
+            let Some(last) = stretch.offset(length - 1).limit(1).one(self.asked.txn).await? else {
+                return Ok(None);
+            };
+            self.left -= length;
+            let last = rows::image_from_row(last)?;
+            let values: Vec<KeyValue> = group.keys.iter().map(|(key, _)| key.of(&last)).collect();
+            if self.left == 0 {
+                let before = group.before.iter().map(|(_, value)| value.clone());
+                return Ok(Some(Place { keys: before.chain(values).collect(), id: last.id }));
+            }
+            after = Some((values, last.id.0));
+            length *= 4;
+        }
+    }
+
+    /// The images of an order behind a place, whoever may see them.
+    fn stretch(&self, group: &Group<'_>, after: After<'_>) -> Select<image::Entity> {
+        let mut select = image::Entity::find().filter(image::Column::Deleted.eq(false));
+        // The ids alone are walked within a value of the last key, as its index has them.
+        if let (true, Some((key, value))) = (group.keys.is_empty(), group.before.last()) {
+            select = select.filter(column(*key).eq(key_value(*key, value)));
+        }
+        sorted_by(beyond(select, group.keys, after, indexed), group.keys, indexed)
+    }
+
+    /// Takes what was found into the page; where the next one begins when it is full.
+    fn take(&mut self, mut found: Vec<image::Model>) -> Result<Option<Place>, DbErr> {
+        let is_full = found.len() > self.missing();
+        found.truncate(self.missing());
+        self.found.append(&mut found);
+        let last = self.found.last().filter(|_| is_full).cloned();
+        last.map(|last| place_of(last, &self.query.order)).transpose()
+    }
+
+    fn missing(&self) -> usize {
+        self.limit - self.found.len()
+    }
+
+    fn backend(&self) -> sea_orm::DbBackend {
+        self.asked.txn.get_database_backend()
+    }
+}
+
+/// The images of a query that have a value of a key; `None` when there are none.
+fn narrow(query: &Query, key: Key, value: &KeyValue) -> Option<Query> {
+    let mut narrowed = query.clone();
+    match (key, value) {
+        (Key::Creator, KeyValue::Text(creator)) => narrowed.creator = Some(creator.clone()),
+        (Key::Enabled, KeyValue::Number(enabled)) => narrowed.enabled = Some(*enabled != 0),
+        (Key::Pulled, KeyValue::Number(pulled)) => narrowed.pulled = Some(*pulled != 0),
+        // A template has no status, and nothing else has none.
+        (Key::Status, KeyValue::Number(0)) => narrowed.template = Some(true),
+        (Key::Status, KeyValue::Number(rank)) => {
+            let status = Status::ALL.into_iter().find(|status| status.rank() == *rank)?;
+            narrowed.statuses = BTreeSet::from([status]);
+        }
+        _ => return None,
+    }
+    let is_within = (query.creator.is_none() || query.creator == narrowed.creator)
+        && (query.enabled.is_none() || query.enabled == narrowed.enabled)
+        && (query.pulled.is_none() || query.pulled == narrowed.pulled)
+        && (query.template.is_none() || query.template == narrowed.template)
+        && (query.statuses.is_empty() || query.statuses.is_superset(&narrowed.statuses));
+    is_within.then_some(narrowed)
+}
