@@ -39,7 +39,11 @@ pub(crate) struct Bearer(Option<AsciiMetadataValue>);
 
 /// A caller of the service at an address.
 pub(crate) fn client(addr: SocketAddr, token: &str) -> Client {
-    let channel = channel(addr);
+    client_on(channel(addr), token)
+}
+
+/// A caller on a connection that it may share.
+pub(crate) fn client_on(channel: Channel, token: &str) -> Client {
     let value = (!token.is_empty()).then(|| format!("Bearer {token}").parse().expect("tokens are ASCII"));
     let bearer = Bearer(value);
     Client {

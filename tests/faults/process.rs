@@ -96,10 +96,15 @@ impl Program {
 
     /// The most memory that it has had, in bytes.
     pub(crate) fn peak_memory(&self) -> anyhow::Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// An amount of memory by its name in /proc/PID/status, in bytes.
+    pub(crate) fn memory(&self, name: &str) -> anyhow::Result<u64> {
         let child = self.child.as_ref().with_context(|| format!("{} is not running", self.name))?;
         let status = fs::read_to_string(format!("/proc/{}/status", child.id()))?;
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("a peak")?;
-        let kibibytes: u64 = peak.trim().trim_end_matches(" kB").parse()?;
+        let amount = status.lines().find_map(|line| line.strip_prefix(name)).context("no such line")?;
+        let kibibytes: u64 = amount.trim().trim_end_matches(" kB").parse()?;
         Ok(kibibytes * 1024)
     }
 

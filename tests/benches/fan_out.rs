@@ -1,0 +1,285 @@
+//! Changes to many watchers: as many as go through, and a few at a time to very many.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use image_service::Role;
+use prost::Message as _;
+use proto::images::{self as api, WatchImagesRequest, watch_images_response::Event};
+use tokio::{sync::watch, task::JoinSet};
+use tonic::transport::Channel;
+
+use crate::{
+    client::{self, Client},
+    load::milliseconds,
+    report::{Goal, Samples, Table, figure},
+    seeding,
+    service::{Running, Service},
+};
+
+const CONNECTIONS: usize = 100;
+/// How many images change at once: as many changes are under way at most twice.
+const IMAGES: usize = 20;
+const ROUNDS: usize = 5;
+const ROUND: Duration = Duration::from_secs(3);
+const OWNER: &str = "owner";
+
+/// Watchers that count what they are told.
+#[derive(Debug)]
+struct Watchers {
+    told: Arc<AtomicU64>,
+    tasks: JoinSet<anyhow::Result<Vec<(i64, Instant)>>>,
+    stop: watch::Sender<bool>,
+}
+
+/// As many changes as go through, to 1,000 watchers of whom each was granted every image.
+pub(crate) async fn throughput(table: &mut Table) -> anyhow::Result<()> {
+    const WATCHERS: usize = 1_000;
+    let data = tempfile::tempdir()?;
+    let (service, ids) = shared_with(data.path(), WATCHERS).await?;
+    let image = service.client(OWNER, &[Role::Builder]).get(&ids[0]).await?;
+    let image = api::Image { config: None, ..image };
+    let changed = api::WatchImagesResponse {
+        event: Some(Event::Changed(Box::new(image.clone()))),
+        resume_revision: "1234567.0123456789abcdef.0123456789abcdef".to_owned(),
+    };
+    let size = changed.encoded_len();
+    let message = tempfile::NamedTempFile::new()?;
+    std::fs::write(message.path(), api::GetImageResponse { image: Some(image) }.encode_to_vec())?;
+    let bare = Running::bare(&[&message.path().display().to_string()]).await?;
+
+    let tokens = (0..WATCHERS).map(|watcher| service.token(&name(watcher), &[])).collect::<Vec<_>>();
+    let owner = service.client(OWNER, &[Role::Builder]);
+    let nobody = client::client(bare.addr, "of nobody");
+    let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let own = round(service.addr, &tokens, &owner, &ids).await?;
+        let peer = round(bare.addr, &tokens, &nobody, &ids).await?;
+        ratios.push(own / peer);
+        ours.push(own);
+        theirs.push(peer);
+    }
+    table.compare(
+        format!("changes of {size} bytes to 1,000 watchers with identities of their own, {CONNECTIONS} connections"),
+        format!("{}/s", figure(Samples::new(ours).median())),
+        format!("bare tonic: {}/s", figure(Samples::new(theirs).median())),
+        &Samples::new(ratios),
+        Goal::AtLeast(0.8),
+    );
+    service.end().await
+}
+
+/// Messages a second.
+async fn round(
+    addr: std::net::SocketAddr,
+    tokens: &[String],
+    writer: &Client,
+    ids: &[String],
+) -> anyhow::Result<f64> {
+    let watchers = Watchers::open(addr, tokens, false).await?;
+    let per_batch = (ids.len() * tokens.len()) as u64;
+    let begun = Instant::now();
+    let mut batches = 0_u64;
+    while begun.elapsed() < ROUND {
+        let action =
+            if batches.is_multiple_of(2) { api::BatchAction::Disable } else { api::BatchAction::Enable };
+        batch(writer, ids, action).await?;
+        batches += 1;
+        watchers.told((batches - 1) * per_batch).await?;
+    }
+    watchers.told(batches * per_batch).await?;
+    let rate = (batches * per_batch) as f64 / begun.elapsed().as_secs_f64();
+    if !batches.is_multiple_of(2) {
+        batch(writer, ids, api::BatchAction::Enable).await?;
+    }
+    watchers.close().await?;
+    Ok(rate)
+}
+
+async fn batch(writer: &Client, ids: &[String], action: api::BatchAction) -> anyhow::Result<()> {
+    let target = |id: &String| api::BatchTarget { id: id.clone(), etag: String::new() };
+    let request = api::BatchImagesRequest {
+        action: action.into(),
+        targets: ids.iter().map(target).collect(),
+        ..Default::default()
+    };
+    let answer = writer.images.clone().batch_images(request).await?.into_inner();
+    let refused = answer.results.iter().find_map(|result| match &result.result {
+        Some(api::batch_result::Result::Error(error)) => Some(error),
+        _ => None,
+    });
+    anyhow::ensure!(refused.is_none(), "{refused:?}");
+    Ok(())
+}
+
+/// Twenty changes a second to more and more watchers.
+pub(crate) async fn growth(table: &mut Table, goals: &mut Table) -> anyhow::Result<()> {
+    for watchers in [10, 100, 1_000, 10_000] {
+        let data = tempfile::tempdir()?;
+        let (service, ids) = shared_with(data.path(), 0).await?;
+        // More than one image can be granted to.
+        let tokens: Vec<String> =
+            (0..watchers).map(|watcher| service.token(&name(watcher), &[Role::Admin])).collect();
+        let before = service.memory()?;
+        let opened = Watchers::open(service.addr, &tokens, true).await?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let idle = service.memory()?;
+        let owner = service.client(OWNER, &[Role::Builder]);
+        let mut changes = Vec::new();
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        for change in 0..200_u32 {
+            tick.tick().await;
+            let begun = Instant::now();
+            changes.push((toggle(&owner, &ids[0], !change.is_multiple_of(2)).await?, begun));
+        }
+        opened.told(changes.len() as u64 * watchers as u64).await?;
+        let after = service.memory()?;
+        let arrived = opened.close().await?;
+        let mut times = Vec::with_capacity(arrived.len());
+        for (revision, at) in &arrived {
+            let change = changes.binary_search_by_key(revision, |(revision, _)| *revision);
+            let (_, begun) = changes[change.ok().context("a change that nobody made")?];
+            times.push(milliseconds(at.duration_since(begun)));
+        }
+        let times = Samples::new(times);
+        let each = (after - before).max(0.0) * 1024.0 / watchers as f64;
+        let dropped = changes.len() * watchers - times.count();
+        table.row(&[
+            watchers.to_string(),
+            figure(times.median()),
+            figure(times.p99()),
+            figure(times.quantile(1.0)),
+            dropped.to_string(),
+            format!("{} / {} / {}", figure(before), figure(idle), figure(after)),
+            figure(each),
+        ]);
+        if watchers == 10_000 {
+            let what = "20 changes a second to 10,000 watchers";
+            let of = |value: f64| Samples::new(vec![value]);
+            goals.compare(
+                format!("{what}: lost"),
+                dropped.to_string(),
+                "",
+                &of(dropped as f64),
+                Goal::AtMost(0.0),
+            );
+            let p99 = format!("p50 {} ms, p99 {} ms", figure(times.median()), figure(times.p99()));
+            goals.compare(format!("{what}: p99"), p99, "", &of(times.p99()), Goal::AtMost(100.0));
+            let memory = format!("{} KiB", figure(each));
+            goals.compare(format!("{what}: memory of a watcher"), memory, "", &of(each), Goal::AtMost(20.0));
+        }
+        service.end().await?;
+    }
+    Ok(())
+}
+
+async fn toggle(owner: &Client, id: &str, enabled: bool) -> anyhow::Result<i64> {
+    let id = id.to_owned();
+    let image = if enabled {
+        let request = api::EnableImageRequest { id, ..Default::default() };
+        owner.images.clone().enable_image(request).await?.into_inner().image
+    } else {
+        let request = api::DisableImageRequest { id, ..Default::default() };
+        owner.images.clone().disable_image(request).await?.into_inner().image
+    };
+    Ok(image.context("an image")?.revision)
+}
+
+/// A service with some images that the first so many watchers were granted.
+async fn shared_with(data: &std::path::Path, watchers: usize) -> anyhow::Result<(Service, Vec<String>)> {
+    let service = Service::start(data, None, &[]).await?;
+    let owner = service.client(OWNER, &[Role::Builder]);
+    let mut ids = Vec::new();
+    for number in 0..IMAGES {
+        let mut image = client::image(&format!("Watched {number}"), "FROM scratch");
+        image.template = true;
+        image.description = "what it is good for, in as many words as people write ".repeat(5);
+        let request = api::CreateImageRequest { image: Some(image), ..Default::default() };
+        let answer = owner.images.clone().create_image(request).await?.into_inner();
+        ids.push(answer.image.context("an image")?.id);
+    }
+    if watchers == 0 {
+        return Ok((service, ids));
+    }
+    service.end().await?;
+    let database = seeding::open(&data.join("catalogue.sqlite")).await?;
+    for watcher in 0..watchers {
+        let name = name(watcher);
+        let grant = format!(
+            "INSERT INTO grants (image, subject, \"view\", modify, \"delete\") SELECT id, '{name}', 1, 0, 0 FROM images"
+        );
+        seeding::execute(&database, &grant).await?;
+    }
+    seeding::execute(&database, "PRAGMA user_version = 0").await?;
+    database.close().await?;
+    Ok((Service::start(data, None, &[]).await?, ids))
+}
+
+fn name(watcher: usize) -> String {
+    format!("watcher-{watcher}")
+}
+
+impl Watchers {
+    /// Opens a watch for each token, on [`CONNECTIONS`], and waits until all have the first state.
+    async fn open(addr: std::net::SocketAddr, tokens: &[String], notes_times: bool) -> anyhow::Result<Self> {
+        let connections: Vec<Channel> = (0..CONNECTIONS).map(|_| client::channel(addr)).collect();
+        let told = Arc::new(AtomicU64::new(0));
+        let (stop, stopped) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        for (connection, token) in connections.iter().cycle().zip(tokens) {
+            let client = client::client_on(connection.clone(), token);
+            let mut stream =
+                client.images.clone().watch_images(WatchImagesRequest::default()).await?.into_inner();
+            loop {
+                let first =
+                    stream.message().await?.and_then(|message| message.event).context("a first state")?;
+                if matches!(first, Event::Synced(_)) {
+                    break;
+                }
+            }
+            let (told, mut stopped) = (Arc::clone(&told), stopped.clone());
+            tasks.spawn(async move {
+                let mut arrived = Vec::new();
+                loop {
+                    let message = tokio::select! {
+                        _ = stopped.wait_for(|stopped| *stopped) => return Ok(arrived),
+                        message = stream.message() => message?,
+                    };
+                    if let Some(Event::Changed(image)) = message.context("the watch ended")?.event {
+                        if notes_times {
+                            arrived.push((image.revision, Instant::now()));
+                        }
+                        told.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        Ok(Self { told, tasks, stop })
+    }
+
+    /// Waits until so many changes have come.
+    async fn told(&self, count: u64) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while self.told.load(Ordering::Relaxed) < count {
+            let told = self.told.load(Ordering::Relaxed);
+            anyhow::ensure!(begun.elapsed() < Duration::from_secs(60), "{told} of {count} changes came");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+
+    async fn close(mut self) -> anyhow::Result<Vec<(i64, Instant)>> {
+        self.stop.send_replace(true);
+        let mut all = Vec::new();
+        while let Some(arrived) = self.tasks.join_next().await {
+            all.append(&mut arrived??);
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,195 @@
+//! The programs as a deployment runs them, in their release build, each in a process of its own.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use image_service::{Role, TokenKeys};
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::{
+    client::{self, Client},
+    process::{Program, bound_to_test, program},
+};
+
+const PATIENCE: Duration = Duration::from_secs(1_800);
+
+/// An image-service, and what else its callers and workers need.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) addr: SocketAddr,
+    keys: TokenKeys,
+    program: Program,
+    directory: TempDir,
+    /// From its start until it was ready.
+    pub(crate) ready_after: Duration,
+}
+
+/// A program that is measured, or measured against.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) addr: SocketAddr,
+    _program: Program,
+    _directory: TempDir,
+}
+
+impl Service {
+    /// Starts one without the limits that are there for callers who ask for too much: `data` is its data directory, which may be
+    /// new, and `url` that of its database on Postgres.
+    pub(crate) async fn start(data: &Path, url: Option<&str>, flags: &[&str]) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let addr = own_address();
+        let (listen, data_dir) = (addr.to_string(), data.display().to_string());
+        let mut command = vec![
+            "serve",
+            "--listen",
+            &listen,
+            "--data-dir",
+            &data_dir,
+            "--max-call-rate",
+            "0",
+            "--max-streams",
+            "0",
+            "--max-pending-builds",
+            "0",
+        ];
+        command.extend(url.iter().flat_map(|url| ["--database-url", url]));
+        command.extend(flags);
+        let keys = TokenKeys::open(data)?;
+        let begun = Instant::now();
+        let program = start(&directory, "image-service", &program("image-service")?, &command)?;
+        let mut service = Self { addr, keys, program, directory, ready_after: Duration::ZERO };
+        service.answers().await?;
+        service.ready_after = begun.elapsed();
+        Ok(service)
+    }
+
+    async fn answers(&mut self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let mut health = HealthClient::new(client::channel(self.addr));
+        while health.check(HealthCheckRequest::default()).await.is_err() {
+            self.program.require_life()?;
+            anyhow::ensure!(begun.elapsed() < PATIENCE, "it does not answer");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn token(&self, subject: &str, roles: &[Role]) -> String {
+        self.keys.mint(subject, roles, PATIENCE * 4).expect("the subject is printable")
+    }
+
+    /// A caller on a connection of its own.
+    pub(crate) fn client(&self, subject: &str, roles: &[Role]) -> Client {
+        client::client(self.addr, &self.token(subject, roles))
+    }
+
+    pub(crate) fn admin(&self) -> Client {
+        self.client("admin", &[Role::Admin])
+    }
+
+    /// The memory that it has now, in MiB.
+    pub(crate) fn memory(&self) -> anyhow::Result<f64> {
+        Ok(self.program.memory("VmRSS:")? as f64 / f64::from(1 << 20))
+    }
+
+    /// The most memory that it has had, in MiB.
+    pub(crate) fn peak_memory(&self) -> anyhow::Result<f64> {
+        Ok(self.program.peak_memory()? as f64 / f64::from(1 << 20))
+    }
+
+    /// Starts a build-worker of it.
+    pub(crate) async fn worker(
+        &self,
+        name: &str,
+        docker_host: &str,
+        flags: &[&str],
+    ) -> anyhow::Result<Program> {
+        let file = |kind: &str| self.directory.path().join(format!("{name}.{kind}")).display().to_string();
+        fs::write(file("token"), self.token(name, &[Role::Worker]))?;
+        let (server, token, spool) = (format!("http://{}", self.addr), file("token"), file("spool"));
+        let listen = own_address().to_string();
+        let mut command = vec![
+            "--server",
+            &server,
+            "--token-file",
+            &token,
+            "--spool-dir",
+            &spool,
+            "--name",
+            name,
+            "--docker-host",
+            docker_host,
+            "--listen",
+            &listen,
+        ];
+        command.extend(flags);
+        let worker = start(&self.directory, name, &program("build-worker")?, &command)?;
+        self.connected(name).await?;
+        Ok(worker)
+    }
+
+    /// Waits until a worker is online.
+    pub(crate) async fn connected(&self, name: &str) -> anyhow::Result<()> {
+        let mut workers = self.admin().workers;
+        let begun = Instant::now();
+        loop {
+            let listed = workers.list_workers(proto::images::ListWorkersRequest::default()).await?;
+            if listed.into_inner().workers.iter().any(|worker| worker.name == name && worker.online) {
+                return Ok(());
+            }
+            anyhow::ensure!(begun.elapsed() < Duration::from_secs(60), "{name} does not connect");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub(crate) async fn end(mut self) -> anyhow::Result<()> {
+        self.program.end(Signal::TERM).await
+    }
+}
+
+impl Running {
+    /// Starts this program once more, as a server that does nothing but what is compared with.
+    pub(crate) async fn bare(arguments: &[&str]) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let addr = own_address();
+        let myself = std::env::current_exe()?.display().to_string();
+        let listen = addr.to_string();
+        let command: Vec<&str> = [crate::bare::ARGUMENT, &listen].iter().chain(arguments).copied().collect();
+        let mut program = start(&directory, "bare", &myself, &command)?;
+        let begun = Instant::now();
+        while tokio::net::TcpStream::connect(addr).await.is_err() {
+            program.require_life()?;
+            anyhow::ensure!(begun.elapsed() < Duration::from_secs(20), "the bare server does not listen");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(Self { addr, _program: program, _directory: directory })
+    }
+}
+
+fn start(directory: &TempDir, name: &str, program: &str, arguments: &[&str]) -> anyhow::Result<Program> {
+    let command = bound_to_test()
+        .into_iter()
+        .chain(["env", "RUST_LOG=info", program].map(ToOwned::to_owned))
+        .chain(arguments.iter().map(|&argument| argument.to_owned()));
+    Program::start(directory.path(), name, command)
+}
+
+/// All of 127.0.0.0/8 is this host.
+fn own_address() -> SocketAddr {
+    let [_, a, b, c] = fastrand::u32(..).to_be_bytes();
+    SocketAddr::from((Ipv4Addr::new(127, a | 1, b, c | 1), 50051))
+}
+
+/// Where what takes long to make is kept between runs.
+pub(crate) fn kept(name: &str) -> anyhow::Result<PathBuf> {
+    let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench")).join(name);
+    fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    Ok(directory)
+}
