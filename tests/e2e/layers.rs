@@ -25,7 +25,7 @@ fn sources(package: &str) -> anyhow::Result<BTreeMap<String, String>> {
             let path = entry?.path();
             if path.is_dir() {
                 folders.push(path);
-            } else {
+            } else if path.file_name().is_some_and(|name| name != "tests.rs") {
                 let name = path.strip_prefix(&root)?.to_str().context("a path in UTF-8")?.to_owned();
                 files.insert(name, code(&fs::read_to_string(&path)?));
             }
