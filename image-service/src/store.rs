@@ -175,12 +175,7 @@ impl Store {
             txn.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({})", Self::WRITE_LOCK)).await?;
             return Ok(txn);
         }
-        self.writer
-            .begin_with_options(TransactionOptions {
-                sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-                ..TransactionOptions::default()
-            })
-            .await
+        begin_immediate(&self.writer).await
     }
 
     /// Ends a transaction that has changed images.
@@ -217,6 +212,15 @@ impl Store {
         }
         self.reader.begin().await
     }
+}
+
+/// Begins a transaction on SQLite that is the one that writes from the beginning.
+async fn begin_immediate(writer: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+    let options = TransactionOptions {
+        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+        ..TransactionOptions::default()
+    };
+    writer.begin_with_options(options).await
 }
 
 /// Writes what was decided about a build, and what follows from it for the image.

@@ -17,12 +17,12 @@ use std::{
 
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
-    QueryFilter, Statement, TransactionTrait, Value,
+    QueryFilter, Statement, Value,
     sea_query::{Condition, Expr, ExprTrait, JoinType, Order, Query, SelectStatement},
 };
 use uuid::Uuid;
 
-use super::{entity::image, grants, rows, texts};
+use super::{begin_immediate, entity::image, grants, rows, texts};
 use crate::{
     access::Sight,
     image::{self as noun, ImageId},
@@ -201,7 +201,7 @@ pub(super) async fn follow(txn: &DatabaseTransaction, changed: &BTreeSet<ImageId
 /// How many images one statement writes.
 const WRITTEN_AT_ONCE: usize = 50;
 
-/// Places for so many values, by rows.
+/// Question marks for so many values, by rows.
 fn marks(of_row: usize, values: usize) -> String {
     let row = format!("({})", vec!["?"; of_row].join(", "));
     vec![row.as_str(); values / of_row].join(", ")
@@ -241,7 +241,7 @@ pub(super) async fn renew(writer: &DatabaseConnection) -> Result<(), DbErr> {
     }
     // While it is made, the version is below zero.
     if version != -VERSION {
-        let txn = writer.begin().await?;
+        let txn = begin_immediate(writer).await?;
         for statement in [
             "DELETE FROM image_places".to_owned(),
             "INSERT INTO image_index (image_index) VALUES ('delete-all')".to_owned(),
@@ -254,7 +254,7 @@ pub(super) async fn renew(writer: &DatabaseConnection) -> Result<(), DbErr> {
     writer.execute_unprepared(&sort_at_once(SORTED_AT_ONCE)).await?;
     let mut done = 0_u64;
     loop {
-        let txn = writer.begin().await?;
+        let txn = begin_immediate(writer).await?;
         let ids = next_unindexed(&txn, AT_ONCE).await?;
         if ids.is_empty() {
             txn.execute_unprepared(&sort_at_once(USUALLY)).await?;

@@ -3,7 +3,7 @@
 use std::{cmp::Ordering, collections::BTreeSet, time::Duration};
 
 use fastrand::Rng;
-use sea_orm::{EntityTrait, IntoActiveModel, NotSet};
+use sea_orm::{ConnectionTrait, EntityTrait, IntoActiveModel, NotSet, Set};
 use uuid::Uuid;
 
 use super::Bounds;
@@ -13,10 +13,11 @@ use crate::{
     image::{Direction, Image, ImageId, Order, Query, Status, View},
     search::Term,
     store::{
-        Committed, Store,
+        Committed, Store, changes,
         entity::{grant, image, image_text},
         rows,
     },
+    timestamp::Timestamp,
 };
 
 const CREATORS: [&str; 3] = ["ann", "bob", "é"];
@@ -68,6 +69,46 @@ async fn all_pages_together_are_what_sorting_gives() -> Result<(), Box<dyn std::
         );
     }
     assert!(empty > 10 && pages > 500, "{empty} of {pages} pages were empty");
+    store.close().await?;
+    Ok(())
+}
+
+/// As the version before has left it, but that its images were updated by a clock that was ahead.
+#[tokio::test]
+async fn after_an_upgrade_everything_is_found_and_the_next_change_is_the_last()
+-> Result<(), Box<dyn std::error::Error>> {
+    const AHEAD: i64 = i64::MAX / 2;
+    let directory = tempfile::tempdir()?;
+    let store = Store::open(directory.path(), None, policy()).await?;
+    let known = fill(&store, &mut Rng::with_seed(9), 60).await?;
+    let later = format!("UPDATE images SET updated_at = updated_at + {AHEAD}");
+    for statement in [
+        later.as_str(),
+        "ALTER TABLE catalogue DROP COLUMN changed_at",
+        "DROP TABLE image_places",
+        "DROP TABLE image_index",
+        "DELETE FROM seaql_migrations WHERE version IN ('m0010_change_times', 'm0011_finding')",
+        "PRAGMA user_version = 0",
+    ] {
+        store.writer.execute_unprepared(statement).await?;
+    }
+    store.close().await?;
+
+    let store = Store::open(directory.path(), None, policy()).await?;
+    let query = Query::default();
+    let list = async || store.list(&Sight::Everything, &query, None, 100, View::Basic, false).await;
+    let listed = list().await?.images.into_iter().map(|found| found.image.id).collect::<Vec<_>>();
+    assert_eq!(listed, expected(&known, &Sight::Everything, &query));
+
+    let oldest = *listed.last().ok_or("images")?;
+    let txn = store.write().await?;
+    let logged = changes::log(&txn, oldest, "ann", &BTreeSet::new(), Timestamp::now()).await?;
+    assert!(logged.at.micros() > AHEAD, "{logged:?}");
+    let row =
+        image::ActiveModel { id: Set(oldest.0), updated_at: Set(logged.at.micros()), ..Default::default() };
+    image::Entity::update(row).exec(&txn).await?;
+    store.commit(txn, &Committed { changed: [oldest].into(), ..Committed::default() }).await?;
+    assert_eq!(list().await?.images.first().map(|found| found.image.id), Some(oldest));
     store.close().await?;
     Ok(())
 }

@@ -14,10 +14,19 @@ impl MigrationName for ChangeTimes {
 
 #[async_trait::async_trait]
 impl MigrationTrait for ChangeTimes {
+    /// Whole or not at all, on SQLite, too.
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
     #[expect(elided_lifetimes_in_paths, reason = "the trait's signature")]
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let column = big_integer("changed_at").default(0).take();
-        manager.alter_table(Table::alter().table("catalogue").add_column(column).take()).await
+        manager.alter_table(Table::alter().table("catalogue").add_column(column).take()).await?;
+        // A clock that is put back now must not bring new changes behind those that there are.
+        let latest = "UPDATE catalogue SET changed_at = COALESCE((SELECT MAX(updated_at) FROM images), 0)";
+        manager.get_connection().execute_unprepared(latest).await?;
+        Ok(())
     }
 }
 
