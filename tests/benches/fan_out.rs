@@ -179,7 +179,8 @@ pub(crate) async fn growth(table: &mut Table, goals: &mut Table) -> anyhow::Resu
     Ok(())
 }
 
-async fn toggle(owner: &Client, id: &str, enabled: bool) -> anyhow::Result<i64> {
+/// Enables or disables an image; the revision of the change.
+pub(crate) async fn toggle(owner: &Client, id: &str, enabled: bool) -> anyhow::Result<i64> {
     let id = id.to_owned();
     let image = if enabled {
         let request = api::EnableImageRequest { id, ..Default::default() };

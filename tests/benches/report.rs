@@ -61,7 +61,7 @@ impl fmt::Display for Samples {
 }
 
 impl Goal {
-    /// `value`, and whether it reaches the goal.
+    /// Whether a value reaches the goal, as the tables say it.
     pub(crate) fn judge(self, value: f64) -> String {
         let reached = match self {
             Self::AtLeast(goal) => value >= goal,

@@ -13,11 +13,19 @@ use std::{
 use anyhow::Context as _;
 use proto::images as api;
 use sea_orm::{ConnectionTrait as _, Database, DatabaseConnection, DbBackend, Statement};
-use uuid::Uuid;
 
+use self::images::{EPOCH, Seeded};
 use crate::{
     client,
     service::{self, Service},
+};
+
+mod builds;
+mod images;
+
+pub(crate) use self::{
+    builds::multiply_builds,
+    images::{HALF, ONE_IN_100, TEN, id, term},
 };
 
 /// The words of its text are for the images to replace.
@@ -27,31 +35,6 @@ const NAME: &str = "Nameofthisimage";
 const VERSION: &str = "1";
 /// How many images one statement writes.
 const BATCH: u64 = 250;
-/// 2026-01-01, in microseconds. The images were updated a second after one another.
-const EPOCH: i64 = 1_767_225_600_000_000;
-
-/// Created half of the images.
-pub(crate) const HALF: &str = "half";
-/// Sees 10,000 of a million images: one half it has created, the other was granted.
-pub(crate) const ONE_IN_100: &str = "tenthousand";
-/// Sees ten images.
-pub(crate) const TEN: &str = "ten";
-
-/// Words that are looked for.
-pub(crate) mod term {
-    pub(crate) const IN_20_IMAGES: &str = "xylophone";
-    pub(crate) const IN_ONE_OF_10: &str = "scikit-learn";
-    pub(crate) const IN_THE_OLDEST_10TH: &str = "legacyrunner";
-    pub(crate) const IN_ALL: &str = "ubuntu";
-    pub(crate) const IN_NONE: &str = "zzqxjv";
-    /// In none, but every three characters of it are in all.
-    pub(crate) const HOSTILE: &str = "hostile";
-    pub(crate) const TWO_IN_ALL: &str = "os";
-    pub(crate) const TWO_IN_20: &str = "é8";
-    pub(crate) const TWO_IN_NONE: &str = "ñ7";
-    pub(crate) const ONE_IN_NONE: &str = "ж";
-}
-
 /// A catalogue with this many images.
 #[derive(Debug)]
 pub(crate) struct Catalogue {
@@ -263,117 +246,6 @@ impl Pattern {
     }
 }
 
-/// What an image is like, by its number.
-#[derive(Debug)]
-struct Seeded {
-    number: u64,
-    /// In the order of updates, from the oldest.
-    place: u64,
-    images: u64,
-}
-
-impl Seeded {
-    fn of(number: u64, images: u64) -> Self {
-        // The numbers of images have few prime factors, so this is a permutation that looks like none.
-        Self { number, place: number.wrapping_mul(7_368_787) % images, images }
-    }
-
-    fn mixed(&self, salt: u64) -> u64 {
-        fastrand::Rng::with_seed(self.number * 64 + salt).u64(..)
-    }
-
-    fn name(&self) -> String {
-        const KINDS: [&str; 5] = ["Python", "Rust", "Node", "Postgres", "Go"];
-        format!("{} workspace {:07}", KINDS[(self.mixed(0) % 5) as usize], self.mixed(1) % 10_000_000)
-    }
-
-    fn creator(&self) -> String {
-        match self.number % 200 {
-            1 => ONE_IN_100.to_owned(),
-            even if even % 2 == 0 => HALF.to_owned(),
-            _ => format!("user-{}", self.mixed(2) % 1_000),
-        }
-    }
-
-    /// A template, a failed one, a cancelled one, or a finished one.
-    fn status(&self) -> i32 {
-        match self.mixed(3) % 100 {
-            0 => 0,
-            1..=3 => 6,
-            4..=7 => 4,
-            _ => 3,
-        }
-    }
-
-    fn enabled(&self) -> bool {
-        !self.mixed(4).is_multiple_of(100)
-    }
-
-    fn pulled(&self) -> bool {
-        self.mixed(5).is_multiple_of(10)
-    }
-
-    fn artifact(&self) -> String {
-        format!(
-            "{{\"image_id\":\"sha256:{:064x}\",\"size_bytes\":104857600,\"worker\":\"w1\",\"finished_at\":{EPOCH},\"configuration_revision\":1,\"build\":\"{}\"}}",
-            self.number,
-            id(self.number)
-        )
-    }
-
-    fn granted_to(&self) -> Vec<String> {
-        let mut subjects = vec![format!("team-{}", self.mixed(6) % 5_000)];
-        if self.number % 200 == 3 {
-            subjects.push(ONE_IN_100.to_owned());
-        }
-        if self.number % (self.images / 10) == 5 {
-            subjects.push(TEN.to_owned());
-        }
-        subjects
-    }
-
-    /// About 400 characters of a Dockerfile's, and what is looked for.
-    fn words(&self) -> String {
-        let mut words = String::from("hos ost sti til ile");
-        let mut add = |word: &str| {
-            words.push(' ');
-            words.push_str(word);
-        };
-        if self.mixed(7).is_multiple_of(10) {
-            add(term::IN_ONE_OF_10);
-        }
-        if self.place < self.images / 10 {
-            add(term::IN_THE_OLDEST_10TH);
-        }
-        if self.number % (self.images / 20) == 7 {
-            add(term::IN_20_IMAGES);
-            add(term::TWO_IN_20);
-        }
-        let mut random = fastrand::Rng::with_seed(self.number);
-        for _ in 0..50 {
-            add(&word(random.u64(0..3_000)));
-        }
-        words
-    }
-}
-
-/// One of 3,000 words.
-fn word(number: u64) -> String {
-    let mut random = fastrand::Rng::with_seed(number);
-    (0..random.usize(4..10)).map(|_| random.lowercase()).collect()
-}
-
-/// The id of an image of a seeded catalogue: a UUID of version 7.
-pub(crate) fn id(number: u64) -> Uuid {
-    let mut random = fastrand::Rng::with_seed(number);
-    let milliseconds = 1_767_225_600_000 + number;
-    uuid::Builder::from_unix_timestamp_millis(
-        milliseconds,
-        &random.u128(..).to_be_bytes()[..10].try_into().expect("ten"),
-    )
-    .into_uuid()
-}
-
 pub(crate) async fn execute(database: &DatabaseConnection, statement: &str) -> anyhow::Result<()> {
     let shown: String = statement.chars().take(200).collect();
     database.execute_unprepared(statement).await.with_context(|| shown)?;
@@ -393,67 +265,4 @@ pub(crate) async fn open(file: &Path) -> anyhow::Result<DatabaseConnection> {
     let mut options = sea_orm::ConnectOptions::new(format!("sqlite://{}", file.display()));
     options.max_connections(1).sqlx_logging(false);
     Ok(Database::connect(options).await?)
-}
-
-/// Copies the first image of a catalogue on SQLite so many times, each with a build of its own in the queue.
-pub(crate) async fn multiply_builds(database: &DatabaseConnection, copies: usize) -> anyhow::Result<()> {
-    let numbered = format!(
-        "CREATE TEMP TABLE copies AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {copies}) \
-         SELECT i, randomblob(16) AS image, randomblob(16) AS build FROM n"
-    );
-    execute(database, &numbered).await?;
-    let first = "CREATE TEMP TABLE first AS SELECT id AS image, latest_build AS build FROM images ORDER BY id LIMIT 1";
-    execute(database, first).await?;
-    execute(database, "BEGIN").await?;
-    for (table, of_first, own) in [
-        (
-            "builds",
-            "id = (SELECT build FROM first)",
-            &[("id", "copies.build"), ("image", "copies.image"), ("round", "round + i")][..],
-        ),
-        ("build_records", "build = (SELECT build FROM first)", &[("build", "copies.build")]),
-        ("configurations", "image = (SELECT image FROM first)", &[("image", "copies.image")]),
-        (
-            "image_texts",
-            "image = (SELECT image FROM first)",
-            &[("row", "row + 1000000 + i"), ("image", "copies.image")],
-        ),
-        (
-            "image_references",
-            "image = (SELECT image FROM first)",
-            &[("repository", "repository || '-' || i"), ("image", "copies.image")],
-        ),
-        (
-            "images",
-            "id = (SELECT image FROM first)",
-            &[
-                ("id", "copies.image"),
-                ("latest_build", "copies.build"),
-                ("repository", "repository || '-' || i"),
-                ("image_name", "image_name || i"),
-            ],
-        ),
-    ] {
-        let sql = format!("SELECT name FROM pragma_table_info('{table}')");
-        let mut names = Vec::new();
-        for row in database.query_all_raw(Statement::from_string(DbBackend::Sqlite, sql)).await? {
-            names.push(row.try_get_by_index::<String>(0)?);
-        }
-        let values: Vec<String> = names
-            .iter()
-            .map(|name| {
-                let own = own.iter().find(|(column, _)| column == name);
-                own.map_or_else(|| format!("p.\"{name}\""), |(_, value)| (*value).to_owned())
-            })
-            .collect();
-        let columns: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
-        let copy = format!(
-            "INSERT INTO {table} ({}) SELECT {} FROM {table} p, copies WHERE p.{of_first}",
-            columns.join(", "),
-            values.join(", ")
-        );
-        execute(database, &copy).await?;
-    }
-    execute(database, "COMMIT").await?;
-    execute(database, "PRAGMA user_version = 0").await
 }

@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use image_service::Role;
-use proto::images::{self as api, WatchImagesRequest, watch_images_response::Event};
+use proto::images::{WatchImagesRequest, WatchImagesResponse, watch_images_response::Event};
 use tonic::Streaming;
 
 use crate::{
-    client::{self, Client},
+    client,
+    fan_out::toggle,
     load::milliseconds,
     report::{Samples, Table, figure},
     seeding,
@@ -69,7 +70,7 @@ async fn measure(
         tick.tick().await;
         let begun = Instant::now();
         let enabled = !change.is_multiple_of(2);
-        enable(&writer, &image.id, enabled).await?;
+        toggle(&writer, &image.id, enabled).await?;
         while !matches!(next(&mut watch).await?, Event::Changed(changed)
             if changed.id == image.id && changed.enabled() == enabled)
         {}
@@ -87,18 +88,6 @@ async fn measure(
     Ok(())
 }
 
-async fn next(watch: &mut Streaming<api::WatchImagesResponse>) -> anyhow::Result<Event> {
+async fn next(watch: &mut Streaming<WatchImagesResponse>) -> anyhow::Result<Event> {
     watch.message().await?.and_then(|message| message.event).context("the watch ended")
-}
-
-async fn enable(client: &Client, id: &str, enabled: bool) -> anyhow::Result<()> {
-    let id = id.to_owned();
-    if enabled {
-        let request = api::EnableImageRequest { id, ..Default::default() };
-        client.images.clone().enable_image(request).await?;
-    } else {
-        let request = api::DisableImageRequest { id, ..Default::default() };
-        client.images.clone().disable_image(request).await?;
-    }
-    Ok(())
 }
