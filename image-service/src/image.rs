@@ -169,6 +169,8 @@ pub(crate) struct Name(String);
 pub(crate) struct Description(String);
 
 impl ImageId {
+    /// Before all images: no image has it.
+    pub(crate) const FIRST: Self = Self(Uuid::nil());
     /// Behind all images: no image has it.
     pub(crate) const LAST: Self = Self(Uuid::max());
 

@@ -45,7 +45,7 @@ pub(crate) enum Direction {
 }
 
 /// A place between two images in an order: right after the image with these keys and this id. With fewer keys than the order
-/// has, and [`ImageId::LAST`], after all images that have these.
+/// has, before or after all images that have these: with [`ImageId::FIRST`] or [`ImageId::LAST`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Place {
     pub(crate) keys: Vec<KeyValue>,

@@ -151,17 +151,23 @@ pub(super) async fn viewers(txn: &DatabaseTransaction, image: ImageId) -> Result
 
 /// Whether an image is in sight, looked up for each image in question.
 pub(super) fn in_sight(sight: &Sight) -> Condition {
-    let condition = Condition::all().add(image::Column::Deleted.eq(false));
+    in_sight_among("images", sight)
+}
+
+/// The same of a table that has the `id`, the `creator` and `deleted` of images.
+pub(super) fn in_sight_among(table: &'static str, sight: &Sight) -> Condition {
+    let condition = Condition::all().add(Expr::col((table, image::Column::Deleted)).eq(false));
     match sight {
         Sight::Everything => condition,
         Sight::Of(subject) => {
             let granted = granted_to(subject)
-                .filter(
-                    Expr::col((grant::Entity, grant::Column::Image))
-                        .equals((image::Entity, image::Column::Id)),
-                )
+                .filter(Expr::col((grant::Entity, grant::Column::Image)).equals((table, image::Column::Id)))
                 .into_query();
-            condition.add(Condition::any().add(image::Column::Creator.eq(subject)).add(Expr::exists(granted)))
+            condition.add(
+                Condition::any()
+                    .add(Expr::col((table, image::Column::Creator)).eq(subject))
+                    .add(Expr::exists(granted)),
+            )
         }
     }
 }

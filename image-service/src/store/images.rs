@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, FromQueryResult, QueryFilter,
-    QueryOrder, QuerySelect, Statement,
+    QueryOrder, QueryResult, QuerySelect, Statement,
 };
 
 use super::{
@@ -40,11 +40,11 @@ impl Store {
         action: Option<Action>,
     ) -> Result<ImageInView, Error> {
         let found = found_at_once(&self.reader, sight, id, view).await?;
-        let Found { image, standing, configuration } = found.ok_or(Error::NotFound(Resource::Image))?;
+        let (standing, found) = found.ok_or(Error::NotFound(Resource::Image))?;
         if let Some(action) = action {
-            image.require(standing, action)?;
+            found.image.require(standing, action)?;
         }
-        Ok(ImageInView { actions: image.allowed_actions(standing), image, configuration })
+        Ok(found)
     }
 
     /// The next images that are in sight and match, in the order of their ids, which never changes.
@@ -110,7 +110,7 @@ async fn found_at_once(
     sight: &Sight,
     id: ImageId,
     view: View,
-) -> Result<Option<Found>, DbErr> {
+) -> Result<Option<(Standing, ImageInView)>, DbErr> {
     const BASIC: &str = "SELECT i.*, g.\"view\", g.modify, g.\"delete\" FROM images i \
                          LEFT JOIN grants g ON g.image = i.id AND g.subject = $1 WHERE i.id = $2 AND NOT i.deleted";
     const FULL: &str = "SELECT i.*, c.json, g.\"view\", g.modify, g.\"delete\" FROM images i \
@@ -125,7 +125,18 @@ async fn found_at_once(
     let Some(row) = db.query_one_raw(statement).await? else {
         return Ok(None);
     };
-    let image = rows::image_from_row(image::Model::from_query_result(&row, "")?)?;
+    viewed(image::Model::from_query_result(&row, "")?, &row, sight, view)
+}
+
+/// An image as the caller sees it and what the caller is to it, if it sees it: from a row that has the caller's grant and, for the full
+/// view, the configuration beside it.
+pub(super) fn viewed(
+    model: image::Model,
+    row: &QueryResult,
+    sight: &Sight,
+    view: View,
+) -> Result<Option<(Standing, ImageInView)>, DbErr> {
+    let image = rows::image_from_row(model)?;
     let granted = match row.try_get::<Option<bool>>("", "view")? {
         Some(view) => Permissions::new(view, row.try_get("", "modify")?, row.try_get("", "delete")?),
         None => Permissions::default(),
@@ -137,7 +148,7 @@ async fn found_at_once(
         View::Basic => None,
         View::Full => Some(rows::from_json(&row.try_get::<String>("", "json")?)?),
     };
-    Ok(Some(Found { image, standing, configuration }))
+    Ok(Some((standing, ImageInView { actions: image.allowed_actions(standing), image, configuration })))
 }
 
 /// One image, and what the caller is to it.

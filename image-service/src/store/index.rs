@@ -11,18 +11,18 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     fmt::{self, Write as _},
 };
 
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
-    QueryFilter, Statement, Value,
+    QueryFilter, QueryResult, Statement, Value,
     sea_query::{Condition, Expr, ExprTrait, JoinType, Order, Query, SelectStatement},
 };
 use uuid::Uuid;
 
-use super::{begin_immediate, entity::image, grants, rows, texts};
+use super::{begin_immediate, entity::image, rows, texts};
 use crate::{
     access::Sight,
     image::{self as noun, ImageId},
@@ -34,8 +34,8 @@ const VERSION: i64 = 1;
 /// An image whose text has more different characters in a row has all of them, as far as the index knows: to write so many
 /// would take longer than to read the text.
 const MOST_GRAMS: usize = 16_384;
-/// How many words of a term are looked up.
-const MOST_LOOKED_UP: usize = 48;
+/// How many words of a term are looked up: each is a list to be read, and few images have these and not the term.
+const MOST_LOOKED_UP: usize = 6;
 /// What an image of too many words has instead.
 const EVERYTHING: &str = "everything";
 
@@ -76,11 +76,11 @@ impl Wanted {
         (!self.0.is_empty()).then(|| self.0.join(" AND "))
     }
 
-    /// The `image` and the `place` of the candidates below a place, the highest first.
+    /// The `image`, the `place` and the time of the last update of the candidates below a place, the highest first.
     pub(super) fn candidates(&self, before: i64, limit: u64) -> SelectStatement {
         let mut candidates = self.images();
         candidates
-            .column(("p", "place"))
+            .columns([("p", "place"), ("p", "updated_at")])
             .and_where(Expr::col(self.place()).lt(before))
             .order_by(self.place(), Order::Desc)
             .limit(limit);
@@ -138,14 +138,6 @@ pub(super) async fn above_the_next(
     Ok(next.map_or(i64::MIN, |next| next + 1))
 }
 
-/// What is at a place: when it was updated last, and its id.
-pub(super) async fn at_place(db: &impl ConnectionTrait, place: i64) -> Result<Option<(i64, ImageId)>, DbErr> {
-    let sql = "SELECT updated_at, image FROM image_places WHERE place = ?";
-    let statement = Statement::from_sql_and_values(DbBackend::Sqlite, sql, [place.into()]);
-    let row = db.query_one_raw(statement).await?;
-    row.map(|row| Ok((row.try_get_by_index(0)?, ImageId(row.try_get_by_index(1)?)))).transpose()
-}
-
 /// Brings the index to where these images are, before the transaction that has changed them commits.
 pub(super) async fn follow(txn: &DatabaseTransaction, changed: &BTreeSet<ImageId>) -> Result<(), DbErr> {
     let ids: Vec<ImageId> = changed.iter().copied().collect();
@@ -166,7 +158,7 @@ pub(super) async fn follow(txn: &DatabaseTransaction, changed: &BTreeSet<ImageId
     // Those that were updated later are above, and of those that were updated at once the one with the lesser id.
     rows.sort_by_key(|row| (row.updated_at, Reverse(row.id)));
     let texts = texts::all(txn, &ids).await?;
-    let viewers = grants::all(txn, &ids).await?;
+    let viewers = viewers(txn, &ids).await?;
     let mut highest = number(txn, "SELECT MAX(place) FROM image_places", vec![]).await?.unwrap_or(0);
     for rows in rows.chunks(WRITTEN_AT_ONCE) {
         let (mut places, mut words) = (Vec::new(), Vec::new());
@@ -181,7 +173,7 @@ pub(super) async fn follow(txn: &DatabaseTransaction, changed: &BTreeSet<ImageId
                 }
             };
             let text = texts.get(&id).map(String::as_str).unwrap_or_default();
-            let of_row = words_of(row, text, viewers.get(&id).into_iter().flat_map(BTreeMap::keys));
+            let of_row = words_of(row, text, viewers.get(&row.id).into_iter().flatten());
             words.extend([place.into(), of_row.into()]);
         }
         if !places.is_empty() {
@@ -207,6 +199,22 @@ fn marks(of_row: usize, values: usize) -> String {
     vec![row.as_str(); values / of_row].join(", ")
 }
 
+/// To whom each of these images was granted: of an image that is one value, for there may be a thousand of them.
+async fn viewers(txn: &DatabaseTransaction, images: &[ImageId]) -> Result<HashMap<Uuid, Vec<String>>, DbErr> {
+    let marks = marks(images.len(), images.len());
+    let statement = Statement::from_sql_and_values(
+        DbBackend::Sqlite,
+        format!("SELECT image, json_group_array(subject) FROM grants WHERE image IN {marks} GROUP BY image"),
+        images.iter().map(|id| id.0.into()).collect::<Vec<Value>>(),
+    );
+    let found = txn.query_all_raw(statement).await?;
+    let of_image = |row: &QueryResult| {
+        let subjects: String = row.try_get_by_index(1)?;
+        Ok((row.try_get_by_index(0)?, rows::from_json(&subjects)?))
+    };
+    found.iter().map(of_image).collect()
+}
+
 /// The places of these images, and the times of the updates that they are of.
 async fn known_places(
     txn: &DatabaseTransaction,
@@ -224,12 +232,14 @@ async fn known_places(
         .collect()
 }
 
-/// Makes the index anew when it is another version's, some hundred images a transaction: one that is interrupted is gone on
+/// Makes the index anew when it is another version's, some thousand images a transaction: one that is interrupted is gone on
 /// with.
 pub(super) async fn renew(writer: &DatabaseConnection) -> Result<(), DbErr> {
-    const AT_ONCE: u64 = 500;
-    /// How many bytes are sorted in memory before they are written: the more, the less has to be merged.
-    const SORTED_AT_ONCE: &str = "16777216";
+    const READ_AT_ONCE: u64 = 500;
+    /// How many images are committed at once, and how many bytes of theirs are sorted in memory before they are written: the
+    /// more, the less has to be merged.
+    const COMMITTED_AT_ONCE: u64 = 8_000;
+    const SORTED_AT_ONCE: &str = "67108864";
     /// The same as long as the index only follows; FTS5's own.
     const USUALLY: &str = "1048576";
     let sort_at_once =
@@ -255,18 +265,18 @@ pub(super) async fn renew(writer: &DatabaseConnection) -> Result<(), DbErr> {
     let mut done = 0_u64;
     loop {
         let txn = begin_immediate(writer).await?;
-        let ids = next_unindexed(&txn, AT_ONCE).await?;
-        if ids.is_empty() {
-            txn.execute_unprepared(&sort_at_once(USUALLY)).await?;
-            txn.execute_unprepared(&format!("PRAGMA user_version = {VERSION}")).await?;
-            return txn.commit().await;
+        for _ in 0..COMMITTED_AT_ONCE / READ_AT_ONCE {
+            let ids = next_unindexed(&txn, READ_AT_ONCE).await?;
+            if ids.is_empty() {
+                txn.execute_unprepared(&sort_at_once(USUALLY)).await?;
+                txn.execute_unprepared(&format!("PRAGMA user_version = {VERSION}")).await?;
+                return txn.commit().await;
+            }
+            follow(&txn, &ids.iter().copied().map(ImageId).collect()).await?;
+            done += ids.len() as u64;
         }
-        follow(&txn, &ids.iter().copied().map(ImageId).collect()).await?;
         txn.commit().await?;
-        done += ids.len() as u64;
-        if done.is_multiple_of(AT_ONCE * 100) {
-            tracing::info!(images = done, "making the index of the images");
-        }
+        tracing::info!(images = done, "making the index of the images");
     }
 }
 

@@ -5,26 +5,20 @@
 //! [`index`].
 
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait, ExprTrait,
-    FromQueryResult, Iterable, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select,
-    Statement, Value,
-    sea_query::{Expr, Func, JoinType, Order as SqlOrder, Query as SqlQuery, SelectStatement},
+    Condition, ConnectionTrait, DbBackend, DbErr, EntityTrait, ExprTrait, PaginatorTrait, QueryFilter,
+    QueryOrder, QuerySelect, QueryTrait, Select, Statement, Value,
+    sea_query::{Expr, Func, Order as SqlOrder, SelectStatement},
 };
 use uuid::Uuid;
 
-use super::{
-    Store,
-    entity::image,
-    grants, images,
-    index::{self, Wanted},
-    rows, texts,
-};
+use super::{Store, entity::image, grants, images, index::Wanted, rows, texts};
 use crate::{
     access::Sight,
     error::Error,
     image::{Direction, ImageInView, Key, KeyValue, Order, Place, Query, View},
 };
 
+mod recent;
 #[cfg(test)]
 mod tests;
 mod walking;
@@ -51,10 +45,12 @@ pub(super) struct Bounds {
     few: u64,
     /// How many images a call looks at when it walks.
     stretch: u64,
+    /// How many of those that the index proposes.
+    candidates: u64,
 }
 
 impl Bounds {
-    pub(super) const DEFAULT: Self = Self { few: 5_000, stretch: 10_000 };
+    pub(super) const DEFAULT: Self = Self { few: 5_000, stretch: 10_000, candidates: 2_000 };
 }
 
 impl Store {
@@ -68,15 +64,17 @@ impl Store {
         view: View,
         with_total: bool,
     ) -> Result<Page, Error> {
-        let txn = self.read().await?;
         let matching = matching(self.backend(), sight, query);
-        let total = if with_total { Some(matching.clone().count(&txn).await?) } else { None };
+        if self.backend() == DbBackend::Sqlite && query.order == Order::default() {
+            let total = if with_total { Some(matching.count(&self.reader).await?) } else { None };
+            let asked = Asked::new(&self.reader, sight, self.bounds);
+            let (images, next) = asked.latest_first(query, after, limit, view).await?;
+            return Ok(Page { images, next, total });
+        }
+        let txn = self.read().await?;
+        let total = if with_total { Some(matching.count(&txn).await?) } else { None };
         let asked = Asked::new(&txn, sight, self.bounds);
-        let (found, next) = if self.backend() == DbBackend::Sqlite && query.order == Order::default() {
-            asked.latest_first(query, after, limit).await?
-        } else {
-            Walk::new(asked, query, limit).page(after).await?
-        };
+        let (found, next) = Walk::new(asked, query, limit).page(after).await?;
         let images = images::all_in_view(&txn, found, sight, view).await?;
         txn.commit().await?;
         Ok(Page { images, next, total })
@@ -84,55 +82,16 @@ impl Store {
 }
 
 /// Who asks, and with what bounds.
-#[derive(Copy, Clone, Debug)]
-pub(super) struct Asked<'a> {
-    txn: &'a DatabaseTransaction,
+#[derive(Debug)]
+pub(super) struct Asked<'a, C> {
+    db: &'a C,
     sight: &'a Sight,
     bounds: Bounds,
 }
 
-impl<'a> Asked<'a> {
-    pub(super) fn new(txn: &'a DatabaseTransaction, sight: &'a Sight, bounds: Bounds) -> Self {
-        Self { txn, sight, bounds }
-    }
-
-    /// The next images by the index, which has them in the order of updates.
-    async fn latest_first(&self, query: &Query, after: Option<&Place>, limit: u64) -> Result<Found, Error> {
-        let Self { txn, sight, bounds } = *self;
-        let wanted = self.wanted(query).await?;
-        let mut place = match after {
-            None => index::TOP,
-            Some(Place { keys, id }) => match keys.as_slice() {
-                [KeyValue::Number(updated_at)] => index::above_the_next(txn, *updated_at, id.0).await?,
-                _ => return Err(DbErr::Type("a place of another order".to_owned()).into()),
-            },
-        };
-        let mut found = Vec::new();
-        let mut looked_at = 0;
-        // Mostly the candidates match.
-        let mut length = limit + 1;
-        while looked_at < bounds.stretch {
-            let (candidates, mut matching) =
-                among_candidates(txn, &wanted, sight, query, place, length).await?;
-            let missing = usize::try_from(limit).unwrap_or(usize::MAX) - found.len();
-            if matching.len() > missing {
-                matching.truncate(missing);
-                found.extend(matching.into_iter().map(|(_, row)| row));
-                let last = found.last().cloned();
-                return Ok((found, last.map(|last| place_of(last, &query.order)).transpose()?));
-            }
-            found.extend(matching.into_iter().map(|(_, row)| row));
-            match candidates.last() {
-                Some(last) if candidates.len() as u64 == length => place = *last,
-                _ => return Ok((found, None)),
-            }
-            looked_at += length;
-            length = std::cmp::min(length * 4, bounds.stretch);
-        }
-        // The page ends with the candidate that was looked at last, matching or not.
-        let last = index::at_place(txn, place).await?;
-        let next = last.map(|(updated_at, id)| Place { keys: vec![KeyValue::Number(updated_at)], id });
-        Ok((found, next))
+impl<'a, C: ConnectionTrait> Asked<'a, C> {
+    pub(super) fn new(db: &'a C, sight: &'a Sight, bounds: Bounds) -> Self {
+        Self { db, sight, bounds }
     }
 
     /// What the index is asked for. When a caller and its filters leave very few images, their texts are read at once sooner than
@@ -140,7 +99,7 @@ impl<'a> Asked<'a> {
     async fn wanted(&self, query: &Query) -> Result<Wanted, DbErr> {
         const VERY_FEW: u64 = 100;
         let without_term = Wanted::without_term(self.sight, query);
-        if query.search.is_some() && without_term.count(self.txn, VERY_FEW + 1).await? > VERY_FEW {
+        if query.search.is_some() && without_term.count(self.db, VERY_FEW + 1).await? > VERY_FEW {
             return Ok(Wanted::of(self.sight, query));
         }
         Ok(without_term)
@@ -148,72 +107,40 @@ impl<'a> Asked<'a> {
 
     /// The images among which all that match are, if they are few.
     pub(super) async fn few(&self, query: &Query) -> Result<Option<Condition>, DbErr> {
-        let Self { txn, sight, bounds: Bounds { few, .. } } = *self;
+        let Self { db, sight, bounds: Bounds { few, .. } } = *self;
         let among = |ids: SelectStatement| {
             Some(Condition::all().add(Expr::col((image::Entity, image::Column::Id)).in_subquery(ids)))
         };
-        if txn.get_database_backend() == DbBackend::Sqlite {
+        if db.get_database_backend() == DbBackend::Sqlite {
             let wanted = self.wanted(query).await?;
-            let is_few = wanted.count(txn, few + 1).await? <= few;
+            let is_few = wanted.count(db, few + 1).await? <= few;
             return Ok(if is_few { among(wanted.images()) } else { None });
         }
         if let Some(subject) = sight.subject()
-            && grants::count_in_sight(txn, subject, few + 1).await? <= few
+            && grants::count_in_sight(db, subject, few + 1).await? <= few
         {
             return Ok(among(grants::all_in_sight(subject)));
         }
         if let Some(term) = query.search.as_ref().filter(|term| texts::has_trigrams(term)) {
             let found = texts::holding_by_index(term);
-            if estimate(txn, &found).await? <= few {
+            if estimate(db, &found).await? <= few {
                 return Ok(among(found));
             }
         }
         let filters = Query { search: None, ..query.clone() };
         let filtered = matching(DbBackend::Postgres, &Sight::Everything, &filters);
         let is_few =
-            estimate(txn, &filtered.select_only().column(image::Column::Id).into_query()).await? <= few;
+            estimate(db, &filtered.select_only().column(image::Column::Id).into_query()).await? <= few;
         Ok(is_few.then(Condition::all))
     }
 }
 
-/// The places of the next candidates, and those images among them that are in sight and match.
-async fn among_candidates(
-    txn: &DatabaseTransaction,
-    wanted: &Wanted,
-    sight: &Sight,
-    query: &Query,
-    below: i64,
-    length: u64,
-) -> Result<(Vec<i64>, Vec<(i64, image::Model)>), DbErr> {
-    let on = Condition::all()
-        .add(Expr::col((image::Entity, image::Column::Id)).equals(("candidate", "image")))
-        .add(is_matching(txn.get_database_backend(), sight, query));
-    let mut select = SqlQuery::select();
-    select
-        .column(("candidate", "place"))
-        .columns(image::Column::iter().map(|column| (image::Entity, column)))
-        .from_subquery(wanted.candidates(below, length), "candidate")
-        .join(JoinType::LeftJoin, image::Entity, on)
-        .order_by(("candidate", "place"), SqlOrder::Desc);
-    let rows = txn.query_all_raw(txn.get_database_backend().build(&select)).await?;
-    let mut candidates = Vec::with_capacity(rows.len());
-    let mut matching = Vec::new();
-    for row in rows {
-        let place = row.try_get_by_index(0)?;
-        candidates.push(place);
-        if let Some(found) = image::Model::from_query_result_optional(&row, "")? {
-            matching.push((place, found));
-        }
-    }
-    Ok((candidates, matching))
-}
-
 /// How many rows Postgres expects of a statement, by its statistics.
-async fn estimate(txn: &DatabaseTransaction, select: &SelectStatement) -> Result<u64, DbErr> {
+async fn estimate(db: &impl ConnectionTrait, select: &SelectStatement) -> Result<u64, DbErr> {
     let statement = DbBackend::Postgres.build(select);
     let sql = format!("EXPLAIN {}", statement.sql);
     let explain = Statement { sql, ..statement };
-    let plan = txn.query_one_raw(explain).await?.ok_or_else(|| DbErr::RecordNotFound("a plan".to_owned()))?;
+    let plan = db.query_one_raw(explain).await?.ok_or_else(|| DbErr::RecordNotFound("a plan".to_owned()))?;
     let plan: String = plan.try_get_by_index(0)?;
     let rows = plan.split_once("rows=").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
     rows.ok_or_else(|| DbErr::Type(format!("a plan without rows: {plan}")))
@@ -226,25 +153,37 @@ pub(super) fn matching(backend: DbBackend, sight: &Sight, query: &Query) -> Sele
 
 /// Whether an image is in sight and matches, looked up for each image in question.
 fn is_matching(backend: DbBackend, sight: &Sight, query: &Query) -> Condition {
-    let mut condition = grants::in_sight(sight);
+    is_matching_among("images", backend, sight, query)
+}
+
+/// The same of a table that has what indexes of orders have of `images`, beside them.
+fn is_matching_among(table: &'static str, backend: DbBackend, sight: &Sight, query: &Query) -> Condition {
+    let mut condition = is_let_through(table, sight, query);
+    if let Some(term) = &query.search {
+        condition = condition.add(texts::holds(backend, term));
+    }
+    condition
+}
+
+/// Whether an image is in sight and the filters let it through, whatever it is searched for.
+fn is_let_through(table: &'static str, sight: &Sight, query: &Query) -> Condition {
+    let column = |column: image::Column| Expr::col((table, column));
+    let mut condition = grants::in_sight_among(table, sight);
     if let Some(template) = query.template {
-        condition = condition.add(image::Column::Template.eq(template));
+        condition = condition.add(column(image::Column::Template).eq(template));
     }
     if !query.statuses.is_empty() {
         let statuses = query.statuses.iter().map(|status| rows::status_to_code(*status));
-        condition = condition.add(image::Column::Status.is_in(statuses));
+        condition = condition.add(column(image::Column::Status).is_in(statuses));
     }
     if let Some(enabled) = query.enabled {
-        condition = condition.add(image::Column::Enabled.eq(enabled));
+        condition = condition.add(column(image::Column::Enabled).eq(enabled));
     }
     if let Some(pulled) = query.pulled {
-        condition = condition.add(image::Column::Pulled.eq(pulled));
+        condition = condition.add(column(image::Column::Pulled).eq(pulled));
     }
     if let Some(creator) = &query.creator {
-        condition = condition.add(image::Column::Creator.eq(creator));
-    }
-    if let Some(term) = &query.search {
-        condition = condition.add(texts::holds(backend, term));
+        condition = condition.add(column(image::Column::Creator).eq(creator));
     }
     condition
 }

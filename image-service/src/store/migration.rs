@@ -34,6 +34,7 @@ impl MigratorTrait for Migrator {
             Box::new(operating::Queued),
             Box::new(finding::ChangeTimes),
             Box::new(finding::Finding),
+            Box::new(finding::Orders),
         ]
     }
 }

@@ -38,7 +38,8 @@ async fn all_pages_together_are_what_sorting_gives() -> Result<(), Box<dyn std::
     let known = fill(&store, &mut random, 90).await?;
     let (mut pages, mut empty) = (0, 0);
     for number in 0..80 {
-        store.bounds = Bounds { few: random.u64(0..8), stretch: random.u64(3..40) };
+        store.bounds =
+            Bounds { few: random.u64(0..8), stretch: random.u64(3..40), candidates: random.u64(1..40) };
         let query = query(&mut random)?;
         let sight = match random.usize(0..4) {
             0 => Sight::Everything,

@@ -8,14 +8,15 @@ use std::collections::BTreeSet;
 
 use futures_util::future::BoxFuture;
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, FromQueryResult, Iterable, QueryFilter, QueryOrder,
-    QuerySelect, QueryTrait, Select, sea_query::Query as SqlQuery,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, FromQueryResult, Iterable,
+    QueryFilter, QuerySelect, QueryTrait, Select,
+    sea_query::{Condition, Expr, ExprTrait, JoinType, Query as SqlQuery, SelectStatement},
 };
 use uuid::Uuid;
 
 use super::{
-    Asked, Found, beyond, column, indexed, is_matching, key_value, matching, place_of, sorted_by, terms,
-    unindexed,
+    Asked, Found, beyond, column, indexed, is_let_through, is_matching_among, key_value, matching, place_of,
+    sorted_by, terms, unindexed,
 };
 use crate::{
     error::Error,
@@ -23,10 +24,13 @@ use crate::{
     store::{entity::image, rows},
 };
 
+/// The stretch of the order that is walked.
+const WALKED: &str = "walked";
+
 /// The walk of one call, and what it has found.
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
-    asked: Asked<'a>,
+    asked: Asked<'a, DatabaseTransaction>,
     query: &'a Query,
     limit: usize,
     found: Vec<image::Model>,
@@ -43,13 +47,34 @@ struct Group<'a> {
     query: Query,
 }
 
+impl Group<'_> {
+    fn values_before(&self) -> impl Iterator<Item = KeyValue> {
+        self.before.iter().map(|(_, value)| value.clone())
+    }
+
+    /// Behind the images up to `id` of those that have this value of the first key.
+    fn place(&self, value: KeyValue, id: ImageId) -> Place {
+        Place { keys: self.values_before().chain([value]).collect(), id }
+    }
+}
+
+/// What comes behind a value of a key.
+#[derive(Debug)]
+enum Next {
+    Value(KeyValue),
+    Nothing,
+    /// None that was looked at: this value comes next, or one behind it.
+    NotBefore(KeyValue),
+}
+
 /// The keys and the id of the image to go on behind. With fewer keys, or [`ImageId::LAST`]: behind all images that have these.
 type After<'a> = Option<(&'a [KeyValue], Uuid)>;
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(asked: Asked<'a>, query: &'a Query, limit: u64) -> Self {
+    pub(super) fn new(asked: Asked<'a, DatabaseTransaction>, query: &'a Query, limit: u64) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        Self { asked, query, limit, found: Vec::new(), left: asked.bounds.stretch }
+        let left = asked.bounds.stretch;
+        Self { asked, query, limit, found: Vec::new(), left }
     }
 
     /// The next images behind a place.
@@ -75,10 +100,12 @@ impl<'a> Walk<'a> {
                     .await;
             }
             match group.keys {
-                [(Key::Status | Key::Enabled | Key::Pulled | Key::Creator, _), ..] => {
+                [(Key::Status | Key::Enabled | Key::Pulled, _), ..] | [(Key::Creator, _), _, ..] => {
                     self.walk_values(group, after).await
                 }
-                [] | [(Key::Name | Key::ImageName | Key::CreateTime | Key::UpdateTime, _), ..] => {
+                []
+                | [(Key::Creator, _)]
+                | [(Key::Name | Key::ImageName | Key::CreateTime | Key::UpdateTime, _), ..] => {
                     self.walk_images(&group, after).await
                 }
             }
@@ -87,37 +114,39 @@ impl<'a> Walk<'a> {
 
     /// Walks the groups that the values of the first key make.
     async fn walk_values(&mut self, group: Group<'a>, after: After<'_>) -> Result<Option<Place>, Error> {
-        let Some(((key, direction), rest)) = group.keys.split_first() else {
+        let Some((key, rest)) = group.keys.split_first() else {
             return Ok(None);
         };
-        let mut value = match after.and_then(|(values, _)| values.first()) {
-            Some(first) => Some(first.clone()),
-            None => self.next_value(*key, *direction, None).await?,
-        };
         let mut within = after.and_then(|(values, id)| Some((values.get(1..)?, id)));
-        if after.is_some_and(|(values, id)| values.len() == 1 && id == ImageId::LAST.0) {
+        let mut next = match after.and_then(|(values, id)| Some((values.first()?, values.len(), id))) {
             // All of this value has been.
-            value = self.next_value(*key, *direction, value.as_ref()).await?;
-            within = None;
-        }
-        while let Some(current) = value {
-            let mut before = group.before.clone();
-            before.push((*key, current.clone()));
-            if let Some(query) = narrow(&group.query, *key, &current) {
-                let group = Group { before: before.clone(), keys: rest, query };
-                if let Some(next) = self.walk(group, within).await? {
+            Some((first, 1, id)) if id == ImageId::LAST.0 => {
+                within = None;
+                self.next_value(&group, *key, Some(first)).await?
+            }
+            Some((first, ..)) => Next::Value(first.clone()),
+            None => self.next_value(&group, *key, None).await?,
+        };
+        loop {
+            let value = match next {
+                Next::Value(value) => value,
+                Next::Nothing => return Ok(None),
+                Next::NotBefore(value) => return Ok(Some(group.place(value, ImageId::FIRST))),
+            };
+            if let Some(query) = narrow(&group.query, key.0, &value) {
+                let mut before = group.before.clone();
+                before.push((key.0, value.clone()));
+                if let Some(next) = self.walk(Group { before, keys: rest, query }, within).await? {
                     return Ok(Some(next));
                 }
             }
             within = None;
             self.left = self.left.saturating_sub(Self::COST_OF_GROUP);
             if self.left == 0 {
-                let keys = before.into_iter().map(|(_, value)| value).collect();
-                return Ok(Some(Place { keys, id: ImageId::LAST }));
+                return Ok(Some(group.place(value, ImageId::LAST)));
             }
-            value = self.next_value(*key, *direction, Some(&current)).await?;
+            next = self.next_value(&group, *key, Some(&value)).await?;
         }
-        Ok(None)
     }
 
     /// As much as to look at so many images.
@@ -125,25 +154,13 @@ impl<'a> Walk<'a> {
 
     /// The value of a key that comes behind another, or the first one.
     async fn next_value(
-        &self,
-        key: Key,
-        direction: Direction,
+        &mut self,
+        group: &Group<'_>,
+        (key, direction): (Key, Direction),
         after: Option<&KeyValue>,
-    ) -> Result<Option<KeyValue>, DbErr> {
+    ) -> Result<Next, Error> {
         if key == Key::Creator {
-            let mut select = image::Entity::find().select_only().column(image::Column::Creator).limit(1);
-            select = match direction {
-                Direction::Ascending => select.order_by_asc(image::Column::Creator),
-                Direction::Descending => select.order_by_desc(image::Column::Creator),
-            };
-            if let Some(after) = after {
-                let after = key_value(key, after);
-                select = select.filter(match direction {
-                    Direction::Ascending => image::Column::Creator.gt(after),
-                    Direction::Descending => image::Column::Creator.lt(after),
-                });
-            }
-            return Ok(select.into_tuple::<String>().one(self.asked.txn).await?.map(KeyValue::Text));
+            return self.next_creator(group, direction, after).await;
         }
         let last = if key == Key::Status { Status::ALL.len() as i64 } else { 1 };
         let next = match (direction, after) {
@@ -151,9 +168,48 @@ impl<'a> Walk<'a> {
             (Direction::Descending, None) => last,
             (Direction::Ascending, Some(KeyValue::Number(after))) => after + 1,
             (Direction::Descending, Some(KeyValue::Number(after))) => after - 1,
-            (_, Some(KeyValue::Text(_))) => return Ok(None),
+            (_, Some(KeyValue::Text(_))) => return Ok(Next::Nothing),
         };
-        Ok((0..=last).contains(&next).then_some(KeyValue::Number(next)))
+        Ok(if (0..=last).contains(&next) { Next::Value(KeyValue::Number(next)) } else { Next::Nothing })
+    }
+
+    /// The next creator of whom the caller sees an image: the images are walked in the order of their creators.
+    async fn next_creator(
+        &mut self,
+        group: &Group<'_>,
+        direction: Direction,
+        after: Option<&KeyValue>,
+    ) -> Result<Next, Error> {
+        let order = [(Key::Creator, direction)];
+        let by_creator = Group { before: Vec::new(), keys: &order, query: group.query.clone() };
+        let mut after = after.map(|value| (vec![value.clone()], ImageId::LAST.0));
+        let mut length = Self::COST_OF_GROUP;
+        loop {
+            length = std::cmp::min(length, self.left);
+            let stretch = self.stretch(&by_creator, behind(&after)).limit(length);
+            let mut first = SqlQuery::select();
+            first
+                .column((WALKED, image::Column::Creator))
+                .from_subquery(looked_at(&stretch), WALKED)
+                .cond_where(is_let_through(WALKED, self.asked.sight, &group.query))
+                .limit(1);
+            for (term, order) in terms(&order, |column| Expr::col((WALKED, column))) {
+                first.order_by_expr(term, order);
+            }
+            if let Some(row) = self.asked.db.query_one_raw(self.backend().build(&first)).await? {
+                return Ok(Next::Value(KeyValue::Text(row.try_get_by_index(0)?)));
+            }
+            let Some(last) = stretch.offset(length - 1).limit(1).one(self.asked.db).await? else {
+                return Ok(Next::Nothing);
+            };
+            self.left -= length;
+            let creator = KeyValue::Text(last.creator);
+            if self.left == 0 {
+                return Ok(Next::NotBefore(creator));
+            }
+            after = Some((vec![creator], last.id));
+            length *= 4;
+        }
     }
 
     async fn sort(
@@ -163,7 +219,7 @@ impl<'a> Walk<'a> {
         after: After<'_>,
     ) -> Result<Option<Place>, Error> {
         let sorted = sorted_by(beyond(found, group.keys, after, unindexed), group.keys, unindexed);
-        let found = sorted.limit(self.missing() as u64 + 1).all(self.asked.txn).await?;
+        let found = sorted.limit(self.missing() as u64 + 1).all(self.asked.db).await?;
         Ok(self.take(found)?)
     }
 
@@ -173,33 +229,34 @@ impl<'a> Walk<'a> {
         // Mostly much matches, and a short stretch is enough.
         let mut length = (self.missing() as u64 + 1).saturating_mul(4);
         loop {
-            length = length.min(self.left);
-            let behind = after.as_ref().map(|(values, id)| (values.as_slice(), *id));
-            let stretch = self.stretch(group, behind).limit(length);
+            length = std::cmp::min(length, self.left);
+            let stretch = self.stretch(group, behind(&after)).limit(length);
             let mut among = SqlQuery::select();
             among
                 .columns(image::Column::iter().map(|column| (image::Entity, column)))
-                .from_subquery(stretch.clone().into_query(), image::Entity)
-                .cond_where(is_matching(self.backend(), self.asked.sight, &group.query))
+                .from_subquery(looked_at(&stretch), WALKED)
+                .join(JoinType::CrossJoin, image::Entity, Condition::all())
+                .cond_where(is_matching_among(WALKED, self.backend(), self.asked.sight, &group.query))
+                .and_where(Expr::col((image::Entity, image::Column::Id)).equals((WALKED, image::Column::Id)))
                 .limit(self.missing() as u64 + 1);
             for (term, order) in terms(group.keys, indexed) {
                 among.order_by_expr(term, order);
             }
-            let rows = self.asked.txn.query_all_raw(self.backend().build(&among)).await?;
+            let rows = self.asked.db.query_all_raw(self.backend().build(&among)).await?;
             let found =
                 rows.iter().map(|row| image::Model::from_query_result(row, "")).collect::<Result<_, _>>()?;
             if let Some(next) = self.take(found)? {
                 return Ok(Some(next));
             }
-            let Some(last) = stretch.offset(length - 1).limit(1).one(self.asked.txn).await? else {
+            let Some(last) = stretch.offset(length - 1).limit(1).one(self.asked.db).await? else {
                 return Ok(None);
             };
             self.left -= length;
             let last = rows::image_from_row(last)?;
             let values: Vec<KeyValue> = group.keys.iter().map(|(key, _)| key.of(&last)).collect();
             if self.left == 0 {
-                let before = group.before.iter().map(|(_, value)| value.clone());
-                return Ok(Some(Place { keys: before.chain(values).collect(), id: last.id }));
+                let keys = group.values_before().chain(values).collect();
+                return Ok(Some(Place { keys, id: last.id }));
             }
             after = Some((values, last.id.0));
             length *= 4;
@@ -230,8 +287,19 @@ impl<'a> Walk<'a> {
     }
 
     fn backend(&self) -> sea_orm::DbBackend {
-        self.asked.txn.get_database_backend()
+        self.asked.db.get_database_backend()
     }
+}
+
+/// What the indexes of orders have of a stretch: the rest is read of those images that are let through.
+fn looked_at(stretch: &Select<image::Entity>) -> SelectStatement {
+    use image::Column::{Creator, Deleted, Enabled, Id, Pulled, Status, Template};
+    let looked_at = stretch.clone().select_only();
+    looked_at.columns([Id, Creator, Deleted, Template, Status, Enabled, Pulled]).into_query()
+}
+
+fn behind(after: &Option<(Vec<KeyValue>, Uuid)>) -> After<'_> {
+    after.as_ref().map(|(values, id)| (values.as_slice(), *id))
 }
 
 /// The images of a query that have a value of a key; `None` when there are none.

@@ -30,7 +30,7 @@ impl MigrationTrait for ChangeTimes {
     }
 }
 
-/// What lists are found by. SQLite's index is filled at the start.
+/// SQLite's index of images, which is filled at the start.
 pub(super) struct Finding;
 
 impl MigrationName for Finding {
@@ -41,37 +41,21 @@ impl MigrationName for Finding {
 
 #[async_trait::async_trait]
 impl MigrationTrait for Finding {
-    /// Not on Postgres, where indexes are built beside the work of replicas of the version before.
+    /// Whole or not at all, on SQLite, too.
     fn use_transaction(&self) -> Option<bool> {
-        Some(false)
+        Some(true)
     }
 
     #[expect(elided_lifetimes_in_paths, reason = "the trait's signature")]
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        let db = manager.get_connection();
-        let is_postgres = manager.get_database_backend() == DbBackend::Postgres;
-        for (name, columns) in INDEXES {
-            // One that was interrupted has left an index that is of no use.
-            db.execute_unprepared(&format!("DROP INDEX IF EXISTS {name}")).await?;
-            let concurrently = if is_postgres { "CONCURRENTLY" } else { "" };
-            db.execute_unprepared(&format!("CREATE INDEX {concurrently} {name} ON images ({columns})"))
-                .await?;
-        }
-        if !is_postgres {
+        if manager.get_database_backend() == DbBackend::Sqlite {
             for statement in SQLITE {
-                db.execute_unprepared(statement).await?;
+                manager.get_connection().execute_unprepared(statement).await?;
             }
         }
         Ok(())
     }
 }
-
-/// For what has few values, ties are in the order of ids.
-const INDEXES: [(&str, &str); 3] = [
-    ("images_by_creator", "creator, id"),
-    ("images_by_enabled", "enabled, id"),
-    ("images_by_pulled", "pulled, id"),
-];
 
 const SQLITE: [&str; 8] = [
     "DROP TRIGGER IF EXISTS image_texts_inserted",
@@ -83,4 +67,71 @@ const SQLITE: [&str; 8] = [
     "DROP TABLE IF EXISTS image_index",
     "CREATE VIRTUAL TABLE image_index USING fts5 \
      (words, content = '', contentless_delete = 1, detail = none, tokenize = 'ascii')",
+];
+
+/// An index for each order.
+pub(super) struct Orders;
+
+impl MigrationName for Orders {
+    fn name(&self) -> &'static str {
+        "m0012_orders"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Orders {
+    /// Not on Postgres, where indexes are built beside the work of replicas of the version before.
+    fn use_transaction(&self) -> Option<bool> {
+        Some(false)
+    }
+
+    #[expect(elided_lifetimes_in_paths, reason = "the trait's signature")]
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let db = manager.get_connection();
+        let is_postgres = manager.get_database_backend() == DbBackend::Postgres;
+        let concurrently = if is_postgres { "CONCURRENTLY" } else { "" };
+        for (name, columns) in ORDERS {
+            // One that was interrupted has left an index that is of no use.
+            db.execute_unprepared(&format!("DROP INDEX {concurrently} IF EXISTS {name}")).await?;
+            let create = format!("CREATE INDEX {concurrently} {name} ON images ({columns}, {LOOKED_AT})");
+            db.execute_unprepared(&create).await?;
+        }
+        for name in BEFORE {
+            db.execute_unprepared(&format!("DROP INDEX {concurrently} IF EXISTS {name}")).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What has few values is walked value by value, in one direction. Of the others an index read backwards would not do: ids are
+/// always in the one direction.
+const ORDERS: [(&str, &str); 13] = [
+    ("images_ordered_by_name", "name, id"),
+    ("images_ordered_by_name_backwards", "name DESC, id"),
+    ("images_ordered_by_image_name", "image_name, id"),
+    ("images_ordered_by_image_name_backwards", "image_name DESC, id"),
+    ("images_ordered_by_creation", "created_at, id"),
+    ("images_ordered_by_creation_backwards", "created_at DESC, id"),
+    ("images_ordered_by_update", "updated_at, id"),
+    ("images_ordered_by_update_backwards", "updated_at DESC, id"),
+    ("images_ordered_by_creator", "creator, id"),
+    ("images_ordered_by_creator_backwards", "creator DESC, id"),
+    ("images_ordered_by_status", "status, id"),
+    ("images_ordered_by_enabled", "enabled, id"),
+    ("images_ordered_by_pulled", "pulled, id"),
+];
+
+/// Says who sees an image and which filters let it through: those that are not looked for are passed by without being read.
+const LOOKED_AT: &str = "creator, deleted, template, status, enabled, pulled";
+
+/// What these stand in for.
+const BEFORE: [&str; 8] = [
+    "images_by_name",
+    "images_by_image_name",
+    "images_by_creation",
+    "images_by_status",
+    "images_by_creator",
+    "images_by_enabled",
+    "images_by_pulled",
+    "images_latest_first",
 ];
