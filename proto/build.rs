@@ -2,6 +2,8 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
+use prost_build::{Service, ServiceGenerator};
+
 const FILES: [&str; 8] = [
     "trailer/dispatch/v1/dispatch_service.proto",
     "trailer/images/v1/access_service.proto",
@@ -21,18 +23,44 @@ fn main() -> Result<(), Box<dyn Error>> {
     compiler.open_files(FILES)?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptor_set.bin"), compiler.encode_file_descriptor_set())?;
-    tonic_prost_build::configure()
+    let services = tonic_prost_build::configure()
         .bytes(".")
         // One content has one encoding: repeated requests are told by it.
         .btree_map(".")
-        // Watches hand on many of these, mostly small ones.
+        // Clients hand on many of these, mostly small ones.
         .boxed(".trailer.images.v1.WatchImagesResponse.event.image")
         .boxed(".trailer.images.v1.WatchImagesResponse.event.changed")
         // Workers hold what they do in the order of it.
         .type_attribute(".trailer.dispatch.v1.Attempt", "#[derive(PartialOrd, Ord)]")
         .extern_path(".google.rpc", "::tonic_types::pb")
         // The clients' `connect(endpoint)` would clash with the RPC `Connect`: build clients from a channel.
-        .build_transport(false)
-        .compile_fds(compiler.file_descriptor_set())?;
+        .build_transport(false);
+    let mut config = prost_build::Config::new();
+    config.service_generator(Box::new(ClientsAndServers {
+        clients: services.clone().build_server(false).service_generator(),
+        servers: services.clone().build_client(false).codec_path("crate::encoded::Codec").service_generator(),
+    }));
+    services
+        .build_client(false)
+        .build_server(false)
+        .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
     Ok(())
+}
+
+/// Makes the code of both ends, which differ: a server has many watches, and sends what it has encoded once for all of them.
+struct ClientsAndServers {
+    clients: Box<dyn ServiceGenerator>,
+    servers: Box<dyn ServiceGenerator>,
+}
+
+impl ServiceGenerator for ClientsAndServers {
+    fn generate(&mut self, mut service: Service, code: &mut String) {
+        self.clients.generate(service.clone(), code);
+        for method in &mut service.methods {
+            if method.proto_name == "WatchImages" {
+                method.output_type = "crate::encoded::WatchImagesResponse".to_owned();
+            }
+        }
+        self.servers.generate(service, code);
+    }
 }

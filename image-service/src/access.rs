@@ -141,6 +141,19 @@ impl Permissions {
 }
 
 impl Standing {
+    /// How many there are.
+    pub(crate) const COUNT: usize = 9;
+
+    /// Which of them it is, below [`Self::COUNT`].
+    pub(crate) fn index(self) -> usize {
+        match self {
+            Self::Owner => 0,
+            Self::Guest(Permissions { view, modify, delete }) => {
+                1 + usize::from(view) + 2 * usize::from(modify) + 4 * usize::from(delete)
+            }
+        }
+    }
+
     /// The table of permissions.
     pub(crate) fn permits(self, action: Action) -> bool {
         match self {

@@ -15,15 +15,16 @@ use crate::{
     image::{ImageId, Query, View},
     search::Term,
     signals::Signals,
-    store::{Change, SharedImage, Store},
+    store::{Change, Changes, KnownGrants, SharedImage, Store, With},
     timestamp::Timestamp,
 };
 
 pub(crate) use crate::store::Revision;
 
-use self::terms::Terms;
 pub(crate) use self::watch::{ImageWatch, Notice, WatchEvent};
+use self::{shown::ByStanding, terms::Terms};
 
+mod shown;
 mod terms;
 mod watch;
 
@@ -39,7 +40,7 @@ pub(crate) struct Feed {
 }
 
 /// What the reader of the change log tells the watches.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Told {
     Changed(Box<Changed>),
     /// Changes were forgotten before they could be told: whoever was waiting for them finds out by itself.
@@ -47,11 +48,12 @@ enum Told {
 }
 
 /// A change, and the image without its configuration as it was when the change was read.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Changed {
     change: Change,
     /// None when the image is gone.
     image: Option<SharedImage>,
+    shown: ByStanding,
     /// The first of the changes that this one stands for.
     first: i64,
     /// The terms that were looked for, and those that the image holds.
@@ -86,17 +88,19 @@ impl Feed {
     pub(crate) async fn run(&self, signals: &Signals, mut position: i64) {
         let mut poll = interval(Self::POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut known = KnownGrants::default();
         loop {
             tokio::select! {
                 () = self.shutdown.cancelled() => return,
                 () = signals.changed() => {}
                 _ = poll.tick() => {}
             }
-            match self.publish_after(position).await {
+            match self.publish_after(position, &mut known).await {
                 Ok(reached) => position = reached,
                 Err(Error::RevisionUnavailable { oldest }) => {
                     tracing::warn!(position, oldest, "changes were forgotten before they were told");
                     position = oldest;
+                    known = KnownGrants::default();
                     let _ = self.live.send(Arc::new(Told::Forgotten));
                 }
                 Err(error) => {
@@ -106,16 +110,19 @@ impl Feed {
         }
     }
 
-    async fn publish_after(&self, mut position: i64) -> Result<i64, Error> {
+    async fn publish_after(&self, mut position: i64, known: &mut KnownGrants) -> Result<i64, Error> {
         loop {
-            let changes = self.store.changes_after(position, Self::BATCH).await?;
-            let Some(last) = changes.last() else {
+            let (read_at, mut terms) = (Instant::now(), None);
+            // After the changes were read: whoever subscribes from here on reads the store afterwards.
+            let wanted =
+                || (self.live.receiver_count() > 0).then(|| With::of(terms.insert(self.terms.all())));
+            let found = self.store.changes_after(position, Self::BATCH, known, wanted).await?;
+            let Some(last) = found.changes.last() else {
                 return Ok(position);
             };
-            let reached = last.revision.number;
-            let changed_at = last.at;
-            if self.live.receiver_count() > 0 {
-                for changed in with_images(&self.store, changes, &self.terms.all()).await? {
+            let (reached, changed_at) = (last.revision.number, last.at);
+            if let Some(terms) = terms {
+                for changed in with_images(found, &terms, read_at) {
                     // The last listener may have gone meanwhile.
                     let _ = self.live.send(Arc::new(Told::Changed(Box::new(changed))));
                 }
@@ -123,7 +130,6 @@ impl Feed {
             // By the clock of the database, where it has one, and this machine's.
             let lag = Timestamp::now().micros().saturating_sub(changed_at.micros());
             self.lag.record(Duration::from_micros(u64::try_from(lag).unwrap_or(0)).as_secs_f64(), &[]);
-            // Whoever subscribes from here on reads the store afterwards.
             position = reached;
         }
     }
@@ -152,15 +158,18 @@ impl Feed {
     }
 }
 
-/// Adds the images to changes, each read once, and leaves only the last change of each: of all whom any of them concerns.
+impl With {
+    fn of(terms: &Arc<[Arc<Term>]>) -> Self {
+        if terms.is_empty() { Self::Images } else { Self::Texts }
+    }
+}
+
+/// Adds the images to changes, and leaves only the last change of each: of all whom any of them concerns.
 ///
 /// An image may be read in a later state than the change that led to it: then that later change is in the log, too,
 /// and brings the same state again.
-async fn with_images(
-    store: &Store,
-    changes: Vec<Change>,
-    terms: &Arc<[Arc<Term>]>,
-) -> Result<Vec<Changed>, Error> {
+fn with_images(found: Changes, terms: &Arc<[Arc<Term>]>, read_at: Instant) -> Vec<Changed> {
+    let Changes { changes, mut images } = found;
     let mut last: HashMap<ImageId, (i64, Change)> = HashMap::new();
     for mut change in changes {
         let mut first = change.revision.number;
@@ -170,21 +179,18 @@ async fn with_images(
         }
         last.insert(change.image, (first, change));
     }
-    let ids: Vec<ImageId> = last.keys().copied().collect();
-    let read_at = Instant::now();
-    let mut images = store.images_among(&ids, !terms.is_empty()).await?;
     let mut changed: Vec<Changed> = last
         .into_values()
         .map(|(first, change)| {
-            let found = images.remove(&change.image);
-            let text = found.as_ref().and_then(|(_, text)| text.as_deref()).unwrap_or_default();
+            let image = images.remove(&change.image);
+            let text = image.as_ref().and_then(|image| image.text.as_deref()).unwrap_or_default();
             let holds = terms.iter().filter(|term| text.contains(term.as_str())).cloned().collect();
-            let image = found.map(|(image, _)| image);
-            Changed { image, change, first, terms: Arc::clone(terms), holds, read_at }
+            let terms = Arc::clone(terms);
+            Changed { image, shown: ByStanding::default(), change, first, terms, holds, read_at }
         })
         .collect();
     changed.sort_unstable_by_key(|changed| changed.change.revision.number);
-    Ok(changed)
+    changed
 }
 
 /// When a caller's streams end: with its token.

@@ -27,18 +27,19 @@ use crate::{
 #[cfg(all(test, feature = "simulation"))]
 pub(crate) use self::connecting::execute;
 pub(crate) use self::{
+    changed::{Changes, KnownGrants, SharedImage, With},
     changes::{Change, Revision},
     contexts::KeptContext,
     dispatching::DispatchStore,
     edits::{BatchOutcome, BatchTarget, SnapshotOrder, WithBuild},
     hints::Hint,
     histories::Excerpt,
-    images::SharedImage,
     listing::Page,
     workers::WorkerRow,
 };
 
 mod builds;
+mod changed;
 mod changes;
 mod connecting;
 mod contexts;

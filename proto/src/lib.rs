@@ -3,6 +3,7 @@
 //! The `.proto` files are the manual: every RPC and field is documented there, with the errors it gives.
 #![allow(unused_qualifications, clippy::large_enum_variant, reason = "generated code")]
 
+pub mod encoded;
 pub mod watch;
 
 /// The public API, package `trailer.images.v1`.

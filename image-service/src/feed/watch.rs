@@ -17,13 +17,13 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::{Changed, Feed, Told, deadline, terms::LookingFor, with_images};
+use super::{Changed, Feed, Told, deadline, shown::Shown, terms::LookingFor, with_images};
 use crate::{
-    access::{Principal, Sight},
+    access::{Principal, Sight, Standing},
     error::Error,
     image::{ImageId, ImageInView, Query, View},
     search::Term,
-    store::{Change, Revision, SharedImage, Store},
+    store::{Change, KnownGrants, Revision, SharedImage, Store, With},
 };
 
 /// Holds no more than a batch of images, without their configurations.
@@ -74,7 +74,7 @@ pub(crate) struct Notice {
 pub(crate) enum WatchEvent {
     Image(Box<ImageInView>),
     Synced,
-    Changed(Box<ImageInView>),
+    Changed(Arc<Shown>),
     Removed(ImageId),
     Bookmark,
 }
@@ -125,37 +125,41 @@ impl ImageWatch {
     /// Waits for the next message. After an error the watch is over.
     pub(crate) async fn next(&mut self) -> Result<Notice, Error> {
         loop {
-            // One that is live looks out for it while it waits.
-            if !matches!(self.phase, Phase::Live) && self.shutdown.is_cancelled() {
+            if self.shutdown.is_cancelled() {
                 return Err(Error::Draining);
             }
-            if self.expiry <= Instant::now() {
+            let now = Instant::now();
+            if self.expiry <= now {
                 return Err(Error::TokenExpired);
             }
-            if !self.pending.is_empty() && self.read_at.elapsed() > Self::FRESH {
+            if !self.pending.is_empty() && now - self.read_at > Self::FRESH {
                 self.go_back();
             }
             if let Some(notice) = self.pending.pop_front() {
-                return self.deliver(notice).await;
+                let notice = self.deliver(notice, now);
+                return match self.view {
+                    View::Basic => Ok(notice),
+                    View::Full => Box::pin(self.in_full(notice)).await,
+                };
             }
             match self.phase {
-                Phase::FirstState { after } => self.read_page(after).await?,
-                Phase::CatchUp { announce } => self.catch_up(announce).await?,
+                // Apart, so that what waits for a change is small: there are many watches.
+                Phase::FirstState { after } => Box::pin(self.read_page(after)).await?,
+                Phase::CatchUp { announce } => Box::pin(self.catch_up(announce)).await?,
                 Phase::Live => self.wait().await?,
             }
         }
     }
 
-    async fn deliver(&mut self, notice: Notice) -> Result<Notice, Error> {
+    fn deliver(&mut self, notice: Notice, now: Instant) -> Notice {
         match &notice.event {
             WatchEvent::Image(image) => self.phase = Phase::FirstState { after: Some(image.image.id) },
             WatchEvent::Synced | WatchEvent::Changed(_) | WatchEvent::Removed(_) | WatchEvent::Bookmark => {
                 self.delivered = notice.revision;
             }
         }
-        let event = self.in_view(notice.event).await?;
-        self.last_sent = Instant::now();
-        Ok(Notice { revision: notice.revision, event })
+        self.last_sent = now;
+        notice
     }
 
     /// Forgets what was read and not sent: it is read again.
@@ -173,6 +177,8 @@ impl ImageWatch {
         let page = self.store.images_by_id(&self.sight, &self.query, after, Self::PAGE).await?;
         self.read_at = Instant::now();
         if page.is_empty() {
+            // There may be many watches, which have little to send from here on.
+            self.pending = VecDeque::new();
             self.phase = Phase::Live;
             self.push(self.position, WatchEvent::Synced);
         }
@@ -183,8 +189,12 @@ impl ImageWatch {
     }
 
     async fn catch_up(&mut self, announce: bool) -> Result<(), Error> {
-        let changes = self.store.changes_after(self.position.number, Feed::BATCH).await?;
-        let Some(last) = changes.last().map(|change| change.revision) else {
+        let terms: Arc<[Arc<Term>]> =
+            self.looking_for.iter().map(|looking| Arc::clone(looking.term())).collect();
+        let (mut unknown, wanted) = (KnownGrants::default(), || Some(With::of(&terms)));
+        let read_at = Instant::now();
+        let found = self.store.changes_after(self.position.number, Feed::BATCH, &mut unknown, wanted).await?;
+        let Some(last) = found.changes.last().map(|change| change.revision) else {
             self.read_at = Instant::now();
             self.phase = Phase::Live;
             if announce {
@@ -192,9 +202,7 @@ impl ImageWatch {
             }
             return Ok(());
         };
-        let terms: Arc<[Arc<Term>]> =
-            self.looking_for.iter().map(|looking| Arc::clone(looking.term())).collect();
-        for changed in with_images(&self.store, changes, &terms).await? {
+        for changed in with_images(found, &terms, read_at) {
             self.take(&changed);
         }
         // A read that takes long must not be taken for one that has been waiting, or nothing would ever be sent.
@@ -205,15 +213,8 @@ impl ImageWatch {
 
     async fn wait(&mut self) -> Result<(), Error> {
         tokio::select! {
-            () = &mut self.draining => return Err(Error::Draining),
-            () = &mut self.alarm => {
-                if self.last_sent.elapsed() >= Self::BOOKMARK {
-                    self.read_at = Instant::now();
-                    self.push(self.position, WatchEvent::Bookmark);
-                    self.last_sent = self.read_at;
-                }
-                self.alarm.as_mut().reset(self.expiry.min(self.last_sent + Self::BOOKMARK));
-            }
+            // While there are changes nothing else is looked at: their deadlines are looked at with every message.
+            biased;
             told = self.live.recv() => match told.as_deref() {
                 Ok(Told::Changed(changed)) if self.can_take(changed) => {
                     self.read_at = changed.read_at;
@@ -226,6 +227,15 @@ impl ImageWatch {
                 }
                 Err(broadcast::error::RecvError::Closed) => return Err(Error::Draining),
             },
+            () = &mut self.draining => return Err(Error::Draining),
+            () = &mut self.alarm => {
+                if self.last_sent.elapsed() >= Self::BOOKMARK {
+                    self.read_at = Instant::now();
+                    self.push(self.position, WatchEvent::Bookmark);
+                    self.last_sent = self.read_at;
+                }
+                self.alarm.as_mut().reset(self.expiry.min(self.last_sent + Self::BOOKMARK));
+            }
         }
         Ok(())
     }
@@ -247,8 +257,10 @@ impl ImageWatch {
             return;
         }
         self.position = *revision;
-        let event = match changed.image.as_ref().and_then(|shared| Some((shared, self.see(shared)?))) {
-            Some((shared, image)) if self.matches(shared, changed) => WatchEvent::Changed(Box::new(image)),
+        let event = match changed.image.as_ref().and_then(|shared| Some((shared, self.standing(shared)?))) {
+            Some((shared, standing)) if self.matches(shared, changed) => {
+                WatchEvent::Changed(changed.shown.show(&shared.image, standing))
+            }
             Some(_) => WatchEvent::Removed(*id),
             // Only who could see it before is told that it is gone.
             None if self.could_see(creator, viewers) => WatchEvent::Removed(*id),
@@ -262,33 +274,33 @@ impl ImageWatch {
         self.query.admits(&shared.image) && self.looking_for.as_ref().is_none_or(holds)
     }
 
-    /// The image as the caller sees it, if it does.
-    fn see(&self, shared: &SharedImage) -> Option<ImageInView> {
+    /// What the caller is to the image, if it sees it.
+    fn standing(&self, shared: &SharedImage) -> Option<Standing> {
         let granted = self.sight.subject().and_then(|subject| shared.grants.get(subject));
-        let standing = self.sight.standing(&shared.image.creator, granted.copied().unwrap_or_default())?;
-        let image = shared.image.clone();
-        Some(ImageInView { actions: image.allowed_actions(standing), image, configuration: None })
+        self.sight.standing(&shared.image.creator, granted.copied().unwrap_or_default())
     }
 
     fn could_see(&self, creator: &str, viewers: &BTreeSet<String>) -> bool {
         self.sight.subject().is_none_or(|subject| subject == creator || viewers.contains(subject))
     }
 
-    /// Reads the configuration that the view asks for, only now: what waits to be sent is small.
-    async fn in_view(&self, event: WatchEvent) -> Result<WatchEvent, Error> {
-        let (WatchEvent::Image(image) | WatchEvent::Changed(image)) = &event else {
-            return Ok(event);
+    /// Reads the configuration, only now: what waits to be sent is small.
+    async fn in_full(&self, notice: Notice) -> Result<Notice, Error> {
+        let Notice { revision, event } = notice;
+        let id = match &event {
+            WatchEvent::Image(image) => image.image.id,
+            WatchEvent::Changed(shown) => shown.id(),
+            WatchEvent::Synced | WatchEvent::Removed(_) | WatchEvent::Bookmark => {
+                return Ok(Notice { revision, event });
+            }
         };
-        if self.view == View::Basic {
-            return Ok(event);
-        }
-        let id = image.image.id;
-        match self.store.image(&self.sight, id, View::Full).await {
-            Ok(full) if matches!(event, WatchEvent::Image(_)) => Ok(WatchEvent::Image(Box::new(full))),
-            Ok(full) => Ok(WatchEvent::Changed(Box::new(full))),
-            Err(Error::NotFound(_)) => Ok(WatchEvent::Removed(id)),
-            Err(error) => Err(error),
-        }
+        let event = match self.store.image(&self.sight, id, View::Full).await {
+            Ok(full) if matches!(event, WatchEvent::Image(_)) => WatchEvent::Image(Box::new(full)),
+            Ok(full) => WatchEvent::Changed(Arc::new(Shown::new(full))),
+            Err(Error::NotFound(_)) => WatchEvent::Removed(id),
+            Err(error) => return Err(error),
+        };
+        Ok(Notice { revision, event })
     }
 
     fn push(&mut self, revision: Revision, event: WatchEvent) {

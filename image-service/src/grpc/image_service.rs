@@ -2,21 +2,30 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
-use proto::images::{self as wire, image_service_server::ImageService};
+use prost::Message as _;
+use proto::{
+    encoded,
+    images::{self as wire, image_service_server::ImageService},
+};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{
-    audit::Audit, authentication::caller, callers::Callers, configuration, cursor::Binding, field, image,
-    listing, page, write,
+    audit::Audit,
+    authentication::caller,
+    callers::{self, Callers},
+    configuration,
+    cursor::Binding,
+    field, image, listing, page, write,
 };
 use crate::{
     build::BuildId,
     catalog::Catalog,
     error::{Error, Violations},
-    feed::{Feed, Notice, Revision, WatchEvent},
-    image::{Configuration, ImageId, Place, View},
+    feed::{Feed, ImageWatch, Notice, Revision, WatchEvent},
+    image::{Configuration, ImageId, ImageInView, Place, View},
 };
 
 pub(super) mod batch;
@@ -266,7 +275,7 @@ impl ImageService for Images {
         Ok(Response::new(wire::SnapshotWorkspaceResponse { image, build }))
     }
 
-    type WatchImagesStream = BoxStream<'static, Result<wire::WatchImagesResponse, Status>>;
+    type WatchImagesStream = BoxStream<'static, Result<encoded::WatchImagesResponse, Status>>;
 
     async fn watch_images(
         &self,
@@ -288,20 +297,25 @@ impl ImageService for Images {
             },
         };
         let place = self.callers.open_stream(&caller)?;
-        // A watch is large, and the stream moves its state with every message.
-        let watch = Box::new(self.feed.watch(&caller, query, after, view).await?);
-        let messages = stream::unfold(Some((watch, place)), move |watch| {
-            let binding = binding.clone();
-            async move {
-                let (mut watch, place) = watch?;
-                match watch.next().await {
-                    Ok(notice) => Some((Ok(message(notice, &binding)), Some((watch, place)))),
-                    Err(error) => Some((Err(Status::from(error)), None)),
-                }
+        let watch = self.feed.watch(&caller, query, after, view).await?;
+        // It is large, and the stream moves its state with every message.
+        let watch = Box::new(OpenWatch { watch, binding, _place: place });
+        let messages = stream::unfold(Some(watch), async |watch| {
+            let mut watch = watch?;
+            match watch.watch.next().await {
+                Ok(notice) => Some((Ok(message(notice, &watch.binding)), Some(watch))),
+                Err(error) => Some((Err(Status::from(error)), None)),
             }
         });
         Ok(Response::new(messages.boxed()))
     }
+}
+
+/// A watch as long as its stream is open.
+struct OpenWatch {
+    watch: ImageWatch,
+    binding: Binding,
+    _place: callers::Place,
 }
 
 fn read_revision(text: &str) -> Option<Revision> {
@@ -309,16 +323,17 @@ fn read_revision(text: &str) -> Option<Revision> {
     Some(Revision { number: number.parse().ok()?, nonce: i64::from_str_radix(nonce, 16).ok()? })
 }
 
-fn message(notice: Notice, binding: &Binding) -> wire::WatchImagesResponse {
-    use wire::watch_images_response::Event;
+fn message(notice: Notice, binding: &Binding) -> encoded::WatchImagesResponse {
+    use encoded::Event;
+    let encode = |image: ImageInView| Bytes::from(wire::Image::from(image).encode_to_vec());
     let event = match notice.event {
-        WatchEvent::Image(image) => Event::Image(Box::new((*image).into())),
+        WatchEvent::Image(image) => Event::Image(encode(*image)),
         WatchEvent::Synced => Event::Synced(wire::Synced {}),
-        WatchEvent::Changed(image) => Event::Changed(Box::new((*image).into())),
+        WatchEvent::Changed(shown) => Event::Changed(shown.encoded(|image| encode(image.clone()))),
         WatchEvent::Removed(id) => Event::Removed(wire::ImageRemoved { id: id.to_string() }),
         WatchEvent::Bookmark => Event::Bookmark(wire::Bookmark {}),
     };
     let Revision { number, nonce } = notice.revision;
     let resume_revision = binding.seal(format_args!("{number}.{nonce:x}"));
-    wire::WatchImagesResponse { resume_revision, event: Some(event) }
+    encoded::WatchImagesResponse { resume_revision, event: Some(event) }
 }

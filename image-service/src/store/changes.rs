@@ -79,34 +79,6 @@ impl Store {
         }
     }
 
-    /// The next changes after a revision, in the order of their commits.
-    pub(crate) async fn changes_after(&self, revision: i64, limit: u64) -> Result<Vec<Change>, Error> {
-        let txn = self.read().await?;
-        let oldest = revisions(&txn).await?.oldest.number;
-        if revision < oldest {
-            // What was forgotten meanwhile cannot be told any more.
-            return Err(Error::RevisionUnavailable { oldest });
-        }
-        let found = change::Entity::find()
-            .filter(change::Column::Revision.gt(revision))
-            .order_by_asc(change::Column::Revision)
-            .limit(limit)
-            .all(&txn)
-            .await?;
-        txn.commit().await?;
-        let mut changes = Vec::with_capacity(found.len());
-        for row in found {
-            changes.push(Change {
-                revision: Revision { number: row.revision, nonce: row.nonce },
-                image: ImageId(row.image),
-                creator: row.creator,
-                viewers: rows::from_json(&row.viewers_json)?,
-                at: Timestamp::from_micros(row.changed_at),
-            });
-        }
-        Ok(changes)
-    }
-
     /// Forgets a batch of the oldest changes that are older than `retain`; whether there may be more.
     pub(crate) async fn forget_changes(&self, retain: Duration) -> Result<bool, Error> {
         let before = self.now(&self.reader).await?.before(retain);
@@ -139,7 +111,7 @@ impl Store {
     }
 }
 
-async fn revisions(db: &impl ConnectionTrait) -> Result<Revisions, DbErr> {
+pub(super) async fn revisions(db: &impl ConnectionTrait) -> Result<Revisions, DbErr> {
     let row = catalogue::Entity::find_by_id(1)
         .one(db)
         .await?

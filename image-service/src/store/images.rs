@@ -1,7 +1,5 @@
 //! Reading images and their configurations.
 
-use std::collections::{BTreeMap, HashMap};
-
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, FromQueryResult, QueryFilter,
     QueryOrder, QueryResult, QuerySelect, Statement,
@@ -10,20 +8,13 @@ use sea_orm::{
 use super::{
     Store,
     entity::{configuration, image},
-    grants, listing, rows, texts,
+    grants, listing, rows,
 };
 use crate::{
     access::{Action, Permissions, Sight, Standing},
     error::{Error, Resource},
     image::{Configuration, Image, ImageId, ImageInView, Query, View},
 };
-
-/// An image, and to whom it was granted.
-#[derive(Clone, Debug)]
-pub(crate) struct SharedImage {
-    pub(crate) image: Image,
-    pub(crate) grants: BTreeMap<String, Permissions>,
-}
 
 impl Store {
     /// One image that is in sight.
@@ -69,39 +60,6 @@ impl Store {
         txn.commit().await?;
         Ok(images)
     }
-
-    /// Those of these images that exist, whoever may see them, and if wanted what each can be found by.
-    pub(crate) async fn images_among(
-        &self,
-        ids: &[ImageId],
-        with_texts: bool,
-    ) -> Result<HashMap<ImageId, (SharedImage, Option<String>)>, Error> {
-        let txn = self.read().await?;
-        let found = image::Entity::find()
-            .filter(grants::in_sight(&Sight::Everything))
-            .filter(image::Column::Id.is_in(ids.iter().map(|id| id.0)))
-            .all(&txn)
-            .await?;
-        let mut grants = grants::all(&txn, ids).await?;
-        let mut texts = if with_texts { texts::all(&txn, ids).await? } else { HashMap::new() };
-        txn.commit().await?;
-        let mut images = HashMap::with_capacity(found.len());
-        for row in found {
-            let image = rows::image_from_row(row)?;
-            let grants = grants.remove(&image.id).unwrap_or_default();
-            let text = texts.remove(&image.id);
-            images.insert(image.id, (SharedImage { image, grants }, text));
-        }
-        Ok(images)
-    }
-}
-
-/// An image in sight, what the caller is to it, and what it is built from if that was asked for.
-#[derive(Debug)]
-struct Found {
-    image: Image,
-    standing: Standing,
-    configuration: Option<Configuration>,
 }
 
 /// Reads all that is to be known of an image in one statement: it is what is read most often.

@@ -1,0 +1,46 @@
+//! Images as callers see them: the same for all who stand the same to them, and made once for all watches.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+
+use crate::{
+    access::Standing,
+    image::{Image, ImageId, ImageInView},
+};
+
+/// An image as some callers see it.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    image: ImageInView,
+    encoded: OnceLock<Bytes>,
+}
+
+impl Shown {
+    pub(super) fn new(image: ImageInView) -> Self {
+        Self { image, encoded: OnceLock::new() }
+    }
+
+    pub(super) fn id(&self) -> ImageId {
+        self.image.image.id
+    }
+
+    /// What the transport makes of it, which it does once.
+    pub(crate) fn encoded(&self, encode: impl FnOnce(&ImageInView) -> Bytes) -> Bytes {
+        self.encoded.get_or_init(|| encode(&self.image)).clone()
+    }
+}
+
+/// An image as each standing shows it.
+#[derive(Debug, Default)]
+pub(super) struct ByStanding([OnceLock<Arc<Shown>>; Standing::COUNT]);
+
+impl ByStanding {
+    pub(super) fn show(&self, image: &Image, standing: Standing) -> Arc<Shown> {
+        let show = || {
+            let (image, actions) = (image.clone(), image.allowed_actions(standing));
+            Arc::new(Shown::new(ImageInView { image, actions, configuration: None }))
+        };
+        Arc::clone(self.0[standing.index()].get_or_init(show))
+    }
+}

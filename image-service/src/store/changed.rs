@@ -1,0 +1,171 @@
+//! What the feed tells: changes, and the images that they are of.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use sea_orm::{ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use uuid::Uuid;
+
+use super::{
+    Change, Revision, Store, changes,
+    entity::{change, image},
+    grants, rows, texts,
+};
+use crate::{
+    access::{Permissions, Sight},
+    error::Error,
+    image::{Image, ImageId},
+    timestamp::Timestamp,
+};
+
+/// Who was granted what of an image.
+type Grants = Arc<BTreeMap<String, Permissions>>;
+
+/// The next changes, and the images that they are of, as of one moment.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    /// In the order of their commits.
+    pub(crate) changes: Vec<Change>,
+    /// Those that exist, whoever may see them; none where none were wanted.
+    pub(crate) images: HashMap<ImageId, SharedImage>,
+}
+
+/// What is wanted of the images that have changed.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum With {
+    Images,
+    /// What they can be found by, too.
+    Texts,
+}
+
+/// An image, and to whom it was granted.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedImage {
+    pub(crate) image: Image,
+    pub(crate) grants: Grants,
+    /// What it can be found by, if that was asked for.
+    pub(crate) text: Option<String>,
+}
+
+/// The grants of images that have changed, for one who reads every change in turn: they are read again only when a change has
+/// been one of them.
+#[derive(Debug, Default)]
+pub(crate) struct KnownGrants {
+    by_image: HashMap<ImageId, Grants>,
+    count: usize,
+}
+
+impl KnownGrants {
+    /// How many are known at most.
+    const MOST: usize = 100_000;
+
+    fn learn(&mut self, image: ImageId, grants: Grants) {
+        self.forget(image);
+        if self.count + grants.len() > Self::MOST {
+            *self = Self::default();
+        }
+        self.count += grants.len();
+        self.by_image.insert(image, grants);
+    }
+
+    fn forget(&mut self, image: ImageId) {
+        self.count -= self.by_image.remove(&image).map_or(0, |grants| grants.len());
+    }
+}
+
+impl Store {
+    /// The next changes after a revision, and with them the images, if they are wanted when the changes have been read. `known`
+    /// are the grants as of that revision.
+    pub(crate) async fn changes_after(
+        &self,
+        revision: i64,
+        limit: u64,
+        known: &mut KnownGrants,
+        wanted: impl FnOnce() -> Option<With>,
+    ) -> Result<Changes, Error> {
+        let txn = self.read().await?;
+        let changes = next(&txn, revision, limit).await?;
+        for change in &changes {
+            if !change.viewers.is_empty() {
+                known.forget(change.image);
+            }
+        }
+        let wanted = wanted();
+        // When there may be more changes, the images as they are have them already, and so have the grants.
+        let is_all = wanted.is_some() && (changes.len() as u64) < limit;
+        if !is_all {
+            *known = KnownGrants::default();
+        }
+        let mut images = HashMap::new();
+        if let Some(with) = wanted {
+            let ids = changes.iter().map(|change| change.image.0).collect();
+            images = read(&txn, &ids, with, known).await?;
+        }
+        if !is_all {
+            *known = KnownGrants::default();
+        }
+        txn.commit().await?;
+        Ok(Changes { changes, images })
+    }
+}
+
+async fn next(txn: &DatabaseTransaction, revision: i64, limit: u64) -> Result<Vec<Change>, Error> {
+    let oldest = changes::revisions(txn).await?.oldest.number;
+    if revision < oldest {
+        // What was forgotten meanwhile cannot be told any more.
+        return Err(Error::RevisionUnavailable { oldest });
+    }
+    let found = change::Entity::find()
+        .filter(change::Column::Revision.gt(revision))
+        .order_by_asc(change::Column::Revision)
+        .limit(limit)
+        .all(txn)
+        .await?;
+    let mut changes = Vec::with_capacity(found.len());
+    for row in found {
+        changes.push(Change {
+            revision: Revision { number: row.revision, nonce: row.nonce },
+            image: ImageId(row.image),
+            creator: row.creator,
+            viewers: rows::from_json(&row.viewers_json)?,
+            at: Timestamp::from_micros(row.changed_at),
+        });
+    }
+    Ok(changes)
+}
+
+async fn read(
+    txn: &DatabaseTransaction,
+    ids: &BTreeSet<Uuid>,
+    with: With,
+    known: &mut KnownGrants,
+) -> Result<HashMap<ImageId, SharedImage>, DbErr> {
+    let found = image::Entity::find()
+        .filter(grants::in_sight(&Sight::Everything))
+        .filter(image::Column::Id.is_in(ids.iter().copied()))
+        .all(txn)
+        .await?;
+    let ids: Vec<ImageId> = found.iter().map(|row| ImageId(row.id)).collect();
+    let mut grants: HashMap<ImageId, Grants> =
+        ids.iter().filter_map(|id| Some((*id, Arc::clone(known.by_image.get(id)?)))).collect();
+    let unknown: Vec<ImageId> = ids.iter().copied().filter(|id| !grants.contains_key(id)).collect();
+    if !unknown.is_empty() {
+        let mut read = grants::all(txn, &unknown).await?;
+        for id in unknown {
+            let of_image = Arc::new(read.remove(&id).unwrap_or_default());
+            known.learn(id, Arc::clone(&of_image));
+            grants.insert(id, of_image);
+        }
+    }
+    let mut texts = if with == With::Texts { texts::all(txn, &ids).await? } else { HashMap::new() };
+    let mut images = HashMap::with_capacity(found.len());
+    for row in found {
+        let image = rows::image_from_row(row)?;
+        let grants = grants.remove(&image.id).unwrap_or_default();
+        let text = texts.remove(&image.id);
+        images.insert(image.id, SharedImage { image, grants, text });
+    }
+    Ok(images)
+}

@@ -1,0 +1,104 @@
+//! Messages as a server sends them, parts of which it has encoded once for many: on the wire they are what the `.proto` files say.
+
+use std::marker::PhantomData;
+
+use prost::Message;
+use tonic::{codec::BufferSettings, codegen::Bytes};
+use tonic_prost::{ProstDecoder, ProstEncoder};
+
+use crate::images::{Bookmark, ImageRemoved, Synced};
+
+/// [`images::WatchImagesResponse`](crate::images::WatchImagesResponse), with its images encoded.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct WatchImagesResponse {
+    /// As in the message that this one is sent as.
+    #[prost(string, tag = "1")]
+    pub resume_revision: String,
+    /// As in the message that this one is sent as.
+    #[prost(oneof = "Event", tags = "2, 3, 4, 5, 6")]
+    pub event: Option<Event>,
+}
+
+/// [`images::watch_images_response::Event`](crate::images::watch_images_response::Event), with an
+/// [`Image`](crate::images::Image) as its encoding.
+#[derive(Clone, PartialEq, prost::Oneof)]
+#[expect(missing_docs, reason = "as in the message that this one is sent as")]
+pub enum Event {
+    #[prost(bytes = "bytes", tag = "2")]
+    Image(Bytes),
+    #[prost(message, tag = "3")]
+    Synced(Synced),
+    #[prost(bytes = "bytes", tag = "4")]
+    Changed(Bytes),
+    #[prost(message, tag = "5")]
+    Removed(ImageRemoved),
+    #[prost(message, tag = "6")]
+    Bookmark(Bookmark),
+}
+
+/// How a server reads and writes. A watch keeps the room that it has written into, so that it is small: there are many watches.
+#[derive(Debug)]
+pub struct Codec<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Codec<T, U> {
+    /// How much room there is at first, and after how much is sent what has been written. Bytes.
+    const ROOM: usize = 1024;
+    const SENT_AT_ONCE: usize = 8 * 1024;
+
+    fn settings() -> BufferSettings {
+        BufferSettings::new(Self::ROOM, Self::SENT_AT_ONCE)
+    }
+}
+
+impl<T, U> Default for Codec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> tonic::codec::Codec for Codec<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = ProstDecoder<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::new(Self::settings())
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstDecoder::new(Self::settings())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::images::{self, watch_images_response};
+
+    #[test]
+    fn is_the_same_on_the_wire() {
+        let image = images::Image { id: "an id".to_owned(), revision: 7, ..Default::default() };
+        let encoded = || Bytes::from(image.encode_to_vec());
+        let boxed = || Box::new(image.clone());
+        let removed = || ImageRemoved { id: "an id".to_owned() };
+        use watch_images_response::Event as Plain;
+        let events = [
+            (Event::Image(encoded()), Plain::Image(boxed())),
+            (Event::Synced(Synced {}), Plain::Synced(Synced {})),
+            (Event::Changed(encoded()), Plain::Changed(boxed())),
+            (Event::Removed(removed()), Plain::Removed(removed())),
+            (Event::Bookmark(Bookmark {}), Plain::Bookmark(Bookmark {})),
+        ];
+        for (event, plain) in events {
+            let resume_revision = "a revision".to_owned();
+            let sent = WatchImagesResponse { resume_revision: resume_revision.clone(), event: Some(event) };
+            let meant = images::WatchImagesResponse { resume_revision, event: Some(plain) };
+            assert_eq!(sent.encode_to_vec(), meant.encode_to_vec());
+        }
+    }
+}
