@@ -18,7 +18,7 @@ use opentelemetry::{
     metrics::{Histogram, UpDownCounter},
 };
 use prost::Message;
-use prost_types::FileDescriptorSet;
+use prost_types::{FileDescriptorSet, MethodDescriptorProto};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, Sleep},
@@ -34,7 +34,7 @@ use crate::error::Error;
 /// Puts [`Calls`] around the services.
 #[derive(Clone, Debug)]
 pub(super) struct CallsLayer {
-    known: Arc<HashSet<String>>,
+    known: Arc<HashSet<Arc<str>>>,
     /// Of the calls that need no token.
     places: Arc<Semaphore>,
     metrics: Metrics,
@@ -57,9 +57,8 @@ impl CallsLayer {
             for file in FileDescriptorSet::decode(*set)?.file {
                 for service in &file.service {
                     let service_name = format!("{}.{}", file.package(), service.name());
-                    known.extend(
-                        service.method.iter().map(|method| format!("{service_name}/{}", method.name())),
-                    );
+                    let name = |method: &MethodDescriptorProto| format!("{service_name}/{}", method.name());
+                    known.extend(service.method.iter().map(|method| Arc::from(name(method))));
                 }
             }
         }
@@ -119,7 +118,7 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let path = request.uri().path().trim_start_matches('/');
         // Whoever calls what there is not must not make metrics without end.
-        let method = self.layer.known.get(path).cloned().unwrap_or_else(|| "_OTHER".to_owned());
+        let method = self.layer.known.get(path).cloned().unwrap_or_else(|| Arc::from("_OTHER"));
         // A health check that is answered at once has to be answered.
         let is_open_to_all = path.starts_with("grpc.") && !path.ends_with("/Check");
         let mut call = Call::begin(method, request.headers(), self.layer.metrics.clone());
@@ -166,7 +165,7 @@ where
 /// One call, told when it is dropped.
 #[derive(Debug)]
 struct Call {
-    method: String,
+    method: Arc<str>,
     begun: Instant,
     span: Span,
     metrics: Metrics,
@@ -176,17 +175,17 @@ struct Call {
 }
 
 impl Call {
-    fn begin(method: String, headers: &HeaderMap, metrics: Metrics) -> Self {
+    fn begin(method: Arc<str>, headers: &HeaderMap, metrics: Metrics) -> Self {
         let span = tracing::info_span!(
             "call",
-            otel.name = method,
+            otel.name = &*method,
             otel.kind = "server",
             enduser.id = Empty,
             trace_id = Empty,
         );
         // Not for the log, which has the name.
         span.set_attribute("rpc.system.name", "grpc");
-        span.set_attribute("rpc.method", method.clone());
+        span.set_attribute("rpc.method", Arc::clone(&method));
         // Without telemetry there is no trace to go on with.
         let _ = span.set_parent(telemetry::context_of_call(headers));
         if let Some(trace_id) = span.in_scope(telemetry::trace_id) {
@@ -208,7 +207,7 @@ impl Drop for Call {
         self.metrics.under_way.add(-1, &[]);
         let labels = [
             KeyValue::new("rpc.system.name", "grpc"),
-            KeyValue::new("rpc.method", std::mem::take(&mut self.method)),
+            KeyValue::new("rpc.method", Arc::clone(&self.method)),
             KeyValue::new("rpc.response.status_code", name),
         ];
         self.metrics.duration.record(self.begun.elapsed().as_secs_f64(), &labels);

@@ -108,7 +108,13 @@ impl Telemetry {
             LogFormat::Json => log.json().with_span_list(false).boxed(),
         };
         let ours = Targets::new().with_target(program.replace('-', "_"), Level::INFO);
-        let spans = tracing_opentelemetry::layer().with_tracer(tracers.tracer(program)).with_location(false);
+        // A stream enters its span for every message, which is to be cheap.
+        let spans = tracing_opentelemetry::layer()
+            .with_tracer(tracers.tracer(program))
+            .with_location(false)
+            .with_threads(false)
+            .with_tracked_inactivity(false)
+            .with_context_activation(false);
         tracing_subscriber::registry()
             .with(log.with_filter(filter))
             .with(spans.with_filter(ours))
