@@ -24,8 +24,10 @@ use crate::{
 };
 
 const CONNECTIONS: usize = 100;
-/// How many images change at once: as many changes are under way at most twice.
-const IMAGES: usize = 20;
+/// How many images change at once, and how many times others do so before the changes have come to all. No image changes again
+/// before its last change has come: a watcher that is behind is told the latest states only.
+const AT_ONCE: usize = 20;
+const AHEAD: usize = 4;
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(3);
 const OWNER: &str = "owner";
@@ -38,41 +40,46 @@ struct Watchers {
     stop: watch::Sender<bool>,
 }
 
-/// As many changes as go through, to 1,000 watchers of whom each was granted every image.
+/// As many changes as go through, to 1,000 watchers: those of whom each was granted every image, and admins.
 pub(crate) async fn throughput(table: &mut Table) -> anyhow::Result<()> {
     const WATCHERS: usize = 1_000;
-    let data = tempfile::tempdir()?;
-    let (service, ids) = shared_with(data.path(), WATCHERS).await?;
-    let image = service.client(OWNER, &[Role::Builder]).get(&ids[0]).await?;
-    let image = api::Image { config: None, ..image };
-    let changed = api::WatchImagesResponse {
-        event: Some(Event::Changed(Box::new(image.clone()))),
-        resume_revision: "1234567.0123456789abcdef.0123456789abcdef".to_owned(),
-    };
-    let size = changed.encoded_len();
-    let message = tempfile::NamedTempFile::new()?;
-    std::fs::write(message.path(), api::GetImageResponse { image: Some(image) }.encode_to_vec())?;
-    let bare = Running::bare(&[&message.path().display().to_string()]).await?;
+    for (who, granted, roles) in [("guests", WATCHERS, &[][..]), ("admins", 0, &[Role::Admin])] {
+        let data = tempfile::tempdir()?;
+        let (service, ids) = shared_with(data.path(), AT_ONCE * (AHEAD + 1), granted).await?;
+        let image = service.client(OWNER, &[Role::Builder]).get(&ids[0]).await?;
+        let image = api::Image { config: None, ..image };
+        let changed = api::WatchImagesResponse {
+            event: Some(Event::Changed(Box::new(image.clone()))),
+            resume_revision: "1234567.0123456789abcdef.0123456789abcdef".to_owned(),
+        };
+        let size = changed.encoded_len();
+        let message = tempfile::NamedTempFile::new()?;
+        std::fs::write(message.path(), api::GetImageResponse { image: Some(image) }.encode_to_vec())?;
+        let bare = Running::bare(&[&message.path().display().to_string()]).await?;
 
-    let tokens = (0..WATCHERS).map(|watcher| service.token(&name(watcher), &[])).collect::<Vec<_>>();
-    let owner = service.client(OWNER, &[Role::Builder]);
-    let nobody = client::client(bare.addr, "of nobody");
-    let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        let own = round(service.addr, &tokens, &owner, &ids).await?;
-        let peer = round(bare.addr, &tokens, &nobody, &ids).await?;
-        ratios.push(own / peer);
-        ours.push(own);
-        theirs.push(peer);
+        let tokens: Vec<String> = (0..WATCHERS).map(|watcher| service.token(&name(watcher), roles)).collect();
+        let owner = service.client(OWNER, &[Role::Builder]);
+        let nobody = client::client(bare.addr, "of nobody");
+        let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let own = round(service.addr, &tokens, &owner, &ids).await?;
+            let peer = round(bare.addr, &tokens, &nobody, &ids).await?;
+            ratios.push(own / peer);
+            ours.push(own);
+            theirs.push(peer);
+        }
+        table.compare(
+            format!(
+                "changes of {size} bytes to {WATCHERS} {who}, each an identity of its own, {CONNECTIONS} connections"
+            ),
+            format!("{}/s", figure(Samples::new(ours).median())),
+            format!("bare tonic: {}/s", figure(Samples::new(theirs).median())),
+            &Samples::new(ratios),
+            Goal::AtLeast(0.8),
+        );
+        service.end().await?;
     }
-    table.compare(
-        format!("changes of {size} bytes to 1,000 watchers with identities of their own, {CONNECTIONS} connections"),
-        format!("{}/s", figure(Samples::new(ours).median())),
-        format!("bare tonic: {}/s", figure(Samples::new(theirs).median())),
-        &Samples::new(ratios),
-        Goal::AtLeast(0.8),
-    );
-    service.end().await
+    Ok(())
 }
 
 /// Messages a second.
@@ -83,21 +90,20 @@ async fn round(
     ids: &[String],
 ) -> anyhow::Result<f64> {
     let watchers = Watchers::open(addr, tokens, false).await?;
-    let per_batch = (ids.len() * tokens.len()) as u64;
+    let batches: Vec<&[String]> = ids.chunks(AT_ONCE).collect();
+    let of_batch = (AT_ONCE * tokens.len()) as u64;
+    let mut done = 0;
     let begun = Instant::now();
-    let mut batches = 0_u64;
-    while begun.elapsed() < ROUND {
-        let action =
-            if batches.is_multiple_of(2) { api::BatchAction::Disable } else { api::BatchAction::Enable };
-        batch(writer, ids, action).await?;
-        batches += 1;
-        watchers.told((batches - 1) * per_batch).await?;
+    // In the end all are enabled again.
+    while begun.elapsed() < ROUND || done % (2 * batches.len()) != 0 {
+        let is_enabled = (done / batches.len()) % 2 == 1;
+        let action = if is_enabled { api::BatchAction::Enable } else { api::BatchAction::Disable };
+        batch(writer, batches[done % batches.len()], action).await?;
+        done += 1;
+        watchers.told(done.saturating_sub(AHEAD) as u64 * of_batch).await?;
     }
-    watchers.told(batches * per_batch).await?;
-    let rate = (batches * per_batch) as f64 / begun.elapsed().as_secs_f64();
-    if !batches.is_multiple_of(2) {
-        batch(writer, ids, api::BatchAction::Enable).await?;
-    }
+    watchers.told(done as u64 * of_batch).await?;
+    let rate = (done as u64 * of_batch) as f64 / begun.elapsed().as_secs_f64();
     watchers.close().await?;
     Ok(rate)
 }
@@ -122,7 +128,7 @@ async fn batch(writer: &Client, ids: &[String], action: api::BatchAction) -> any
 pub(crate) async fn growth(table: &mut Table, goals: &mut Table) -> anyhow::Result<()> {
     for watchers in [10, 100, 1_000, 10_000] {
         let data = tempfile::tempdir()?;
-        let (service, ids) = shared_with(data.path(), 0).await?;
+        let (service, ids) = shared_with(data.path(), AT_ONCE, 0).await?;
         // More than one image can be granted to.
         let tokens: Vec<String> =
             (0..watchers).map(|watcher| service.token(&name(watcher), &[Role::Admin])).collect();
@@ -133,10 +139,11 @@ pub(crate) async fn growth(table: &mut Table, goals: &mut Table) -> anyhow::Resu
         let owner = service.client(OWNER, &[Role::Builder]);
         let mut changes = Vec::new();
         let mut tick = tokio::time::interval(Duration::from_millis(50));
-        for change in 0..200_u32 {
+        for change in 0..200 {
             tick.tick().await;
             let begun = Instant::now();
-            changes.push((toggle(&owner, &ids[0], !change.is_multiple_of(2)).await?, begun));
+            let is_enabled = (change / ids.len()) % 2 == 1;
+            changes.push((toggle(&owner, &ids[change % ids.len()], is_enabled).await?, begun));
         }
         opened.told(changes.len() as u64 * watchers as u64).await?;
         let after = service.memory()?;
@@ -193,11 +200,15 @@ pub(crate) async fn toggle(owner: &Client, id: &str, enabled: bool) -> anyhow::R
 }
 
 /// A service with some images that the first so many watchers were granted.
-async fn shared_with(data: &std::path::Path, watchers: usize) -> anyhow::Result<(Service, Vec<String>)> {
+async fn shared_with(
+    data: &std::path::Path,
+    images: usize,
+    watchers: usize,
+) -> anyhow::Result<(Service, Vec<String>)> {
     let service = Service::start(data, None, &[]).await?;
     let owner = service.client(OWNER, &[Role::Builder]);
     let mut ids = Vec::new();
-    for number in 0..IMAGES {
+    for number in 0..images {
         let mut image = client::image(&format!("Watched {number}"), "FROM scratch");
         image.template = true;
         image.description = "what it is good for, in as many words as people write ".repeat(5);

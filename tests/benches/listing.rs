@@ -17,7 +17,7 @@ use crate::{
 const CALLS: usize = 300;
 const TOO_LONG: Duration = Duration::from_secs(1);
 /// How many pages are asked for until one has an image.
-const PAGES: usize = 1_000;
+const PAGES: usize = 100;
 
 /// Everybody who lists.
 const CALLERS: [&str; 4] = ["admin", seeding::TEN, seeding::ONE_IN_100, seeding::HALF];

@@ -18,7 +18,12 @@ pub(crate) async fn multiply_builds(database: &DatabaseConnection, copies: usize
         (
             "builds",
             "id = (SELECT build FROM first)",
-            &[("id", "copies.build"), ("image", "copies.image"), ("round", "round + i")][..],
+            &[
+                ("id", "copies.build"),
+                ("image", "copies.image"),
+                ("round", "round + i"),
+                ("repository", "repository || '-' || i"),
+            ][..],
         ),
         ("build_records", "build = (SELECT build FROM first)", &[("build", "copies.build")]),
         ("configurations", "image = (SELECT image FROM first)", &[("image", "copies.image")]),
