@@ -11,18 +11,18 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     fmt::{self, Write as _},
 };
 
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
-    QueryFilter, QueryResult, Statement, Value,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, FromQueryResult, Statement,
+    Value,
     sea_query::{Condition, Expr, ExprTrait, JoinType, Order, Query, SelectStatement},
 };
 use uuid::Uuid;
 
-use super::{begin_immediate, entity::image, rows, texts};
+use super::{begin_immediate, entity::image, rows};
 use crate::{
     access::Sight,
     image::{self as noun, ImageId},
@@ -140,54 +140,88 @@ pub(super) async fn above_the_next(
 
 /// Brings the index to where these images are, before the transaction that has changed them commits.
 pub(super) async fn follow(txn: &DatabaseTransaction, changed: &BTreeSet<ImageId>) -> Result<(), DbErr> {
-    let ids: Vec<ImageId> = changed.iter().copied().collect();
-    let known = known_places(txn, &ids).await?;
-    for (place, _) in known.values() {
-        run(txn, "DELETE FROM image_index WHERE rowid = ?", vec![(*place).into()]).await?;
-    }
-    let uuids = || ids.iter().map(|id| id.0);
-    let mut rows = image::Entity::find()
-        .filter(image::Column::Id.is_in(uuids()))
-        .filter(image::Column::Deleted.eq(false))
-        .all(txn)
-        .await?;
-    let living: BTreeSet<Uuid> = rows.iter().map(|row| row.id).collect();
-    for gone in known.keys().filter(|id| !living.contains(*id)) {
-        run(txn, "DELETE FROM image_places WHERE image = ?", vec![(*gone).into()]).await?;
-    }
+    let Known { mut images, highest } = known(txn, changed).await?;
     // Those that were updated later are above, and of those that were updated at once the one with the lesser id.
-    rows.sort_by_key(|row| (row.updated_at, Reverse(row.id)));
-    let texts = texts::all(txn, &ids).await?;
-    let viewers = viewers(txn, &ids).await?;
-    let mut highest = number(txn, "SELECT MAX(place) FROM image_places", vec![]).await?.unwrap_or(0);
-    for rows in rows.chunks(WRITTEN_AT_ONCE) {
-        let (mut places, mut words) = (Vec::new(), Vec::new());
-        for row in rows {
-            let id = ImageId(row.id);
-            let place = match known.get(&row.id) {
-                Some((place, updated_at)) if *updated_at == row.updated_at => *place,
-                _ => {
-                    highest += 1;
-                    places.extend([highest.into(), row.id.into(), row.updated_at.into()]);
-                    highest
-                }
-            };
-            let text = texts.get(&id).map(String::as_str).unwrap_or_default();
-            let of_row = words_of(row, text, viewers.get(&row.id).into_iter().flatten());
-            words.extend([place.into(), of_row.into()]);
+    images.sort_by_key(|image| image.row.as_ref().map(|row| (row.updated_at, Reverse(row.id))));
+    let mut places = String::new();
+    let mut words = Vec::new();
+    let mut last = highest;
+    for Indexed { id, place, row, text, viewers } in images {
+        if let Some((place, _)) = place {
+            let _ = writeln!(places, "DELETE FROM image_index WHERE rowid = {place};");
         }
-        if !places.is_empty() {
-            let marks = marks(3, places.len());
-            let sql = format!(
-                "INSERT INTO image_places (place, image, updated_at) VALUES {marks} \
-                 ON CONFLICT (image) DO UPDATE SET place = excluded.place, updated_at = excluded.updated_at"
-            );
-            run(txn, &sql, places).await?;
-        }
-        let marks = marks(2, words.len());
-        run(txn, &format!("INSERT INTO image_index (rowid, words) VALUES {marks}"), words).await?;
+        let Some(row) = row else {
+            let _ = writeln!(places, "DELETE FROM image_places WHERE image = x'{}';", id.simple());
+            continue;
+        };
+        let place = match place {
+            Some((place, updated_at)) if updated_at == row.updated_at => place,
+            _ => {
+                last += 1;
+                let _ = writeln!(
+                    places,
+                    "INSERT INTO image_places (place, image, updated_at) VALUES ({last}, x'{}', {}) \
+                     ON CONFLICT (image) DO UPDATE SET place = excluded.place, updated_at = excluded.updated_at;",
+                    id.simple(),
+                    row.updated_at
+                );
+                last
+            }
+        };
+        words.extend([place.into(), words_of(&row, &text, viewers.iter()).into()]);
+    }
+    // All at once, for each way to the connection's thread takes longer than the statement; there is nothing to be escaped.
+    txn.execute_unprepared(&places).await?;
+    for words in words.chunks(2 * WRITTEN_AT_ONCE) {
+        let sql = format!("INSERT INTO image_index (rowid, words) VALUES {}", marks(2, words.len()));
+        run(txn, &sql, words.to_vec()).await?;
     }
     Ok(())
+}
+
+/// What the index is to have of an image.
+struct Indexed {
+    id: Uuid,
+    /// Where the index has it, and the time of the update that it has.
+    place: Option<(i64, i64)>,
+    /// None when it is gone.
+    row: Option<image::Model>,
+    text: String,
+    viewers: Vec<String>,
+}
+
+struct Known {
+    images: Vec<Indexed>,
+    /// The highest place of all.
+    highest: i64,
+}
+
+/// Reads all that the index is to have of these images.
+async fn known(txn: &DatabaseTransaction, images: &BTreeSet<ImageId>) -> Result<Known, DbErr> {
+    let marks = vec!["(?)"; images.len()].join(", ");
+    let sql = format!(
+        "WITH asked (asked) AS (VALUES {marks}) \
+         SELECT asked, place, p.updated_at AS placed_at, i.*, text, \
+         (SELECT json_group_array(subject) FROM grants g WHERE g.image = asked) AS viewers, \
+         (SELECT MAX(place) FROM image_places) AS highest \
+         FROM asked LEFT JOIN image_places p ON p.image = asked \
+         LEFT JOIN images i ON i.id = asked AND NOT i.deleted LEFT JOIN image_texts t ON t.image = i.id"
+    );
+    let ids: Vec<Value> = images.iter().map(|id| id.0.into()).collect();
+    let rows = txn.query_all_raw(Statement::from_sql_and_values(DbBackend::Sqlite, sql, ids)).await?;
+    let mut known = Known { images: Vec::with_capacity(rows.len()), highest: 0 };
+    for row in rows {
+        known.highest = row.try_get::<Option<i64>>("", "highest")?.unwrap_or(0);
+        let place: Option<i64> = row.try_get("", "place")?;
+        known.images.push(Indexed {
+            id: row.try_get("", "asked")?,
+            place: place.map(|place| Ok::<_, DbErr>((place, row.try_get("", "placed_at")?))).transpose()?,
+            row: image::Model::from_query_result_optional(&row, "")?,
+            text: row.try_get::<Option<String>>("", "text")?.unwrap_or_default(),
+            viewers: rows::from_json(&row.try_get::<String>("", "viewers")?)?,
+        });
+    }
+    Ok(known)
 }
 
 /// How many images one statement writes.
@@ -197,39 +231,6 @@ const WRITTEN_AT_ONCE: usize = 50;
 fn marks(of_row: usize, values: usize) -> String {
     let row = format!("({})", vec!["?"; of_row].join(", "));
     vec![row.as_str(); values / of_row].join(", ")
-}
-
-/// To whom each of these images was granted: of an image that is one value, for there may be a thousand of them.
-async fn viewers(txn: &DatabaseTransaction, images: &[ImageId]) -> Result<HashMap<Uuid, Vec<String>>, DbErr> {
-    let marks = marks(images.len(), images.len());
-    let statement = Statement::from_sql_and_values(
-        DbBackend::Sqlite,
-        format!("SELECT image, json_group_array(subject) FROM grants WHERE image IN {marks} GROUP BY image"),
-        images.iter().map(|id| id.0.into()).collect::<Vec<Value>>(),
-    );
-    let found = txn.query_all_raw(statement).await?;
-    let of_image = |row: &QueryResult| {
-        let subjects: String = row.try_get_by_index(1)?;
-        Ok((row.try_get_by_index(0)?, rows::from_json(&subjects)?))
-    };
-    found.iter().map(of_image).collect()
-}
-
-/// The places of these images, and the times of the updates that they are of.
-async fn known_places(
-    txn: &DatabaseTransaction,
-    images: &[ImageId],
-) -> Result<HashMap<Uuid, (i64, i64)>, DbErr> {
-    let marks = marks(images.len(), images.len());
-    let statement = Statement::from_sql_and_values(
-        DbBackend::Sqlite,
-        format!("SELECT image, place, updated_at FROM image_places WHERE image IN {marks}"),
-        images.iter().map(|id| id.0.into()).collect::<Vec<Value>>(),
-    );
-    let rows = txn.query_all_raw(statement).await?;
-    rows.iter()
-        .map(|row| Ok((row.try_get_by_index(0)?, (row.try_get_by_index(1)?, row.try_get_by_index(2)?))))
-        .collect()
 }
 
 /// Makes the index anew when it is another version's, some thousand images a transaction: one that is interrupted is gone on
