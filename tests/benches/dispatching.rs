@@ -144,7 +144,7 @@ async fn queue(data: &Path, queued: usize) -> anyhow::Result<Service> {
         return Ok(service);
     }
     service.end().await?;
-    let database = seeding::open(&data.join("catalogue.sqlite")).await?;
+    let database = seeding::open_file(&data.join("catalogue.sqlite")).await?;
     seeding::multiply_builds(&database, queued - by_call).await?;
     database.close().await?;
     Service::start(data, None, &[]).await

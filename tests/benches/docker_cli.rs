@@ -68,9 +68,14 @@ fn by_cli(context: &Path, no_cache: bool) -> anyhow::Result<f64> {
     let begun = Instant::now();
     let mut command = Command::new("docker");
     command.args(["build", "--tag", "trailer-bench/cli"]).args(no_cache.then_some("--no-cache")).arg(context);
-    command.env("DOCKER_BUILDKIT", "1").stdout(Stdio::null()).stderr(Stdio::null());
-    anyhow::ensure!(command.status()?.success(), "docker build failed");
-    Ok(milliseconds(begun.elapsed()))
+    let built = command.env("DOCKER_BUILDKIT", "1").stdin(Stdio::null()).output()?;
+    let took = milliseconds(begun.elapsed());
+    anyhow::ensure!(
+        built.status.success(),
+        "docker build failed: {}",
+        String::from_utf8_lossy(&built.stderr)
+    );
+    Ok(took)
 }
 
 /// From the call to the last event.

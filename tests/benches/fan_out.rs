@@ -220,7 +220,7 @@ async fn shared_with(
         return Ok((service, ids));
     }
     service.end().await?;
-    let database = seeding::open(&data.join("catalogue.sqlite")).await?;
+    let database = seeding::open_file(&data.join("catalogue.sqlite")).await?;
     for watcher in 0..watchers {
         let name = name(watcher);
         let grant = format!(

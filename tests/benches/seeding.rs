@@ -85,8 +85,8 @@ impl Catalogue {
 
     async fn connect(&self) -> anyhow::Result<DatabaseConnection> {
         match &self.url {
-            Some(url) => Ok(Database::connect(url).await?),
-            None => open(&self.file()).await,
+            Some(url) => open(url).await,
+            None => open_file(&self.file()).await,
         }
     }
 
@@ -261,8 +261,13 @@ pub(crate) async fn new_database(server: &str, name: &str) -> anyhow::Result<Str
 }
 
 /// The database in a file.
-pub(crate) async fn open(file: &Path) -> anyhow::Result<DatabaseConnection> {
-    let mut options = sea_orm::ConnectOptions::new(format!("sqlite://{}", file.display()));
+pub(crate) async fn open_file(file: &Path) -> anyhow::Result<DatabaseConnection> {
+    open(&format!("sqlite://{}", file.display())).await
+}
+
+/// A database by one connection, so that all statements are of the transaction that one has begun.
+async fn open(url: &str) -> anyhow::Result<DatabaseConnection> {
+    let mut options = sea_orm::ConnectOptions::new(url);
     options.max_connections(1).sqlx_logging(false);
     Ok(Database::connect(options).await?)
 }
