@@ -83,6 +83,60 @@ async fn a_watch_follows_what_its_caller_is_granted() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The feed does not read grants anew with every change.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_change_goes_to_those_of_then() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let (creator, bob, zoe) = (client(&service, "creator"), service.builder("bob"), client(&service, "zoe"));
+    let mut template = image("Shared", "FROM scratch");
+    template.template = true;
+    let request = api::CreateImageRequest { image: Some(template), ..Default::default() };
+    let shared = creator.images.clone().create_image(request).await?.into_inner().image.expect("an image");
+    let (mut of_bob, mut of_zoe) = (watch(&bob).await?, watch(&zoe).await?);
+    let mut enabled = true;
+    let mut toggle = async || {
+        enabled = !enabled;
+        let (id, mut images) = (shared.id.clone(), creator.images.clone());
+        let image = if enabled {
+            let request = api::EnableImageRequest { id, ..Default::default() };
+            images.enable_image(request).await?.into_inner().image
+        } else {
+            let request = api::DisableImageRequest { id, ..Default::default() };
+            images.disable_image(request).await?.into_inner().image
+        };
+        Ok::<_, tonic::Status>(image.expect("an image"))
+    };
+    for round in 0..5 {
+        toggle().await?;
+        creator.grant(&shared.id, "bob", &[Permission::View]).await?;
+        assert_eq!(changed(next(&mut of_bob).await?)?.id, shared.id, "{round}");
+        let revision = toggle().await?.revision;
+        assert_eq!(changed(next(&mut of_bob).await?)?.revision, revision, "{round}");
+        creator.grant(&shared.id, "zoe", &[Permission::View]).await?;
+        let revision = toggle().await?.revision;
+        while changed(next(&mut of_zoe).await?)?.revision < revision {}
+        while changed(next(&mut of_bob).await?)?.revision < revision {}
+
+        // At once, so that the image may be read with what it is after both.
+        creator.revoke(&shared.id, "zoe").await?;
+        let revision = toggle().await?.revision;
+        assert!(
+            matches!(next(&mut of_zoe).await?, Event::Removed(removed) if removed.id == shared.id),
+            "{round}"
+        );
+        while changed(next(&mut of_bob).await?)?.revision < revision {}
+        creator.revoke(&shared.id, "bob").await?;
+        toggle().await?;
+        assert!(
+            matches!(next(&mut of_bob).await?, Event::Removed(removed) if removed.id == shared.id),
+            "{round}"
+        );
+    }
+    let (own, _) = bob.create(image("Own", "FROM scratch")).await?;
+    assert_eq!(changed(next(&mut of_bob).await?)?.id, own.id);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_of_a_build_ends_when_it_goes_out_of_sight() -> anyhow::Result<()> {
     let service = Service::start().await?;
