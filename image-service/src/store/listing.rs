@@ -5,8 +5,8 @@
 //! [`index`].
 
 use sea_orm::{
-    Condition, ConnectionTrait, DbBackend, DbErr, EntityTrait, ExprTrait, PaginatorTrait, QueryFilter,
-    QueryOrder, QuerySelect, QueryTrait, Select, Statement, Value,
+    ColumnTrait, Condition, ConnectionTrait, DbBackend, DbErr, EntityTrait, ExprTrait, PaginatorTrait,
+    QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Statement, Value,
     sea_query::{Expr, Func, Order as SqlOrder, SelectStatement},
 };
 use uuid::Uuid;
@@ -50,7 +50,7 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    pub(super) const DEFAULT: Self = Self { few: 5_000, stretch: 10_000, candidates: 2_000 };
+    pub(super) const DEFAULT: Self = Self { few: 5_000, stretch: 5_000, candidates: 2_000 };
 }
 
 impl Store {
@@ -123,8 +123,11 @@ impl<'a, C: ConnectionTrait> Asked<'a, C> {
         }
         if let Some(term) = query.search.as_ref().filter(|term| texts::has_trigrams(term)) {
             let found = texts::holding_by_index(term);
-            if estimate(db, &found).await? <= few {
-                return Ok(among(found));
+            if estimate(db, &found).await? <= few
+                && let Some(images) = texts::found_in_time(db, found, few + 1).await?
+                && images.len() as u64 <= few
+            {
+                return Ok(Some(Condition::all().add(image::Column::Id.is_in(images))));
             }
         }
         let filters = Query { search: None, ..query.clone() };

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
-    IntoActiveModel, QueryFilter, QuerySelect, QueryTrait,
+    IntoActiveModel, QueryFilter, QueryResult, QuerySelect, QueryTrait, RuntimeErr,
     sea_query::{Expr, SelectStatement},
 };
 use uuid::Uuid;
@@ -79,6 +79,33 @@ pub(super) fn holding_by_index(term: &Term) -> SelectStatement {
         .select_only()
         .column(image_text::Column::Image);
     found.into_query()
+}
+
+/// The first of these images, unless to find them takes too long: each trigram of a term may be in many texts, and the term in none.
+/// To be called in a transaction on Postgres.
+pub(super) async fn found_in_time(
+    db: &impl ConnectionTrait,
+    mut found: SelectStatement,
+    limit: u64,
+) -> Result<Option<Vec<Uuid>>, DbErr> {
+    /// Milliseconds.
+    const IN_TIME: &str = "SAVEPOINT finding; SET LOCAL statement_timeout = 30";
+    const QUERY_CANCELED: &str = "57014";
+    db.execute_unprepared(IN_TIME).await?;
+    let rows = db.query_all_raw(DbBackend::Postgres.build(found.limit(limit))).await;
+    let rows = match rows {
+        Err(DbErr::Query(RuntimeErr::SqlxError(error)))
+            if error.as_database_error().and_then(|error| error.code()).as_deref()
+                == Some(QUERY_CANCELED) =>
+        {
+            None
+        }
+        rows => Some(rows?),
+    };
+    // And with it to the time that statements have otherwise.
+    db.execute_unprepared("ROLLBACK TO SAVEPOINT finding").await?;
+    let ids = |rows: Vec<QueryResult>| rows.iter().map(|row| row.try_get_by_index(0)).collect();
+    rows.map(ids).transpose()
 }
 
 /// The term as `LIKE` takes it, every character for itself.

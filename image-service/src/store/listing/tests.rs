@@ -3,7 +3,10 @@
 use std::{cmp::Ordering, collections::BTreeSet, time::Duration};
 
 use fastrand::Rng;
-use sea_orm::{ConnectionTrait, EntityTrait, IntoActiveModel, NotSet, Set};
+use sea_orm::{
+    ConnectionTrait, EntityTrait, IntoActiveModel, NotSet, Set, TransactionTrait,
+    sea_query::{Expr, Query as SqlQuery},
+};
 use uuid::Uuid;
 
 use super::Bounds;
@@ -13,9 +16,9 @@ use crate::{
     image::{Direction, Image, ImageId, Order, Query, Status, View},
     search::Term,
     store::{
-        Committed, Store, changes,
+        Committed, Store, changes, connecting,
         entity::{grant, image, image_text},
-        rows,
+        rows, texts,
     },
     timestamp::Timestamp,
 };
@@ -75,6 +78,27 @@ async fn all_pages_together_are_what_sorting_gives() -> Result<(), Box<dyn std::
 }
 
 /// As the version before has left it, but that its images were updated by a clock that was ahead.
+/// On Postgres, where a term can take long to be found.
+#[tokio::test]
+async fn what_is_not_found_in_time_is_given_up() -> Result<(), Box<dyn std::error::Error>> {
+    let Ok(url) = std::env::var("TRAILER_TEST_POSTGRES_URL") else {
+        return Ok(());
+    };
+    let database = connecting::connect(&url, 1).await?;
+    let txn = database.begin().await?;
+    let after = |seconds: u8| {
+        let mut select = SqlQuery::select();
+        select.expr(Expr::cust(format!("gen_random_uuid() FROM pg_sleep({seconds})")));
+        select
+    };
+    assert_eq!(texts::found_in_time(&txn, after(0), 9).await?.map(|found| found.len()), Some(1));
+    assert_eq!(texts::found_in_time(&txn, after(60), 9).await?, None);
+    // The transaction goes on, and others may take longer.
+    txn.execute_unprepared("SELECT pg_sleep(0.1)").await?;
+    txn.commit().await?;
+    Ok(database.close().await?)
+}
+
 #[tokio::test]
 async fn after_an_upgrade_everything_is_found_and_the_next_change_is_the_last()
 -> Result<(), Box<dyn std::error::Error>> {
