@@ -2,7 +2,7 @@
 //!
 //! A call does bounded work. When few images can match, all of them are found by an index and sorted. Otherwise the order is
 //! walked for a bounded stretch, and the page may be short. On SQLite the order of updates is that of the index itself, see
-//! [`index`].
+//! [`index`](super::index).
 
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DbBackend, DbErr, EntityTrait, ExprTrait, PaginatorTrait,
