@@ -112,11 +112,12 @@ impl Feed {
 
     async fn publish_after(&self, mut position: i64, known: &mut KnownGrants) -> Result<i64, Error> {
         loop {
-            let (read_at, mut terms) = (Instant::now(), None);
+            let (mut read_at, mut terms) = (Instant::now(), None);
+            let begins = || read_at = Instant::now();
             // After the changes were read: whoever subscribes from here on reads the store afterwards.
             let wanted =
                 || (self.live.receiver_count() > 0).then(|| With::of(terms.insert(self.terms.all())));
-            let found = self.store.changes_after(position, Self::BATCH, known, wanted).await?;
+            let found = self.store.changes_after(position, Self::BATCH, known, begins, wanted).await?;
             let Some(last) = found.changes.last() else {
                 return Ok(position);
             };

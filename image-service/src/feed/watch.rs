@@ -146,6 +146,10 @@ impl ImageWatch {
                 // Apart, so that what waits for a change is small: there are many watches.
                 Phase::FirstState { after } => Box::pin(self.read_page(after)).await?,
                 Phase::CatchUp { announce } => Box::pin(self.catch_up(announce)).await?,
+                Phase::Live if now - self.last_sent >= Self::BOOKMARK => {
+                    (self.read_at, self.last_sent) = (now, now);
+                    self.push(self.position, WatchEvent::Bookmark);
+                }
                 Phase::Live => self.wait().await?,
             }
         }
@@ -192,8 +196,9 @@ impl ImageWatch {
         let terms: Arc<[Arc<Term>]> =
             self.looking_for.iter().map(|looking| Arc::clone(looking.term())).collect();
         let (mut unknown, wanted) = (KnownGrants::default(), || Some(With::of(&terms)));
-        let read_at = Instant::now();
-        let found = self.store.changes_after(self.position.number, Feed::BATCH, &mut unknown, wanted).await?;
+        let mut read_at = Instant::now();
+        let (position, begins) = (self.position.number, || read_at = Instant::now());
+        let found = self.store.changes_after(position, Feed::BATCH, &mut unknown, begins, wanted).await?;
         let Some(last) = found.changes.last().map(|change| change.revision) else {
             self.read_at = Instant::now();
             self.phase = Phase::Live;
@@ -213,7 +218,7 @@ impl ImageWatch {
 
     async fn wait(&mut self) -> Result<(), Error> {
         tokio::select! {
-            // While there are changes nothing else is looked at: their deadlines are looked at with every message.
+            // While there are changes nothing else is waited for: what is due is looked at with every change.
             biased;
             told = self.live.recv() => match told.as_deref() {
                 Ok(Told::Changed(changed)) if self.can_take(changed) => {
@@ -229,11 +234,6 @@ impl ImageWatch {
             },
             () = &mut self.draining => return Err(Error::Draining),
             () = &mut self.alarm => {
-                if self.last_sent.elapsed() >= Self::BOOKMARK {
-                    self.read_at = Instant::now();
-                    self.push(self.position, WatchEvent::Bookmark);
-                    self.last_sent = self.read_at;
-                }
                 self.alarm.as_mut().reset(self.expiry.min(self.last_sent + Self::BOOKMARK));
             }
         }

@@ -1,7 +1,7 @@
 //! What the feed tells: changes, and the images that they are of.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -9,7 +9,8 @@ use sea_orm::{ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter,
 use uuid::Uuid;
 
 use super::{
-    Change, Revision, Store, changes,
+    Change, Revision, Store,
+    changes::{self, Revisions},
     entity::{change, image},
     grants, rows, texts,
 };
@@ -54,39 +55,41 @@ pub(crate) struct SharedImage {
 #[derive(Debug, Default)]
 pub(crate) struct KnownGrants {
     by_image: HashMap<ImageId, Grants>,
+    /// Of the images and their grants together.
     count: usize,
 }
 
 impl KnownGrants {
-    /// How many are known at most.
     const MOST: usize = 100_000;
 
     fn learn(&mut self, image: ImageId, grants: Grants) {
         self.forget(image);
-        if self.count + grants.len() > Self::MOST {
+        if self.count + 1 + grants.len() > Self::MOST {
             *self = Self::default();
         }
-        self.count += grants.len();
+        self.count += 1 + grants.len();
         self.by_image.insert(image, grants);
     }
 
     fn forget(&mut self, image: ImageId) {
-        self.count -= self.by_image.remove(&image).map_or(0, |grants| grants.len());
+        self.count -= self.by_image.remove(&image).map_or(0, |grants| 1 + grants.len());
     }
 }
 
 impl Store {
     /// The next changes after a revision, and with them the images, if they are wanted when the changes have been read. `known`
-    /// are the grants as of that revision.
+    /// are the grants as of that revision. `begins` is called right before the moment that all is read as of.
     pub(crate) async fn changes_after(
         &self,
         revision: i64,
         limit: u64,
         known: &mut KnownGrants,
+        begins: impl FnOnce(),
         wanted: impl FnOnce() -> Option<With>,
     ) -> Result<Changes, Error> {
         let txn = self.read().await?;
-        let changes = next(&txn, revision, limit).await?;
+        begins();
+        let changes = next(&txn, revision, limit, known).await?;
         for change in &changes {
             if !change.viewers.is_empty() {
                 known.forget(change.image);
@@ -111,8 +114,18 @@ impl Store {
     }
 }
 
-async fn next(txn: &DatabaseTransaction, revision: i64, limit: u64) -> Result<Vec<Change>, Error> {
-    let oldest = changes::revisions(txn).await?.oldest.number;
+async fn next(
+    txn: &DatabaseTransaction,
+    revision: i64,
+    limit: u64,
+    known: &mut KnownGrants,
+) -> Result<Vec<Change>, Error> {
+    let Revisions { oldest, latest } = changes::revisions(txn).await?;
+    let oldest = oldest.number;
+    if latest.number < revision {
+        // A database that has lost its last changes goes on with others.
+        *known = KnownGrants::default();
+    }
     if revision < oldest {
         // What was forgotten meanwhile cannot be told any more.
         return Err(Error::RevisionUnavailable { oldest });
@@ -138,13 +151,13 @@ async fn next(txn: &DatabaseTransaction, revision: i64, limit: u64) -> Result<Ve
 
 async fn read(
     txn: &DatabaseTransaction,
-    ids: &BTreeSet<Uuid>,
+    changed: &BTreeSet<Uuid>,
     with: With,
     known: &mut KnownGrants,
 ) -> Result<HashMap<ImageId, SharedImage>, DbErr> {
     let found = image::Entity::find()
         .filter(grants::in_sight(&Sight::Everything))
-        .filter(image::Column::Id.is_in(ids.iter().copied()))
+        .filter(image::Column::Id.is_in(changed.iter().copied()))
         .all(txn)
         .await?;
     let ids: Vec<ImageId> = found.iter().map(|row| ImageId(row.id)).collect();
@@ -158,6 +171,10 @@ async fn read(
             known.learn(id, Arc::clone(&of_image));
             grants.insert(id, of_image);
         }
+    }
+    let living: HashSet<ImageId> = grants.keys().copied().collect();
+    for gone in changed.iter().copied().map(ImageId).filter(|id| !living.contains(id)) {
+        known.forget(gone);
     }
     let mut texts = if with == With::Texts { texts::all(txn, &ids).await? } else { HashMap::new() };
     let mut images = HashMap::with_capacity(found.len());
