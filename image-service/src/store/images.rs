@@ -48,8 +48,8 @@ impl Store {
     ) -> Result<Vec<ImageInView>, Error> {
         let txn = self.read().await?;
         let matching = listing::matching(self.backend(), sight, query).limit(limit);
-        let mut select = match listing::Asked::new(&txn, sight, self.bounds).few(query).await? {
-            Some(few) => matching.filter(few).order_by_asc(listing::unindexed(image::Column::Id)),
+        let mut select = match listing::Asked::new(&txn, sight, self.bounds).few_of_all(query).await? {
+            Some(few) => matching.filter(few.among).order_by_asc(listing::unindexed(image::Column::Id)),
             None => matching.order_by_asc(image::Column::Id),
         };
         if let Some(id) = after {

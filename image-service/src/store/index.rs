@@ -216,7 +216,10 @@ async fn known(txn: &DatabaseTransaction, images: &BTreeSet<ImageId>) -> Result<
         known.images.push(Indexed {
             id: row.try_get("", "asked")?,
             place: place.map(|place| Ok::<_, DbErr>((place, row.try_get("", "placed_at")?))).transpose()?,
-            row: image::Model::from_query_result_optional(&row, "")?,
+            row: row
+                .try_get::<Option<Uuid>>("", "id")?
+                .map(|_| image::Model::from_query_result(&row, ""))
+                .transpose()?,
             text: row.try_get::<Option<String>>("", "text")?.unwrap_or_default(),
             viewers: rows::from_json(&row.try_get::<String>("", "viewers")?)?,
         });

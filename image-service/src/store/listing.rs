@@ -4,6 +4,8 @@
 //! walked for a bounded stretch, and the page may be short. On SQLite the order of updates is that of the index itself, see
 //! [`index`](super::index).
 
+use std::sync::OnceLock;
+
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DbBackend, DbErr, EntityTrait, ExprTrait, PaginatorTrait,
     QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Statement, Value,
@@ -16,6 +18,7 @@ use crate::{
     access::Sight,
     error::Error,
     image::{Direction, ImageInView, Key, KeyValue, Order, Place, Query, View},
+    search::Term,
 };
 
 mod recent;
@@ -81,17 +84,27 @@ impl Store {
     }
 }
 
-/// Who asks, and with what bounds.
+/// Who asks, and with what bounds, in one call.
 #[derive(Debug)]
 pub(super) struct Asked<'a, C> {
     db: &'a C,
     sight: &'a Sight,
     bounds: Bounds,
+    /// On Postgres, the images that hold the term, if they are few and found in time.
+    holding: OnceLock<Option<Vec<Uuid>>>,
+}
+
+/// Few images, among which all that match are.
+#[derive(Debug)]
+pub(super) struct Few {
+    pub(super) among: Condition,
+    /// About how many there are.
+    pub(super) count: u64,
 }
 
 impl<'a, C: ConnectionTrait> Asked<'a, C> {
     pub(super) fn new(db: &'a C, sight: &'a Sight, bounds: Bounds) -> Self {
-        Self { db, sight, bounds }
+        Self { db, sight, bounds, holding: OnceLock::new() }
     }
 
     /// What the index is asked for. When a caller and its filters leave very few images, their texts are read at once sooner than
@@ -106,35 +119,62 @@ impl<'a, C: ConnectionTrait> Asked<'a, C> {
     }
 
     /// The images among which all that match are, if they are few.
-    pub(super) async fn few(&self, query: &Query) -> Result<Option<Condition>, DbErr> {
-        let Self { db, sight, bounds: Bounds { few, .. } } = *self;
-        let among = |ids: SelectStatement| {
-            Some(Condition::all().add(Expr::col((image::Entity, image::Column::Id)).in_subquery(ids)))
+    pub(super) async fn few(&self, query: &Query) -> Result<Option<Few>, DbErr> {
+        let Self { db, sight, bounds: Bounds { few, .. }, .. } = *self;
+        let among = |ids: SelectStatement, count: u64| {
+            let among = Condition::all().add(Expr::col((image::Entity, image::Column::Id)).in_subquery(ids));
+            Some(Few { among, count })
         };
         if db.get_database_backend() == DbBackend::Sqlite {
             let wanted = self.wanted(query).await?;
-            let is_few = wanted.count(db, few + 1).await? <= few;
-            return Ok(if is_few { among(wanted.images()) } else { None });
+            let count = wanted.count(db, few + 1).await?;
+            return Ok(if count <= few { among(wanted.images(), count) } else { None });
         }
-        if let Some(subject) = sight.subject()
-            && grants::count_in_sight(db, subject, few + 1).await? <= few
-        {
-            return Ok(among(grants::all_in_sight(subject)));
-        }
-        if let Some(term) = query.search.as_ref().filter(|term| texts::has_trigrams(term)) {
-            let found = texts::holding_by_index(term);
-            if estimate(db, &found).await? <= few
-                && let Some(images) = texts::found_in_time(db, found, few + 1).await?
-                && images.len() as u64 <= few
-            {
-                return Ok(Some(Condition::all().add(image::Column::Id.is_in(images))));
+        if let Some(subject) = sight.subject() {
+            let count = grants::count_in_sight(db, subject, few + 1).await?;
+            if count <= few {
+                return Ok(among(grants::all_in_sight(subject), count));
             }
+        }
+        if let Some(term) = query.search.as_ref().filter(|term| texts::has_trigrams(term))
+            && let Some(images) = self.holding(term).await?
+        {
+            let among = Condition::all().add(image::Column::Id.is_in(images.iter().copied()));
+            return Ok(Some(Few { among, count: images.len() as u64 }));
         }
         let filters = Query { search: None, ..query.clone() };
         let filtered = matching(DbBackend::Postgres, &Sight::Everything, &filters);
-        let is_few =
-            estimate(db, &filtered.select_only().column(image::Column::Id).into_query()).await? <= few;
-        Ok(is_few.then(Condition::all))
+        let count = estimate(db, &filtered.select_only().column(image::Column::Id).into_query()).await?;
+        Ok((count <= few).then(|| Few { among: Condition::all(), count }))
+    }
+
+    /// The images that hold the term of this call, if they are few and found in time. It is looked up once.
+    async fn holding(&self, term: &Term) -> Result<Option<&[Uuid]>, DbErr> {
+        if self.holding.get().is_none() {
+            let found = texts::holding_by_index(term);
+            let mut holding = None;
+            if estimate(self.db, &found).await? <= self.bounds.few {
+                holding = texts::found_in_time(self.db, found, self.bounds.few + 1).await?;
+            }
+            let _ = self.holding.set(holding.filter(|found| found.len() as u64 <= self.bounds.few));
+        }
+        Ok(self.holding.get().and_then(Option::as_deref))
+    }
+
+    /// The same as [`Self::few`] for one who waits for all of them, however long that takes: by statistics alone.
+    pub(super) async fn few_of_all(&self, query: &Query) -> Result<Option<Few>, DbErr> {
+        if let (DbBackend::Postgres, Some(term)) = (self.db.get_database_backend(), &query.search)
+            && texts::has_trigrams(term)
+        {
+            let found = texts::holding_by_index(term);
+            let count = estimate(self.db, &found).await?;
+            if count <= self.bounds.few {
+                let id = Expr::col((image::Entity, image::Column::Id));
+                return Ok(Some(Few { among: Condition::all().add(id.in_subquery(found)), count }));
+            }
+            return self.few(&Query { search: None, ..query.clone() }).await;
+        }
+        self.few(query).await
     }
 }
 

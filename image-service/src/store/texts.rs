@@ -103,7 +103,7 @@ pub(super) async fn found_in_time(
         rows => Some(rows?),
     };
     // And with it to the time that statements have otherwise.
-    db.execute_unprepared("ROLLBACK TO SAVEPOINT finding").await?;
+    db.execute_unprepared("ROLLBACK TO SAVEPOINT finding; RELEASE SAVEPOINT finding").await?;
     let ids = |rows: Vec<QueryResult>| rows.iter().map(|row| row.try_get_by_index(0)).collect();
     rows.map(ids).transpose()
 }

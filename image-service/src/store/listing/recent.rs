@@ -4,6 +4,7 @@ use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DbErr, FromQueryResult, Iterable,
     sea_query::{Expr, ExprTrait, JoinType, Order as SqlOrder, Query as SqlQuery},
 };
+use uuid::Uuid;
 
 use super::{Asked, is_matching};
 use crate::{
@@ -77,7 +78,12 @@ impl<C: ConnectionTrait> Asked<'_, C> {
                 return Ok((found, Some(last.behind())));
             }
             below = last.place;
-            length = std::cmp::min(length * 4, left);
+            let growth = match view {
+                View::Basic => 4,
+                // Configurations are large, and read of all that match.
+                View::Full => 1,
+            };
+            length = std::cmp::min(length * growth, left);
         }
     }
 
@@ -132,8 +138,9 @@ impl<C: ConnectionTrait> Asked<'_, C> {
                 updated_at: row.try_get("", "candidate_updated_at")?,
                 id: ImageId(row.try_get("", "candidate_image")?),
             };
-            if let Some(model) = image::Model::from_query_result_optional(&row, "")?
-                && let Some((_, image)) = images::viewed(model, &row, self.sight, view)?
+            if row.try_get::<Option<Uuid>>("", "id")?.is_some()
+                && let Some((_, image)) =
+                    images::viewed(image::Model::from_query_result(&row, "")?, &row, self.sight, view)?
             {
                 looked.matching.push((candidate.clone(), image));
             }

@@ -95,11 +95,13 @@ impl<'a> Walk<'a> {
     {
         Box::pin(async move {
             if let Some(few) = self.asked.few(&group.query).await? {
-                return self
-                    .sort(&group, matching(self.backend(), self.asked.sight, &group.query).filter(few), after)
-                    .await;
+                let matching = matching(self.backend(), self.asked.sight, &group.query).filter(few.among);
+                let next = self.sort(&group, matching, after).await;
+                self.left = self.left.saturating_sub(few.count);
+                return next;
             }
             match group.keys {
+                [(Key::Creator, _)] if group.query.creator.is_some() => self.walk_values(group, after).await,
                 [(Key::Status | Key::Enabled | Key::Pulled, _), ..] | [(Key::Creator, _), _, ..] => {
                     self.walk_values(group, after).await
                 }
@@ -180,6 +182,14 @@ impl<'a> Walk<'a> {
         direction: Direction,
         after: Option<&KeyValue>,
     ) -> Result<Next, Error> {
+        if let Some(creator) = &group.query.creator {
+            let only = KeyValue::Text(creator.clone());
+            let is_behind = after.is_none_or(|after| match direction {
+                Direction::Ascending => only > *after,
+                Direction::Descending => only < *after,
+            });
+            return Ok(if is_behind { Next::Value(only) } else { Next::Nothing });
+        }
         let order = [(Key::Creator, direction)];
         let by_creator = Group { before: Vec::new(), keys: &order, query: group.query.clone() };
         let mut after = after.map(|value| (vec![value.clone()], ImageId::LAST.0));
