@@ -1,7 +1,11 @@
 //! What lists are found by: on SQLite an index of everything that can be asked for, in the order of updates; an index for each
 //! order. A change has a time of its own, so that the order of updates is that of changes.
 
-use sea_orm_migration::{prelude::*, schema::big_integer, sea_orm::DbBackend};
+use sea_orm_migration::{
+    prelude::*,
+    schema::big_integer,
+    sea_orm::{ConnectionTrait, DbBackend, Statement},
+};
 
 /// The time of the latest change.
 pub(super) struct ChangeTimes;
@@ -91,16 +95,27 @@ impl MigrationTrait for Orders {
         let is_postgres = manager.get_database_backend() == DbBackend::Postgres;
         let concurrently = if is_postgres { "CONCURRENTLY" } else { "" };
         for (name, columns) in ORDERS {
-            // One that was interrupted has left an index that is of no use.
-            db.execute_unprepared(&format!("DROP INDEX {concurrently} IF EXISTS {name}")).await?;
-            let create = format!("CREATE INDEX {concurrently} {name} ON images ({columns}, {LOOKED_AT})");
-            db.execute_unprepared(&create).await?;
+            if is_postgres && is_invalid(db, name).await? {
+                db.execute_unprepared(&format!("DROP INDEX CONCURRENTLY {name}")).await?;
+            }
+            let create = format!("CREATE INDEX {concurrently} IF NOT EXISTS {name}");
+            db.execute_unprepared(&format!("{create} ON images ({columns}, {LOOKED_AT})")).await?;
         }
         for name in BEFORE {
             db.execute_unprepared(&format!("DROP INDEX {concurrently} IF EXISTS {name}")).await?;
         }
         Ok(())
     }
+}
+
+/// Whether Postgres was interrupted when it built an index.
+async fn is_invalid(db: &SchemaManagerConnection<'_>, index: &str) -> Result<bool, DbErr> {
+    let sql = format!(
+        "SELECT 1 FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid \
+         WHERE relname = '{index}' AND pg_table_is_visible(indrelid) AND NOT indisvalid"
+    );
+    let found = db.query_one_raw(Statement::from_string(DbBackend::Postgres, sql)).await?;
+    Ok(found.is_some())
 }
 
 /// What has few values is walked value by value, in one direction. Of the others an index read backwards would not do: ids are
