@@ -149,6 +149,8 @@ fn sqlite_options(url: &str, connections: u32) -> ConnectOptions {
                 .busy_timeout(BUSY_TIMEOUT)
                 // KiB, of each connection: the upper pages of what lists are found by.
                 .pragma("cache_size", "-4096")
+                // There may be nowhere else: the file system of a container is not to be written to.
+                .pragma("temp_store", "MEMORY")
                 // A page goes from the connection's thread to the caller's at once.
                 .row_buffer_size(256)
                 .foreign_keys(true)
