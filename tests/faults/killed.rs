@@ -35,7 +35,8 @@ async fn a_worker_that_is_killed_leaves_nothing_running_and_begins_anew() -> any
     let engine = Engine::start(directory.path(), "e1").await?;
     let mut worker = Worker::start(directory.path(), &service, service.addr, "w1", &engine, 2)?;
     let (asleep, sleeping) = sleepy(&alice).await?;
-    let (_, build) = alice.create(image("Counting", &counting(20, "0.1"))).await?;
+    // For longer than it takes to see that both have begun: what has ended is not begun anew.
+    let (_, build) = alice.create(image("Counting", &counting(60, "0.1"))).await?;
     let watching = watch(&alice, &build.id);
     for build in [&sleeping, &build] {
         alice.until(&build.id, |build| build.log_bytes > 0).await?;
@@ -51,7 +52,7 @@ async fn a_worker_that_is_killed_leaves_nothing_running_and_begins_anew() -> any
     assert!(begun.elapsed() < GONE, "without waiting for the lease: {:?}", begun.elapsed());
     assert_eq!(again.failures, 1);
     let events = ended(watching, GONE * 3).await?;
-    assert_eq!(lines(last_attempt(&events)), counted(20));
+    assert_eq!(lines(last_attempt(&events)), counted(60));
     let counted = alice.get_build(&build.id).await?;
     assert_eq!((counted.state(), counted.attempt, counted.failures), (BuildState::Succeeded, 2, 1));
     engine.runs("sleep 300").await?;
