@@ -17,7 +17,7 @@ use super::{Store, entity::image, grants, images, index::Wanted, rows, texts};
 use crate::{
     access::Sight,
     error::Error,
-    image::{Direction, ImageInView, Key, KeyValue, Order, Place, Query, View},
+    image::{Direction, ImageId, ImageInView, Key, KeyValue, Order, Place, Query, View},
     search::Term,
 };
 
@@ -288,11 +288,12 @@ fn beyond(
                 (key_of(column(*key)).lt(value.clone()), key_of(column(*key)).lte(value.clone()))
             }
         };
-        any = any.add(equal.clone().add(beyond));
-        // Where the index of the first key begins.
+        // Where the index of the first key begins: behind all that have this value, if there is nothing else to go by.
         if equal.is_empty() {
-            begin = begin.add(from);
+            let is_over = values.len() == 1 && id == ImageId::LAST.0;
+            begin = begin.add(if is_over { beyond.clone() } else { from });
         }
+        any = any.add(equal.clone().add(beyond));
         equal = equal.add(key_of(column(*key)).eq(value));
     }
     select.filter(begin).filter(any.add(equal.add(key_of(image::Column::Id).gt(id))))

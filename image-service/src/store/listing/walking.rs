@@ -101,13 +101,10 @@ impl<'a> Walk<'a> {
                 return next;
             }
             match group.keys {
-                [(Key::Creator, _)] if group.query.creator.is_some() => self.walk_values(group, after).await,
-                [(Key::Status | Key::Enabled | Key::Pulled, _), ..] | [(Key::Creator, _), _, ..] => {
+                [(Key::Status | Key::Enabled | Key::Pulled | Key::Creator, _), ..] => {
                     self.walk_values(group, after).await
                 }
-                []
-                | [(Key::Creator, _)]
-                | [(Key::Name | Key::ImageName | Key::CreateTime | Key::UpdateTime, _), ..] => {
+                [] | [(Key::Name | Key::ImageName | Key::CreateTime | Key::UpdateTime, _), ..] => {
                     self.walk_images(&group, after).await
                 }
             }
