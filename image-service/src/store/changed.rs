@@ -1,7 +1,7 @@
 //! What the feed tells: changes, and the images that they are of.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -60,6 +60,7 @@ pub(crate) struct KnownGrants {
 }
 
 impl KnownGrants {
+    /// How many images and grants are known at most: when there would be more, all are forgotten.
     const MOST: usize = 100_000;
 
     fn learn(&mut self, image: ImageId, grants: Grants) {
@@ -98,16 +99,17 @@ impl Store {
         let wanted = wanted();
         // When there may be more changes, the images as they are have them already, and so have the grants.
         let is_all = wanted.is_some() && (changes.len() as u64) < limit;
-        if !is_all {
+        let mut of_now = KnownGrants::default();
+        let known = if is_all {
+            known
+        } else {
             *known = KnownGrants::default();
-        }
+            &mut of_now
+        };
         let mut images = HashMap::new();
         if let Some(with) = wanted {
             let ids = changes.iter().map(|change| change.image.0).collect();
             images = read(&txn, &ids, with, known).await?;
-        }
-        if !is_all {
-            *known = KnownGrants::default();
         }
         txn.commit().await?;
         Ok(Changes { changes, images })
@@ -120,8 +122,7 @@ async fn next(
     limit: u64,
     known: &mut KnownGrants,
 ) -> Result<Vec<Change>, Error> {
-    let Revisions { oldest, latest } = changes::revisions(txn).await?;
-    let oldest = oldest.number;
+    let Revisions { oldest: Revision { number: oldest, .. }, latest } = changes::revisions(txn).await?;
     if latest.number < revision {
         // A database that has lost its last changes goes on with others.
         *known = KnownGrants::default();
@@ -172,8 +173,7 @@ async fn read(
             grants.insert(id, of_image);
         }
     }
-    let living: HashSet<ImageId> = grants.keys().copied().collect();
-    for gone in changed.iter().copied().map(ImageId).filter(|id| !living.contains(id)) {
+    for gone in changed.iter().copied().map(ImageId).filter(|id| !grants.contains_key(id)) {
         known.forget(gone);
     }
     let mut texts = if with == With::Texts { texts::all(txn, &ids).await? } else { HashMap::new() };

@@ -140,12 +140,11 @@ pub(super) async fn above_the_next(
 
 /// Brings the index to where these images are, before the transaction that has changed them commits.
 pub(super) async fn follow(txn: &DatabaseTransaction, changed: &BTreeSet<ImageId>) -> Result<(), DbErr> {
-    let Known { mut images, highest } = known(txn, changed).await?;
+    let Known { mut images, mut highest } = known(txn, changed).await?;
     // Those that were updated later are above, and of those that were updated at once the one with the lesser id.
     images.sort_by_key(|image| image.row.as_ref().map(|row| (row.updated_at, Reverse(row.id))));
     let mut places = String::new();
     let mut words = Vec::new();
-    let mut last = highest;
     for Indexed { id, place, row, text, viewers } in images {
         if let Some((place, _)) = place {
             let _ = writeln!(places, "DELETE FROM image_index WHERE rowid = {place};");
@@ -157,15 +156,15 @@ pub(super) async fn follow(txn: &DatabaseTransaction, changed: &BTreeSet<ImageId
         let place = match place {
             Some((place, updated_at)) if updated_at == row.updated_at => place,
             _ => {
-                last += 1;
+                highest += 1;
                 let _ = writeln!(
                     places,
-                    "INSERT INTO image_places (place, image, updated_at) VALUES ({last}, x'{}', {}) \
+                    "INSERT INTO image_places (place, image, updated_at) VALUES ({highest}, x'{}', {}) \
                      ON CONFLICT (image) DO UPDATE SET place = excluded.place, updated_at = excluded.updated_at;",
                     id.simple(),
                     row.updated_at
                 );
-                last
+                highest
             }
         };
         words.extend([place.into(), words_of(&row, &text, viewers.iter()).into()]);

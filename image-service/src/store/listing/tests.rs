@@ -77,7 +77,6 @@ async fn all_pages_together_are_what_sorting_gives() -> Result<(), Box<dyn std::
     Ok(())
 }
 
-/// As the version before has left it, but that its images were updated by a clock that was ahead.
 /// On Postgres, where a term can take long to be found.
 #[tokio::test]
 async fn what_is_not_found_in_time_is_given_up() -> Result<(), Box<dyn std::error::Error>> {
@@ -99,6 +98,7 @@ async fn what_is_not_found_in_time_is_given_up() -> Result<(), Box<dyn std::erro
     Ok(database.close().await?)
 }
 
+/// As the version before has left it, but that its images were updated by a clock that was ahead.
 #[tokio::test]
 async fn after_an_upgrade_everything_is_found_and_the_next_change_is_the_last()
 -> Result<(), Box<dyn std::error::Error>> {
