@@ -3,16 +3,24 @@
 //! The rows are the queue; nothing is queued in memory. Two tasks serve it: the dispatcher, which gives the head of the
 //! queue to whoever has a free slot, and the clock, which ends what is overdue.
 
-use std::{error::Error as _, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    error::Error as _,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    sync::oneshot,
+    time::{MissedTickBehavior, interval},
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::telling::Telling;
 use crate::{
     build::BuildId,
-    dispatch::{Event, Policy, ToWorker},
+    dispatch::{Decision, Event, Policy, ToWorker},
     error::Error,
     signals::Signals,
     store::DispatchStore,
@@ -39,11 +47,25 @@ pub(crate) struct Queue {
     telling: Telling,
     /// Names the catalogue to its workers.
     catalogue: Uuid,
+    /// What is to be decided. As many wait here as sessions may: each has only so much on its way.
+    asked: Mutex<VecDeque<Asked>>,
+    /// Whose it is decides for all who wait.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// An event that is to be decided.
+#[derive(Debug)]
+struct Asked {
+    build: BuildId,
+    event: Arc<Event>,
+    answer: oneshot::Sender<Result<bool, Error>>,
 }
 
 impl Queue {
     /// How long a lost hint can delay a build.
     const POLL: Duration = Duration::from_secs(1);
+    /// How many events are decided in one transaction at most.
+    const DECIDED_AT_ONCE: usize = 32;
     /// How late the end of a lease can be noticed.
     const CLOCK: Duration = Duration::from_millis(500);
 
@@ -53,7 +75,16 @@ impl Queue {
         times: Times,
         catalogue: Uuid,
     ) -> Self {
-        Self { store, signals, workers: Workers::default(), times, telling: Telling::new(), catalogue }
+        Self {
+            store,
+            signals,
+            workers: Workers::default(),
+            times,
+            telling: Telling::new(),
+            catalogue,
+            asked: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Takes the queue over from a service that was away: whatever the workers hold they could not keep alive meanwhile.
@@ -88,17 +119,75 @@ impl Queue {
 
     /// Decides what an event does to a build, writes it, and tells whom it concerns. A build that is gone takes no event:
     /// `false`.
-    pub(crate) async fn handle(&self, build: BuildId, event: &Event) -> Result<bool, Error> {
-        let Some((decision, committed)) = self.store.decide(build, event).await? else {
-            return Ok(false);
+    ///
+    /// Whatever waits to be decided while a transaction is under way is decided together in the next one.
+    pub(crate) async fn handle(&self, build: BuildId, event: impl Into<Arc<Event>>) -> Result<bool, Error> {
+        let (answer, mut answered) = oneshot::channel();
+        self.asked().push_back(Asked { build, event: event.into(), answer });
+        loop {
+            tokio::select! {
+                biased;
+                // Who decided for others went away in the middle of it.
+                answered = &mut answered => return answered.unwrap_or(Err(Error::Busy)),
+                // In turn, so that who is asked for last is decided last.
+                _turn = self.turn.lock() => self.decide_asked().await,
+            }
+        }
+    }
+
+    /// Decides what waits, or some of it.
+    async fn decide_asked(&self) {
+        let (answers, events): (Vec<_>, Vec<_>) = {
+            let mut asked = self.asked();
+            let some = asked.len().min(Self::DECIDED_AT_ONCE);
+            asked.drain(..some).map(|asked| (asked.answer, (asked.build, asked.event))).unzip()
+        };
+        match self.store.decide(&events).await {
+            Ok((decided, committed)) => {
+                for (answer, decided) in answers.into_iter().zip(decided) {
+                    // Whoever has asked may be gone; the others are told all the same.
+                    let _ = answer.send(decided.map(|decision| self.tell(decision)));
+                }
+                self.signals.announce(&committed);
+            }
+            // One of them cannot be decided, which must not keep the others from it.
+            Err(error) if events.len() > 1 && !matches!(error, Error::Busy) => {
+                for (answer, event) in answers.into_iter().zip(events) {
+                    let _ = answer.send(self.decide_one(event).await);
+                }
+            }
+            Err(error) => {
+                let mut error = Some(error);
+                for answer in answers {
+                    let _ = answer.send(Err(error.take().unwrap_or(Error::Busy)));
+                }
+            }
+        }
+    }
+
+    async fn decide_one(&self, event: (BuildId, Arc<Event>)) -> Result<bool, Error> {
+        let (decided, committed) = self.store.decide(&[event]).await?;
+        let decided = decided.into_iter().next().unwrap_or(Ok(None))?;
+        let is_decided = self.tell(decided);
+        self.signals.announce(&committed);
+        Ok(is_decided)
+    }
+
+    /// Tells whom a decision concerns, now that it is durable; whether there is one.
+    fn tell(&self, decision: Option<Decision>) -> bool {
+        let Some(decision) = decision else {
+            return false;
         };
         if let Some(build) = decision.build.as_ref().filter(|build| build.state.is_final()) {
             self.telling.ended(build);
             self.signals.end_build(build.image);
         }
         self.deliver(decision.messages);
-        self.signals.announce(&committed);
-        Ok(true)
+        true
+    }
+
+    fn asked(&self) -> MutexGuard<'_, VecDeque<Asked>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends what was decided, now that it is durable.
@@ -129,20 +218,30 @@ impl Queue {
 
     /// Claims for a worker until its slots are taken or the queue is empty.
     async fn fill(&self, worker: &Connected) -> Result<(), Error> {
-        while let Some((decision, committed)) = self.store.claim(&worker.name, worker.session).await? {
-            let trace = decision.build.as_ref().and_then(|build| self.telling.claimed(build));
-            let is_assigned = decision
-                .messages
-                .into_iter()
-                .all(|(_, message)| self.workers.assign(worker, message.in_trace(trace.clone())));
-            self.signals.announce(&committed);
-            if let Some(build) = decision.build.filter(|_| !is_assigned) {
-                // The worker has begun to drain, or has gone, since it was chosen.
-                self.handle(build.id, &Event::Abandoned { attempt: build.attempt }).await?;
+        loop {
+            let (decisions, committed) = self.store.claim(&worker.name, worker.session).await?;
+            if decisions.is_empty() {
                 return Ok(());
             }
+            let mut left = Vec::new();
+            for decision in decisions {
+                let trace = decision.build.as_ref().and_then(|build| self.telling.claimed(build));
+                let is_assigned = decision
+                    .messages
+                    .into_iter()
+                    .all(|(_, message)| self.workers.assign(worker, message.in_trace(trace.clone())));
+                left.extend(decision.build.filter(|_| !is_assigned));
+            }
+            self.signals.announce(&committed);
+            if left.is_empty() {
+                continue;
+            }
+            // The worker has begun to drain, or has gone, since it was chosen.
+            for build in left {
+                self.handle(build.id, Event::Abandoned { attempt: build.attempt }).await?;
+            }
+            return Ok(());
         }
-        Ok(())
     }
 
     /// Ends leases and deadlines that are over, until shutdown.
@@ -163,7 +262,7 @@ impl Queue {
 
     async fn end_overdue(&self) -> Result<(), Error> {
         for (build, reason) in self.store.waiting_too_long().await? {
-            self.end(build, &Event::Waited { reason }).await;
+            self.end(build, Event::Waited { reason }).await;
         }
         for build in self.store.overdue().await? {
             let worker_online = build
@@ -174,13 +273,13 @@ impl Queue {
                 // It has not stopped what it should have. Its next heartbeat says whether it takes more.
                 self.workers.pause(worker);
             }
-            self.end(build.id, &Event::Tick { worker_online }).await;
+            self.end(build.id, Event::Tick { worker_online }).await;
         }
         Ok(())
     }
 
     /// Ends what is overdue: one that cannot be ended must not keep the others from it.
-    async fn end(&self, build: BuildId, event: &Event) {
+    async fn end(&self, build: BuildId, event: Event) {
         if let Err(error) = self.handle(build, event).await {
             tracing::warn!(%build, %error, source = ?error.source(), "cannot end what is overdue");
         }

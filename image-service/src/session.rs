@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -122,14 +123,18 @@ impl Session {
         let (kept, gone): (Vec<Build>, Vec<Build>) =
             held.into_iter().partition(|build| holds.contains(&Attempt::of(build)));
         for build in gone {
-            let event = Event::Abandoned { attempt: build.attempt };
-            self.queue.handle(build.id, &event).await?;
+            self.queue.handle(build.id, Event::Abandoned { attempt: build.attempt }).await?;
         }
         Ok(kept)
     }
 
-    /// Something happened in an attempt.
-    pub(crate) async fn report(&self, report: Report) -> Result<(), Error> {
+    /// Something happened in attempts; in the same one in this order.
+    pub(crate) async fn report(&self, reports: Vec<Report>) -> Result<(), Error> {
+        try_join_all(reports.into_iter().map(|report| self.report_one(report))).await?;
+        Ok(())
+    }
+
+    async fn report_one(&self, report: Report) -> Result<(), Error> {
         self.queue.workers().heard(&self.worker, self.id, None);
         let attempt = report.attempt;
         // Its next heartbeat says whether it takes more.
@@ -142,18 +147,18 @@ impl Session {
         if report.events.iter().any(has_trouble) {
             self.queue.workers().pause(&self.worker);
         }
-        let event = Event::Report { worker: self.worker.clone(), report };
-        if !self.handle_patiently(attempt, &event).await? {
+        let event = Arc::new(Event::Report { worker: self.worker.clone(), report });
+        if !self.handle_patiently(attempt, event).await? {
             self.queue.workers().send(&self.worker, ToWorker::Drop(attempt));
         }
         Ok(())
     }
 
     /// What a worker has said it says only once on a connection: a store that is busy is asked again.
-    async fn handle_patiently(&self, attempt: Attempt, event: &Event) -> Result<bool, Error> {
+    async fn handle_patiently(&self, attempt: Attempt, event: Arc<Event>) -> Result<bool, Error> {
         const TRIES: u32 = 5;
         for _ in 1..TRIES {
-            match self.queue.handle(attempt.build, event).await {
+            match self.queue.handle(attempt.build, Arc::clone(&event)).await {
                 Err(Error::Busy) => tracing::warn!(worker = self.worker, "the store is busy: a report waits"),
                 handled => return handled,
             }

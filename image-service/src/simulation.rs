@@ -241,7 +241,7 @@ impl Replica {
     /// A client's cancel. Whether it was answered, be it by a refusal.
     pub async fn cancel(&self, id: Uuid) -> bool {
         let event = Event::Cancel { by: "alice".to_owned() };
-        !matches!(self.queue.handle(BuildId(id), &event).await, Err(crate::error::Error::Busy))
+        !matches!(self.queue.handle(BuildId(id), event).await, Err(crate::error::Error::Busy))
     }
 
     /// A client's deletion of the build's image. Whether it was answered.
@@ -249,16 +249,17 @@ impl Replica {
         let store = &self.store;
         let deleted = store
             .run(|tables, now| {
-                store.change(tables, BuildId(id), None, |tables| tables.delete(BuildId(id), now))
+                Ok(store.change(tables, BuildId(id), None, |tables| tables.delete(BuildId(id), now)))
             })
             .await;
         match deleted {
-            Ok(Some((decision, committed))) => {
-                self.queue.deliver(decision.messages);
+            Ok((decided, committed)) => {
+                if let Ok(Some(decision)) = decided {
+                    self.queue.deliver(decision.messages);
+                }
                 self.signals.announce(&committed);
                 true
             }
-            Ok(None) | Err(crate::error::Error::Refused(_)) => true,
             Err(_) => false,
         }
     }

@@ -6,7 +6,10 @@
 //! writers. Whatever a method has returned survives a power cut (`synchronous=FULL` on SQLite). Times that are stored, and the
 //! present that they are compared with, are of one clock: the database's on Postgres, whichever replica asks.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::Path,
+};
 
 use sea_orm::{
     AccessMode, ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction,
@@ -17,20 +20,21 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
-    build::{Build, BuildId},
+    build::{Build, BuildId, Happening, Record},
     dispatch::{Decision, Policy, ToWorker},
     error::Error,
-    image::{ImageId, Status},
+    image::{Artifact, ImageId, Status},
     timestamp::Timestamp,
 };
 
 #[cfg(all(test, feature = "simulation"))]
 pub(crate) use self::connecting::execute;
+use self::writing::Writing;
 pub(crate) use self::{
     changed::{Changes, KnownGrants, SharedImage, With},
     changes::{Change, Revision},
     contexts::KeptContext,
-    dispatching::DispatchStore,
+    dispatching::{Decided, DispatchStore},
     edits::{BatchOutcome, BatchTarget, SnapshotOrder, WithBuild},
     hints::Hint,
     histories::Excerpt,
@@ -60,6 +64,7 @@ mod rows;
 mod texts;
 mod workers;
 mod write;
+mod writing;
 
 /// A handle to the catalogue's database.
 #[derive(Clone, Debug)]
@@ -170,17 +175,17 @@ impl Store {
     }
 
     /// Begins a transaction that no other writes beside.
-    async fn write(&self) -> Result<DatabaseTransaction, DbErr> {
+    async fn write(&self) -> Result<Writing, DbErr> {
         if self.backend() == DbBackend::Postgres {
             let txn = self.writer.begin().await?;
             txn.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({})", Self::WRITE_LOCK)).await?;
-            return Ok(txn);
+            return Ok(Writing::new(txn));
         }
         begin_immediate(&self.writer).await
     }
 
     /// Ends a transaction that has changed images.
-    async fn commit(&self, txn: DatabaseTransaction, committed: &Committed) -> Result<(), DbErr> {
+    async fn commit(&self, txn: Writing, committed: &Committed) -> Result<(), DbErr> {
         if self.backend() == DbBackend::Sqlite && !committed.changed.is_empty() {
             index::follow(&txn, &committed.changed).await?;
         }
@@ -216,118 +221,156 @@ impl Store {
 }
 
 /// Begins a transaction on SQLite that is the one that writes from the beginning.
-async fn begin_immediate(writer: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+async fn begin_immediate(writer: &DatabaseConnection) -> Result<Writing, DbErr> {
     let options = TransactionOptions {
         sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
         ..TransactionOptions::default()
     };
-    writer.begin_with_options(options).await
+    Ok(Writing::new(writer.begin_with_options(options).await?))
 }
 
-/// Writes what was decided about a build, and what follows from it for the image.
-async fn apply(
-    txn: &DatabaseTransaction,
-    decision: &Decision,
+/// What was decided about one build, all together.
+struct Moved<'a> {
+    build: &'a Build,
+    records: Vec<&'a Record>,
+    artifact: Option<&'a Artifact>,
+}
+
+/// Writes what was decided about builds, and what follows from it for their images.
+async fn apply<'a>(
+    txn: &Writing,
+    decisions: impl IntoIterator<Item = &'a Decision>,
     now: Timestamp,
     committed: &mut Committed,
 ) -> Result<(), Error> {
-    let Some(build) = &decision.build else {
+    let mut all: BTreeMap<BuildId, Moved<'a>> = BTreeMap::new();
+    for decision in decisions {
+        let Some(build) = &decision.build else {
+            continue;
+        };
+        let moved = Moved { build, records: Vec::new(), artifact: None };
+        let moved = all.entry(build.id).or_insert(moved);
+        moved.build = build;
+        moved.records.extend(&decision.records);
+        moved.artifact = decision.artifact.as_ref().or(moved.artifact);
+    }
+    for moved in all.values() {
+        write_decided(txn, moved, committed)?;
+    }
+    // Only a state that a build has entered says anything of its image.
+    let is_state = |record: &&Record| matches!(record.happening, Happening::State { .. });
+    all.retain(|_, moved| moved.records.iter().any(is_state));
+    if all.is_empty() {
         return Ok(());
-    };
-    rows::build_to_row(build)?.into_active_model().reset_all().update(txn).await?;
-    if let (Some(first), Some(last)) = (decision.records.first(), decision.records.last()) {
+    }
+    let ids = all.values().map(|moved| moved.build.image.0);
+    let images = entity::image::Entity::find().filter(entity::image::Column::Id.is_in(ids)).all(txn).await?;
+    let mut images: HashMap<Uuid, entity::image::Model> =
+        images.into_iter().map(|row| (row.id, row)).collect();
+    let mut kept = Vec::with_capacity(all.len());
+    for moved in all.into_values() {
+        let image = images
+            .remove(&moved.build.image.0)
+            .ok_or_else(|| DbErr::RecordNotFound("the image of a build".to_owned()))?;
+        if !image.deleted {
+            kept.push((image, moved));
+        } else if moved.build.state.is_final() {
+            purge(txn, moved.build.image, now);
+        }
+    }
+    follow_builds(txn, &mut kept, now, committed).await?;
+    let ended = kept.iter().filter(|(_, moved)| moved.build.state.is_final());
+    references::settle(txn, ended.map(|(image, _)| image)).await
+}
+
+/// Writes the row of a build, and what has happened in it.
+fn write_decided(txn: &Writing, moved: &Moved<'_>, committed: &mut Committed) -> Result<(), DbErr> {
+    let Moved { build, records, artifact } = moved;
+    let row = rows::build_to_row(build)?.into_active_model().reset_all();
+    txn.later(entity::build::Entity::update(row).validate()?);
+    if let (Some(first), Some(last)) = (records.first(), records.last()) {
         let chunk = entity::build_record::Model {
             build: build.id.0,
             first_sequence: first.sequence,
             last_sequence: last.sequence,
-            json: rows::to_json(&decision.records)?,
+            json: rows::to_json(&records)?,
         };
-        entity::build_record::Entity::insert(chunk.into_active_model()).exec_without_returning(txn).await?;
+        txn.later(entity::build_record::Entity::insert(chunk.into_active_model()));
         committed.recorded.push(build.id);
-        hints::send(txn, Hint::Recorded(build.id)).await?;
+        hints::send(txn, Hint::Recorded(build.id));
     }
     if !build.state.is_held() {
         committed.queue_moved = true;
-        hints::send(txn, Hint::QueueMoved).await?;
+        hints::send(txn, Hint::QueueMoved);
     }
-    if let Some(artifact) = &decision.artifact {
-        made::remember(txn, artifact).await?;
-    }
-    let image = entity::image::Entity::find_by_id(build.image.0)
-        .one(txn)
-        .await?
-        .ok_or_else(|| DbErr::RecordNotFound("the image of a build".to_owned()))?;
-    if image.deleted {
-        if build.state.is_final() {
-            purge(txn, build.image, now).await?;
-        }
-        return Ok(());
-    }
-    let row = follow_build(txn, image, build, decision, now, committed).await?;
-    if build.state.is_final() {
-        references::settle(txn, &row).await?;
+    if let Some(artifact) = artifact {
+        made::remember(txn, artifact);
     }
     Ok(())
 }
 
-/// Brings an image to where its latest build stands.
-async fn follow_build(
-    txn: &DatabaseTransaction,
-    mut image: entity::image::Model,
-    build: &Build,
-    decision: &Decision,
+/// Brings images to where their latest builds stand.
+async fn follow_builds(
+    txn: &Writing,
+    images: &mut [(entity::image::Model, Moved<'_>)],
     now: Timestamp,
     committed: &mut Committed,
-) -> Result<entity::image::Model, DbErr> {
-    let status = rows::status_to_code(Status::of(build.kind, build.state));
-    let message = build.message();
-    if image.latest_build != Some(build.id.0) || (image.status == status && image.status_message == message) {
-        return Ok(image);
+) -> Result<(), DbErr> {
+    let changed: Vec<_> = images
+        .iter_mut()
+        .filter_map(|(image, moved)| {
+            let status = rows::status_to_code(Status::of(moved.build.kind, moved.build.state));
+            let message = moved.build.message();
+            let is_latest = image.latest_build == Some(moved.build.id.0);
+            (is_latest && (image.status != status || image.status_message != message)).then(|| {
+                image.status = status;
+                image.status_message = message;
+                (image, moved.artifact)
+            })
+        })
+        .collect();
+    let nobody = BTreeSet::new();
+    let changes = changed.iter().map(|(image, _)| (ImageId(image.id), image.creator.as_str(), &nobody));
+    let logged = changes::log_all(txn, &changes.collect::<Vec<_>>(), now).await?;
+    for ((image, artifact), logged) in changed.into_iter().zip(logged) {
+        image.revision = logged.revision;
+        image.updated_at = logged.at.micros();
+        if let Some(artifact) = artifact {
+            image.artifact_json = Some(rows::to_json(artifact)?);
+            image.artifact_image = Some(artifact.image_id.clone());
+        }
+        let row = entity::image::ActiveModel {
+            id: Set(image.id),
+            revision: Set(image.revision),
+            status: Set(image.status),
+            status_message: Set(image.status_message.clone()),
+            updated_at: Set(image.updated_at),
+            artifact_json: Set(image.artifact_json.clone()),
+            artifact_image: Set(image.artifact_image.clone()),
+            ..Default::default()
+        };
+        txn.later(entity::image::Entity::update(row).validate()?);
+        committed.changed.insert(ImageId(image.id));
     }
-    let logged = changes::log(txn, ImageId(image.id), &image.creator, &BTreeSet::new(), now).await?;
-    image.revision = logged.revision;
-    image.status = status;
-    image.status_message = message;
-    image.updated_at = logged.at.micros();
-    if let Some(artifact) = &decision.artifact {
-        image.artifact_json = Some(rows::to_json(artifact)?);
-        image.artifact_image = Some(artifact.image_id.clone());
-    }
-    let row = entity::image::ActiveModel {
-        id: Set(image.id),
-        revision: Set(image.revision),
-        status: Set(image.status),
-        status_message: Set(image.status_message.clone()),
-        updated_at: Set(image.updated_at),
-        artifact_json: Set(image.artifact_json.clone()),
-        artifact_image: Set(image.artifact_image.clone()),
-        ..Default::default()
-    };
-    entity::image::Entity::update(row).exec(txn).await?;
-    committed.changed.insert(ImageId(image.id));
-    Ok(image)
+    Ok(())
 }
 
 /// Removes all that is left of a deleted image whose work has stopped.
-async fn purge(txn: &DatabaseTransaction, image: ImageId, now: Timestamp) -> Result<(), DbErr> {
+fn purge(txn: &Writing, image: ImageId, now: Timestamp) {
     use entity::{build, build_record, configuration};
-    contexts::touch_named(txn, image, now).await?;
+    contexts::touch_named(txn, image, now);
     let builds = build::Entity::find()
         .select_only()
         .column(build::Column::Id)
         .filter(build::Column::Image.eq(image.0))
         .into_query();
-    build_record::Entity::delete_many()
-        .filter(build_record::Column::Build.in_subquery(builds))
-        .exec(txn)
-        .await?;
-    build::Entity::delete_many().filter(build::Column::Image.eq(image.0)).exec(txn).await?;
-    configuration::Entity::delete_many().filter(configuration::Column::Image.eq(image.0)).exec(txn).await?;
-    texts::purge(txn, image.0).await?;
-    grants::purge(txn, image.0).await?;
-    references::purge(txn, image.0).await?;
-    entity::image::Entity::delete_by_id(image.0).exec(txn).await?;
-    Ok(())
+    txn.later(build_record::Entity::delete_many().filter(build_record::Column::Build.in_subquery(builds)));
+    txn.later(build::Entity::delete_many().filter(build::Column::Image.eq(image.0)));
+    txn.later(configuration::Entity::delete_many().filter(configuration::Column::Image.eq(image.0)));
+    texts::purge(txn, image.0);
+    grants::purge(txn, image.0);
+    references::purge(txn, image.0);
+    txn.later(entity::image::Entity::delete_many().filter(entity::image::Column::Id.eq(image.0)));
 }
 
 impl From<DbErr> for Error {

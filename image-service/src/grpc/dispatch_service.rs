@@ -16,6 +16,7 @@ use crate::{
     access::Principal,
     catalog::Catalog,
     contexts::Contexts,
+    dispatch::Report,
     error::{Error, Violations},
     feed::deadline,
     queue::Queue,
@@ -121,6 +122,8 @@ pub(crate) struct Connection<S> {
 
 impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<S> {
     const LAST_WORD: Duration = Duration::from_secs(1);
+    /// How much of what a worker has said is read before it is done.
+    const HEARD_AT_ONCE: usize = 16;
 
     pub(crate) fn new(
         queue: Arc<Queue>,
@@ -186,15 +189,12 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
             // Another connection has taken this one's place.
             Err(Error::SessionLost.into())
         };
+        let mut requests = (&mut self.requests).ready_chunks(Self::HEARD_AT_ONCE);
         let hear = async {
             loop {
-                let request = tokio::time::timeout(patience, self.requests.next())
-                    .await
-                    .map_err(|_| silent())?
-                    .transpose()
-                    .map_err(blame)?;
-                match request {
-                    Some(request) => handle(session, request).await?,
+                let heard = tokio::time::timeout(patience, requests.next()).await.map_err(|_| silent())?;
+                match heard {
+                    Some(heard) => handle(session, heard).await?,
                     None => return Ok(()),
                 }
             }
@@ -210,18 +210,41 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
     }
 }
 
-async fn handle(session: &mut Session, request: wire::ConnectRequest) -> Result<(), Status> {
-    match request.message {
-        Some(FromWorker::Heartbeat(heartbeat)) => {
+/// Does what a worker has said, in its order; reports that follow one another are decided together.
+async fn handle(
+    session: &mut Session,
+    heard: Vec<Result<wire::ConnectRequest, Status>>,
+) -> Result<(), Status> {
+    let mut reports = Vec::new();
+    for request in heard {
+        let said = request.map_err(blame).and_then(said);
+        if let Ok(Said::Report(report)) = said {
+            reports.push(report);
+            continue;
+        }
+        session.report(std::mem::take(&mut reports)).await?;
+        if let Said::Heartbeat(heartbeat) = said? {
             session.heartbeat(heartbeat.number, heartbeat.draining).await?;
         }
-        Some(FromWorker::Report(report)) => session.report(message::report(report)?).await?,
-        Some(FromWorker::Hello(_)) => {
-            return Err(Error::Invalid(Violations::one("message", "must be `hello` only once")).into());
-        }
-        None => return Err(Error::Invalid(Violations::one("message", "must be given")).into()),
     }
-    Ok(())
+    Ok(session.report(reports).await?)
+}
+
+/// What a worker may say after its hello.
+enum Said {
+    Heartbeat(wire::Heartbeat),
+    Report(Report),
+}
+
+fn said(request: wire::ConnectRequest) -> Result<Said, Status> {
+    match request.message {
+        Some(FromWorker::Heartbeat(heartbeat)) => Ok(Said::Heartbeat(heartbeat)),
+        Some(FromWorker::Report(report)) => Ok(Said::Report(message::report(report)?)),
+        Some(FromWorker::Hello(_)) => {
+            Err(Error::Invalid(Violations::one("message", "must be `hello` only once")).into())
+        }
+        None => Err(Error::Invalid(Violations::one("message", "must be given")).into()),
+    }
 }
 
 fn silent() -> Status {

@@ -10,7 +10,7 @@ use crate::{
     build::{Build, BuildId, PendingReason},
     dispatch::{Decision, Event, Hello, Policy},
     error::Error,
-    store::{Committed, DispatchStore},
+    store::{Committed, Decided, DispatchStore},
     timestamp::Timestamp,
 };
 
@@ -60,17 +60,13 @@ impl MemoryStore {
         tables: &mut Tables,
         id: BuildId,
         event: Option<&Event>,
-        operation: impl FnOnce(&mut Tables) -> Decided,
-    ) -> Decided {
-        let decided = operation(tables);
-        let decision =
-            decided.as_ref().ok().and_then(|decided| decided.as_ref()).map(|(decision, _)| decision);
-        self.tell(tables, id, event, decision);
-        decided
+        operation: impl FnOnce(&mut Tables) -> (Decided, Committed),
+    ) -> (Decided, Committed) {
+        let (decided, committed) = operation(tables);
+        self.tell(tables, id, event, decided.as_ref().ok().and_then(Option::as_ref));
+        (decided, committed)
     }
 }
-
-pub(super) type Decided = Result<Option<(Decision, Committed)>, Error>;
 
 #[async_trait]
 impl DispatchStore for MemoryStore {
@@ -78,20 +74,29 @@ impl DispatchStore for MemoryStore {
         &self.policy
     }
 
-    async fn decide(&self, id: BuildId, event: &Event) -> Decided {
-        self.run(|tables, now| self.change(tables, id, Some(event), |tables| tables.decide(id, event, now)))
-            .await
+    async fn decide(&self, events: &[(BuildId, Arc<Event>)]) -> Result<(Vec<Decided>, Committed), Error> {
+        self.run(|tables, now| {
+            let (mut all, mut committed) = (Vec::with_capacity(events.len()), Committed::default());
+            for (id, event) in events {
+                let decide = |tables: &mut Tables| tables.decide(*id, event, now);
+                let (decided, of_one) = self.change(tables, *id, Some(event), decide);
+                super::tables::add(&mut committed, of_one);
+                all.push(decided);
+            }
+            Ok((all, committed))
+        })
+        .await
     }
 
-    async fn claim(&self, worker: &str, session: Uuid) -> Decided {
+    async fn claim(&self, worker: &str, session: Uuid) -> Result<(Vec<Decision>, Committed), Error> {
         self.run(|tables, now| {
-            let decided = tables.claim(worker, session, now)?;
-            if let Some((decision, _)) = &decided
-                && let Some(build) = &decision.build
-            {
-                self.tell(tables, build.id, None, Some(decision));
+            let (decisions, committed) = tables.claim(worker, session, now)?;
+            for decision in &decisions {
+                if let Some(build) = &decision.build {
+                    self.tell(tables, build.id, None, Some(decision));
+                }
             }
-            Ok(decided)
+            Ok((decisions, committed))
         })
         .await
     }

@@ -12,7 +12,7 @@ use crate::{
     dispatch::{self, Decision, Event, Hello, Policy, Rows},
     error::{Error, Resource},
     image::{Artifact, Configuration},
-    store::Committed,
+    store::{Committed, Decided},
     timestamp::Timestamp,
 };
 
@@ -79,19 +79,18 @@ impl Tables {
         self.apply(&Decision { build: Some(build), records: vec![record], ..Decision::default() })
     }
 
-    pub(crate) fn decide(
-        &mut self,
-        id: BuildId,
-        event: &Event,
-        now: Timestamp,
-    ) -> Result<Option<(Decision, Committed)>, Error> {
+    pub(crate) fn decide(&mut self, id: BuildId, event: &Event, now: Timestamp) -> (Decided, Committed) {
         let Some(build) = self.builds.get(&id).cloned() else {
-            return Ok(None);
+            return (Ok(None), Committed::default());
         };
         let rows = Rows { build, configuration: None };
-        let decision = dispatch::decide(rows, event, &self.policy, now).map_err(Error::Refused)?;
-        let committed = self.apply(&decision);
-        Ok(Some((decision, committed)))
+        match dispatch::decide(rows, event, &self.policy, now) {
+            Ok(decision) => {
+                let committed = self.apply(&decision);
+                (Ok(Some(decision)), committed)
+            }
+            Err(refusal) => (Err(Error::Refused(refusal)), Committed::default()),
+        }
     }
 
     pub(crate) fn claim(
@@ -99,43 +98,45 @@ impl Tables {
         worker: &str,
         session: Uuid,
         now: Timestamp,
-    ) -> Result<Option<(Decision, Committed)>, Error> {
+    ) -> Result<(Vec<Decision>, Committed), Error> {
+        let mut committed = Committed::default();
         if self.queued().next().is_none() {
-            return Ok(None);
+            return Ok((Vec::new(), committed));
         }
         let Some(entry) = self.workers.get(worker).filter(|entry| entry.session == Some(session)) else {
             return Err(Error::SessionLost);
         };
-        let held = i64::try_from(self.held_by(worker).len()).unwrap_or(i64::MAX);
-        if entry.drained || held >= i64::from(entry.hello.slots) {
-            return Ok(None);
+        let slots = usize::try_from(entry.hello.slots).unwrap_or(0);
+        let free = slots.saturating_sub(self.held_by(worker).len());
+        if entry.drained {
+            return Ok((Vec::new(), committed));
         }
         let fits =
             |build: &&Build| build.requirements.fit(worker, &entry.hello.labels, &entry.hello.capabilities);
-        let Some(build) = self.queued().filter(fits).min_by_key(|build| build.turn()).cloned() else {
-            return Ok(None);
-        };
-        self.round = self.round.max(build.round);
-        let configuration = self.configurations.get(&build.id).cloned();
-        let rows = Rows { build, configuration };
-        let event = Event::Claim { worker: worker.to_owned() };
-        let decision = dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?;
-        let committed = self.apply(&decision);
-        Ok(Some((decision, committed)))
+        let mut first: Vec<Build> = self.queued().filter(fits).cloned().collect();
+        first.sort_by_key(Build::turn);
+        first.truncate(free);
+        let mut decisions = Vec::new();
+        for build in first {
+            self.round = self.round.max(build.round);
+            let configuration = self.configurations.get(&build.id).cloned();
+            let rows = Rows { build, configuration };
+            let event = Event::Claim { worker: worker.to_owned() };
+            let decision = dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?;
+            add(&mut committed, self.apply(&decision));
+            decisions.push(decision);
+        }
+        Ok((decisions, committed))
     }
 
     /// Deletes the image of a build: the build is cancelled, and goes when it is final.
-    pub(crate) fn delete(
-        &mut self,
-        id: BuildId,
-        now: Timestamp,
-    ) -> Result<Option<(Decision, Committed)>, Error> {
+    pub(crate) fn delete(&mut self, id: BuildId, now: Timestamp) -> (Decided, Committed) {
         let Some(build) = self.builds.get(&id) else {
-            return Ok(None);
+            return (Ok(None), Committed::default());
         };
         if build.state.is_final() {
             self.purge(id);
-            return Ok(None);
+            return (Ok(None), Committed::default());
         }
         self.tombstones.insert(id);
         self.decide(id, &Event::Cancel { by: "alice".to_owned() }, now)
@@ -293,4 +294,11 @@ impl Tables {
         self.artifacts.remove(&id);
         self.tombstones.remove(&id);
     }
+}
+
+/// Adds what another event has brought in the same transaction.
+pub(super) fn add(all: &mut Committed, one: Committed) {
+    all.changed.extend(one.changed);
+    all.recorded.extend(one.recorded);
+    all.queue_moved |= one.queue_moved;
 }

@@ -15,7 +15,7 @@ use super::Tables;
 use crate::{
     access::{Principal, Role},
     build::{Build, BuildId, Failure, Fault, Happening, LogStream, PendingReason},
-    dispatch::{Attempt, Event, Hello, Policy, Report, Reported, WorkerEvent},
+    dispatch::{Attempt, Decision, Event, Hello, Policy, Report, Reported, WorkerEvent},
     error::{Error, Violations},
     image::{
         Capability, Configuration, ConfigurationDraft, Dockerfile, ImageDraft, ImageId, RepositoryPrefixes,
@@ -126,9 +126,8 @@ impl Both {
         let Some((image, build)) = self.random.choice(self.builds.clone()) else { return Default::default() };
         self.builds.retain(|(_, other)| *other != build);
         let stored = self.store.delete_image(&request("root"), image, None).await;
-        let deleted = self.tables.delete(build, now);
-        let messages =
-            deleted.map(|decided| decided.map_or_else(Vec::new, |(decision, _)| decision.messages));
+        let (deleted, _) = self.tables.delete(build, now);
+        let messages = deleted.map(|decided| decided.map_or_else(Vec::new, |decision| decision.messages));
         (outcome(stored.map(|((), effects)| effects.messages)), outcome(messages))
     }
 
@@ -166,11 +165,12 @@ impl Both {
 
     async fn claim(&mut self, now: Timestamp) -> (String, String) {
         let (worker, session) = self.session();
-        let decided =
-            |found: Option<(crate::dispatch::Decision, _)>| found.map(|(decision, _)| decision.build);
+        let builds = |(decisions, _): (Vec<Decision>, _)| {
+            decisions.into_iter().map(|decision| decision.build).collect::<Vec<_>>()
+        };
         (
-            outcome(self.store.claim(worker, session).await.map(decided)),
-            outcome(self.tables.claim(worker, session, now).map(decided)),
+            outcome(self.store.claim(worker, session).await.map(builds)),
+            outcome(self.tables.claim(worker, session, now).map(builds)),
         )
     }
 
@@ -183,14 +183,21 @@ impl Both {
         )
     }
 
+    /// Some events together, as they would be one after the other.
     async fn decide(&mut self, now: Timestamp) -> (String, String) {
-        let Some((_, id)) = self.random.choice(self.builds.clone()) else { return Default::default() };
-        let Some(build) = self.tables.build(id).cloned() else { return Default::default() };
-        let event = self.event(&build, now);
-        (
-            outcome(self.store.decide(id, &event).await.map(|found| found.map(|(decision, _)| decision))),
-            outcome(self.tables.decide(id, &event, now).map(|found| found.map(|(decision, _)| decision))),
-        )
+        let (mut events, mut modelled) = (Vec::new(), Vec::new());
+        for _ in 0..=self.random.u8(0..4) {
+            let Some((_, id)) = self.random.choice(self.builds.clone()) else { return Default::default() };
+            let Some(build) = self.tables.build(id).cloned() else { continue };
+            let event = self.event(&build, now);
+            modelled.push(self.tables.decide(id, &event, now).0);
+            events.push((id, Arc::new(event)));
+        }
+        if events.is_empty() {
+            return Default::default();
+        }
+        let stored = self.store.decide(&events).await.map(|(decided, _)| decided);
+        (outcome(stored), outcome(Ok(modelled)))
     }
 
     fn event(&mut self, build: &Build, now: Timestamp) -> Event {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
+    ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, ExprTrait, PaginatorTrait, QueryFilter,
+    QueryOrder, QuerySelect, QueryTrait, Statement, sea_query::Expr,
 };
 use uuid::Uuid;
 
@@ -12,6 +12,7 @@ use super::{
     Store, WorkerRow,
     entity::{build, catalogue},
     images, rows,
+    writing::Writing,
 };
 use crate::{
     access::Sight,
@@ -139,12 +140,10 @@ pub(super) async fn pending_reason(
 /// How many queued builds are before this one.
 async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<u64, DbErr> {
     use build::Column::{Id, QueuedAt, Round};
-    let (round, queued_at, id) = (of.round, of.queued_at.micros(), of.id.0);
-    let in_round = Condition::any()
-        .add(QueuedAt.lt(queued_at))
-        .add(Condition::all().add(QueuedAt.eq(queued_at)).add(Id.lt(id)));
+    let turn = Expr::tuple([Round, QueuedAt, Id].map(Expr::col));
+    let (round, queued_at, id) = of.turn();
     let earlier =
-        Condition::any().add(Round.lt(round)).add(Condition::all().add(Round.eq(round)).add(in_round));
+        turn.lt(Expr::tuple([Expr::value(round), Expr::value(queued_at.micros()), Expr::value(id.0)]));
     build::Entity::find()
         .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
         .filter(earlier)
@@ -152,27 +151,21 @@ async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<u64, DbE
         .await
 }
 
-/// Of the queued builds that require the same the first one, for everything that is required.
-pub(super) async fn heads(db: &impl ConnectionTrait) -> Result<Vec<Build>, DbErr> {
-    let mut heads = Vec::new();
-    let mut last_key = String::new();
+/// Of the queued builds that require the same the first ones, so many at most, for everything that is required.
+pub(super) async fn first_of_each(db: &impl ConnectionTrait, limit: u64) -> Result<Vec<Build>, DbErr> {
     // Every step is one search of the index, however many builds require the same.
-    loop {
-        let head = build::Entity::find()
-            .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
-            .filter(build::Column::RequirementsKey.gt(&last_key))
-            .order_by_asc(build::Column::RequirementsKey)
-            .order_by_asc(build::Column::Round)
-            .order_by_asc(build::Column::QueuedAt)
-            .order_by_asc(build::Column::Id)
-            .one(db)
-            .await?;
-        let Some(row) = head else {
-            return Ok(heads);
-        };
-        last_key.clone_from(&row.requirements_key);
-        heads.push(rows::build_from_row(row)?);
-    }
+    let queued = rows::state_to_code(State::Queued);
+    let sql = format!(
+        "WITH RECURSIVE keys (key) AS (SELECT MIN(requirements_key) FROM builds WHERE state = {queued} UNION ALL \
+         SELECT (SELECT MIN(requirements_key) FROM builds WHERE state = {queued} AND requirements_key > key) \
+         FROM keys WHERE key IS NOT NULL) \
+         SELECT builds.* FROM keys JOIN builds ON builds.id IN (SELECT first.id FROM builds first \
+         WHERE first.state = {queued} AND first.requirements_key = key \
+         ORDER BY first.round, first.queued_at, first.id LIMIT {limit})"
+    );
+    let first = Statement::from_string(db.get_database_backend(), sql);
+    let first = build::Entity::find().from_raw_sql(first).all(db).await?;
+    first.into_iter().map(rows::build_from_row).collect()
 }
 
 /// The round that the next build of a requester is in: the one after that of its last, unless the queue is further.
@@ -188,16 +181,17 @@ pub(super) async fn next_round(db: &impl ConnectionTrait, requester: &str) -> Re
         .filter(build::Column::RequestedBy.eq(requester))
         .filter(used)
         .order_by_desc(build::Column::Round)
-        .into_tuple::<i64>()
-        .one(db)
-        .await?;
-    let of_queue = catalogue::Entity::find_by_id(1)
+        .limit(1)
+        .into_query();
+    let rounds = catalogue::Entity::find_by_id(1)
         .select_only()
         .column(catalogue::Column::Round)
-        .into_tuple::<i64>()
+        .expr_as(Expr::SubQuery(None, Box::new(last.into())), "last")
+        .into_tuple::<(i64, Option<i64>)>()
         .one(db)
         .await?;
-    Ok(of_queue.unwrap_or(0).max(last.map_or(0, |last| last + 1)))
+    let (of_queue, last) = rounds.unwrap_or_default();
+    Ok(last.map_or(of_queue, |last| Ord::max(of_queue, last + 1)))
 }
 
 /// Fails when a requester has as many builds in the queue as it may have.
@@ -224,16 +218,15 @@ pub(super) async fn require_room(
 }
 
 /// Notes that the queue has come to a round.
-pub(super) async fn reach_round(db: &impl ConnectionTrait, round: i64) -> Result<(), DbErr> {
-    catalogue::Entity::update_many()
-        .col_expr(catalogue::Column::Round, Expr::value(round))
-        .filter(catalogue::Column::Round.lt(round))
-        .exec(db)
-        .await?;
-    Ok(())
+pub(super) fn reach_round(txn: &Writing, round: i64) {
+    txn.later(
+        catalogue::Entity::update_many()
+            .col_expr(catalogue::Column::Round, Expr::value(round))
+            .filter(catalogue::Column::Round.lt(round)),
+    );
 }
 
-pub(super) async fn one(txn: &DatabaseTransaction, id: Uuid) -> Result<Build, DbErr> {
+pub(super) async fn one(txn: &Writing, id: Uuid) -> Result<Build, DbErr> {
     let row = build::Entity::find_by_id(id)
         .lock_exclusive()
         .one(txn)
@@ -243,7 +236,7 @@ pub(super) async fn one(txn: &DatabaseTransaction, id: Uuid) -> Result<Build, Db
 }
 
 /// The build of an image that is not final yet.
-pub(super) async fn active_of(txn: &DatabaseTransaction, image: ImageId) -> Result<Option<Build>, DbErr> {
+pub(super) async fn active_of(txn: &Writing, image: ImageId) -> Result<Option<Build>, DbErr> {
     build::Entity::find()
         .filter(build::Column::Image.eq(image.0))
         .filter(build::Column::State.lt(rows::state_to_code(State::Succeeded)))

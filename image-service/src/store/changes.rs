@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, ExprTrait, IntoActiveModel,
-    QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
+    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QueryOrder,
+    QuerySelect, sea_query::Expr,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -13,6 +13,7 @@ use super::{
     Store,
     entity::{catalogue, change},
     hints, rows,
+    writing::Writing,
 };
 use crate::{error::Error, image::ImageId, timestamp::Timestamp};
 
@@ -133,39 +134,57 @@ pub(super) struct Logged {
 
 /// Appends a change of an image to the change log, under a new revision.
 pub(super) async fn log(
-    txn: &DatabaseTransaction,
+    txn: &Writing,
     image: ImageId,
     creator: &str,
     viewers: &BTreeSet<String>,
     now: Timestamp,
 ) -> Result<Logged, DbErr> {
-    let (revision, at) = next_revision(txn, now).await?;
-    let change = change::Model {
-        revision: revision.number,
-        nonce: revision.nonce,
-        image: image.0,
-        creator: creator.to_owned(),
-        viewers_json: rows::to_json(viewers)?,
-        changed_at: at.micros(),
-    };
-    change::Entity::insert(change.into_active_model()).exec_without_returning(txn).await?;
-    hints::send(txn, hints::Hint::Changed).await?;
-    Ok(Logged { revision: revision.number, at })
+    let logged = log_all(txn, &[(image, creator, viewers)], now).await?;
+    logged.into_iter().next().ok_or_else(|| DbErr::RecordNotFound("a change".to_owned()))
 }
 
-/// Takes the next revision, within a transaction that no other writes beside: so the order of revisions is that of commits.
-async fn next_revision(txn: &impl ConnectionTrait, now: Timestamp) -> Result<(Revision, Timestamp), DbErr> {
+/// Appends changes of images to the change log, each under a new revision, within a transaction that no other writes beside: so
+/// the order of revisions is that of commits.
+pub(super) async fn log_all(
+    txn: &Writing,
+    changes: &[(ImageId, &str, &BTreeSet<String>)],
+    now: Timestamp,
+) -> Result<Vec<Logged>, DbErr> {
     use catalogue::{Column, Entity};
-    // Positive, so that it reads back from hexadecimal digits.
-    let nonce = i64::try_from(Uuid::new_v4().as_u64_pair().1 >> 1).unwrap_or(i64::MAX);
+    let count = i64::try_from(changes.len()).unwrap_or(i64::MAX);
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let nonces: Vec<i64> = changes.iter().map(|_| nonce()).collect();
     let last = || Expr::col(Column::ChangedAt);
-    let later: Expr = Expr::case(last().gte(now.micros()), last().add(1)).finally(now.micros()).into();
+    let later = Expr::case(last().gte(now.micros()), last().add(count)).finally(now.micros() + count - 1);
     let updated = Entity::update_many()
-        .col_expr(Column::Revision, Expr::col(Column::Revision).add(1))
-        .col_expr(Column::Nonce, Expr::value(nonce))
-        .col_expr(Column::ChangedAt, later)
+        .col_expr(Column::Revision, Expr::col(Column::Revision).add(count))
+        .col_expr(Column::Nonce, Expr::value(nonces.last().copied()))
+        .col_expr(Column::ChangedAt, later.into())
         .exec_with_returning(txn)
         .await?;
     let row = updated.first().ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
-    Ok((Revision { number: row.revision, nonce }, Timestamp::from_micros(row.changed_at)))
+    let mut logged = Vec::with_capacity(changes.len());
+    for (((image, creator, viewers), nonce), before) in changes.iter().zip(nonces).zip((0..count).rev()) {
+        let (revision, at) = (row.revision - before, row.changed_at - before);
+        let change = change::Model {
+            revision,
+            nonce,
+            image: image.0,
+            creator: (*creator).to_owned(),
+            viewers_json: rows::to_json(viewers)?,
+            changed_at: at,
+        };
+        txn.later(change::Entity::insert(change.into_active_model()));
+        logged.push(Logged { revision, at: Timestamp::from_micros(at) });
+    }
+    hints::send(txn, hints::Hint::Changed);
+    Ok(logged)
+}
+
+/// Positive, so that it reads back from hexadecimal digits.
+fn nonce() -> i64 {
+    i64::try_from(Uuid::new_v4().as_u64_pair().1 >> 1).unwrap_or(i64::MAX)
 }

@@ -13,6 +13,7 @@ use super::{
     Store,
     entity::{build, configuration, context, context_chunk, image},
     rows,
+    writing::Writing,
 };
 use crate::{
     build::State,
@@ -236,23 +237,18 @@ pub(super) async fn require(
 }
 
 /// The archives that an image has named are in use until now.
-pub(super) async fn touch_named(
-    txn: &impl ConnectionTrait,
-    image: ImageId,
-    now: Timestamp,
-) -> Result<(), DbErr> {
+pub(super) fn touch_named(txn: &Writing, image: ImageId, now: Timestamp) {
     let named = configuration::Entity::find()
         .select_only()
         .column(configuration::Column::Archive)
         .filter(configuration::Column::Image.eq(image.0))
         .filter(configuration::Column::Archive.is_not_null())
         .into_query();
-    context::Entity::update_many()
-        .col_expr(context::Column::UsedAt, Expr::value(now.micros()))
-        .filter(context::Column::Digest.in_subquery(named))
-        .exec(txn)
-        .await?;
-    Ok(())
+    txn.later(
+        context::Entity::update_many()
+            .col_expr(context::Column::UsedAt, Expr::value(now.micros()))
+            .filter(context::Column::Digest.in_subquery(named)),
+    );
 }
 
 async fn kept(db: &impl ConnectionTrait, digest: &ContextDigest) -> Result<Option<KeptContext>, DbErr> {

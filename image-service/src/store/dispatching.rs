@@ -1,6 +1,10 @@
 //! What the queue needs of a store, so that it can be driven over another one than the database.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt::Debug,
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use sea_orm::{
@@ -21,6 +25,9 @@ use crate::{
     timestamp::Timestamp,
 };
 
+/// What came of an event; `None` when there is no such build.
+pub(crate) type Decided = Result<Option<Decision>, Error>;
+
 /// Where the queue is kept. Every operation is one transaction: when it fails with [`Error::Busy`], it may have been
 /// committed all the same.
 #[async_trait]
@@ -28,11 +35,11 @@ pub(crate) trait DispatchStore: Debug + Send + Sync {
     /// The times and limits of dispatch.
     fn policy(&self) -> &Policy;
 
-    /// Decides what `event` does to a build and writes it; `None` when there is no such build.
-    async fn decide(&self, id: BuildId, event: &Event) -> Result<Option<(Decision, Committed)>, Error>;
+    /// Decides what each event does to its build, one after the other, and writes it.
+    async fn decide(&self, events: &[(BuildId, Arc<Event>)]) -> Result<(Vec<Decided>, Committed), Error>;
 
-    /// Gives the first queued build that the worker can take to it, if it has a free slot; `None` when either is missing.
-    async fn claim(&self, worker: &str, session: Uuid) -> Result<Option<(Decision, Committed)>, Error>;
+    /// Gives the first queued builds that the worker can take to it, as many as it has free slots.
+    async fn claim(&self, worker: &str, session: Uuid) -> Result<(Vec<Decision>, Committed), Error>;
 
     /// The builds of which [`Event::Tick`] may end something.
     async fn overdue(&self) -> Result<Vec<Build>, Error>;
@@ -64,48 +71,68 @@ impl DispatchStore for Store {
         &self.policy
     }
 
-    async fn decide(&self, id: BuildId, event: &Event) -> Result<Option<(Decision, Committed)>, Error> {
+    async fn decide(&self, events: &[(BuildId, Arc<Event>)]) -> Result<(Vec<Decided>, Committed), Error> {
         let txn = self.write().await?;
         let now = self.now(&txn).await?;
-        let Some(row) = build::Entity::find_by_id(id.0).lock_exclusive().one(&txn).await? else {
-            return Ok(None);
-        };
-        let rows = Rows { build: rows::build_from_row(row)?, configuration: None };
-        let decision = dispatch::decide(rows, event, &self.policy, now).map_err(Error::Refused)?;
+        let ids: BTreeSet<Uuid> = events.iter().map(|(id, _)| id.0).collect();
+        let found = build::Entity::find().filter(build::Column::Id.is_in(ids)).lock_exclusive();
+        let mut builds = HashMap::new();
+        for row in found.all(&txn).await? {
+            let build = rows::build_from_row(row)?;
+            builds.insert(build.id, build);
+        }
+        let mut decided = Vec::with_capacity(events.len());
+        for (id, event) in events {
+            let Some(build) = builds.get_mut(id) else {
+                decided.push(Ok(None));
+                continue;
+            };
+            let rows = Rows { build: build.clone(), configuration: None };
+            let decision = dispatch::decide(rows, event, &self.policy, now).map_err(Error::Refused);
+            if let Ok(Decision { build: Some(changed), .. }) = &decision {
+                build.clone_from(changed);
+            }
+            decided.push(decision.map(Some));
+        }
         let mut committed = Committed::default();
-        apply(&txn, &decision, now, &mut committed).await?;
+        apply(&txn, decided.iter().flatten().flatten(), now, &mut committed).await?;
         self.commit(txn, &committed).await?;
-        Ok(Some((decision, committed)))
+        Ok((decided, committed))
     }
 
-    async fn claim(&self, worker: &str, session: Uuid) -> Result<Option<(Decision, Committed)>, Error> {
+    async fn claim(&self, worker: &str, session: Uuid) -> Result<(Vec<Decision>, Committed), Error> {
+        let mut committed = Committed::default();
         if !self.has_queued().await? {
-            return Ok(None);
+            return Ok((Vec::new(), committed));
         }
         let txn = self.write().await?;
         let Some(of_session) = workers::of_session(&txn, worker, session).await? else {
             return Err(Error::SessionLost);
         };
-        let slots = u64::from(of_session.slots.unsigned_abs());
-        if of_session.drained || builds::held_by(&txn, worker).await? >= slots {
-            return Ok(None);
+        if of_session.drained || of_session.free_slots == 0 {
+            return Ok((Vec::new(), committed));
         }
-        let heads = builds::heads(&txn).await?.into_iter();
-        let fitting =
-            heads.filter(|head| head.requirements.fit(worker, &of_session.labels, &of_session.capabilities));
-        let Some(build) = fitting.min_by_key(Build::turn) else {
-            return Ok(None);
+        let mut first = builds::first_of_each(&txn, of_session.free_slots).await?;
+        first.retain(|build| build.requirements.fit(worker, &of_session.labels, &of_session.capabilities));
+        first.sort_by_key(Build::turn);
+        first.truncate(usize::try_from(of_session.free_slots).unwrap_or(usize::MAX));
+        let Some(last) = first.last() else {
+            return Ok((Vec::new(), committed));
         };
-        builds::reach_round(&txn, build.round).await?;
-        let configuration = images::configuration(&txn, build.image, build.configuration_revision).await?;
-        let rows = Rows { build, configuration: Some(Arc::new(configuration)) };
+        builds::reach_round(&txn, last.round);
+        let named = first.iter().map(|build| (build.image, build.configuration_revision));
+        let configurations = images::configurations(&txn, named).await?;
         let event = Event::Claim { worker: worker.to_owned() };
         let now = self.now(&txn).await?;
-        let decision = dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?;
-        let mut committed = Committed::default();
-        apply(&txn, &decision, now, &mut committed).await?;
+        let mut decisions = Vec::with_capacity(first.len());
+        for build in first {
+            let configuration = configurations.get(&(build.image, build.configuration_revision)).cloned();
+            let rows = Rows { build, configuration };
+            decisions.push(dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?);
+        }
+        apply(&txn, &decisions, now, &mut committed).await?;
         self.commit(txn, &committed).await?;
-        Ok(Some((decision, committed)))
+        Ok((decisions, committed))
     }
 
     async fn overdue(&self) -> Result<Vec<Build>, Error> {

@@ -3,9 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait,
-    ExprTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select,
-    Set,
+    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, ExprTrait,
+    IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Set,
     sea_query::{Expr, SelectStatement, UnionType},
 };
 use uuid::Uuid;
@@ -14,6 +13,7 @@ use super::{
     Effects, Store, changes,
     entity::{grant, image},
     write::Write,
+    writing::Writing,
 };
 use crate::{
     access::{Action, Permissions, Sight},
@@ -98,7 +98,7 @@ async fn share(write: &mut Write<'_>, id: ImageId, creator: &str, subject: &str)
     let gains_or_loses_sight = [subject.to_owned()].into();
     let revision = changes::log(&write.txn, id, creator, &gains_or_loses_sight, write.now).await?.revision;
     let row = image::ActiveModel { id: Set(id.0), revision: Set(revision), ..Default::default() };
-    image::Entity::update(row).exec(&write.txn).await?;
+    write.txn.later(image::Entity::update(row).validate()?);
     write.effects.committed.changed.insert(id);
     Ok(())
 }
@@ -138,7 +138,7 @@ pub(super) async fn all(
 }
 
 /// Those to whom the image was granted.
-pub(super) async fn viewers(txn: &DatabaseTransaction, image: ImageId) -> Result<BTreeSet<String>, DbErr> {
+pub(super) async fn viewers(txn: &Writing, image: ImageId) -> Result<BTreeSet<String>, DbErr> {
     let found = grant::Entity::find()
         .select_only()
         .column(grant::Column::Subject)
@@ -201,9 +201,8 @@ fn granted_to(subject: &str) -> Select<grant::Entity> {
         .filter(grant::Column::Subject.eq(subject))
 }
 
-pub(super) async fn purge(txn: &DatabaseTransaction, image: Uuid) -> Result<(), DbErr> {
-    grant::Entity::delete_many().filter(grant::Column::Image.eq(image)).exec(txn).await?;
-    Ok(())
+pub(super) fn purge(txn: &Writing, image: Uuid) {
+    txn.later(grant::Entity::delete_many().filter(grant::Column::Image.eq(image)));
 }
 
 fn permissions_of(row: &grant::Model) -> Permissions {

@@ -5,12 +5,12 @@
 use std::fmt;
 
 use sea_orm::{
-    ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Statement,
+    ConnectionTrait, DbBackend, DbErr, Statement,
     sqlx::{Error as SqlxError, postgres::PgListener},
 };
 use uuid::Uuid;
 
-use super::Store;
+use super::{Store, writing::Writing};
 use crate::build::BuildId;
 
 const CHANNEL: &str = "trailer_hints";
@@ -56,13 +56,12 @@ impl Hints {
 }
 
 /// Sends a hint with the transaction; the database sends equal ones once.
-pub(super) async fn send(txn: &DatabaseTransaction, hint: Hint) -> Result<(), DbErr> {
+pub(super) fn send(txn: &Writing, hint: Hint) {
     if txn.get_database_backend() == DbBackend::Postgres {
         let values = [CHANNEL.into(), hint.to_string().into()];
         let notify = Statement::from_sql_and_values(DbBackend::Postgres, "SELECT pg_notify($1, $2)", values);
-        txn.execute_raw(notify).await?;
+        txn.later_raw(notify);
     }
-    Ok(())
 }
 
 impl fmt::Display for Hint {

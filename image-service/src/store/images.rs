@@ -1,8 +1,10 @@
 //! Reading images and their configurations.
 
+use std::{collections::HashMap, sync::Arc};
+
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, FromQueryResult, QueryFilter,
-    QueryOrder, QueryResult, QuerySelect, Statement,
+    ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, ExprTrait,
+    FromQueryResult, QueryFilter, QueryOrder, QueryResult, QuerySelect, Statement,
 };
 
 use super::{
@@ -165,4 +167,21 @@ pub(super) async fn configuration(
         .await?
         .ok_or_else(|| DbErr::RecordNotFound("a configuration".to_owned()))?;
     rows::from_json(&row.json)
+}
+
+/// The configurations of these images and revisions.
+pub(super) async fn configurations(
+    db: &impl ConnectionTrait,
+    of: impl Iterator<Item = (ImageId, i64)>,
+) -> Result<HashMap<(ImageId, i64), Arc<Configuration>>, DbErr> {
+    let mut named = Condition::any();
+    for (image, revision) in of {
+        named = named
+            .add(configuration::Column::Image.eq(image.0).and(configuration::Column::Revision.eq(revision)));
+    }
+    let found = configuration::Entity::find().filter(named).all(db).await?;
+    found
+        .into_iter()
+        .map(|row| Ok(((ImageId(row.image), row.revision), Arc::new(rows::from_json(&row.json)?))))
+        .collect()
 }

@@ -16,13 +16,12 @@ use std::{
 };
 
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, FromQueryResult, Statement,
-    Value,
+    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, FromQueryResult, Statement, Value,
     sea_query::{Condition, Expr, ExprTrait, JoinType, Order, Query, SelectStatement},
 };
 use uuid::Uuid;
 
-use super::{begin_immediate, entity::image, rows};
+use super::{begin_immediate, entity::image, rows, writing::Writing};
 use crate::{
     access::Sight,
     image::{self as noun, ImageId},
@@ -139,43 +138,48 @@ pub(super) async fn above_the_next(
 }
 
 /// Brings the index to where these images are, before the transaction that has changed them commits.
-pub(super) async fn follow(txn: &DatabaseTransaction, changed: &BTreeSet<ImageId>) -> Result<(), DbErr> {
+pub(super) async fn follow(txn: &Writing, changed: &BTreeSet<ImageId>) -> Result<(), DbErr> {
     let Known { mut images, mut highest } = known(txn, changed).await?;
     // Those that were updated later are above, and of those that were updated at once the one with the lesser id.
     images.sort_by_key(|image| image.row.as_ref().map(|row| (row.updated_at, Reverse(row.id))));
-    let mut places = String::new();
-    let mut words = Vec::new();
+    let (mut left, mut gone, mut placed, mut words) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for Indexed { id, place, row, text, viewers } in images {
-        if let Some((place, _)) = place {
-            let _ = writeln!(places, "DELETE FROM image_index WHERE rowid = {place};");
-        }
+        left.extend(place.map(|(place, _)| [place.into()]));
         let Some(row) = row else {
-            let _ = writeln!(places, "DELETE FROM image_places WHERE image = x'{}';", id.simple());
+            gone.push([id.into()]);
             continue;
         };
         let place = match place {
             Some((place, updated_at)) if updated_at == row.updated_at => place,
             _ => {
                 highest += 1;
-                let _ = writeln!(
-                    places,
-                    "INSERT INTO image_places (place, image, updated_at) VALUES ({highest}, x'{}', {}) \
-                     ON CONFLICT (image) DO UPDATE SET place = excluded.place, updated_at = excluded.updated_at;",
-                    id.simple(),
-                    row.updated_at
-                );
+                placed.push([highest.into(), id.into(), row.updated_at.into()]);
                 highest
             }
         };
-        words.extend([place.into(), words_of(&row, &text, viewers.iter()).into()]);
+        words.push([place.into(), words_of(&row, &text, viewers.iter()).into()]);
     }
-    // All at once, for each way to the connection's thread takes longer than the statement; there is nothing to be escaped.
-    txn.execute_unprepared(&places).await?;
-    for words in words.chunks(2 * WRITTEN_AT_ONCE) {
-        let sql = format!("INSERT INTO image_index (rowid, words) VALUES {}", marks(2, words.len()));
-        run(txn, &sql, words.to_vec()).await?;
-    }
+    write(txn, "DELETE FROM image_index WHERE rowid IN (VALUES", &left, ")");
+    write(txn, "DELETE FROM image_places WHERE image IN (VALUES", &gone, ")");
+    write(
+        txn,
+        "INSERT INTO image_places (place, image, updated_at) VALUES",
+        &placed,
+        "ON CONFLICT (image) DO UPDATE SET place = excluded.place, updated_at = excluded.updated_at",
+    );
+    write(txn, "INSERT INTO image_index (rowid, words) VALUES", &words, "");
     Ok(())
+}
+
+/// Writes rows, some with each statement.
+fn write<const N: usize>(txn: &Writing, before: &str, rows: &[[Value; N]], after: &str) {
+    const AT_ONCE: usize = 50;
+    for rows in rows.chunks(AT_ONCE) {
+        let row = format!("({})", ["?"; N].join(", "));
+        let marks = vec![row.as_str(); rows.len()].join(", ");
+        let sql = format!("{before} {marks} {after}");
+        txn.later_raw(Statement::from_sql_and_values(DbBackend::Sqlite, sql, rows.as_flattened().to_vec()));
+    }
 }
 
 /// What the index is to have of an image.
@@ -196,7 +200,7 @@ struct Known {
 }
 
 /// Reads all that the index is to have of these images.
-async fn known(txn: &DatabaseTransaction, images: &BTreeSet<ImageId>) -> Result<Known, DbErr> {
+async fn known(txn: &Writing, images: &BTreeSet<ImageId>) -> Result<Known, DbErr> {
     let marks = vec!["(?)"; images.len()].join(", ");
     let sql = format!(
         "WITH asked (asked) AS (VALUES {marks}) \
@@ -224,15 +228,6 @@ async fn known(txn: &DatabaseTransaction, images: &BTreeSet<ImageId>) -> Result<
         });
     }
     Ok(known)
-}
-
-/// How many images one statement writes.
-const WRITTEN_AT_ONCE: usize = 50;
-
-/// Question marks for so many values, by rows.
-fn marks(of_row: usize, values: usize) -> String {
-    let row = format!("({})", vec!["?"; of_row].join(", "));
-    vec![row.as_str(); values / of_row].join(", ")
 }
 
 /// Makes the index anew when it is another version's, some thousand images a transaction: one that is interrupted is gone on
@@ -284,7 +279,7 @@ pub(super) async fn renew(writer: &DatabaseConnection) -> Result<(), DbErr> {
 }
 
 /// In the order of their updates.
-async fn next_unindexed(txn: &DatabaseTransaction, limit: u64) -> Result<Vec<Uuid>, DbErr> {
+async fn next_unindexed(txn: &Writing, limit: u64) -> Result<Vec<Uuid>, DbErr> {
     let last = number(txn, "SELECT updated_at FROM image_places ORDER BY place DESC LIMIT 1", vec![]).await?;
     let sql = "SELECT i.id FROM images i WHERE NOT i.deleted AND i.updated_at >= ? \
                AND NOT EXISTS (SELECT 1 FROM image_places p WHERE p.image = i.id) \
@@ -366,9 +361,4 @@ fn hash(text: &str) -> u64 {
 async fn number(db: &impl ConnectionTrait, sql: &str, values: Vec<Value>) -> Result<Option<i64>, DbErr> {
     let row = db.query_one_raw(Statement::from_sql_and_values(DbBackend::Sqlite, sql, values)).await?;
     row.map_or(Ok(None), |row| row.try_get_by_index(0))
-}
-
-async fn run(db: &impl ConnectionTrait, sql: &str, values: Vec<Value>) -> Result<(), DbErr> {
-    db.execute_raw(Statement::from_sql_and_values(DbBackend::Sqlite, sql, values)).await?;
-    Ok(())
 }

@@ -2,15 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use sea_orm::{
-    ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect,
-};
+use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect};
 use uuid::Uuid;
 
 use super::{
     Store, contexts,
     entity::{build, configuration, image, made_image},
     rows,
+    writing::Writing,
 };
 use crate::{
     build::{Kind, State},
@@ -94,14 +93,10 @@ impl Store {
 }
 
 /// A worker has made this, or pulled it, which needs no remembering.
-pub(super) async fn remember(txn: &DatabaseTransaction, artifact: &Artifact) -> Result<(), DbErr> {
+pub(super) fn remember(txn: &Writing, artifact: &Artifact) {
     if artifact.pulled {
-        return Ok(());
+        return;
     }
     let row = made_image::Model { worker: artifact.worker.clone(), engine_id: artifact.image_id.clone() };
-    made_image::Entity::insert(row.into_active_model())
-        .on_conflict_do_nothing()
-        .exec_without_returning(txn)
-        .await?;
-    Ok(())
+    txn.later(made_image::Entity::insert(row.into_active_model()).on_conflict_do_nothing());
 }

@@ -1,25 +1,28 @@
 //! Which image a reference belongs to. No two images ever write the same one: neither what they are set to, nor what a build
 //! under way will write, nor what an artifact has.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
-use sea_orm::{ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, IntoActiveModel, QueryFilter};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect, QueryTrait,
+    sea_query::{Expr, UnionType},
+};
 use uuid::Uuid;
 
 use super::{
-    builds,
-    entity::{image, image_reference},
+    entity::{build, image, image_reference},
     rows,
+    writing::Writing,
 };
 use crate::{
-    build::Kind,
+    build::{Kind, State},
     error::Error,
     image::{Artifact, ImageId, Reference, WantedReference},
 };
 
 /// The reference that an image gets: what is derived is varied until it is free.
 pub(super) async fn choose(
-    txn: &DatabaseTransaction,
+    txn: &Writing,
     image: ImageId,
     wanted: &WantedReference,
     writes: bool,
@@ -38,53 +41,100 @@ pub(super) async fn choose(
     }
 }
 
-/// Takes every reference that the image writes or has written, and gives the others back. Fails when one is another image's.
-pub(super) async fn settle(txn: &DatabaseTransaction, row: &image::Model) -> Result<(), Error> {
-    let mut wanted = BTreeSet::new();
-    if !row.template && !row.pulled && !row.deleted {
-        wanted.insert((row.repository.clone(), row.tag.clone()));
+/// Takes every reference that the images write or have written, and gives the others back. Fails when one is another image's.
+pub(super) async fn settle(
+    txn: &Writing,
+    images: impl IntoIterator<Item = &image::Model>,
+) -> Result<(), Error> {
+    let images: Vec<&image::Model> = images.into_iter().collect();
+    if images.is_empty() {
+        return Ok(());
     }
-    if let Some(build) =
-        builds::active_of(txn, ImageId(row.id)).await?.filter(|build| build.kind != Kind::Pull)
-    {
-        wanted.insert(parts(&build.reference));
-    }
-    let artifact: Option<Artifact> = row.artifact_json.as_deref().map(rows::from_json).transpose()?;
-    if let Some(artifact) = artifact.filter(|artifact| !artifact.pulled) {
-        wanted.extend(artifact.reference.as_ref().map(parts));
-    }
-    let held: BTreeSet<(String, String)> = image_reference::Entity::find()
-        .filter(image_reference::Column::Image.eq(row.id))
-        .all(txn)
-        .await?
-        .into_iter()
-        .map(|held| (held.repository, held.tag))
-        .collect();
-    for free in held.difference(&wanted) {
-        image_reference::Entity::delete_by_id(free.clone()).exec(txn).await?;
-    }
-    for (repository, tag) in wanted.difference(&held).cloned() {
-        let reference = Reference::from_stored(repository, tag);
-        if owner(txn, &reference).await?.is_some() {
-            return Err(Error::ReferenceTaken(reference.to_string()));
+    let mut known = held_and_writing(txn, images.iter().map(|row| row.id)).await?;
+    for row in images {
+        let Known { held, writing: mut wanted } = known.remove(&row.id).unwrap_or_default();
+        if !row.template && !row.pulled && !row.deleted {
+            wanted.insert((row.repository.clone(), row.tag.clone()));
         }
-        let (repository, tag) = parts(&reference);
-        let held = image_reference::Model { repository, tag, image: row.id };
-        image_reference::Entity::insert(held.into_active_model()).exec_without_returning(txn).await?;
+        let artifact: Option<Artifact> = row.artifact_json.as_deref().map(rows::from_json).transpose()?;
+        if let Some(artifact) = artifact.filter(|artifact| !artifact.pulled) {
+            wanted.extend(artifact.reference.as_ref().map(parts));
+        }
+        for (repository, tag) in held.difference(&wanted) {
+            txn.later(
+                image_reference::Entity::delete_many()
+                    .filter(image_reference::Column::Repository.eq(repository))
+                    .filter(image_reference::Column::Tag.eq(tag)),
+            );
+        }
+        for (repository, tag) in wanted.difference(&held).cloned() {
+            take(txn, row.id, &Reference::from_stored(repository, tag)).await?;
+        }
     }
     Ok(())
 }
 
-pub(super) async fn purge(txn: &DatabaseTransaction, image: Uuid) -> Result<(), DbErr> {
-    image_reference::Entity::delete_many().filter(image_reference::Column::Image.eq(image)).exec(txn).await?;
+/// Takes a reference that the image does not hold. Fails when it is another image's.
+pub(super) async fn take(txn: &Writing, image: Uuid, reference: &Reference) -> Result<(), Error> {
+    if owner(txn, reference).await?.is_some() {
+        return Err(Error::ReferenceTaken(reference.to_string()));
+    }
+    let (repository, tag) = parts(reference);
+    let held = image_reference::Model { repository, tag, image };
+    txn.later(image_reference::Entity::insert(held.into_active_model()));
     Ok(())
 }
 
-async fn owner(txn: &DatabaseTransaction, reference: &Reference) -> Result<Option<Uuid>, DbErr> {
+type Parts = (String, String);
+
+/// What is known of the references of one image.
+#[derive(Debug, Default)]
+struct Known {
+    held: BTreeSet<Parts>,
+    /// What a build under way will write.
+    writing: BTreeSet<Parts>,
+}
+
+async fn held_and_writing(
+    txn: &Writing,
+    images: impl Iterator<Item = Uuid> + Clone,
+) -> Result<HashMap<Uuid, Known>, DbErr> {
+    let mut both = image_reference::Entity::find()
+        .select_only()
+        .columns([
+            image_reference::Column::Image,
+            image_reference::Column::Repository,
+            image_reference::Column::Tag,
+        ])
+        .expr_as(Expr::value(true), "held")
+        .filter(image_reference::Column::Image.is_in(images.clone()))
+        .into_query();
+    let writing = build::Entity::find()
+        .select_only()
+        .columns([build::Column::Image, build::Column::Repository, build::Column::Tag])
+        .expr_as(Expr::value(false), "held")
+        .filter(build::Column::Image.is_in(images))
+        .filter(build::Column::State.lt(rows::state_to_code(State::Succeeded)))
+        .filter(build::Column::Kind.ne(rows::kind_to_code(Kind::Pull)));
+    both.union(UnionType::All, writing.into_query());
+    let mut all: HashMap<Uuid, Known> = HashMap::new();
+    for row in txn.query_all(&both).await? {
+        let known = all.entry(row.try_get_by_index(0)?).or_default();
+        let of = if row.try_get_by_index(3)? { &mut known.held } else { &mut known.writing };
+        of.insert((row.try_get_by_index(1)?, row.try_get_by_index(2)?));
+    }
+    Ok(all)
+}
+
+pub(super) fn purge(txn: &Writing, image: Uuid) {
+    txn.later(image_reference::Entity::delete_many().filter(image_reference::Column::Image.eq(image)));
+}
+
+async fn owner(txn: &Writing, reference: &Reference) -> Result<Option<Uuid>, DbErr> {
     let found = image_reference::Entity::find_by_id(parts(reference)).one(txn).await?;
     Ok(found.map(|found| found.image))
 }
 
-fn parts(reference: &Reference) -> (String, String) {
+fn parts(reference: &Reference) -> Parts {
     (reference.repository().to_owned(), reference.tag().to_owned())
 }

@@ -7,6 +7,7 @@ use super::{
     Store, contexts,
     entity::{build, build_record, configuration, image},
     rows,
+    writing::Writing,
 };
 use crate::{
     build::State,
@@ -71,18 +72,14 @@ impl Store {
     /// Forgets one build that is over, at once: whoever watches it sees all of its history or none.
     async fn forget_build(&self, image: ImageId, build: Uuid) -> Result<(), Error> {
         let txn = self.write().await?;
-        build::Entity::delete_by_id(build).exec(&txn).await?;
-        build_record::Entity::delete_many().filter(build_record::Column::Build.eq(build)).exec(&txn).await?;
+        txn.later(build::Entity::delete_many().filter(build::Column::Id.eq(build)));
+        txn.later(build_record::Entity::delete_many().filter(build_record::Column::Build.eq(build)));
         self.forget_configurations(&txn, image).await?;
         Ok(txn.commit().await?)
     }
 
     /// Forgets the configurations of an image that are neither its own nor a build's.
-    async fn forget_configurations(
-        &self,
-        txn: &sea_orm::DatabaseTransaction,
-        of: ImageId,
-    ) -> Result<(), DbErr> {
+    async fn forget_configurations(&self, txn: &Writing, of: ImageId) -> Result<(), DbErr> {
         let current = image::Entity::find_by_id(of.0)
             .select_only()
             .column(image::Column::ConfigurationRevision)
@@ -92,13 +89,13 @@ impl Store {
             .column(build::Column::ConfigurationRevision)
             .filter(build::Column::Image.eq(of.0))
             .into_query();
-        contexts::touch_named(txn, of, self.now(txn).await?).await?;
-        configuration::Entity::delete_many()
-            .filter(configuration::Column::Image.eq(of.0))
-            .filter(configuration::Column::Revision.not_in_subquery(current))
-            .filter(configuration::Column::Revision.not_in_subquery(of_builds))
-            .exec(txn)
-            .await?;
+        contexts::touch_named(txn, of, self.now(txn).await?);
+        txn.later(
+            configuration::Entity::delete_many()
+                .filter(configuration::Column::Image.eq(of.0))
+                .filter(configuration::Column::Revision.not_in_subquery(current))
+                .filter(configuration::Column::Revision.not_in_subquery(of_builds)),
+        );
         Ok(())
     }
 }

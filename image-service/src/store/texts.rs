@@ -4,36 +4,28 @@
 use std::collections::HashMap;
 
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
-    IntoActiveModel, QueryFilter, QueryResult, QuerySelect, QueryTrait, RuntimeErr,
-    sea_query::{Expr, SelectStatement},
+    ColumnTrait, Condition, ConnectionTrait, DbBackend, DbErr, EntityTrait, NotSet, QueryFilter, QueryResult,
+    QuerySelect, QueryTrait, RuntimeErr, Set,
+    sea_query::{Expr, OnConflict, SelectStatement},
 };
 use uuid::Uuid;
 
-use super::entity::{image, image_text};
+use super::{
+    entity::{image, image_text},
+    writing::Writing,
+};
 use crate::{
     image::{Configuration, ImageId, search_text},
     search::Term,
 };
 
 /// Writes what an image is found by, from its record and configuration.
-pub(super) async fn write(
-    txn: &DatabaseTransaction,
-    row: &image::Model,
-    configuration: &Configuration,
-) -> Result<(), DbErr> {
+pub(super) fn write(txn: &Writing, row: &image::Model, configuration: &Configuration) {
     let text = search_text(&row.name, &row.description, configuration).as_str().to_owned();
-    let updated = image_text::Entity::update_many()
-        .col_expr(image_text::Column::Text, Expr::value(text.clone()))
-        .filter(image_text::Column::Image.eq(row.id))
-        .exec(txn)
-        .await?;
-    if updated.rows_affected == 0 {
-        let mut row = image_text::Model { row: 0, image: row.id, text }.into_active_model();
-        row.row = sea_orm::NotSet;
-        image_text::Entity::insert(row).exec_without_returning(txn).await?;
-    }
-    Ok(())
+    let row = image_text::ActiveModel { row: NotSet, image: Set(row.id), text: Set(text) };
+    let instead =
+        OnConflict::column(image_text::Column::Image).update_column(image_text::Column::Text).to_owned();
+    txn.later(image_text::Entity::insert(row).on_conflict(instead));
 }
 
 /// What each of these images can be found by.
@@ -48,9 +40,8 @@ pub(super) async fn all(
     Ok(found.into_iter().map(|row| (ImageId(row.image), row.text)).collect())
 }
 
-pub(super) async fn purge(txn: &DatabaseTransaction, image: Uuid) -> Result<(), DbErr> {
-    image_text::Entity::delete_many().filter(image_text::Column::Image.eq(image)).exec(txn).await?;
-    Ok(())
+pub(super) fn purge(txn: &Writing, image: Uuid) {
+    txn.later(image_text::Entity::delete_many().filter(image_text::Column::Image.eq(image)));
 }
 
 /// Whether Postgres' trigrams can find it.

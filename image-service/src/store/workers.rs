@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter,
-    QueryOrder, QuerySelect, Set,
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, FromQueryResult, IntoActiveModel,
+    QueryFilter, QueryOrder, QuerySelect, QueryTrait, Set, sea_query::Expr,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -71,7 +71,7 @@ impl Store {
             change.drained = Set(drained);
             row = change.update(&write.txn).await?;
             write.effects.committed.queue_moved = true;
-            hints::send(&write.txn, Hint::QueueMoved).await?;
+            hints::send(&write.txn, Hint::QueueMoved);
         }
         let slots_taken = i64::try_from(builds::held_by(&write.txn, name).await?).unwrap_or(i64::MAX);
         let answer = from_row(row, slots_taken, &self.policy, write.now)?;
@@ -155,7 +155,7 @@ fn is_online(row: &worker::Model, policy: &Policy, now: Timestamp) -> bool {
 /// What a worker is when a session of it speaks.
 #[derive(Debug)]
 pub(super) struct OfSession {
-    pub(super) slots: i32,
+    pub(super) free_slots: u64,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) capabilities: BTreeSet<Capability>,
     pub(super) drained: bool,
@@ -167,11 +167,23 @@ pub(super) async fn of_session(
     name: &str,
     session: Uuid,
 ) -> Result<Option<OfSession>, DbErr> {
-    let found = worker::Entity::find_by_id(name).filter(worker::Column::Session.eq(session)).one(db).await?;
-    found
-        .map(|row| {
+    const TAKEN: &str = "taken";
+    let taken = builds::held()
+        .select_only()
+        .expr(build::Column::Id.count())
+        .filter(build::Column::Worker.eq(name))
+        .into_query();
+    let of_session = worker::Entity::find_by_id(name)
+        .filter(worker::Column::Session.eq(session))
+        .expr_as(Expr::SubQuery(None, Box::new(taken.into())), TAKEN)
+        .into_query();
+    db.query_one(&of_session)
+        .await?
+        .map(|found| {
+            let row = worker::Model::from_query_result(&found, "")?;
             Ok(OfSession {
-                slots: row.slots,
+                free_slots: u64::try_from(i64::from(row.slots) - found.try_get::<i64>("", TAKEN)?)
+                    .unwrap_or(0),
                 labels: rows::from_json(&row.labels_json)?,
                 capabilities: rows::from_json(&row.capabilities_json)?,
                 drained: row.drained,

@@ -3,15 +3,14 @@
 
 use std::time::Duration;
 
-use sea_orm::{
-    ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect,
-};
+use sea_orm::{ColumnTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     Effects, Store,
     entity::{answer, image},
     grants, rows,
+    writing::Writing,
 };
 use crate::{
     access::{Action, Standing},
@@ -26,7 +25,7 @@ use crate::{
 pub(super) struct Write<'a> {
     pub(super) store: &'a Store,
     pub(super) request: &'a Request,
-    pub(super) txn: DatabaseTransaction,
+    pub(super) txn: Writing,
     pub(super) now: Timestamp,
     pub(super) effects: Effects,
 }
@@ -107,7 +106,7 @@ impl Write<'_> {
                 json: rows::to_json(&answer)?,
                 answered_at: now.micros(),
             };
-            answer::Entity::insert(row.into_active_model()).exec_without_returning(&txn).await?;
+            txn.later(answer::Entity::insert(row.into_active_model()));
         }
         store.commit(txn, &effects.committed).await?;
         Ok((answer, effects))
@@ -143,7 +142,7 @@ impl Write<'_> {
 
 impl Target {
     /// The image as it is after it was written.
-    pub(super) async fn reread(self, txn: &DatabaseTransaction) -> Result<(Image, Standing), Error> {
+    pub(super) async fn reread(self, txn: &Writing) -> Result<(Image, Standing), Error> {
         let row = image::Entity::find_by_id(self.row.id)
             .one(txn)
             .await?

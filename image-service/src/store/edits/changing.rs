@@ -37,7 +37,7 @@ impl Write<'_> {
         edit.name.as_str().clone_into(&mut row.name);
         edit.description.as_str().clone_into(&mut row.description);
         if let Some(configuration) = &configuration {
-            contexts::touch_named(&self.txn, id, self.now).await?;
+            contexts::touch_named(&self.txn, id, self.now);
             row.configuration_revision += 1;
             row.pulled = configuration.is_pull() && !row.snapshot;
             self.write_configuration(id, row.configuration_revision, configuration).await?;
@@ -50,8 +50,8 @@ impl Write<'_> {
             row.reference_given = matches!(wanted, WantedReference::Given(_));
         }
         if row != target.row {
-            texts::write(&self.txn, &row, configuration.as_ref().unwrap_or(&current)).await?;
-            references::settle(&self.txn, &row).await?;
+            texts::write(&self.txn, &row, configuration.as_ref().unwrap_or(&current));
+            references::settle(&self.txn, [&row]).await?;
             self.save_edit(row).await?;
         }
         let (image, standing) = target.reread(&self.txn).await?;
@@ -65,7 +65,7 @@ impl Write<'_> {
         row.revision = logged.revision;
         row.edit_revision = logged.revision;
         row.updated_at = logged.at.micros();
-        row.into_active_model().reset_all().update(&self.txn).await?;
+        self.txn.later(image::Entity::update(row.into_active_model().reset_all()).validate()?);
         self.effects.committed.changed.insert(id);
         Ok(())
     }
@@ -106,13 +106,13 @@ impl Write<'_> {
         };
         let requested_by = self.request.caller.subject().to_owned();
         let mut build = Build::queued(id, number + 1, requested_by, job, self.now);
-        image::Entity::update_many()
-            .col_expr(image::Column::LatestBuild, Expr::value(build.id.0))
-            .filter(image::Column::Id.eq(id.0))
-            .exec(&self.txn)
-            .await?;
+        self.txn.later(
+            image::Entity::update_many()
+                .col_expr(image::Column::LatestBuild, Expr::value(build.id.0))
+                .filter(image::Column::Id.eq(id.0)),
+        );
         self.enqueue(&mut build).await?;
-        references::settle(&self.txn, &target.row).await?;
+        references::settle(&self.txn, [&target.row]).await?;
         Ok((self.basic(target).await?, build))
     }
 
@@ -147,7 +147,7 @@ impl Write<'_> {
         let rows = Rows { build: build.clone(), configuration: None };
         let mut decision =
             dispatch::decide(rows, &event, self.store.policy(), self.now).map_err(Error::Refused)?;
-        apply(&self.txn, &decision, self.now, &mut self.effects.committed).await?;
+        apply(&self.txn, [&decision], self.now, &mut self.effects.committed).await?;
         self.effects.messages.append(&mut decision.messages);
         Ok(decision.build.unwrap_or(build))
     }
@@ -158,9 +158,8 @@ impl Write<'_> {
         let viewers = grants::viewers(&self.txn, id).await?;
         changes::log(&self.txn, id, &target.image.creator, &viewers, self.now).await?;
         self.effects.committed.changed.insert(id);
-        image::Entity::update(image::ActiveModel { id: Set(id.0), deleted: Set(true), ..Default::default() })
-            .exec(&self.txn)
-            .await?;
+        let deleted = image::ActiveModel { id: Set(id.0), deleted: Set(true), ..Default::default() };
+        self.txn.later(image::Entity::update(deleted).validate()?);
         let active = builds::active_of(&self.txn, id).await?;
         if let Some(build) = active {
             // A snapshot that has begun ends by itself.
@@ -169,7 +168,7 @@ impl Write<'_> {
                 Err(error) => return Err(error),
             }
         } else {
-            purge(&self.txn, id, self.now).await?;
+            purge(&self.txn, id, self.now);
         }
         Ok(ImageInView { image: target.image, configuration: None, actions })
     }

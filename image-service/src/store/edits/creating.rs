@@ -48,6 +48,9 @@ impl Write<'_> {
             ),
             workspace: snapshot.map(|order| order.workspace.clone()),
         };
+        if !new.template && !pulled {
+            references::take(&self.txn, id.0, &reference).await?;
+        }
         let requested_by = self.request.caller.subject().to_owned();
         let mut build = (!new.template).then(|| Build::queued(id, 1, requested_by, job, now));
         let changes::Logged { revision, at } =
@@ -79,9 +82,9 @@ impl Write<'_> {
             latest_build: build.as_ref().map(|build| build.id.0),
             deleted: false,
         };
-        image::Entity::insert(row.clone().into_active_model()).exec_without_returning(&self.txn).await?;
+        self.txn.later(image::Entity::insert(row.clone().into_active_model()));
         self.write_configuration(id, 1, &new.configuration).await?;
-        texts::write(&self.txn, &row, &new.configuration).await?;
+        texts::write(&self.txn, &row, &new.configuration);
         self.effects.committed.changed.insert(id);
         let build = match &mut build {
             Some(build) => {
@@ -90,7 +93,6 @@ impl Write<'_> {
             }
             None => None,
         };
-        references::settle(&self.txn, &row).await?;
         let image = rows::image_from_row(row)?;
         let standing = if snapshot.is_some() { self.standing_of_new(&image) } else { Standing::Owner };
         let actions = image.allowed_actions(standing);
@@ -119,7 +121,7 @@ impl Write<'_> {
             archive: configuration.archive().map(str::to_owned),
             base: configuration.base().map(str::to_owned),
         };
-        configuration::Entity::insert(row.into_active_model()).exec_without_returning(&self.txn).await?;
+        self.txn.later(configuration::Entity::insert(row.into_active_model()));
         Ok(())
     }
 
@@ -131,8 +133,8 @@ impl Write<'_> {
         let queued = Happening::State { state: build.state, message };
         let record = build.record(build.queued_at, queued);
         let row = rows::build_to_row(build)?;
-        entity::build::Entity::insert(row.into_active_model()).exec_without_returning(&self.txn).await?;
+        self.txn.later(entity::build::Entity::insert(row.into_active_model()));
         let decision = Decision { build: Some(build.clone()), records: vec![record], ..Decision::default() };
-        apply(&self.txn, &decision, self.now, &mut self.effects.committed).await
+        apply(&self.txn, [&decision], self.now, &mut self.effects.committed).await
     }
 }
