@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use image_service::Role;
 
 use crate::{
@@ -85,6 +86,8 @@ pub(crate) async fn throughput(table: &mut Table, growth: &mut Table) -> anyhow:
 async fn jobs(queued: usize, workers: usize) -> anyhow::Result<f64> {
     const WARMING: Duration = Duration::from_secs(2);
     const LASTING: Duration = Duration::from_secs(8);
+    /// How many builds are asked for at once.
+    const CALLERS: usize = 8;
     let data = tempfile::tempdir()?;
     let service = queue(data.path(), queued).await?;
     let engine = FakeEngine::start().await?;
@@ -103,10 +106,9 @@ async fn jobs(queued: usize, workers: usize) -> anyhow::Result<f64> {
         if begun.elapsed() > WARMING && measured_from.is_none() {
             measured_from = Some((ended, Instant::now()));
         }
-        while created < ended {
-            create(&builder, created).await?;
-            created += 1;
-        }
+        let calls = (created..ended).map(|number| create(&builder, number));
+        stream::iter(calls).buffer_unordered(CALLERS).try_collect::<()>().await?;
+        created = created.max(ended);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let (before, from) = measured_from.context("it was warm")?;
