@@ -144,8 +144,13 @@ pub(crate) struct BuildInView {
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Pending {
     pub(crate) reason: PendingReason,
-    /// 1 for the next; 0 when a worker has claimed it.
+    /// 1 for the next; 0 when a worker has claimed it. Counted to [`Self::MOST_BEFORE`] and one more.
     pub(crate) queue_position: i64,
+}
+
+impl Pending {
+    /// How many builds are counted that are before one.
+    pub(crate) const MOST_BEFORE: u64 = 1_000;
 }
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

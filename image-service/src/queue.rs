@@ -23,8 +23,8 @@ use crate::{
     dispatch::{Decision, Event, Policy, ToWorker},
     error::Error,
     signals::Signals,
-    store::DispatchStore,
-    workers::{Connected, Workers},
+    store::{CLAIMED_AT_ONCE, DispatchStore},
+    workers::Workers,
 };
 
 mod telling;
@@ -208,39 +208,38 @@ impl Queue {
                 () = self.signals.queue_moved() => {}
                 _ = poll.tick() => {}
             }
-            for worker in self.workers.ready(self.policy().offline_after) {
-                if let Err(error) = self.fill(&worker).await {
-                    tracing::warn!(worker = worker.name, %error, source = ?error.source(), "cannot dispatch");
-                }
+            if let Err(error) = self.fill().await {
+                tracing::warn!(%error, source = ?error.source(), "cannot dispatch");
             }
         }
     }
 
-    /// Claims for a worker until its slots are taken or the queue is empty.
-    async fn fill(&self, worker: &Connected) -> Result<(), Error> {
+    /// Claims until all slots are taken, or the queue has nothing for those that are free.
+    async fn fill(&self) -> Result<(), Error> {
         loop {
-            let (decisions, committed) = self.store.claim(&worker.name, worker.session).await?;
-            if decisions.is_empty() {
+            let ready = self.workers.ready(self.policy().offline_after);
+            if ready.is_empty() {
                 return Ok(());
             }
+            let (decisions, committed) = self.store.claim(&ready).await?;
+            let is_all = decisions.len() < CLAIMED_AT_ONCE;
             let mut left = Vec::new();
-            for decision in decisions {
-                let trace = decision.build.as_ref().and_then(|build| self.telling.claimed(build));
-                let is_assigned = decision
-                    .messages
-                    .into_iter()
-                    .all(|(_, message)| self.workers.assign(worker, message.in_trace(trace.clone())));
-                left.extend(decision.build.filter(|_| !is_assigned));
+            for Decision { build, messages, .. } in decisions {
+                let trace = build.as_ref().and_then(|build| self.telling.claimed(build));
+                let is_assigned = messages.into_iter().all(|(name, message)| {
+                    let worker = ready.iter().find(|worker| worker.name == name);
+                    worker.is_some_and(|worker| self.workers.assign(worker, message.in_trace(trace.clone())))
+                });
+                left.extend(build.filter(|_| !is_assigned));
             }
             self.signals.announce(&committed);
-            if left.is_empty() {
-                continue;
-            }
-            // The worker has begun to drain, or has gone, since it was chosen.
+            // Their workers have begun to drain, or have gone, since they were chosen.
             for build in left {
                 self.handle(build.id, Event::Abandoned { attempt: build.attempt }).await?;
             }
-            return Ok(());
+            if is_all {
+                return Ok(());
+            }
         }
     }
 

@@ -34,7 +34,7 @@ pub(crate) use self::{
     changed::{Changes, KnownGrants, SharedImage, With},
     changes::{Change, Revision},
     contexts::KeptContext,
-    dispatching::{Decided, DispatchStore},
+    dispatching::{CLAIMED_AT_ONCE, Decided, DispatchStore},
     edits::{BatchOutcome, BatchTarget, SnapshotOrder, WithBuild},
     hints::Hint,
     histories::Excerpt,
@@ -255,7 +255,9 @@ async fn apply<'a>(
         moved.artifact = decision.artifact.as_ref().or(moved.artifact);
     }
     for moved in all.values() {
-        write_decided(txn, moved, committed)?;
+        let row = rows::build_to_row(moved.build)?.into_active_model().reset_all();
+        txn.later(entity::build::Entity::update(row).validate()?);
+        record(txn, moved, committed)?;
     }
     // Only a state that a build has entered says anything of its image.
     let is_state = |record: &&Record| matches!(record.happening, Happening::State { .. });
@@ -283,11 +285,9 @@ async fn apply<'a>(
     references::settle(txn, ended.map(|(image, _)| image)).await
 }
 
-/// Writes the row of a build, and what has happened in it.
-fn write_decided(txn: &Writing, moved: &Moved<'_>, committed: &mut Committed) -> Result<(), DbErr> {
+/// Appends what has happened to the history of a build.
+fn record(txn: &Writing, moved: &Moved<'_>, committed: &mut Committed) -> Result<(), DbErr> {
     let Moved { build, records, artifact } = moved;
-    let row = rows::build_to_row(build)?.into_active_model().reset_all();
-    txn.later(entity::build::Entity::update(row).validate()?);
     if let (Some(first), Some(last)) = (records.first(), records.last()) {
         let chunk = entity::build_record::Model {
             build: build.id.0,

@@ -12,6 +12,7 @@ use crate::{
     error::Error,
     store::{Committed, Decided, DispatchStore},
     timestamp::Timestamp,
+    workers::Connected,
 };
 
 /// The store as one replica reaches it.
@@ -88,9 +89,9 @@ impl DispatchStore for MemoryStore {
         .await
     }
 
-    async fn claim(&self, worker: &str, session: Uuid) -> Result<(Vec<Decision>, Committed), Error> {
+    async fn claim(&self, workers: &[Connected]) -> Result<(Vec<Decision>, Committed), Error> {
         self.run(|tables, now| {
-            let (decisions, committed) = tables.claim(worker, session, now)?;
+            let (decisions, committed) = tables.claim(workers, now)?;
             for decision in &decisions {
                 if let Some(build) = &decision.build {
                     self.tell(tables, build.id, None, Some(decision));

@@ -14,6 +14,7 @@ use crate::{
     image::{Artifact, Configuration},
     store::{Committed, Decided},
     timestamp::Timestamp,
+    workers::Connected,
 };
 
 /// Builds and workers.
@@ -95,33 +96,30 @@ impl Tables {
 
     pub(crate) fn claim(
         &mut self,
-        worker: &str,
-        session: Uuid,
+        workers: &[Connected],
         now: Timestamp,
     ) -> Result<(Vec<Decision>, Committed), Error> {
-        let mut committed = Committed::default();
-        if self.queued().next().is_none() {
-            return Ok((Vec::new(), committed));
-        }
-        let Some(entry) = self.workers.get(worker).filter(|entry| entry.session == Some(session)) else {
-            return Err(Error::SessionLost);
-        };
-        let slots = usize::try_from(entry.hello.slots).unwrap_or(0);
-        let free = slots.saturating_sub(self.held_by(worker).len());
-        if entry.drained {
-            return Ok((Vec::new(), committed));
-        }
-        let fits =
-            |build: &&Build| build.requirements.fit(worker, &entry.hello.labels, &entry.hello.capabilities);
-        let mut first: Vec<Build> = self.queued().filter(fits).cloned().collect();
-        first.sort_by_key(Build::turn);
-        first.truncate(free);
-        let mut decisions = Vec::new();
-        for build in first {
+        let (mut decisions, mut committed) = (Vec::new(), Committed::default());
+        let mut queued: Vec<Build> = self.queued().cloned().collect();
+        queued.sort_by_key(Build::turn);
+        for build in queued {
+            let takes = |connected: &&Connected| {
+                self.workers.get(&connected.name).is_some_and(|entry| {
+                    let Hello { name, labels, capabilities, slots, .. } = &entry.hello;
+                    let held = i32::try_from(self.held_by(name).len()).unwrap_or(i32::MAX);
+                    entry.session == Some(connected.session)
+                        && !entry.drained
+                        && held < *slots
+                        && build.requirements.fit(name, labels, capabilities)
+                })
+            };
+            let Some(worker) = workers.iter().find(takes) else {
+                continue;
+            };
             self.round = self.round.max(build.round);
             let configuration = self.configurations.get(&build.id).cloned();
             let rows = Rows { build, configuration };
-            let event = Event::Claim { worker: worker.to_owned() };
+            let event = Event::Claim { worker: worker.name.clone() };
             let decision = dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?;
             add(&mut committed, self.apply(&decision));
             decisions.push(decision);

@@ -24,6 +24,7 @@ use crate::{
     request::Request,
     store::{DispatchStore as _, Store, execute},
     timestamp::Timestamp,
+    workers::Connected,
 };
 
 const WORKERS: [&str; 3] = ["w1", "w2", "w3"];
@@ -164,13 +165,19 @@ impl Both {
     }
 
     async fn claim(&mut self, now: Timestamp) -> (String, String) {
-        let (worker, session) = self.session();
+        let mut workers: Vec<Connected> = Vec::new();
+        for _ in 0..=self.random.u8(0..3) {
+            let (name, session) = self.session();
+            if workers.iter().all(|worker| worker.name != name) {
+                workers.push(Connected { name: name.to_owned(), session });
+            }
+        }
         let builds = |(decisions, _): (Vec<Decision>, _)| {
             decisions.into_iter().map(|decision| decision.build).collect::<Vec<_>>()
         };
         (
-            outcome(self.store.claim(worker, session).await.map(builds)),
-            outcome(self.tables.claim(worker, session, now).map(builds)),
+            outcome(self.store.claim(&workers).await.map(builds)),
+            outcome(self.tables.claim(&workers, now).map(builds)),
         )
     }
 

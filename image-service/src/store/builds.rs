@@ -137,7 +137,7 @@ pub(super) async fn pending_reason(
     Ok(if online.iter().any(has_slot) { PendingReason::Dispatching } else { PendingReason::AllSlotsTaken })
 }
 
-/// How many queued builds are before this one.
+/// How many queued builds are before this one, counted to [`Pending::MOST_BEFORE`].
 async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<u64, DbErr> {
     use build::Column::{Id, QueuedAt, Round};
     let turn = Expr::tuple([Round, QueuedAt, Id].map(Expr::col));
@@ -147,12 +147,15 @@ async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<u64, DbE
     build::Entity::find()
         .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
         .filter(earlier)
+        .select_only()
+        .column(Id)
+        .limit(Pending::MOST_BEFORE)
         .count(db)
         .await
 }
 
 /// Of the queued builds that require the same the first ones, so many at most, for everything that is required.
-pub(super) async fn first_of_each(db: &impl ConnectionTrait, limit: u64) -> Result<Vec<Build>, DbErr> {
+pub(super) async fn first_of_each(db: &impl ConnectionTrait, limit: usize) -> Result<Vec<Build>, DbErr> {
     // Every step is one search of the index, however many builds require the same.
     let queued = rows::state_to_code(State::Queued);
     let sql = format!(

@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
+    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
     QuerySelect, sea_query::Expr,
 };
 use uuid::Uuid;
@@ -16,14 +16,19 @@ use uuid::Uuid;
 use super::{
     Committed, Store, apply, builds,
     entity::{build, worker},
-    images, rows, workers,
+    images, rows,
+    workers::{self, WithFreeSlots},
 };
 use crate::{
     build::{Build, BuildId, PendingReason, State},
     dispatch::{self, Decision, Event, Hello, Policy, Rows},
     error::Error,
     timestamp::Timestamp,
+    workers::Connected,
 };
+
+/// How many builds are claimed in one transaction at most.
+pub(crate) const CLAIMED_AT_ONCE: usize = 32;
 
 /// What came of an event; `None` when there is no such build.
 pub(crate) type Decided = Result<Option<Decision>, Error>;
@@ -38,8 +43,9 @@ pub(crate) trait DispatchStore: Debug + Send + Sync {
     /// Decides what each event does to its build, one after the other, and writes it.
     async fn decide(&self, events: &[(BuildId, Arc<Event>)]) -> Result<(Vec<Decided>, Committed), Error>;
 
-    /// Gives the first queued builds that the worker can take to it, as many as it has free slots.
-    async fn claim(&self, worker: &str, session: Uuid) -> Result<(Vec<Decision>, Committed), Error>;
+    /// Gives the first queued builds to those of the workers that can take them and have a free slot, the first before the others;
+    /// [`CLAIMED_AT_ONCE`] at most. Whose session speaks for it no more is passed over.
+    async fn claim(&self, workers: &[Connected]) -> Result<(Vec<Decision>, Committed), Error>;
 
     /// The builds of which [`Event::Tick`] may end something.
     async fn overdue(&self) -> Result<Vec<Build>, Error>;
@@ -100,34 +106,41 @@ impl DispatchStore for Store {
         Ok((decided, committed))
     }
 
-    async fn claim(&self, worker: &str, session: Uuid) -> Result<(Vec<Decision>, Committed), Error> {
+    async fn claim(&self, workers: &[Connected]) -> Result<(Vec<Decision>, Committed), Error> {
         let mut committed = Committed::default();
-        if !self.has_queued().await? {
+        // Read first without waiting for the writer: mostly there is nothing to be done.
+        if workers::with_free_slots(&self.reader, workers).await?.is_empty() {
             return Ok((Vec::new(), committed));
         }
         let txn = self.write().await?;
-        let Some(of_session) = workers::of_session(&txn, worker, session).await? else {
-            return Err(Error::SessionLost);
-        };
-        if of_session.drained || of_session.free_slots == 0 {
-            return Ok((Vec::new(), committed));
+        let mut free = workers::with_free_slots(&txn, workers).await?;
+        let limit = free.iter().map(|worker| worker.slots).sum::<usize>().min(CLAIMED_AT_ONCE);
+        let mut queued = builds::first_of_each(&txn, limit).await?;
+        queued.sort_by_key(Build::turn);
+        let mut claimed = Vec::with_capacity(limit);
+        for build in queued {
+            let takes = |worker: &&mut WithFreeSlots| {
+                worker.slots > 0 && build.requirements.fit(&worker.name, &worker.labels, &worker.capabilities)
+            };
+            if claimed.len() < limit
+                && let Some(worker) = free.iter_mut().find(takes)
+            {
+                worker.slots -= 1;
+                claimed.push((build, worker.name.clone()));
+            }
         }
-        let mut first = builds::first_of_each(&txn, of_session.free_slots).await?;
-        first.retain(|build| build.requirements.fit(worker, &of_session.labels, &of_session.capabilities));
-        first.sort_by_key(Build::turn);
-        first.truncate(usize::try_from(of_session.free_slots).unwrap_or(usize::MAX));
-        let Some(last) = first.last() else {
+        let Some((last, _)) = claimed.last() else {
             return Ok((Vec::new(), committed));
         };
         builds::reach_round(&txn, last.round);
-        let named = first.iter().map(|build| (build.image, build.configuration_revision));
+        let named = claimed.iter().map(|(build, _)| (build.image, build.configuration_revision));
         let configurations = images::configurations(&txn, named).await?;
-        let event = Event::Claim { worker: worker.to_owned() };
         let now = self.now(&txn).await?;
-        let mut decisions = Vec::with_capacity(first.len());
-        for build in first {
+        let mut decisions = Vec::with_capacity(claimed.len());
+        for (build, worker) in claimed {
             let configuration = configurations.get(&(build.image, build.configuration_revision)).cloned();
             let rows = Rows { build, configuration };
+            let event = Event::Claim { worker };
             decisions.push(dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?);
         }
         apply(&txn, &decisions, now, &mut committed).await?;
@@ -273,20 +286,5 @@ impl DispatchStore for Store {
             .exec(&txn)
             .await?;
         Ok(txn.commit().await?)
-    }
-}
-
-impl Store {
-    /// Whether anything is queued, read without waiting for the writer.
-    async fn has_queued(&self) -> Result<bool, DbErr> {
-        let queued = build::Entity::find()
-            .select_only()
-            .column(build::Column::Id)
-            .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
-            .limit(1)
-            .into_tuple::<Uuid>()
-            .one(&self.reader)
-            .await?;
-        Ok(queued.is_some())
     }
 }

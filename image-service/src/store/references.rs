@@ -74,15 +74,33 @@ pub(super) async fn settle(
     Ok(())
 }
 
+/// Takes the reference that was [chosen](choose) for a new image. Fails when it is another image's.
+pub(super) async fn take_chosen(
+    txn: &Writing,
+    image: Uuid,
+    wanted: &WantedReference,
+    chosen: &Reference,
+) -> Result<(), Error> {
+    if let WantedReference::Derived(_) = wanted {
+        hold(txn, image, chosen);
+        return Ok(());
+    }
+    take(txn, image, chosen).await
+}
+
 /// Takes a reference that the image does not hold. Fails when it is another image's.
-pub(super) async fn take(txn: &Writing, image: Uuid, reference: &Reference) -> Result<(), Error> {
+async fn take(txn: &Writing, image: Uuid, reference: &Reference) -> Result<(), Error> {
     if owner(txn, reference).await?.is_some() {
         return Err(Error::ReferenceTaken(reference.to_string()));
     }
+    hold(txn, image, reference);
+    Ok(())
+}
+
+fn hold(txn: &Writing, image: Uuid, reference: &Reference) {
     let (repository, tag) = parts(reference);
     let held = image_reference::Model { repository, tag, image };
     txn.later(image_reference::Entity::insert(held.into_active_model()));
-    Ok(())
 }
 
 type Parts = (String, String);

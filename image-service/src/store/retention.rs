@@ -48,13 +48,6 @@ impl Store {
     /// names. What is not over stays, and so does the build of the artifact.
     pub(crate) async fn forget_builds_of(&self, of: ImageId, keep: u64) -> Result<(), Error> {
         const AT_ONCE: u64 = 100;
-        let Some(record) = image::Entity::find_by_id(of.0).one(&self.reader).await? else {
-            return Ok(());
-        };
-        let artifact = match record.artifact_json.as_deref() {
-            Some(json) => Some(rows::from_json::<Artifact>(json)?.build.0),
-            None => None,
-        };
         let beyond = build::Entity::find()
             .filter(build::Column::Image.eq(of.0))
             .order_by_desc(build::Column::Number)
@@ -62,6 +55,16 @@ impl Store {
             .limit(AT_ONCE)
             .all(&self.reader)
             .await?;
+        if beyond.is_empty() {
+            return Ok(());
+        }
+        let Some(record) = image::Entity::find_by_id(of.0).one(&self.reader).await? else {
+            return Ok(());
+        };
+        let artifact = match record.artifact_json.as_deref() {
+            Some(json) => Some(rows::from_json::<Artifact>(json)?.build.0),
+            None => None,
+        };
         let is_over = |build: &build::Model| build.state >= rows::state_to_code(State::Succeeded);
         for old in beyond.iter().rev().filter(|build| is_over(build) && Some(build.id) != artifact) {
             self.forget_build(of, old.id).await?;

@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, FromQueryResult, IntoActiveModel,
-    QueryFilter, QueryOrder, QuerySelect, QueryTrait, Set, sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, ExprTrait, FromQueryResult,
+    IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Set, sea_query::Expr,
 };
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::{
     Effects, Hint, Store, builds,
@@ -15,12 +14,13 @@ use super::{
     hints, rows,
 };
 use crate::{
-    build::Build,
+    build::{Build, State},
     dispatch::Policy,
     error::{Error, Resource},
     image::Capability,
     request::Request,
     timestamp::Timestamp,
+    workers::Connected,
 };
 
 /// What is known of a worker that has ever connected.
@@ -97,21 +97,11 @@ pub(super) async fn all(
     if let Some(name) = after {
         query = query.filter(worker::Column::Name.gt(name));
     }
-    let found = query.all(db).await?;
-    let taken: HashMap<String, i64> = builds::held()
-        .select_only()
-        .column(build::Column::Worker)
-        .column_as(build::Column::Id.count(), "taken")
-        .group_by(build::Column::Worker)
-        .into_tuple::<(String, i64)>()
-        .all(db)
-        .await?
-        .into_iter()
-        .collect();
-    let mut workers = Vec::with_capacity(found.len());
-    for row in found {
-        let slots_taken = taken.get(&row.name).copied().unwrap_or(0);
-        workers.push(from_row(row, slots_taken, policy, now)?);
+    let query = query.expr_as(slots_taken(), TAKEN).into_query();
+    let mut workers = Vec::new();
+    for row in db.query_all(&query).await? {
+        let slots_taken = row.try_get("", TAKEN)?;
+        workers.push(from_row(worker::Model::from_query_result(&row, "")?, slots_taken, policy, now)?);
     }
     Ok(workers)
 }
@@ -152,44 +142,68 @@ fn is_online(row: &worker::Model, policy: &Policy, now: Timestamp) -> bool {
     row.session.is_some() && policy.is_recent(Timestamp::from_micros(row.heard_at), now)
 }
 
-/// What a worker is when a session of it speaks.
+/// A worker that may take builds.
 #[derive(Debug)]
-pub(super) struct OfSession {
-    pub(super) free_slots: u64,
+pub(super) struct WithFreeSlots {
+    pub(super) name: String,
+    pub(super) slots: usize,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) capabilities: BTreeSet<Capability>,
-    pub(super) drained: bool,
 }
 
-/// What the worker is; `None` when the session does not speak for it any more.
-pub(super) async fn of_session(
+/// Those of the workers, in their order, that have free slots, if anything is queued. Whose session does not speak for it any
+/// more has none.
+pub(super) async fn with_free_slots(
     db: &impl ConnectionTrait,
-    name: &str,
-    session: Uuid,
-) -> Result<Option<OfSession>, DbErr> {
-    const TAKEN: &str = "taken";
+    connected: &[Connected],
+) -> Result<Vec<WithFreeSlots>, DbErr> {
+    let names = connected.iter().map(|worker| worker.name.as_str());
+    let queued = build::Entity::find()
+        .select_only()
+        .expr(Expr::value(1))
+        .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
+        .into_query();
+    let query = worker::Entity::find()
+        .expr_as(slots_taken(), TAKEN)
+        .filter(worker::Column::Name.is_in(names))
+        .filter(worker::Column::Drained.eq(false))
+        .filter(Expr::exists(queued))
+        .into_query();
+    let mut found = HashMap::new();
+    for row in db.query_all(&query).await? {
+        let taken: i64 = row.try_get("", TAKEN)?;
+        let row = worker::Model::from_query_result(&row, "")?;
+        let slots = usize::try_from(i64::from(row.slots) - taken).unwrap_or(0);
+        found.insert((row.name.clone(), row.session), (row, slots));
+    }
+    let mut free = Vec::with_capacity(found.len());
+    for Connected { name, session } in connected {
+        if let Some((row, slots)) = found.remove(&(name.clone(), Some(*session)))
+            && slots > 0
+        {
+            free.push(WithFreeSlots {
+                name: row.name,
+                slots,
+                labels: rows::from_json(&row.labels_json)?,
+                capabilities: rows::from_json(&row.capabilities_json)?,
+            });
+        }
+    }
+    Ok(free)
+}
+
+const TAKEN: &str = "taken";
+
+/// How many builds each worker holds.
+fn slots_taken() -> Expr {
     let taken = builds::held()
         .select_only()
         .expr(build::Column::Id.count())
-        .filter(build::Column::Worker.eq(name))
+        .filter(
+            Expr::col((build::Entity, build::Column::Worker)).equals((worker::Entity, worker::Column::Name)),
+        )
         .into_query();
-    let of_session = worker::Entity::find_by_id(name)
-        .filter(worker::Column::Session.eq(session))
-        .expr_as(Expr::SubQuery(None, Box::new(taken.into())), TAKEN)
-        .into_query();
-    db.query_one(&of_session)
-        .await?
-        .map(|found| {
-            let row = worker::Model::from_query_result(&found, "")?;
-            Ok(OfSession {
-                free_slots: u64::try_from(i64::from(row.slots) - found.try_get::<i64>("", TAKEN)?)
-                    .unwrap_or(0),
-                labels: rows::from_json(&row.labels_json)?,
-                capabilities: rows::from_json(&row.capabilities_json)?,
-                drained: row.drained,
-            })
-        })
-        .transpose()
+    Expr::SubQuery(None, Box::new(taken.into()))
 }
 
 pub(super) async fn held_by(db: &impl ConnectionTrait, name: &str) -> Result<Vec<Build>, DbErr> {

@@ -10,7 +10,7 @@ use super::BatchOutcome;
 use crate::{
     access::Action,
     build::{Build, BuildId, Job, Kind},
-    dispatch::{self, Event, Rows},
+    dispatch::{self, Decision, Event, Rows},
     error::{Error, Refusal},
     image::{BatchAction, EditDraft, Etag, ImageId, ImageInView, RepositoryPrefixes, View, WantedReference},
     store::{
@@ -111,7 +111,9 @@ impl Write<'_> {
                 .col_expr(image::Column::LatestBuild, Expr::value(build.id.0))
                 .filter(image::Column::Id.eq(id.0)),
         );
-        self.enqueue(&mut build).await?;
+        let first = self.enqueue(&mut build).await?;
+        let queued = Decision { build: Some(build.clone()), records: vec![first], ..Decision::default() };
+        apply(&self.txn, [&queued], self.now, &mut self.effects.committed).await?;
         references::settle(&self.txn, [&target.row]).await?;
         Ok((self.basic(target).await?, build))
     }

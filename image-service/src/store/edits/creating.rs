@@ -7,14 +7,13 @@ use sea_orm::{EntityTrait, IntoActiveModel};
 use super::{SnapshotOrder, WithBuild};
 use crate::{
     access::{Permissions, Standing},
-    build::{Build, Happening, Job, Kind},
-    dispatch::Decision,
+    build::{Build, Happening, Job, Kind, Record},
     error::Error,
     image::{Configuration, Image, ImageId, ImageInView, NewImage, Requirements, Status, WantedReference},
     store::{
-        apply, builds, changes, contexts,
+        Moved, builds, changes, contexts,
         entity::{self, configuration, image},
-        references, rows, texts,
+        record, references, rows, texts,
         write::Write,
     },
 };
@@ -49,7 +48,7 @@ impl Write<'_> {
             workspace: snapshot.map(|order| order.workspace.clone()),
         };
         if !new.template && !pulled {
-            references::take(&self.txn, id.0, &reference).await?;
+            references::take_chosen(&self.txn, id.0, &new.reference, &reference).await?;
         }
         let requested_by = self.request.caller.subject().to_owned();
         let mut build = (!new.template).then(|| Build::queued(id, 1, requested_by, job, now));
@@ -88,7 +87,9 @@ impl Write<'_> {
         self.effects.committed.changed.insert(id);
         let build = match &mut build {
             Some(build) => {
-                self.enqueue(build).await?;
+                let first = self.enqueue(build).await?;
+                let moved = Moved { build, records: vec![&first], artifact: None };
+                record(&self.txn, &moved, &mut self.effects.committed)?;
                 Some(builds::in_view(&self.txn, build.clone(), self.store.policy(), now).await?)
             }
             None => None,
@@ -125,16 +126,14 @@ impl Write<'_> {
         Ok(())
     }
 
-    /// Puts a build into the queue: its row, and the first record of its history.
-    pub(super) async fn enqueue(&mut self, build: &mut Build) -> Result<(), Error> {
+    /// Puts a build into the queue; what is to be the first record of its history.
+    pub(super) async fn enqueue(&self, build: &mut Build) -> Result<Record, Error> {
         build.round = builds::next_round(&self.txn, &build.requested_by).await?;
         build.trace.clone_from(&self.request.trace);
         let message = format!("queued by {}", build.requested_by);
         let queued = Happening::State { state: build.state, message };
-        let record = build.record(build.queued_at, queued);
-        let row = rows::build_to_row(build)?;
-        self.txn.later(entity::build::Entity::insert(row.into_active_model()));
-        let decision = Decision { build: Some(build.clone()), records: vec![record], ..Decision::default() };
-        apply(&self.txn, [&decision], self.now, &mut self.effects.committed).await
+        let first = build.record(build.queued_at, queued);
+        self.txn.later(entity::build::Entity::insert(rows::build_to_row(build)?.into_active_model()));
+        Ok(first)
     }
 }
