@@ -138,9 +138,10 @@ impl Service {
     /// Waits until a worker is online.
     pub(crate) async fn connected(&self, name: &str) -> anyhow::Result<()> {
         let mut workers = self.admin().workers;
+        let request = proto::images::ListWorkersRequest { page_size: 1_000, ..Default::default() };
         let begun = Instant::now();
         loop {
-            let listed = workers.list_workers(proto::images::ListWorkersRequest::default()).await?;
+            let listed = workers.list_workers(request.clone()).await?;
             if listed.into_inner().workers.iter().any(|worker| worker.name == name && worker.online) {
                 return Ok(());
             }
