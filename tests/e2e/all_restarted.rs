@@ -32,10 +32,11 @@ use crate::{
     engine::{FakeEngine, Gate, Script},
     patience::{create, patiently},
     programs::Catalogue,
-    stack::{LIMIT, Service},
+    stack::{LIMIT, Service, number},
 };
 
-const BUILDS: usize = 500;
+/// How many builds there are at least, unless `TRAILER_TEST_BUILDS` says another number.
+const BUILDS: u64 = 500;
 const CLIENTS: usize = 5;
 /// Between two builds of a client: as much as this many programs do on two processors.
 const PAUSE: Duration = Duration::from_millis(150);
@@ -112,12 +113,25 @@ async fn follow(
     }
 }
 
+/// How many images have a build that has not ended.
+async fn unfinished(client: &Client) -> anyhow::Result<i64> {
+    let request = api::ListImagesRequest {
+        statuses: vec![ImageStatus::BuildPending.into(), ImageStatus::Building.into()],
+        include_total_size: true,
+        ..Default::default()
+    };
+    let tries = AtomicUsize::new(0);
+    let list = || async { client.images.clone().list_images(request.clone()).await };
+    patiently(&tries, list).await?.into_inner().total_size.context("a total size")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_restart_of_everything_is_noticed_by_nobody() -> anyhow::Result<()> {
     let catalogue = Catalogue::create().await?;
     if !catalogue.is_shared() {
         return Ok(());
     }
+    let count = usize::try_from(number("TRAILER_TEST_BUILDS", BUILDS))?;
     let mut replicas = Vec::new();
     for i in 0..3 {
         replicas.push(catalogue.replica(&format!("replica-{i}"), &[], &["--drain-grace", "5s"]).await?);
@@ -151,7 +165,7 @@ async fn a_rolling_restart_of_everything_is_noticed_by_nobody() -> anyhow::Resul
         let all_restarted = Arc::clone(&all_restarted);
         clients.spawn(async move {
             let mut builds = Vec::new();
-            while builds.len() < BUILDS / CLIENTS || !all_restarted.load(Ordering::Relaxed) {
+            while builds.len() < count / CLIENTS || !all_restarted.load(Ordering::Relaxed) {
                 builds.push(create(&client, made(&format!("Image {i}-{}", builds.len())), &tries).await?);
                 tokio::time::sleep(PAUSE).await;
             }
@@ -190,19 +204,22 @@ async fn a_rolling_restart_of_everything_is_noticed_by_nobody() -> anyhow::Resul
     while let Some(done) = clients.join_next().await {
         builds.extend(done?.context("a call failed that was tried again as the manual says")?);
     }
-    assert!(builds.len() >= BUILDS);
+    assert!(builds.len() >= count);
     told.send_replace(builds.len());
     let names: BTreeSet<&str> = builds.iter().map(|(image, _)| image.id.as_str()).collect();
     assert_eq!(names.len(), builds.len(), "what was tried again was done once");
     let alice = new_client("alice");
     let mut known = Vec::new();
-    while let Some(followed) = tokio::time::timeout(LIMIT * 6, following.join_next())
-        .await
-        .context("not every build ends, or not everyone is told")?
-    {
-        known.push(followed??);
+    let mut left = unfinished(&alice).await?;
+    while known.len() < WATCHERS {
+        if let Ok(followed) = tokio::time::timeout(LIMIT, following.join_next()).await {
+            known.push(followed.context("a watcher")???);
+            continue;
+        }
+        // However busy the machine is, something goes on.
+        let before = std::mem::replace(&mut left, unfinished(&alice).await?);
+        anyhow::ensure!(left < before, "of {before} builds {left} do not end; {} are told", known.len());
     }
-    assert_eq!(known.len(), WATCHERS);
     for known in known {
         assert_eq!(known.keys().map(String::as_str).collect::<BTreeSet<_>>(), names);
     }

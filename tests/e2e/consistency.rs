@@ -23,7 +23,7 @@ use crate::{
     client::{Client, client},
     engine::FakeEngine,
     proxy::Proxy,
-    stack::{Service, Worker},
+    stack::{Service, Worker, number},
 };
 
 /// Numbers that look random and are the same for the same seed (xorshift64).
@@ -112,7 +112,7 @@ async fn follow(seed: u64, write: &Service, read: &Service, steps: usize) -> any
 async fn every_watcher_ends_with_what_a_list_gives_it() -> anyhow::Result<()> {
     let seeds = match std::env::var("TRAILER_TEST_SEED") {
         Ok(seed) => vec![seed.parse()?],
-        Err(_) => (1..=12).collect(),
+        Err(_) => (1..=number("TRAILER_TEST_HISTORIES", 12)).collect(),
     };
     for seed in seeds {
         let service = Service::start().await?;

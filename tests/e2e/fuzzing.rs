@@ -4,7 +4,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    env,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -30,7 +29,7 @@ use crate::{
     client::{channel, image},
     programs::Catalogue,
     raw::Raw,
-    stack::LIMIT,
+    stack::{LIMIT, number},
 };
 
 const CLIENTS: u64 = 16;
@@ -304,10 +303,6 @@ fn is_allowed(status: &Status) -> bool {
         | Code::Unavailable
         | Code::Unauthenticated => has_reason,
     }
-}
-
-fn number(variable: &str, default: u64) -> u64 {
-    env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(default)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! Both services in process, on ports of their own, as a deployment starts them: configured by the command line, called over
 //! the network.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{env, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -17,6 +17,11 @@ use crate::{
 
 /// How long anything may take that should take milliseconds.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+
+/// How much of something is tested, where a variable of the environment may say so.
+pub(crate) fn number(variable: &str, default: u64) -> u64 {
+    env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(default)
+}
 
 /// A running image-service with a data directory of its own.
 #[derive(Debug)]
