@@ -17,11 +17,11 @@ impl Job {
         output: &mut Output,
     ) -> Result<Made, Ended> {
         let reference = &self.assignment.reference;
+        if !is_pushed {
+            return self.name_image(built).await;
+        }
         let before = self.engine.image(reference).await.map_err(broken)?;
         let named = self.name_image(built).await?;
-        if !is_pushed {
-            return Ok(named);
-        }
         match self.push(output).await {
             Ok(repo_digest) => Ok(Made { repo_digest, ..named }),
             Err(ended) => {
