@@ -5,6 +5,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use uuid::Uuid;
+
 use self::deciding::Deciding;
 use crate::{
     build::{Build, PendingReason, Record},
@@ -38,6 +40,14 @@ pub(crate) enum Event {
         /// Whether the worker of the build has been heard of lately.
         worker_online: bool,
     },
+}
+
+/// A connected worker that takes builds.
+#[derive(Clone, Debug)]
+pub(crate) struct Connected {
+    pub(crate) name: String,
+    /// Which of its connections.
+    pub(crate) session: Uuid,
 }
 
 /// What is decided upon: the row, and for a claim the configuration that goes to the worker.

@@ -159,6 +159,10 @@ impl Bound {
         let mut tasks = JoinSet::new();
         tasks.spawn({
             let (queue, shutdown) = (Arc::clone(&queue), shutdown.clone());
+            async move { queue.decide(shutdown).await }
+        });
+        tasks.spawn({
+            let (queue, shutdown) = (Arc::clone(&queue), shutdown.clone());
             async move { queue.dispatch(shutdown).await }
         });
         tasks.spawn({

@@ -1,17 +1,12 @@
 //! The queue's driver: brings events to `dispatch::decide` by way of the store, and what was decided to the workers.
 //!
-//! The rows are the queue; nothing is queued in memory. Two tasks serve it: the dispatcher, which gives the head of the
-//! queue to whoever has a free slot, and the clock, which ends what is overdue.
+//! The rows are the queue; no build is queued in memory. Three tasks serve it: one decides what has happened, the dispatcher gives
+//! the head of the queue to whoever has a free slot, and the clock ends what is overdue.
 
-use std::{
-    collections::VecDeque,
-    error::Error as _,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{error::Error as _, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::oneshot,
+    sync::{Mutex, mpsc, oneshot},
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
@@ -47,10 +42,9 @@ pub(crate) struct Queue {
     telling: Telling,
     /// Names the catalogue to its workers.
     catalogue: Uuid,
-    /// What is to be decided. As many wait here as sessions may: each has only so much on its way.
-    asked: Mutex<VecDeque<Asked>>,
-    /// Whose it is decides for all who wait.
-    turn: tokio::sync::Mutex<()>,
+    to_decide: mpsc::Sender<Asked>,
+    /// Of the task that decides.
+    asked: Mutex<mpsc::Receiver<Asked>>,
 }
 
 /// An event that is to be decided.
@@ -75,6 +69,7 @@ impl Queue {
         times: Times,
         catalogue: Uuid,
     ) -> Self {
+        let (to_decide, asked) = mpsc::channel(2 * Self::DECIDED_AT_ONCE);
         Self {
             store,
             signals,
@@ -82,8 +77,8 @@ impl Queue {
             times,
             telling: Telling::new(),
             catalogue,
-            asked: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
+            to_decide,
+            asked: Mutex::new(asked),
         }
     }
 
@@ -117,43 +112,46 @@ impl Queue {
         self.signals.slot_freed();
     }
 
-    /// Decides what an event does to a build, writes it, and tells whom it concerns. A build that is gone takes no event:
-    /// `false`.
-    ///
-    /// Whatever waits to be decided while a transaction is under way is decided together in the next one.
+    /// Has it decided what an event does to a build. A build that is gone takes no event: `false`.
     pub(crate) async fn handle(&self, build: BuildId, event: impl Into<Arc<Event>>) -> Result<bool, Error> {
-        let (answer, mut answered) = oneshot::channel();
-        self.asked().push_back(Asked { build, event: event.into(), answer });
-        loop {
-            tokio::select! {
-                biased;
-                // Who decided for others went away in the middle of it.
-                answered = &mut answered => return answered.unwrap_or(Err(Error::Busy)),
-                // In turn, so that who is asked for last is decided last.
-                _turn = self.turn.lock() => self.decide_asked().await,
-            }
-        }
+        let (answer, answered) = oneshot::channel();
+        let asked = Asked { build, event: event.into(), answer };
+        // Neither fails before shutdown.
+        self.to_decide.send(asked).await.map_err(|_| Error::Draining)?;
+        answered.await.map_err(|_| Error::Draining)?
     }
 
-    /// Decides what waits, or some of it.
-    async fn decide_asked(&self) {
-        let (answers, events): (Vec<_>, Vec<_>) = {
-            let mut asked = self.asked();
-            let some = asked.len().min(Self::DECIDED_AT_ONCE);
-            asked.drain(..some).map(|asked| (asked.answer, (asked.build, asked.event))).unzip()
-        };
+    /// Decides what is asked for, until shutdown. Whatever waits while a transaction is under way is decided together in the next.
+    pub(crate) async fn decide(&self, shutdown: CancellationToken) {
+        let mut asked = self.asked.lock().await;
+        loop {
+            let mut some = Vec::new();
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                _ = asked.recv_many(&mut some, Self::DECIDED_AT_ONCE) => {}
+            }
+            self.decide_together(some).await;
+        }
+        asked.close();
+        while asked.try_recv().is_ok() {}
+    }
+
+    async fn decide_together(&self, asked: Vec<Asked>) {
+        let (answers, events): (Vec<_>, Vec<_>) =
+            asked.into_iter().map(|asked| (asked.answer, (asked.build, asked.event))).unzip();
+        // Whoever has asked may be gone; the others are told all the same.
         match self.store.decide(&events).await {
             Ok((decided, committed)) => {
                 for (answer, decided) in answers.into_iter().zip(decided) {
-                    // Whoever has asked may be gone; the others are told all the same.
                     let _ = answer.send(decided.map(|decision| self.tell(decision)));
                 }
                 self.signals.announce(&committed);
             }
             // One of them cannot be decided, which must not keep the others from it.
             Err(error) if events.len() > 1 && !matches!(error, Error::Busy) => {
-                for (answer, event) in answers.into_iter().zip(events) {
-                    let _ = answer.send(self.decide_one(event).await);
+                for (answer, (build, event)) in answers.into_iter().zip(events) {
+                    Box::pin(self.decide_together(vec![Asked { build, event, answer }])).await;
                 }
             }
             Err(error) => {
@@ -163,14 +161,6 @@ impl Queue {
                 }
             }
         }
-    }
-
-    async fn decide_one(&self, event: (BuildId, Arc<Event>)) -> Result<bool, Error> {
-        let (decided, committed) = self.store.decide(&[event]).await?;
-        let decided = decided.into_iter().next().unwrap_or(Ok(None))?;
-        let is_decided = self.tell(decided);
-        self.signals.announce(&committed);
-        Ok(is_decided)
     }
 
     /// Tells whom a decision concerns, now that it is durable; whether there is one.
@@ -184,10 +174,6 @@ impl Queue {
         }
         self.deliver(decision.messages);
         true
-    }
-
-    fn asked(&self) -> MutexGuard<'_, VecDeque<Asked>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends what was decided, now that it is durable.
@@ -235,7 +221,7 @@ impl Queue {
             self.signals.announce(&committed);
             // Their workers have begun to drain, or have gone, since they were chosen.
             for build in left {
-                self.handle(build.id, Event::Abandoned { attempt: build.attempt }).await?;
+                self.end(build.id, Event::Abandoned { attempt: build.attempt }).await;
             }
             if is_all {
                 return Ok(());
@@ -277,10 +263,10 @@ impl Queue {
         Ok(())
     }
 
-    /// Ends what is overdue: one that cannot be ended must not keep the others from it.
+    /// Ends an attempt, or a wait: one that cannot be ended must not keep the others from it.
     async fn end(&self, build: BuildId, event: Event) {
         if let Err(error) = self.handle(build, event).await {
-            tracing::warn!(%build, %error, source = ?error.source(), "cannot end what is overdue");
+            tracing::warn!(%build, %error, source = ?error.source(), "cannot end an attempt or a wait");
         }
     }
 }

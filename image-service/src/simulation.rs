@@ -180,7 +180,11 @@ impl Replica {
             while queue.begin().await.is_err() {
                 tokio::time::sleep(AGAIN).await;
             }
-            tokio::join!(queue.dispatch(shutdown.clone()), queue.clock(shutdown));
+            tokio::join!(
+                queue.decide(shutdown.clone()),
+                queue.dispatch(shutdown.clone()),
+                queue.clock(shutdown)
+            );
         })
     }
 

@@ -6,24 +6,20 @@
 //! writers. Whatever a method has returned survives a power cut (`synchronous=FULL` on SQLite). Times that are stored, and the
 //! present that they are compared with, are of one clock: the database's on Postgres, whichever replica asks.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    path::Path,
-};
+use std::{collections::BTreeSet, path::Path};
 
 use sea_orm::{
-    AccessMode, ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction,
-    DbBackend, DbErr, EntityTrait, IntoActiveModel, IsolationLevel, QueryFilter, QuerySelect, QueryTrait,
-    RuntimeErr, Set, SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
+    AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
+    IsolationLevel, RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
     sqlx::Error as SqlxError,
 };
 use uuid::Uuid;
 
 use crate::{
-    build::{Build, BuildId, Happening, Record},
-    dispatch::{Decision, Policy, ToWorker},
+    build::BuildId,
+    dispatch::{Policy, ToWorker},
     error::Error,
-    image::{Artifact, ImageId, Status},
+    image::ImageId,
     timestamp::Timestamp,
 };
 
@@ -47,6 +43,7 @@ mod changed;
 mod changes;
 mod connecting;
 mod contexts;
+mod decided;
 mod dispatching;
 mod edits;
 mod entity;
@@ -143,7 +140,7 @@ impl Store {
 
     /// The row of a build.
     #[cfg(all(test, feature = "simulation"))]
-    pub(crate) async fn row(&self, id: BuildId) -> Result<Option<Build>, DbErr> {
+    pub(crate) async fn row(&self, id: BuildId) -> Result<Option<crate::build::Build>, DbErr> {
         let row = entity::build::Entity::find_by_id(id.0).one(&self.reader).await?;
         row.map(rows::build_from_row).transpose()
     }
@@ -227,150 +224,6 @@ async fn begin_immediate(writer: &DatabaseConnection) -> Result<Writing, DbErr> 
         ..TransactionOptions::default()
     };
     Ok(Writing::new(writer.begin_with_options(options).await?))
-}
-
-/// What was decided about one build, all together.
-struct Moved<'a> {
-    build: &'a Build,
-    records: Vec<&'a Record>,
-    artifact: Option<&'a Artifact>,
-}
-
-/// Writes what was decided about builds, and what follows from it for their images.
-async fn apply<'a>(
-    txn: &Writing,
-    decisions: impl IntoIterator<Item = &'a Decision>,
-    now: Timestamp,
-    committed: &mut Committed,
-) -> Result<(), Error> {
-    let mut all: BTreeMap<BuildId, Moved<'a>> = BTreeMap::new();
-    for decision in decisions {
-        let Some(build) = &decision.build else {
-            continue;
-        };
-        let moved = Moved { build, records: Vec::new(), artifact: None };
-        let moved = all.entry(build.id).or_insert(moved);
-        moved.build = build;
-        moved.records.extend(&decision.records);
-        moved.artifact = decision.artifact.as_ref().or(moved.artifact);
-    }
-    for moved in all.values() {
-        let row = rows::build_to_row(moved.build)?.into_active_model().reset_all();
-        txn.later(entity::build::Entity::update(row).validate()?);
-        record(txn, moved, committed)?;
-    }
-    // Only a state that a build has entered says anything of its image.
-    let is_state = |record: &&Record| matches!(record.happening, Happening::State { .. });
-    all.retain(|_, moved| moved.records.iter().any(is_state));
-    if all.is_empty() {
-        return Ok(());
-    }
-    let ids = all.values().map(|moved| moved.build.image.0);
-    let images = entity::image::Entity::find().filter(entity::image::Column::Id.is_in(ids)).all(txn).await?;
-    let mut images: HashMap<Uuid, entity::image::Model> =
-        images.into_iter().map(|row| (row.id, row)).collect();
-    let mut kept = Vec::with_capacity(all.len());
-    for moved in all.into_values() {
-        let image = images
-            .remove(&moved.build.image.0)
-            .ok_or_else(|| DbErr::RecordNotFound("the image of a build".to_owned()))?;
-        if !image.deleted {
-            kept.push((image, moved));
-        } else if moved.build.state.is_final() {
-            purge(txn, moved.build.image, now);
-        }
-    }
-    follow_builds(txn, &mut kept, now, committed).await?;
-    let ended = kept.iter().filter(|(_, moved)| moved.build.state.is_final());
-    references::settle(txn, ended.map(|(image, _)| image)).await
-}
-
-/// Appends what has happened to the history of a build.
-fn record(txn: &Writing, moved: &Moved<'_>, committed: &mut Committed) -> Result<(), DbErr> {
-    let Moved { build, records, artifact } = moved;
-    if let (Some(first), Some(last)) = (records.first(), records.last()) {
-        let chunk = entity::build_record::Model {
-            build: build.id.0,
-            first_sequence: first.sequence,
-            last_sequence: last.sequence,
-            json: rows::to_json(&records)?,
-        };
-        txn.later(entity::build_record::Entity::insert(chunk.into_active_model()));
-        committed.recorded.push(build.id);
-        hints::send(txn, Hint::Recorded(build.id));
-    }
-    if !build.state.is_held() {
-        committed.queue_moved = true;
-        hints::send(txn, Hint::QueueMoved);
-    }
-    if let Some(artifact) = artifact {
-        made::remember(txn, artifact);
-    }
-    Ok(())
-}
-
-/// Brings images to where their latest builds stand.
-async fn follow_builds(
-    txn: &Writing,
-    images: &mut [(entity::image::Model, Moved<'_>)],
-    now: Timestamp,
-    committed: &mut Committed,
-) -> Result<(), DbErr> {
-    let changed: Vec<_> = images
-        .iter_mut()
-        .filter_map(|(image, moved)| {
-            let status = rows::status_to_code(Status::of(moved.build.kind, moved.build.state));
-            let message = moved.build.message();
-            let is_latest = image.latest_build == Some(moved.build.id.0);
-            (is_latest && (image.status != status || image.status_message != message)).then(|| {
-                image.status = status;
-                image.status_message = message;
-                (image, moved.artifact)
-            })
-        })
-        .collect();
-    let nobody = BTreeSet::new();
-    let changes = changed.iter().map(|(image, _)| (ImageId(image.id), image.creator.as_str(), &nobody));
-    let logged = changes::log_all(txn, &changes.collect::<Vec<_>>(), now).await?;
-    for ((image, artifact), logged) in changed.into_iter().zip(logged) {
-        image.revision = logged.revision;
-        image.updated_at = logged.at.micros();
-        if let Some(artifact) = artifact {
-            image.artifact_json = Some(rows::to_json(artifact)?);
-            image.artifact_image = Some(artifact.image_id.clone());
-        }
-        let row = entity::image::ActiveModel {
-            id: Set(image.id),
-            revision: Set(image.revision),
-            status: Set(image.status),
-            status_message: Set(image.status_message.clone()),
-            updated_at: Set(image.updated_at),
-            artifact_json: Set(image.artifact_json.clone()),
-            artifact_image: Set(image.artifact_image.clone()),
-            ..Default::default()
-        };
-        txn.later(entity::image::Entity::update(row).validate()?);
-        committed.changed.insert(ImageId(image.id));
-    }
-    Ok(())
-}
-
-/// Removes all that is left of a deleted image whose work has stopped.
-fn purge(txn: &Writing, image: ImageId, now: Timestamp) {
-    use entity::{build, build_record, configuration};
-    contexts::touch_named(txn, image, now);
-    let builds = build::Entity::find()
-        .select_only()
-        .column(build::Column::Id)
-        .filter(build::Column::Image.eq(image.0))
-        .into_query();
-    txn.later(build_record::Entity::delete_many().filter(build_record::Column::Build.in_subquery(builds)));
-    txn.later(build::Entity::delete_many().filter(build::Column::Image.eq(image.0)));
-    txn.later(configuration::Entity::delete_many().filter(configuration::Column::Image.eq(image.0)));
-    texts::purge(txn, image.0);
-    grants::purge(txn, image.0);
-    references::purge(txn, image.0);
-    txn.later(entity::image::Entity::delete_many().filter(entity::image::Column::Id.eq(image.0)));
 }
 
 impl From<DbErr> for Error {

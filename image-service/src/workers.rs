@@ -10,18 +10,11 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::dispatch::ToWorker;
+use crate::dispatch::{Connected, ToWorker};
 
 /// The one owner of who is connected.
 #[derive(Debug, Default)]
 pub(crate) struct Workers(Mutex<BTreeMap<String, Line>>);
-
-/// A connected worker that takes builds.
-#[derive(Clone, Debug)]
-pub(crate) struct Connected {
-    pub(crate) name: String,
-    pub(crate) session: Uuid,
-}
 
 /// The connection of one worker.
 #[derive(Debug)]
@@ -71,13 +64,14 @@ impl Workers {
     }
 
     fn send_if(&self, name: &str, message: ToWorker, condition: impl Fn(&Line) -> bool) -> bool {
-        let lines = self.lines();
-        let Some(line) = lines.get(name).filter(|line| condition(line)) else {
+        let mut lines = self.lines();
+        let Some(line) = lines.get_mut(name).filter(|line| condition(line)) else {
             return false;
         };
         let is_sent = line.outbox.try_send(message).is_ok();
         if !is_sent {
             tracing::warn!(worker = name, "the worker reads too slowly; hanging up");
+            line.takes_builds = false;
             line.hang_up.cancel();
         }
         is_sent

@@ -8,11 +8,10 @@ use uuid::Uuid;
 use super::{Fate, Surroundings, Tables};
 use crate::{
     build::{Build, BuildId, PendingReason},
-    dispatch::{Decision, Event, Hello, Policy},
+    dispatch::{Connected, Decision, Event, Hello, Policy},
     error::Error,
     store::{Committed, Decided, DispatchStore},
     timestamp::Timestamp,
-    workers::Connected,
 };
 
 /// The store as one replica reaches it.

@@ -9,12 +9,11 @@ use uuid::Uuid;
 
 use crate::{
     build::{Build, BuildId, Happening, PendingReason, Record, State},
-    dispatch::{self, Decision, Event, Hello, Policy, Rows},
+    dispatch::{self, Connected, Decision, Event, Hello, Policy, Rows},
     error::{Error, Resource},
     image::{Artifact, Configuration},
     store::{Committed, Decided},
     timestamp::Timestamp,
-    workers::Connected,
 };
 
 /// Builds and workers.

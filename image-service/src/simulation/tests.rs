@@ -15,7 +15,7 @@ use super::Tables;
 use crate::{
     access::{Principal, Role},
     build::{Build, BuildId, Failure, Fault, Happening, LogStream, PendingReason},
-    dispatch::{Attempt, Decision, Event, Hello, Policy, Report, Reported, WorkerEvent},
+    dispatch::{Attempt, Connected, Decision, Event, Hello, Policy, Report, Reported, WorkerEvent},
     error::{Error, Violations},
     image::{
         Capability, Configuration, ConfigurationDraft, Dockerfile, ImageDraft, ImageId, RepositoryPrefixes,
@@ -24,7 +24,6 @@ use crate::{
     request::Request,
     store::{DispatchStore as _, Store, execute},
     timestamp::Timestamp,
-    workers::Connected,
 };
 
 const WORKERS: [&str; 3] = ["w1", "w2", "w3"];

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, ExprTrait, PaginatorTrait, QueryFilter,
-    QueryOrder, QuerySelect, QueryTrait, Statement, sea_query::Expr,
+    ColumnTrait, Condition, ConnectionTrait, DbBackend, DbErr, EntityTrait, ExprTrait, PaginatorTrait,
+    QueryFilter, QueryOrder, QuerySelect, QueryTrait, Statement, sea_query::Expr,
 };
 use uuid::Uuid;
 
@@ -158,14 +158,23 @@ async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<u64, DbE
 pub(super) async fn first_of_each(db: &impl ConnectionTrait, limit: usize) -> Result<Vec<Build>, DbErr> {
     // Every step is one search of the index, however many builds require the same.
     let queued = rows::state_to_code(State::Queued);
-    let sql = format!(
+    let keys = format!(
         "WITH RECURSIVE keys (key) AS (SELECT MIN(requirements_key) FROM builds WHERE state = {queued} UNION ALL \
          SELECT (SELECT MIN(requirements_key) FROM builds WHERE state = {queued} AND requirements_key > key) \
-         FROM keys WHERE key IS NOT NULL) \
-         SELECT builds.* FROM keys JOIN builds ON builds.id IN (SELECT first.id FROM builds first \
-         WHERE first.state = {queued} AND first.requirements_key = key \
-         ORDER BY first.round, first.queued_at, first.id LIMIT {limit})"
+         FROM keys WHERE key IS NOT NULL) "
     );
+    let of_one = |what: &str| {
+        format!(
+            "(SELECT {what} FROM builds first WHERE first.state = {queued} AND first.requirements_key = key \
+             ORDER BY first.round, first.queued_at, first.id LIMIT {limit})"
+        )
+    };
+    // Postgres would look through all builds for each key, and SQLite has no LATERAL.
+    let sql = if db.get_database_backend() == DbBackend::Postgres {
+        format!("{keys}SELECT builds.* FROM keys CROSS JOIN LATERAL {} builds", of_one("first.*"))
+    } else {
+        format!("{keys}SELECT builds.* FROM keys JOIN builds ON builds.id IN {}", of_one("first.id"))
+    };
     let first = Statement::from_string(db.get_database_backend(), sql);
     let first = build::Entity::find().from_raw_sql(first).all(db).await?;
     first.into_iter().map(rows::build_from_row).collect()

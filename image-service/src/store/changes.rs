@@ -12,7 +12,8 @@ use uuid::Uuid;
 use super::{
     Store,
     entity::{catalogue, change},
-    hints, rows,
+    hints,
+    rows::to_json,
     writing::Writing,
 };
 use crate::{error::Error, image::ImageId, timestamp::Timestamp};
@@ -166,7 +167,7 @@ pub(super) async fn log_all(
         .exec_with_returning(txn)
         .await?;
     let row = updated.first().ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
-    let mut logged = Vec::with_capacity(changes.len());
+    let (mut rows, mut logged) = (Vec::with_capacity(changes.len()), Vec::with_capacity(changes.len()));
     for (((image, creator, viewers), nonce), before) in changes.iter().zip(nonces).zip((0..count).rev()) {
         let (revision, at) = (row.revision - before, row.changed_at - before);
         let change = change::Model {
@@ -174,12 +175,13 @@ pub(super) async fn log_all(
             nonce,
             image: image.0,
             creator: (*creator).to_owned(),
-            viewers_json: rows::to_json(viewers)?,
+            viewers_json: to_json(viewers)?,
             changed_at: at,
         };
-        txn.later(change::Entity::insert(change.into_active_model()));
+        rows.push(change.into_active_model());
         logged.push(Logged { revision, at: Timestamp::from_micros(at) });
     }
+    txn.later(change::Entity::insert_many(rows));
     hints::send(txn, hints::Hint::Changed);
     Ok(logged)
 }

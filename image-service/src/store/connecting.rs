@@ -94,9 +94,13 @@ fn measure(connection: &mut DatabaseConnection) {
         .with_boundaries(vec![0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0])
         .build();
     connection.set_metric_callback(move |done| {
-        let operation = done.statement.sql.split_ascii_whitespace().next().unwrap_or_default().to_owned();
-        let mut labels =
-            vec![KeyValue::new("db.system.name", system), KeyValue::new("db.operation.name", operation)];
+        let sql = done.statement.sql.as_str();
+        // Some were sent together.
+        let operation = if sql.contains("; ") { "BATCH" } else { sql.split(' ').next().unwrap_or_default() };
+        let mut labels = vec![
+            KeyValue::new("db.system.name", system),
+            KeyValue::new("db.operation.name", operation.to_owned()),
+        ];
         if done.failed {
             labels.push(KeyValue::new("error.type", "_OTHER"));
         }

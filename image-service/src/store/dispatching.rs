@@ -14,17 +14,17 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    Committed, Store, apply, builds,
+    Committed, Store, builds,
+    decided::apply,
     entity::{build, worker},
     images, rows,
     workers::{self, WithFreeSlots},
 };
 use crate::{
     build::{Build, BuildId, PendingReason, State},
-    dispatch::{self, Decision, Event, Hello, Policy, Rows},
+    dispatch::{self, Connected, Decision, Event, Hello, Policy, Rows},
     error::Error,
     timestamp::Timestamp,
-    workers::Connected,
 };
 
 /// How many builds are claimed in one transaction at most.

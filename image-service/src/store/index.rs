@@ -159,26 +159,27 @@ pub(super) async fn follow(txn: &Writing, changed: &BTreeSet<ImageId>) -> Result
         };
         words.push([place.into(), words_of(&row, &text, viewers.iter()).into()]);
     }
-    write(txn, "DELETE FROM image_index WHERE rowid IN (VALUES", &left, ")");
-    write(txn, "DELETE FROM image_places WHERE image IN (VALUES", &gone, ")");
+    write(txn, "DELETE FROM image_index WHERE rowid IN (VALUES", left, ")");
+    write(txn, "DELETE FROM image_places WHERE image IN (VALUES", gone, ")");
     write(
         txn,
         "INSERT INTO image_places (place, image, updated_at) VALUES",
-        &placed,
+        placed,
         "ON CONFLICT (image) DO UPDATE SET place = excluded.place, updated_at = excluded.updated_at",
     );
-    write(txn, "INSERT INTO image_index (rowid, words) VALUES", &words, "");
+    write(txn, "INSERT INTO image_index (rowid, words) VALUES", words, "");
     Ok(())
 }
 
 /// Writes rows, some with each statement.
-fn write<const N: usize>(txn: &Writing, before: &str, rows: &[[Value; N]], after: &str) {
+fn write<const N: usize>(txn: &Writing, before: &str, mut rows: Vec<[Value; N]>, after: &str) {
     const AT_ONCE: usize = 50;
-    for rows in rows.chunks(AT_ONCE) {
-        let row = format!("({})", ["?"; N].join(", "));
-        let marks = vec![row.as_str(); rows.len()].join(", ");
+    let row = format!("({})", ["?"; N].join(", "));
+    while !rows.is_empty() {
+        let some = rows.len().min(AT_ONCE);
+        let marks = vec![row.as_str(); some].join(", ");
         let sql = format!("{before} {marks} {after}");
-        txn.later_raw(Statement::from_sql_and_values(DbBackend::Sqlite, sql, rows.as_flattened().to_vec()));
+        txn.later_raw(Statement::from_sql_and_values(DbBackend::Sqlite, sql, rows.drain(..some).flatten()));
     }
 }
 

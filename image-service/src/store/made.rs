@@ -92,11 +92,14 @@ impl Store {
     }
 }
 
-/// A worker has made this, or pulled it, which needs no remembering.
-pub(super) fn remember(txn: &Writing, artifact: &Artifact) {
-    if artifact.pulled {
-        return;
+/// Workers have made these, or pulled them, which needs no remembering.
+pub(super) fn remember<'a>(txn: &Writing, artifacts: impl Iterator<Item = &'a Artifact>) {
+    let made: Vec<_> = artifacts
+        .filter(|artifact| !artifact.pulled)
+        .map(|made| made_image::Model { worker: made.worker.clone(), engine_id: made.image_id.clone() })
+        .map(IntoActiveModel::into_active_model)
+        .collect();
+    if !made.is_empty() {
+        txn.later(made_image::Entity::insert_many(made).on_conflict_do_nothing());
     }
-    let row = made_image::Model { worker: artifact.worker.clone(), engine_id: artifact.image_id.clone() };
-    txn.later(made_image::Entity::insert(row.into_active_model()).on_conflict_do_nothing());
 }

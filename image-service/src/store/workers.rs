@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, ExprTrait, FromQueryResult,
-    IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Set, sea_query::Expr,
+    IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Set,
+    sea_query::{Expr, JoinType, SelectStatement},
 };
 use serde::{Deserialize, Serialize};
 
@@ -15,12 +16,11 @@ use super::{
 };
 use crate::{
     build::{Build, State},
-    dispatch::Policy,
+    dispatch::{Connected, Policy},
     error::{Error, Resource},
     image::Capability,
     request::Request,
     timestamp::Timestamp,
-    workers::Connected,
 };
 
 /// What is known of a worker that has ever connected.
@@ -97,10 +97,10 @@ pub(super) async fn all(
     if let Some(name) = after {
         query = query.filter(worker::Column::Name.gt(name));
     }
-    let query = query.expr_as(slots_taken(), TAKEN).into_query();
+    let query = with_slots_taken(query);
     let mut workers = Vec::new();
     for row in db.query_all(&query).await? {
-        let slots_taken = row.try_get("", TAKEN)?;
+        let slots_taken = row.try_get::<Option<i64>>("", TAKEN)?.unwrap_or(0);
         workers.push(from_row(worker::Model::from_query_result(&row, "")?, slots_taken, policy, now)?);
     }
     Ok(workers)
@@ -164,14 +164,13 @@ pub(super) async fn with_free_slots(
         .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
         .into_query();
     let query = worker::Entity::find()
-        .expr_as(slots_taken(), TAKEN)
         .filter(worker::Column::Name.is_in(names))
         .filter(worker::Column::Drained.eq(false))
-        .filter(Expr::exists(queued))
-        .into_query();
+        .filter(Expr::exists(queued));
+    let query = with_slots_taken(query);
     let mut found = HashMap::new();
     for row in db.query_all(&query).await? {
-        let taken: i64 = row.try_get("", TAKEN)?;
+        let taken = row.try_get::<Option<i64>>("", TAKEN)?.unwrap_or(0);
         let row = worker::Model::from_query_result(&row, "")?;
         let slots = usize::try_from(i64::from(row.slots) - taken).unwrap_or(0);
         found.insert((row.name.clone(), row.session), (row, slots));
@@ -194,16 +193,19 @@ pub(super) async fn with_free_slots(
 
 const TAKEN: &str = "taken";
 
-/// How many builds each worker holds.
-fn slots_taken() -> Expr {
-    let taken = builds::held()
+/// The same workers, and how many builds each of them holds, unless it is none.
+fn with_slots_taken(workers: Select<worker::Entity>) -> SelectStatement {
+    const HELD: &str = "held";
+    let held = builds::held()
         .select_only()
-        .expr(build::Column::Id.count())
-        .filter(
-            Expr::col((build::Entity, build::Column::Worker)).equals((worker::Entity, worker::Column::Name)),
-        )
+        .column(build::Column::Worker)
+        .column_as(build::Column::Id.count(), TAKEN)
+        .group_by(build::Column::Worker)
         .into_query();
-    Expr::SubQuery(None, Box::new(taken.into()))
+    let of_worker = Expr::col((HELD, build::Column::Worker)).equals((worker::Entity, worker::Column::Name));
+    let mut workers = workers.into_query();
+    workers.expr_as(Expr::col((HELD, TAKEN)), TAKEN).join_subquery(JoinType::LeftJoin, held, HELD, of_worker);
+    workers
 }
 
 pub(super) async fn held_by(db: &impl ConnectionTrait, name: &str) -> Result<Vec<Build>, DbErr> {

@@ -10,13 +10,14 @@ use super::BatchOutcome;
 use crate::{
     access::Action,
     build::{Build, BuildId, Job, Kind},
-    dispatch::{self, Decision, Event, Rows},
+    dispatch::{self, Event, Rows},
     error::{Error, Refusal},
     image::{BatchAction, EditDraft, Etag, ImageId, ImageInView, RepositoryPrefixes, View, WantedReference},
     store::{
-        apply, builds, changes, contexts,
+        builds, changes, contexts,
+        decided::{self, Moved},
         entity::image,
-        grants, images, purge, references, texts,
+        grants, images, references, texts,
         write::{Target, Write},
     },
 };
@@ -112,8 +113,8 @@ impl Write<'_> {
                 .filter(image::Column::Id.eq(id.0)),
         );
         let first = self.enqueue(&mut build).await?;
-        let queued = Decision { build: Some(build.clone()), records: vec![first], ..Decision::default() };
-        apply(&self.txn, [&queued], self.now, &mut self.effects.committed).await?;
+        let queued = vec![Moved::queued(&build, &first)];
+        decided::follow(&self.txn, queued, self.now, &mut self.effects.committed).await?;
         references::settle(&self.txn, [&target.row]).await?;
         Ok((self.basic(target).await?, build))
     }
@@ -149,7 +150,7 @@ impl Write<'_> {
         let rows = Rows { build: build.clone(), configuration: None };
         let mut decision =
             dispatch::decide(rows, &event, self.store.policy(), self.now).map_err(Error::Refused)?;
-        apply(&self.txn, [&decision], self.now, &mut self.effects.committed).await?;
+        decided::apply(&self.txn, [&decision], self.now, &mut self.effects.committed).await?;
         self.effects.messages.append(&mut decision.messages);
         Ok(decision.build.unwrap_or(build))
     }
@@ -170,7 +171,7 @@ impl Write<'_> {
                 Err(error) => return Err(error),
             }
         } else {
-            purge(&self.txn, id, self.now);
+            decided::purge(&self.txn, id, self.now);
         }
         Ok(ImageInView { image: target.image, configuration: None, actions })
     }

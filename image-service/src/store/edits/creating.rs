@@ -11,9 +11,10 @@ use crate::{
     error::Error,
     image::{Configuration, Image, ImageId, ImageInView, NewImage, Requirements, Status, WantedReference},
     store::{
-        Moved, builds, changes, contexts,
+        builds, changes, contexts,
+        decided::{self, Moved},
         entity::{self, configuration, image},
-        record, references, rows, texts,
+        references, rows, texts,
         write::Write,
     },
 };
@@ -47,9 +48,6 @@ impl Write<'_> {
             ),
             workspace: snapshot.map(|order| order.workspace.clone()),
         };
-        if !new.template && !pulled {
-            references::take_chosen(&self.txn, id.0, &new.reference, &reference).await?;
-        }
         let requested_by = self.request.caller.subject().to_owned();
         let mut build = (!new.template).then(|| Build::queued(id, 1, requested_by, job, now));
         let changes::Logged { revision, at } =
@@ -84,12 +82,13 @@ impl Write<'_> {
         self.txn.later(image::Entity::insert(row.clone().into_active_model()));
         self.write_configuration(id, 1, &new.configuration).await?;
         texts::write(&self.txn, &row, &new.configuration);
+        if !new.template && !pulled {
+            references::take_chosen(&self.txn, id.0, &new.reference, &reference).await?;
+        }
         self.effects.committed.changed.insert(id);
         let build = match &mut build {
             Some(build) => {
-                let first = self.enqueue(build).await?;
-                let moved = Moved { build, records: vec![&first], artifact: None };
-                record(&self.txn, &moved, &mut self.effects.committed)?;
+                self.enqueue(build).await?;
                 Some(builds::in_view(&self.txn, build.clone(), self.store.policy(), now).await?)
             }
             None => None,
@@ -126,14 +125,15 @@ impl Write<'_> {
         Ok(())
     }
 
-    /// Puts a build into the queue; what is to be the first record of its history.
-    pub(super) async fn enqueue(&self, build: &mut Build) -> Result<Record, Error> {
+    /// Puts a build into the queue: its row, and the first record of its history, which is the answer.
+    pub(super) async fn enqueue(&mut self, build: &mut Build) -> Result<Record, Error> {
         build.round = builds::next_round(&self.txn, &build.requested_by).await?;
         build.trace.clone_from(&self.request.trace);
         let message = format!("queued by {}", build.requested_by);
         let queued = Happening::State { state: build.state, message };
         let first = build.record(build.queued_at, queued);
         self.txn.later(entity::build::Entity::insert(rows::build_to_row(build)?.into_active_model()));
+        decided::record(&self.txn, &[Moved::queued(build, &first)], &mut self.effects.committed)?;
         Ok(first)
     }
 }

@@ -1,0 +1,192 @@
+//! What was decided about builds: their rows and histories, and what follows from it for their images.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect, QueryTrait,
+    Set,
+};
+use uuid::Uuid;
+
+use super::{
+    Committed, Hint, changes, contexts,
+    entity::{build, build_record, configuration, image},
+    grants, hints, made, references, rows, texts,
+    writing::Writing,
+};
+use crate::{
+    build::{Build, BuildId, Happening, Record},
+    dispatch::Decision,
+    error::Error,
+    image::{Artifact, ImageId, Status},
+    timestamp::Timestamp,
+};
+
+/// What was decided about one build, all together.
+#[derive(Debug)]
+pub(super) struct Moved<'a> {
+    build: &'a Build,
+    /// Of each decision those that it has brought.
+    records: Vec<&'a [Record]>,
+    artifact: Option<&'a Artifact>,
+}
+
+impl<'a> Moved<'a> {
+    /// A build that has just been queued.
+    pub(super) fn queued(build: &'a Build, first: &'a Record) -> Self {
+        Self { build, records: vec![std::slice::from_ref(first)], artifact: None }
+    }
+}
+
+/// Writes what was decided about builds, and what follows from it for their images.
+pub(super) async fn apply<'a>(
+    txn: &Writing,
+    decisions: impl IntoIterator<Item = &'a Decision>,
+    now: Timestamp,
+    committed: &mut Committed,
+) -> Result<(), Error> {
+    let mut all: BTreeMap<BuildId, Moved<'a>> = BTreeMap::new();
+    for decision in decisions {
+        let Some(build) = &decision.build else {
+            continue;
+        };
+        let moved = Moved { build, records: Vec::new(), artifact: None };
+        let moved = all.entry(build.id).or_insert(moved);
+        moved.build = build;
+        moved.records.extend((!decision.records.is_empty()).then_some(decision.records.as_slice()));
+        moved.artifact = decision.artifact.as_ref().or(moved.artifact);
+    }
+    let all: Vec<Moved<'a>> = all.into_values().collect();
+    for moved in &all {
+        let row = rows::build_to_row(moved.build)?.into_active_model().reset_all();
+        txn.later(build::Entity::update(row).validate()?);
+    }
+    record(txn, &all, committed)?;
+    follow(txn, all, now, committed).await
+}
+
+/// Appends what has happened to the histories of builds.
+pub(super) fn record(txn: &Writing, all: &[Moved<'_>], committed: &mut Committed) -> Result<(), DbErr> {
+    let mut chunks = Vec::new();
+    for Moved { build, records, .. } in all {
+        for records in records {
+            if let (Some(first), Some(last)) = (records.first(), records.last()) {
+                let chunk = build_record::Model {
+                    build: build.id.0,
+                    first_sequence: first.sequence,
+                    last_sequence: last.sequence,
+                    json: rows::to_json(records)?,
+                };
+                chunks.push(chunk.into_active_model());
+            }
+        }
+        if !records.is_empty() {
+            committed.recorded.push(build.id);
+            hints::send(txn, Hint::Recorded(build.id));
+        }
+        if !build.state.is_held() && !committed.queue_moved {
+            committed.queue_moved = true;
+            hints::send(txn, Hint::QueueMoved);
+        }
+    }
+    if !chunks.is_empty() {
+        txn.later(build_record::Entity::insert_many(chunks));
+    }
+    made::remember(txn, all.iter().filter_map(|moved| moved.artifact));
+    Ok(())
+}
+
+/// Brings images to where their builds stand.
+pub(super) async fn follow(
+    txn: &Writing,
+    mut all: Vec<Moved<'_>>,
+    now: Timestamp,
+    committed: &mut Committed,
+) -> Result<(), Error> {
+    // Only a state that a build has entered says anything of its image.
+    let is_state = |record: &Record| matches!(record.happening, Happening::State { .. });
+    all.retain(|moved| moved.records.iter().any(|records| records.iter().any(is_state)));
+    if all.is_empty() {
+        return Ok(());
+    }
+    let ids = all.iter().map(|moved| moved.build.image.0);
+    let images = image::Entity::find().filter(image::Column::Id.is_in(ids)).all(txn).await?;
+    let mut images: HashMap<Uuid, image::Model> = images.into_iter().map(|row| (row.id, row)).collect();
+    let mut kept = Vec::with_capacity(all.len());
+    for moved in all {
+        let image = images
+            .remove(&moved.build.image.0)
+            .ok_or_else(|| DbErr::RecordNotFound("the image of a build".to_owned()))?;
+        if !image.deleted {
+            kept.push((image, moved));
+        } else if moved.build.state.is_final() {
+            purge(txn, moved.build.image, now);
+        }
+    }
+    follow_latest(txn, &mut kept, now, committed).await?;
+    let ended = kept.iter().filter(|(_, moved)| moved.build.state.is_final());
+    references::settle(txn, ended.map(|(image, _)| image)).await
+}
+
+/// Brings images to where their latest builds stand.
+async fn follow_latest(
+    txn: &Writing,
+    images: &mut [(image::Model, Moved<'_>)],
+    now: Timestamp,
+    committed: &mut Committed,
+) -> Result<(), DbErr> {
+    let changed: Vec<_> = images
+        .iter_mut()
+        .filter_map(|(image, moved)| {
+            let status = rows::status_to_code(Status::of(moved.build.kind, moved.build.state));
+            let message = moved.build.message();
+            let is_latest = image.latest_build == Some(moved.build.id.0);
+            (is_latest && (image.status != status || image.status_message != message)).then(|| {
+                image.status = status;
+                image.status_message = message;
+                (image, moved.artifact)
+            })
+        })
+        .collect();
+    let nobody = BTreeSet::new();
+    let changes = changed.iter().map(|(image, _)| (ImageId(image.id), image.creator.as_str(), &nobody));
+    let logged = changes::log_all(txn, &changes.collect::<Vec<_>>(), now).await?;
+    for ((image, artifact), logged) in changed.into_iter().zip(logged) {
+        image.revision = logged.revision;
+        image.updated_at = logged.at.micros();
+        if let Some(artifact) = artifact {
+            image.artifact_json = Some(rows::to_json(artifact)?);
+            image.artifact_image = Some(artifact.image_id.clone());
+        }
+        let row = image::ActiveModel {
+            id: Set(image.id),
+            revision: Set(image.revision),
+            status: Set(image.status),
+            status_message: Set(image.status_message.clone()),
+            updated_at: Set(image.updated_at),
+            artifact_json: Set(image.artifact_json.clone()),
+            artifact_image: Set(image.artifact_image.clone()),
+            ..Default::default()
+        };
+        txn.later(image::Entity::update(row).validate()?);
+        committed.changed.insert(ImageId(image.id));
+    }
+    Ok(())
+}
+
+/// Removes all that is left of a deleted image whose work has stopped.
+pub(super) fn purge(txn: &Writing, image: ImageId, now: Timestamp) {
+    contexts::touch_named(txn, image, now);
+    let builds = build::Entity::find()
+        .select_only()
+        .column(build::Column::Id)
+        .filter(build::Column::Image.eq(image.0))
+        .into_query();
+    txn.later(build_record::Entity::delete_many().filter(build_record::Column::Build.in_subquery(builds)));
+    txn.later(build::Entity::delete_many().filter(build::Column::Image.eq(image.0)));
+    txn.later(configuration::Entity::delete_many().filter(configuration::Column::Image.eq(image.0)));
+    texts::purge(txn, image.0);
+    grants::purge(txn, image.0);
+    references::purge(txn, image.0);
+    txn.later(image::Entity::delete_many().filter(image::Column::Id.eq(image.0)));
+}
