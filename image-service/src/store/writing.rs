@@ -112,3 +112,6 @@ impl ConnectionTrait for Writing {
         self.txn.query_all_raw(statement).await
     }
 }
+
+#[cfg(test)]
+mod tests;
