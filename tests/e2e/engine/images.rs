@@ -84,13 +84,14 @@ impl Images {
 
     /// What `GET /images/json` answers.
     pub(super) fn list(&self) -> Value {
+        let mut tags_of: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (tag, id) in &self.tags {
+            tags_of.entry(id).or_default().push(tag);
+        }
         self.by_id
             .values()
             .map(|image| {
-                let mut tags = self.tags_of(&image.id);
-                if tags.is_empty() {
-                    tags.push("<none>:<none>".to_owned());
-                }
+                let tags = tags_of.remove(image.id.as_str()).unwrap_or_else(|| vec!["<none>:<none>"]);
                 json!({
                     "Containers": -1,
                     "Created": seconds(image.created),
