@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
+    ActiveModelTrait, ColumnTrait, Condition, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
     QuerySelect, sea_query::Expr,
 };
 use uuid::Uuid;
@@ -138,8 +138,10 @@ impl DispatchStore for Store {
         let now = self.now(&txn).await?;
         let mut decisions = Vec::with_capacity(claimed.len());
         for (build, worker) in claimed {
-            let configuration = configurations.get(&(build.image, build.configuration_revision)).cloned();
-            let rows = Rows { build, configuration };
+            let configuration = configurations
+                .get(&(build.image, build.configuration_revision))
+                .ok_or_else(|| DbErr::RecordNotFound("a configuration".to_owned()))?;
+            let rows = Rows { build, configuration: Some(Arc::clone(configuration)) };
             let event = Event::Claim { worker };
             decisions.push(dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?);
         }
