@@ -112,7 +112,8 @@ impl Queue {
         self.signals.slot_freed();
     }
 
-    /// Has it decided what an event does to a build. A build that is gone takes no event: `false`.
+    /// Waits until [`decide`](Self::decide) has decided what an event does to a build, and has told whom it concerns. A build that is
+    /// gone takes no event: `false`.
     pub(crate) async fn handle(&self, build: BuildId, event: impl Into<Arc<Event>>) -> Result<bool, Error> {
         let (answer, answered) = oneshot::channel();
         let asked = Asked { build, event: event.into(), answer };

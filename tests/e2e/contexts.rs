@@ -268,8 +268,11 @@ fn git(directory: &Path, arguments: &[&str]) -> anyhow::Result<()> {
 async fn serve_git(directory: &Path) -> anyhow::Result<(GitDaemon, u16)> {
     // Free when it was asked for: the daemon cannot choose one.
     let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-    let daemon = Command::new("git")
-        .args(["daemon", "--listen=127.0.0.1", "--export-all", "--reuseaddr"])
+    // The program itself: `git daemon` is its parent, and when that is killed, goes on without it.
+    let programs = Command::new("git").arg("--exec-path").output()?;
+    let program = Path::new(std::str::from_utf8(&programs.stdout)?.trim_end()).join("git-daemon");
+    let daemon = Command::new(program)
+        .args(["--listen=127.0.0.1", "--export-all", "--reuseaddr"])
         .arg(format!("--port={port}"))
         .arg(format!("--base-path={}", directory.display()))
         .arg(directory)

@@ -208,7 +208,7 @@ async fn a_reference_belongs_to_one_image() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn as_many_images_of_one_name_as_there_are_have_as_many_references() -> anyhow::Result<()> {
+async fn images_of_one_name_have_each_a_reference_of_its_own() -> anyhow::Result<()> {
     let images = number("TRAILER_TEST_IMAGES", 2_000);
     let service = Service::start().await?;
     let mut creating = tokio::task::JoinSet::new();

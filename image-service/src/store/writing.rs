@@ -68,7 +68,10 @@ impl Writing {
             return Ok(asked);
         }
         let waiting = std::mem::take(&mut *self.waiting());
-        Ok(waiting.into_iter().chain([asked.clone()]).reduce(together).unwrap_or(asked))
+        Ok(match waiting.into_iter().reduce(together) {
+            Some(before) => together(before, asked),
+            None => asked,
+        })
     }
 }
 
