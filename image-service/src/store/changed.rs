@@ -1,7 +1,7 @@
 //! What the feed tells: changes, and the images that they are of.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Who was granted what of an image.
-type Grants = Arc<BTreeMap<String, Permissions>>;
+type Grants = Arc<HashMap<String, Permissions>>;
 
 /// The next changes, and the images that they are of, as of one moment.
 #[derive(Debug)]
@@ -60,15 +60,18 @@ pub(crate) struct KnownGrants {
 }
 
 impl KnownGrants {
-    /// How many images and grants are known at most: when there would be more, all are forgotten.
+    /// How many images and grants are known at most: when there would be more, some are forgotten.
     const MOST: usize = 100_000;
 
     fn learn(&mut self, image: ImageId, grants: Grants) {
         self.forget(image);
-        if self.count + 1 + grants.len() > Self::MOST {
-            *self = Self::default();
-        }
         self.count += 1 + grants.len();
+        // Whichever comes first: changes that go round more images than are known must still find most of them.
+        while self.count > Self::MOST
+            && let Some(some) = self.by_image.keys().next().copied()
+        {
+            self.forget(some);
+        }
         self.by_image.insert(image, grants);
     }
 
@@ -185,4 +188,30 @@ async fn read(
         images.insert(image.id, SharedImage { image, grants, text });
     }
     Ok(images)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn going_round_a_few_more_grants_than_are_known_finds_most_of_them() {
+        let grants: HashMap<_, _> =
+            (0..999).map(|subject| (subject.to_string(), Permissions::default())).collect();
+        let grants: Grants = Arc::new(grants);
+        let images: Vec<ImageId> =
+            std::iter::repeat_with(ImageId::new).take(KnownGrants::MOST / 1_000 + 5).collect();
+        let mut known = KnownGrants::default();
+        let mut found = 0;
+        for image in images.iter().cycle().take(images.len() * 10) {
+            if known.by_image.contains_key(image) {
+                found += 1;
+            } else {
+                known.learn(*image, Arc::clone(&grants));
+            }
+            assert!(known.count <= KnownGrants::MOST);
+            assert_eq!(known.count, known.by_image.len() * 1_000);
+        }
+        assert!(found > images.len() * 5, "{found} of {}", images.len() * 10);
+    }
 }

@@ -1,6 +1,6 @@
 //! Grants: what others than its creator may do with an image.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, ExprTrait,
@@ -124,12 +124,12 @@ pub(super) async fn granted(
 pub(super) async fn all(
     db: &impl ConnectionTrait,
     images: &[ImageId],
-) -> Result<HashMap<ImageId, BTreeMap<String, Permissions>>, DbErr> {
+) -> Result<HashMap<ImageId, HashMap<String, Permissions>>, DbErr> {
     let found = grant::Entity::find()
         .filter(grant::Column::Image.is_in(images.iter().map(|id| id.0)))
         .all(db)
         .await?;
-    let mut all: HashMap<ImageId, BTreeMap<String, Permissions>> = HashMap::new();
+    let mut all: HashMap<ImageId, HashMap<String, Permissions>> = HashMap::new();
     for row in found {
         let permissions = permissions_of(&row);
         all.entry(ImageId(row.image)).or_default().insert(row.subject, permissions);
