@@ -118,10 +118,24 @@ pub(super) async fn image_in_sight(
     id: ImageId,
 ) -> Result<(Image, Standing), Error> {
     let found = image::Entity::find_by_id(id.0).filter(image::Column::Deleted.eq(false)).one(db).await?;
-    let image = rows::image_from_row(found.ok_or(Error::NotFound(Resource::Image))?)?;
+    let row = found.ok_or(Error::NotFound(Resource::Image))?;
+    let standing = standing(db, sight, &row).await?.ok_or(Error::NotFound(Resource::Image))?;
+    Ok((rows::image_from_row(row)?, standing))
+}
+
+/// What the caller is to an image, if it sees it.
+pub(super) async fn standing(
+    db: &impl ConnectionTrait,
+    sight: &Sight,
+    row: &image::Model,
+) -> Result<Option<Standing>, DbErr> {
+    // Most often the caller needs no grant.
+    if let Some(standing) = sight.standing(&row.creator, Permissions::default()) {
+        return Ok(Some(standing));
+    }
+    let id = ImageId(row.id);
     let granted = grants::granted(db, sight, &[id]).await?.remove(&id).unwrap_or_default();
-    let standing = sight.standing(&image.creator, granted).ok_or(Error::NotFound(Resource::Image))?;
-    Ok((image, standing))
+    Ok(sight.standing(&row.creator, granted))
 }
 
 /// What was found, as the caller sees it, in the same order.

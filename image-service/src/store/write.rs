@@ -9,7 +9,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     Effects, Store,
     entity::{answer, image},
-    grants, rows,
+    images, rows,
     writing::Writing,
 };
 use crate::{
@@ -125,9 +125,8 @@ impl Write<'_> {
             .one(&self.txn)
             .await?
             .ok_or(Error::NotFound(Resource::Image))?;
-        let sight = self.request.caller.sight();
-        let granted = grants::granted(&self.txn, &sight, &[id]).await?.remove(&id).unwrap_or_default();
-        let standing = sight.standing(&row.creator, granted).ok_or(Error::NotFound(Resource::Image))?;
+        let standing = images::standing(&self.txn, &self.request.caller.sight(), &row).await?;
+        let standing = standing.ok_or(Error::NotFound(Resource::Image))?;
         if !standing.permits(action) {
             return Err(Error::Forbidden(action));
         }

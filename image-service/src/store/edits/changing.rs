@@ -12,12 +12,14 @@ use crate::{
     build::{Build, BuildId, Job, Kind},
     dispatch::{self, Event, Rows},
     error::{Error, Refusal},
-    image::{BatchAction, EditDraft, Etag, ImageId, ImageInView, RepositoryPrefixes, View, WantedReference},
+    image::{
+        BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, RepositoryPrefixes, View, WantedReference,
+    },
     store::{
         builds, changes, contexts,
         decided::{self, Moved},
         entity::image,
-        grants, images, references, texts,
+        grants, images, references, rows, texts,
         write::{Target, Write},
     },
 };
@@ -50,25 +52,25 @@ impl Write<'_> {
             reference.tag().clone_into(&mut row.tag);
             row.reference_given = matches!(wanted, WantedReference::Given(_));
         }
+        let mut image = target.image;
         if row != target.row {
             texts::write(&self.txn, &row, configuration.as_ref().unwrap_or(&current));
             references::settle(&self.txn, [&row]).await?;
-            self.save_edit(row).await?;
+            image = self.save_edit(row).await?;
         }
-        let (image, standing) = target.reread(&self.txn).await?;
-        Ok(images::in_view(&self.txn, image, standing, View::Full).await?)
+        Ok(images::in_view(&self.txn, image, target.standing, View::Full).await?)
     }
 
     /// Writes the row that a client has changed, under a new revision and etag.
-    async fn save_edit(&mut self, mut row: image::Model) -> Result<(), Error> {
+    async fn save_edit(&mut self, mut row: image::Model) -> Result<Image, Error> {
         let id = ImageId(row.id);
         let logged = changes::log(&self.txn, id, &row.creator, &BTreeSet::new(), self.now).await?;
         row.revision = logged.revision;
         row.edit_revision = logged.revision;
         row.updated_at = logged.at.micros();
-        self.txn.later(image::Entity::update(row.into_active_model().reset_all()).validate()?);
+        self.txn.later(image::Entity::update(row.clone().into_active_model().reset_all()).validate()?);
         self.effects.committed.changed.insert(id);
-        Ok(())
+        Ok(rows::image_from_row(row)?)
     }
 
     pub(super) async fn enable(
@@ -79,10 +81,12 @@ impl Write<'_> {
     ) -> Result<ImageInView, Error> {
         let action = if enabled { Action::Enable } else { Action::Disable };
         let target = self.target(id, etag, action).await?;
-        if target.row.enabled != enabled {
-            self.save_edit(image::Model { enabled, ..target.row.clone() }).await?;
-        }
-        self.basic(target).await
+        let image = if target.row.enabled == enabled {
+            target.image
+        } else {
+            self.save_edit(image::Model { enabled, ..target.row }).await?
+        };
+        Ok(images::in_view(&self.txn, image, target.standing, View::Basic).await?)
     }
 
     pub(super) async fn build(
