@@ -21,8 +21,11 @@ use crate::{
 
 pub(crate) use crate::store::Revision;
 
-pub(crate) use self::watch::{ImageWatch, Notice, WatchEvent};
 use self::{shown::ByStanding, terms::Terms};
+pub(crate) use self::{
+    shown::Encoded,
+    watch::{ImageWatch, Notice, WatchEvent},
+};
 
 mod shown;
 mod terms;
@@ -33,18 +36,27 @@ mod watch;
 pub(crate) struct Feed {
     store: Store,
     /// Bounded: a watch that falls behind by more reads what it has missed from the store, latest states only.
-    live: broadcast::Sender<Arc<Told>>,
+    live: broadcast::Sender<Told>,
     terms: Arc<Terms>,
     lag: Histogram<f64>,
     shutdown: CancellationToken,
 }
 
 /// What the reader of the change log tells the watches.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Told {
-    Changed(Box<Changed>),
+    Changed(Arc<Batch>),
     /// Changes were forgotten before they could be told: whoever was waiting for them finds out by itself.
     Forgotten,
+}
+
+/// Changes that were read together, in the order of their revisions: every watch wakes up for all of them once.
+#[derive(Debug)]
+struct Batch {
+    changes: Vec<Changed>,
+    /// The terms that were looked for.
+    terms: Arc<[Arc<Term>]>,
+    read_at: Instant,
 }
 
 /// A change, and the image without its configuration as it was when the change was read.
@@ -56,21 +68,15 @@ struct Changed {
     shown: ByStanding,
     /// The first of the changes that this one stands for.
     first: i64,
-    /// The terms that were looked for, and those that the image holds.
-    terms: Arc<[Arc<Term>]>,
+    /// The terms that were looked for and that the image holds.
     holds: Vec<Arc<Term>>,
-    read_at: Instant,
-}
-
-impl Changed {
-    fn was_searched_for(&self, term: &Arc<Term>) -> bool {
-        self.terms.contains(term)
-    }
 }
 
 impl Feed {
-    const BACKLOG: usize = 1_024;
-    const BATCH: u64 = 256;
+    /// Batches.
+    const BACKLOG: usize = 256;
+    const TOLD_AT_ONCE: usize = 32;
+    const READ_AT_ONCE: u64 = 256;
     /// How long a lost hint can delay a change.
     const POLL: Duration = Duration::from_millis(500);
 
@@ -101,7 +107,7 @@ impl Feed {
                     tracing::warn!(position, oldest, "changes were forgotten before they were told");
                     position = oldest;
                     known = KnownGrants::default();
-                    let _ = self.live.send(Arc::new(Told::Forgotten));
+                    let _ = self.live.send(Told::Forgotten);
                 }
                 Err(error) => {
                     tracing::warn!(%error, source = ?std::error::Error::source(&error), "cannot read the change log");
@@ -117,15 +123,18 @@ impl Feed {
             // After the changes were read: whoever subscribes from here on reads the store afterwards.
             let wanted =
                 || (self.live.receiver_count() > 0).then(|| With::of(terms.insert(self.terms.all())));
-            let found = self.store.changes_after(position, Self::BATCH, known, begins, wanted).await?;
+            let found = self.store.changes_after(position, Self::READ_AT_ONCE, known, begins, wanted).await?;
             let Some(last) = found.changes.last() else {
                 return Ok(position);
             };
             let (reached, changed_at) = (last.revision.number, last.at);
             if let Some(terms) = terms {
-                for changed in with_images(found, &terms, read_at) {
+                let mut left = with_images(found, &terms).into_iter();
+                while left.len() > 0 {
+                    let changes = left.by_ref().take(Self::TOLD_AT_ONCE).collect();
+                    let batch = Batch { changes, terms: Arc::clone(&terms), read_at };
                     // The last listener may have gone meanwhile.
-                    let _ = self.live.send(Arc::new(Told::Changed(Box::new(changed))));
+                    let _ = self.live.send(Told::Changed(Arc::new(batch)));
                 }
             }
             // By the clock of the database, where it has one, and this machine's.
@@ -169,7 +178,7 @@ impl With {
 ///
 /// An image may be read in a later state than the change that led to it: then that later change is in the log, too,
 /// and brings the same state again.
-fn with_images(found: Changes, terms: &Arc<[Arc<Term>]>, read_at: Instant) -> Vec<Changed> {
+fn with_images(found: Changes, terms: &[Arc<Term>]) -> Vec<Changed> {
     let Changes { changes, mut images } = found;
     let mut last: HashMap<ImageId, (i64, Change)> = HashMap::new();
     for mut change in changes {
@@ -186,8 +195,7 @@ fn with_images(found: Changes, terms: &Arc<[Arc<Term>]>, read_at: Instant) -> Ve
             let image = images.remove(&change.image);
             let text = image.as_ref().and_then(|image| image.text.as_deref()).unwrap_or_default();
             let holds = terms.iter().filter(|term| text.contains(term.as_str())).cloned().collect();
-            let terms = Arc::clone(terms);
-            Changed { image, shown: ByStanding::default(), change, first, terms, holds, read_at }
+            Changed { image, shown: ByStanding::default(), change, first, holds }
         })
         .collect();
     changed.sort_unstable_by_key(|changed| changed.change.revision.number);

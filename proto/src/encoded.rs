@@ -43,7 +43,7 @@ pub struct Codec<T, U>(PhantomData<(T, U)>);
 impl<T, U> Codec<T, U> {
     /// How much room there is at first, and after how much is sent what has been written. Bytes.
     const ROOM: usize = 1024;
-    const SENT_AT_ONCE: usize = 8 * 1024;
+    const SENT_AT_ONCE: usize = 15 * 1024;
 
     fn settings() -> BufferSettings {
         BufferSettings::new(Self::ROOM, Self::SENT_AT_ONCE)

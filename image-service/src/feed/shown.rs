@@ -9,11 +9,19 @@ use crate::{
     image::{Image, ImageId, ImageInView},
 };
 
-/// An image as some callers see it.
+/// An image as some callers see it after a change.
 #[derive(Debug)]
 pub(crate) struct Shown {
     image: ImageInView,
-    encoded: OnceLock<Bytes>,
+    encoded: OnceLock<Encoded>,
+}
+
+/// What the transport makes of it.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    pub(crate) image: Bytes,
+    /// The revision of the change.
+    pub(crate) revision: String,
 }
 
 impl Shown {
@@ -26,8 +34,8 @@ impl Shown {
     }
 
     /// What the transport makes of it, which it does once.
-    pub(crate) fn encoded(&self, encode: impl FnOnce(&ImageInView) -> Bytes) -> Bytes {
-        self.encoded.get_or_init(|| encode(&self.image)).clone()
+    pub(crate) fn encoded(&self, encode: impl FnOnce(&ImageInView) -> Encoded) -> &Encoded {
+        self.encoded.get_or_init(|| encode(&self.image))
     }
 }
 

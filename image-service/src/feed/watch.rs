@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::{Changed, Feed, Told, deadline, shown::Shown, terms::LookingFor, with_images};
+use super::{Batch, Changed, Feed, Told, deadline, shown::Shown, terms::LookingFor, with_images};
 use crate::{
     access::{Principal, Sight, Standing},
     error::Error,
@@ -30,7 +30,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct ImageWatch {
     store: Store,
-    live: broadcast::Receiver<Arc<Told>>,
+    live: broadcast::Receiver<Told>,
     shutdown: CancellationToken,
     /// Waited for after every message, and made once: there are many watches.
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -58,8 +58,8 @@ enum Phase {
     FirstState { after: Option<ImageId> },
     /// Reading the change log from `position`; with `announce` the end of it is told.
     CatchUp { announce: bool },
-    /// Waiting for changes.
-    Live,
+    /// Waiting for changes after `since`: they are told here, all of them, or this watch is told that it has missed some.
+    Live { since: i64 },
 }
 
 /// One message of a watch.
@@ -89,7 +89,7 @@ impl ImageWatch {
     #[expect(clippy::too_many_arguments, reason = "it is made in one place")]
     pub(super) fn new(
         feed: &Feed,
-        live: broadcast::Receiver<Arc<Told>>,
+        live: broadcast::Receiver<Told>,
         caller: &Principal,
         query: Query,
         looking_for: Option<LookingFor>,
@@ -125,9 +125,6 @@ impl ImageWatch {
     /// Waits for the next message. After an error the watch is over.
     pub(crate) async fn next(&mut self) -> Result<Notice, Error> {
         loop {
-            if self.shutdown.is_cancelled() {
-                return Err(Error::Draining);
-            }
             let now = Instant::now();
             if self.expiry <= now {
                 return Err(Error::TokenExpired);
@@ -142,15 +139,19 @@ impl ImageWatch {
                     View::Full => Box::pin(self.in_full(notice)).await,
                 };
             }
+            // After what is to be sent, which is little, and looked at for every message.
+            if self.shutdown.is_cancelled() {
+                return Err(Error::Draining);
+            }
             match self.phase {
                 // Apart, so that what waits for a change is small: there are many watches.
                 Phase::FirstState { after } => Box::pin(self.read_page(after)).await?,
                 Phase::CatchUp { announce } => Box::pin(self.catch_up(announce)).await?,
-                Phase::Live if now - self.last_sent >= Self::BOOKMARK => {
+                Phase::Live { .. } if now - self.last_sent >= Self::BOOKMARK => {
                     (self.read_at, self.last_sent) = (now, now);
                     self.push(self.position, WatchEvent::Bookmark);
                 }
-                Phase::Live => self.wait().await?,
+                Phase::Live { since } => self.wait(since).await?,
             }
         }
     }
@@ -183,7 +184,7 @@ impl ImageWatch {
         if page.is_empty() {
             // There may be many watches, which have little to send from here on.
             self.pending = VecDeque::new();
-            self.phase = Phase::Live;
+            self.phase = Phase::Live { since: self.position.number };
             self.push(self.position, WatchEvent::Synced);
         }
         for image in page {
@@ -196,18 +197,18 @@ impl ImageWatch {
         let terms: Arc<[Arc<Term>]> =
             self.looking_for.iter().map(|looking| Arc::clone(looking.term())).collect();
         let (mut unknown, wanted) = (KnownGrants::default(), || Some(With::of(&terms)));
-        let mut read_at = Instant::now();
-        let (position, begins) = (self.position.number, || read_at = Instant::now());
-        let found = self.store.changes_after(position, Feed::BATCH, &mut unknown, begins, wanted).await?;
+        let position = self.position.number;
+        let found =
+            self.store.changes_after(position, Feed::READ_AT_ONCE, &mut unknown, || (), wanted).await?;
         let Some(last) = found.changes.last().map(|change| change.revision) else {
             self.read_at = Instant::now();
-            self.phase = Phase::Live;
+            self.phase = Phase::Live { since: self.position.number };
             if announce {
                 self.push(self.position, WatchEvent::Synced);
             }
             return Ok(());
         };
-        for changed in with_images(found, &terms, read_at) {
+        for changed in with_images(found, &terms) {
             self.take(&changed);
         }
         // A read that takes long must not be taken for one that has been waiting, or nothing would ever be sent.
@@ -216,14 +217,16 @@ impl ImageWatch {
         Ok(())
     }
 
-    async fn wait(&mut self) -> Result<(), Error> {
+    async fn wait(&mut self, since: i64) -> Result<(), Error> {
         tokio::select! {
             // While there are changes nothing else is waited for: what is due is looked at with every change.
             biased;
-            told = self.live.recv() => match told.as_deref() {
-                Ok(Told::Changed(changed)) if self.can_take(changed) => {
-                    self.read_at = changed.read_at;
-                    self.take(changed);
+            told = self.live.recv() => match told {
+                Ok(Told::Changed(batch)) if self.can_take(&batch, since) => {
+                    self.read_at = batch.read_at;
+                    for changed in &batch.changes {
+                        self.take(changed);
+                    }
                 }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {
                     // What is read from here on is at least as new as whatever has been waiting.
@@ -240,14 +243,12 @@ impl ImageWatch {
         Ok(())
     }
 
-    /// Whether a live change is fresh and says what this watch needs to know.
-    fn can_take(&self, changed: &Changed) -> bool {
-        let is_known =
-            self.looking_for.as_ref().is_none_or(|looking| changed.was_searched_for(looking.term()));
-        // Of changes that were taken together some may be from before this watch began.
-        let is_whole =
-            changed.first > self.position.number || changed.change.revision.number <= self.position.number;
-        is_known && is_whole && changed.read_at.elapsed() <= Self::FRESH
+    /// Whether live changes are fresh and say what this watch needs to know.
+    fn can_take(&self, batch: &Batch, since: i64) -> bool {
+        let is_known = self.looking_for.as_ref().is_none_or(|looking| batch.terms.contains(looking.term()));
+        // Of the changes that one stands for some may be from before.
+        let is_whole = |changed: &Changed| changed.first > since || changed.change.revision.number <= since;
+        is_known && batch.changes.iter().all(is_whole) && batch.read_at.elapsed() <= Self::FRESH
     }
 
     /// Takes one change in, if it is new; tells of it, if it is in sight.

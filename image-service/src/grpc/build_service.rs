@@ -64,7 +64,7 @@ impl BuildService for Builds {
         let builds = page::fitting(found.into_iter().map(wire::Build::from));
         // The first build of an image has the number 1.
         let next_page_token = match builds.last() {
-            Some(last) if last.number > 1 => binding.seal(last.number),
+            Some(last) if last.number > 1 => binding.seal(&last.number.to_string()),
             Some(_) | None => String::new(),
         };
         Ok(Response::new(wire::ListBuildsResponse { builds, next_page_token }))

@@ -242,8 +242,7 @@ impl http_body::Body for CallBody {
                 Err(status) => Some(Err(status)),
             });
         }
-        let span = this.call.span.clone();
-        let polled = span.in_scope(|| Pin::new(&mut this.body).poll_frame(cx));
+        let polled = this.call.span.in_scope(|| Pin::new(&mut this.body).poll_frame(cx));
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(code) = frame.trailers_ref().and_then(|trailers| trailers.get("grpc-status")) {

@@ -1,7 +1,5 @@
 //! Page tokens and resume revisions: places in an answer, bound to the query and the caller that they were given to.
 
-use std::fmt::Write as _;
-
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use ring::{
     aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
@@ -29,11 +27,8 @@ impl Binding {
     }
 
     /// Gives a place to the caller.
-    pub(super) fn seal(&self, place: impl std::fmt::Display) -> String {
-        // Every message of a watch has one: most are not longer.
-        let mut sealed = String::with_capacity(64);
-        let _ = write!(sealed, "{place}.{}", self.digest);
-        sealed
+    pub(super) fn seal(&self, place: &str) -> String {
+        [place, ".", &self.digest].concat()
     }
 
     /// Takes a place back; `None` when it is not one of this query and caller.

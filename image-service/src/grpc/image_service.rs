@@ -24,7 +24,7 @@ use crate::{
     build::BuildId,
     catalog::Catalog,
     error::{Error, Violations},
-    feed::{Feed, ImageWatch, Notice, Revision, WatchEvent},
+    feed::{Encoded, Feed, ImageWatch, Notice, Revision, WatchEvent},
     image::{Configuration, ImageId, ImageInView, Place, View},
 };
 
@@ -323,17 +323,28 @@ fn read_revision(text: &str) -> Option<Revision> {
     Some(Revision { number: number.parse().ok()?, nonce: i64::from_str_radix(nonce, 16).ok()? })
 }
 
+fn write_revision(Revision { number, nonce }: Revision) -> String {
+    format!("{number}.{nonce:x}")
+}
+
 fn message(notice: Notice, binding: &Binding) -> encoded::WatchImagesResponse {
     use encoded::Event;
     let encode = |image: ImageInView| Bytes::from(wire::Image::from(image).encode_to_vec());
     let event = match notice.event {
+        WatchEvent::Changed(shown) => {
+            // Once for all watches, of which there are many.
+            let Encoded { image, revision } = shown.encoded(|image| Encoded {
+                image: encode(image.clone()),
+                revision: write_revision(notice.revision),
+            });
+            let (resume_revision, event) = (binding.seal(revision), Event::Changed(image.clone()));
+            return encoded::WatchImagesResponse { resume_revision, event: Some(event) };
+        }
         WatchEvent::Image(image) => Event::Image(encode(*image)),
         WatchEvent::Synced => Event::Synced(wire::Synced {}),
-        WatchEvent::Changed(shown) => Event::Changed(shown.encoded(|image| encode(image.clone()))),
         WatchEvent::Removed(id) => Event::Removed(wire::ImageRemoved { id: id.to_string() }),
         WatchEvent::Bookmark => Event::Bookmark(wire::Bookmark {}),
     };
-    let Revision { number, nonce } = notice.revision;
-    let resume_revision = binding.seal(format_args!("{number}.{nonce:x}"));
+    let resume_revision = binding.seal(&write_revision(notice.revision));
     encoded::WatchImagesResponse { resume_revision, event: Some(event) }
 }
