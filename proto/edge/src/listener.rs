@@ -25,7 +25,10 @@ use tonic::transport::{
     server::{Connected, TcpConnectInfo},
 };
 
+use self::gathering::Gathering;
 use crate::tls::Current;
+
+mod gathering;
 
 /// How many connections there are at a time; more wait to be accepted.
 const CONNECTIONS: usize = 10_000;
@@ -128,7 +131,7 @@ async fn shake_hands(
 /// One connection.
 #[derive(Debug)]
 pub struct Connection {
-    io: Io,
+    io: Gathering<Io>,
     /// None once it has begun well.
     begins: Option<Beginning>,
     _place: OwnedSemaphorePermit,
@@ -143,7 +146,7 @@ struct Beginning {
 impl Connection {
     fn new(io: Io, place: OwnedSemaphorePermit) -> Self {
         let too_late = Box::pin(tokio::time::sleep(HANDSHAKE));
-        Self { io, begins: Some(Beginning { read: 0, too_late }), _place: place }
+        Self { io: Gathering::new(io), begins: Some(Beginning { read: 0, too_late }), _place: place }
     }
 }
 
@@ -157,7 +160,7 @@ impl Connected for Connection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        match &self.io {
+        match self.io.inner() {
             Io::Plain(tcp) => tcp.connect_info(),
             Io::Tls(tls) => tls.get_ref().0.connect_info(),
         }
@@ -172,10 +175,7 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buffer.filled().len();
-        let polled = match &mut this.io {
-            Io::Plain(tcp) => Pin::new(tcp).poll_read(cx, buffer),
-            Io::Tls(tls) => Pin::new(tls).poll_read(cx, buffer),
-        };
+        let polled = Pin::new(&mut this.io).poll_read(cx, buffer);
         let Some(begins) = &mut this.begins else {
             return polled;
         };
@@ -191,23 +191,50 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.io {
-            Io::Plain(tcp) => Pin::new(tcp).poll_write(cx, buffer),
-            Io::Tls(tls) => Pin::new(tls).poll_write(cx, buffer),
+        Pin::new(&mut self.io).poll_write(cx, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buffer),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buffer),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buffer),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Io::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        match &mut *self {
+            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Io::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        match &mut *self {
+            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
     }
 
@@ -216,16 +243,9 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.io {
-            Io::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, buffers),
-            Io::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, buffers),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match &self.io {
-            Io::Plain(tcp) => tcp.is_write_vectored(),
-            Io::Tls(tls) => tls.is_write_vectored(),
+        match &mut *self {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, buffers),
+            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, buffers),
         }
     }
 }
