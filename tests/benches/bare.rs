@@ -5,7 +5,10 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     str::FromStr as _,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -48,6 +51,7 @@ pub(crate) async fn serve(arguments: &[String]) -> anyhow::Result<()> {
         database,
         image: Arc::new(api::GetImageResponse::decode(message.as_slice())?),
         live: broadcast::Sender::new(4_096),
+        revision: Arc::default(),
     };
     let listen: SocketAddr = listen.parse()?;
     Ok(tonic::transport::Server::builder().add_service(bare).serve(listen).await?)
@@ -69,6 +73,7 @@ struct Bare {
     database: Option<SqlitePool>,
     image: Arc<api::GetImageResponse>,
     live: broadcast::Sender<api::WatchImagesResponse>,
+    revision: Arc<AtomicI64>,
 }
 
 impl NamedService for Bare {
@@ -156,8 +161,14 @@ impl UnaryService<api::BatchImagesRequest> for Batch {
 
     fn call(&mut self, request: Request<api::BatchImagesRequest>) -> Self::Future {
         let image = self.0.image.image.clone().unwrap_or_default();
+        let mut results = Vec::new();
         for target in request.into_inner().targets {
-            let image = api::Image { id: target.id, ..image.clone() };
+            let revision = self.0.revision.fetch_add(1, Ordering::Relaxed);
+            let image = api::Image { id: target.id, revision, ..image.clone() };
+            results.push(api::BatchResult {
+                result: Some(api::batch_result::Result::Image(api::Image { revision, ..Default::default() })),
+                ..Default::default()
+            });
             let changed = api::WatchImagesResponse {
                 resume_revision: "1234567.0123456789abcdef.0123456789abcdef".to_owned(),
                 event: Some(api::watch_images_response::Event::Changed(Box::new(image))),
@@ -165,6 +176,7 @@ impl UnaryService<api::BatchImagesRequest> for Batch {
             // Nobody may be watching.
             let _ = self.0.live.send(changed);
         }
-        Box::pin(std::future::ready(Ok(Response::new(api::BatchImagesResponse::default()))))
+        let answer = api::BatchImagesResponse { results, ..Default::default() };
+        Box::pin(std::future::ready(Ok(Response::new(answer))))
     }
 }

@@ -46,19 +46,17 @@ pub(crate) async fn throughput(table: &mut Table) -> anyhow::Result<()> {
     for (who, granted, roles) in [("guests", WATCHERS, &[][..]), ("admins", 0, &[Role::Admin])] {
         let data = tempfile::tempdir()?;
         let (service, ids) = shared_with(data.path(), AT_ONCE * (AHEAD + 1), granted).await?;
-        let image = service.client(OWNER, &[Role::Builder]).get(&ids[0]).await?;
+        let owner = service.client(OWNER, &[Role::Builder]);
+        let image = owner.get(&ids[0]).await?;
         let image = api::Image { config: None, ..image };
         let changed = api::WatchImagesResponse {
             event: Some(Event::Changed(Box::new(image.clone()))),
             resume_revision: "1234567.0123456789abcdef.0123456789abcdef".to_owned(),
         };
         let size = changed.encoded_len();
-        let message = tempfile::NamedTempFile::new()?;
-        std::fs::write(message.path(), api::GetImageResponse { image: Some(image) }.encode_to_vec())?;
-        let bare = Running::bare(&[&message.path().display().to_string()]).await?;
+        let bare = bare(image).await?;
 
         let tokens: Vec<String> = (0..WATCHERS).map(|watcher| service.token(&name(watcher), roles)).collect();
-        let owner = service.client(OWNER, &[Role::Builder]);
         let nobody = client::client(bare.addr, "of nobody");
         let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
@@ -108,7 +106,15 @@ async fn round(
     Ok(rate)
 }
 
-async fn batch(writer: &Client, ids: &[String], action: api::BatchAction) -> anyhow::Result<()> {
+/// A bare server whose changes are of such an image.
+async fn bare(image: api::Image) -> anyhow::Result<Running> {
+    let message = tempfile::NamedTempFile::new()?;
+    std::fs::write(message.path(), api::GetImageResponse { image: Some(image) }.encode_to_vec())?;
+    Running::bare(&[&message.path().display().to_string()]).await
+}
+
+/// The revisions of the changes.
+async fn batch(writer: &Client, ids: &[String], action: api::BatchAction) -> anyhow::Result<Vec<i64>> {
     let target = |id: &String| api::BatchTarget { id: id.clone(), etag: String::new() };
     let request = api::BatchImagesRequest {
         action: action.into(),
@@ -116,12 +122,11 @@ async fn batch(writer: &Client, ids: &[String], action: api::BatchAction) -> any
         ..Default::default()
     };
     let answer = writer.images.clone().batch_images(request).await?.into_inner();
-    let refused = answer.results.iter().find_map(|result| match &result.result {
-        Some(api::batch_result::Result::Error(error)) => Some(error),
-        _ => None,
+    let changed = answer.results.into_iter().map(|result| match result.result {
+        Some(api::batch_result::Result::Image(image)) => Ok(image.revision),
+        refused => Err(anyhow::anyhow!("{refused:?}")),
     });
-    anyhow::ensure!(refused.is_none(), "{refused:?}");
-    Ok(())
+    changed.collect()
 }
 
 /// Twenty changes a second to more and more watchers.
@@ -137,24 +142,10 @@ pub(crate) async fn growth(table: &mut Table, goals: &mut Table) -> anyhow::Resu
         tokio::time::sleep(Duration::from_secs(1)).await;
         let idle = service.memory()?;
         let owner = service.client(OWNER, &[Role::Builder]);
-        let mut changes = Vec::new();
-        let mut tick = tokio::time::interval(Duration::from_millis(50));
-        for change in 0..200 {
-            tick.tick().await;
-            let begun = Instant::now();
-            let is_enabled = (change / ids.len()) % 2 == 1;
-            changes.push((toggle(&owner, &ids[change % ids.len()], is_enabled).await?, begun));
-        }
-        opened.told(changes.len() as u64 * watchers as u64).await?;
+        let changes = change_steadily(&owner, &ids).await?;
+        opened.told((changes.len() * watchers) as u64).await?;
         let after = service.memory()?;
-        let arrived = opened.close().await?;
-        let mut times = Vec::with_capacity(arrived.len());
-        for (revision, at) in &arrived {
-            let change = changes.binary_search_by_key(revision, |(revision, _)| *revision);
-            let (_, begun) = changes[change.ok().context("a change that nobody made")?];
-            times.push(milliseconds(at.duration_since(begun)));
-        }
-        let times = Samples::new(times);
+        let times = opened.times(&changes).await?;
         let each = (after - before).max(0.0) * 1024.0 / watchers as f64;
         let dropped = changes.len() * watchers - times.count();
         table.row(&[
@@ -176,14 +167,43 @@ pub(crate) async fn growth(table: &mut Table, goals: &mut Table) -> anyhow::Resu
                 &of(dropped as f64),
                 Goal::AtMost(0.0),
             );
-            let p99 = format!("p50 {} ms, p99 {} ms", figure(times.median()), figure(times.p99()));
-            goals.compare(format!("{what}: p99"), p99, "", &of(times.p99()), Goal::AtMost(100.0));
+            let image = api::Image { config: None, ..owner.get(&ids[0]).await? };
+            let bare = bare(image).await?;
+            let opened = Watchers::open(bare.addr, &tokens, true).await?;
+            let changes = change_steadily(&client::client(bare.addr, "of nobody"), &ids).await?;
+            opened.told((changes.len() * watchers) as u64).await?;
+            let peer = opened.times(&changes).await?;
+            let told = |times: &Samples| {
+                format!("p50 {} ms, p99 {} ms", figure(times.median()), figure(times.p99()))
+            };
+            goals.compare(
+                format!("{what}: p99"),
+                told(&times),
+                format!("bare tonic: {}", told(&peer)),
+                &of(times.p99()),
+                Goal::AtMost(100.0),
+            );
             let memory = format!("{} KiB", figure(each));
             goals.compare(format!("{what}: memory of a watcher"), memory, "", &of(each), Goal::AtMost(20.0));
         }
         service.end().await?;
     }
     Ok(())
+}
+
+/// Makes 200 changes, 20 a second: their revisions, and when each was asked for.
+async fn change_steadily(writer: &Client, ids: &[String]) -> anyhow::Result<Vec<(i64, Instant)>> {
+    let mut changes = Vec::new();
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
+    for change in 0..200 {
+        tick.tick().await;
+        let begun = Instant::now();
+        let is_enabled = (change / ids.len()) % 2 == 1;
+        let action = if is_enabled { api::BatchAction::Enable } else { api::BatchAction::Disable };
+        let id = std::slice::from_ref(&ids[change % ids.len()]);
+        changes.extend(batch(writer, id, action).await?.into_iter().map(|revision| (revision, begun)));
+    }
+    Ok(changes)
 }
 
 /// Enables or disables an image; the revision of the change.
@@ -284,6 +304,18 @@ impl Watchers {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         Ok(())
+    }
+
+    /// How long each change took to each watcher, in milliseconds.
+    async fn times(self, changes: &[(i64, Instant)]) -> anyhow::Result<Samples> {
+        let arrived = self.close().await?;
+        let mut times = Vec::with_capacity(arrived.len());
+        for (revision, at) in &arrived {
+            let change = changes.binary_search_by_key(revision, |(revision, _)| *revision);
+            let (_, begun) = changes[change.ok().context("a change that nobody made")?];
+            times.push(milliseconds(at.duration_since(begun)));
+        }
+        Ok(Samples::new(times))
     }
 
     async fn close(mut self) -> anyhow::Result<Vec<(i64, Instant)>> {
