@@ -176,7 +176,7 @@ impl UnaryService<api::BatchImagesRequest> for Batch {
             // Nobody may be watching.
             let _ = self.0.live.send(changed);
         }
-        let answer = api::BatchImagesResponse { results, ..Default::default() };
+        let answer = api::BatchImagesResponse { results };
         Box::pin(std::future::ready(Ok(Response::new(answer))))
     }
 }
