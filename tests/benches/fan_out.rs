@@ -95,8 +95,7 @@ async fn round(
     // In the end all are enabled again.
     while begun.elapsed() < ROUND || done % (2 * batches.len()) != 0 {
         let is_enabled = (done / batches.len()) % 2 == 1;
-        let action = if is_enabled { api::BatchAction::Enable } else { api::BatchAction::Disable };
-        batch(writer, batches[done % batches.len()], action).await?;
+        toggle(writer, batches[done % batches.len()], is_enabled).await?;
         done += 1;
         watchers.told(done.saturating_sub(AHEAD) as u64 * of_batch).await?;
     }
@@ -113,9 +112,10 @@ async fn bare(image: api::Image) -> anyhow::Result<Running> {
     Running::bare(&[&message.path().display().to_string()]).await
 }
 
-/// The revisions of the changes.
-async fn batch(writer: &Client, ids: &[String], action: api::BatchAction) -> anyhow::Result<Vec<i64>> {
+/// Enables or disables images; the revisions of the changes.
+pub(crate) async fn toggle(writer: &Client, ids: &[String], enabled: bool) -> anyhow::Result<Vec<i64>> {
     let target = |id: &String| api::BatchTarget { id: id.clone(), etag: String::new() };
+    let action = if enabled { api::BatchAction::Enable } else { api::BatchAction::Disable };
     let request = api::BatchImagesRequest {
         action: action.into(),
         targets: ids.iter().map(target).collect(),
@@ -199,24 +199,11 @@ async fn change_steadily(writer: &Client, ids: &[String]) -> anyhow::Result<Vec<
         tick.tick().await;
         let begun = Instant::now();
         let is_enabled = (change / ids.len()) % 2 == 1;
-        let action = if is_enabled { api::BatchAction::Enable } else { api::BatchAction::Disable };
         let id = std::slice::from_ref(&ids[change % ids.len()]);
-        changes.extend(batch(writer, id, action).await?.into_iter().map(|revision| (revision, begun)));
+        let revisions = toggle(writer, id, is_enabled).await?;
+        changes.extend(revisions.into_iter().map(|revision| (revision, begun)));
     }
     Ok(changes)
-}
-
-/// Enables or disables an image; the revision of the change.
-pub(crate) async fn toggle(owner: &Client, id: &str, enabled: bool) -> anyhow::Result<i64> {
-    let id = id.to_owned();
-    let image = if enabled {
-        let request = api::EnableImageRequest { id, ..Default::default() };
-        owner.images.clone().enable_image(request).await?.into_inner().image
-    } else {
-        let request = api::DisableImageRequest { id, ..Default::default() };
-        owner.images.clone().disable_image(request).await?.into_inner().image
-    };
-    Ok(image.context("an image")?.revision)
 }
 
 /// A service with some images that the first so many watchers were granted.

@@ -70,7 +70,7 @@ async fn measure(
         tick.tick().await;
         let begun = Instant::now();
         let enabled = !change.is_multiple_of(2);
-        toggle(&writer, &image.id, enabled).await?;
+        toggle(&writer, std::slice::from_ref(&image.id), enabled).await?;
         while !matches!(next(&mut watch).await?, Event::Changed(changed)
             if changed.id == image.id && changed.enabled() == enabled)
         {}

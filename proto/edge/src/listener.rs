@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::Stream;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{either::Either, task::AbortOnDropHandle};
 use tonic::transport::{
     Server,
     server::{Connected, TcpConnectInfo},
@@ -99,7 +99,7 @@ async fn accept(listener: TcpListener, tls: Option<Current>, sender: mpsc::Sende
         let _ = tcp.set_nodelay(true);
         match &tls {
             None => {
-                if sender.send(Connection::new(Io::Plain(tcp), place)).await.is_err() {
+                if sender.send(Connection::new(Io::Left(tcp), place)).await.is_err() {
                     return;
                 }
             }
@@ -121,7 +121,7 @@ async fn shake_hands(
     match tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)).await {
         Ok(Ok(stream)) => {
             // The server is gone: so is its client's connection.
-            let _ = sender.send(Connection::new(Io::Tls(Box::new(stream)), place)).await;
+            let _ = sender.send(Connection::new(Io::Right(Box::new(stream)), place)).await;
         }
         Ok(Err(error)) => tracing::info!(%from, %error, "a client does not agree on TLS"),
         Err(_) => tracing::info!(%from, "a client is too slow to agree on TLS"),
@@ -150,19 +150,16 @@ impl Connection {
     }
 }
 
-#[derive(Debug)]
-enum Io {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
+/// Plain, or by TLS.
+type Io = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 impl Connected for Connection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
         match self.io.inner() {
-            Io::Plain(tcp) => tcp.connect_info(),
-            Io::Tls(tls) => tls.get_ref().0.connect_info(),
+            Io::Left(tcp) => tcp.connect_info(),
+            Io::Right(tls) => tls.get_ref().0.connect_info(),
         }
     }
 }
@@ -200,52 +197,5 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
-impl AsyncRead for Io {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buffer),
-            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Io {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buffer),
-            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buffer),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, buffers),
-            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, buffers),
-        }
     }
 }

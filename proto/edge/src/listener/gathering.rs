@@ -83,6 +83,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathering<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.held.is_empty() && !mem::replace(&mut self.is_due, true) {
+            // Ready all the same: to a connection whose flush is pending HTTP/2 gives no more frames.
             cx.waker().wake_by_ref();
             return Poll::Ready(Ok(()));
         }
@@ -98,7 +99,15 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathering<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::RefCell, rc::Rc};
+    use std::{
+        cell::RefCell,
+        rc::Rc,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+        task::Wake,
+    };
 
     use tokio::io::AsyncWriteExt as _;
 
@@ -174,16 +183,16 @@ mod tests {
 
     #[test]
     fn a_flush_that_waits_for_others_runs_again() {
-        struct Woken(std::sync::atomic::AtomicUsize);
-        impl std::task::Wake for Woken {
-            fn wake(self: std::sync::Arc<Self>) {
-                self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        struct Woken(AtomicUsize);
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
             }
         }
-        let woken = std::sync::Arc::new(Woken(0.into()));
-        let waker = std::sync::Arc::clone(&woken).into();
+        let woken = Arc::new(Woken(0.into()));
+        let waker = Arc::clone(&woken).into();
         let mut cx = Context::from_waker(&waker);
-        let times = || woken.0.load(std::sync::atomic::Ordering::Relaxed);
+        let times = || woken.0.load(Ordering::Relaxed);
         let inner = slow(usize::MAX);
         let mut connection = Gathering::new(Slow { is_ready: true, ..inner.clone() });
         let mut connection = Pin::new(&mut connection);
