@@ -3,7 +3,7 @@
 //! The store loads the rows, `decide` says what to write and what to send, the store commits, and only then the messages
 //! go out. So whatever was sent rests on what is durable, and whatever is lost on the way can be decided again.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
@@ -78,7 +78,12 @@ impl Policy {
     /// Whether a worker that was heard of at `heard_at` counts as online. What lies in the future is of before a clock was put
     /// back, and tells nothing of now.
     pub(crate) fn is_recent(&self, heard_at: Timestamp, now: Timestamp) -> bool {
-        heard_at.after(self.offline_after) >= now && now.after(self.offline_after) >= heard_at
+        self.recent(now).contains(&heard_at)
+    }
+
+    /// When a worker that counts as online was last heard of.
+    pub(crate) fn recent(&self, now: Timestamp) -> RangeInclusive<Timestamp> {
+        now.before(self.offline_after)..=now.after(self.offline_after)
     }
 }
 

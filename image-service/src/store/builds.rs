@@ -9,9 +9,9 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    Store, WorkerRow,
+    Store,
     entity::{build, catalogue},
-    images, rows,
+    images, rows, workers,
     writing::Writing,
 };
 use crate::{
@@ -97,7 +97,7 @@ pub(super) async fn in_view(
         State::Running | State::Publishing | State::Succeeded | State::Failed | State::Cancelled => None,
     };
     let worker_offline = match build.worker.as_deref().filter(|_| build.state.is_held()) {
-        Some(worker) => !super::workers::is_online_now(db, worker, policy, now).await?,
+        Some(worker) => !workers::is_online_now(db, worker, policy, now).await?,
         None => false,
     };
     Ok(BuildInView { build, pending, worker_offline })
@@ -110,31 +110,8 @@ async fn pending(
     now: Timestamp,
 ) -> Result<Pending, DbErr> {
     let before = queued_before(db, build).await?;
-    let reason = pending_reason(db, build, policy, now).await?;
+    let reason = workers::pending_reason(db, &build.requirements, policy, now).await?;
     Ok(Pending { reason, queue_position: i64::try_from(before).unwrap_or(i64::MAX).saturating_add(1) })
-}
-
-pub(super) async fn pending_reason(
-    db: &impl ConnectionTrait,
-    build: &Build,
-    policy: &Policy,
-    now: Timestamp,
-) -> Result<PendingReason, DbErr> {
-    let mut online = super::workers::all(db, None, 1_000, policy, now).await?;
-    online.retain(|worker| worker.online);
-    if online.is_empty() && build.requirements.worker.is_empty() {
-        return Ok(PendingReason::NoWorkerOnline);
-    }
-    online.retain(|worker| build.requirements.fit(&worker.name, &worker.labels, &worker.capabilities));
-    if online.is_empty() {
-        return Ok(PendingReason::NoSuitableWorker);
-    }
-    online.retain(WorkerRow::takes_builds);
-    if online.is_empty() {
-        return Ok(PendingReason::WorkersDraining);
-    }
-    let has_slot = |worker: &WorkerRow| worker.slots_taken < i64::from(worker.slots);
-    Ok(if online.iter().any(has_slot) { PendingReason::Dispatching } else { PendingReason::AllSlotsTaken })
 }
 
 /// How many queued builds are before this one, counted to [`Pending::MOST_BEFORE`].

@@ -178,7 +178,8 @@ impl DispatchStore for Store {
         let mut waiting = Vec::with_capacity(found.len());
         for row in found {
             let build = rows::build_from_row(row)?;
-            let reason = builds::pending_reason(&self.reader, &build, &self.policy, now).await?;
+            let reason =
+                workers::pending_reason(&self.reader, &build.requirements, &self.policy, now).await?;
             waiting.push((build.id, reason));
         }
         Ok(waiting)

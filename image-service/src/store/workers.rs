@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, ExprTrait, FromQueryResult,
-    IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Set,
-    sea_query::{Expr, JoinType, SelectStatement},
+    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, ExprTrait,
+    FromQueryResult, IdenStatic, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select,
+    Set,
+    sea_query::{CaseStatement, Expr, Func, JoinType, SelectStatement},
 };
 use serde::{Deserialize, Serialize};
 
@@ -15,10 +16,10 @@ use super::{
     hints, rows,
 };
 use crate::{
-    build::{Build, State},
+    build::{Build, PendingReason, State},
     dispatch::{Connected, Policy},
     error::{Error, Resource},
-    image::Capability,
+    image::{Capability, Requirements},
     request::Request,
     timestamp::Timestamp,
 };
@@ -127,6 +128,49 @@ fn from_row(
     })
 }
 
+/// Why a build that requires this is still queued: by the worker that is nearest to taking it.
+pub(super) async fn pending_reason(
+    db: &impl ConnectionTrait,
+    requirements: &Requirements,
+    policy: &Policy,
+    now: Timestamp,
+) -> Result<PendingReason, DbErr> {
+    const NEAREST: &str = "nearest";
+    const BY_NEARNESS: [PendingReason; 3] =
+        [PendingReason::Dispatching, PendingReason::AllSlotsTaken, PendingReason::WorkersDraining];
+    let column = |column: worker::Column| Expr::col((worker::Entity, column));
+    let is_draining = column(worker::Column::Drained).or(column(worker::Column::Draining));
+    let nearness = CaseStatement::new().case(is_draining, 2).case(has_free_slot().not(), 1).finally(0);
+    // Workers are many, but of few kinds.
+    let mut kinds = worker::Entity::find()
+        .select_only()
+        .columns([worker::Column::LabelsJson, worker::Column::CapabilitiesJson])
+        .filter(is_online_as_of(policy, now))
+        .group_by(worker::Column::LabelsJson)
+        .group_by(worker::Column::CapabilitiesJson);
+    if !requirements.worker.is_empty() {
+        kinds = kinds.filter(worker::Column::Name.eq(&requirements.worker));
+    }
+    let mut kinds = beside_held(kinds);
+    kinds.expr_as(Func::min(nearness), NEAREST);
+    let kinds = db.query_all(&kinds).await?;
+    if kinds.is_empty() && requirements.worker.is_empty() {
+        return Ok(PendingReason::NoWorkerOnline);
+    }
+    let mut nearest = None;
+    for kind in kinds {
+        let labels = rows::from_json(&kind.try_get::<String>("", worker::Column::LabelsJson.as_str())?)?;
+        let capabilities =
+            rows::from_json(&kind.try_get::<String>("", worker::Column::CapabilitiesJson.as_str())?)?;
+        if requirements.fit(&requirements.worker, &labels, &capabilities) {
+            let nearness = kind.try_get::<i32>("", NEAREST)?;
+            nearest = Some(nearest.map_or(nearness, |nearest| Ord::min(nearest, nearness)));
+        }
+    }
+    let reason = nearest.and_then(|nearness| BY_NEARNESS.get(usize::try_from(nearness).ok()?).copied());
+    Ok(reason.unwrap_or(PendingReason::NoSuitableWorker))
+}
+
 /// Whether a worker is connected and has been heard of lately.
 pub(super) async fn is_online_now(
     db: &impl ConnectionTrait,
@@ -140,6 +184,14 @@ pub(super) async fn is_online_now(
 
 fn is_online(row: &worker::Model, policy: &Policy, now: Timestamp) -> bool {
     row.session.is_some() && policy.is_recent(Timestamp::from_micros(row.heard_at), now)
+}
+
+/// The same, as databases are asked.
+fn is_online_as_of(policy: &Policy, now: Timestamp) -> Condition {
+    let recent = policy.recent(now);
+    Condition::all()
+        .add(worker::Column::Session.is_not_null())
+        .add(worker::Column::HeardAt.between(recent.start().micros(), recent.end().micros()))
 }
 
 /// A worker that may take builds.
@@ -166,7 +218,8 @@ pub(super) async fn with_free_slots(
     let query = worker::Entity::find()
         .filter(worker::Column::Name.is_in(names))
         .filter(worker::Column::Drained.eq(false))
-        .filter(Expr::exists(queued));
+        .filter(Expr::exists(queued))
+        .filter(has_free_slot());
     let query = with_slots_taken(query);
     let mut found = HashMap::new();
     for row in db.query_all(&query).await? {
@@ -192,10 +245,17 @@ pub(super) async fn with_free_slots(
 }
 
 const TAKEN: &str = "taken";
+const HELD: &str = "held";
 
 /// The same workers, and how many builds each of them holds, unless it is none.
 fn with_slots_taken(workers: Select<worker::Entity>) -> SelectStatement {
-    const HELD: &str = "held";
+    let mut workers = beside_held(workers);
+    workers.expr_as(Expr::col((HELD, TAKEN)), TAKEN);
+    workers
+}
+
+/// The same workers, beside those that hold builds.
+fn beside_held(workers: Select<worker::Entity>) -> SelectStatement {
     let held = builds::held()
         .select_only()
         .column(build::Column::Worker)
@@ -204,8 +264,14 @@ fn with_slots_taken(workers: Select<worker::Entity>) -> SelectStatement {
         .into_query();
     let of_worker = Expr::col((HELD, build::Column::Worker)).equals((worker::Entity, worker::Column::Name));
     let mut workers = workers.into_query();
-    workers.expr_as(Expr::col((HELD, TAKEN)), TAKEN).join_subquery(JoinType::LeftJoin, held, HELD, of_worker);
+    workers.join_subquery(JoinType::LeftJoin, held, HELD, of_worker);
     workers
+}
+
+/// Whether a worker [beside what it holds](beside_held) holds less than it has slots for.
+fn has_free_slot() -> Expr {
+    Expr::from(Func::coalesce([Expr::col((HELD, TAKEN)), Expr::value(0)]))
+        .lt(Expr::col((worker::Entity, worker::Column::Slots)))
 }
 
 pub(super) async fn held_by(db: &impl ConnectionTrait, name: &str) -> Result<Vec<Build>, DbErr> {
