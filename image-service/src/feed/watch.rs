@@ -81,6 +81,9 @@ pub(crate) enum WatchEvent {
 
 impl ImageWatch {
     const PAGE: u64 = 100;
+    /// How many images of the first state are written together: a watch keeps the room that this takes, and needs less of it
+    /// from then on.
+    const WRITTEN_TOGETHER: usize = 8;
     /// How long a watch may be silent.
     const BOOKMARK: Duration = Duration::from_secs(10);
     /// How old what is sent may be.
@@ -134,6 +137,11 @@ impl ImageWatch {
             }
             if let Some(notice) = self.pending.pop_front() {
                 let notice = self.deliver(notice, now);
+                if matches!(notice.event, WatchEvent::Image(_))
+                    && self.pending.len().is_multiple_of(Self::WRITTEN_TOGETHER)
+                {
+                    tokio::task::yield_now().await;
+                }
                 return match self.view {
                     View::Basic => Ok(notice),
                     View::Full => Box::pin(self.in_full(notice)).await,
