@@ -3,11 +3,12 @@
 
 use std::{
     path::Path,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{TryStreamExt as _, stream};
 use image_service::Role;
 
 use crate::{
@@ -54,6 +55,13 @@ pub(crate) async fn latency(table: &mut Table) -> anyhow::Result<()> {
 
 /// Jobs a second through the queue, by its length and by the number of workers.
 pub(crate) async fn throughput(table: &mut Table, growth: &mut Table) -> anyhow::Result<()> {
+    if let Ok(only) = std::env::var("Q_ONLY") {
+        for one in only.split(',') {
+            let (q, w) = one.split_once('x').context("QxW")?;
+            eprintln!("{one}: {}", figure(jobs(q.parse()?, w.parse()?).await?));
+        }
+        return Ok(());
+    }
     let mut at_four = Vec::new();
     for queued in [10, 100, 1_000, 10_000, 100_000] {
         let rate = jobs(queued, 4).await?;
@@ -84,6 +92,7 @@ pub(crate) async fn throughput(table: &mut Table, growth: &mut Table) -> anyhow:
 
 /// A second, while as many are in the queue: whenever some have ended, as many are created.
 async fn jobs(queued: usize, workers: usize) -> anyhow::Result<f64> {
+    const CATCHING_UP: Duration = Duration::from_secs(20);
     const WARMING: Duration = Duration::from_secs(2);
     const LASTING: Duration = Duration::from_secs(8);
     /// How many builds are asked for at once.
@@ -99,24 +108,35 @@ async fn jobs(queued: usize, workers: usize) -> anyhow::Result<f64> {
             .push(service.worker(&format!("w{worker}"), &engine.docker_host(), &["--slots", &slots]).await?);
     }
     let builder = service.client("builder", &[Role::Builder]);
-    let (mut created, mut begun, mut measured_from) = (0, None, None);
-    loop {
-        let ended = done(&engine).await?;
-        let calls = (created..ended).map(|number| create(&builder, number));
-        stream::iter(calls).buffer_unordered(CALLERS).try_collect::<()>().await?;
-        created = created.max(ended);
-        // Only now: much may have ended while the workers were started.
-        let lasting = begun.get_or_insert_with(Instant::now).elapsed();
-        if lasting > WARMING && measured_from.is_none() {
-            measured_from = Some((done(&engine).await?, Instant::now()));
+    let created = AtomicUsize::new(0);
+    let orders = stream::unfold(0, async |mut known| {
+        let number = created.load(Relaxed);
+        while known <= number {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            known = match done(&engine).await {
+                Ok(known) => known,
+                Err(error) => return Some((Err(error), known)),
+            };
         }
-        if lasting > WARMING + LASTING {
-            break;
+        created.store(number + 1, Relaxed);
+        Some((Ok(create(&builder, number)), known))
+    });
+    let feed = orders.try_buffer_unordered(CALLERS).try_for_each(async |()| Ok(()));
+    let measure = async {
+        // Much may have ended while the workers were started.
+        let begun = Instant::now();
+        while created.load(Relaxed) < done(&engine).await? && begun.elapsed() < CATCHING_UP {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let (before, from) = measured_from.context("it was warm")?;
-    let rate = (done(&engine).await? - before) as f64 / from.elapsed().as_secs_f64();
+        tokio::time::sleep(WARMING).await;
+        let (before, from) = (done(&engine).await?, Instant::now());
+        tokio::time::sleep(LASTING).await;
+        anyhow::Ok((done(&engine).await? - before) as f64 / from.elapsed().as_secs_f64())
+    };
+    let rate = tokio::select! {
+        fed = feed => anyhow::bail!("creating has ended: {fed:?}"),
+        rate = measure => rate?,
+    };
     drop(running);
     service.end().await?;
     Ok(rate)
