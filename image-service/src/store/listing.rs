@@ -53,7 +53,7 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    pub(super) const DEFAULT: Self = Self { few: 5_000, stretch: 5_000, candidates: 2_000 };
+    pub(super) const DEFAULT: Self = Self { few: 4_000, stretch: 4_000, candidates: 1_500 };
 }
 
 impl Store {

@@ -149,7 +149,7 @@ impl<'a> Walk<'a> {
     }
 
     /// As much as to look at so many images.
-    const COST_OF_GROUP: u64 = 50;
+    const COST_OF_GROUP: u64 = 100;
 
     /// The value of a key that comes behind another, or the first one.
     async fn next_value(
