@@ -126,6 +126,26 @@ async fn builds_that_no_free_worker_can_take_block_nobody() -> anyhow::Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn why_a_build_waits_is_told_by_the_nearest_of_all_workers() -> anyhow::Result<()> {
+    const GONE: usize = 1_000;
+    let service = Service::start().await?;
+    for number in 0..GONE {
+        Actor::greet(&service, hello(&format!("gone-{number:03}"), &[])).await?;
+    }
+    let mut own = hello("the-last", &[]);
+    own.labels.insert("its".to_owned(), "own".to_owned());
+    let mut last = Actor::connect(&service, own).await?;
+    let alice = service.builder("alice");
+    let mut draft = image("Its own", "FROM scratch");
+    draft.config.get_or_insert_default().worker_labels.insert("its".to_owned(), "own".to_owned());
+    let (_, first) = alice.create(draft.clone()).await?;
+    assert_eq!(last.assignment().await?.1.build_id, first.id);
+    let (_, second) = alice.create(draft).await?;
+    assert_eq!(second.pending_reason(), PendingReason::AllSlotsTaken);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_was_cancelled_in_the_queue_has_used_no_turn() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let (alice, bob) = (service.builder("alice"), service.builder("bob"));
