@@ -7,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
 use futures_util::{TryStreamExt as _, stream};
 use image_service::Role;
 
@@ -55,13 +54,6 @@ pub(crate) async fn latency(table: &mut Table) -> anyhow::Result<()> {
 
 /// Jobs a second through the queue, by its length and by the number of workers.
 pub(crate) async fn throughput(table: &mut Table, growth: &mut Table) -> anyhow::Result<()> {
-    if let Ok(only) = std::env::var("Q_ONLY") {
-        for one in only.split(',') {
-            let (q, w) = one.split_once('x').context("QxW")?;
-            eprintln!("{one}: {}", figure(jobs(q.parse()?, w.parse()?).await?));
-        }
-        return Ok(());
-    }
     let mut at_four = Vec::new();
     for queued in [10, 100, 1_000, 10_000, 100_000] {
         let rate = jobs(queued, 4).await?;

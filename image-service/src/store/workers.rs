@@ -157,18 +157,17 @@ pub(super) async fn pending_reason(
     if kinds.is_empty() && requirements.worker.is_empty() {
         return Ok(PendingReason::NoWorkerOnline);
     }
-    let mut nearest = None;
+    let mut nearest = BY_NEARNESS.len();
     for kind in kinds {
         let labels = rows::from_json(&kind.try_get::<String>("", worker::Column::LabelsJson.as_str())?)?;
         let capabilities =
             rows::from_json(&kind.try_get::<String>("", worker::Column::CapabilitiesJson.as_str())?)?;
         if requirements.fit(&requirements.worker, &labels, &capabilities) {
-            let nearness = kind.try_get::<i32>("", NEAREST)?;
-            nearest = Some(nearest.map_or(nearness, |nearest| Ord::min(nearest, nearness)));
+            let nearness = usize::try_from(kind.try_get::<i32>("", NEAREST)?).unwrap_or(usize::MAX);
+            nearest = Ord::min(nearest, nearness);
         }
     }
-    let reason = nearest.and_then(|nearness| BY_NEARNESS.get(usize::try_from(nearness).ok()?).copied());
-    Ok(reason.unwrap_or(PendingReason::NoSuitableWorker))
+    Ok(BY_NEARNESS.get(nearest).copied().unwrap_or(PendingReason::NoSuitableWorker))
 }
 
 /// Whether a worker is connected and has been heard of lately.
@@ -230,9 +229,7 @@ pub(super) async fn with_free_slots(
     }
     let mut free = Vec::with_capacity(found.len());
     for Connected { name, session } in connected {
-        if let Some((row, slots)) = found.remove(&(name.clone(), Some(*session)))
-            && slots > 0
-        {
+        if let Some((row, slots)) = found.remove(&(name.clone(), Some(*session))) {
             free.push(WithFreeSlots {
                 name: row.name,
                 slots,
