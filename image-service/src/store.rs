@@ -25,12 +25,14 @@ use crate::{
 
 #[cfg(all(test, feature = "simulation"))]
 pub(crate) use self::connecting::execute;
+#[cfg(feature = "simulation")]
+pub(crate) use self::dispatching::Decided;
 use self::writing::Writing;
 pub(crate) use self::{
     changed::{Changes, KnownGrants, SharedImage, With},
     changes::{Change, Revision},
     contexts::KeptContext,
-    dispatching::{CLAIMED_AT_ONCE, Decided, DispatchStore},
+    dispatching::{CLAIMED_AT_ONCE, DispatchStore},
     edits::{BatchOutcome, BatchTarget, SnapshotOrder, WithBuild},
     hints::Hint,
     histories::Excerpt,
