@@ -61,6 +61,16 @@ pub(crate) enum KeyValue {
 }
 
 impl Query {
+    /// Whether there is no filter.
+    pub(crate) fn lets_all_through(&self) -> bool {
+        let Self { search: _, template, statuses, enabled, pulled, creator, order: _ } = self;
+        template.is_none()
+            && statuses.is_empty()
+            && enabled.is_none()
+            && pulled.is_none()
+            && creator.is_none()
+    }
+
     /// Whether the filters let an image through, whatever it is searched for.
     pub(crate) fn admits(&self, image: &Image) -> bool {
         self.template.is_none_or(|template| template == image.template)

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, ExprTrait,
     IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Set,
-    sea_query::{Expr, SelectStatement, UnionType},
+    sea_query::{Expr, Func, Query as SqlQuery, SelectStatement, UnionType},
 };
 use uuid::Uuid;
 
@@ -179,14 +179,18 @@ pub(super) fn all_in_sight(subject: &str) -> SelectStatement {
     all
 }
 
-/// How many these are, counted to about `limit`.
+/// How many these are, counted to `limit`.
 pub(super) async fn count_in_sight(
     db: &impl ConnectionTrait,
     subject: &str,
     limit: u64,
 ) -> Result<u64, DbErr> {
-    let created = created_by(subject).limit(limit).count(db).await?;
-    Ok(created + granted_to(subject).limit(limit).count(db).await?)
+    let mut some = all_in_sight(subject);
+    let mut counted = SqlQuery::select();
+    counted.expr(Func::count(Expr::cust("*"))).from_subquery(some.limit(limit).take(), "some");
+    let row = db.query_one_raw(db.get_database_backend().build(&counted)).await?;
+    let count: i64 = row.map_or(Ok(0), |row| row.try_get_by_index(0))?;
+    Ok(u64::try_from(count).unwrap_or(0))
 }
 
 fn created_by(subject: &str) -> Select<image::Entity> {

@@ -3,13 +3,14 @@
 use std::{collections::HashMap, sync::Arc};
 
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, ExprTrait,
-    FromQueryResult, QueryFilter, QueryOrder, QueryResult, QuerySelect, Statement,
+    ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, ExprTrait, FromQueryResult, Iterable,
+    QueryFilter, QueryOrder, QueryResult, QuerySelect, QueryTrait, Statement,
+    sea_query::{Expr, JoinType, Order as SqlOrder, Query as SqlQuery, SelectStatement},
 };
 
 use super::{
     Store,
-    entity::{configuration, image},
+    entity::{configuration, grant, image},
     grants, listing, rows,
 };
 use crate::{
@@ -48,19 +49,17 @@ impl Store {
         after: Option<ImageId>,
         limit: u64,
     ) -> Result<Vec<ImageInView>, Error> {
-        let txn = self.read().await?;
         let matching = listing::matching(self.backend(), sight, query).limit(limit);
-        let mut select = match listing::Asked::new(&txn, sight, self.bounds).few_of_all(query).await? {
+        let mut select = match listing::Asked::new(&self.reader, sight, self.bounds).few_of_all(query).await?
+        {
             Some(few) => matching.filter(few.among).order_by_asc(listing::unindexed(image::Column::Id)),
             None => matching.order_by_asc(image::Column::Id),
         };
         if let Some(id) = after {
             select = select.filter(image::Column::Id.gt(id.0));
         }
-        let found = select.all(&txn).await?;
-        let images = all_in_view(&txn, found, sight, View::Basic).await?;
-        txn.commit().await?;
-        Ok(images)
+        let by_id = [(Expr::col((image::Entity, image::Column::Id)), SqlOrder::Asc)];
+        Ok(all_viewed(&self.reader, select.into_query(), by_id, sight, View::Basic).await?)
     }
 }
 
@@ -138,22 +137,53 @@ pub(super) async fn standing(
     Ok(sight.standing(&row.creator, granted))
 }
 
-/// What was found, as the caller sees it, in the same order.
-pub(super) async fn all_in_view(
-    txn: &DatabaseTransaction,
-    found: Vec<image::Model>,
+/// Adds to a statement that has `images` what they are viewed by, which [`viewed`] reads.
+pub(super) fn select_viewed(select: &mut SelectStatement, sight: &Sight, view: View) {
+    let image_id = (image::Entity, image::Column::Id);
+    let granted = Condition::all()
+        .add(Expr::col((grant::Entity, grant::Column::Image)).equals(image_id))
+        .add(grant::Column::Subject.eq(sight.subject()));
+    select
+        .columns(image::Column::iter().map(|column| (image::Entity, column)))
+        .columns(
+            [grant::Column::View, grant::Column::Modify, grant::Column::Delete]
+                .map(|column| (grant::Entity, column)),
+        )
+        .join(JoinType::LeftJoin, grant::Entity, granted);
+    if view == View::Full {
+        let of_image = Condition::all()
+            .add(Expr::col((configuration::Entity, configuration::Column::Image)).equals(image_id))
+            .add(
+                Expr::col((configuration::Entity, configuration::Column::Revision))
+                    .equals((image::Entity, image::Column::ConfigurationRevision)),
+            );
+        select.column((configuration::Entity, configuration::Column::Json)).join(
+            JoinType::LeftJoin,
+            configuration::Entity,
+            of_image,
+        );
+    }
+}
+
+/// Reads images that a statement finds, with their order, as the caller sees them.
+pub(super) async fn all_viewed(
+    db: &impl ConnectionTrait,
+    found: SelectStatement,
+    order: impl IntoIterator<Item = (Expr, SqlOrder)>,
     sight: &Sight,
     view: View,
-) -> Result<Vec<ImageInView>, Error> {
-    let ids: Vec<ImageId> = found.iter().map(|row| ImageId(row.id)).collect();
-    let granted = grants::granted(txn, sight, &ids).await?;
-    let mut images = Vec::with_capacity(found.len());
-    for row in found {
-        let image = rows::image_from_row(row)?;
-        let permissions = granted.get(&image.id).copied().unwrap_or_default();
-        if let Some(standing) = sight.standing(&image.creator, permissions) {
-            images.push(in_view(txn, image, standing, view).await?);
-        }
+) -> Result<Vec<ImageInView>, DbErr> {
+    let mut select = SqlQuery::select();
+    select.from_subquery(found, image::Entity);
+    select_viewed(&mut select, sight, view);
+    for (term, order) in order {
+        select.order_by_expr(term, order);
+    }
+    let rows = db.query_all_raw(db.get_database_backend().build(&select)).await?;
+    let mut images = Vec::with_capacity(rows.len());
+    for row in rows {
+        let viewed = viewed(image::Model::from_query_result(&row, "")?, &row, sight, view)?;
+        images.extend(viewed.map(|(_, image)| image));
     }
     Ok(images)
 }

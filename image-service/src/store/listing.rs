@@ -7,20 +7,20 @@
 use std::sync::OnceLock;
 
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DbBackend, DbErr, EntityTrait, ExprTrait, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Statement, Value,
+    Condition, ConnectionTrait, DbBackend, DbErr, EntityTrait, ExprTrait, PaginatorTrait, QueryFilter,
+    QueryOrder, QuerySelect, QueryTrait, Select, Statement, Value,
     sea_query::{Expr, Func, Order as SqlOrder, SelectStatement},
 };
 use uuid::Uuid;
 
-use super::{Store, entity::image, grants, images, index::Wanted, rows, texts};
+use super::{Store, entity::image, grants, index::Wanted, rows, texts};
 use crate::{
     access::Sight,
     error::Error,
     image::{Direction, ImageId, ImageInView, Key, KeyValue, Order, Place, Query, View},
-    search::Term,
 };
 
+mod looking_up;
 mod recent;
 #[cfg(test)]
 mod tests;
@@ -39,7 +39,7 @@ pub(crate) struct Page {
 }
 
 /// What a page was found to hold, and where the next one begins.
-type Found = (Vec<image::Model>, Option<Place>);
+type Found = (Vec<ImageInView>, Option<Place>);
 
 /// How much a call does at most.
 #[derive(Copy, Clone, Debug)]
@@ -50,10 +50,12 @@ pub(super) struct Bounds {
     stretch: u64,
     /// How many of those that the index proposes.
     candidates: u64,
+    /// How many images are near: if none of them holds the term, those that hold it are looked up.
+    near: u64,
 }
 
 impl Bounds {
-    pub(super) const DEFAULT: Self = Self { few: 4_000, stretch: 4_000, candidates: 1_500 };
+    pub(super) const DEFAULT: Self = Self { few: 4_000, stretch: 4_000, candidates: 1_500, near: 1_000 };
 }
 
 impl Store {
@@ -67,18 +69,23 @@ impl Store {
         view: View,
         with_total: bool,
     ) -> Result<Page, Error> {
-        let matching = matching(self.backend(), sight, query);
+        let total = if with_total {
+            Some(matching(self.backend(), sight, query).count(&self.reader).await?)
+        } else {
+            None
+        };
+        let asked = Asked::new(&self.reader, sight, self.bounds);
         if self.backend() == DbBackend::Sqlite && query.order == Order::default() {
-            let total = if with_total { Some(matching.count(&self.reader).await?) } else { None };
-            let asked = Asked::new(&self.reader, sight, self.bounds);
             let (images, next) = asked.latest_first(query, after, limit, view).await?;
             return Ok(Page { images, next, total });
         }
+        if let Some((images, next)) = Walk::new(asked, query, limit, view).at_once(after).await? {
+            return Ok(Page { images, next, total });
+        }
+        // Where one stretch ends the next begins, so they have to be of the same images.
         let txn = self.read().await?;
-        let total = if with_total { Some(matching.count(&txn).await?) } else { None };
         let asked = Asked::new(&txn, sight, self.bounds);
-        let (found, next) = Walk::new(asked, query, limit).page(after).await?;
-        let images = images::all_in_view(&txn, found, sight, view).await?;
+        let (images, next) = Walk::new(asked, query, limit, view).page(after).await?;
         txn.commit().await?;
         Ok(Page { images, next, total })
     }
@@ -90,8 +97,8 @@ pub(super) struct Asked<'a, C> {
     db: &'a C,
     sight: &'a Sight,
     bounds: Bounds,
-    /// On Postgres, the images that hold the term, if they are few and found in time.
-    holding: OnceLock<Option<Vec<Uuid>>>,
+    /// On Postgres, how many images the caller sees, counted as far as they are few.
+    in_sight: OnceLock<u64>,
 }
 
 /// Few images, among which all that match are.
@@ -102,9 +109,16 @@ pub(super) struct Few {
     pub(super) count: u64,
 }
 
+impl Few {
+    fn among(ids: SelectStatement, count: u64) -> Self {
+        let id = Expr::col((image::Entity, image::Column::Id));
+        Self { among: Condition::all().add(id.in_subquery(ids)), count }
+    }
+}
+
 impl<'a, C: ConnectionTrait> Asked<'a, C> {
     pub(super) fn new(db: &'a C, sight: &'a Sight, bounds: Bounds) -> Self {
-        Self { db, sight, bounds, holding: OnceLock::new() }
+        Self { db, sight, bounds, in_sight: OnceLock::new() }
     }
 
     /// What the index is asked for. When a caller and its filters leave very few images, their texts are read at once sooner than
@@ -120,57 +134,57 @@ impl<'a, C: ConnectionTrait> Asked<'a, C> {
 
     /// The images among which all that match are, if they are few.
     pub(super) async fn few(&self, query: &Query) -> Result<Option<Few>, DbErr> {
-        let Self { db, sight, bounds: Bounds { few, .. }, .. } = *self;
-        let among = |ids: SelectStatement, count: u64| {
-            let among = Condition::all().add(Expr::col((image::Entity, image::Column::Id)).in_subquery(ids));
-            Some(Few { among, count })
-        };
+        let Self { db, bounds: Bounds { few, .. }, .. } = *self;
         if db.get_database_backend() == DbBackend::Sqlite {
             let wanted = self.wanted(query).await?;
             let count = wanted.count(db, few + 1).await?;
-            return Ok(if count <= few { among(wanted.images(), count) } else { None });
+            return Ok((count <= few).then(|| Few::among(wanted.images(), count)));
         }
-        if let Some(subject) = sight.subject() {
-            let count = grants::count_in_sight(db, subject, few + 1).await?;
-            if count <= few {
-                return Ok(among(grants::all_in_sight(subject), count));
-            }
+        if query.search.as_ref().is_some_and(|term| !term.is_possible()) {
+            return Ok(Some(Few { among: Condition::all(), count: 0 }));
         }
-        if let Some(term) = query.search.as_ref().filter(|term| texts::has_trigrams(term))
-            && let Some(images) = self.holding(term).await?
-        {
-            let among = Condition::all().add(image::Column::Id.is_in(images.iter().copied()));
-            return Ok(Some(Few { among, count: images.len() as u64 }));
+        if let Some(few) = self.few_in_sight().await? {
+            return Ok(Some(few));
         }
-        let filters = Query { search: None, ..query.clone() };
-        let filtered = matching(DbBackend::Postgres, &Sight::Everything, &filters);
-        let count = estimate(db, &filtered.select_only().column(image::Column::Id).into_query()).await?;
-        Ok((count <= few).then(|| Few { among: Condition::all(), count }))
+        self.few_let_through(query).await
     }
 
-    /// The images that hold the term of this call, if they are few and found in time. It is looked up once.
-    async fn holding(&self, term: &Term) -> Result<Option<&[Uuid]>, DbErr> {
-        if self.holding.get().is_none() {
-            let found = texts::holding_by_index(term);
-            let mut holding = None;
-            if estimate(self.db, &found).await? <= self.bounds.few {
-                holding = texts::found_in_time(self.db, found, self.bounds.few + 1).await?;
+    /// On Postgres, all images that the caller sees, if they are few.
+    async fn few_in_sight(&self) -> Result<Option<Few>, DbErr> {
+        let Some(subject) = self.sight.subject() else {
+            return Ok(None);
+        };
+        let few = self.bounds.few;
+        let count = match self.in_sight.get() {
+            Some(count) => *count,
+            None => {
+                let count = grants::count_in_sight(self.db, subject, few + 1).await?;
+                *self.in_sight.get_or_init(|| count)
             }
-            let _ = self.holding.set(holding.filter(|found| found.len() as u64 <= self.bounds.few));
+        };
+        Ok((count <= few).then(|| Few::among(grants::all_in_sight(subject), count)))
+    }
+
+    /// On Postgres, the images that the filters let through, if by its statistics they are few.
+    async fn few_let_through(&self, query: &Query) -> Result<Option<Few>, DbErr> {
+        let filters = Query { search: None, ..query.clone() };
+        if filters.lets_all_through() && walking::is_walked_by_image(query.order.keys()) {
+            return Ok(None);
         }
-        Ok(self.holding.get().and_then(Option::as_deref))
+        let filtered = matching(DbBackend::Postgres, &Sight::Everything, &filters);
+        let count = estimate(self.db, &filtered.select_only().column(image::Column::Id).into_query()).await?;
+        Ok((count <= self.bounds.few).then(|| Few { among: Condition::all(), count }))
     }
 
     /// The same as [`Self::few`] for one who waits for all of them, however long that takes: by statistics alone.
     pub(super) async fn few_of_all(&self, query: &Query) -> Result<Option<Few>, DbErr> {
         if let (DbBackend::Postgres, Some(term)) = (self.db.get_database_backend(), &query.search)
-            && texts::has_trigrams(term)
+            && term.is_possible()
         {
             let found = texts::holding_by_index(term);
             let count = estimate(self.db, &found).await?;
             if count <= self.bounds.few {
-                let id = Expr::col((image::Entity, image::Column::Id));
-                return Ok(Some(Few { among: Condition::all().add(id.in_subquery(found)), count }));
+                return Ok(Some(Few::among(found, count)));
             }
             return self.few(&Query { search: None, ..query.clone() }).await;
         }
@@ -229,10 +243,6 @@ fn is_let_through(table: &'static str, sight: &Sight, query: &Query) -> Conditio
         condition = condition.add(column(image::Column::Creator).eq(creator));
     }
     condition
-}
-
-fn place_of(row: image::Model, order: &Order) -> Result<Place, DbErr> {
-    Ok(order.place_of(&rows::image_from_row(row)?))
 }
 
 /// The column as an index may have it.

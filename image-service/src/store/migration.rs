@@ -35,6 +35,7 @@ impl MigratorTrait for Migrator {
             Box::new(finding::ChangeTimes),
             Box::new(finding::Finding),
             Box::new(finding::Orders),
+            Box::new(finding::ShortTerms),
         ]
     }
 }

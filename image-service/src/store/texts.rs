@@ -1,5 +1,5 @@
-//! The texts that images are found by, and how Postgres finds them: by pg_trgm. Terms of fewer than three characters have no
-//! trigram there: the texts themselves are read. SQLite has an [`index`](super::index) of its own.
+//! The texts that images are found by, and how Postgres finds them: by pg_trgm, and terms of one or two characters, which have
+//! no trigram, by an index of its own. SQLite has an [`index`](super::index) of everything.
 
 use std::collections::HashMap;
 
@@ -44,11 +44,6 @@ pub(super) fn purge(txn: &Writing, image: Uuid) {
     txn.later(image_text::Entity::delete_many().filter(image_text::Column::Image.eq(image)));
 }
 
-/// Whether Postgres' trigrams can find it.
-pub(super) fn has_trigrams(term: &Term) -> bool {
-    term.is_possible() && term.as_str().chars().nth(2).is_some()
-}
-
 /// Whether an image's text holds the term: it is read for each image in question.
 pub(super) fn holds(backend: DbBackend, term: &Term) -> Condition {
     let condition = Condition::all();
@@ -63,13 +58,24 @@ pub(super) fn holds(backend: DbBackend, term: &Term) -> Condition {
     condition.add(Expr::cust_with_values(sql, [term.as_str()]))
 }
 
-/// The images whose text holds the term, found by Postgres' trigrams.
+/// The images whose text holds the term, found by Postgres' indexes.
 pub(super) fn holding_by_index(term: &Term) -> SelectStatement {
-    let found = image_text::Entity::find()
-        .filter(Expr::cust_with_values("text LIKE $1", [pattern(term)]))
-        .select_only()
-        .column(image_text::Column::Image);
+    let holds = match short(term) {
+        Some(short) => Expr::cust_with_values("short_terms(text) @> array_append(NULL, $1)", [short]),
+        None => Expr::cust_with_values("text LIKE $1", [pattern(term)]),
+    };
+    let found = image_text::Entity::find().filter(holds).select_only().column(image_text::Column::Image);
     found.into_query()
+}
+
+/// A term of one or two characters, as the function `short_terms` of the schema has it.
+fn short(term: &Term) -> Option<i64> {
+    let mut characters = term.as_str().chars().map(|character| i64::from(u32::from(character)));
+    match (characters.next(), characters.next(), characters.next()) {
+        (Some(only), None, _) => Some(only),
+        (Some(first), Some(second), None) => Some(first << 21 | second),
+        _ => None,
+    }
 }
 
 /// The first of these images, unless to find them takes too long: each trigram of a term may be in many texts, and the term in none.

@@ -1,7 +1,7 @@
 //! Lists in the order of updates, the last first, which SQLite's index has as they are: a page is one statement, mostly.
 
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DbErr, FromQueryResult, Iterable,
+    Condition, ConnectionTrait, DbErr, FromQueryResult,
     sea_query::{Expr, ExprTrait, JoinType, Order as SqlOrder, Query as SqlQuery},
 };
 use uuid::Uuid;
@@ -11,7 +11,7 @@ use crate::{
     error::Error,
     image::{ImageId, ImageInView, KeyValue, Place, Query, View},
     store::{
-        entity::{configuration, grant, image},
+        entity::image,
         images,
         index::{self, Wanted},
     },
@@ -100,36 +100,15 @@ impl<C: ConnectionTrait> Asked<'_, C> {
         let on = Condition::all()
             .add(Expr::col(image_id).equals(("candidate", "image")))
             .add(is_matching(backend, self.sight, query));
-        let granted = Condition::all()
-            .add(Expr::col((grant::Entity, grant::Column::Image)).equals(image_id))
-            .add(grant::Column::Subject.eq(self.sight.subject()));
         let mut select = SqlQuery::select();
         select
             .expr_as(Expr::col(("candidate", "place")), "candidate_place")
             .expr_as(Expr::col(("candidate", "updated_at")), "candidate_updated_at")
             .expr_as(Expr::col(("candidate", "image")), "candidate_image")
-            .columns(image::Column::iter().map(|column| (image::Entity, column)))
-            .columns(
-                [grant::Column::View, grant::Column::Modify, grant::Column::Delete]
-                    .map(|column| (grant::Entity, column)),
-            )
             .from_subquery(wanted.candidates(below, length), "candidate")
             .join(JoinType::LeftJoin, image::Entity, on)
-            .join(JoinType::LeftJoin, grant::Entity, granted)
             .order_by(("candidate", "place"), SqlOrder::Desc);
-        if view == View::Full {
-            let of_image = Condition::all()
-                .add(Expr::col((configuration::Entity, configuration::Column::Image)).equals(image_id))
-                .add(
-                    Expr::col((configuration::Entity, configuration::Column::Revision))
-                        .equals((image::Entity, image::Column::ConfigurationRevision)),
-                );
-            select.column((configuration::Entity, configuration::Column::Json)).join(
-                JoinType::LeftJoin,
-                configuration::Entity,
-                of_image,
-            );
-        }
+        images::select_viewed(&mut select, self.sight, view);
         let rows = self.db.query_all_raw(backend.build(&select)).await?;
         let mut looked = Looked { count: rows.len() as u64, last: None, matching: Vec::new() };
         for row in rows {

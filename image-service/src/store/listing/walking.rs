@@ -8,20 +8,20 @@ use std::collections::BTreeSet;
 
 use futures_util::future::BoxFuture;
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, FromQueryResult, Iterable,
-    QueryFilter, QuerySelect, QueryTrait, Select,
+    ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityTrait, IdenStatic, Iterable, QueryFilter,
+    QuerySelect, QueryTrait, Select,
     sea_query::{Condition, Expr, ExprTrait, JoinType, Query as SqlQuery, SelectStatement},
 };
 use uuid::Uuid;
 
 use super::{
-    Asked, Found, beyond, column, indexed, is_let_through, is_matching_among, key_value, matching, place_of,
+    Asked, Few, Found, beyond, column, indexed, is_let_through, is_matching_among, key_value, matching,
     sorted_by, terms, unindexed,
 };
 use crate::{
     error::Error,
-    image::{Direction, ImageId, Key, KeyValue, Place, Query, Status},
-    store::{entity::image, rows},
+    image::{Direction, ImageId, ImageInView, Key, KeyValue, Place, Query, Status, View},
+    store::{entity::image, images, rows},
 };
 
 /// The stretch of the order that is walked.
@@ -29,22 +29,25 @@ const WALKED: &str = "walked";
 
 /// The walk of one call, and what it has found.
 #[derive(Debug)]
-pub(super) struct Walk<'a> {
-    asked: Asked<'a, DatabaseTransaction>,
+pub(super) struct Walk<'a, C> {
+    pub(super) asked: Asked<'a, C>,
     query: &'a Query,
     limit: usize,
-    found: Vec<image::Model>,
+    view: View,
+    found: Vec<ImageInView>,
     /// How many images it may still look at.
     left: u64,
+    /// Whether the images that hold a term of many were looked up.
+    pub(super) is_looked_up: bool,
 }
 
 /// The images that have the same values of the keys before, in the order of the other keys.
 #[derive(Clone, Debug)]
-struct Group<'a> {
-    before: Vec<(Key, KeyValue)>,
-    keys: &'a [(Key, Direction)],
+pub(super) struct Group<'a> {
+    pub(super) before: Vec<(Key, KeyValue)>,
+    pub(super) keys: &'a [(Key, Direction)],
     /// What is asked for, and these values.
-    query: Query,
+    pub(super) query: Query,
 }
 
 impl Group<'_> {
@@ -68,19 +71,50 @@ enum Next {
 }
 
 /// The keys and the id of the image to go on behind. With fewer keys, or [`ImageId::LAST`]: behind all images that have these.
-type After<'a> = Option<(&'a [KeyValue], Uuid)>;
+pub(super) type After<'a> = Option<(&'a [KeyValue], Uuid)>;
 
-impl<'a> Walk<'a> {
-    pub(super) fn new(asked: Asked<'a, DatabaseTransaction>, query: &'a Query, limit: u64) -> Self {
+/// Whether an order is walked image by image rather than value by value.
+pub(super) fn is_walked_by_image(keys: &[(Key, Direction)]) -> bool {
+    match keys {
+        [(Key::Status | Key::Enabled | Key::Pulled | Key::Creator, _), ..] => false,
+        [] | [(Key::Name | Key::ImageName | Key::CreateTime | Key::UpdateTime, _), ..] => true,
+    }
+}
+
+impl<'a, C: ConnectionTrait> Walk<'a, C> {
+    pub(super) fn new(asked: Asked<'a, C>, query: &'a Query, limit: u64, view: View) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let left = asked.bounds.stretch;
-        Self { asked, query, limit, found: Vec::new(), left }
+        Self { asked, query, limit, view, found: Vec::new(), left, is_looked_up: false }
     }
 
-    /// The next images behind a place.
+    fn all(&self) -> Group<'a> {
+        Group { before: Vec::new(), keys: self.query.order.keys(), query: self.query.clone() }
+    }
+
+    /// The next images behind a place, if one statement finds them: mostly much matches, or few images can.
+    pub(super) async fn at_once(mut self, after: Option<&Place>) -> Result<Option<Found>, Error> {
+        let (all, after) = (self.all(), after.map(behind));
+        // Only a transaction limits the time that it takes to look up a term.
+        let few = match self.looked_up(&all) {
+            Some(_) => self.asked.few_in_sight().await?,
+            None => self.asked.few(self.query).await?,
+        };
+        if let Some(few) = few {
+            let next = self.sort(&all, few, after).await?;
+            return Ok(Some((self.found, next)));
+        }
+        if self.looked_up(&all).is_some() || !is_walked_by_image(all.keys) {
+            return Ok(None);
+        }
+        let stretch = self.stretch(&all, after).limit(self.first_length());
+        let next = self.look(&all, &stretch).await?;
+        Ok(next.map(|next| (self.found, Some(next))))
+    }
+
+    /// The next images behind a place. To be called in a transaction.
     pub(super) async fn page(mut self, after: Option<&Place>) -> Result<Found, Error> {
-        let all = Group { before: Vec::new(), keys: self.query.order.keys(), query: self.query.clone() };
-        let next = self.walk(all, after.map(|place| (place.keys.as_slice(), place.id.0))).await?;
+        let next = self.walk(self.all(), after.map(behind)).await?;
         Ok((self.found, next))
     }
 
@@ -94,19 +128,13 @@ impl<'a> Walk<'a> {
         'a: 'b,
     {
         Box::pin(async move {
-            if let Some(few) = self.asked.few(&group.query).await? {
-                let matching = matching(self.backend(), self.asked.sight, &group.query).filter(few.among);
-                let next = self.sort(&group, matching, after).await;
-                self.left = self.left.saturating_sub(few.count);
-                return next;
+            if let Some(few) = self.few(&group, after).await? {
+                return self.sort(&group, few, after).await;
             }
-            match group.keys {
-                [(Key::Status | Key::Enabled | Key::Pulled | Key::Creator, _), ..] => {
-                    self.walk_values(group, after).await
-                }
-                [] | [(Key::Name | Key::ImageName | Key::CreateTime | Key::UpdateTime, _), ..] => {
-                    self.walk_images(&group, after).await
-                }
+            if is_walked_by_image(group.keys) {
+                self.walk_images(&group, after).await
+            } else {
+                self.walk_values(group, after).await
             }
         })
     }
@@ -193,11 +221,11 @@ impl<'a> Walk<'a> {
         let mut length = Self::COST_OF_GROUP;
         loop {
             length = std::cmp::min(length, self.left);
-            let stretch = self.stretch(&by_creator, behind(&after)).limit(length);
+            let stretch = self.stretch(&by_creator, borrowed(&after)).limit(length);
             let mut first = SqlQuery::select();
             first
                 .column((WALKED, image::Column::Creator))
-                .from_subquery(looked_at(&stretch), WALKED)
+                .from_subquery(looked_at(&stretch, &order), WALKED)
                 .cond_where(is_let_through(WALKED, self.asked.sight, &group.query))
                 .limit(1);
             for (term, order) in terms(&order, |column| Expr::col((WALKED, column))) {
@@ -219,40 +247,23 @@ impl<'a> Walk<'a> {
         }
     }
 
-    async fn sort(
-        &mut self,
-        group: &Group<'_>,
-        found: Select<image::Entity>,
-        after: After<'_>,
-    ) -> Result<Option<Place>, Error> {
+    /// Sorts few images.
+    async fn sort(&mut self, group: &Group<'_>, few: Few, after: After<'_>) -> Result<Option<Place>, Error> {
+        let found = matching(self.backend(), self.asked.sight, &group.query).filter(few.among);
         let sorted = sorted_by(beyond(found, group.keys, after, unindexed), group.keys, unindexed);
-        let found = sorted.limit(self.missing() as u64 + 1).all(self.asked.db).await?;
-        Ok(self.take(found)?)
+        let next = self.take(group, sorted.limit(self.missing() as u64 + 1).into_query()).await;
+        self.left = self.left.saturating_sub(few.count);
+        Ok(next?)
     }
 
     /// Looks at the images of a group one by one, in longer and longer stretches.
     async fn walk_images(&mut self, group: &Group<'_>, after: After<'_>) -> Result<Option<Place>, Error> {
         let mut after = after.map(|(values, id)| (values.to_vec(), id));
-        // Mostly much matches, and a short stretch is enough.
-        let mut length = (self.missing() as u64 + 1).saturating_mul(4);
+        let mut length = self.first_length();
         loop {
             length = std::cmp::min(length, self.left);
-            let stretch = self.stretch(group, behind(&after)).limit(length);
-            let mut among = SqlQuery::select();
-            among
-                .columns(image::Column::iter().map(|column| (image::Entity, column)))
-                .from_subquery(looked_at(&stretch), WALKED)
-                .join(JoinType::CrossJoin, image::Entity, Condition::all())
-                .cond_where(is_matching_among(WALKED, self.backend(), self.asked.sight, &group.query))
-                .and_where(Expr::col((image::Entity, image::Column::Id)).equals((WALKED, image::Column::Id)))
-                .limit(self.missing() as u64 + 1);
-            for (term, order) in terms(group.keys, indexed) {
-                among.order_by_expr(term, order);
-            }
-            let rows = self.asked.db.query_all_raw(self.backend().build(&among)).await?;
-            let found =
-                rows.iter().map(|row| image::Model::from_query_result(row, "")).collect::<Result<_, _>>()?;
-            if let Some(next) = self.take(found)? {
+            let stretch = self.stretch(group, borrowed(&after));
+            if let Some(next) = self.look(group, &stretch.clone().limit(length)).await? {
                 return Ok(Some(next));
             }
             let Some(last) = stretch.offset(length - 1).limit(1).one(self.asked.db).await? else {
@@ -261,13 +272,45 @@ impl<'a> Walk<'a> {
             self.left -= length;
             let last = rows::image_from_row(last)?;
             let values: Vec<KeyValue> = group.keys.iter().map(|(key, _)| key.of(&last)).collect();
+            after = Some((values.clone(), last.id.0));
+            length *= 4;
+            if self.found.is_empty()
+                && (self.left == 0 || length > self.asked.bounds.near)
+                && let Some(few) = self.far(group, borrowed(&after)).await?
+            {
+                return self.sort(group, few, borrowed(&after)).await;
+            }
             if self.left == 0 {
                 let keys = group.values_before().chain(values).collect();
                 return Ok(Some(Place { keys, id: last.id }));
             }
-            after = Some((values, last.id.0));
-            length *= 4;
         }
+    }
+
+    /// How many images are looked at first: mostly much matches, and a short stretch is enough.
+    fn first_length(&self) -> u64 {
+        (self.missing() as u64 + 1).saturating_mul(4)
+    }
+
+    /// Takes what matches of a stretch; where the next page begins when this one is full.
+    async fn look(
+        &mut self,
+        group: &Group<'_>,
+        stretch: &Select<image::Entity>,
+    ) -> Result<Option<Place>, DbErr> {
+        let mut among = SqlQuery::select();
+        among
+            .columns(image::Column::iter().map(|column| (image::Entity, column)))
+            .from_subquery(looked_at(stretch, group.keys), WALKED)
+            .join(JoinType::CrossJoin, image::Entity, Condition::all())
+            .cond_where(is_matching_among(WALKED, self.backend(), self.asked.sight, &group.query))
+            .and_where(Expr::col((image::Entity, image::Column::Id)).equals((WALKED, image::Column::Id)))
+            .limit(self.missing() as u64 + 1);
+        // The order that the stretch is in already: no more of it is read than is taken.
+        for (term, order) in terms(group.keys, |column| Expr::col((WALKED, column))) {
+            among.order_by_expr(term, order);
+        }
+        self.take(group, among).await
     }
 
     /// The images of an order behind a place, whoever may see them.
@@ -280,32 +323,42 @@ impl<'a> Walk<'a> {
         sorted_by(beyond(select, group.keys, after, indexed), group.keys, indexed)
     }
 
-    /// Takes what was found into the page; where the next one begins when it is full.
-    fn take(&mut self, mut found: Vec<image::Model>) -> Result<Option<Place>, DbErr> {
+    /// Takes images that a statement finds into the page; where the next one begins when it is full.
+    async fn take(&mut self, group: &Group<'_>, found: SelectStatement) -> Result<Option<Place>, DbErr> {
+        let order = terms(group.keys, indexed);
+        let found = images::all_viewed(self.asked.db, found, order, self.asked.sight, self.view).await?;
         let is_full = found.len() > self.missing();
-        found.truncate(self.missing());
-        self.found.append(&mut found);
-        let last = self.found.last().filter(|_| is_full).cloned();
-        last.map(|last| place_of(last, &self.query.order)).transpose()
+        self.found.extend(found.into_iter().take(self.missing()));
+        let last = self.found.last().filter(|_| is_full);
+        Ok(last.map(|last| self.query.order.place_of(&last.image)))
     }
 
-    fn missing(&self) -> usize {
+    pub(super) fn missing(&self) -> usize {
         self.limit - self.found.len()
     }
 
-    fn backend(&self) -> sea_orm::DbBackend {
+    pub(super) fn backend(&self) -> DbBackend {
         self.asked.db.get_database_backend()
     }
 }
 
 /// What the indexes of orders have of a stretch: the rest is read of those images that are let through.
-fn looked_at(stretch: &Select<image::Entity>) -> SelectStatement {
+fn looked_at(stretch: &Select<image::Entity>, keys: &[(Key, Direction)]) -> SelectStatement {
     use image::Column::{Creator, Deleted, Enabled, Id, Pulled, Status, Template};
-    let looked_at = stretch.clone().select_only();
-    looked_at.columns([Id, Creator, Deleted, Template, Status, Enabled, Pulled]).into_query()
+    let mut columns = vec![Id, Creator, Deleted, Template, Status, Enabled, Pulled];
+    for key in keys.iter().map(|(key, _)| column(*key)) {
+        if columns.iter().all(|column| column.as_str() != key.as_str()) {
+            columns.push(key);
+        }
+    }
+    stretch.clone().select_only().columns(columns).into_query()
 }
 
-fn behind(after: &Option<(Vec<KeyValue>, Uuid)>) -> After<'_> {
+fn behind(place: &Place) -> (&[KeyValue], Uuid) {
+    (&place.keys, place.id.0)
+}
+
+fn borrowed(after: &Option<(Vec<KeyValue>, Uuid)>) -> After<'_> {
     after.as_ref().map(|(values, id)| (values.as_slice(), *id))
 }
 

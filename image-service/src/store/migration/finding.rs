@@ -1,5 +1,5 @@
-//! What lists are found by: on SQLite an index of everything that can be asked for, in the order of updates; an index for each
-//! order. A change has a time of its own, so that the order of updates is that of changes.
+//! What lists are found by: on SQLite an index of everything that can be asked for, in the order of updates; on Postgres one of
+//! short terms; an index for each order. A change has a time of its own, so that the order of updates is that of changes.
 
 use sea_orm_migration::{
     prelude::*,
@@ -92,20 +92,64 @@ impl MigrationTrait for Orders {
     #[expect(elided_lifetimes_in_paths, reason = "the trait's signature")]
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let db = manager.get_connection();
-        let is_postgres = manager.get_database_backend() == DbBackend::Postgres;
-        let concurrently = if is_postgres { "CONCURRENTLY" } else { "" };
         for (name, columns) in ORDERS {
-            if is_postgres && is_invalid(db, name).await? {
-                db.execute_unprepared(&format!("DROP INDEX CONCURRENTLY {name}")).await?;
-            }
-            let create = format!("CREATE INDEX {concurrently} IF NOT EXISTS {name}");
-            db.execute_unprepared(&format!("{create} ON images ({columns}, {LOOKED_AT})")).await?;
+            create_index(db, name, &format!("images ({columns}, {LOOKED_AT})")).await?;
         }
+        let concurrently = concurrently(db);
         for name in BEFORE {
             db.execute_unprepared(&format!("DROP INDEX {concurrently} IF EXISTS {name}")).await?;
         }
         Ok(())
     }
+}
+
+/// Postgres' index of terms of one or two characters, which have no trigram.
+pub(super) struct ShortTerms;
+
+impl MigrationName for ShortTerms {
+    fn name(&self) -> &'static str {
+        "m0013_short_terms"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for ShortTerms {
+    /// It is built beside the work of replicas of the version before.
+    fn use_transaction(&self) -> Option<bool> {
+        Some(false)
+    }
+
+    #[expect(elided_lifetimes_in_paths, reason = "the trait's signature")]
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let db = manager.get_connection();
+        if manager.get_database_backend() == DbBackend::Postgres {
+            db.execute_unprepared(SHORT_TERMS).await?;
+            create_index(db, "image_texts_short_terms", "image_texts USING gin (short_terms(text))").await?;
+            // What terms are common it has to know, to tell which are rare.
+            db.execute_unprepared("ANALYZE image_texts").await?;
+        }
+        Ok(())
+    }
+}
+
+/// Every character of a text, and every two that follow one another, as numbers: code points have 21 bits.
+const SHORT_TERMS: &str = "CREATE OR REPLACE FUNCTION short_terms(text) RETURNS bigint[] \
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ \
+    SELECT ARRAY(SELECT ascii(a)::bigint << 21 | ascii(b) \
+    FROM unnest(string_to_array($1, NULL), string_to_array(substr($1, 2), NULL)) AS pairs (a, b) WHERE b IS NOT NULL) \
+    || ARRAY(SELECT DISTINCT ascii(c)::bigint FROM unnest(string_to_array($1, NULL)) AS characters (c)) $$";
+
+/// Creates an index unless there is one; on Postgres beside the work of others, and instead of one whose making was interrupted.
+async fn create_index(db: &SchemaManagerConnection<'_>, name: &str, on: &str) -> Result<(), DbErr> {
+    if db.get_database_backend() == DbBackend::Postgres && is_invalid(db, name).await? {
+        db.execute_unprepared(&format!("DROP INDEX CONCURRENTLY {name}")).await?;
+    }
+    db.execute_unprepared(&format!("CREATE INDEX {} IF NOT EXISTS {name} ON {on}", concurrently(db))).await?;
+    Ok(())
+}
+
+fn concurrently(db: &SchemaManagerConnection<'_>) -> &'static str {
+    if db.get_database_backend() == DbBackend::Postgres { "CONCURRENTLY" } else { "" }
 }
 
 /// Whether Postgres was interrupted when it built an index.

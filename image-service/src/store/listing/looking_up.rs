@@ -1,0 +1,69 @@
+//! Terms as Postgres looks them up in a walk: at once when few images hold one, and when none near has it, for all may be far.
+
+use sea_orm::{
+    ColumnTrait, Condition, ConnectionTrait, DbBackend, DbErr, EntityTrait, QueryFilter, QuerySelect,
+    QueryTrait,
+};
+
+use super::{
+    Few, beyond, estimate, is_let_through, sorted_by, unindexed,
+    walking::{After, Group, Walk},
+};
+use crate::{
+    search::Term,
+    store::{entity::image, texts},
+};
+
+impl<C: ConnectionTrait> Walk<'_, C> {
+    /// The images among which all that match of a group are, if they are few; or the next ones of them.
+    pub(super) async fn few(&self, group: &Group<'_>, after: After<'_>) -> Result<Option<Few>, DbErr> {
+        let Some(term) = self.looked_up(group) else {
+            return self.asked.few(&group.query).await;
+        };
+        if let Some(few) = self.asked.few_in_sight().await? {
+            return Ok(Some(few));
+        }
+        if group.before.is_empty()
+            && estimate(self.asked.db, &texts::holding_by_index(term)).await? <= self.asked.bounds.few
+            && let Some(few) = self.next_holding(term, group, after).await?
+        {
+            return Ok(Some(few));
+        }
+        self.asked.few_let_through(&group.query).await
+    }
+
+    /// The term of a group, if Postgres' indexes are to find it.
+    pub(super) fn looked_up<'b>(&self, group: &'b Group<'_>) -> Option<&'b Term> {
+        group.query.search.as_ref().filter(|term| self.backend() == DbBackend::Postgres && term.is_possible())
+    }
+
+    /// The next images behind a place, when none near it holds the term: once in a call.
+    pub(super) async fn far(&mut self, group: &Group<'_>, after: After<'_>) -> Result<Option<Few>, DbErr> {
+        match self.looked_up(group) {
+            Some(term) if !self.is_looked_up => {
+                self.is_looked_up = true;
+                self.next_holding(term, group, after).await
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The next images behind a place that hold the term; none when there are too many to be sorted in time.
+    async fn next_holding(
+        &self,
+        term: &Term,
+        group: &Group<'_>,
+        after: After<'_>,
+    ) -> Result<Option<Few>, DbErr> {
+        let holding = image::Entity::find()
+            .filter(is_let_through("images", self.asked.sight, &group.query))
+            .filter(image::Column::Id.in_subquery(texts::holding_by_index(term)));
+        let sorted = sorted_by(beyond(holding, group.keys, after, unindexed), group.keys, unindexed);
+        let sorted = sorted.select_only().column(image::Column::Id).into_query();
+        let found = texts::found_in_time(self.asked.db, sorted, self.missing() as u64 + 1).await?;
+        Ok(found.map(|found| {
+            let count = found.len() as u64;
+            Few { among: Condition::all().add(image::Column::Id.is_in(found)), count }
+        }))
+    }
+}
