@@ -137,14 +137,25 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // Steps outlive an engine that is killed.
+        // Steps outlive an engine that is killed, and so do the shims of its containers.
         let _ = self.dockerd.kill();
-        for process in step_processes(&self.directory) {
-            if let Some(pid) = Pid::from_raw(process.pid) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
+        let steps = step_processes(&self.directory).into_iter().map(|process| process.pid);
+        for pid in steps.chain(shims(&self.directory)).filter_map(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::KILL);
         }
     }
+}
+
+/// The processes that hold containers for an engine: they are started with the address of its containerd.
+fn shims(directory: &Path) -> Vec<i32> {
+    let address = format!("{}/exec/containerd/", directory.display());
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let of_engine = |entry: fs::DirEntry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let command = fs::read(entry.path().join("cmdline")).ok()?;
+        String::from_utf8_lossy(&command).contains(&address).then_some(pid)
+    };
+    processes.filter_map(of_engine).collect()
 }
 
 fn step_processes(directory: &Path) -> Vec<StepProcess> {
