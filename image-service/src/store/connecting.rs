@@ -114,6 +114,8 @@ async fn postgres(url: &str, connections: u32) -> Result<DatabaseConnection, DbE
     let settings = [
         // A plan that was made for one search is a bad one for another.
         ("plan_cache_mode", "force_custom_plan"),
+        // To compile a statement takes longer than any of these.
+        ("jit", "off"),
         ("lock_timeout", timeout.as_str()),
         // A process that stops in the middle of a write must not keep all others from writing.
         ("idle_in_transaction_session_timeout", "10000"),

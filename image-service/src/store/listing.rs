@@ -55,7 +55,7 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    pub(super) const DEFAULT: Self = Self { few: 4_000, stretch: 4_000, candidates: 1_500, near: 1_000 };
+    pub(super) const DEFAULT: Self = Self { few: 4_000, stretch: 4_000, candidates: 1_500, near: 500 };
 }
 
 impl Store {
@@ -79,13 +79,13 @@ impl Store {
             let (images, next) = asked.latest_first(query, after, limit, view).await?;
             return Ok(Page { images, next, total });
         }
-        if let Some((images, next)) = Walk::new(asked, query, limit, view).at_once(after).await? {
+        let mut walk = Walk::new(asked, query, limit, view);
+        if let Some((images, next)) = walk.at_once(after).await? {
             return Ok(Page { images, next, total });
         }
         // Where one stretch ends the next begins, so they have to be of the same images.
         let txn = self.read().await?;
-        let asked = Asked::new(&txn, sight, self.bounds);
-        let (images, next) = Walk::new(asked, query, limit, view).page(after).await?;
+        let (images, next) = walk.within(&txn).page(after).await?;
         txn.commit().await?;
         Ok(Page { images, next, total })
     }
@@ -119,6 +119,11 @@ impl Few {
 impl<'a, C: ConnectionTrait> Asked<'a, C> {
     pub(super) fn new(db: &'a C, sight: &'a Sight, bounds: Bounds) -> Self {
         Self { db, sight, bounds, in_sight: OnceLock::new() }
+    }
+
+    /// The same in a transaction.
+    fn within<T>(self, txn: &'a T) -> Asked<'a, T> {
+        Asked { db: txn, sight: self.sight, bounds: self.bounds, in_sight: self.in_sight }
     }
 
     /// What the index is asked for. When a caller and its filters leave very few images, their texts are read at once sooner than

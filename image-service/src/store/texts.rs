@@ -68,6 +68,11 @@ pub(super) fn holding_by_index(term: &Term) -> SelectStatement {
     found.into_query()
 }
 
+/// Whether Postgres has no trigram of a term.
+pub(super) fn is_short(term: &Term) -> bool {
+    short(term).is_some()
+}
+
 /// A term of one or two characters, as the function `short_terms` of the schema has it.
 fn short(term: &Term) -> Option<i64> {
     let mut characters = term.as_str().chars().map(|character| i64::from(u32::from(character)));

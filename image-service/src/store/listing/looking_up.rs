@@ -15,19 +15,26 @@ use crate::{
 };
 
 impl<C: ConnectionTrait> Walk<'_, C> {
+    /// As often as few: whatever the statistics say, so many images may be sorted in time. Of short terms they know the common ones
+    /// alone.
+    const STILL_SORTED: u64 = 5;
+
     /// The images among which all that match of a group are, if they are few; or the next ones of them.
-    pub(super) async fn few(&self, group: &Group<'_>, after: After<'_>) -> Result<Option<Few>, DbErr> {
+    pub(super) async fn few(&mut self, group: &Group<'_>, after: After<'_>) -> Result<Option<Few>, DbErr> {
         let Some(term) = self.looked_up(group) else {
             return self.asked.few(&group.query).await;
         };
         if let Some(few) = self.asked.few_in_sight().await? {
             return Ok(Some(few));
         }
-        if group.before.is_empty()
-            && estimate(self.asked.db, &texts::holding_by_index(term)).await? <= self.asked.bounds.few
-            && let Some(few) = self.next_holding(term, group, after).await?
-        {
-            return Ok(Some(few));
+        if group.before.is_empty() {
+            let count = estimate(self.asked.db, &texts::holding_by_index(term)).await?;
+            let few = self.asked.bounds.few;
+            if count > few {
+                self.may_look_far = texts::is_short(term) || count <= few * Self::STILL_SORTED;
+            } else if let Some(few) = self.next_holding(term, group, after).await? {
+                return Ok(Some(few));
+            }
         }
         self.asked.few_let_through(&group.query).await
     }
@@ -40,8 +47,8 @@ impl<C: ConnectionTrait> Walk<'_, C> {
     /// The next images behind a place, when none near it holds the term: once in a call.
     pub(super) async fn far(&mut self, group: &Group<'_>, after: After<'_>) -> Result<Option<Few>, DbErr> {
         match self.looked_up(group) {
-            Some(term) if !self.is_looked_up => {
-                self.is_looked_up = true;
+            Some(term) if self.may_look_far => {
+                self.may_look_far = false;
                 self.next_holding(term, group, after).await
             }
             _ => Ok(None),

@@ -35,10 +35,12 @@ pub(super) struct Walk<'a, C> {
     limit: usize,
     view: View,
     found: Vec<ImageInView>,
+    /// How many images are looked at first.
+    first_length: u64,
     /// How many images it may still look at.
     left: u64,
-    /// Whether the images that hold a term of many were looked up.
-    pub(super) is_looked_up: bool,
+    /// Whether the images that hold the term may yet be looked up, when none near does.
+    pub(super) may_look_far: bool,
 }
 
 /// The images that have the same values of the keys before, in the order of the other keys.
@@ -83,9 +85,11 @@ pub(super) fn is_walked_by_image(keys: &[(Key, Direction)]) -> bool {
 
 impl<'a, C: ConnectionTrait> Walk<'a, C> {
     pub(super) fn new(asked: Asked<'a, C>, query: &'a Query, limit: u64, view: View) -> Self {
+        // Mostly much matches, and a short stretch is enough.
+        let first_length = limit.saturating_add(1).saturating_mul(4);
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let left = asked.bounds.stretch;
-        Self { asked, query, limit, view, found: Vec::new(), left, is_looked_up: false }
+        Self { asked, query, limit, view, found: Vec::new(), first_length, left, may_look_far: false }
     }
 
     fn all(&self) -> Group<'a> {
@@ -93,7 +97,7 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
     }
 
     /// The next images behind a place, if one statement finds them: mostly much matches, or few images can.
-    pub(super) async fn at_once(mut self, after: Option<&Place>) -> Result<Option<Found>, Error> {
+    pub(super) async fn at_once(&mut self, after: Option<&Place>) -> Result<Option<Found>, Error> {
         let (all, after) = (self.all(), after.map(behind));
         // Only a transaction limits the time that it takes to look up a term.
         let few = match self.looked_up(&all) {
@@ -102,14 +106,24 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
         };
         if let Some(few) = few {
             let next = self.sort(&all, few, after).await?;
-            return Ok(Some((self.found, next)));
+            return Ok(Some((std::mem::take(&mut self.found), next)));
         }
         if self.looked_up(&all).is_some() || !is_walked_by_image(all.keys) {
             return Ok(None);
         }
-        let stretch = self.stretch(&all, after).limit(self.first_length());
+        let stretch = self.stretch(&all, after).limit(self.first_length);
         let next = self.look(&all, &stretch).await?;
-        Ok(next.map(|next| (self.found, Some(next))))
+        // It is known now not to be enough.
+        self.first_length *= 4;
+        let found = std::mem::take(&mut self.found);
+        Ok(next.map(|next| (found, Some(next))))
+    }
+
+    /// The same in a transaction, from the beginning.
+    pub(super) fn within<T: ConnectionTrait>(self, txn: &'a T) -> Walk<'a, T> {
+        let first_length = self.first_length;
+        let walk = Walk::new(self.asked.within(txn), self.query, self.limit as u64, self.view);
+        Walk { first_length, ..walk }
     }
 
     /// The next images behind a place. To be called in a transaction.
@@ -221,11 +235,11 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
         let mut length = Self::COST_OF_GROUP;
         loop {
             length = std::cmp::min(length, self.left);
-            let stretch = self.stretch(&by_creator, borrowed(&after)).limit(length);
+            let stretch = self.stretch(&by_creator, borrowed(&after));
             let mut first = SqlQuery::select();
             first
                 .column((WALKED, image::Column::Creator))
-                .from_subquery(looked_at(&stretch, &order), WALKED)
+                .from_subquery(looked_at(&stretch.clone().limit(length), &order), WALKED)
                 .cond_where(is_let_through(WALKED, self.asked.sight, &group.query))
                 .limit(1);
             for (term, order) in terms(&order, |column| Expr::col((WALKED, column))) {
@@ -234,7 +248,7 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
             if let Some(row) = self.asked.db.query_one_raw(self.backend().build(&first)).await? {
                 return Ok(Next::Value(KeyValue::Text(row.try_get_by_index(0)?)));
             }
-            let Some(last) = stretch.offset(length - 1).limit(1).one(self.asked.db).await? else {
+            let Some(last) = self.last_of(&stretch, length).await? else {
                 return Ok(Next::Nothing);
             };
             self.left -= length;
@@ -259,14 +273,14 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
     /// Looks at the images of a group one by one, in longer and longer stretches.
     async fn walk_images(&mut self, group: &Group<'_>, after: After<'_>) -> Result<Option<Place>, Error> {
         let mut after = after.map(|(values, id)| (values.to_vec(), id));
-        let mut length = self.first_length();
+        let mut length = self.first_length;
         loop {
             length = std::cmp::min(length, self.left);
             let stretch = self.stretch(group, borrowed(&after));
             if let Some(next) = self.look(group, &stretch.clone().limit(length)).await? {
                 return Ok(Some(next));
             }
-            let Some(last) = stretch.offset(length - 1).limit(1).one(self.asked.db).await? else {
+            let Some(last) = self.last_of(&stretch, length).await? else {
                 return Ok(None);
             };
             self.left -= length;
@@ -285,11 +299,6 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
                 return Ok(Some(Place { keys, id: last.id }));
             }
         }
-    }
-
-    /// How many images are looked at first: mostly much matches, and a short stretch is enough.
-    fn first_length(&self) -> u64 {
-        (self.missing() as u64 + 1).saturating_mul(4)
     }
 
     /// Takes what matches of a stretch; where the next page begins when this one is full.
@@ -311,6 +320,19 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
             among.order_by_expr(term, order);
         }
         self.take(group, among).await
+    }
+
+    /// The image at the end of a stretch of that length, if it is not shorter; the others are not read.
+    async fn last_of(
+        &self,
+        stretch: &Select<image::Entity>,
+        length: u64,
+    ) -> Result<Option<image::Model>, DbErr> {
+        let last = stretch.clone().select_only().column(image::Column::Id).offset(length - 1).limit(1);
+        image::Entity::find()
+            .filter(image::Column::Id.in_subquery(last.into_query()))
+            .one(self.asked.db)
+            .await
     }
 
     /// The images of an order behind a place, whoever may see them.
