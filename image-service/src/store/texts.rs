@@ -1,5 +1,5 @@
-//! The texts that images are found by, and how Postgres finds them: by pg_trgm, and terms of one or two characters, which have
-//! no trigram, by an index of its own. SQLite has an [`index`](super::index) of everything.
+//! The texts that images are found by, and how Postgres finds them: by pg_trgm, and terms that have no trigram there, short ones
+//! or of signs, by an index of every two characters. SQLite has an [`index`](super::index) of everything.
 
 use std::collections::HashMap;
 
@@ -60,27 +60,34 @@ pub(super) fn holds(backend: DbBackend, term: &Term) -> Condition {
 
 /// The images whose text holds the term, found by Postgres' indexes.
 pub(super) fn holding_by_index(term: &Term) -> SelectStatement {
-    let holds = match short(term) {
-        Some(short) => Expr::cust_with_values("short_terms(text) @> array_append(NULL, $1)", [short]),
-        None => Expr::cust_with_values("text LIKE $1", [pattern(term)]),
-    };
-    let found = image_text::Entity::find().filter(holds).select_only().column(image_text::Column::Image);
+    let mut found = image_text::Entity::find().select_only().column(image_text::Column::Image);
+    if has_trigrams(term) {
+        found = found.filter(Expr::cust_with_values("text LIKE $1", [pattern(term)]));
+    } else {
+        for short in short_terms(term) {
+            found =
+                found.filter(Expr::cust_with_values("short_terms(text) @> array_append(NULL, $1)", [short]));
+        }
+        found = found.filter(Expr::cust_with_values("strpos(text, $1) > 0", [term.as_str()]));
+    }
     found.into_query()
 }
 
-/// Whether Postgres has no trigram of a term.
-pub(super) fn is_short(term: &Term) -> bool {
-    short(term).is_some()
+/// Whether Postgres has a trigram of a term, whatever letters its locale knows: it makes none across others than letters and digits.
+pub(super) fn has_trigrams(term: &Term) -> bool {
+    term.as_str().as_bytes().windows(3).any(|three| three.iter().all(u8::is_ascii_alphanumeric))
 }
 
-/// A term of one or two characters, as the function `short_terms` of the schema has it.
-fn short(term: &Term) -> Option<i64> {
-    let mut characters = term.as_str().chars().map(|character| i64::from(u32::from(character)));
-    match (characters.next(), characters.next(), characters.next()) {
-        (Some(only), None, _) => Some(only),
-        (Some(first), Some(second), None) => Some(first << 21 | second),
-        _ => None,
+/// Some of what the function `short_terms` of the schema has of every text that holds the term.
+fn short_terms(term: &Term) -> Vec<i64> {
+    /// Each is a list to be read.
+    const MOST: usize = 6;
+    let characters: Vec<i64> = term.as_str().chars().map(|character| u32::from(character).into()).collect();
+    if characters.len() == 1 {
+        return characters;
     }
+    let step = characters.len().div_ceil(MOST);
+    characters.windows(2).step_by(step).map(|pair| pair[0] << 21 | pair[1]).collect()
 }
 
 /// The first of these images, unless to find them takes too long: each trigram of a term may be in many texts, and the term in none.

@@ -15,8 +15,8 @@ use crate::{
 };
 
 impl<C: ConnectionTrait> Walk<'_, C> {
-    /// As often as few: whatever the statistics say, so many images may be sorted in time. Of short terms they know the common ones
-    /// alone.
+    /// As often as few: whatever the statistics say, so many images may be sorted in time. Of what has no trigram they know what is
+    /// common alone.
     const STILL_SORTED: u64 = 5;
 
     /// The images among which all that match of a group are, if they are few; or the next ones of them.
@@ -31,7 +31,7 @@ impl<C: ConnectionTrait> Walk<'_, C> {
             let count = estimate(self.asked.db, &texts::holding_by_index(term)).await?;
             let few = self.asked.bounds.few;
             if count > few {
-                self.may_look_far = texts::is_short(term) || count <= few * Self::STILL_SORTED;
+                self.may_look_far = !texts::has_trigrams(term) || count <= few * Self::STILL_SORTED;
             } else if let Some(few) = self.next_holding(term, group, after).await? {
                 return Ok(Some(few));
             }

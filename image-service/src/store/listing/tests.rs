@@ -25,8 +25,8 @@ use crate::{
 
 const CREATORS: [&str; 3] = ["ann", "bob", "é"];
 const GUEST: &str = "guest";
-const WORDS: [&str; 4] = ["ubuntu", "rust", "日本語", "q"];
-const TERMS: [&str; 9] = ["ubuntu", "rust", "日本語", "q", "bu", "語", "st", "zzz", "z"];
+const WORDS: [&str; 5] = ["ubuntu", "rust", "日本語", "q", "::;"];
+const TERMS: [&str; 11] = ["ubuntu", "rust", "日本語", "q", "bu", "語", "st", "zzz", "z", "::;", ":::"];
 
 struct Known {
     image: Image,

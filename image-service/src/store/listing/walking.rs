@@ -111,10 +111,10 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
         if self.looked_up(&all).is_some() || !is_walked_by_image(all.keys) {
             return Ok(None);
         }
-        let stretch = self.stretch(&all, after).limit(self.first_length);
+        let stretch = self.stretch(&all, after).limit(std::cmp::min(self.first_length, self.left));
         let next = self.look(&all, &stretch).await?;
         // It is known now not to be enough.
-        self.first_length *= 4;
+        self.first_length = self.first_length.saturating_mul(4);
         let found = std::mem::take(&mut self.found);
         Ok(next.map(|next| (found, Some(next))))
     }
