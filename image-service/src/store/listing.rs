@@ -24,6 +24,7 @@ mod looking_up;
 mod recent;
 #[cfg(test)]
 mod tests;
+mod values;
 mod walking;
 
 use self::walking::Walk;

@@ -4,8 +4,6 @@
 //! rest of the order is left. What few images have together is sorted; only a key with many values, or the ids alone, is
 //! walked image by image, off its index. So no order sorts more than a few images, whatever its keys are.
 
-use std::collections::BTreeSet;
-
 use futures_util::future::BoxFuture;
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityTrait, IdenStatic, Iterable, QueryFilter,
@@ -15,17 +13,17 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    Asked, Few, Found, beyond, column, indexed, is_let_through, is_matching_among, key_value, matching,
-    sorted_by, terms, unindexed,
+    Asked, Few, Found, beyond, column, indexed, is_matching_among, key_value, matching, sorted_by, terms,
+    unindexed,
 };
 use crate::{
     error::Error,
-    image::{Direction, ImageId, ImageInView, Key, KeyValue, Place, Query, Status, View},
+    image::{Direction, ImageId, ImageInView, Key, KeyValue, Place, Query, View},
     store::{entity::image, images, rows},
 };
 
 /// The stretch of the order that is walked.
-const WALKED: &str = "walked";
+pub(super) const WALKED: &str = "walked";
 
 /// The walk of one call, and what it has found.
 #[derive(Debug)]
@@ -38,7 +36,7 @@ pub(super) struct Walk<'a, C> {
     /// How many images are looked at first.
     first_length: u64,
     /// How many images it may still look at.
-    left: u64,
+    pub(super) left: u64,
     /// Whether the images that hold the term may yet be looked up, when none near does.
     pub(super) may_look_far: bool,
 }
@@ -53,23 +51,14 @@ pub(super) struct Group<'a> {
 }
 
 impl Group<'_> {
-    fn values_before(&self) -> impl Iterator<Item = KeyValue> {
+    pub(super) fn values_before(&self) -> impl Iterator<Item = KeyValue> {
         self.before.iter().map(|(_, value)| value.clone())
     }
 
     /// Behind the images up to `id` of those that have this value of the first key.
-    fn place(&self, value: KeyValue, id: ImageId) -> Place {
+    pub(super) fn place(&self, value: KeyValue, id: ImageId) -> Place {
         Place { keys: self.values_before().chain([value]).collect(), id }
     }
-}
-
-/// What comes behind a value of a key.
-#[derive(Debug)]
-enum Next {
-    Value(KeyValue),
-    Nothing,
-    /// None that was looked at: this value comes next, or one behind it.
-    NotBefore(KeyValue),
 }
 
 /// The keys and the id of the image to go on behind. With fewer keys, or [`ImageId::LAST`]: behind all images that have these.
@@ -133,7 +122,7 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
     }
 
     /// Walks a group; where the next page begins, when this one is over.
-    fn walk<'b>(
+    pub(super) fn walk<'b>(
         &'b mut self,
         group: Group<'a>,
         after: After<'b>,
@@ -151,114 +140,6 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
                 self.walk_values(group, after).await
             }
         })
-    }
-
-    /// Walks the groups that the values of the first key make.
-    async fn walk_values(&mut self, group: Group<'a>, after: After<'_>) -> Result<Option<Place>, Error> {
-        let Some((key, rest)) = group.keys.split_first() else {
-            return Ok(None);
-        };
-        let mut within = after.and_then(|(values, id)| Some((values.get(1..)?, id)));
-        let mut next = match after.and_then(|(values, id)| Some((values.first()?, values.len(), id))) {
-            // All of this value has been.
-            Some((first, 1, id)) if id == ImageId::LAST.0 => {
-                within = None;
-                self.next_value(&group, *key, Some(first)).await?
-            }
-            Some((first, ..)) => Next::Value(first.clone()),
-            None => self.next_value(&group, *key, None).await?,
-        };
-        loop {
-            let value = match next {
-                Next::Value(value) => value,
-                Next::Nothing => return Ok(None),
-                Next::NotBefore(value) => return Ok(Some(group.place(value, ImageId::FIRST))),
-            };
-            if let Some(query) = narrow(&group.query, key.0, &value) {
-                let mut before = group.before.clone();
-                before.push((key.0, value.clone()));
-                if let Some(next) = self.walk(Group { before, keys: rest, query }, within).await? {
-                    return Ok(Some(next));
-                }
-            }
-            within = None;
-            self.left = self.left.saturating_sub(Self::COST_OF_GROUP);
-            if self.left == 0 {
-                return Ok(Some(group.place(value, ImageId::LAST)));
-            }
-            next = self.next_value(&group, *key, Some(&value)).await?;
-        }
-    }
-
-    /// As much as to look at so many images.
-    const COST_OF_GROUP: u64 = 100;
-
-    /// The value of a key that comes behind another, or the first one.
-    async fn next_value(
-        &mut self,
-        group: &Group<'_>,
-        (key, direction): (Key, Direction),
-        after: Option<&KeyValue>,
-    ) -> Result<Next, Error> {
-        if key == Key::Creator {
-            return self.next_creator(group, direction, after).await;
-        }
-        let last = if key == Key::Status { Status::ALL.len() as i64 } else { 1 };
-        let next = match (direction, after) {
-            (Direction::Ascending, None) => 0,
-            (Direction::Descending, None) => last,
-            (Direction::Ascending, Some(KeyValue::Number(after))) => after + 1,
-            (Direction::Descending, Some(KeyValue::Number(after))) => after - 1,
-            (_, Some(KeyValue::Text(_))) => return Ok(Next::Nothing),
-        };
-        Ok(if (0..=last).contains(&next) { Next::Value(KeyValue::Number(next)) } else { Next::Nothing })
-    }
-
-    /// The next creator of whom the caller sees an image: the images are walked in the order of their creators.
-    async fn next_creator(
-        &mut self,
-        group: &Group<'_>,
-        direction: Direction,
-        after: Option<&KeyValue>,
-    ) -> Result<Next, Error> {
-        if let Some(creator) = &group.query.creator {
-            let only = KeyValue::Text(creator.clone());
-            let is_behind = after.is_none_or(|after| match direction {
-                Direction::Ascending => only > *after,
-                Direction::Descending => only < *after,
-            });
-            return Ok(if is_behind { Next::Value(only) } else { Next::Nothing });
-        }
-        let order = [(Key::Creator, direction)];
-        let by_creator = Group { before: Vec::new(), keys: &order, query: group.query.clone() };
-        let mut after = after.map(|value| (vec![value.clone()], ImageId::LAST.0));
-        let mut length = Self::COST_OF_GROUP;
-        loop {
-            length = std::cmp::min(length, self.left);
-            let stretch = self.stretch(&by_creator, borrowed(&after));
-            let mut first = SqlQuery::select();
-            first
-                .column((WALKED, image::Column::Creator))
-                .from_subquery(looked_at(&stretch.clone().limit(length), &order), WALKED)
-                .cond_where(is_let_through(WALKED, self.asked.sight, &group.query))
-                .limit(1);
-            for (term, order) in terms(&order, |column| Expr::col((WALKED, column))) {
-                first.order_by_expr(term, order);
-            }
-            if let Some(row) = self.asked.db.query_one_raw(self.backend().build(&first)).await? {
-                return Ok(Next::Value(KeyValue::Text(row.try_get_by_index(0)?)));
-            }
-            let Some(last) = self.last_of(&stretch, length).await? else {
-                return Ok(Next::Nothing);
-            };
-            self.left -= length;
-            let creator = KeyValue::Text(last.creator);
-            if self.left == 0 {
-                return Ok(Next::NotBefore(creator));
-            }
-            after = Some((vec![creator], last.id));
-            length *= 4;
-        }
     }
 
     /// Sorts few images.
@@ -323,7 +204,7 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
     }
 
     /// The image at the end of a stretch of that length, if it is not shorter; the others are not read.
-    async fn last_of(
+    pub(super) async fn last_of(
         &self,
         stretch: &Select<image::Entity>,
         length: u64,
@@ -336,7 +217,7 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
     }
 
     /// The images of an order behind a place, whoever may see them.
-    fn stretch(&self, group: &Group<'_>, after: After<'_>) -> Select<image::Entity> {
+    pub(super) fn stretch(&self, group: &Group<'_>, after: After<'_>) -> Select<image::Entity> {
         let mut select = image::Entity::find().filter(image::Column::Deleted.eq(false));
         // The ids alone are walked within a value of the last key, as its index has them.
         if let (true, Some((key, value))) = (group.keys.is_empty(), group.before.last()) {
@@ -365,7 +246,7 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
 }
 
 /// What the indexes of orders have of a stretch: the rest is read of those images that are let through.
-fn looked_at(stretch: &Select<image::Entity>, keys: &[(Key, Direction)]) -> SelectStatement {
+pub(super) fn looked_at(stretch: &Select<image::Entity>, keys: &[(Key, Direction)]) -> SelectStatement {
     use image::Column::{Creator, Deleted, Enabled, Id, Pulled, Status, Template};
     let mut columns = vec![Id, Creator, Deleted, Template, Status, Enabled, Pulled];
     for key in keys.iter().map(|(key, _)| column(*key)) {
@@ -380,29 +261,6 @@ fn behind(place: &Place) -> (&[KeyValue], Uuid) {
     (&place.keys, place.id.0)
 }
 
-fn borrowed(after: &Option<(Vec<KeyValue>, Uuid)>) -> After<'_> {
+pub(super) fn borrowed(after: &Option<(Vec<KeyValue>, Uuid)>) -> After<'_> {
     after.as_ref().map(|(values, id)| (values.as_slice(), *id))
-}
-
-/// The images of a query that have a value of a key; `None` when there are none.
-fn narrow(query: &Query, key: Key, value: &KeyValue) -> Option<Query> {
-    let mut narrowed = query.clone();
-    match (key, value) {
-        (Key::Creator, KeyValue::Text(creator)) => narrowed.creator = Some(creator.clone()),
-        (Key::Enabled, KeyValue::Number(enabled)) => narrowed.enabled = Some(*enabled != 0),
-        (Key::Pulled, KeyValue::Number(pulled)) => narrowed.pulled = Some(*pulled != 0),
-        // A template has no status, and nothing else has none.
-        (Key::Status, KeyValue::Number(0)) => narrowed.template = Some(true),
-        (Key::Status, KeyValue::Number(rank)) => {
-            let status = Status::ALL.into_iter().find(|status| status.rank() == *rank)?;
-            narrowed.statuses = BTreeSet::from([status]);
-        }
-        _ => return None,
-    }
-    let is_within = (query.creator.is_none() || query.creator == narrowed.creator)
-        && (query.enabled.is_none() || query.enabled == narrowed.enabled)
-        && (query.pulled.is_none() || query.pulled == narrowed.pulled)
-        && (query.template.is_none() || query.template == narrowed.template)
-        && (query.statuses.is_empty() || query.statuses.is_superset(&narrowed.statuses));
-    is_within.then_some(narrowed)
 }
