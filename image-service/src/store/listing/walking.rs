@@ -33,6 +33,8 @@ pub(super) struct Walk<'a, C> {
     limit: usize,
     view: View,
     found: Vec<ImageInView>,
+    /// Whether all that is asked for is known to be much.
+    is_much: bool,
     /// How many images are looked at first.
     first_length: u64,
     /// How many images it may still look at.
@@ -78,7 +80,8 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
         let first_length = limit.saturating_add(1).saturating_mul(4);
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let left = asked.bounds.stretch;
-        Self { asked, query, limit, view, found: Vec::new(), first_length, left, may_look_far: false }
+        let (is_much, may_look_far) = (false, false);
+        Self { asked, query, limit, view, found: Vec::new(), is_much, first_length, left, may_look_far }
     }
 
     fn all(&self) -> Group<'a> {
@@ -89,15 +92,15 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
     pub(super) async fn at_once(&mut self, after: Option<&Place>) -> Result<Option<Found>, Error> {
         let (all, after) = (self.all(), after.map(behind));
         // Only a transaction limits the time that it takes to look up a term.
-        let few = match self.looked_up(&all) {
-            Some(_) => self.asked.few_in_sight().await?,
-            None => self.asked.few(self.query).await?,
-        };
+        let is_looked_up = self.looked_up(&all).is_some();
+        let few =
+            if is_looked_up { self.asked.few_in_sight().await? } else { self.asked.few(self.query).await? };
         if let Some(few) = few {
             let next = self.sort(&all, few, after).await?;
             return Ok(Some((std::mem::take(&mut self.found), next)));
         }
-        if self.looked_up(&all).is_some() || !is_walked_by_image(all.keys) {
+        self.is_much = !is_looked_up;
+        if is_looked_up || !is_walked_by_image(all.keys) {
             return Ok(None);
         }
         let stretch = self.stretch(&all, after).limit(std::cmp::min(self.first_length, self.left));
@@ -110,9 +113,9 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
 
     /// The same in a transaction, from the beginning.
     pub(super) fn within<T: ConnectionTrait>(self, txn: &'a T) -> Walk<'a, T> {
-        let first_length = self.first_length;
+        let Self { is_much, first_length, .. } = self;
         let walk = Walk::new(self.asked.within(txn), self.query, self.limit as u64, self.view);
-        Walk { first_length, ..walk }
+        Walk { is_much, first_length, ..walk }
     }
 
     /// The next images behind a place. To be called in a transaction.
@@ -131,7 +134,8 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
         'a: 'b,
     {
         Box::pin(async move {
-            if let Some(few) = self.few(&group, after).await? {
+            let is_much = self.is_much && group.before.is_empty();
+            if !is_much && let Some(few) = self.few(&group, after).await? {
                 return self.sort(&group, few, after).await;
             }
             if is_walked_by_image(group.keys) {
@@ -146,9 +150,8 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
     async fn sort(&mut self, group: &Group<'_>, few: Few, after: After<'_>) -> Result<Option<Place>, Error> {
         let found = matching(self.backend(), self.asked.sight, &group.query).filter(few.among);
         let sorted = sorted_by(beyond(found, group.keys, after, unindexed), group.keys, unindexed);
-        let next = self.take(group, sorted.limit(self.missing() as u64 + 1).into_query()).await;
         self.left = self.left.saturating_sub(few.count);
-        Ok(next?)
+        Ok(self.take(group, sorted.limit(self.missing() as u64 + 1).into_query()).await?)
     }
 
     /// Looks at the images of a group one by one, in longer and longer stretches.
