@@ -149,27 +149,31 @@ impl Drop for Engine {
 /// The processes that hold containers for an engine: they are started with the address of its containerd.
 fn shims(directory: &Path) -> Vec<i32> {
     let address = format!("{}/exec/containerd/", directory.display());
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let of_engine = |entry: fs::DirEntry| {
-        let pid = entry.file_name().to_str()?.parse().ok()?;
-        let command = fs::read(entry.path().join("cmdline")).ok()?;
-        String::from_utf8_lossy(&command).contains(&address).then_some(pid)
-    };
-    processes.filter_map(of_engine).collect()
+    let is_of_engine =
+        |of_process: &Path| text(of_process, "cmdline").is_some_and(|it| it.contains(&address));
+    processes().filter(|(_, of_process)| is_of_engine(of_process)).map(|(pid, _)| pid).collect()
 }
 
 fn step_processes(directory: &Path) -> Vec<StepProcess> {
     let directory = directory.display().to_string();
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let of_step = |entry: fs::DirEntry| {
-        // A process may end while it is looked at.
-        let pid = entry.file_name().to_str()?.parse().ok()?;
-        let read = |file: &str| fs::read(entry.path().join(file)).ok();
-        let text = |file: &str| Some(String::from_utf8_lossy(&read(file)?).replace('\0', " "));
+    let of_step = |(pid, of_process): (i32, PathBuf)| {
+        let text = |file| text(&of_process, file);
         let is_step = text("cgroup")?.contains("/buildkit/") && text("mountinfo")?.contains(&directory);
         // One that has ended and is not yet collected has no arguments.
         let command = text("cmdline").filter(|command| !command.is_empty())?;
         is_step.then_some(StepProcess { pid, command })
     };
-    processes.filter_map(of_step).collect()
+    processes().filter_map(of_step).collect()
+}
+
+/// The processes of this host, each with its directory in /proc.
+fn processes() -> impl Iterator<Item = (i32, PathBuf)> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
+}
+
+/// What a file of a process says; none when the process has ended meanwhile.
+fn text(of_process: &Path, file: &str) -> Option<String> {
+    let read = fs::read(of_process.join(file)).ok()?;
+    Some(String::from_utf8_lossy(&read).replace('\0', " "))
 }
