@@ -49,6 +49,7 @@ mod decided;
 mod dispatching;
 mod edits;
 mod entity;
+mod eras;
 mod grants;
 mod hints;
 mod histories;

@@ -1,5 +1,5 @@
-//! What goes on beside the calls: hints from other replicas are passed on, what is kept for a time is forgotten, the database is
-//! asked whether it answers, and the queue is measured.
+//! What goes on beside the calls: hints from other replicas are passed on, what is kept for a time is forgotten, images are put into
+//! eras, the database is asked whether it answers, and the queue is measured.
 
 use std::{error::Error as _, sync::Arc, time::Duration};
 
@@ -108,6 +108,27 @@ async fn trim_everywhere(store: &Store, keep: u64) -> Result<(), Error> {
         after = last;
     }
     Ok(())
+}
+
+/// Puts images into eras of the order of updates, until shutdown.
+pub(crate) async fn advance_eras(store: Store, shutdown: CancellationToken) {
+    const EVERY: Duration = Duration::from_secs(1);
+    /// What is written to the same database in between does not wait for long.
+    const BETWEEN: Duration = Duration::from_millis(20);
+    let advancing = async {
+        loop {
+            let pause = match store.advance_eras().await {
+                Ok(true) => BETWEEN,
+                Ok(false) => EVERY,
+                Err(error) => {
+                    tracing::warn!(%error, source = ?error.source(), "cannot put images into eras");
+                    EVERY
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    };
+    shutdown.run_until_cancelled(advancing).await;
 }
 
 /// Asks the database again and again whether it answers, until shutdown.

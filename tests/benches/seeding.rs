@@ -35,6 +35,10 @@ const NAME: &str = "Nameofthisimage";
 const VERSION: &str = "1";
 /// How many images one statement writes.
 const BATCH: u64 = 250;
+/// The eras of Postgres, as image-service is done with them after a while.
+const ERAS: &str = "INSERT INTO eras (era, since, until, images) SELECT era, \
+    COALESCE(LAG(MAX(updated_at)) OVER (ORDER BY era), -9223372036854775808), MAX(updated_at), COUNT(*) \
+    FROM images JOIN image_texts ON image = id WHERE era IS NOT NULL GROUP BY era";
 /// A catalogue with this many images.
 #[derive(Debug)]
 pub(crate) struct Catalogue {
@@ -113,11 +117,17 @@ impl Catalogue {
             execute(&database, &format!("DELETE FROM {table}")).await?;
         }
         execute(&database, "BEGIN").await?;
+        let is_postgres = database.get_database_backend() == DbBackend::Postgres;
+        let step = if is_postgres { images::between_updates(self.images) } else { 1 };
         for first in (0..self.images).step_by(BATCH as usize) {
-            let numbers = first..self.images.min(first + BATCH);
+            let all = first..self.images.min(first + BATCH);
+            let numbers = all.map(|position| position * step % self.images);
             for statement in self.statements(&pattern, numbers, database.get_database_backend()) {
                 execute(&database, &statement).await?;
             }
+        }
+        if is_postgres {
+            execute(&database, ERAS).await?;
         }
         execute(&database, "COMMIT").await?;
         let update = format!("UPDATE catalogue SET revision = {0}, compacted_revision = {0}", self.images);
@@ -172,7 +182,7 @@ impl Catalogue {
     fn statements(
         &self,
         pattern: &Pattern,
-        numbers: std::ops::Range<u64>,
+        numbers: impl Iterator<Item = u64>,
         backend: DbBackend,
     ) -> Vec<String> {
         let mut images = String::new();
@@ -180,6 +190,7 @@ impl Catalogue {
         let mut texts = String::new();
         let mut references = String::new();
         let mut grants = String::new();
+        let has_eras = backend == DbBackend::Postgres;
         let truth = |value: bool| match (backend, value) {
             (DbBackend::Sqlite, value) => if value { "1" } else { "0" }.to_owned(),
             (_, value) => value.to_string(),
@@ -211,7 +222,12 @@ impl Catalogue {
             let text =
                 pattern.text.replace(&NAME.to_lowercase(), &name.to_lowercase()).replace(WORDS, &words);
             let _ = write!(configurations, "{comma}({id},1,'{configuration}',NULL,'ubuntu:24.04')");
-            let _ = write!(texts, "{comma}({},{id},'{text}')", number + 1);
+            let era = if has_eras {
+                seeded.era().map_or_else(|| ",NULL".to_owned(), |era| format!(",{era}"))
+            } else {
+                String::new()
+            };
+            let _ = write!(texts, "{comma}({},{id},'{text}'{era})", number + 1);
             let _ = write!(references, "{comma}('trailer/image-{number}','latest',{id})");
             for subject in seeded.granted_to() {
                 let comma = if grants.is_empty() { "" } else { "," };
@@ -225,7 +241,10 @@ impl Catalogue {
                 images,
             ),
             insert("configurations (image, revision, json, archive, base)", configurations),
-            insert("image_texts (\"row\", image, text)", texts),
+            insert(
+                &format!("image_texts (\"row\", image, text{})", if has_eras { ", era" } else { "" }),
+                texts,
+            ),
             insert("image_references (repository, tag, image)", references),
             insert("grants (image, subject, \"view\", modify, \"delete\")", grants),
         ]

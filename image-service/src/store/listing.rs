@@ -13,7 +13,7 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::{Store, entity::image, grants, index::Wanted, rows, texts};
+use super::{Store, entity::image, eras, grants, index::Wanted, rows, texts};
 use crate::{
     access::Sight,
     error::Error,
@@ -53,10 +53,13 @@ pub(super) struct Bounds {
     candidates: u64,
     /// How many images are near: if none of them holds the term, those that hold it are looked up.
     near: u64,
+    /// On Postgres, how large eras are.
+    pub(super) eras: eras::Sizes,
 }
 
 impl Bounds {
-    pub(super) const DEFAULT: Self = Self { few: 4_000, stretch: 4_000, candidates: 1_500, near: 500 };
+    pub(super) const DEFAULT: Self =
+        Self { few: 4_000, stretch: 4_000, candidates: 1_500, near: 500, eras: eras::Sizes::DEFAULT };
 }
 
 impl Store {

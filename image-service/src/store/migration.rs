@@ -36,6 +36,7 @@ impl MigratorTrait for Migrator {
             Box::new(finding::Finding),
             Box::new(finding::Orders),
             Box::new(finding::ShortTerms),
+            Box::new(finding::Eras),
         ]
     }
 }

@@ -1,7 +1,7 @@
 //! The texts that images are found by, and how Postgres finds them: by pg_trgm, and terms that have no trigram there, short ones
-//! or of signs, by an index of every two characters. SQLite has an [`index`](super::index) of everything.
+//! or of signs, by every two characters of theirs. SQLite has an [`index`](super::index) of everything.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DbBackend, DbErr, EntityTrait, NotSet, QueryFilter, QueryResult,
@@ -18,6 +18,9 @@ use crate::{
     image::{Configuration, ImageId, search_text},
     search::Term,
 };
+
+/// How long a statement may take that looks up a term.
+pub(super) const IN_TIME: Duration = Duration::from_millis(30);
 
 /// Writes what an image is found by, from its record and configuration.
 pub(super) fn write(txn: &Writing, row: &image::Model, configuration: &Configuration) {
@@ -73,6 +76,14 @@ pub(super) fn holding_by_index(term: &Term) -> SelectStatement {
     found.into_query()
 }
 
+/// The same of those whose texts are in one of these eras, numbers with commas between them.
+pub(super) fn holding_in_eras(term: &Term, eras: &str) -> SelectStatement {
+    let in_one = "array_append(NULL::integer[], era) && string_to_array($1, ',')::integer[]";
+    let mut found = holding_by_index(term);
+    found.and_where(Expr::cust_with_values(in_one, [eras]));
+    found
+}
+
 /// Whether Postgres has a trigram of a term, whatever letters its locale knows: it makes none across others than letters and digits.
 pub(super) fn has_trigrams(term: &Term) -> bool {
     term.as_str().as_bytes().windows(3).any(|three| three.iter().all(u8::is_ascii_alphanumeric))
@@ -90,29 +101,36 @@ fn short_terms(term: &Term) -> Vec<i64> {
     characters.windows(2).step_by(step).map(|pair| pair[0] << 21 | pair[1]).collect()
 }
 
-/// The first of these images, unless to find them takes too long: each trigram of a term may be in many texts, and the term in none.
-/// To be called in a transaction on Postgres.
-pub(super) async fn found_in_time(
+/// What is looked up, unless that takes too long: each trigram of a term may be in many texts, and the term in none. To be called
+/// in a transaction on Postgres.
+pub(super) async fn in_time<T>(
     db: &impl ConnectionTrait,
-    mut found: SelectStatement,
-    limit: u64,
-) -> Result<Option<Vec<Uuid>>, DbErr> {
-    /// Milliseconds.
-    const IN_TIME: &str = "SAVEPOINT finding; SET LOCAL statement_timeout = 30";
+    looked_up: impl Future<Output = Result<T, DbErr>>,
+) -> Result<Option<T>, DbErr> {
     const QUERY_CANCELED: &str = "57014";
-    db.execute_unprepared(IN_TIME).await?;
-    let rows = db.query_all_raw(DbBackend::Postgres.build(found.limit(limit))).await;
-    let rows = match rows {
+    let limit = IN_TIME.as_millis();
+    db.execute_unprepared(&format!("SAVEPOINT finding; SET LOCAL statement_timeout = {limit}")).await?;
+    let found = match looked_up.await {
         Err(DbErr::Query(RuntimeErr::SqlxError(error)))
             if error.as_database_error().and_then(|error| error.code()).as_deref()
                 == Some(QUERY_CANCELED) =>
         {
             None
         }
-        rows => Some(rows?),
+        found => Some(found?),
     };
     // And with it to the time that statements have otherwise.
     db.execute_unprepared("ROLLBACK TO SAVEPOINT finding; RELEASE SAVEPOINT finding").await?;
+    Ok(found)
+}
+
+/// The first of these images, unless to find them takes too long.
+pub(super) async fn found_in_time(
+    db: &impl ConnectionTrait,
+    mut found: SelectStatement,
+    limit: u64,
+) -> Result<Option<Vec<Uuid>>, DbErr> {
+    let rows = in_time(db, db.query_all_raw(DbBackend::Postgres.build(found.limit(limit)))).await?;
     let ids = |rows: Vec<QueryResult>| rows.iter().map(|row| row.try_get_by_index(0)).collect();
     rows.map(ids).transpose()
 }

@@ -27,6 +27,10 @@ pub(crate) mod term {
 /// 2026-01-01, in microseconds. The images were updated a second after one another.
 pub(super) const EPOCH: i64 = 1_767_225_600_000_000;
 
+/// How many of the latest images are in no era, and how many others are in each.
+const LATEST: u64 = 500;
+const ERA: u64 = 4_096;
+
 /// What an image is like, by its number.
 #[derive(Debug)]
 pub(super) struct Seeded {
@@ -38,8 +42,12 @@ pub(super) struct Seeded {
 
 impl Seeded {
     pub(super) fn of(number: u64, images: u64) -> Self {
-        // The numbers of images have few prime factors, so this is a permutation that looks like none.
-        Self { number, place: number.wrapping_mul(7_368_787) % images, images }
+        Self { number, place: place(number, images), images }
+    }
+
+    /// Where Postgres has put it, but for the latest.
+    pub(super) fn era(&self) -> Option<u64> {
+        (self.place + LATEST < self.images).then(|| self.place / ERA + 1)
     }
 
     fn mixed(&self, salt: u64) -> u64 {
@@ -119,6 +127,16 @@ impl Seeded {
         }
         words
     }
+}
+
+/// The numbers of images have few prime factors, so this is a permutation that looks like none.
+fn place(number: u64, images: u64) -> u64 {
+    number.wrapping_mul(7_368_787) % images
+}
+
+/// From the number of an image to that of the one that was updated next.
+pub(super) fn between_updates(images: u64) -> u64 {
+    (0..images).find(|number| place(*number, images) == 1).unwrap_or(1)
 }
 
 /// One of 3,000 words.

@@ -10,8 +10,13 @@ use super::{
     walking::{After, Group, Walk},
 };
 use crate::{
+    image::{Direction, Key, KeyValue},
     search::Term,
-    store::{entity::image, texts},
+    store::{
+        entity::image,
+        eras::{self, Passed},
+        texts,
+    },
 };
 
 impl<C: ConnectionTrait> Walk<'_, C> {
@@ -53,6 +58,29 @@ impl<C: ConnectionTrait> Walk<'_, C> {
             }
             _ => Ok(None),
         }
+    }
+
+    /// The place to go on behind, when none near it holds the term and eras tell that none does up to there either: once in a call.
+    pub(super) async fn passed_over(
+        &mut self,
+        group: &Group<'_>,
+        after: &[KeyValue],
+    ) -> Result<Option<Vec<KeyValue>>, DbErr> {
+        let (Some(term), Some((Key::UpdateTime, Direction::Descending)), Some(KeyValue::Number(updated_at))) =
+            (self.looked_up(group), group.keys.first(), after.first())
+        else {
+            return Ok(None);
+        };
+        if !std::mem::take(&mut self.may_pass_over) {
+            return Ok(None);
+        }
+        let Passed { since, is_late } =
+            eras::pass_over(self.asked.db, self.asked.bounds.eras, term, *updated_at).await?;
+        if is_late {
+            self.left = 0;
+        }
+        // Behind all that were updated right after that.
+        Ok(since.map(|since| vec![KeyValue::Number(since.saturating_add(1))]))
     }
 
     /// The next images behind a place that hold the term; none when there are too many to be sorted in time.

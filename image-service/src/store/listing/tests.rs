@@ -18,7 +18,7 @@ use crate::{
     store::{
         Committed, Store, changes, connecting,
         entity::{grant, image, image_text},
-        rows, texts,
+        eras, rows, texts,
     },
     timestamp::Timestamp,
 };
@@ -26,7 +26,9 @@ use crate::{
 const CREATORS: [&str; 3] = ["ann", "bob", "é"];
 const GUEST: &str = "guest";
 const WORDS: [&str; 5] = ["ubuntu", "rust", "日本語", "q", "::;"];
-const TERMS: [&str; 11] = ["ubuntu", "rust", "日本語", "q", "bu", "語", "st", "zzz", "z", "::;", ":::"];
+const SELDOM: &str = "seldom";
+const TERMS: [&str; 13] =
+    ["ubuntu", "rust", "日本語", "q", "bu", "語", "st", "zzz", "z", "::;", ":::", SELDOM, "m"];
 
 struct Known {
     image: Image,
@@ -41,6 +43,13 @@ async fn all_pages_together_are_what_sorting_gives() -> Result<(), Box<dyn std::
 
 #[tokio::test]
 async fn all_pages_together_are_what_sorting_gives_on_postgres() -> Result<(), Box<dyn std::error::Error>> {
+    on_postgres(async |url| list_all(Some(url)).await).await
+}
+
+/// In an empty database on Postgres.
+async fn on_postgres(
+    test: impl AsyncFnOnce(&str) -> Result<(), Box<dyn std::error::Error>>,
+) -> Result<(), Box<dyn std::error::Error>> {
     let Ok(server) = std::env::var("TRAILER_TEST_POSTGRES_URL") else {
         return Ok(());
     };
@@ -49,10 +58,10 @@ async fn all_pages_together_are_what_sorting_gives_on_postgres() -> Result<(), B
     let name = format!("listing_{}", fastrand::u64(..));
     let on_server = connecting::connect(&server, 1).await?;
     on_server.execute_unprepared(&format!("CREATE DATABASE {name}")).await?;
-    let listed = list_all(Some(&format!("{host}/{name}?{parameters}"))).await;
+    let tested = test(&format!("{host}/{name}?{parameters}")).await;
     on_server.execute_unprepared(&format!("DROP DATABASE {name} WITH (FORCE)")).await?;
     on_server.close().await?;
-    listed
+    tested
 }
 
 /// On SQLite, or in an empty database on Postgres.
@@ -60,15 +69,24 @@ async fn list_all(url: Option<&str>) -> Result<(), Box<dyn std::error::Error>> {
     let directory = tempfile::tempdir()?;
     let mut store = Store::open(directory.path(), url, policy()).await?;
     let mut random = Rng::with_seed(8);
-    let known = fill(&store, &mut random, 90).await?;
+    let mut known = fill(&store, &mut random, 90).await?;
     let (mut pages, mut empty) = (0, 0);
-    for number in 0..80 {
+    for number in 0..120 {
         store.bounds = Bounds {
             few: random.u64(0..8),
             stretch: random.u64(3..40),
             candidates: random.u64(1..40),
             near: random.u64(0..40),
+            eras: eras::Sizes {
+                era: random.i64(1..20),
+                latest: random.i64(0..10),
+                at_once: random.i64(1..8),
+                looked_into: random.i64(1..60),
+            },
         };
+        let updated = random.usize(0..known.len());
+        update(&store, &mut known[updated], 1_000 + number).await?;
+        while store.advance_eras().await? {}
         let query = query(&mut random)?;
         let sight = match random.usize(0..4) {
             0 => Sight::Everything,
@@ -101,6 +119,51 @@ async fn list_all(url: Option<&str>) -> Result<(), Box<dyn std::error::Error>> {
     assert!(empty > 10 && pages > 400, "{empty} of {pages} pages were empty");
     store.close().await?;
     Ok(())
+}
+
+#[tokio::test]
+async fn on_postgres_what_only_old_images_hold_is_on_the_first_page() -> Result<(), Box<dyn std::error::Error>>
+{
+    on_postgres(async |url| {
+        let directory = tempfile::tempdir()?;
+        let mut store = Store::open(directory.path(), Some(url), policy()).await?;
+        let mut known = fill(&store, &mut Rng::with_seed(10), 200).await?;
+        known.sort_by_key(|known| known.image.updated_at);
+        let oldest: Vec<String> = known[..5].iter().map(|known| format!("'{}'", known.image.id)).collect();
+        let oldest = oldest.join(", ");
+        for statement in [
+            "UPDATE image_texts SET text = 'young'".to_owned(),
+            format!("UPDATE image_texts SET text = 'legacy' WHERE image IN ({oldest})"),
+        ] {
+            store.writer.execute_unprepared(&statement).await?;
+        }
+        let eras = eras::Sizes { era: 10, latest: 10, at_once: 5, looked_into: 40 };
+        store.bounds = Bounds { few: 0, stretch: 60, candidates: 1, near: 1, eras };
+        let first = async |store: &Store, term: &str| {
+            let query = Query { search: Term::parse(term)?, ..Query::default() };
+            let page = store.list(&Sight::Everything, &query, None, 5, View::Basic, false).await?;
+            Ok::<_, Box<dyn std::error::Error>>((page.images.len(), page.next.is_some()))
+        };
+        for term in ["legacy", "none"] {
+            assert_eq!(first(&store, term).await?, (0, true), "{term}, before there are eras");
+        }
+        while store.advance_eras().await? {}
+        assert_eq!(first(&store, "legacy").await?, (5, false));
+        assert_eq!(first(&store, "none").await?, (0, false));
+        assert_eq!(first(&store, "young").await?, (5, true));
+
+        // Who is updated is among the latest again, and in a later era when others are.
+        update(&store, &mut known[0], 1_000).await?;
+        assert_eq!(first(&store, "legacy").await?.0, 1);
+        for (number, known) in (1_001..).zip(&mut known[100..150]) {
+            update(&store, known, number).await?;
+        }
+        while store.advance_eras().await? {}
+        let page = first(&store, "legacy").await?;
+        assert_eq!(page, (1, true));
+        Ok(store.close().await?)
+    })
+    .await
 }
 
 /// On Postgres, where a term can take long to be found.
@@ -161,6 +224,16 @@ async fn after_an_upgrade_everything_is_found_and_the_next_change_is_the_last()
     store.commit(txn, &Committed { changed: [oldest].into(), ..Committed::default() }).await?;
     assert_eq!(list().await?.images.first().map(|found| found.image.id), Some(oldest));
     store.close().await?;
+    Ok(())
+}
+
+async fn update(store: &Store, known: &mut Known, at: i64) -> Result<(), Box<dyn std::error::Error>> {
+    let id = known.image.id;
+    let txn = store.write().await?;
+    let row = image::ActiveModel { id: Set(id.0), updated_at: Set(at), ..Default::default() };
+    image::Entity::update(row).exec(&txn).await?;
+    store.commit(txn, &Committed { changed: [id].into(), ..Committed::default() }).await?;
+    known.image.updated_at = Timestamp::from_micros(at);
     Ok(())
 }
 
@@ -237,7 +310,8 @@ async fn fill(
         let id = Uuid::from_u128(random.u128(..));
         let name = ["a", "b", "é", "a b"][random.usize(0..4)].to_owned();
         let code = if random.u8(0..5) == 0 { rows::NO_STATUS } else { random.i32(1..=6) };
-        let words: Vec<&str> = WORDS.into_iter().filter(|_| random.u8(0..3) == 0).collect();
+        let mut words: Vec<&str> = WORDS.into_iter().filter(|_| random.u8(0..3) == 0).collect();
+        words.extend((random.u8(0..15) == 0).then_some(SELDOM));
         let row = image::Model {
             id,
             name,

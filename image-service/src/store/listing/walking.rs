@@ -41,6 +41,8 @@ pub(super) struct Walk<'a, C> {
     pub(super) left: u64,
     /// Whether the images that hold the term may yet be looked up, when none near does.
     pub(super) may_look_far: bool,
+    /// Whether images of which none holds the term may yet be passed over.
+    pub(super) may_pass_over: bool,
 }
 
 /// The images that have the same values of the keys before, in the order of the other keys.
@@ -80,8 +82,18 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
         let first_length = limit.saturating_add(1).saturating_mul(4);
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let left = asked.bounds.stretch;
-        let (is_much, may_look_far) = (false, false);
-        Self { asked, query, limit, view, found: Vec::new(), is_much, first_length, left, may_look_far }
+        Self {
+            asked,
+            query,
+            limit,
+            view,
+            found: Vec::new(),
+            is_much: false,
+            first_length,
+            left,
+            may_look_far: false,
+            may_pass_over: true,
+        }
     }
 
     fn all(&self) -> Group<'a> {
@@ -169,19 +181,24 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
             };
             self.left -= length;
             let last = rows::image_from_row(last)?;
-            let values: Vec<KeyValue> = group.keys.iter().map(|(key, _)| key.of(&last)).collect();
-            after = Some((values.clone(), last.id.0));
+            let mut values: Vec<KeyValue> = group.keys.iter().map(|(key, _)| key.of(&last)).collect();
+            let mut id = last.id;
             length *= 4;
-            if self.found.is_empty()
-                && (self.left == 0 || length > self.asked.bounds.near)
-                && let Some(few) = self.far(group, borrowed(&after)).await?
-            {
-                return self.sort(group, few, borrowed(&after)).await;
+            if self.found.is_empty() && (self.left == 0 || length > self.asked.bounds.near) {
+                let here = (values.as_slice(), id.0);
+                if let Some(few) = self.far(group, Some(here)).await? {
+                    return self.sort(group, few, Some(here)).await;
+                }
+                if let Some(behind) = self.passed_over(group, &values).await? {
+                    (values, id) = (behind, ImageId::LAST);
+                    length = self.first_length;
+                }
             }
             if self.left == 0 {
                 let keys = group.values_before().chain(values).collect();
-                return Ok(Some(Place { keys, id: last.id }));
+                return Ok(Some(Place { keys, id }));
             }
+            after = Some((values, id.0));
         }
     }
 

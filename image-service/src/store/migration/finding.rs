@@ -1,5 +1,5 @@
 //! What lists are found by: on SQLite an index of everything that can be asked for, in the order of updates; on Postgres one of
-//! short terms; an index for each order. A change has a time of its own, so that the order of updates is that of changes.
+//! terms, by era; an index for each order. A change has a time of its own, so that the order of updates is that of changes.
 
 use sea_orm_migration::{
     prelude::*,
@@ -103,7 +103,7 @@ impl MigrationTrait for Orders {
     }
 }
 
-/// Postgres' index of terms of one or two characters, which have no trigram.
+/// What Postgres' index has of terms of one or two characters, which have no trigram.
 pub(super) struct ShortTerms;
 
 impl MigrationName for ShortTerms {
@@ -114,23 +114,63 @@ impl MigrationName for ShortTerms {
 
 #[async_trait::async_trait]
 impl MigrationTrait for ShortTerms {
-    /// It is built beside the work of replicas of the version before.
+    /// Whole or not at all.
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    #[expect(elided_lifetimes_in_paths, reason = "the trait's signature")]
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        if manager.get_database_backend() == DbBackend::Postgres {
+            manager.get_connection().execute_unprepared(SHORT_TERMS).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Postgres' eras of the order of updates, and one index of terms of every length by era.
+pub(super) struct Eras;
+
+impl MigrationName for Eras {
+    fn name(&self) -> &'static str {
+        "m0014_eras"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Eras {
+    /// The index is built beside the work of replicas of the version before, and stands in for those that they know.
     fn use_transaction(&self) -> Option<bool> {
         Some(false)
     }
 
     #[expect(elided_lifetimes_in_paths, reason = "the trait's signature")]
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        let db = manager.get_connection();
-        if manager.get_database_backend() == DbBackend::Postgres {
-            db.execute_unprepared(SHORT_TERMS).await?;
-            create_index(db, "image_texts_short_terms", "image_texts USING gin (short_terms(text))").await?;
-            // What terms are common it has to know, to tell which are rare.
-            db.execute_unprepared("ANALYZE image_texts").await?;
+        if manager.get_database_backend() != DbBackend::Postgres {
+            return Ok(());
         }
+        let db = manager.get_connection();
+        for statement in ERAS {
+            db.execute_unprepared(statement).await?;
+        }
+        create_index(db, "image_texts_terms", TERMS_BY_ERA).await?;
+        for name in ["image_texts_trigrams", "image_texts_short_terms"] {
+            db.execute_unprepared(&format!("DROP INDEX CONCURRENTLY IF EXISTS {name}")).await?;
+        }
+        // What terms are common it has to know, to tell which are rare.
+        db.execute_unprepared("ANALYZE image_texts").await?;
         Ok(())
     }
 }
+
+const ERAS: [&str; 2] = [
+    "ALTER TABLE image_texts ADD COLUMN IF NOT EXISTS era integer",
+    "CREATE TABLE IF NOT EXISTS eras \
+     (era integer PRIMARY KEY, since bigint NOT NULL, until bigint NOT NULL, images bigint NOT NULL)",
+];
+
+const TERMS_BY_ERA: &str =
+    "image_texts USING gin (array_append(NULL::integer[], era), text gin_trgm_ops, short_terms(text))";
 
 /// Every character of a text, and every two that follow one another, as numbers: code points have 21 bits.
 const SHORT_TERMS: &str = "CREATE OR REPLACE FUNCTION short_terms(text) RETURNS bigint[] \
