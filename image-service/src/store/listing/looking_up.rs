@@ -39,6 +39,9 @@ impl<C: ConnectionTrait> Walk<'_, C> {
                 self.may_look_far = !texts::has_trigrams(term) || count <= few * Self::STILL_SORTED;
             } else if let Some(few) = self.next_holding(term, group, after).await? {
                 return Ok(Some(few));
+            } else {
+                // All that makes up the term is in many texts and the term in few, so eras do not tell in time either.
+                self.may_pass_over = false;
             }
         }
         self.asked.few_let_through(&group.query).await
