@@ -110,25 +110,30 @@ async fn trim_everywhere(store: &Store, keep: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Puts images into eras of the order of updates, until shutdown.
-pub(crate) async fn advance_eras(store: Store, shutdown: CancellationToken) {
+/// Puts images into eras of the order of updates, and what was written into the index of terms, until shutdown.
+pub(crate) async fn settle_terms(store: Store, shutdown: CancellationToken) {
     const EVERY: Duration = Duration::from_secs(1);
     /// What is written to the same database in between does not wait for long.
     const BETWEEN: Duration = Duration::from_millis(20);
-    let advancing = async {
+    let settling = async {
         loop {
-            let pause = match store.advance_eras().await {
+            let settled = async {
+                let advanced = store.advance_eras().await?;
+                store.merge_terms().await?;
+                Ok::<_, Error>(advanced)
+            };
+            let pause = match settled.await {
                 Ok(true) => BETWEEN,
                 Ok(false) => EVERY,
                 Err(error) => {
-                    tracing::warn!(%error, source = ?error.source(), "cannot put images into eras");
+                    tracing::warn!(%error, source = ?error.source(), "cannot settle what terms are found by");
                     EVERY
                 }
             };
             tokio::time::sleep(pause).await;
         }
     };
-    shutdown.run_until_cancelled(advancing).await;
+    shutdown.run_until_cancelled(settling).await;
 }
 
 /// Asks the database again and again whether it answers, until shutdown.

@@ -7,6 +7,9 @@
 //! They follow the writing transactions, which know nothing of them. As the times of changes are in the order of commits, no image
 //! comes into a stretch of time that is over: one that is updated leaves its era, and is put into a later one when it is no longer among
 //! the latest, which are in none. Until then its text is found in an era that it is not in any more, and a walk goes there in vain.
+//!
+//! The index takes what is written into a list first, which all who look into it read, and which who makes it too long has to merge. It
+//! is merged here, so that neither those who search nor those who write wait for it.
 
 use std::time::Instant;
 
@@ -73,6 +76,14 @@ impl Store {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Merges into the index of terms what was written lately.
+    pub(crate) async fn merge_terms(&self) -> Result<(), Error> {
+        if self.backend() == DbBackend::Postgres {
+            self.reader.execute_unprepared("SELECT gin_clean_pending_list('image_texts_terms')").await?;
+        }
+        Ok(())
     }
 
     /// Whether a new era has begun with the images that were put into one.

@@ -172,10 +172,15 @@ pub(super) fn in_sight_among(table: &'static str, sight: &Sight) -> Condition {
     }
 }
 
-/// The ids of all images that a subject has created or was granted.
-pub(super) fn all_in_sight(subject: &str) -> SelectStatement {
+/// The ids of all images that a subject has created or was granted; of a creator's, if only these are asked for.
+pub(super) fn all_in_sight(subject: &str, creator: Option<&str>) -> SelectStatement {
+    let granted = all_granted(subject);
+    if creator.is_some_and(|creator| creator != subject) {
+        // Among them.
+        return granted;
+    }
     let mut all = created_by(subject).into_query();
-    all.union(UnionType::All, granted_to(subject).into_query());
+    all.union(UnionType::All, granted);
     all
 }
 
@@ -183,9 +188,27 @@ pub(super) fn all_in_sight(subject: &str) -> SelectStatement {
 pub(super) async fn count_in_sight(
     db: &impl ConnectionTrait,
     subject: &str,
+    creator: Option<&str>,
     limit: u64,
 ) -> Result<u64, DbErr> {
-    let mut some = all_in_sight(subject);
+    count(db, all_in_sight(subject, creator), limit).await
+}
+
+/// The ids of all images that a subject was granted.
+pub(super) fn all_granted(subject: &str) -> SelectStatement {
+    granted_to(subject).into_query()
+}
+
+/// How many these are, counted to `limit`.
+pub(super) async fn count_granted(
+    db: &impl ConnectionTrait,
+    subject: &str,
+    limit: u64,
+) -> Result<u64, DbErr> {
+    count(db, all_granted(subject), limit).await
+}
+
+async fn count(db: &impl ConnectionTrait, mut some: SelectStatement, limit: u64) -> Result<u64, DbErr> {
     let mut counted = SqlQuery::select();
     counted.expr(Func::count(Expr::cust("*"))).from_subquery(some.limit(limit).take(), "some");
     let row = db.query_one_raw(db.get_database_backend().build(&counted)).await?;

@@ -1,4 +1,5 @@
-//! Terms as Postgres looks them up in a walk: at once when few images hold one, and when none near has it, for all may be far.
+//! What a walk does when none near matches, for all that match may be far: it sorts more than otherwise. And terms as Postgres looks
+//! them up: at once when few images hold one, or then, when it also passes over images of which none holds it.
 
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DbBackend, DbErr, EntityTrait, QueryFilter, QuerySelect,
@@ -44,7 +45,7 @@ impl<C: ConnectionTrait> Walk<'_, C> {
                 self.may_pass_over = false;
             }
         }
-        self.asked.few_let_through(&group.query).await
+        self.asked.few_let_through(&group.query, self.asked.bounds.few).await
     }
 
     /// The term of a group, if Postgres' indexes are to find it.
@@ -52,14 +53,18 @@ impl<C: ConnectionTrait> Walk<'_, C> {
         group.query.search.as_ref().filter(|term| self.backend() == DbBackend::Postgres && term.is_possible())
     }
 
-    /// The next images behind a place, when none near it holds the term: once in a call.
+    /// The images among which all that match behind a place are, when none near it does: once in a call.
     pub(super) async fn far(&mut self, group: &Group<'_>, after: After<'_>) -> Result<Option<Few>, DbErr> {
-        match self.looked_up(group) {
-            Some(term) if self.may_look_far => {
-                self.may_look_far = false;
-                self.next_holding(term, group, after).await
-            }
-            _ => Ok(None),
+        if let Some(term) = self.looked_up(group)
+            && std::mem::take(&mut self.may_look_far)
+            && let Some(few) = self.next_holding(term, group, after).await?
+        {
+            return Ok(Some(few));
+        }
+        if std::mem::take(&mut self.may_sort_more) {
+            self.asked.still_few(&group.query).await
+        } else {
+            Ok(None)
         }
     }
 

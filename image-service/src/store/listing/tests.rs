@@ -33,7 +33,7 @@ const TERMS: [&str; 13] =
 struct Known {
     image: Image,
     text: String,
-    is_guests: bool,
+    granted_to: Vec<&'static str>,
 }
 
 #[tokio::test]
@@ -77,6 +77,7 @@ async fn list_all(url: Option<&str>) -> Result<(), Box<dyn std::error::Error>> {
             stretch: random.u64(3..40),
             candidates: random.u64(1..40),
             near: random.u64(0..40),
+            still_few: random.u64(0..30),
             eras: eras::Sizes {
                 era: random.i64(1..20),
                 latest: random.i64(0..10),
@@ -138,7 +139,7 @@ async fn on_postgres_what_only_old_images_hold_is_on_the_first_page() -> Result<
             store.writer.execute_unprepared(&statement).await?;
         }
         let eras = eras::Sizes { era: 10, latest: 10, at_once: 5, looked_into: 40 };
-        store.bounds = Bounds { few: 0, stretch: 60, candidates: 1, near: 1, eras };
+        store.bounds = Bounds { few: 0, stretch: 60, candidates: 1, near: 1, still_few: 0, eras };
         let first = async |store: &Store, term: &str| {
             let query = Query { search: Term::parse(term)?, ..Query::default() };
             let page = store.list(&Sight::Everything, &query, None, 5, View::Basic, false).await?;
@@ -243,7 +244,7 @@ fn expected(known: &[Known], sight: &Sight, query: &Query) -> Vec<ImageId> {
         .filter(|known| match sight {
             Sight::Everything => true,
             Sight::Of(subject) => {
-                *subject == known.image.creator || (known.is_guests && subject.as_str() == GUEST)
+                *subject == known.image.creator || known.granted_to.contains(&subject.as_str())
             }
         })
         .filter(|known| query.search.as_ref().is_none_or(|term| known.text.contains(term.as_str())))
@@ -340,22 +341,23 @@ async fn fill(
         };
         let row = image::Model { image_name: format!("{}:{}", row.repository, row.tag), ..row };
         let text = words.join("\u{2000}");
-        let is_guests = random.u8(0..3) == 0;
+        let granted_to: Vec<&str> =
+            [GUEST, CREATORS[0]].into_iter().filter(|_| random.u8(0..3) == 0).collect();
         image::Entity::insert(row.clone().into_active_model()).exec_without_returning(&txn).await?;
         let mut of_text = image_text::Model { row: 0, image: id, text: text.clone() }.into_active_model();
         of_text.row = NotSet;
         image_text::Entity::insert(of_text).exec_without_returning(&txn).await?;
-        if is_guests {
+        for subject in &granted_to {
             let grant = grant::Model {
                 image: id,
-                subject: GUEST.to_owned(),
+                subject: (*subject).to_owned(),
                 view: true,
                 modify: false,
                 delete: false,
             };
             grant::Entity::insert(grant.into_active_model()).exec_without_returning(&txn).await?;
         }
-        known.push(Known { image: rows::image_from_row(row)?, text, is_guests });
+        known.push(Known { image: rows::image_from_row(row)?, text, granted_to });
     }
     let changed = known.iter().map(|known| known.image.id).collect();
     store.commit(txn, &Committed { changed, ..Committed::default() }).await?;

@@ -1,10 +1,10 @@
 //! A walk over the values of a key that has few of them.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Bound};
 
 use sea_orm::{
-    ConnectionTrait, QuerySelect,
-    sea_query::{Expr, Query as SqlQuery},
+    ConnectionTrait, DbErr, QuerySelect,
+    sea_query::{Expr, ExprTrait, Query as SqlQuery},
 };
 
 use super::{
@@ -12,9 +12,10 @@ use super::{
     walking::{After, Group, WALKED, Walk, borrowed, looked_at},
 };
 use crate::{
+    access::Sight,
     error::Error,
     image::{Direction, ImageId, Key, KeyValue, Place, Query, Status},
-    store::entity::image,
+    store::{entity::image, grants},
 };
 
 /// What comes behind a value of a key.
@@ -36,15 +37,17 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
         let Some((key, rest)) = group.keys.split_first() else {
             return Ok(None);
         };
+        let creators = if key.0 == Key::Creator { self.creators_in_sight(&group).await? } else { None };
+        let creators = creators.as_ref();
         let mut within = after.and_then(|(values, id)| Some((values.get(1..)?, id)));
         let mut next = match after.and_then(|(values, id)| Some((values.first()?, values.len(), id))) {
             // All of this value has been.
             Some((first, 1, id)) if id == ImageId::LAST.0 => {
                 within = None;
-                self.next_value(&group, *key, Some(first)).await?
+                self.next_value(&group, *key, creators, Some(first)).await?
             }
             Some((first, ..)) => Next::Value(first.clone()),
-            None => self.next_value(&group, *key, None).await?,
+            None => self.next_value(&group, *key, creators, None).await?,
         };
         loop {
             let value = match next {
@@ -64,7 +67,7 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
             if self.left == 0 {
                 return Ok(Some(group.place(value, ImageId::LAST)));
             }
-            next = self.next_value(&group, *key, Some(&value)).await?;
+            next = self.next_value(&group, *key, creators, Some(&value)).await?;
         }
     }
 
@@ -76,10 +79,14 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
         &mut self,
         group: &Group<'_>,
         (key, direction): (Key, Direction),
+        creators: Option<&BTreeSet<KeyValue>>,
         after: Option<&KeyValue>,
     ) -> Result<Next, Error> {
         if key == Key::Creator {
-            return self.next_creator(group, direction, after).await;
+            return match creators {
+                Some(creators) => Ok(next_of(creators, direction, after)),
+                None => self.next_creator(group, direction, after).await,
+            };
         }
         let last = if key == Key::Status { Status::ALL.len() as i64 } else { 1 };
         let next = match (direction, after) {
@@ -90,6 +97,33 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
             (_, Some(KeyValue::Text(_))) => return Ok(Next::Nothing),
         };
         Ok(if (0..=last).contains(&next) { Next::Value(KeyValue::Number(next)) } else { Next::Nothing })
+    }
+
+    /// The creators of whom the caller may see an image that is let through, unless it is an admin or was granted too many for that.
+    async fn creators_in_sight(&mut self, group: &Group<'_>) -> Result<Option<BTreeSet<KeyValue>>, DbErr> {
+        /// So many that were granted are as much as to look at one image.
+        const COST: u64 = 4;
+        let (Some(subject), None) = (self.asked.sight.subject(), &group.query.creator) else {
+            return Ok(None);
+        };
+        let most = self.asked.bounds.still_few;
+        let granted = grants::count_granted(self.asked.db, subject, most + 1).await?;
+        if granted > most {
+            return Ok(None);
+        }
+        self.left = std::cmp::max(1, self.left.saturating_sub(granted / COST));
+        let mut found = SqlQuery::select();
+        found
+            .distinct()
+            .column((image::Entity, image::Column::Creator))
+            .from(image::Entity)
+            .cond_where(is_let_through("images", &Sight::Everything, &group.query))
+            .and_where(
+                Expr::col((image::Entity, image::Column::Id)).in_subquery(grants::all_granted(subject)),
+            );
+        let rows = self.asked.db.query_all_raw(self.backend().build(&found)).await?;
+        let granted = rows.iter().map(|row| Ok(KeyValue::Text(row.try_get_by_index(0)?)));
+        granted.chain([Ok(KeyValue::Text(subject.to_owned()))]).collect::<Result<_, DbErr>>().map(Some)
     }
 
     /// The next creator of whom the caller sees an image: the images are walked in the order of their creators.
@@ -138,6 +172,16 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
             length *= 4;
         }
     }
+}
+
+/// The value that comes behind another, or the first one.
+fn next_of(values: &BTreeSet<KeyValue>, direction: Direction, after: Option<&KeyValue>) -> Next {
+    let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let next = match direction {
+        Direction::Ascending => values.range((after, Bound::Unbounded)).next(),
+        Direction::Descending => values.range((Bound::Unbounded, after)).next_back(),
+    };
+    next.cloned().map_or(Next::Nothing, Next::Value)
 }
 
 /// The images of a query that have a value of a key; `None` when there are none.
