@@ -99,19 +99,18 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
         Ok(if (0..=last).contains(&next) { Next::Value(KeyValue::Number(next)) } else { Next::Nothing })
     }
 
-    /// The creators of whom the caller may see an image that is let through, unless it is an admin or was granted too many for that.
+    /// The creators of whom the caller may see an image that is let through, unless it is an admin, or was granted so many that they are met
+    /// with on the way.
     async fn creators_in_sight(&mut self, group: &Group<'_>) -> Result<Option<BTreeSet<KeyValue>>, DbErr> {
-        /// So many that were granted are as much as to look at one image.
-        const COST: u64 = 4;
         let (Some(subject), None) = (self.asked.sight.subject(), &group.query.creator) else {
             return Ok(None);
         };
-        let most = self.asked.bounds.still_few;
+        let most = self.asked.bounds.near;
         let granted = grants::count_granted(self.asked.db, subject, most + 1).await?;
         if granted > most {
             return Ok(None);
         }
-        self.left = std::cmp::max(1, self.left.saturating_sub(granted / COST));
+        self.left = std::cmp::max(1, self.left.saturating_sub(granted));
         let mut found = SqlQuery::select();
         found
             .distinct()
