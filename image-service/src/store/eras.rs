@@ -169,7 +169,7 @@ pub(super) async fn pass_over(
             if !hold(db, next, term).await? {
                 since = next.last().map(|era| era.since);
                 left = others;
-                images = (2 * images).clamp(sizes.era, sizes.looked_into);
+                images = (2 * images).max(sizes.era).min(sizes.looked_into);
             } else if next.len() > 1 {
                 images = 0;
             } else {
