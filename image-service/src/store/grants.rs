@@ -172,15 +172,10 @@ pub(super) fn in_sight_among(table: &'static str, sight: &Sight) -> Condition {
     }
 }
 
-/// The ids of all images that a subject has created or was granted; of a creator's, if only these are asked for.
-pub(super) fn all_in_sight(subject: &str, creator: Option<&str>) -> SelectStatement {
-    let granted = all_granted(subject);
-    if creator.is_some_and(|creator| creator != subject) {
-        // Among them.
-        return granted;
-    }
+/// The ids of all images that a subject has created or was granted.
+pub(super) fn all_in_sight(subject: &str) -> SelectStatement {
     let mut all = created_by(subject).into_query();
-    all.union(UnionType::All, granted);
+    all.union(UnionType::All, all_granted(subject));
     all
 }
 
@@ -188,10 +183,9 @@ pub(super) fn all_in_sight(subject: &str, creator: Option<&str>) -> SelectStatem
 pub(super) async fn count_in_sight(
     db: &impl ConnectionTrait,
     subject: &str,
-    creator: Option<&str>,
     limit: u64,
 ) -> Result<u64, DbErr> {
-    count(db, all_in_sight(subject, creator), limit).await
+    count(db, all_in_sight(subject), limit).await
 }
 
 /// The ids of all images that a subject was granted.

@@ -51,10 +51,10 @@ pub(super) struct Bounds {
     stretch: u64,
     /// How many of those that the index proposes.
     candidates: u64,
-    /// How many images are near: when none of them matches, those that do are looked up, or else passed over to.
+    /// How many images are near: when none of them matches, those that do may be looked up or passed over to.
     near: u64,
-    /// How many images are still few then.
-    still_few: u64,
+    /// On Postgres, how many images that the caller was granted are sorted then, if those of another are asked for.
+    granted: u64,
     /// On Postgres, how large eras are.
     pub(super) eras: eras::Sizes,
 }
@@ -65,7 +65,7 @@ impl Bounds {
         stretch: 4_000,
         candidates: 1_500,
         near: 500,
-        still_few: 10_000,
+        granted: 10_000,
         eras: eras::Sizes::DEFAULT,
     };
 }
@@ -163,25 +163,22 @@ impl<'a, C: ConnectionTrait> Asked<'a, C> {
         if let Some(few) = self.few_in_sight().await? {
             return Ok(Some(few));
         }
-        self.few_let_through(query, few).await
+        self.few_let_through(query).await
     }
 
-    /// The same as [`Self::few`] of more images, when none near matches.
-    pub(super) async fn still_few(&self, query: &Query) -> Result<Option<Few>, DbErr> {
-        let Self { db, sight, bounds: Bounds { still_few, .. }, .. } = *self;
-        if db.get_database_backend() == DbBackend::Sqlite {
-            let wanted = self.wanted(query).await?;
-            let count = wanted.count(db, still_few + 1).await?;
-            return Ok((count <= still_few).then(|| Few::among(wanted.images(), count)));
+    /// On Postgres, all images that the caller was granted, if they are not too many and another's are asked for.
+    async fn granted(&self, query: &Query) -> Result<Option<Few>, DbErr> {
+        let (Some(subject), Some(creator), None, DbBackend::Postgres) =
+            (self.sight.subject(), &query.creator, &query.search, self.db.get_database_backend())
+        else {
+            return Ok(None);
+        };
+        if subject == creator {
+            return Ok(None);
         }
-        if let Some(subject) = sight.subject() {
-            let creator = query.creator.as_deref();
-            let count = grants::count_in_sight(db, subject, creator, still_few + 1).await?;
-            if count <= still_few {
-                return Ok(Some(Few::among(grants::all_in_sight(subject, creator), count)));
-            }
-        }
-        self.few_let_through(query, still_few).await
+        let most = self.bounds.granted;
+        let count = grants::count_granted(self.db, subject, most + 1).await?;
+        Ok((count <= most).then(|| Few::among(grants::all_granted(subject), count)))
     }
 
     /// On Postgres, all images that the caller sees, if they are few.
@@ -193,22 +190,22 @@ impl<'a, C: ConnectionTrait> Asked<'a, C> {
         let count = match self.in_sight.get() {
             Some(count) => *count,
             None => {
-                let count = grants::count_in_sight(self.db, subject, None, few + 1).await?;
+                let count = grants::count_in_sight(self.db, subject, few + 1).await?;
                 *self.in_sight.get_or_init(|| count)
             }
         };
-        Ok((count <= few).then(|| Few::among(grants::all_in_sight(subject, None), count)))
+        Ok((count <= few).then(|| Few::among(grants::all_in_sight(subject), count)))
     }
 
-    /// On Postgres, the images that the filters let through, if by its statistics they are so few.
-    async fn few_let_through(&self, query: &Query, few: u64) -> Result<Option<Few>, DbErr> {
+    /// On Postgres, the images that the filters let through, if by its statistics they are few.
+    async fn few_let_through(&self, query: &Query) -> Result<Option<Few>, DbErr> {
         let filters = Query { search: None, ..query.clone() };
         if filters.lets_all_through() && walking::is_walked_by_image(query.order.keys()) {
             return Ok(None);
         }
         let filtered = matching(DbBackend::Postgres, &Sight::Everything, &filters);
         let count = estimate(self.db, &filtered.select_only().column(image::Column::Id).into_query()).await?;
-        Ok((count <= few).then(|| Few { among: Condition::all(), count }))
+        Ok((count <= self.bounds.few).then(|| Few { among: Condition::all(), count }))
     }
 
     /// The same as [`Self::few`] for one who waits for all of them, however long that takes: by statistics alone.

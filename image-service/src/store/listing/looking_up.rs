@@ -1,5 +1,5 @@
-//! What a walk does when none near matches, for all that match may be far: it sorts more than otherwise. And terms as Postgres looks
-//! them up: at once when few images hold one, or then, when it also passes over images of which none holds it.
+//! Terms as Postgres looks them up in a walk: at once when few images hold one, and when none near has it, for all may be far. Then it
+//! also passes over images of which none holds it, and sorts what the caller was granted of another's.
 
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DbBackend, DbErr, EntityTrait, QueryFilter, QuerySelect,
@@ -45,7 +45,7 @@ impl<C: ConnectionTrait> Walk<'_, C> {
                 self.may_pass_over = false;
             }
         }
-        self.asked.few_let_through(&group.query, self.asked.bounds.few).await
+        self.asked.few_let_through(&group.query).await
     }
 
     /// The term of a group, if Postgres' indexes are to find it.
@@ -61,8 +61,8 @@ impl<C: ConnectionTrait> Walk<'_, C> {
         {
             return Ok(Some(few));
         }
-        if std::mem::take(&mut self.may_sort_more) {
-            self.asked.still_few(&group.query).await
+        if std::mem::take(&mut self.may_sort_granted) {
+            self.asked.granted(&group.query).await
         } else {
             Ok(None)
         }

@@ -77,7 +77,7 @@ async fn list_all(url: Option<&str>) -> Result<(), Box<dyn std::error::Error>> {
             stretch: random.u64(3..40),
             candidates: random.u64(1..40),
             near: random.u64(0..40),
-            still_few: random.u64(0..30),
+            granted: random.u64(0..60),
             eras: eras::Sizes {
                 era: random.i64(1..20),
                 latest: random.i64(0..10),
@@ -139,7 +139,7 @@ async fn on_postgres_what_only_old_images_hold_is_on_the_first_page() -> Result<
             store.writer.execute_unprepared(&statement).await?;
         }
         let eras = eras::Sizes { era: 10, latest: 10, at_once: 5, looked_into: 40 };
-        store.bounds = Bounds { few: 0, stretch: 60, candidates: 1, near: 1, still_few: 0, eras };
+        store.bounds = Bounds { few: 0, stretch: 60, candidates: 1, near: 1, granted: 0, eras };
         let first = async |store: &Store, term: &str| {
             let query = Query { search: Term::parse(term)?, ..Query::default() };
             let page = store.list(&Sight::Everything, &query, None, 5, View::Basic, false).await?;

@@ -41,8 +41,8 @@ pub(super) struct Walk<'a, C> {
     pub(super) left: u64,
     /// Whether the images that hold the term may yet be looked up, when none near does.
     pub(super) may_look_far: bool,
-    /// Whether more than few may yet be sorted.
-    pub(super) may_sort_more: bool,
+    /// Whether what the caller was granted may yet be sorted.
+    pub(super) may_sort_granted: bool,
     /// Whether images of which none holds the term may yet be passed over.
     pub(super) may_pass_over: bool,
 }
@@ -94,7 +94,7 @@ impl<'a, C: ConnectionTrait> Walk<'a, C> {
             first_length,
             left,
             may_look_far: false,
-            may_sort_more: true,
+            may_sort_granted: true,
             may_pass_over: true,
         }
     }
