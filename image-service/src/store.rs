@@ -235,6 +235,15 @@ impl From<DbErr> for Error {
     }
 }
 
+/// What the database says is wrong with a statement, by its code.
+fn error_code(error: &DbErr) -> Option<String> {
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error
+    else {
+        return None;
+    };
+    error.as_database_error().and_then(|error| error.code()).map(Into::into)
+}
+
 /// Whether the same may work a little later: another process has held a lock for too long (SQLITE_BUSY, or Postgres'
 /// lock_not_available), two were in each other's way, this process was too slow in the middle of a transaction, or the database has
 /// gone and comes back.

@@ -117,12 +117,10 @@ pub(crate) async fn settle_terms(store: Store, shutdown: CancellationToken) {
     const BETWEEN: Duration = Duration::from_millis(20);
     let settling = async {
         loop {
-            let settled = async {
-                let advanced = store.advance_eras().await?;
-                store.merge_terms().await?;
-                Ok::<_, Error>(advanced)
-            };
-            let pause = match settled.await {
+            let advanced = store.advance_eras().await;
+            // Whatever became of that.
+            let merged = store.merge_terms().await;
+            let pause = match advanced.and_then(|advanced| merged.map(|()| advanced)) {
                 Ok(true) => BETWEEN,
                 Ok(false) => EVERY,
                 Err(error) => {

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, QueryResult, Statement, TransactionTrait, Value};
 
-use super::{Store, is_passing, texts};
+use super::{Store, error_code, texts};
 use crate::{error::Error, search::Term};
 
 /// The lock of who puts images into eras.
@@ -69,9 +69,8 @@ impl Store {
                 }
                 Ok(true)
             }
-            // One of their texts is being written.
-            Err(error) if is_passing(&error) => {
-                tracing::debug!(%error, "cannot put images into an era now");
+            Err(error) if is_locked(&error) => {
+                tracing::debug!(%error, "a text of the next era is being written");
                 Ok(false)
             }
             Err(error) => Err(error.into()),
@@ -103,6 +102,8 @@ impl Store {
             UPDATE image_texts SET era = $3 FROM next WHERE image_texts.image = next.image";
         let Sizes { era: most, latest, at_once, .. } = self.bounds.eras;
         let txn = self.reader.begin().await?;
+        // Whoever writes one of the texts would wait for a process that stands still.
+        txn.execute_unprepared("SET LOCAL idle_in_transaction_session_timeout = '1s'").await?;
         let lock = format!("SELECT pg_try_advisory_xact_lock({LOCK})");
         let locked = txn.query_one_raw(statement(&lock, [])).await?;
         if !locked.map_or(Ok(false), |row| row.try_get_by_index(0))? {
@@ -133,33 +134,34 @@ impl Store {
         Ok(Some(is_new))
     }
 
-    /// Counts how many images have not left their eras since, and forgets those that all have left.
+    /// Counts of some eras how many images have not left them, and forgets those that all have left.
     async fn count_eras(&self) -> Result<(), DbErr> {
-        const OVER: &str = "era < (SELECT MAX(era) FROM eras)";
-        let count = format!(
-            "UPDATE eras SET images = (SELECT COUNT(*) FROM images \
-             WHERE updated_at > since AND updated_at <= until AND NOT deleted) WHERE {OVER}"
-        );
-        self.reader.execute_unprepared(&count).await?;
-        self.reader.execute_unprepared(&format!("DELETE FROM eras WHERE images = 0 AND {OVER}")).await?;
+        const COUNT: &str = "WITH chosen AS \
+            (SELECT era, since, until FROM eras WHERE era < (SELECT MAX(era) FROM eras) ORDER BY random() LIMIT 16), \
+            counted AS (SELECT era, (SELECT COUNT(*) FROM images \
+            WHERE updated_at > since AND updated_at <= until AND NOT deleted) AS images FROM chosen), \
+            gone AS (DELETE FROM eras USING counted WHERE eras.era = counted.era AND counted.images = 0) \
+            UPDATE eras SET images = counted.images FROM counted \
+            WHERE eras.era = counted.era AND counted.images > 0 AND counted.images <> eras.images";
+        self.reader.execute_unprepared(COUNT).await?;
         Ok(())
     }
 }
 
-/// Passes over the images that were updated at a time or before and do not hold a term, as far as the eras tell in time. To be called
-/// in a transaction on Postgres.
+/// Passes over the images that were updated at a time or before and do not hold a term, as far as the eras tell in time; `None` when some
+/// of them may be in no era. To be called in a transaction on Postgres.
 pub(super) async fn pass_over(
     db: &impl ConnectionTrait,
     sizes: Sizes,
     term: &Term,
     updated_at: i64,
-) -> Result<Passed, DbErr> {
+) -> Result<Option<Passed>, DbErr> {
     let begun = Instant::now();
     let eras = eras_from(db, updated_at).await?;
-    let mut since = None;
     if eras.is_empty() {
-        return Ok(Passed { since, is_late: false });
+        return Ok(None);
     }
+    let mut since = None;
     let passing = async {
         // By the statistics a term is everywhere or nowhere.
         db.execute_unprepared("SET LOCAL enable_seqscan = off").await?;
@@ -179,23 +181,27 @@ pub(super) async fn pass_over(
         Ok(left.is_empty())
     };
     let is_late = texts::in_time(db, passing).await? != Some(true);
-    Ok(Passed { since, is_late })
+    Ok(Some(Passed { since, is_late }))
 }
 
-/// How many of these eras have so many images together; one at least.
+/// How many of these eras have so many images together, one at least; each is a list to be read.
 fn together(eras: &[Era], images: i64) -> usize {
+    const MOST: usize = 64;
+    if images == 0 {
+        return 1;
+    }
     let mut left = images;
-    let fitting = eras.iter().take_while(|era| {
+    let fitting = eras.iter().take(MOST).take_while(|era| {
         left -= era.images;
         left >= 0
     });
     fitting.count().max(1)
 }
 
-/// The eras in which all images were put that were updated at a time or before, the latest first; none when some may not have been.
+/// The next eras in which images were put that were updated at a time or before, the latest first; none when some may be in none.
 async fn eras_from(db: &impl ConnectionTrait, updated_at: i64) -> Result<Vec<Era>, DbErr> {
     const FROM: &str = "SELECT era, since, images FROM eras \
-        WHERE since < $1 AND $1 <= (SELECT MAX(until) FROM eras) ORDER BY era DESC";
+        WHERE since < $1 AND $1 <= (SELECT MAX(until) FROM eras) ORDER BY era DESC LIMIT 1000";
     let rows = db.query_all_raw(statement(FROM, [updated_at.into()])).await?;
     let era = |row: &QueryResult| {
         Ok(Era {
@@ -212,6 +218,12 @@ async fn hold(db: &impl ConnectionTrait, eras: &[Era], term: &Term) -> Result<bo
     let eras: Vec<String> = eras.iter().map(|era| era.era.to_string()).collect();
     let found = texts::holding_in_eras(term, &eras.join(",")).limit(1).to_owned();
     Ok(db.query_one_raw(DbBackend::Postgres.build(&found)).await?.is_some())
+}
+
+/// Whether another has locked what was to be written.
+fn is_locked(error: &DbErr) -> bool {
+    const LOCK_NOT_AVAILABLE: &str = "55P03";
+    error_code(error).as_deref() == Some(LOCK_NOT_AVAILABLE)
 }
 
 fn statement<const N: usize>(sql: &str, values: [Value; N]) -> Statement {

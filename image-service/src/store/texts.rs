@@ -5,13 +5,14 @@ use std::{collections::HashMap, time::Duration};
 
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DbBackend, DbErr, EntityTrait, NotSet, QueryFilter, QueryResult,
-    QuerySelect, QueryTrait, RuntimeErr, Set,
+    QuerySelect, QueryTrait, Set,
     sea_query::{Expr, OnConflict, SelectStatement},
 };
 use uuid::Uuid;
 
 use super::{
     entity::{image, image_text},
+    error_code,
     writing::Writing,
 };
 use crate::{
@@ -111,12 +112,7 @@ pub(super) async fn in_time<T>(
     let limit = IN_TIME.as_millis();
     db.execute_unprepared(&format!("SAVEPOINT finding; SET LOCAL statement_timeout = {limit}")).await?;
     let found = match looked_up.await {
-        Err(DbErr::Query(RuntimeErr::SqlxError(error)))
-            if error.as_database_error().and_then(|error| error.code()).as_deref()
-                == Some(QUERY_CANCELED) =>
-        {
-            None
-        }
+        Err(error) if error_code(&error).as_deref() == Some(QUERY_CANCELED) => None,
         found => Some(found?),
     };
     // And with it to the time that statements have otherwise.

@@ -79,12 +79,16 @@ impl<C: ConnectionTrait> Walk<'_, C> {
         else {
             return Ok(None);
         };
-        if !std::mem::take(&mut self.may_pass_over) {
+        if !self.may_pass_over {
             return Ok(None);
         }
-        let Passed { since, is_late } =
-            eras::pass_over(self.asked.db, self.asked.bounds.eras, term, *updated_at).await?;
-        if is_late {
+        let passed = eras::pass_over(self.asked.db, self.asked.bounds.eras, term, *updated_at).await?;
+        let Some(Passed { since, is_late }) = passed else {
+            // It is among the latest yet.
+            return Ok(None);
+        };
+        self.may_pass_over = false;
+        if is_late && since.is_some() {
             self.left = 0;
         }
         // Behind all that were updated right after that.

@@ -138,8 +138,9 @@ async fn on_postgres_what_only_old_images_hold_is_on_the_first_page() -> Result<
         ] {
             store.writer.execute_unprepared(&statement).await?;
         }
-        let eras = eras::Sizes { era: 10, latest: 10, at_once: 5, looked_into: 40 };
-        store.bounds = Bounds { few: 0, stretch: 60, candidates: 1, near: 1, granted: 0, eras };
+        // A first stretch ends among the latest.
+        let eras = eras::Sizes { era: 10, latest: 30, at_once: 5, looked_into: 40 };
+        store.bounds = Bounds { few: 0, stretch: 150, candidates: 1, near: 1, granted: 0, eras };
         let first = async |store: &Store, term: &str| {
             let query = Query { search: Term::parse(term)?, ..Query::default() };
             let page = store.list(&Sight::Everything, &query, None, 5, View::Basic, false).await?;

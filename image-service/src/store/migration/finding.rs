@@ -7,6 +7,8 @@ use sea_orm_migration::{
     sea_orm::{ConnectionTrait, DbBackend, Statement},
 };
 
+use crate::store::error_code;
+
 /// The time of the latest change.
 pub(super) struct ChangeTimes;
 
@@ -150,24 +152,33 @@ impl MigrationTrait for Eras {
             return Ok(());
         }
         let db = manager.get_connection();
-        for statement in ERAS {
-            db.execute_unprepared(statement).await?;
+        db.execute_unprepared(ERAS).await?;
+        while !manager.has_column("image_texts", "era").await? {
+            // Nobody waits behind this for who reads for long, as a backup does.
+            if let Err(error) = db.execute_unprepared(ERA_OF_TEXT).await {
+                db.execute_unprepared("ROLLBACK").await?;
+                if error_code(&error).as_deref() != Some(LOCK_NOT_AVAILABLE) {
+                    return Err(error);
+                }
+                db.execute_unprepared("SELECT pg_sleep(0.5)").await?;
+            }
         }
         create_index(db, "image_texts_terms", TERMS_BY_ERA).await?;
+        // What terms are common it has to know, to tell which are rare.
+        db.execute_unprepared("ANALYZE image_texts").await?;
         for name in ["image_texts_trigrams", "image_texts_short_terms"] {
             db.execute_unprepared(&format!("DROP INDEX CONCURRENTLY IF EXISTS {name}")).await?;
         }
-        // What terms are common it has to know, to tell which are rare.
-        db.execute_unprepared("ANALYZE image_texts").await?;
         Ok(())
     }
 }
 
-const ERAS: [&str; 2] = [
-    "ALTER TABLE image_texts ADD COLUMN IF NOT EXISTS era integer",
-    "CREATE TABLE IF NOT EXISTS eras \
-     (era integer PRIMARY KEY, since bigint NOT NULL, until bigint NOT NULL, images bigint NOT NULL)",
-];
+const ERAS: &str = "CREATE TABLE IF NOT EXISTS eras \
+    (era integer PRIMARY KEY, since bigint NOT NULL, until bigint NOT NULL, images bigint NOT NULL)";
+
+const ERA_OF_TEXT: &str =
+    "BEGIN; SET LOCAL lock_timeout = 200; ALTER TABLE image_texts ADD COLUMN era integer; COMMIT";
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 const TERMS_BY_ERA: &str =
     "image_texts USING gin (array_append(NULL::integer[], era), text gin_trgm_ops, short_terms(text))";
