@@ -6,7 +6,7 @@
 //! writers. Whatever a method has returned survives a power cut (`synchronous=FULL` on SQLite). Times that are stored, and the
 //! present that they are compared with, are of one clock: the database's on Postgres, whichever replica asks.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{borrow::Cow, collections::BTreeSet, path::Path};
 
 use sea_orm::{
     AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
@@ -235,33 +235,34 @@ impl From<DbErr> for Error {
     }
 }
 
-/// What the database says is wrong with a statement, by its code.
-fn error_code(error: &DbErr) -> Option<String> {
-    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error
+/// What sqlx says is wrong.
+fn sqlx_error(error: &DbErr) -> Option<&SqlxError> {
+    let (DbErr::Exec(RuntimeErr::SqlxError(error))
+    | DbErr::Query(RuntimeErr::SqlxError(error))
+    | DbErr::Conn(RuntimeErr::SqlxError(error))) = error
     else {
         return None;
     };
-    error.as_database_error().and_then(|error| error.code()).map(Into::into)
+    Some(error.as_ref())
+}
+
+/// What the database says is wrong, by its code.
+fn error_code(error: &DbErr) -> Option<Cow<'_, str>> {
+    sqlx_error(error)?.as_database_error()?.code()
+}
+
+/// Whether another has locked what was to be written, or read.
+fn is_locked(error: &DbErr) -> bool {
+    const LOCK_NOT_AVAILABLE: &str = "55P03";
+    error_code(error).as_deref() == Some(LOCK_NOT_AVAILABLE)
 }
 
 /// Whether the same may work a little later: another process has held a lock for too long (SQLITE_BUSY, or Postgres'
 /// lock_not_available), two were in each other's way, this process was too slow in the middle of a transaction, or the database has
 /// gone and comes back.
 fn is_passing(error: &DbErr) -> bool {
-    let (DbErr::Exec(RuntimeErr::SqlxError(error))
-    | DbErr::Query(RuntimeErr::SqlxError(error))
-    | DbErr::Conn(RuntimeErr::SqlxError(error))) = error
-    else {
-        return matches!(error, DbErr::ConnectionAcquire(_));
-    };
-    let SqlxError::Database(error) = error.as_ref() else {
+    if let Some(code) = error_code(error) {
         return matches!(
-            error.as_ref(),
-            SqlxError::Io(_) | SqlxError::PoolTimedOut | SqlxError::PoolClosed | SqlxError::WorkerCrashed
-        );
-    };
-    error.code().is_some_and(|code| {
-        matches!(
             code.as_ref(),
             "5" | "261"
                 | "517"
@@ -274,6 +275,13 @@ fn is_passing(error: &DbErr) -> bool {
                 | "57P03"
                 | "25P03"
                 | "53300"
-        ) || code.len() == 5 && code.starts_with("08")
-    })
+        ) || code.len() == 5 && code.starts_with("08");
+    }
+    matches!(error, DbErr::ConnectionAcquire(_))
+        || matches!(
+            sqlx_error(error),
+            Some(
+                SqlxError::Io(_) | SqlxError::PoolTimedOut | SqlxError::PoolClosed | SqlxError::WorkerCrashed
+            )
+        )
 }

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, QueryResult, Statement, TransactionTrait, Value};
 
-use super::{Store, error_code, texts};
+use super::{Store, is_locked, texts};
 use crate::{error::Error, search::Term};
 
 /// The lock of who puts images into eras.
@@ -218,12 +218,6 @@ async fn hold(db: &impl ConnectionTrait, eras: &[Era], term: &Term) -> Result<bo
     let eras: Vec<String> = eras.iter().map(|era| era.era.to_string()).collect();
     let found = texts::holding_in_eras(term, &eras.join(",")).limit(1).to_owned();
     Ok(db.query_one_raw(DbBackend::Postgres.build(&found)).await?.is_some())
-}
-
-/// Whether another has locked what was to be written.
-fn is_locked(error: &DbErr) -> bool {
-    const LOCK_NOT_AVAILABLE: &str = "55P03";
-    error_code(error).as_deref() == Some(LOCK_NOT_AVAILABLE)
 }
 
 fn statement<const N: usize>(sql: &str, values: [Value; N]) -> Statement {

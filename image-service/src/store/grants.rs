@@ -179,30 +179,17 @@ pub(super) fn all_in_sight(subject: &str) -> SelectStatement {
     all
 }
 
-/// How many these are, counted to `limit`.
-pub(super) async fn count_in_sight(
-    db: &impl ConnectionTrait,
-    subject: &str,
-    limit: u64,
-) -> Result<u64, DbErr> {
-    count(db, all_in_sight(subject), limit).await
-}
-
 /// The ids of all images that a subject was granted.
 pub(super) fn all_granted(subject: &str) -> SelectStatement {
     granted_to(subject).into_query()
 }
 
 /// How many these are, counted to `limit`.
-pub(super) async fn count_granted(
+pub(super) async fn count(
     db: &impl ConnectionTrait,
-    subject: &str,
+    mut some: SelectStatement,
     limit: u64,
 ) -> Result<u64, DbErr> {
-    count(db, all_granted(subject), limit).await
-}
-
-async fn count(db: &impl ConnectionTrait, mut some: SelectStatement, limit: u64) -> Result<u64, DbErr> {
     let mut counted = SqlQuery::select();
     counted.expr(Func::count(Expr::cust("*"))).from_subquery(some.limit(limit).take(), "some");
     let row = db.query_one_raw(db.get_database_backend().build(&counted)).await?;

@@ -177,7 +177,7 @@ impl<'a, C: ConnectionTrait> Asked<'a, C> {
             return Ok(None);
         }
         let most = self.bounds.granted;
-        let count = grants::count_granted(self.db, subject, most + 1).await?;
+        let count = grants::count(self.db, grants::all_granted(subject), most + 1).await?;
         Ok((count <= most).then(|| Few::among(grants::all_granted(subject), count)))
     }
 
@@ -190,7 +190,7 @@ impl<'a, C: ConnectionTrait> Asked<'a, C> {
         let count = match self.in_sight.get() {
             Some(count) => *count,
             None => {
-                let count = grants::count_in_sight(self.db, subject, few + 1).await?;
+                let count = grants::count(self.db, grants::all_in_sight(subject), few + 1).await?;
                 *self.in_sight.get_or_init(|| count)
             }
         };

@@ -7,7 +7,7 @@ use sea_orm_migration::{
     sea_orm::{ConnectionTrait, DbBackend, Statement},
 };
 
-use crate::store::error_code;
+use crate::store::is_locked;
 
 /// The time of the latest change.
 pub(super) struct ChangeTimes;
@@ -157,7 +157,7 @@ impl MigrationTrait for Eras {
             // Nobody waits behind this for who reads for long, as a backup does.
             if let Err(error) = db.execute_unprepared(ERA_OF_TEXT).await {
                 db.execute_unprepared("ROLLBACK").await?;
-                if error_code(&error).as_deref() != Some(LOCK_NOT_AVAILABLE) {
+                if !is_locked(&error) {
                     return Err(error);
                 }
                 db.execute_unprepared("SELECT pg_sleep(0.5)").await?;
@@ -178,7 +178,6 @@ const ERAS: &str = "CREATE TABLE IF NOT EXISTS eras \
 
 const ERA_OF_TEXT: &str =
     "BEGIN; SET LOCAL lock_timeout = 200; ALTER TABLE image_texts ADD COLUMN era integer; COMMIT";
-const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 const TERMS_BY_ERA: &str =
     "image_texts USING gin (array_append(NULL::integer[], era), text gin_trgm_ops, short_terms(text))";
