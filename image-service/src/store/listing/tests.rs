@@ -1,12 +1,17 @@
 //! Pages of very short walks against a plain model: whatever is asked for, all pages together are what sorting gives.
 
-use std::{cmp::Ordering, collections::BTreeSet, time::Duration};
+use std::{
+    cmp::Ordering,
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use fastrand::Rng;
 use sea_orm::{
     ConnectionTrait, EntityTrait, IntoActiveModel, NotSet, Set, TransactionTrait,
     sea_query::{Expr, Query as SqlQuery},
 };
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::Bounds;
@@ -164,6 +169,40 @@ async fn on_postgres_what_only_old_images_hold_is_on_the_first_page() -> Result<
         let page = first(&store, "legacy").await?;
         assert_eq!(page, (1, true));
         Ok(store.close().await?)
+    })
+    .await
+}
+
+/// As a backup reads when an upgrade begins.
+#[tokio::test]
+async fn on_postgres_nobody_waits_behind_an_upgrade_for_who_reads_long()
+-> Result<(), Box<dyn std::error::Error>> {
+    on_postgres(async |url| {
+        let directory = tempfile::tempdir()?;
+        Store::open(directory.path(), Some(url), policy()).await?.close().await?;
+        let others = connecting::connect(url, 2).await?;
+        for statement in [
+            "ALTER TABLE image_texts DROP COLUMN era",
+            "DROP TABLE eras",
+            "DELETE FROM seaql_migrations WHERE version = 'm0014_eras'",
+        ] {
+            others.execute_unprepared(statement).await?;
+        }
+        let long = others.begin().await?;
+        long.execute_unprepared("SELECT COUNT(*) FROM image_texts").await?;
+        let (path, url) = (directory.path().to_owned(), url.to_owned());
+        let mut upgrade = tokio::spawn(async move { Store::open(&path, Some(&url), policy()).await });
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(2) {
+            let read = others.execute_unprepared("SELECT COUNT(*) FROM image_texts");
+            timeout(Duration::from_secs(1), read).await??;
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert!(!upgrade.is_finished());
+        long.commit().await?;
+        let upgraded = timeout(Duration::from_secs(20), &mut upgrade).await???;
+        upgraded.close().await?;
+        Ok(others.close().await?)
     })
     .await
 }
