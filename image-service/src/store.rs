@@ -55,6 +55,8 @@ mod hints;
 mod histories;
 mod images;
 mod index;
+#[cfg(test)]
+mod known;
 mod listing;
 mod made;
 mod migration;

@@ -8,38 +8,28 @@ use std::{
 
 use fastrand::Rng;
 use sea_orm::{
-    ConnectionTrait, EntityTrait, IntoActiveModel, NotSet, Set, TransactionTrait,
+    ConnectionTrait, EntityTrait, Set, TransactionTrait,
     sea_query::{Expr, Query as SqlQuery},
 };
 use tokio::time::{sleep, timeout};
-use uuid::Uuid;
 
 use super::Bounds;
 use crate::{
     access::Sight,
-    dispatch::Policy,
     image::{Direction, Image, ImageId, Order, Query, Status, View},
     search::Term,
     store::{
         Committed, Store, changes, connecting,
-        entity::{grant, image, image_text},
-        eras, rows, texts,
+        entity::image,
+        eras,
+        known::{CREATORS, GUEST, Known, SELDOM, fill, policy, share_or_not, update},
+        texts,
     },
     timestamp::Timestamp,
 };
 
-const CREATORS: [&str; 3] = ["ann", "bob", "é"];
-const GUEST: &str = "guest";
-const WORDS: [&str; 5] = ["ubuntu", "rust", "日本語", "q", "::;"];
-const SELDOM: &str = "seldom";
 const TERMS: [&str; 13] =
     ["ubuntu", "rust", "日本語", "q", "bu", "語", "st", "zzz", "z", "::;", ":::", SELDOM, "m"];
-
-struct Known {
-    image: Image,
-    text: String,
-    granted_to: Vec<&'static str>,
-}
 
 #[tokio::test]
 async fn all_pages_together_are_what_sorting_gives() -> Result<(), Box<dyn std::error::Error>> {
@@ -92,6 +82,8 @@ async fn list_all(url: Option<&str>) -> Result<(), Box<dyn std::error::Error>> {
         };
         let updated = random.usize(0..known.len());
         update(&store, &mut known[updated], 1_000 + number).await?;
+        let shared = random.usize(0..known.len());
+        share_or_not(&store, &mut known[shared]).await?;
         while store.advance_eras().await? {}
         let query = query(&mut random)?;
         let sight = match random.usize(0..4) {
@@ -268,16 +260,6 @@ async fn after_an_upgrade_everything_is_found_and_the_next_change_is_the_last()
     Ok(())
 }
 
-async fn update(store: &Store, known: &mut Known, at: i64) -> Result<(), Box<dyn std::error::Error>> {
-    let id = known.image.id;
-    let txn = store.write().await?;
-    let row = image::ActiveModel { id: Set(id.0), updated_at: Set(at), ..Default::default() };
-    image::Entity::update(row).exec(&txn).await?;
-    store.commit(txn, &Committed { changed: [id].into(), ..Committed::default() }).await?;
-    known.image.updated_at = Timestamp::from_micros(at);
-    Ok(())
-}
-
 fn expected(known: &[Known], sight: &Sight, query: &Query) -> Vec<ImageId> {
     let mut matching: Vec<&Image> = known
         .iter()
@@ -299,18 +281,6 @@ fn expected(known: &[Known], sight: &Sight, query: &Query) -> Vec<ImageId> {
         by_key.fold(Ordering::Equal, Ordering::then).then(a.id.0.cmp(&b.id.0))
     });
     matching.into_iter().map(|image| image.id).collect()
-}
-
-fn policy() -> Policy {
-    let any = Duration::from_secs(1);
-    Policy {
-        lease: any,
-        stop_deadline: any,
-        offline_after: any,
-        queue_timeout: any,
-        max_failures: 1,
-        max_pending: None,
-    }
 }
 
 fn query(random: &mut Rng) -> Result<Query, String> {
@@ -338,68 +308,4 @@ fn query(random: &mut Rng) -> Result<Query, String> {
         creator: creator.then(|| CREATORS[random.usize(0..3)].to_owned()),
         order: Order::parse(&keys.join(", "))?,
     })
-}
-
-async fn fill(
-    store: &Store,
-    random: &mut Rng,
-    images: i64,
-) -> Result<Vec<Known>, Box<dyn std::error::Error>> {
-    let txn = store.write().await?;
-    let mut known = Vec::new();
-    for number in 0..images {
-        let id = Uuid::from_u128(random.u128(..));
-        let name = ["a", "b", "é", "a b"][random.usize(0..4)].to_owned();
-        let code = if random.u8(0..5) == 0 { rows::NO_STATUS } else { random.i32(1..=6) };
-        let mut words: Vec<&str> = WORDS.into_iter().filter(|_| random.u8(0..3) == 0).collect();
-        words.extend((random.u8(0..15) == 0).then_some(SELDOM));
-        let row = image::Model {
-            id,
-            name,
-            description: String::new(),
-            creator: CREATORS[random.usize(0..3)].to_owned(),
-            status: code,
-            status_message: String::new(),
-            repository: "trailer/a".to_owned(),
-            tag: format!("t{}", random.u8(0..4)),
-            image_name: String::new(),
-            reference_given: false,
-            template: code == rows::NO_STATUS,
-            snapshot: false,
-            enabled: random.u8(0..3) != 0,
-            pulled: random.u8(0..3) == 0,
-            configuration_revision: 1,
-            artifact_json: None,
-            artifact_image: None,
-            created_at: random.i64(0..10),
-            // Unlike the order in which they are written.
-            updated_at: number * 7 % images,
-            revision: number,
-            edit_revision: number,
-            latest_build: None,
-            deleted: false,
-        };
-        let row = image::Model { image_name: format!("{}:{}", row.repository, row.tag), ..row };
-        let text = words.join("\u{2000}");
-        let granted_to: Vec<&str> =
-            [GUEST, CREATORS[0]].into_iter().filter(|_| random.u8(0..3) == 0).collect();
-        image::Entity::insert(row.clone().into_active_model()).exec_without_returning(&txn).await?;
-        let mut of_text = image_text::Model { row: 0, image: id, text: text.clone() }.into_active_model();
-        of_text.row = NotSet;
-        image_text::Entity::insert(of_text).exec_without_returning(&txn).await?;
-        for subject in &granted_to {
-            let grant = grant::Model {
-                image: id,
-                subject: (*subject).to_owned(),
-                view: true,
-                modify: false,
-                delete: false,
-            };
-            grant::Entity::insert(grant.into_active_model()).exec_without_returning(&txn).await?;
-        }
-        known.push(Known { image: rows::image_from_row(row)?, text, granted_to });
-    }
-    let changed = known.iter().map(|known| known.image.id).collect();
-    store.commit(txn, &Committed { changed, ..Committed::default() }).await?;
-    Ok(known)
 }
