@@ -187,7 +187,7 @@ impl Bound {
             shutdown.clone(),
         ));
         tasks.spawn(upkeep::measure(store.clone(), shutdown.clone()));
-        tasks.spawn(upkeep::settle_terms(store.clone(), shutdown.clone()));
+        tasks.spawn(upkeep::settle(store.clone(), shutdown.clone()));
         let serving = Serving {
             listener,
             tls: tls.as_ref().map(ServerTls::current),

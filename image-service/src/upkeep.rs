@@ -1,5 +1,5 @@
-//! What goes on beside the calls: hints from other replicas are passed on, what is kept for a time is forgotten, images are put into
-//! eras, the database is asked whether it answers, and the queue is measured.
+//! What goes on beside the calls: hints from other replicas are passed on, what is kept for a time is forgotten, what images are found
+//! by is settled, the database is asked whether it answers, and the queue is measured.
 
 use std::{error::Error as _, sync::Arc, time::Duration};
 
@@ -110,21 +110,23 @@ async fn trim_everywhere(store: &Store, keep: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Puts images into eras of the order of updates, and what was written into the index of terms, until shutdown.
-pub(crate) async fn settle_terms(store: Store, shutdown: CancellationToken) {
+/// Brings to where the images are what they are found by, until shutdown: the index of SQLite, and eras and the index of terms of
+/// Postgres.
+pub(crate) async fn settle(store: Store, shutdown: CancellationToken) {
     const EVERY: Duration = Duration::from_secs(1);
     /// What is written to the same database in between does not wait for long.
     const BETWEEN: Duration = Duration::from_millis(20);
     let settling = async {
         loop {
-            let advanced = store.advance_eras().await;
+            let moved = async { Ok(store.settle_places().await? || store.advance_eras().await?) };
+            let moved: Result<bool, Error> = moved.await;
             // Whatever became of that.
             let merged = store.merge_terms().await;
-            let pause = match advanced.and_then(|advanced| merged.map(|()| advanced)) {
+            let pause = match moved.and_then(|moved| merged.map(|()| moved)) {
                 Ok(true) => BETWEEN,
                 Ok(false) => EVERY,
                 Err(error) => {
-                    tracing::warn!(%error, source = ?error.source(), "cannot settle what terms are found by");
+                    tracing::warn!(%error, source = ?error.source(), "cannot settle what images are found by");
                     EVERY
                 }
             };

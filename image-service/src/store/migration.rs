@@ -37,6 +37,7 @@ impl MigratorTrait for Migrator {
             Box::new(finding::Orders),
             Box::new(finding::ShortTerms),
             Box::new(finding::Eras),
+            Box::new(finding::UnsettledPlaces),
         ]
     }
 }

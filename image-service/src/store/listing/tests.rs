@@ -85,6 +85,9 @@ async fn list_all(url: Option<&str>) -> Result<(), Box<dyn std::error::Error>> {
         let shared = random.usize(0..known.len());
         share_or_not(&store, &mut known[shared]).await?;
         while store.advance_eras().await? {}
+        if random.bool() {
+            while store.settle_places().await? {}
+        }
         let query = query(&mut random)?;
         let sight = match random.usize(0..4) {
             0 => Sight::Everything,

@@ -173,6 +173,32 @@ impl MigrationTrait for Eras {
     }
 }
 
+/// The places of SQLite's index of images that it is behind at.
+pub(super) struct UnsettledPlaces;
+
+impl MigrationName for UnsettledPlaces {
+    fn name(&self) -> &'static str {
+        "m0015_unsettled_places"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for UnsettledPlaces {
+    /// Whole or not at all, on SQLite, too.
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    #[expect(elided_lifetimes_in_paths, reason = "the trait's signature")]
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        if manager.get_database_backend() == DbBackend::Sqlite {
+            let table = "CREATE TABLE unsettled_places (place INTEGER PRIMARY KEY)";
+            manager.get_connection().execute_unprepared(table).await?;
+        }
+        Ok(())
+    }
+}
+
 const ERAS: &str = "CREATE TABLE IF NOT EXISTS eras \
     (era integer PRIMARY KEY, since bigint NOT NULL, until bigint NOT NULL, images bigint NOT NULL)";
 

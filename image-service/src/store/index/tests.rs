@@ -1,0 +1,35 @@
+use fastrand::Rng;
+
+use super::number;
+use crate::store::{
+    Store,
+    known::{fill, policy, update},
+};
+
+async fn unsettled(store: &Store) -> Result<i64, Box<dyn std::error::Error>> {
+    let count = number(&store.reader, "SELECT COUNT(*) FROM unsettled_places", vec![]).await?;
+    Ok(count.ok_or("a count")?)
+}
+
+#[tokio::test]
+async fn however_much_is_changed_few_places_are_unsettled_and_in_the_end_none()
+-> Result<(), Box<dyn std::error::Error>> {
+    let directory = tempfile::tempdir()?;
+    let store = Store::open(directory.path(), None, policy()).await?;
+    let mut known = fill(&store, &mut Rng::with_seed(11), 1_200).await?;
+    assert_eq!(unsettled(&store).await?, 0, "who changes too many settles them");
+    let mut most = 0;
+    for (number, known) in (10_000..).zip(&mut known) {
+        update(&store, known, number).await?;
+        most = most.max(unsettled(&store).await?);
+    }
+    assert!((900..=1_000).contains(&most), "{most}");
+    while store.settle_places().await? {}
+    assert_eq!(unsettled(&store).await?, 0);
+    let left = "SELECT COUNT(*) FROM image_places WHERE place NOT IN (SELECT rowid FROM image_index WHERE image_index MATCH 'e0 OR e1')";
+    assert_eq!(number(&store.reader, left, vec![]).await?, Some(0));
+    let left = "SELECT COUNT(*) FROM image_index WHERE image_index MATCH 'e0 OR e1'";
+    assert_eq!(number(&store.reader, left, vec![]).await?, Some(1_200));
+    store.close().await?;
+    Ok(())
+}
