@@ -2,15 +2,21 @@
 //!
 //! What is needed the service says, which knows of a build only what was reported. So nothing of a record is removed while one
 //! of its builds is at work here, and none is begun between the answer and the removal.
+//!
+//! A build that ends leaves what its record had before without use: soon after it the service is asked about the images of that
+//! record, and about no others, which may be thousands. All are looked at from time to time.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use proto::dispatch::{FindUnneededRequest, HeldImage};
-use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+use tokio::{
+    sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock},
+    time::{Instant, sleep, timeout_at},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -50,6 +56,28 @@ impl Records {
     }
 }
 
+/// The records of which builds have ended since the last look.
+#[derive(Debug, Default)]
+pub(crate) struct Ended {
+    records: Mutex<BTreeSet<String>>,
+    added: Notify,
+}
+
+impl Ended {
+    pub(crate) fn add(&self, record: String) {
+        self.records().insert(record);
+        self.added.notify_one();
+    }
+
+    fn take(&self) -> BTreeSet<String> {
+        std::mem::take(&mut *self.records())
+    }
+
+    fn records(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What collecting needs.
 #[derive(Debug)]
 pub(crate) struct Collector {
@@ -59,8 +87,8 @@ pub(crate) struct Collector {
     pub(crate) records: Arc<Records>,
     /// Names the catalogue that builds come from; empty until the first connection.
     pub(crate) catalogue: Mutex<String>,
-    /// A build has ended.
-    pub(crate) ended: Arc<Notify>,
+    pub(crate) ended: Arc<Ended>,
+    /// How often all images are looked at.
     pub(crate) every: Duration,
 }
 
@@ -80,6 +108,8 @@ impl Collector {
     pub(crate) const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
     /// How soon after one time there may be another.
     const PAUSE: Duration = Duration::from_secs(1);
+    /// An engine of many images takes long to list them: it is left alone for so many times as long.
+    const PAUSED_BY_LOOKED: u32 = 9;
     /// How long the service may take to say what is needed.
     const ANSWER: Duration = Duration::from_secs(10);
     /// How many images the service is asked about at once.
@@ -93,29 +123,44 @@ impl Collector {
         *self.catalogue.lock().unwrap_or_else(PoisonError::into_inner) = id;
     }
 
-    /// Looks again and again, and whenever a build has ended.
+    /// Looks at all images again and again, and when builds have ended at those of their records.
     pub(crate) async fn run(&self) {
         let mut removed = Vec::new();
+        let mut all_at = Instant::now() + self.every;
+        let mut pause = Self::PAUSE;
         loop {
-            let _ = tokio::time::timeout(self.every, self.ended.notified()).await;
-            tokio::time::sleep(Self::PAUSE.min(self.every)).await;
+            let _ = timeout_at(all_at, self.ended.added.notified()).await;
+            sleep(pause.min(self.every)).await;
+            let begun = Instant::now();
+            let mut looked_at = Some(self.ended.take());
+            if begun >= all_at {
+                looked_at = None;
+                all_at = begun + self.every;
+            }
             let catalogue = self.catalogue();
             // A service of an earlier version gives no name.
             if catalogue.is_empty() {
                 continue;
             }
-            if let Err(error) = self.collect(&catalogue, &mut removed).await {
+            if let Err(error) = self.collect(&catalogue, looked_at.as_ref(), &mut removed).await {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(%error, source, "cannot look for images that nothing needs");
             }
+            pause = Self::PAUSE.max(begun.elapsed() * Self::PAUSED_BY_LOOKED);
         }
     }
 
-    /// `removed`: what the service has not been told of yet.
-    async fn collect(&self, catalogue: &str, removed: &mut Vec<String>) -> Result<(), CollectError> {
+    /// Looks at the images of some records, or at all. `removed`: what the service has not been told of yet.
+    async fn collect(
+        &self,
+        catalogue: &str,
+        records: Option<&BTreeSet<String>>,
+        removed: &mut Vec<String>,
+    ) -> Result<(), CollectError> {
         let ours = [(WORKER_LABEL, self.worker.as_str()), (CATALOGUE_LABEL, catalogue)];
-        let found = self.engine.labelled(&ours).await?;
-        let images: Vec<(HeldImage, LabelledImage)> = found.into_iter().filter_map(held).collect();
+        let mut images: Vec<(HeldImage, LabelledImage)> =
+            self.engine.labelled(&ours).await?.into_iter().filter_map(held).collect();
+        images.retain(|(held, _)| records.is_none_or(|records| records.contains(&held.image_id)));
         for images in images.chunks(Self::AT_ONCE) {
             let mut laid_hold_of = BTreeMap::new();
             for (held, _) in images {

@@ -309,7 +309,7 @@ impl Worker {
         };
         let slots = Arc::clone(&self.slots);
         let (control, records) = (Arc::clone(&job.control), Arc::clone(&self.collector.records));
-        let job_ended = Arc::clone(&self.collector.ended);
+        let (builds_ended, record) = (Arc::clone(&self.collector.ended), job.assignment.image_id.clone());
         self.spawn(async move {
             let may_begin = async {
                 let at_work = records.work_on(&job.assignment.image_id).await;
@@ -339,7 +339,7 @@ impl Worker {
             if let Some(left) = left {
                 job.linger(left).await;
             }
-            job_ended.notify_one();
+            builds_ended.add(record);
         });
     }
 

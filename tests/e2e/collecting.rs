@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use bollard::{
     Docker,
     models::{ContainerConfig, ContainerCreateBody},
@@ -21,8 +22,9 @@ use proto::{
 
 use crate::{
     client::image,
+    engine::FakeEngine,
     real_engine::Real,
-    stack::{LIMIT, Service},
+    stack::{LIMIT, Service, Worker},
 };
 
 /// The ids of the images that a worker has made.
@@ -123,6 +125,31 @@ async fn the_engine_holds_what_records_and_containers_use_and_nothing_else() -> 
     of_people.remove(&used);
     for name in of_people.iter().chain([&real.base()]) {
         docker.remove_image(name, Some(RemoveImageOptionsBuilder::new().force(true).build()), None).await?;
+    }
+    Ok(())
+}
+
+/// The look at all images, by default once a minute, is not waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_build_has_replaced_is_removed_soon_after_it() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let engine = FakeEngine::start().await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let alice = service.builder("alice");
+    let artifact = async |image: &str| -> anyhow::Result<String> {
+        Ok(alice.get(image).await?.artifact.context("an artifact")?.image_id)
+    };
+    let (kept, build) = alice.create(image("Kept", "FROM scratch")).await?;
+    alice.finished(&build.id).await?;
+    let (rebuilt, build) = alice.create(image("Rebuilt", "FROM scratch")).await?;
+    alice.finished(&build.id).await?;
+    for _ in 0..2 {
+        let replaced = artifact(&rebuilt.id).await?;
+        alice.finished(&alice.build(&rebuilt.id).await?.id).await?;
+        engine.wait_for(|state| state.images.find(&replaced).is_none(), LIMIT).await?;
+    }
+    for used in [artifact(&kept.id).await?, artifact(&rebuilt.id).await?] {
+        engine.wait_for(|state| state.images.find(&used).is_some(), LIMIT).await?;
     }
     Ok(())
 }

@@ -82,14 +82,20 @@ impl Images {
         Ok(Value::Array(answer))
     }
 
-    /// What `GET /images/json` answers.
-    pub(super) fn list(&self) -> Value {
+    /// What `GET /images/json` answers, of the images that have all these labels, each as `name=value`.
+    pub(super) fn list(&self, labels: &[String]) -> Value {
+        let has = |image: &Image, label: &String| {
+            label
+                .split_once('=')
+                .is_some_and(|(name, value)| image.labels.get(name).is_some_and(|is| is == value))
+        };
         let mut tags_of: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (tag, id) in &self.tags {
             tags_of.entry(id).or_default().push(tag);
         }
         self.by_id
             .values()
+            .filter(|image| labels.iter().all(|label| has(image, label)))
             .map(|image| {
                 let tags = tags_of.remove(image.id.as_str()).unwrap_or_else(|| vec!["<none>:<none>"]);
                 json!({

@@ -35,12 +35,23 @@ pub(super) async fn answer(request: Request<Incoming>, shared: &Arc<Shared>) -> 
         ("POST", "/grpc") => upgrade(request, shared, SERVER_HELLO, false),
         ("POST", "/build") => builds::start(query, request.into_body(), shared).await,
         ("POST", "/build/cancel") => builds::cancel(&query, shared),
-        ("GET", "/images/json") => wire::json_answer(StatusCode::OK, &shared.state.borrow().images.list()),
+        ("GET", "/images/json") => list(&query, shared),
         (_, path) => image(&method, path, &query, shared).unwrap_or_else(|| {
             let unexpected = format!("{method} {path}");
             shared.state.send_modify(|state| state.unexpected.push(unexpected));
             wire::problem(StatusCode::NOT_FOUND, "page not found")
         }),
+    }
+}
+
+fn list(query: &BTreeMap<String, String>, shared: &Shared) -> Response<Body> {
+    let filters = query.get("filters").map_or("{}", String::as_str);
+    match serde_json::from_str::<BTreeMap<String, Vec<String>>>(filters) {
+        Ok(filters) => {
+            let labels = filters.get("label").map_or(&[][..], Vec::as_slice);
+            wire::json_answer(StatusCode::OK, &shared.state.borrow().images.list(labels))
+        }
+        Err(error) => wire::problem(StatusCode::BAD_REQUEST, &error.to_string()),
     }
 }
 
@@ -181,7 +192,7 @@ fn info(state: &State) -> Response<Body> {
     let info = json!({
         "ID": "7YJD:ZR4O:266C:UJGN:UFPS:6K7G:NMUI:CYU2:VITL:3DNV:P6EX:6JML",
         "Containers": 0,
-        "Images": state.images.list().as_array().map_or(0, Vec::len),
+        "Images": state.images.list(&[]).as_array().map_or(0, Vec::len),
         "Driver": "overlay2",
         "OperatingSystem": "A scripted engine",
         "OSType": "linux",
