@@ -118,8 +118,8 @@ pub struct Config {
     #[arg(long, env = "TRAILER_MIN_FREE_DISK", default_value_t = 512 * 1024 * 1024)]
     pub min_free_disk: u64,
 
-    /// How often to look for images that this worker has made and nothing needs any more, at least 100ms; also whenever a build has
-    /// ended.
+    /// How often to look for images that this worker has made and nothing needs any more, at least 100ms; what a build has replaced
+    /// is looked for soon after it.
     #[arg(long, env = "TRAILER_COLLECT_EVERY", default_value = "1m", value_parser = humantime::parse_duration)]
     pub collect_every: Duration,
 
