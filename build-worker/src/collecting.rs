@@ -15,7 +15,7 @@ use std::{
 use proto::dispatch::{FindUnneededRequest, HeldImage};
 use tokio::{
     sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout},
 };
 use uuid::Uuid;
 
@@ -126,23 +126,24 @@ impl Collector {
     /// Looks at all images again and again, and when builds have ended at those of their records.
     pub(crate) async fn run(&self) {
         let mut removed = Vec::new();
-        let mut all_at = Instant::now() + self.every;
+        let mut looked_at_all = Instant::now();
         let mut pause = Self::PAUSE;
         loop {
-            let _ = timeout_at(all_at, self.ended.added.notified()).await;
+            let wait = self.every.saturating_sub(looked_at_all.elapsed());
+            let _ = timeout(wait, self.ended.added.notified()).await;
             sleep(pause.min(self.every)).await;
             let begun = Instant::now();
-            let mut looked_at = Some(self.ended.take());
-            if begun >= all_at {
-                looked_at = None;
-                all_at = begun + self.every;
+            let mut records = Some(self.ended.take());
+            if begun.duration_since(looked_at_all) >= self.every {
+                records = None;
+                looked_at_all = begun;
             }
             let catalogue = self.catalogue();
-            // A service of an earlier version gives no name.
-            if catalogue.is_empty() {
+            // A service of an earlier version gives no name; and the records may have been looked at with all.
+            if catalogue.is_empty() || records.as_ref().is_some_and(BTreeSet::is_empty) {
                 continue;
             }
-            if let Err(error) = self.collect(&catalogue, looked_at.as_ref(), &mut removed).await {
+            if let Err(error) = self.collect(&catalogue, records.as_ref(), &mut removed).await {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(%error, source, "cannot look for images that nothing needs");
             }
@@ -174,7 +175,7 @@ impl Collector {
             let told = removed.len().min(Self::AT_ONCE);
             let request =
                 FindUnneededRequest { images: idle, removed_engine_image_ids: removed[..told].to_vec() };
-            let unneeded = tokio::time::timeout(Self::ANSWER, self.dial.find_unneeded(request)).await;
+            let unneeded = timeout(Self::ANSWER, self.dial.find_unneeded(request)).await;
             let unneeded = unneeded.map_err(|_| CollectError::Silent)??;
             removed.drain(..told);
             for (held, image) in images.iter().filter(|(held, _)| is_idle(held)) {
