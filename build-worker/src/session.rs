@@ -243,6 +243,24 @@ fn request(message: ToService) -> ConnectRequest {
     ConnectRequest { message: Some(message) }
 }
 
+/// What the service says, which is a day at most: longer times cannot all be added to others.
 fn duration(wire: Option<&prost_types::Duration>) -> Option<Duration> {
-    wire.and_then(|&wire| Duration::try_from(wire).ok())
+    const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+    wire.and_then(|&wire| Duration::try_from(wire).ok()).map(|duration| duration.min(LONGEST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::duration;
+    use crate::lease::Lease;
+
+    #[test]
+    fn a_service_may_say_any_time() {
+        let longest = prost_types::Duration { seconds: i64::MAX, nanos: 999_999_999 };
+        let time = duration(Some(&longest));
+        let lease = Lease::new();
+        lease.set_times(time, time);
+        assert!(lease.end().elapsed().is_zero(), "it is over much later");
+        assert!(lease.stop_limit().checked_mul(10).is_some(), "several times as long can be waited for");
+    }
 }
