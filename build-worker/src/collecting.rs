@@ -108,7 +108,7 @@ impl Collector {
     pub(crate) const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
     /// How soon after one time there may be another.
     const PAUSE: Duration = Duration::from_secs(1);
-    /// An engine of many images takes long to list them: it is left alone for so many times as long.
+    /// With many images a look takes long: the engine and the service are left alone for so many times as long.
     const PAUSED_BY_LOOKED: u32 = 9;
     /// How long the service may take to say what is needed.
     const ANSWER: Duration = Duration::from_secs(10);

@@ -87,7 +87,7 @@ impl Images {
         let has = |image: &Image, label: &String| {
             label
                 .split_once('=')
-                .is_some_and(|(name, value)| image.labels.get(name).is_some_and(|is| is == value))
+                .is_some_and(|(name, value)| image.labels.get(name).map(String::as_str) == Some(value))
         };
         let mut tags_of: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (tag, id) in &self.tags {

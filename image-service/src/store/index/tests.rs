@@ -1,4 +1,5 @@
 use fastrand::Rng;
+use sea_orm::ConnectionTrait as _;
 
 use super::number;
 use crate::store::{
@@ -31,5 +32,25 @@ async fn however_much_is_changed_few_places_are_unsettled_and_in_the_end_none()
     let left = "SELECT COUNT(*) FROM image_index WHERE image_index MATCH 'e0 OR e1'";
     assert_eq!(number(&store.reader, left, vec![]).await?, Some(1_200));
     store.close().await?;
+    Ok(())
+}
+
+/// What a version has left that wrote the index with each change.
+#[tokio::test]
+async fn an_index_that_was_never_behind_is_not_made_anew() -> Result<(), Box<dyn std::error::Error>> {
+    const INDEXED: &str = "SELECT COUNT(*) FROM image_index WHERE image_index MATCH 'e0 OR e1'";
+    let directory = tempfile::tempdir()?;
+    let store = Store::open(directory.path(), None, policy()).await?;
+    fill(&store, &mut Rng::with_seed(12), 60).await?;
+    while store.settle_places().await? {}
+    // One that is made anew has it again.
+    store.writer.execute_unprepared("DELETE FROM image_index WHERE rowid = 1").await?;
+    store.writer.execute_unprepared("PRAGMA user_version = 1").await?;
+    store.close().await?;
+    for _ in 0..2 {
+        let store = Store::open(directory.path(), None, policy()).await?;
+        assert_eq!(number(&store.reader, INDEXED, vec![]).await?, Some(59));
+        store.close().await?;
+    }
     Ok(())
 }
