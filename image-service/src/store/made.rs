@@ -6,7 +6,7 @@ use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QuerySelec
 use uuid::Uuid;
 
 use super::{
-    Store, contexts,
+    Store, builds, contexts,
     entity::{build, configuration, image, made_image},
     rows,
     writing::Writing,
@@ -40,9 +40,7 @@ impl Store {
         let records: BTreeSet<Uuid> = held.iter().map(|held| held.image.0).collect();
         let ids: BTreeSet<&str> = held.iter().map(|held| held.engine_id.as_str()).collect();
         let names: BTreeSet<&str> = held.iter().flat_map(|held| &held.names).map(String::as_str).collect();
-        let is_active = build::Column::State.lt(rows::state_to_code(State::Succeeded));
-        let pulls = build::Entity::find()
-            .filter(is_active.clone())
+        let pulls = builds::held()
             .filter(build::Column::Kind.eq(rows::kind_to_code(Kind::Pull)))
             .filter(build::Column::Worker.eq(worker))
             .one(&txn)
@@ -60,7 +58,7 @@ impl Store {
             .select_only()
             .column(build::Column::Image)
             .filter(build::Column::Image.is_in(records))
-            .filter(is_active);
+            .filter(build::Column::State.lt(rows::state_to_code(State::Succeeded)));
         let active: BTreeSet<Uuid> = active.into_tuple::<Uuid>().all(&txn).await?.into_iter().collect();
         let artifacts = image::Entity::find()
             .select_only()
