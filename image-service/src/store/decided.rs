@@ -36,6 +36,11 @@ impl<'a> Moved<'a> {
     pub(super) fn queued(build: &'a Build, first: &'a Record) -> Self {
         Self { build, records: vec![std::slice::from_ref(first)], artifact: None }
     }
+
+    fn enters_a_state(&self) -> bool {
+        let is_state = |record: &Record| matches!(record.happening, Happening::State { .. });
+        self.records.iter().any(|records| records.iter().any(is_state))
+    }
 }
 
 /// Writes what was decided about builds, and what follows from it for their images.
@@ -57,9 +62,15 @@ pub(super) async fn apply<'a>(
         moved.artifact = decision.artifact.as_ref().or(moved.artifact);
     }
     let all: Vec<Moved<'a>> = all.into_values().collect();
-    for moved in &all {
-        let row = rows::build_to_row(moved.build)?.into_active_model().reset_all();
-        txn.later(build::Entity::update(row).validate()?);
+    // Together those that say the same, for fewer statements are to be prepared.
+    let (entering, staying): (Vec<_>, Vec<_>) = all.iter().partition(|moved| moved.enters_a_state());
+    for moved in staying.into_iter().chain(entering) {
+        let mut standing = rows::build_to_standing(moved.build)?;
+        if !moved.enters_a_state() {
+            // Three indexes begin with it, and would be written anew.
+            standing.not_set(build::Column::State);
+        }
+        txn.later(build::Entity::update(standing).validate()?);
     }
     record(txn, &all, committed)?;
     follow(txn, all, now, committed).await
@@ -104,8 +115,7 @@ pub(super) async fn follow(
     committed: &mut Committed,
 ) -> Result<(), Error> {
     // Only a state that a build has entered says anything of its image.
-    let is_state = |record: &Record| matches!(record.happening, Happening::State { .. });
-    all.retain(|moved| moved.records.iter().any(|records| records.iter().any(is_state)));
+    all.retain(Moved::enters_a_state);
     if all.is_empty() {
         return Ok(());
     }

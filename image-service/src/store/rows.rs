@@ -1,6 +1,6 @@
 //! Between rows and nouns.
 
-use sea_orm::DbErr;
+use sea_orm::{DbErr, Set};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::entity;
@@ -115,6 +115,32 @@ pub(super) fn build_to_row(build: &Build) -> Result<entity::build::Model, DbErr>
         workspace_json: build.workspace.as_ref().map(to_json).transpose()?,
         round: build.round,
         trace: build.trace.clone(),
+    })
+}
+
+/// Where a build stands, for its row: all that is not as it was queued.
+pub(super) fn build_to_standing(build: &Build) -> Result<entity::build::ActiveModel, DbErr> {
+    Ok(entity::build::ActiveModel {
+        id: Set(build.id.0),
+        state: Set(state_to_code(build.state)),
+        attempt: Set(build.attempt),
+        failures: Set(build.failures),
+        started_at: Set(build.started_at.map(Timestamp::micros)),
+        finished_at: Set(build.finished_at.map(Timestamp::micros)),
+        worker: Set(build.worker.clone()),
+        claimed_at: Set(build.claimed_at.map(Timestamp::micros)),
+        lease_expires_at: Set(build.lease_expires_at.map(Timestamp::micros)),
+        cancel_requested_at: Set(build.cancel_requested_at.map(Timestamp::micros)),
+        stop_confirmed: Set(build.stop_confirmed),
+        report_sequence: Set(build.report_sequence),
+        last_sequence: Set(build.last_sequence),
+        steps_total: Set(build.steps.total),
+        steps_done: Set(build.steps.done),
+        steps_cached: Set(build.steps.cached),
+        error_json: Set(build.error.as_ref().map(to_json).transpose()?),
+        log_bytes: Set(build.log_bytes),
+        log_truncated: Set(build.log_truncated),
+        ..Default::default()
     })
 }
 
