@@ -116,9 +116,11 @@ pub(crate) async fn settle(store: Store, shutdown: CancellationToken) {
     const EVERY: Duration = Duration::from_secs(1);
     /// What is written to the same database in between does not wait for long.
     const BETWEEN: Duration = Duration::from_millis(20);
+    /// An image that was changed is soon changed again while it is built.
+    const MOMENT: Duration = Duration::from_millis(500);
     let settling = async {
         loop {
-            let moved = async { Ok(store.settle_places().await? || store.advance_eras().await?) };
+            let moved = async { Ok(store.settle_places(MOMENT).await? || store.advance_eras().await?) };
             let moved: Result<bool, Error> = moved.await;
             // Whatever became of that.
             let merged = store.merge_terms().await;

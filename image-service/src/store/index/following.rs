@@ -2,12 +2,13 @@
 //!
 //! The place of an image is that of its last update from the transaction on that has updated it. The words of an image are many, and
 //! most changes leave them as they are, or are soon followed by others of the same image; so they are not written by whoever changes
-//! it, who only notes that its place is unsettled. Upkeep settles places some at a time: it writes the words of the image that is there
-//! then, if one is. Whoever changes images while too many places are unsettled settles some, too, so that they are few at all times.
+//! it, who only notes that its place is unsettled. Upkeep settles places some at a time, when their images have been left alone for a
+//! moment: it writes the words of the image that is there then, if one is. Whoever changes images while too many places are
+//! unsettled settles some, too, so that they are few at all times.
 //!
 //! The index holds nothing that the tables do not: when [`VERSION`] is another than that of the database, it is made anew at the start.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{collections::BTreeSet, fmt::Write as _, time::Duration};
 
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, DbErr, FromQueryResult, QueryResult, Statement, Value,
@@ -19,6 +20,7 @@ use crate::{
     error::Error,
     image::ImageId,
     store::{Store, begin_immediate, entity::image, rows, writing::Writing},
+    timestamp::Timestamp,
 };
 
 /// Of what the index has, and how it comes there.
@@ -37,7 +39,7 @@ pub(in crate::store) async fn follow(txn: &Writing, changed: &BTreeSet<ImageId>)
     let unsettled = number(txn, "SELECT COUNT(*) FROM unsettled_places", vec![]).await?;
     if unsettled.is_some_and(|unsettled| unsettled.unsigned_abs() > TOO_MANY) {
         // More than this adds: the place where an image was, and that where it is.
-        settle(txn, SETTLED_AT_ONCE + 2 * changed.len() as u64).await?;
+        settle(txn, SETTLED_AT_ONCE + 2 * changed.len() as u64, |_| true).await?;
     }
     Ok(())
 }
@@ -67,22 +69,28 @@ fn place(txn: &Writing, changed: &BTreeSet<ImageId>) {
 }
 
 impl Store {
-    /// Settles some of the places that the index of SQLite is behind at; whether there may be more.
-    pub(crate) async fn settle_places(&self) -> Result<bool, Error> {
+    /// Settles some of the places that the index of SQLite is behind at, but for those of images that were updated within `moment`;
+    /// whether there may be more.
+    pub(crate) async fn settle_places(&self, moment: Duration) -> Result<bool, Error> {
         if self.backend() != DbBackend::Sqlite
             || number(&self.reader, "SELECT 1 FROM unsettled_places LIMIT 1", vec![]).await?.is_none()
         {
             return Ok(false);
         }
         let txn = self.write().await?;
-        let settled = settle(&txn, SETTLED_AT_ONCE).await?;
+        let now = self.now(&txn).await?;
+        // A clock that was set back must not keep any waiting.
+        let just_now = now.before(moment).after(Duration::from_micros(1))..=now;
+        let is_due = |updated_at| !just_now.contains(&updated_at);
+        let settled = settle(&txn, SETTLED_AT_ONCE, is_due).await?;
         txn.commit().await?;
         Ok(settled == SETTLED_AT_ONCE)
     }
 }
 
-/// Has the index have what is at the lowest of the unsettled places; at how many.
-async fn settle(txn: &Writing, limit: u64) -> Result<u64, DbErr> {
+/// Has the index have what is at the lowest of the unsettled places, up to the first image that is not due by its last update; at how
+/// many.
+async fn settle(txn: &Writing, limit: u64, is_due: impl Fn(Timestamp) -> bool) -> Result<u64, DbErr> {
     const UNSETTLED: &str = "SELECT u.place, i.*, text, \
         (SELECT json_group_array(subject) FROM grants g WHERE g.image = p.image) AS viewers \
         FROM (SELECT place FROM unsettled_places ORDER BY place LIMIT ?) u LEFT JOIN image_places p USING (place) \
@@ -93,7 +101,11 @@ async fn settle(txn: &Writing, limit: u64) -> Result<u64, DbErr> {
     let sqlite =
         |sql: &str, values: Vec<Value>| Statement::from_sql_and_values(DbBackend::Sqlite, sql, values);
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let unsettled = txn.query_all_raw(sqlite(UNSETTLED, vec![limit.into()])).await?;
+    let mut unsettled = txn.query_all_raw(sqlite(UNSETTLED, vec![limit.into()])).await?;
+    let updates = unsettled.iter().map(|row| row.try_get("", "updated_at"));
+    let updates: Vec<Option<i64>> = updates.collect::<Result<_, _>>()?;
+    let is_left_alone = |updated_at: &Option<i64>| updated_at.map(Timestamp::from_micros).is_none_or(&is_due);
+    unsettled.truncate(updates.iter().take_while(|updated_at| is_left_alone(updated_at)).count());
     let Some(last) = unsettled.last() else {
         return Ok(0);
     };
@@ -166,7 +178,7 @@ pub(in crate::store) async fn renew(writer: &DatabaseConnection) -> Result<(), D
                 return txn.commit().await;
             }
             place(&txn, &ids);
-            done += settle(&txn, READ_AT_ONCE).await?;
+            done += settle(&txn, READ_AT_ONCE, |_| true).await?;
         }
         txn.commit().await?;
         tracing::info!(images = done, "making the index of the images");

@@ -86,7 +86,7 @@ async fn list_all(url: Option<&str>) -> Result<(), Box<dyn std::error::Error>> {
         share_or_not(&store, &mut known[shared]).await?;
         while store.advance_eras().await? {}
         if random.bool() {
-            while store.settle_places().await? {}
+            while store.settle_places(Duration::ZERO).await? {}
         }
         let query = query(&mut random)?;
         let sight = match random.usize(0..4) {
