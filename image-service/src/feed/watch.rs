@@ -19,7 +19,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{Batch, Changed, Feed, Told, deadline, shown::Shown, terms::LookingFor, with_images};
 use crate::{
-    access::{Principal, Sight, Standing},
+    access::{Principal, Sight, Standing, SubjectDigest},
     error::Error,
     image::{ImageId, ImageInView, Query, View},
     search::Term,
@@ -38,6 +38,8 @@ pub(crate) struct ImageWatch {
     alarm: Pin<Box<Sleep>>,
     expiry: Instant,
     sight: Sight,
+    /// Whose grants count; nobody's when everything is in sight.
+    grantee: Option<SubjectDigest>,
     query: Query,
     looking_for: Option<LookingFor>,
     view: View,
@@ -100,7 +102,7 @@ impl ImageWatch {
         resumes: bool,
         view: View,
     ) -> Self {
-        let expiry = deadline(caller);
+        let (expiry, sight) = (deadline(caller), caller.sight());
         Self {
             store: feed.store.clone(),
             live,
@@ -108,7 +110,8 @@ impl ImageWatch {
             draining: Box::pin(feed.shutdown.clone().cancelled_owned()),
             alarm: Box::pin(sleep_until(expiry.min(Instant::now() + Self::BOOKMARK))),
             expiry,
-            sight: caller.sight(),
+            grantee: sight.subject().map(SubjectDigest::of),
+            sight,
             query,
             looking_for,
             view,
@@ -285,7 +288,7 @@ impl ImageWatch {
 
     /// What the caller is to the image, if it sees it.
     fn standing(&self, shared: &SharedImage) -> Option<Standing> {
-        let granted = self.sight.subject().and_then(|subject| shared.grants.get(subject));
+        let granted = self.grantee.and_then(|grantee| shared.grants.get(&grantee));
         self.sight.standing(&shared.image.creator, granted.copied().unwrap_or_default())
     }
 

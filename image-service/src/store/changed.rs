@@ -15,14 +15,14 @@ use super::{
     grants, rows, texts,
 };
 use crate::{
-    access::{Permissions, Sight},
+    access::{Permissions, Sight, SubjectDigest},
     error::Error,
     image::{Image, ImageId},
     timestamp::Timestamp,
 };
 
 /// Who was granted what of an image.
-type Grants = Arc<HashMap<String, Permissions>>;
+type Grants = Arc<HashMap<SubjectDigest, Permissions>>;
 
 /// The next changes, and the images that they are of, as of one moment.
 #[derive(Debug)]
@@ -60,8 +60,8 @@ pub(crate) struct KnownGrants {
 }
 
 impl KnownGrants {
-    /// How many images and grants are known at most: when there would be more, some are forgotten.
-    const MOST: usize = 100_000;
+    /// How many images and grants are known at most, in some 8 MB: when there would be more, some are forgotten.
+    const MOST: usize = 200_000;
 
     fn learn(&mut self, image: ImageId, grants: Grants) {
         self.forget(image);
@@ -171,7 +171,9 @@ async fn read(
     if !unknown.is_empty() {
         let mut read = grants::all(txn, &unknown).await?;
         for id in unknown {
-            let of_image = Arc::new(read.remove(&id).unwrap_or_default());
+            let of_image = read.remove(&id).unwrap_or_default().into_iter();
+            let of_image = of_image.map(|(subject, granted)| (SubjectDigest::of(&subject), granted));
+            let of_image = Arc::new(of_image.collect());
             known.learn(id, Arc::clone(&of_image));
             grants.insert(id, of_image);
         }
@@ -196,8 +198,8 @@ mod tests {
 
     #[test]
     fn going_round_a_few_more_grants_than_are_known_finds_most_of_them() {
-        let grants: HashMap<_, _> =
-            (0..999).map(|subject| (subject.to_string(), Permissions::default())).collect();
+        let subjects = (0..999).map(|subject| SubjectDigest::of(&subject.to_string()));
+        let grants: HashMap<_, _> = subjects.map(|subject| (subject, Permissions::default())).collect();
         let grants: Grants = Arc::new(grants);
         let images: Vec<ImageId> =
             std::iter::repeat_with(ImageId::new).take(KnownGrants::MOST / 1_000 + 5).collect();
