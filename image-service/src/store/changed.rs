@@ -171,9 +171,7 @@ async fn read(
     if !unknown.is_empty() {
         let mut read = grants::all(txn, &unknown).await?;
         for id in unknown {
-            let of_image = read.remove(&id).unwrap_or_default().into_iter();
-            let of_image = of_image.map(|(subject, granted)| (SubjectDigest::of(&subject), granted));
-            let of_image = Arc::new(of_image.collect());
+            let of_image = Arc::new(read.remove(&id).unwrap_or_default());
             known.learn(id, Arc::clone(&of_image));
             grants.insert(id, of_image);
         }

@@ -61,10 +61,10 @@ pub(super) async fn apply<'a>(
         moved.records.extend((!decision.records.is_empty()).then_some(decision.records.as_slice()));
         moved.artifact = decision.artifact.as_ref().or(moved.artifact);
     }
-    let all: Vec<Moved<'a>> = all.into_values().collect();
-    // Together those that say the same, for fewer statements are to be prepared.
-    let (entering, staying): (Vec<_>, Vec<_>) = all.iter().partition(|moved| moved.enters_a_state());
-    for moved in staying.into_iter().chain(entering) {
+    let mut all: Vec<Moved<'a>> = all.into_values().collect();
+    // Those that write the same columns together: fewer statements are to be prepared.
+    all.sort_by_key(Moved::enters_a_state);
+    for moved in &all {
         let mut standing = rows::build_to_standing(moved.build)?;
         if !moved.enters_a_state() {
             // Three indexes begin with it, and would be written anew.

@@ -16,7 +16,7 @@ use super::{
     writing::Writing,
 };
 use crate::{
-    access::{Action, Permissions, Sight},
+    access::{Action, Permissions, Sight, SubjectDigest},
     error::{Error, Refusal},
     image::ImageId,
     request::Request,
@@ -124,15 +124,15 @@ pub(super) async fn granted(
 pub(super) async fn all(
     db: &impl ConnectionTrait,
     images: &[ImageId],
-) -> Result<HashMap<ImageId, HashMap<String, Permissions>>, DbErr> {
+) -> Result<HashMap<ImageId, HashMap<SubjectDigest, Permissions>>, DbErr> {
     let found = grant::Entity::find()
         .filter(grant::Column::Image.is_in(images.iter().map(|id| id.0)))
         .all(db)
         .await?;
-    let mut all: HashMap<ImageId, HashMap<String, Permissions>> = HashMap::new();
+    let mut all: HashMap<ImageId, HashMap<SubjectDigest, Permissions>> = HashMap::new();
     for row in found {
-        let permissions = permissions_of(&row);
-        all.entry(ImageId(row.image)).or_default().insert(row.subject, permissions);
+        let of_image = all.entry(ImageId(row.image)).or_default();
+        of_image.insert(SubjectDigest::of(&row.subject), permissions_of(&row));
     }
     Ok(all)
 }
