@@ -62,6 +62,9 @@ pub(crate) struct Build {
     /// When it is taken from the queue: whoever requests builds has one in each round.
     #[serde(default)]
     pub(crate) round: i64,
+    /// The earliest time at which it may be claimed again, see [`Build::is_backing_off`]; none while anything but queued.
+    #[serde(default)]
+    pub(crate) not_before: Option<Timestamp>,
     pub(crate) started_at: Option<Timestamp>,
     pub(crate) finished_at: Option<Timestamp>,
     /// The worker of the latest attempt; none while queued.
@@ -158,9 +161,11 @@ impl Pending {
 pub(crate) enum PendingReason {
     NoWorkerOnline,
     NoSuitableWorker,
+    WorkersUnsupported,
     WorkersDraining,
     AllSlotsTaken,
     Dispatching,
+    BackingOff,
 }
 
 impl fmt::Display for PendingReason {
@@ -168,9 +173,11 @@ impl fmt::Display for PendingReason {
         f.write_str(match self {
             Self::NoWorkerOnline => "no worker is online",
             Self::NoSuitableWorker => "no worker that is online can take it",
+            Self::WorkersUnsupported => "every worker that could take it is refused for its engine's version",
             Self::WorkersDraining => "every worker that could take it is draining",
             Self::AllSlotsTaken => "all slots are taken",
             Self::Dispatching => "a worker is about to take it",
+            Self::BackingOff => "it waits before the next attempt",
         })
     }
 }
@@ -206,6 +213,9 @@ impl State {
 }
 
 impl Build {
+    /// The longest pause between two attempts.
+    pub(crate) const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
     /// The next build of an image, in the queue.
     pub(crate) fn queued(
         image: ImageId,
@@ -225,6 +235,7 @@ impl Build {
             requested_by,
             queued_at: now,
             round: 0,
+            not_before: None,
             started_at: None,
             finished_at: None,
             worker: None,
@@ -249,6 +260,13 @@ impl Build {
     /// Whether a heartbeat of its worker extends its lease: not when the worker has had it for a lease and not begun.
     pub(crate) fn may_go_on(&self, now: Timestamp, lease: Duration) -> bool {
         self.state != State::Claimed || self.claimed_at.is_none_or(|claimed| claimed.after(lease) > now)
+    }
+
+    /// Returns whether it may not be claimed yet.
+    ///
+    /// A `not_before` beyond [`Self::MAX_BACKOFF`] was set before a clock was put back, and holds nothing up.
+    pub(crate) fn is_backing_off(&self, now: Timestamp) -> bool {
+        self.not_before.is_some_and(|at| at > now && at <= now.after(Self::MAX_BACKOFF))
     }
 
     /// Its place in the queue: the lowest is taken first.

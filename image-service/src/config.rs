@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
 
 use edge::{health::Question, telemetry, tls::ServerFiles};
 
-use crate::{access::Role, token::JwksSource};
+use crate::{access::Role, build::Build, token::JwksSource};
 
 /// The catalogue of container images that workspaces are built from.
 #[derive(Debug, Parser)]
@@ -118,6 +118,11 @@ pub struct Config {
     #[arg(long, env = "TRAILER_MAX_ATTEMPT_FAILURES", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     pub max_attempt_failures: u16,
 
+    /// How long a build waits for its next attempt after the first failure of the infrastructure that its worker reports; the pause
+    /// doubles with each further failure, up to 30s. 0s for no pause.
+    #[arg(long, env = "TRAILER_RETRY_BACKOFF", default_value = "1s", value_parser = humantime::parse_duration)]
+    pub retry_backoff: Duration,
+
     /// How long a build may be in the queue, counted from when it was queued first; then it fails with the kind TIMEOUT.
     #[arg(long, env = "TRAILER_QUEUE_TIMEOUT", default_value = "24h", value_parser = humantime::parse_duration)]
     pub queue_timeout: Duration,
@@ -219,6 +224,9 @@ impl Config {
         if self.stop_after < self.offline_after {
             return Err("--stop-after must not be shorter than --offline-after".to_owned());
         }
+        if self.retry_backoff > Build::MAX_BACKOFF {
+            return Err("--retry-backoff must be at most 30s".to_owned());
+        }
         if self.lease < self.stop_after + self.stop_within + self.heartbeat {
             return Err("--lease must be at least --stop-after, --stop-within and --heartbeat together: \
                         or a build could run twice"
@@ -248,6 +256,7 @@ mod tests {
             (&["--stop-after", "4s"], "--stop-after"),
             (&["--lease", "40s"], "--lease"),
             (&["--retain-contexts", "999ms"], "--retain-contexts"),
+            (&["--retry-backoff", "31s"], "--retry-backoff"),
             (&["--jwks", "keys.json", "--jwks-refresh", "0s"], "--jwks-refresh"),
         ] {
             let refusal = refusal(flags).unwrap_or_default();

@@ -16,7 +16,8 @@ use crate::{
 };
 
 pub(crate) use self::message::{
-    Attempt, Hello, KeptAttempt, Report, Reported, ToWorker, Welcome, WorkerEvent,
+    Attempt, Hello, KeptAttempt, PROTOCOL_VERSION, Report, Reported, ToWorker, Welcome, WithheldAbility,
+    WorkerEvent,
 };
 
 mod deciding;
@@ -70,6 +71,9 @@ pub(crate) struct Policy {
     pub(crate) queue_timeout: Duration,
     /// At how many failures of the infrastructure a build fails.
     pub(crate) max_failures: i32,
+    /// The pause after the first failure that a worker reports of the infrastructure; it doubles with each further one. No pause
+    /// when zero.
+    pub(crate) retry_backoff: Duration,
     /// How many builds of one requester may be in the queue; none where they are not counted.
     pub(crate) max_pending: Option<u64>,
 }
@@ -84,6 +88,12 @@ impl Policy {
     /// When a worker that counts as online was last heard of.
     pub(crate) fn recent(&self, now: Timestamp) -> RangeInclusive<Timestamp> {
         now.before(self.offline_after)..=now.after(self.offline_after)
+    }
+
+    /// Returns the pause before the next attempt of a build that has failed this often; at most [`Build::MAX_BACKOFF`].
+    pub(crate) fn backoff(&self, failures: i32) -> Duration {
+        let doublings = u32::try_from(failures.saturating_sub(1)).unwrap_or(0);
+        self.retry_backoff.saturating_mul(2_u32.saturating_pow(doublings)).min(Build::MAX_BACKOFF)
     }
 }
 

@@ -4,7 +4,10 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::access::{Action, Role};
+use crate::{
+    access::{Action, Role},
+    dispatch::PROTOCOL_VERSION,
+};
 
 /// The outcome of an operation that failed. Serialised, it is remembered as the answer to a row of a batch.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
@@ -40,6 +43,10 @@ pub(crate) enum Error {
     TokenExpired,
     #[error("a connection of the worker {0} lives")]
     WorkerConnected(String),
+    #[error(
+        "the worker speaks version {spoken} of the dispatch protocol; this service speaks version {PROTOCOL_VERSION}"
+    )]
+    ProtocolUnsupported { spoken: i32 },
     #[error("this connection was superseded or reads too slowly")]
     SessionLost,
     #[error("the service drains; connect again")]

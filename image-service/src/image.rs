@@ -158,6 +158,9 @@ pub(crate) struct Artifact {
     /// The registry's digest; none for what no registry holds.
     #[serde(default)]
     pub(crate) repo_digest: Option<String>,
+    /// The digest of the image's configuration, by which images of different engines compare; none when the engine did not report it.
+    #[serde(default)]
+    pub(crate) config_digest: Option<String>,
 }
 
 /// 1 to 120 characters after trimming, no control characters.

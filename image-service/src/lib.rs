@@ -94,6 +94,7 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
         offline_after: config.offline_after,
         queue_timeout: config.queue_timeout,
         max_failures: i32::from(config.max_attempt_failures),
+        retry_backoff: config.retry_backoff,
         max_pending: Some(config.max_pending_builds).filter(|&limit| limit > 0),
     };
     let url = config.database_url.as_deref();

@@ -7,12 +7,12 @@ use std::{error::Error as _, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::telling::Telling;
+use self::{retries::Retries, telling::Telling};
 use crate::{
     build::BuildId,
     dispatch::{Decision, Event, Policy, ToWorker},
@@ -22,6 +22,7 @@ use crate::{
     workers::Workers,
 };
 
+mod retries;
 mod telling;
 
 /// When a worker counts as what.
@@ -40,6 +41,7 @@ pub(crate) struct Queue {
     workers: Workers,
     times: Times,
     telling: Telling,
+    retries: Retries,
     /// Names the catalogue to its workers.
     catalogue: Uuid,
     to_decide: mpsc::Sender<Asked>,
@@ -76,6 +78,7 @@ impl Queue {
             workers: Workers::default(),
             times,
             telling: Telling::new(),
+            retries: Retries::default(),
             catalogue,
             to_decide,
             asked: Mutex::new(asked),
@@ -173,6 +176,9 @@ impl Queue {
             self.telling.ended(build);
             self.signals.end_build(build.image);
         }
+        if let Some(build) = decision.build.as_ref().filter(|build| build.not_before.is_some()) {
+            self.retries.add(Instant::now() + self.policy().backoff(build.failures));
+        }
         self.deliver(decision.messages);
         true
     }
@@ -194,6 +200,7 @@ impl Queue {
                 () = shutdown.cancelled() => return,
                 () = self.signals.queue_moved() => {}
                 _ = poll.tick() => {}
+                () = self.retries.due() => {}
             }
             if let Err(error) = self.fill().await {
                 tracing::warn!(%error, source = ?error.source(), "cannot dispatch");

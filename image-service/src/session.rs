@@ -10,7 +10,10 @@ use uuid::Uuid;
 use crate::{
     access::{Principal, Role},
     build::{Build, State},
-    dispatch::{Attempt, Event, Hello, KeptAttempt, Report, Reported, ToWorker, Welcome, WorkerEvent},
+    dispatch::{
+        Attempt, Event, Hello, KeptAttempt, PROTOCOL_VERSION, Report, Reported, ToWorker, Welcome,
+        WorkerEvent,
+    },
     error::Error,
     queue::Queue,
 };
@@ -38,7 +41,7 @@ pub(crate) struct Opened {
 }
 
 impl Session {
-    /// Lets a worker in: it must hold a worker's token of the name that it gives.
+    /// Lets a worker in: it must hold a worker's token of the name that it gives, and speak [`PROTOCOL_VERSION`].
     ///
     /// What it holds beyond the store's knowledge it is told to drop. What the store thinks it holds and it does not is
     /// queued again at its first heartbeat: until then the hello may be one that was on its way for long, of a connection that
@@ -47,6 +50,19 @@ impl Session {
         caller.require(Role::Worker)?;
         if hello.name != caller.subject() {
             return Err(Error::OtherWorker);
+        }
+        if hello.protocol_version != PROTOCOL_VERSION {
+            let error = Error::ProtocolUnsupported { spoken: hello.protocol_version };
+            let refused = Hello { unsupported_reason: error.to_string(), ..hello };
+            queue.store().refuse_worker(&refused).await?;
+            return Err(error);
+        }
+        if !hello.unsupported_reason.is_empty() {
+            tracing::warn!(
+                worker = hello.name,
+                reason = hello.unsupported_reason,
+                "a worker takes no builds"
+            );
         }
         let id = Uuid::new_v4();
         queue.store().open_session(&hello, id).await?;

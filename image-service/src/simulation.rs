@@ -92,6 +92,8 @@ pub struct Row {
     pub attempt: i32,
     /// How many attempts the infrastructure has lost.
     pub failures: i32,
+    /// The earliest time at which it may be claimed again: microseconds of the database's clock.
+    pub not_before: Option<i64>,
     /// The worker of the attempt.
     pub worker: Option<String>,
     /// When a cancel was requested: microseconds of the database's clock.
@@ -144,6 +146,8 @@ pub struct Wish {
 impl Database {
     /// Silence after which a worker counts as offline.
     pub const OFFLINE_AFTER: Duration = Duration::from_secs(3);
+    /// The longest pause between two attempts at a build.
+    pub const MAX_BACKOFF: Duration = Build::MAX_BACKOFF;
 
     /// An empty database; `queue_timeout`: how long a build may be in the queue.
     pub fn new(queue_timeout: Duration) -> Self {
@@ -154,6 +158,7 @@ impl Database {
             offline_after: Self::OFFLINE_AFTER,
             queue_timeout,
             max_failures: 3,
+            retry_backoff: Duration::from_millis(400),
             max_pending: None,
         };
         let tables = Tables::new(policy);
@@ -342,6 +347,7 @@ fn row(tables: &Tables, build: &Build) -> Row {
         is_held: build.state.is_held(),
         attempt: build.attempt,
         failures: build.failures,
+        not_before: build.not_before.map(Timestamp::micros),
         worker: build.worker.clone(),
         cancel_requested_at: build.cancel_requested_at.map(Timestamp::micros),
         stop_confirmed: build.stop_confirmed,

@@ -70,8 +70,13 @@ async fn reports_are_taken_once_and_in_order() -> anyhow::Result<()> {
         matches!(actor.next().await?, FromService::PublishGrant(grant) if grant.attempt == Some(attempt.clone()))
     );
     assert_eq!(actor.acknowledged().await?, 6);
-    let succeeded =
-        Event::Succeeded(Succeeded { image_id: "sha256:0".to_owned(), size_bytes: 7, ..Default::default() });
+    let config_digest = format!("sha256:{}", "0a".repeat(32));
+    let succeeded = Event::Succeeded(Succeeded {
+        image_id: "sha256:0".to_owned(),
+        size_bytes: 7,
+        config_digest: config_digest.clone(),
+        ..Default::default()
+    });
     actor.report(&attempt, 7, vec![succeeded.clone()]).await;
     assert_eq!(actor.acknowledged().await?, 7);
     actor.report(&attempt, 7, vec![succeeded]).await;
@@ -82,13 +87,15 @@ async fn reports_are_taken_once_and_in_order() -> anyhow::Result<()> {
     let events = alice.history(&build.id, 0).await?;
     assert_gapless(&events, 1);
     assert_eq!(lines(&events), ["one", "two", "three", "four"]);
-    assert_eq!(alice.get(&created.id).await?.artifact.map(|artifact| artifact.size_bytes), Some(7));
+    let listed = alice.list().await?.pop().and_then(|image| image.artifact).unwrap_or_default();
+    assert_eq!((listed.size_bytes, &listed.config_digest), (7, &config_digest));
+    assert_eq!(alice.get(&created.id).await?.artifact, Some(listed));
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_attempt_is_refused() -> anyhow::Result<()> {
-    let service = Service::start().await?;
+    let service = Service::start_with(&["--retry-backoff", "0"]).await?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("A", "FROM scratch")).await?;
     let mut first = Actor::connect(&service, hello("w1", &[])).await?;
@@ -292,7 +299,6 @@ async fn a_worker_that_lives_and_does_not_begin_loses_its_build_at_no_cost() -> 
 async fn bad_messages_end_the_connection_and_name_the_field() -> anyhow::Result<()> {
     let service = Service::start().await?;
     for (bad, field) in [
-        (Hello { protocol_version: 2, ..hello("w1", &[]) }, "hello.protocol_version"),
         (Hello { slots: 0, ..hello("w1", &[]) }, "hello.slots"),
         (Hello { instance: String::new(), ..hello("w1", &[]) }, "hello.instance"),
         (hello("w1", &[Attempt::default()]), "hello.holds.build_id"),
@@ -301,18 +307,24 @@ async fn bad_messages_end_the_connection_and_name_the_field() -> anyhow::Result<
         assert_eq!((refused.code(), fields(&refused)), (Code::InvalidArgument, vec![field.to_owned()]));
     }
     let attempt = Attempt { build_id: uuid::Uuid::now_v7().to_string(), number: 1 };
+    let of_digest = |digest: &str| {
+        let succeeded = Succeeded { config_digest: digest.to_owned(), ..Succeeded::default() };
+        let events = vec![ReportEvent { time: None, event: Some(Event::Succeeded(succeeded)) }];
+        say(ToService::Report(Report { attempt: Some(attempt.clone()), first_sequence: 1, events }))
+    };
     for (bad, field) in [
         (ConnectRequest::default(), "message"),
         (say(ToService::Hello(hello("w1", &[]))), "message"),
         (say(ToService::Report(Report::default())), "report.events"),
         (
             say(ToService::Report(Report {
-                attempt: Some(attempt),
+                attempt: Some(attempt.clone()),
                 first_sequence: i64::MAX,
                 events: vec![ReportEvent::default()],
             })),
             "report.first_sequence",
         ),
+        (of_digest("sha256:0A"), "report.events.succeeded.config_digest"),
     ] {
         let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
         actor.requests.send(bad).await?;

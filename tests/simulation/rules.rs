@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use build_worker::simulation::{Outcome, Plan};
-use image_service::simulation::{Change, Row, Wish};
+use image_service::simulation::{Change, Database, Row, Wish};
 use proto::dispatch::ReportAck;
 use uuid::Uuid;
 
@@ -150,8 +150,9 @@ impl Rules {
         }
     }
 
-    /// `takes_nothing`: the worker of the build has been silent, or has said that it drains, for long.
-    pub(crate) fn committed(&mut self, change: &Change, takes_nothing: bool) {
+    /// `takes_nothing`: the worker of the build has been silent, or has said that it drains, for long. `now`: microseconds of the
+    /// database's clock.
+    pub(crate) fn committed(&mut self, change: &Change, takes_nothing: bool, now: i64) {
         let id = change.build;
         let before = self.rows.get(&id).cloned();
         let Some(after) = &change.after else {
@@ -173,6 +174,7 @@ impl Rules {
             after.state == "Claimed" && before.as_ref().is_none_or(|row| row.state != "Claimed");
         if is_given_away {
             self.require_suitable(id, after, takes_nothing);
+            self.require_due(before.as_ref(), now);
         }
         for broken in &mut self.broken[broken..] {
             *broken = format!("{id}: {broken}: {before:?} became {after:?} by {change:?}");
@@ -218,6 +220,7 @@ impl Rules {
             after.cancel_requested_at.is_none() || after.state != "Queued",
             "what is to stop is not queued again",
         );
+        self.rule(after.not_before.is_none() || after.state == "Queued", "only what is queued backs off");
     }
 
     /// Every failure and every end has a reason that is known here.
@@ -229,6 +232,9 @@ impl Rules {
             after.failures == failures_before + i32::from(is_failure) && after.failures <= 3,
             "each failure of the infrastructure is counted, and nothing else",
         );
+        let is_reported = went("Failed(Infrastructure) in") && after.state == "Queued";
+        let backs_off = after.not_before.is_some() && before.is_none_or(|row| row.not_before.is_none());
+        self.rule(is_reported == backs_off, "what a worker reports as broken backs off, and nothing else");
         let Some(wanted) = self.wanted.get(&change.build).cloned() else {
             self.rule(false, "nobody wants it");
             return;
@@ -289,6 +295,13 @@ impl Rules {
         let held = self.rows.iter().filter(holds).count();
         self.rule(held < usize::from(SLOTS), "nobody gets more than it has slots for");
         self.rule(!takes_nothing, "whoever is silent or drains gets nothing");
+    }
+
+    /// Whatever backs off is not given away before its time, unless the clock was put back since.
+    fn require_due(&mut self, before: Option<&Row>, now: i64) {
+        let max_backoff = i64::try_from(Database::MAX_BACKOFF.as_micros()).unwrap_or(i64::MAX);
+        let is_due = |at: i64| at <= now || at > now + max_backoff;
+        self.rule(before.and_then(|row| row.not_before).is_none_or(is_due), "a pause is kept");
     }
 
     /// What is gone runs nowhere, unless nobody could wait for its end.

@@ -333,7 +333,7 @@ impl service::Surroundings for World {
         ));
         let worker = change.after.as_ref().and_then(|row| row.worker.as_deref());
         let takes_nothing = worker.is_some_and(|worker| self.takes_nothing(worker));
-        lock(&self.rules).committed(change, takes_nothing);
+        lock(&self.rules).committed(change, takes_nothing, self.now_micros());
         if let Some(after) = &change.after {
             self.cancel_at_times(change.build, after);
         }

@@ -28,7 +28,7 @@ impl<'a> Deciding<'a> {
     }
 
     pub(super) fn claim(&mut self, worker: &str, configuration: Option<Arc<Configuration>>) {
-        let Some(configuration) = configuration else {
+        let Some(configuration) = configuration.filter(|_| !self.build.is_backing_off(self.now)) else {
             return;
         };
         if self.next(BuildEvent::Claimed).is_none() {
@@ -118,7 +118,7 @@ impl<'a> Deciding<'a> {
                 }
                 allowed
             }
-            WorkerEvent::Succeeded { image_id, size_bytes, repo_digest } => {
+            WorkerEvent::Succeeded { image_id, size_bytes, repo_digest, config_digest } => {
                 let allowed = self.next(BuildEvent::Succeeded).is_some();
                 if allowed {
                     self.decision.artifact = Some(Artifact {
@@ -131,6 +131,7 @@ impl<'a> Deciding<'a> {
                         reference: Some(self.build.reference.clone()),
                         pulled: self.build.kind == Kind::Pull,
                         repo_digest: repo_digest.clone(),
+                        config_digest: config_digest.clone(),
                     });
                     self.enter(State::Succeeded, String::new());
                 }
@@ -256,6 +257,9 @@ impl<'a> Deciding<'a> {
             Some(Next::RequeueAfterFailure) => {
                 self.build.failures += 1;
                 self.requeue(failure.message);
+                if let BuildEvent::Failed(_) = event {
+                    self.back_off();
+                }
             }
             Some(Next::Requeue | Next::RequestStop) | None => return false,
         }
@@ -266,6 +270,15 @@ impl<'a> Deciding<'a> {
         self.enter(State::Queued, why);
         self.build.worker = None;
         self.build.started_at = None;
+    }
+
+    /// Keeps a queued build from its next attempt for a while.
+    ///
+    /// What a worker reports as broken may need time to recover. An attempt that was lost is repeated at once, because nothing says
+    /// that another worker would fail.
+    fn back_off(&mut self) {
+        let pause = self.policy.backoff(self.build.failures);
+        self.build.not_before = (!pause.is_zero()).then(|| self.now.after(pause));
     }
 
     fn next(&mut self, event: BuildEvent) -> Option<Next> {
@@ -287,6 +300,7 @@ impl<'a> Deciding<'a> {
     fn enter(&mut self, state: State, message: String) {
         self.changed = true;
         self.build.state = state;
+        self.build.not_before = None;
         if !state.is_held() {
             self.build.lease_expires_at = None;
         }

@@ -5,11 +5,16 @@ use std::{
     sync::Arc,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     build::{Build, BuildId, Failure, Happening, Workspace},
     image::{Capability, Configuration, ImageId, Reference},
     timestamp::Timestamp,
 };
+
+/// The version of the dispatch protocol that this service speaks.
+pub(crate) const PROTOCOL_VERSION: i32 = 1;
 
 /// One attempt at one build: what every report is fenced by.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +34,21 @@ pub(crate) struct Hello {
     pub(crate) engine_version: String,
     pub(crate) capabilities: BTreeSet<Capability>,
     pub(crate) holds: Vec<Attempt>,
+    pub(crate) protocol_version: i32,
+    /// Why it gets no builds at all; empty when it takes some.
+    pub(crate) unsupported_reason: String,
+    pub(crate) withheld: Vec<WithheldAbility>,
+    /// What an operator has to know of its engine; empty when there is nothing.
+    pub(crate) engine_warning: String,
+}
+
+/// An ability that a worker withholds because its engine has a known flaw. Serialised, it is what the store keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WithheldAbility {
+    pub(crate) ability: String,
+    pub(crate) flaw: String,
+    /// The first version of the engine without the flaw; empty when there is none yet.
+    pub(crate) fixed_in: String,
 }
 
 /// The answer to [`Hello`].
@@ -108,6 +128,7 @@ pub(crate) enum WorkerEvent {
         image_id: String,
         size_bytes: i64,
         repo_digest: Option<String>,
+        config_digest: Option<String>,
     },
     Failed(Failure),
     HandedBack {

@@ -14,6 +14,7 @@ const POLICY: Policy = Policy {
     offline_after: Duration::from_secs(5),
     queue_timeout: Duration::from_secs(300),
     max_failures: 3,
+    retry_backoff: Duration::from_secs(1),
     max_pending: None,
 };
 
@@ -45,7 +46,12 @@ impl Random {
                 text: "line".to_owned(),
             }),
             3 => WorkerEvent::Built,
-            4 => WorkerEvent::Succeeded { image_id: "sha256:0".to_owned(), size_bytes: 1, repo_digest: None },
+            4 => WorkerEvent::Succeeded {
+                image_id: "sha256:0".to_owned(),
+                size_bytes: 1,
+                repo_digest: None,
+                config_digest: None,
+            },
             5 => failed(Fault::User),
             6 => failed(Fault::Infrastructure),
             7 => WorkerEvent::HandedBack { reason: "no room".to_owned() },
@@ -127,6 +133,9 @@ fn no_history_breaks_what_must_hold() {
             assert_eq!(decision.artifact.is_some(), after.state == State::Succeeded);
             assert!(!granted || after.cancel_requested_at.is_none(), "seed {seed}: a grant after a cancel");
             assert_eq!(after.error.is_some(), after.state == State::Failed);
+            assert!(after.not_before.is_none() || after.state == State::Queued, "seed {seed}");
+            let is_claimed = matches!(event, Event::Claim { .. });
+            assert!(!is_claimed || !build.is_backing_off(now), "seed {seed}: claimed while it backed off");
             if let Event::Report { worker, report } = &event {
                 let fenced = report.attempt.number != build.attempt || build.worker.as_ref() != Some(worker);
                 assert!(!fenced, "seed {seed}: a fenced report changed the build");
@@ -158,5 +167,78 @@ fn a_cancel_that_is_not_confirmed_ends_at_its_deadline_or_with_the_lease() {
             ends.then_some((State::Cancelled, false)),
             "online {worker_online} after {seconds} s"
         );
+    }
+}
+
+/// Applies events to a build, each at its second, and returns it.
+fn after(mut build: Build, policy: &Policy, events: &[(u64, Event)]) -> Build {
+    for (seconds, event) in events {
+        let now = Timestamp::from_micros(0).after(Duration::from_secs(*seconds));
+        let rows = Rows { build: build.clone(), configuration: Some(configuration()) };
+        build = decide(rows, event, policy, now).expect("allowed").build.unwrap_or(build);
+    }
+    build
+}
+
+fn report(build: &Build, number: i32, event: WorkerEvent) -> Event {
+    let events = [WorkerEvent::Started, event];
+    let events = events.map(|event| Reported { time: Timestamp::from_micros(0), event }).into();
+    let attempt = Attempt { build: build.id, number };
+    Event::Report { worker: "w".to_owned(), report: Report { attempt, first_sequence: 1, events } }
+}
+
+#[test]
+fn only_a_reported_failure_of_the_infrastructure_backs_off() {
+    let failed = |fault| {
+        let (step, message) = (String::new(), "it broke".to_owned());
+        WorkerEvent::Failed(Failure { fault, step, message, last_lines: Vec::new() })
+    };
+    let claim = Event::Claim { worker: "w".to_owned() };
+    let build = queued();
+    let handed_back = WorkerEvent::HandedBack { reason: "no room".to_owned() };
+    let gap = WorkerEvent::Happened(Happening::Gap { lines: 0, message: String::new() });
+    for (what, events, state, seconds) in [
+        ("reported", vec![report(&build, 1, failed(Fault::Infrastructure))], State::Queued, Some(1)),
+        ("handed back", vec![report(&build, 1, handed_back)], State::Queued, None),
+        ("given up", vec![report(&build, 1, gap), Event::Abandoned { attempt: 1 }], State::Queued, None),
+        ("at fault", vec![report(&build, 1, failed(Fault::User))], State::Failed, None),
+    ] {
+        let events: Vec<_> = [claim.clone()].into_iter().chain(events).map(|event| (0, event)).collect();
+        let ended = after(build.clone(), &POLICY, &events);
+        let expected = seconds.map(|seconds| Timestamp::from_micros(seconds * 1_000_000));
+        assert_eq!((ended.state, ended.not_before), (state, expected), "{what}");
+    }
+
+    let broken = after(
+        build.clone(),
+        &POLICY,
+        &[(0, claim.clone()), (0, report(&build, 1, failed(Fault::Infrastructure)))],
+    );
+    assert_eq!(
+        after(broken.clone(), &POLICY, &[(0, claim.clone())]),
+        broken,
+        "it is not claimed while it waits"
+    );
+    let again = after(broken, &POLICY, &[(1, claim.clone())]);
+    assert_eq!((again.state, again.attempt, again.not_before), (State::Claimed, 2, None));
+    let at_once = Policy { retry_backoff: Duration::ZERO, ..POLICY };
+    let broken =
+        after(build.clone(), &at_once, &[(0, claim), (0, report(&build, 1, failed(Fault::Infrastructure)))]);
+    assert_eq!(broken.not_before, None);
+}
+
+#[test]
+fn the_pause_doubles_up_to_its_limit() {
+    let seconds = [1, 2, 3, 4, 5, 6, 7, 100].map(|failures| POLICY.backoff(failures).as_secs());
+    assert_eq!(seconds, [1, 2, 4, 8, 16, 30, 30, 30]);
+}
+
+#[test]
+fn a_clock_that_was_put_back_holds_nothing_up() {
+    let mut build = queued();
+    build.not_before = Some(Timestamp::from_micros(0).after(Duration::from_secs(100)));
+    for (seconds, waits) in [(0, false), (69, false), (70, true), (99, true), (100, false)] {
+        let now = Timestamp::from_micros(0).after(Duration::from_secs(seconds));
+        assert_eq!(build.is_backing_off(now), waits, "at {seconds} s");
     }
 }

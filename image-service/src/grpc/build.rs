@@ -45,6 +45,10 @@ impl From<BuildInView> for wire::Build {
             config_revision: build.configuration_revision,
             reference: build.reference.to_string(),
             worker_offline,
+            retry_time: build
+                .not_before
+                .filter(|_| pending.is_some_and(|pending| pending.reason == PendingReason::BackingOff))
+                .map(field::time),
         }
     }
 }
@@ -106,9 +110,11 @@ impl From<PendingReason> for wire::PendingReason {
         match reason {
             PendingReason::NoWorkerOnline => Self::NoWorkerOnline,
             PendingReason::NoSuitableWorker => Self::NoSuitableWorker,
+            PendingReason::WorkersUnsupported => Self::WorkersUnsupported,
             PendingReason::WorkersDraining => Self::WorkersDraining,
             PendingReason::AllSlotsTaken => Self::AllSlotsTaken,
             PendingReason::Dispatching => Self::Dispatching,
+            PendingReason::BackingOff => Self::BackingOff,
         }
     }
 }

@@ -134,6 +134,7 @@ impl From<Artifact> for wire::Artifact {
             build_id: artifact.build.to_string(),
             reference: artifact.reference.map(|reference| reference.to_string()).unwrap_or_default(),
             repo_digest: artifact.repo_digest.unwrap_or_default(),
+            config_digest: artifact.config_digest.unwrap_or_default(),
         }
     }
 }

@@ -82,6 +82,11 @@ impl From<Error> for Status {
             }
             Error::TokenExpired => with_reason(Code::Unauthenticated, "TOKEN_EXPIRED", message),
             Error::WorkerConnected(_) => with_reason(Code::AlreadyExists, "WORKER_CONNECTED", message),
+            Error::ProtocolUnsupported { spoken: _ } => {
+                let mut details = reason("PROTOCOL_UNSUPPORTED");
+                details.add_precondition_failure_violation("PROTOCOL_UNSUPPORTED", "worker", &message);
+                Self::with_error_details(Code::FailedPrecondition, message, details)
+            }
             Error::SessionLost => with_reason(Code::Aborted, "SESSION_LOST", message),
             Error::Draining => with_reason(Code::Unavailable, "DRAINING", message),
             Error::UploadStalled => with_reason(Code::Aborted, "UPLOAD_STALLED", message),

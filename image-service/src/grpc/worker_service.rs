@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::{authentication::caller, cursor::Binding, field, page, write};
 use crate::{
     catalog::{Catalog, WorkerRow},
+    dispatch::WithheldAbility,
     image::View,
 };
 
@@ -43,6 +44,10 @@ impl AllWorkers {
             heartbeat_time: Some(field::time(worker.heard_at)),
             draining,
             drained: worker.drained,
+            unsupported_reason: worker.unsupported_reason,
+            withheld: worker.withheld.into_iter().map(Into::into).collect(),
+            protocol_version: worker.protocol_version,
+            engine_warning: worker.engine_warning,
             ..public
         }
     }
@@ -96,5 +101,11 @@ impl WorkerService for AllWorkers {
         violations.check()?;
         let worker = self.catalog.drain_worker(&request, &message.name, false).await?;
         Ok(Response::new(wire::ResumeWorkerResponse { worker: Some(Self::on_wire(worker, true)) }))
+    }
+}
+
+impl From<WithheldAbility> for wire::WithheldAbility {
+    fn from(withheld: WithheldAbility) -> Self {
+        Self { ability: withheld.ability, flaw: withheld.flaw, fixed_in: withheld.fixed_in }
     }
 }

@@ -8,6 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 mod checking;
+mod remote;
 mod rules;
 
 /// A configuration that every rule holds for. Serialised, it is what the store keeps.
@@ -119,6 +120,7 @@ pub(crate) enum Capability {
     Squash,
     Archive,
     Remote,
+    RemoteDirectory,
     /// A later version's, which shares the database: no worker of this one's has it.
     #[serde(other)]
     Unknown,
@@ -177,6 +179,7 @@ impl Configuration {
             (self.squash, Capability::Squash),
             (self.archive().is_some(), Capability::Archive),
             (self.remote().is_some(), Capability::Remote),
+            (self.remote().is_some_and(remote::is_git_directory), Capability::RemoteDirectory),
         ];
         let wanted =
             options.into_iter().filter_map(|(is_wanted, capability)| is_wanted.then_some(capability));

@@ -113,6 +113,10 @@ impl DispatchStore for MemoryStore {
         self.run(|tables, now| tables.open_session(hello, session, now)).await
     }
 
+    async fn refuse_worker(&self, hello: &Hello) -> Result<(), Error> {
+        self.run(|tables, now| tables.refuse_worker(hello, now)).await
+    }
+
     async fn close_session(&self, worker: &str, session: Uuid) -> Result<(), Error> {
         self.run(|tables, _| {
             tables.close_session(worker, session);

@@ -99,7 +99,8 @@ impl Tables {
         now: Timestamp,
     ) -> Result<(Vec<Decision>, Committed), Error> {
         let (mut decisions, mut committed) = (Vec::new(), Committed::default());
-        let mut queued: Vec<Build> = self.queued().cloned().collect();
+        let mut queued: Vec<Build> =
+            self.queued().filter(|build| !build.is_backing_off(now)).cloned().collect();
         queued.sort_by_key(Build::turn);
         for build in queued {
             let takes = |connected: &&Connected| {
@@ -108,6 +109,7 @@ impl Tables {
                     let held = i32::try_from(self.held_by(name).len()).unwrap_or(i32::MAX);
                     entry.session == Some(connected.session)
                         && !entry.drained
+                        && entry.hello.unsupported_reason.is_empty()
                         && held < *slots
                         && build.requirements.fit(name, labels, capabilities)
                 })
@@ -157,6 +159,14 @@ impl Tables {
     }
 
     pub(crate) fn open_session(&mut self, hello: &Hello, session: Uuid, now: Timestamp) -> Result<(), Error> {
+        self.record_worker(hello, Some(session), now)
+    }
+
+    pub(crate) fn refuse_worker(&mut self, hello: &Hello, now: Timestamp) -> Result<(), Error> {
+        self.record_worker(hello, None, now)
+    }
+
+    fn record_worker(&mut self, hello: &Hello, session: Option<Uuid>, now: Timestamp) -> Result<(), Error> {
         let known = self.workers.get(&hello.name);
         let lives = known.is_some_and(|known| {
             known.session.is_some()
@@ -167,13 +177,7 @@ impl Tables {
             return Err(Error::WorkerConnected(hello.name.clone()));
         }
         let drained = known.is_some_and(|known| known.drained);
-        let entry = WorkerEntry {
-            hello: hello.clone(),
-            session: Some(session),
-            heard_at: now,
-            drained,
-            draining: false,
-        };
+        let entry = WorkerEntry { hello: hello.clone(), session, heard_at: now, drained, draining: false };
         self.workers.insert(hello.name.clone(), entry);
         Ok(())
     }
@@ -239,6 +243,9 @@ impl Tables {
     }
 
     fn pending_reason(&self, build: &Build, now: Timestamp) -> PendingReason {
+        if build.is_backing_off(now) {
+            return PendingReason::BackingOff;
+        }
         let is_online =
             |entry: &&WorkerEntry| entry.session.is_some() && self.policy.is_recent(entry.heard_at, now);
         let mut online: Vec<&WorkerEntry> = self.workers.values().filter(is_online).collect();
@@ -251,6 +258,10 @@ impl Tables {
         });
         if online.is_empty() {
             return PendingReason::NoSuitableWorker;
+        }
+        online.retain(|entry| entry.hello.unsupported_reason.is_empty());
+        if online.is_empty() {
+            return PendingReason::WorkersUnsupported;
         }
         online.retain(|entry| !entry.drained && !entry.draining);
         if online.is_empty() {

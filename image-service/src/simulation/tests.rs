@@ -15,7 +15,9 @@ use super::Tables;
 use crate::{
     access::{Principal, Role},
     build::{Build, BuildId, Failure, Fault, Happening, LogStream, PendingReason},
-    dispatch::{Attempt, Connected, Decision, Event, Hello, Policy, Report, Reported, WorkerEvent},
+    dispatch::{
+        Attempt, Connected, Decision, Event, Hello, PROTOCOL_VERSION, Policy, Report, Reported, WorkerEvent,
+    },
     error::{Error, Violations},
     image::{
         Capability, Configuration, ConfigurationDraft, Dockerfile, ImageDraft, ImageId, RepositoryPrefixes,
@@ -141,7 +143,18 @@ impl Both {
             engine_version: String::new(),
             capabilities: BTreeSet::from([Capability::Dockerfile]),
             holds: Vec::new(),
+            protocol_version: PROTOCOL_VERSION,
+            unsupported_reason: if self.random.u8(0..6) == 0 { "too old".to_owned() } else { String::new() },
+            withheld: Vec::new(),
+            engine_warning: String::new(),
         };
+        if self.random.u8(0..10) == 0 {
+            let refused = Hello { unsupported_reason: "it speaks another".to_owned(), ..hello };
+            return (
+                outcome(self.store.refuse_worker(&refused).await),
+                outcome(self.tables.refuse_worker(&refused, now)),
+            );
+        }
         let session = Uuid::from_u128(self.random.u128(..));
         self.sessions.push((worker, session));
         (
@@ -240,7 +253,12 @@ impl Both {
                 text: "a".to_owned(),
             }),
             4 => WorkerEvent::Built,
-            5 => WorkerEvent::Succeeded { image_id: "sha256:0".to_owned(), size_bytes: 1, repo_digest: None },
+            5 => WorkerEvent::Succeeded {
+                image_id: "sha256:0".to_owned(),
+                size_bytes: 1,
+                repo_digest: None,
+                config_digest: None,
+            },
             6 => failed(Fault::User),
             7 => failed(Fault::Infrastructure),
             _ => WorkerEvent::Stopped { confirmed: true },
@@ -255,6 +273,7 @@ async fn follow(url: Option<&str>, seed: u64) {
         offline_after: Duration::from_secs(20),
         queue_timeout: Duration::from_secs(300),
         max_failures: 3,
+        retry_backoff: Duration::from_secs(1),
         max_pending: None,
     };
     let directory = tempfile::tempdir().expect("a directory");

@@ -110,7 +110,7 @@ async fn pending(
     now: Timestamp,
 ) -> Result<Pending, DbErr> {
     let before = queued_before(db, build).await?;
-    let reason = workers::pending_reason(db, &build.requirements, policy, now).await?;
+    let reason = workers::pending_reason(db, build, policy, now).await?;
     Ok(Pending { reason, queue_position: i64::try_from(before).unwrap_or(i64::MAX).saturating_add(1) })
 }
 
@@ -131,8 +131,12 @@ async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<u64, DbE
         .await
 }
 
-/// Of the queued builds that require the same the first ones, so many at most, for everything that is required.
-pub(super) async fn first_of_each(db: &impl ConnectionTrait, limit: usize) -> Result<Vec<Build>, DbErr> {
+/// Returns the first queued builds of each set of requirements, at most `limit` of each, without those that back off.
+pub(super) async fn first_of_each(
+    db: &impl ConnectionTrait,
+    limit: usize,
+    now: Timestamp,
+) -> Result<Vec<Build>, DbErr> {
     // Every step is one search of the index, however many builds require the same.
     let queued = rows::state_to_code(State::Queued);
     let keys = format!(
@@ -140,9 +144,12 @@ pub(super) async fn first_of_each(db: &impl ConnectionTrait, limit: usize) -> Re
          SELECT (SELECT MIN(requirements_key) FROM builds WHERE state = {queued} AND requirements_key > key) \
          FROM keys WHERE key IS NOT NULL) "
     );
+    // As `Build::is_backing_off` has it. Those that do are few: a worker has failed each of them within the last seconds.
+    let (now, latest) = (now.micros(), now.after(Build::MAX_BACKOFF).micros());
     let of_one = |what: &str| {
         format!(
             "(SELECT {what} FROM builds first WHERE first.state = {queued} AND first.requirements_key = key \
+             AND (first.not_before IS NULL OR first.not_before <= {now} OR first.not_before > {latest}) \
              ORDER BY first.round, first.queued_at, first.id LIMIT {limit})"
         )
     };

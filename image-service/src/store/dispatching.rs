@@ -8,8 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
-    QuerySelect, sea_query::Expr,
+    ColumnTrait, Condition, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
 };
 use uuid::Uuid;
 
@@ -55,6 +54,13 @@ pub(crate) trait DispatchStore: Debug + Send + Sync {
 
     /// Lets a session speak for a worker, unless one of another process does and was heard of lately.
     async fn open_session(&self, hello: &Hello, session: Uuid) -> Result<(), Error>;
+
+    /// Records a worker that is refused for its `unsupported_reason`: no session speaks for it afterwards.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open_session`](Self::open_session).
+    async fn refuse_worker(&self, hello: &Hello) -> Result<(), Error>;
 
     /// Notes that a session no longer speaks for its worker.
     async fn close_session(&self, worker: &str, session: Uuid) -> Result<(), Error>;
@@ -115,7 +121,8 @@ impl DispatchStore for Store {
         let txn = self.write().await?;
         let mut free = workers::with_free_slots(&txn, workers).await?;
         let limit = free.iter().map(|worker| worker.slots).sum::<usize>().min(CLAIMED_AT_ONCE);
-        let mut queued = builds::first_of_each(&txn, limit).await?;
+        let now = self.now(&txn).await?;
+        let mut queued = builds::first_of_each(&txn, limit, now).await?;
         queued.sort_by_key(Build::turn);
         let mut claimed = Vec::with_capacity(limit);
         for build in queued {
@@ -135,7 +142,6 @@ impl DispatchStore for Store {
         builds::reach_round(&txn, last.round);
         let named = claimed.iter().map(|(build, _)| (build.image, build.configuration_revision));
         let configurations = images::configurations(&txn, named).await?;
-        let now = self.now(&txn).await?;
         let mut decisions = Vec::with_capacity(claimed.len());
         for (build, worker) in claimed {
             let configuration = configurations
@@ -178,46 +184,18 @@ impl DispatchStore for Store {
         let mut waiting = Vec::with_capacity(found.len());
         for row in found {
             let build = rows::build_from_row(row)?;
-            let reason =
-                workers::pending_reason(&self.reader, &build.requirements, &self.policy, now).await?;
+            let reason = workers::pending_reason(&self.reader, &build, &self.policy, now).await?;
             waiting.push((build.id, reason));
         }
         Ok(waiting)
     }
 
     async fn open_session(&self, hello: &Hello, session: Uuid) -> Result<(), Error> {
-        let txn = self.write().await?;
-        let now = self.now(&txn).await?;
-        let known = worker::Entity::find_by_id(&hello.name).lock_exclusive().one(&txn).await?;
-        let lives = known.as_ref().is_some_and(|known| {
-            known.session.is_some()
-                && known.instance != hello.instance
-                && self.policy.is_recent(Timestamp::from_micros(known.heard_at), now)
-        });
-        if lives {
-            return Err(Error::WorkerConnected(hello.name.clone()));
-        }
-        let row = worker::Model {
-            name: hello.name.clone(),
-            labels_json: rows::to_json(&hello.labels)?,
-            slots: hello.slots,
-            engine_version: hello.engine_version.clone(),
-            capabilities_json: rows::to_json(&hello.capabilities)?,
-            instance: hello.instance.clone(),
-            session: Some(session),
-            connected_at: now.micros(),
-            heard_at: now.micros(),
-            drained: known.as_ref().is_some_and(|known| known.drained),
-            draining: false,
-        };
-        let row = row.into_active_model().reset_all();
-        if known.is_some() {
-            row.update(&txn).await?;
-        } else {
-            worker::Entity::insert(row).exec_without_returning(&txn).await?;
-        }
-        txn.commit().await?;
-        Ok(())
+        self.record_worker(hello, Some(session)).await
+    }
+
+    async fn refuse_worker(&self, hello: &Hello) -> Result<(), Error> {
+        self.record_worker(hello, None).await
     }
 
     async fn close_session(&self, name: &str, session: Uuid) -> Result<(), Error> {

@@ -201,6 +201,8 @@ pub(crate) mod build {
         pub requirements_key: String,
         pub workspace_json: Option<String>,
         pub round: i64,
+        /// The earliest time at which it may be claimed again.
+        pub not_before: Option<i64>,
         /// The `traceparent` of the call that has asked for it.
         pub trace: Option<String>,
     }
@@ -278,6 +280,13 @@ pub(crate) mod worker {
         pub drained: bool,
         /// Whether it says so itself.
         pub draining: bool,
+        /// The version of the dispatch protocol that it speaks; 0 where an earlier version wrote the row.
+        pub protocol_version: i32,
+        /// Why it gets no builds at all; empty when it takes some.
+        pub unsupported_reason: String,
+        pub withheld_json: String,
+        /// What an operator has to know of its engine; empty when there is nothing.
+        pub engine_warning: String,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

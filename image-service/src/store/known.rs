@@ -33,6 +33,7 @@ pub(super) fn policy() -> Policy {
         offline_after: any,
         queue_timeout: any,
         max_failures: 1,
+        retry_backoff: Duration::ZERO,
         max_pending: None,
     }
 }

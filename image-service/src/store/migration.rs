@@ -11,6 +11,7 @@ use sea_orm_migration::{
 mod accepting;
 mod archives;
 mod collecting;
+mod eligibility;
 mod finding;
 mod operating;
 mod sharing;
@@ -38,6 +39,7 @@ impl MigratorTrait for Migrator {
             Box::new(finding::ShortTerms),
             Box::new(finding::Eras),
             Box::new(finding::UnsettledPlaces),
+            Box::new(eligibility::Eligibility),
         ]
     }
 }

@@ -77,6 +77,7 @@ pub(super) fn build_from_row(row: entity::build::Model) -> Result<Build, DbErr> 
         requirements: from_json(&row.requirements_json)?,
         workspace: row.workspace_json.as_deref().map(from_json).transpose()?,
         round: row.round,
+        not_before: row.not_before.map(Timestamp::from_micros),
         trace: row.trace,
     })
 }
@@ -114,6 +115,7 @@ pub(super) fn build_to_row(build: &Build) -> Result<entity::build::Model, DbErr>
         requirements_json: to_json(&build.requirements)?,
         workspace_json: build.workspace.as_ref().map(to_json).transpose()?,
         round: build.round,
+        not_before: build.not_before.map(Timestamp::micros),
         trace: build.trace.clone(),
     })
 }
@@ -125,6 +127,7 @@ pub(super) fn build_to_standing(build: &Build) -> Result<entity::build::ActiveMo
         state: Set(state_to_code(build.state)),
         attempt: Set(build.attempt),
         failures: Set(build.failures),
+        not_before: Set(build.not_before.map(Timestamp::micros)),
         started_at: Set(build.started_at.map(Timestamp::micros)),
         finished_at: Set(build.finished_at.map(Timestamp::micros)),
         worker: Set(build.worker.clone()),

@@ -9,6 +9,7 @@ use sea_orm::{
     sea_query::{CaseStatement, Expr, Func, JoinType, SelectStatement},
 };
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{
     Effects, Hint, Store, builds,
@@ -17,9 +18,9 @@ use super::{
 };
 use crate::{
     build::{Build, PendingReason, State},
-    dispatch::{Connected, Policy},
+    dispatch::{Connected, Hello, Policy, WithheldAbility},
     error::{Error, Resource},
-    image::{Capability, Requirements},
+    image::Capability,
     request::Request,
     timestamp::Timestamp,
 };
@@ -41,6 +42,16 @@ pub(crate) struct WorkerRow {
     pub(crate) drained: bool,
     /// Whether it takes no more builds by itself.
     pub(crate) draining: bool,
+    #[serde(default)]
+    pub(crate) protocol_version: i32,
+    /// Why it gets no builds at all; empty when it takes some.
+    #[serde(default)]
+    pub(crate) unsupported_reason: String,
+    #[serde(default)]
+    pub(crate) withheld: Vec<WithheldAbility>,
+    /// What an operator has to know of its engine; empty when there is nothing.
+    #[serde(default)]
+    pub(crate) engine_warning: String,
 }
 
 impl WorkerRow {
@@ -77,6 +88,48 @@ impl Store {
         let slots_taken = i64::try_from(builds::held_by(&write.txn, name).await?).unwrap_or(i64::MAX);
         let answer = from_row(row, slots_taken, &self.policy, write.now)?;
         write.finish(answer).await
+    }
+
+    /// Writes what a worker says of itself, and which session speaks for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WorkerConnected`] while a session of another process speaks for it and was heard of lately.
+    pub(super) async fn record_worker(&self, hello: &Hello, session: Option<Uuid>) -> Result<(), Error> {
+        let txn = self.write().await?;
+        let now = self.now(&txn).await?;
+        let known = worker::Entity::find_by_id(&hello.name).lock_exclusive().one(&txn).await?;
+        if known
+            .as_ref()
+            .is_some_and(|known| known.instance != hello.instance && is_online(known, &self.policy, now))
+        {
+            return Err(Error::WorkerConnected(hello.name.clone()));
+        }
+        let row = worker::Model {
+            name: hello.name.clone(),
+            labels_json: rows::to_json(&hello.labels)?,
+            slots: hello.slots,
+            engine_version: hello.engine_version.clone(),
+            capabilities_json: rows::to_json(&hello.capabilities)?,
+            instance: hello.instance.clone(),
+            session,
+            connected_at: now.micros(),
+            heard_at: now.micros(),
+            drained: known.as_ref().is_some_and(|known| known.drained),
+            draining: false,
+            protocol_version: hello.protocol_version,
+            unsupported_reason: hello.unsupported_reason.clone(),
+            withheld_json: rows::to_json(&hello.withheld)?,
+            engine_warning: hello.engine_warning.clone(),
+        };
+        let row = row.into_active_model().reset_all();
+        if known.is_some() {
+            row.update(&txn).await?;
+        } else {
+            worker::Entity::insert(row).exec_without_returning(&txn).await?;
+        }
+        txn.commit().await?;
+        Ok(())
     }
 
     /// The next workers by name.
@@ -125,22 +178,39 @@ fn from_row(
         heard_at: Timestamp::from_micros(row.heard_at),
         drained: row.drained,
         draining: row.draining,
+        protocol_version: row.protocol_version,
+        unsupported_reason: row.unsupported_reason,
+        withheld: rows::from_json(&row.withheld_json)?,
+        engine_warning: row.engine_warning,
     })
 }
 
-/// Why a build that requires this is still queued: by the worker that is nearest to taking it.
+/// Returns why a queued build is still there: that it backs off, or else by the worker that is nearest to taking it.
 pub(super) async fn pending_reason(
     db: &impl ConnectionTrait,
-    requirements: &Requirements,
+    build: &Build,
     policy: &Policy,
     now: Timestamp,
 ) -> Result<PendingReason, DbErr> {
     const NEAREST: &str = "nearest";
-    const BY_NEARNESS: [PendingReason; 3] =
-        [PendingReason::Dispatching, PendingReason::AllSlotsTaken, PendingReason::WorkersDraining];
+    const BY_NEARNESS: [PendingReason; 4] = [
+        PendingReason::Dispatching,
+        PendingReason::AllSlotsTaken,
+        PendingReason::WorkersDraining,
+        PendingReason::WorkersUnsupported,
+    ];
+    if build.is_backing_off(now) {
+        return Ok(PendingReason::BackingOff);
+    }
+    let requirements = &build.requirements;
     let column = |column: worker::Column| Expr::col((worker::Entity, column));
     let is_draining = column(worker::Column::Drained).or(column(worker::Column::Draining));
-    let nearness = CaseStatement::new().case(is_draining, 2).case(has_free_slot().not(), 1).finally(0);
+    let is_unsupported = column(worker::Column::UnsupportedReason).ne("");
+    let nearness = CaseStatement::new()
+        .case(is_unsupported, 3)
+        .case(is_draining, 2)
+        .case(has_free_slot().not(), 1)
+        .finally(0);
     // Workers are many, but of few kinds.
     let mut kinds = worker::Entity::find()
         .select_only()
@@ -217,6 +287,7 @@ pub(super) async fn with_free_slots(
     let query = worker::Entity::find()
         .filter(worker::Column::Name.is_in(names))
         .filter(worker::Column::Drained.eq(false))
+        .filter(worker::Column::UnsupportedReason.eq(""))
         .filter(Expr::exists(queued))
         .filter(has_free_slot());
     let query = with_slots_taken(query);

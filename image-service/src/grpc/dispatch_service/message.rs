@@ -1,12 +1,16 @@
 //! The messages of dispatch on the wire.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::dispatch as wire;
 
 use crate::{
     build::{BuildId, Failure, Fault, Happening, LogStream, StepState, Workspace},
-    dispatch::{Attempt, Hello, KeptAttempt, Report, Reported, ToWorker, Welcome, WorkerEvent},
+    context::ContextDigest,
+    dispatch::{
+        Attempt, Hello, KeptAttempt, PROTOCOL_VERSION, Report, Reported, ToWorker, Welcome, WithheldAbility,
+        WorkerEvent,
+    },
     error::{Error, Violations},
     grpc::field,
     image::{Capability, Configuration, Dockerfile, HeldImage, ImageId, Source},
@@ -14,9 +18,12 @@ use crate::{
     timestamp::Timestamp,
 };
 
-const PROTOCOL_VERSION: i32 = 1;
 const MAX_LABELS: usize = 64;
 const MAX_CAPABILITIES: usize = 64;
+const MAX_INSTANCE: usize = 64;
+const MAX_REASON: usize = 1024;
+const MAX_WITHHELD: usize = 64;
+const MAX_WITHHELD_TEXT: usize = 120;
 const MAX_HELD: usize = 2_000;
 const MAX_EVENTS: usize = 4_096;
 /// As long as a line, a name or a message may be; what is longer is cut.
@@ -24,16 +31,19 @@ const MAX_TEXT: usize = 16 * 1024;
 const MAX_STEPS: i32 = 10_000;
 const MAX_LAST_LINES: usize = 20;
 
+/// Checks what a worker says of itself.
+///
+/// A worker that speaks another version of the protocol may mean something else by its fields: of its hello only the name, the
+/// labels and the engine are taken, as far as they can be read.
 pub(super) fn hello(hello: wire::Hello) -> Result<Hello, Error> {
-    let mut violations = Violations::default();
     if hello.protocol_version != PROTOCOL_VERSION {
-        violations.add("hello.protocol_version", format!("must be {PROTOCOL_VERSION}"));
+        return Ok(foreign_hello(hello));
     }
+    let mut violations = Violations::default();
     if !(1..=1_000).contains(&hello.slots) {
         violations.add("hello.slots", "must be from 1 to 1,000");
     }
-    let label_fits = |text: &String| text.len() <= 255 && !text.chars().any(char::is_control);
-    if hello.labels.len() > MAX_LABELS || !hello.labels.iter().all(|(k, v)| label_fits(k) && label_fits(v)) {
+    if !labels_fit(&hello.labels) {
         violations.add(
             "hello.labels",
             format!("must be at most {MAX_LABELS}, of at most 255 bytes each and without control characters"),
@@ -45,9 +55,23 @@ pub(super) fn hello(hello: wire::Hello) -> Result<Hello, Error> {
     if hello.capabilities.len() > MAX_CAPABILITIES {
         violations.add("hello.capabilities", format!("must be at most {MAX_CAPABILITIES}"));
     }
-    if hello.instance.is_empty() || hello.instance.len() > 64 || hello.instance.chars().any(char::is_control)
-    {
+    if hello.instance.is_empty() || !fits(&hello.instance, MAX_INSTANCE) {
         violations.add("hello.instance", "must have 1 to 64 bytes and no control characters");
+    }
+    for (field, text) in [
+        ("hello.unsupported_reason", &hello.unsupported_reason),
+        ("hello.engine_warning", &hello.engine_warning),
+    ] {
+        if !fits(text, MAX_REASON) {
+            violations.add(field, format!("must have at most {MAX_REASON} bytes and no control characters"));
+        }
+    }
+    if hello.withheld.len() > MAX_WITHHELD || !hello.withheld.iter().all(withheld_fits) {
+        let rule = format!(
+            "must be at most {MAX_WITHHELD}, each with an ability and a flaw, of at most {MAX_WITHHELD_TEXT} bytes a field and \
+             without control characters"
+        );
+        violations.add("hello.withheld", rule);
     }
     violations.check()?;
     let holds =
@@ -55,12 +79,49 @@ pub(super) fn hello(hello: wire::Hello) -> Result<Hello, Error> {
     Ok(Hello {
         name: hello.name,
         instance: hello.instance,
-        labels: hello.labels.into_iter().collect::<BTreeMap<_, _>>(),
+        labels: hello.labels,
         slots: hello.slots,
         engine_version: cut(hello.engine_version),
         capabilities: hello.capabilities.iter().flat_map(|name| capabilities(name)).copied().collect(),
         holds,
+        protocol_version: hello.protocol_version,
+        unsupported_reason: hello.unsupported_reason,
+        withheld: hello.withheld.into_iter().map(Into::into).collect(),
+        engine_warning: hello.engine_warning,
     })
+}
+
+/// Reads what can be known of a worker that speaks another version of the protocol.
+fn foreign_hello(hello: wire::Hello) -> Hello {
+    Hello {
+        name: hello.name,
+        instance: if fits(&hello.instance, MAX_INSTANCE) { hello.instance } else { String::new() },
+        labels: if labels_fit(&hello.labels) { hello.labels } else { BTreeMap::new() },
+        slots: 0,
+        engine_version: cut(hello.engine_version),
+        capabilities: BTreeSet::new(),
+        holds: Vec::new(),
+        protocol_version: hello.protocol_version,
+        unsupported_reason: String::new(),
+        withheld: Vec::new(),
+        engine_warning: String::new(),
+    }
+}
+
+fn labels_fit(labels: &BTreeMap<String, String>) -> bool {
+    labels.len() <= MAX_LABELS && labels.iter().all(|(name, value)| fits(name, 255) && fits(value, 255))
+}
+
+fn withheld_fits(withheld: &wire::WithheldAbility) -> bool {
+    let wire::WithheldAbility { ability, flaw, fixed_in } = withheld;
+    !ability.is_empty()
+        && !flaw.is_empty()
+        && [ability, flaw, fixed_in].into_iter().all(|text| fits(text, MAX_WITHHELD_TEXT))
+}
+
+/// Returns whether a text is short enough and has no control characters.
+fn fits(text: &str, max_bytes: usize) -> bool {
+    text.len() <= max_bytes && !text.chars().any(char::is_control)
 }
 
 fn capabilities(name: &str) -> &'static [Capability] {
@@ -73,6 +134,7 @@ fn capabilities(name: &str) -> &'static [Capability] {
         "snapshot" => &[Capability::Snapshot],
         "archive" => &[Capability::Archive],
         "remote" => &[Capability::Remote],
+        "remote-directory" => &[Capability::RemoteDirectory],
         _ => &[],
     }
 }
@@ -117,6 +179,7 @@ fn reported(event: wire::ReportEvent) -> Result<Reported, Error> {
             image_id: cut(succeeded.image_id),
             size_bytes: succeeded.size_bytes.max(0),
             repo_digest: (!succeeded.repo_digest.is_empty()).then(|| cut(succeeded.repo_digest)),
+            config_digest: config_digest(succeeded.config_digest)?,
         },
         Some(Event::Failed(failed)) => WorkerEvent::Failed(failure(failed)?),
         Some(Event::HandedBack(handed_back)) => WorkerEvent::HandedBack { reason: cut(handed_back.reason) },
@@ -126,6 +189,17 @@ fn reported(event: wire::ReportEvent) -> Result<Reported, Error> {
         }
     };
     Ok(Reported { time, event })
+}
+
+/// Parses the digest of an image's configuration; none when the engine did not report it.
+fn config_digest(digest: String) -> Result<Option<String>, Error> {
+    if digest.is_empty() {
+        return Ok(None);
+    }
+    match ContextDigest::parse(&digest) {
+        Ok(_) => Ok(Some(digest)),
+        Err(rule) => Err(Error::Invalid(Violations::one("report.events.succeeded.config_digest", rule))),
+    }
 }
 
 fn failure(failed: wire::Failed) -> Result<Failure, Error> {
@@ -290,6 +364,12 @@ fn timeout(ms: i64) -> prost_types::Duration {
 
 fn answer(message: wire::connect_response::Message) -> wire::ConnectResponse {
     wire::ConnectResponse { message: Some(message) }
+}
+
+impl From<wire::WithheldAbility> for WithheldAbility {
+    fn from(withheld: wire::WithheldAbility) -> Self {
+        Self { ability: withheld.ability, flaw: withheld.flaw, fixed_in: withheld.fixed_in }
+    }
 }
 
 impl From<Attempt> for wire::Attempt {
