@@ -3,8 +3,8 @@
 //! What is needed the service says, which knows of a build only what was reported. So nothing of a record is removed while one
 //! of its builds is at work here, and none is begun between the answer and the removal.
 //!
-//! A build that ends leaves what its record had before without use: soon after it the service is asked about the images of that
-//! record, and about no others, which may be thousands. All are looked at from time to time.
+//! A build that ends leaves what its record had before without use: soon after it the service is asked about that image, and about
+//! no others, which may be thousands. All are looked at from time to time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -56,25 +56,25 @@ impl Records {
     }
 }
 
-/// The records of which builds have ended since the last look.
+/// The images that builds have replaced since the last look, by the engine's identifiers.
 #[derive(Debug, Default)]
-pub(crate) struct Ended {
-    records: Mutex<BTreeSet<String>>,
+pub(crate) struct Replaced {
+    images: Mutex<BTreeSet<String>>,
     added: Notify,
 }
 
-impl Ended {
-    pub(crate) fn add(&self, record: String) {
-        self.records().insert(record);
+impl Replaced {
+    pub(crate) fn add(&self, image: String) {
+        self.images().insert(image);
         self.added.notify_one();
     }
 
     fn take(&self) -> BTreeSet<String> {
-        std::mem::take(&mut *self.records())
+        std::mem::take(&mut *self.images())
     }
 
-    fn records(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    fn images(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -87,7 +87,7 @@ pub(crate) struct Collector {
     pub(crate) records: Arc<Records>,
     /// Names the catalogue that builds come from; empty until the first connection.
     pub(crate) catalogue: Mutex<String>,
-    pub(crate) ended: Arc<Ended>,
+    pub(crate) replaced: Arc<Replaced>,
     /// How often all images are looked at.
     pub(crate) every: Duration,
 }
@@ -123,27 +123,27 @@ impl Collector {
         *self.catalogue.lock().unwrap_or_else(PoisonError::into_inner) = id;
     }
 
-    /// Looks at all images again and again, and when builds have ended at those of their records.
+    /// Looks at all images again and again, and when builds have ended at those that they have replaced.
     pub(crate) async fn run(&self) {
         let mut removed = Vec::new();
         let mut looked_at_all = Instant::now();
         let mut pause = Self::PAUSE;
         loop {
             let wait = self.every.saturating_sub(looked_at_all.elapsed());
-            let _ = timeout(wait, self.ended.added.notified()).await;
+            let _ = timeout(wait, self.replaced.added.notified()).await;
             sleep(pause.min(self.every)).await;
             let begun = Instant::now();
-            let mut records = Some(self.ended.take());
+            let mut replaced = Some(self.replaced.take());
             if begun.duration_since(looked_at_all) >= self.every {
-                records = None;
+                replaced = None;
                 looked_at_all = begun;
             }
             let catalogue = self.catalogue();
-            // A service of an earlier version gives no name; and the records may have been looked at with all.
-            if catalogue.is_empty() || records.as_ref().is_some_and(BTreeSet::is_empty) {
+            // A service of an earlier version gives no name; and what was replaced may have been looked at with all.
+            if catalogue.is_empty() || replaced.as_ref().is_some_and(BTreeSet::is_empty) {
                 continue;
             }
-            if let Err(error) = self.collect(&catalogue, records.as_ref(), &mut removed).await {
+            if let Err(error) = self.collect(&catalogue, replaced, &mut removed).await {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(%error, source, "cannot look for images that nothing needs");
             }
@@ -151,17 +151,36 @@ impl Collector {
         }
     }
 
-    /// Looks at the images of some records, or at all. `removed`: what the service has not been told of yet.
+    /// Returns the images that this worker has made for a catalogue: all, or those of these identifiers.
+    async fn made(
+        &self,
+        catalogue: &str,
+        ids: Option<BTreeSet<String>>,
+    ) -> Result<Vec<LabelledImage>, EngineError> {
+        let ours = [(WORKER_LABEL, self.worker.as_str()), (CATALOGUE_LABEL, catalogue)];
+        let Some(ids) = ids else {
+            return self.engine.labelled(&ours).await;
+        };
+        let mut made = Vec::new();
+        for id in ids {
+            let Some(image) = self.engine.image(&id).await? else { continue };
+            if ours.iter().all(|(label, value)| image.labels.get(*label).is_some_and(|found| found == value))
+            {
+                made.push(LabelledImage { id: image.id, names: image.names, labels: image.labels });
+            }
+        }
+        Ok(made)
+    }
+
+    /// Looks at the images of these identifiers, or at all. `removed`: what the service has not been told of yet.
     async fn collect(
         &self,
         catalogue: &str,
-        records: Option<&BTreeSet<String>>,
+        ids: Option<BTreeSet<String>>,
         removed: &mut Vec<String>,
     ) -> Result<(), CollectError> {
-        let ours = [(WORKER_LABEL, self.worker.as_str()), (CATALOGUE_LABEL, catalogue)];
-        let mut images: Vec<(HeldImage, LabelledImage)> =
-            self.engine.labelled(&ours).await?.into_iter().filter_map(held).collect();
-        images.retain(|(held, _)| records.is_none_or(|records| records.contains(&held.image_id)));
+        let images: Vec<(HeldImage, LabelledImage)> =
+            self.made(catalogue, ids).await?.into_iter().filter_map(held).collect();
         for images in images.chunks(Self::AT_ONCE) {
             let mut laid_hold_of = BTreeMap::new();
             for (held, _) in images {

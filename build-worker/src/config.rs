@@ -11,7 +11,10 @@ use clap::{Parser, Subcommand};
 use edge::{health::Question, telemetry, tls::ServerFiles};
 use http::Uri;
 
-use crate::collecting::Collector;
+use crate::{
+    collecting::Collector,
+    engine_support::{self, Exceptions},
+};
 
 /// Runs Docker builds for an image-service.
 #[derive(Debug, Parser)]
@@ -94,8 +97,34 @@ pub struct Config {
     #[arg(long, env = "TRAILER_DOCKER_HOST", default_value = "unix:///var/run/docker.sock")]
     pub docker_host: String,
 
+    /// The control group that the control group of this worker's builds is below, such as `/builds.slice`: bounds set on it hold for
+    /// all builds together. It takes the place of dockerd's --cgroup-parent.
+    #[arg(long, env = "TRAILER_CGROUP_PARENT", default_value = "", value_parser = cgroup_parent)]
+    pub cgroup_parent: String,
+
+    /// How the layers of images are compressed, where the engine keeps its images in containerd; the engine's choice, gzip, when
+    /// absent. `uncompressed` and `zstd` are faster.
+    #[arg(long, env = "TRAILER_COMPRESSION", value_parser = ["uncompressed", "gzip", "estargz", "zstd"])]
+    pub compression: Option<String>,
+
+    /// Build although the Docker Engine is too old, for trying out: its builds may reach files of its host, and cancels may not be
+    /// confirmed.
+    #[arg(long, env = "TRAILER_ALLOW_OLD_ENGINE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub allow_old_engine: bool,
+
+    /// A known flaw that the Docker Engine does not have although its version says so, such as CVE-2026-33748: for distributions
+    /// that mend older versions. Repeatable, or separated by commas.
+    #[arg(long, env = "TRAILER_ENGINE_HAS_FIX", value_name = "CVE", value_delimiter = ',',
+        value_parser = clap::builder::PossibleValuesParser::new(engine_support::flaws()))]
+    pub engine_has_fix: Vec<String>,
+
+    /// The directory that the engine keeps its images in, for --min-free-disk. The default is the engine's own directory and, where
+    /// containerd keeps its images, /var/lib/containerd.
+    #[arg(long, env = "TRAILER_IMAGE_DIR")]
+    pub image_dir: Option<PathBuf>,
+
     /// The directory of the Docker configuration, whose `config.json` holds credentials for registries or names credential
-    /// helpers; it need not exist. The default is `$DOCKER_CONFIG`, or else `.docker` in the home directory.
+    /// helpers, and the proxies of builds; it need not exist. The default is `$DOCKER_CONFIG`, or else `.docker` in the home directory.
     #[arg(long, env = "TRAILER_DOCKER_CONFIG")]
     pub docker_config: Option<PathBuf>,
 
@@ -167,6 +196,11 @@ impl Config {
         Ok(())
     }
 
+    /// Returns the operator's exceptions from what an engine's version says.
+    pub(crate) fn exceptions(&self) -> Exceptions {
+        Exceptions { allow_old: self.allow_old_engine, fixed: self.engine_has_fix.clone() }
+    }
+
     pub(crate) fn label_map(&self) -> BTreeMap<String, String> {
         self.labels.iter().cloned().collect()
     }
@@ -196,6 +230,16 @@ fn label(text: &str) -> Result<(String, String), String> {
         .filter(|(key, _)| !key.is_empty())
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .ok_or_else(|| "must be key=value".to_owned())
+}
+
+/// A path without detours. BuildKit takes a name that ends in a colon for something else.
+fn cgroup_parent(text: &str) -> Result<String, String> {
+    let is_plain = |part: &str| !matches!(part, "." | "..") && !part.contains(char::is_control);
+    if text.split('/').all(is_plain) && !text.ends_with(':') {
+        Ok(text.to_owned())
+    } else {
+        Err("must be the path of a control group, such as /builds.slice".to_owned())
+    }
 }
 
 #[cfg(test)]

@@ -4,25 +4,29 @@
 use std::{
     fmt,
     io::{self, Write},
+    sync::Arc,
 };
 
 use bytes::Bytes;
 use flate2::write::MultiGzDecoder;
-use futures_util::stream::{self, Stream};
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream, Stream},
+};
 use proto::dispatch::{DockerBuild, FetchContextResponse};
 use ring::digest::{Context as Hashing, SHA256};
 
 use crate::spool::SpoolFile;
 
 /// Where the engine finds a Dockerfile that is given as a text.
-const DOCKERFILE: &str = "Dockerfile";
+pub(crate) const DOCKERFILE: &str = "Dockerfile";
 
 /// Where the engine gets a context from.
 pub(crate) enum Context {
     /// An archive in memory.
     Small(Bytes),
     /// An archive in the spool.
-    Large(LargeContext),
+    Large(Arc<LargeContext>),
     /// A URL.
     Remote(String),
 }
@@ -41,6 +45,27 @@ pub(crate) struct Incoming<'a> {
 pub(crate) struct LargeContext {
     file: Box<dyn SpoolFile>,
     length: u64,
+}
+
+impl Context {
+    /// The bytes of one message to the engine.
+    const CHUNK: usize = 256 * 1024;
+
+    /// Returns the archive, from its beginning; none when the engine itself gets it.
+    pub(crate) fn bytes(&self) -> Option<BoxStream<'static, io::Result<Bytes>>> {
+        match self {
+            Self::Small(archive) => {
+                let rest = archive.clone();
+                let chunks = stream::unfold(rest, |mut rest| async move {
+                    let length = rest.len().min(Self::CHUNK);
+                    (length > 0).then(|| (Ok(rest.split_to(length)), rest))
+                });
+                Some(chunks.boxed())
+            }
+            Self::Large(archive) => Some(Arc::clone(archive).into_stream().boxed()),
+            Self::Remote(_) => None,
+        }
+    }
 }
 
 /// Where the Dockerfile of a build lies in its context.
@@ -166,7 +191,7 @@ impl Write for Beginning {
 }
 
 impl LargeContext {
-    const READ: u64 = 256 * 1024;
+    const READ: u64 = Context::CHUNK as u64;
 
     async fn append(&mut self, bytes: Vec<u8>) -> io::Result<()> {
         if !bytes.is_empty() {
@@ -178,7 +203,7 @@ impl LargeContext {
     }
 
     /// Its bytes, from the beginning.
-    pub(crate) fn into_stream(self) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    fn into_stream(self: Arc<Self>) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
         stream::try_unfold((self, 0), |(context, offset)| async move {
             let length = Self::READ.min(context.length - offset);
             if length == 0 {

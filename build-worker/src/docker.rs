@@ -1,162 +1,225 @@
-//! The Docker Engine: builds by BuildKit, pulls, pushes, commits, tags and images. Only this module names bollard.
+//! The Docker Engine: builds by BuildKit's Control API; pulls, pushes, commits, tags and images by the engine's own. Only this
+//! module names bollard.
 //!
-//! Every build gets connections of its own, named by its attempt: so it can be cancelled by that name, read to its real end,
-//! and leaves no session behind.
+//! Every piece of work gets connections of its own, so that it can be ended by closing them, and leaves no session behind.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use bollard::{
     API_DEFAULT_VERSION, Docker,
     errors::Error as BollardError,
-    models::ContainerConfig,
+    models::{ContainerConfig, ImageInspect, ImageSummary},
     query_parameters::{
-        BuildImageOptions, BuilderVersion, CommitContainerOptionsBuilder, InspectContainerOptions,
-        ListImagesOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+        CommitContainerOptionsBuilder, InspectContainerOptions, ListImagesOptionsBuilder,
+        RemoveImageOptionsBuilder, TagImageOptionsBuilder,
     },
 };
-use bytes::Bytes;
-use futures_util::StreamExt;
 use tokio::sync::mpsc;
-use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::AbortOnDropHandle,
+};
 
 use self::{
-    silence::Silence,
-    transport::{Connections, Host},
+    connection::{Connections, Host},
+    control::Control,
+    solve::Teller,
 };
 use crate::{
-    context::Context,
     engine::{
-        BuildOrder, Canceller, Engine, EngineError, EngineImage, EngineInfo, LabelledImage, RunningWork, Told,
+        BuildOrder, BuiltImage, Engine, EngineError, EngineImage, EngineInfo, LabelledImage, RunningWork,
+        Told,
     },
+    fault::Fault,
     reference,
     registries::Registries,
 };
 
+mod connection;
+mod control;
 mod layers;
 mod progress;
-mod silence;
+mod session;
+mod solve;
+mod squash;
 mod transfers;
-mod transport;
 
-/// A Docker Engine of version 20.10 or later.
+/// A Docker Engine.
 #[derive(Clone, Debug)]
 pub(crate) struct DockerEngine {
     docker: Docker,
-    host: Host,
+    connections: Connections,
     registries: Registries,
 }
 
 /// Something that the engine runs, over connections of its own.
 #[derive(Debug)]
 struct DockerWork {
-    /// A build's: it can be cancelled by it. Everything else ends with its connections.
-    name: Option<String>,
-    connections: Connections,
+    runs_processes: bool,
+    cancel: CancellationToken,
     /// Bounded: when nobody reads on, the engine's stream is not read either.
     told: mpsc::Receiver<Result<Told, EngineError>>,
     _reader: AbortOnDropHandle<()>,
     _close: DropGuard,
 }
 
-#[derive(Debug)]
-struct DockerCanceller {
-    name: Option<String>,
-    connections: Connections,
-}
-
 impl DockerEngine {
     const TIMEOUT_SECONDS: u64 = 60;
-    /// The engine answers a build when its first step begins, which may be after another one's.
-    const BUILD_TIMEOUT_SECONDS: u64 = 24 * 3600;
+    /// Nothing bounds how long a pull, a push or a commit takes but whoever waits for it.
+    const WORK_TIMEOUT_SECONDS: u64 = 24 * 3600;
     const TOLD: usize = 16;
+    /// How often a list is asked for again that has failed because an image was removed meanwhile.
+    const LIST_TRIES: u32 = 3;
+    /// A reference that no image has: whether its lookup works shows that the image store does.
+    const NO_REFERENCE: &str = "trailer.invalid/none";
+    const CONTAINERD_STORE: &str = "io.containerd.snapshotter.v1";
 
     /// Takes an address, `unix:///path` or `tcp://host:port`. Nothing is sent yet.
+    ///
+    /// # Errors
+    ///
+    /// The address is none.
     pub(crate) fn new(address: &str, registries: Registries) -> Result<Self, EngineError> {
         let host = Host::parse(address).map_err(EngineError::Refused)?;
-        let docker = connect(&Connections::to(host.clone(), None), Self::TIMEOUT_SECONDS)?;
-        Ok(Self { docker, host, registries })
+        let connections = Connections::new(host);
+        let docker = connect(&connections, Self::TIMEOUT_SECONDS)?;
+        Ok(Self { docker, connections, registries })
     }
 
-    /// Whether the engine's processes run on this host, as far as the address tells.
+    /// Returns whether the engine's processes run on this host, as far as the address tells.
     pub(crate) fn is_local(&self) -> bool {
-        matches!(self.host, Host::Unix(_))
+        matches!(self.connections.host(), Host::Unix(_))
     }
 
-    /// Runs something over connections of its own, which tells what the engine says. A build has a name.
+    /// Runs something over connections of its own, and passes on what the engine says of it.
     fn run<F>(
-        &self,
-        name: Option<String>,
-        work: impl FnOnce(Docker, mpsc::Sender<Result<Told, EngineError>>) -> F,
-    ) -> Result<Box<dyn RunningWork>, EngineError>
+        connections: Connections,
+        cancel: CancellationToken,
+        runs_processes: bool,
+        work: impl FnOnce(Teller) -> F,
+    ) -> Box<dyn RunningWork>
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let connections = Connections::to(self.host.clone(), name.clone());
-        let docker = connect(&connections, Self::BUILD_TIMEOUT_SECONDS)?;
         let (tell, told) = mpsc::channel(Self::TOLD);
-        Ok(Box::new(DockerWork {
-            name,
-            _reader: AbortOnDropHandle::new(tokio::spawn(work(docker, tell))),
+        Box::new(DockerWork {
+            runs_processes,
+            cancel,
+            _reader: AbortOnDropHandle::new(tokio::spawn(work(tell))),
             _close: connections.closed().clone().drop_guard(),
-            connections,
             told,
-        }))
+        })
     }
+
+    /// Builds, and squashes where that is wanted; none when it was cancelled.
+    async fn build_image(
+        &self,
+        connections: &Connections,
+        order: &BuildOrder,
+        cancel: &CancellationToken,
+        tell: &Teller,
+    ) -> Result<Option<BuiltImage>, EngineError> {
+        let Some(built) = self.solve(connections, order, cancel, tell).await? else {
+            return Ok(None);
+        };
+        if !order.squash {
+            return Ok(Some(built));
+        }
+        let squashed = self.solve(connections, &squash::order(connections, order).await?, cancel, tell).await;
+        // It has lost its only name, or goes with that.
+        if let Err(error) = self.remove(&built.id).await {
+            tracing::warn!(id = built.id, %error, "cannot remove what was squashed");
+        }
+        squashed
+    }
+
+    async fn solve(
+        &self,
+        connections: &Connections,
+        order: &BuildOrder,
+        cancel: &CancellationToken,
+        tell: &Teller,
+    ) -> Result<Option<BuiltImage>, EngineError> {
+        let open = Control::open(connections, Arc::clone(&order.context), self.registries.clone());
+        let Some(control) = cancel.run_until_cancelled(open).await else {
+            return Ok(None);
+        };
+        let control = control?;
+        solve::solve(&control, solve::request(order, &control.session), cancel, tell).await
+    }
+
+    async fn list(&self, filters: HashMap<&str, Vec<String>>) -> Result<Vec<ImageSummary>, EngineError> {
+        let options = ListImagesOptionsBuilder::new().filters(&filters).build();
+        let mut tries = 1;
+        loop {
+            match self.docker.list_images(Some(options.clone())).await {
+                Err(error) if is_missing(&error) && tries < Self::LIST_TRIES => tries += 1,
+                images => return Ok(images?),
+            }
+        }
+    }
+
+    /// Returns the bytes that an image takes on the engine's disk. Where containerd stores it, inspecting it tells less.
+    async fn size(&self, name: &str, image: &ImageInspect) -> Result<i64, EngineError> {
+        let inspected = image.size.unwrap_or(0);
+        if has_graph_driver(image) {
+            return Ok(inspected);
+        }
+        let (repository, tag) = reference::parts(name);
+        let listed = self.list(HashMap::from([("reference", vec![format!("{repository}:{tag}")])])).await?;
+        let listed = listed.into_iter().find(|listed| Some(&listed.id) == image.id.as_ref());
+        Ok(listed.map_or(inspected, |listed| listed.size))
+    }
+}
+
+/// Returns whether a graph driver holds an image. Only containerd's store tells nothing of the driver's data.
+fn has_graph_driver(image: &ImageInspect) -> bool {
+    image.graph_driver.as_ref().is_some_and(|driver| !driver.data.is_empty())
+}
+
+/// Returns the digest of an image's configuration; empty when the engine does not tell it, as Docker before 28 does not where
+/// containerd stores the images.
+fn config_digest(image: &ImageInspect) -> String {
+    if has_graph_driver(image) {
+        return image.id.clone().unwrap_or_default();
+    }
+    let annotations = image.descriptor.as_ref().and_then(|descriptor| descriptor.annotations.as_ref());
+    annotations.and_then(|annotations| annotations.get("config.digest")).cloned().unwrap_or_default()
 }
 
 #[tonic::async_trait]
 impl Engine for DockerEngine {
     async fn info(&self) -> Result<EngineInfo, EngineError> {
+        let version =
+            self.connections.negotiate().await.map_err(|error| EngineError::Broken(error.to_string()))?;
         let info = self.docker.info().await?;
+        self.list(HashMap::from([("reference", vec![Self::NO_REFERENCE.to_owned()])])).await?;
+        let status = info.driver_status.unwrap_or_default();
         Ok(EngineInfo {
-            version: info.server_version.unwrap_or_default(),
+            id: info.id.unwrap_or_default(),
+            version: version.version,
             root: info.docker_root_dir.unwrap_or_default(),
-            // Engines squash only among their experiments.
-            squashes: info.experimental_build.unwrap_or_default(),
+            has_containerd_store: status.iter().flatten().any(|value| value == Self::CONTAINERD_STORE),
+            pid: self.connections.peer().await,
         })
     }
 
     fn build(&self, order: BuildOrder) -> Result<Box<dyn RunningWork>, EngineError> {
-        let (body, remote) = match order.context {
-            Context::Small(archive) => (bollard::body_full(archive), None),
-            Context::Large(archive) => (bollard::body_try_stream(archive.into_stream()), None),
-            // The client library wants one.
-            Context::Remote(url) => (bollard::body_full(Bytes::new()), Some(url)),
-        };
-        let options = BuildImageOptions {
-            dockerfile: order.dockerfile,
-            remote,
-            t: Some(order.tag),
-            labels: Some(order.labels),
-            buildargs: Some(order.build_args),
-            target: order.target,
-            pull: order.pull_base.then(|| "true".to_owned()),
-            nocache: order.no_cache,
-            squash: Some(order.squash),
-            version: BuilderVersion::BuilderBuildKit,
-            session: Some(order.name.clone()),
-            rm: true,
-            ..BuildImageOptions::default()
-        };
-        let registries = self.registries.clone();
-        self.run(Some(order.name), async move |docker, tell| {
-            let credentials = registries.all().await.into_iter().map(|(name, found)| (name, found.into()));
-            let mut stream = docker.build_image(options, Some(credentials.collect()), Some(body));
-            let mut silence = Silence::default();
-            while let Some(info) = stream.next().await {
-                let told = match info {
-                    Ok(info) => progress::told(info).and_then(|told| silence.hear(told)).map(Ok),
-                    Err(error) => Some(Err(error.into())),
+        let (engine, connections) = (self.clone(), self.connections.separate());
+        let cancel = CancellationToken::new();
+        let work = {
+            let (connections, cancel) = (connections.clone(), cancel.clone());
+            async move |tell: Teller| {
+                let last = match engine.build_image(&connections, &order, &cancel, &tell).await {
+                    Ok(None) => return,
+                    Ok(Some(built)) => Ok(Told::Built(built)),
+                    Err(error) => Err(error),
                 };
-                let Some(told) = told else {
-                    silence.pass().await;
-                    continue;
-                };
-                if tell.send(told).await.is_err() {
-                    return;
-                }
+                // Whoever does not listen any more need not hear it.
+                let _ = tell.send(last).await;
             }
-        })
+        };
+        Ok(Self::run(connections, cancel, true, work))
     }
 
     fn pull(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {
@@ -211,15 +274,13 @@ impl Engine for DockerEngine {
             .pause(true)
             .build();
         let config = ContainerConfig { labels: Some(labels), ..ContainerConfig::default() };
-        let connections = Connections::to(self.host.clone(), None);
-        let docker = connect(&connections, Self::BUILD_TIMEOUT_SECONDS)?;
+        let docker = connect(&self.connections.separate(), Self::WORK_TIMEOUT_SECONDS)?;
         Ok(docker.commit_container(options, config).await?.id)
     }
 
     async fn labelled(&self, labels: &[(&str, &str)]) -> Result<Vec<LabelledImage>, EngineError> {
         let wanted: Vec<String> = labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
-        let options = ListImagesOptionsBuilder::new().filters(&HashMap::from([("label", wanted)])).build();
-        let mut images = self.docker.list_images(Some(options)).await?;
+        let mut images = self.list(HashMap::from([("label", wanted)])).await?;
         let has = |found: &HashMap<String, String>, (label, value): &(&str, &str)| {
             found.get(*label).is_some_and(|found| found == value)
         };
@@ -243,15 +304,20 @@ impl Engine for DockerEngine {
     }
 
     async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError> {
-        match self.docker.inspect_image(name).await {
-            Ok(image) => Ok(image.id.map(|id| EngineImage {
-                id,
-                size_bytes: image.size.unwrap_or(0),
-                repo_digests: image.repo_digests.unwrap_or_default(),
-            })),
-            Err(error) if is_missing(&error) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let image = match self.docker.inspect_image(name).await {
+            Ok(image) => image,
+            Err(error) if is_missing(&error) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let Some(id) = image.id.clone() else { return Ok(None) };
+        Ok(Some(EngineImage {
+            id,
+            config_digest: config_digest(&image),
+            size_bytes: self.size(name, &image).await?,
+            repo_digests: image.repo_digests.unwrap_or_default(),
+            names: image.repo_tags.unwrap_or_default(),
+            labels: image.config.and_then(|config| config.labels).unwrap_or_default(),
+        }))
     }
 }
 
@@ -262,31 +328,11 @@ impl RunningWork for DockerWork {
     }
 
     fn runs_processes(&self) -> bool {
-        self.name.is_some()
+        self.runs_processes
     }
 
-    fn canceller(&self) -> Box<dyn Canceller> {
-        Box::new(DockerCanceller { name: self.name.clone(), connections: self.connections.clone() })
-    }
-}
-
-impl DockerCanceller {
-    /// How long the engine may take to hear of a cancel.
-    const TIMEOUT: Duration = Duration::from_secs(5);
-}
-
-#[tonic::async_trait]
-impl Canceller for DockerCanceller {
-    async fn cancel(&self) -> Result<(), EngineError> {
-        let Some(name) = &self.name else {
-            self.connections.closed().cancel();
-            return Ok(());
-        };
-        let path = format!("/build/cancel?id={name}");
-        tokio::time::timeout(Self::TIMEOUT, self.connections.post(&path))
-            .await
-            .map_err(|_| EngineError::Broken("it did not answer a cancel in time".to_owned()))?
-            .map_err(|error| EngineError::Broken(error.to_string()))
+    fn cancel(&self) {
+        self.cancel.cancel();
     }
 }
 
@@ -305,49 +351,18 @@ fn is_missing(error: &BollardError) -> bool {
     matches!(error, BollardError::DockerResponseServerError { status_code: 404, .. })
 }
 
-/// What an engine says when it is itself the cause.
-const OWN_TROUBLES: [&str; 5] = [
-    "context canceled",
-    "no space left on device",
-    "transport is closing",
-    "error reading from server: EOF",
-    "cannot allocate memory",
-];
-
 impl From<BollardError> for EngineError {
     fn from(error: BollardError) -> Self {
         if let BollardError::DockerStreamError { error } = error {
-            // The text quotes the command of a step that has failed, which may hold anything.
-            let is_exit =
-                error.rsplit_once("exit code: ").is_some_and(|(_, code)| code.trim().parse::<i32>().is_ok());
-            return if !is_exit && OWN_TROUBLES.iter().any(|trouble| error.contains(trouble)) {
-                Self::Broken(error)
-            } else {
-                Self::Refused(error)
-            };
+            return Self::new(Fault::of_message(&error).unwrap_or(Fault::User), error);
         }
-        if let BollardError::DockerResponseServerError { status_code: 400..=499, message } = error {
-            return Self::Refused(message);
-        }
-        Self::Broken(error.to_string())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_step_that_fails_is_no_trouble_of_the_engine() {
-        let is_broken = |error: &str| {
-            let error = BollardError::DockerStreamError { error: error.to_owned() };
-            matches!(EngineError::from(error), EngineError::Broken(_))
+        let BollardError::DockerResponseServerError { status_code, message } = error else {
+            return Self::Broken(error.to_string());
         };
-        assert!(is_broken("failed to copy: write /x: no space left on device"));
-        assert!(is_broken("context canceled"));
-        assert!(!is_broken("executor failed running [/bin/sh -c false]: exit code: 1"));
-        assert!(!is_broken(
-            "executor failed running [/bin/sh -c grep 'no space left on device' x]: exit code: 1"
-        ));
+        match status_code {
+            429 => Self::Unreachable(message),
+            400..=499 => Self::Refused(message),
+            _ => Self::new(Fault::of_message(&message).unwrap_or(Fault::Engine), message),
+        }
     }
 }

@@ -1,14 +1,18 @@
 //! What a worker needs of a Docker Engine. `docker` is the real one; a simulation brings its own.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, sync::Arc};
 
-use crate::context::Context;
 pub(crate) use crate::output::Progress;
+use crate::{context::Context, fault::Fault};
 
 /// A Docker Engine with BuildKit.
 #[tonic::async_trait]
 pub(crate) trait Engine: fmt::Debug + Send + Sync {
-    /// What the engine says of itself: it answers.
+    /// Returns the engine's description of itself. It answers, and so does its image store.
+    ///
+    /// # Errors
+    ///
+    /// The engine or its image store is away.
     async fn info(&self) -> Result<EngineInfo, EngineError>;
 
     /// Starts a build.
@@ -49,40 +53,33 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// container, stays.
     async fn remove(&self, id: &str) -> Result<bool, EngineError>;
 
-    /// The image of that name or id.
+    /// Returns the image of that name or id.
     async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError>;
 }
 
-/// A build, a pull or a push that the engine runs. Dropping it drops its connections, which makes the engine stop, too, but
+/// A build, a pull or a push that the engine runs. Dropping it closes its connections, which makes the engine stop, too, but
 /// nobody sees it.
 #[tonic::async_trait]
 pub(crate) trait RunningWork: fmt::Debug + Send {
-    /// What the engine says next; `None` when it has ended. May be dropped and called again: nothing is lost.
+    /// Returns what the engine says next; `None` when it has ended. May be dropped and called again: nothing is lost.
     async fn next(&mut self) -> Option<Result<Told, EngineError>>;
 
-    /// Whether its steps are processes on the engine's host.
+    /// Returns whether its steps are processes on the engine's host.
     fn runs_processes(&self) -> bool;
 
-    /// What can cancel it while somebody reads on.
-    fn canceller(&self) -> Box<dyn Canceller>;
-}
-
-/// A way to cancel what the engine runs.
-#[tonic::async_trait]
-pub(crate) trait Canceller: fmt::Debug + Send + Sync {
-    /// Asks the engine to end it. It has ended when [`RunningWork::next`] says so.
-    async fn cancel(&self) -> Result<(), EngineError>;
+    /// Makes the engine end it. It has ended when [`Self::next`] says so.
+    fn cancel(&self);
 }
 
 /// What the engine shall build.
 #[derive(Debug)]
 pub(crate) struct BuildOrder {
-    /// Unique to the attempt: the build can be cancelled by it.
+    /// Unique to the attempt: names the build to the engine.
     pub(crate) name: String,
     /// The tag that the image gets, `repository:tag`.
     pub(crate) tag: String,
     /// The context, the Dockerfile included.
-    pub(crate) context: Context,
+    pub(crate) context: Arc<Context>,
     /// Where the Dockerfile lies in it.
     pub(crate) dockerfile: String,
     /// The labels of the image.
@@ -97,6 +94,10 @@ pub(crate) struct BuildOrder {
     pub(crate) no_cache: bool,
     /// Whether the layers are squashed into one.
     pub(crate) squash: bool,
+    /// The control group below which the processes of its steps are.
+    pub(crate) cgroup_parent: String,
+    /// How layers are compressed, where the engine's image store compresses them; the engine's choice when empty.
+    pub(crate) compression: String,
 }
 
 /// What the engine says of its work.
@@ -105,20 +106,33 @@ pub(crate) enum Told {
     /// Steps and what they print.
     Progress(Vec<Progress>),
     /// The image is built.
-    ImageId(String),
-    /// From here on the engine tells nothing but an image's id; not how the build fails, and not its end.
-    Silent,
+    Built(BuiltImage),
+    /// Some of the progress could not be had, for this reason.
+    Gap(&'static str),
 }
 
-/// What an engine says of itself.
-#[derive(Clone, Debug)]
+/// An image that a build has made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BuiltImage {
+    /// The engine's identifier of it.
+    pub(crate) id: String,
+    /// The digest of its configuration, the same on every engine; empty when the engine does not tell it.
+    pub(crate) config_digest: String,
+}
+
+/// An engine's description of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct EngineInfo {
-    /// Its version.
+    /// Identifies the engine, for as long as it keeps its data.
+    pub(crate) id: String,
+    /// Its version, such as `26.1.5+dfsg1`.
     pub(crate) version: String,
-    /// The directory that it keeps everything in, on its host.
+    /// The directory that it keeps its data in, on its host.
     pub(crate) root: String,
-    /// Whether it can squash layers.
-    pub(crate) squashes: bool,
+    /// Whether containerd stores its images, rather than a graph driver below `root`.
+    pub(crate) has_containerd_store: bool,
+    /// Its process, when that can be seen from here.
+    pub(crate) pid: Option<i32>,
 }
 
 /// An image in the engine.
@@ -126,10 +140,15 @@ pub(crate) struct EngineInfo {
 pub(crate) struct EngineImage {
     /// The engine's identifier of it.
     pub(crate) id: String,
-    /// Its size in bytes.
+    /// The digest of its configuration; empty when the engine does not tell it.
+    pub(crate) config_digest: String,
+    /// The bytes that it takes on the engine's disk, layers that it shares with others included.
     pub(crate) size_bytes: i64,
-    /// What registries call it, `repository@sha256:…`, as far as it was pulled or pushed.
+    /// The names that registries have for it, `repository@sha256:…`, as far as it was pulled or pushed.
     pub(crate) repo_digests: Vec<String>,
+    /// Its names, each `repository:tag`.
+    pub(crate) names: Vec<String>,
+    pub(crate) labels: HashMap<String, String>,
 }
 
 /// An image that was found by its labels.
@@ -148,7 +167,20 @@ pub(crate) enum EngineError {
     /// The engine works, and refuses or has failed what it was asked for.
     #[error("{0}")]
     Refused(String),
+    /// The engine works, and could not reach something that it needed for it.
+    #[error("{0}")]
+    Unreachable(String),
     /// The engine does not work, or cannot be reached.
     #[error("the Docker Engine: {0}")]
     Broken(String),
+}
+
+impl EngineError {
+    pub(crate) fn new(fault: Fault, message: String) -> Self {
+        match fault {
+            Fault::User => Self::Refused(message),
+            Fault::Remote => Self::Unreachable(message),
+            Fault::Engine => Self::Broken(message),
+        }
+    }
 }

@@ -1,18 +1,23 @@
-//! Whether the Docker Engine answers: while it does not, no build is begun, so that an engine that is restarted costs the
-//! builds that were running one failure, and the others none.
+//! Watches whether the Docker Engine answers: while it does not, no build is begun, so that an engine that is restarted costs
+//! the builds that were running one failure, and the others none.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use crate::{engine::Engine, orphans, residue::StepProcesses};
+use crate::{
+    engine::{Engine, EngineInfo},
+    orphans,
+    step_processes::StepProcesses,
+};
 
-/// What is known of the engine; it answered when the worker began.
+/// The engine as it was last seen; it answered when the worker began.
 #[derive(Debug)]
 pub(crate) struct EngineWatch {
+    info: watch::Sender<EngineInfo>,
     answers: AtomicBool,
     answered: Notify,
     suspected: Notify,
@@ -22,11 +27,21 @@ impl EngineWatch {
     const POLL: Duration = Duration::from_secs(1);
     const TIMEOUT: Duration = Duration::from_secs(5);
 
-    pub(crate) fn new() -> Self {
-        Self { answers: AtomicBool::new(true), answered: Notify::new(), suspected: Notify::new() }
+    pub(crate) fn new(info: EngineInfo) -> Self {
+        Self {
+            info: watch::Sender::new(info),
+            answers: AtomicBool::new(true),
+            answered: Notify::new(),
+            suspected: Notify::new(),
+        }
     }
 
-    /// Something has failed that may be the engine's fault: it does not count as answering until it was asked.
+    /// Returns the engine's description of itself; it changes when another version takes its place.
+    pub(crate) fn info(&self) -> watch::Receiver<EngineInfo> {
+        self.info.subscribe()
+    }
+
+    /// Notes that something has failed that may be the engine's fault: it does not count as answering until it was asked.
     pub(crate) fn suspect(&self) {
         self.answers.store(false, Ordering::Release);
         self.suspected.notify_one();
@@ -47,17 +62,38 @@ impl EngineWatch {
         }
     }
 
+    /// Asks the engine and its image store; whether both answer in time.
+    pub(crate) async fn ask(&self, engine: &dyn Engine) -> bool {
+        match tokio::time::timeout(Self::TIMEOUT, engine.info()).await {
+            Ok(Ok(info)) => {
+                self.info.send_if_modified(|known| {
+                    let is_new = *known != info;
+                    *known = info;
+                    is_new
+                });
+                true
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the Docker Engine does not answer well");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
     /// Asks the engine whenever it is suspected, until it answers and what it has left behind is ended.
-    pub(crate) async fn run(&self, engine: &dyn Engine, processes: Option<&StepProcesses>) {
+    pub(crate) async fn run(&self, engine: &dyn Engine, processes: impl Fn() -> Option<StepProcesses>) {
         let end_orphans = async || {
-            if let Some(processes) = processes {
-                orphans::end(processes).await;
+            if let Some(processes) = processes() {
+                orphans::end(&processes).await;
             }
         };
         loop {
             self.suspected.notified().await;
-            while !matches!(tokio::time::timeout(Self::TIMEOUT, engine.info()).await, Ok(Ok(_))) {
-                tracing::warn!("the Docker Engine does not answer; no build is begun meanwhile");
+            while !self.ask(engine).await {
+                tracing::warn!(
+                    "the Docker Engine or its image store does not answer; no build is begun meanwhile"
+                );
                 end_orphans().await;
                 tokio::time::sleep(Self::POLL).await;
             }

@@ -1,6 +1,6 @@
 //! Gets the context of a build: what was uploaded comes from the service, whenever that answers.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use proto::dispatch::{Attempt, DockerBuild};
@@ -50,7 +50,7 @@ pub(crate) async fn context_of(
                 tracing::warn!(build = attempt.build_id, %error, "cannot fetch a context yet");
                 sleep(PAUSE).await;
             }
-            fetched => return Ok(Context::Large(fetched?)),
+            fetched => return Ok(Context::Large(Arc::new(fetched?))),
         }
     }
 }

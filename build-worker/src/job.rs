@@ -11,15 +11,15 @@ use tokio::time::Instant;
 use crate::{
     context::{self, Context},
     dial::Dial,
-    engine::{BuildOrder, Engine, EngineError, RunningWork, Told},
+    engine::{BuildOrder, BuiltImage, Engine, EngineError, RunningWork, Told},
     fetching,
     labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
     leftovers::ATTEMPTS,
     outbox::Outbox,
     output::{FailedStep, Output},
     readiness::{Doubt, Readiness},
-    residue::StepProcesses,
     spool::Spool,
+    step_processes::{StepGroup, StepProcesses},
     steps::StepsUnderWay,
     telling::StepSpans,
 };
@@ -46,8 +46,14 @@ pub(crate) struct Job {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) control: Arc<Control>,
     pub(crate) steps: StepsUnderWay,
-    /// None when the engine's processes cannot be seen from here.
+    /// The control group that the steps run below.
+    pub(crate) group: StepGroup,
+    /// None when the engine's processes are not on this host.
     pub(crate) processes: Option<StepProcesses>,
+    /// The build arguments that name the proxies of builds.
+    pub(crate) proxies: HashMap<String, String>,
+    /// How layers are compressed; the engine's choice when empty.
+    pub(crate) compression: String,
     pub(crate) log_limit: usize,
     /// How long stopping may take before it counts as not confirmed.
     pub(crate) stop_limit: Duration,
@@ -55,30 +61,53 @@ pub(crate) struct Job {
     pub(crate) begin_by: Instant,
 }
 
-/// What an attempt has come to.
+/// What a job leaves to be done after it.
+#[derive(Debug, Default)]
+pub(crate) struct Rest {
+    /// What goes on although it was to stop.
+    pub(crate) left: Option<Left>,
+    /// The image that had the reference before, by the engine's identifier.
+    pub(crate) replaced: Option<String>,
+}
+
+/// The artifact of an attempt.
 struct Made {
     image_id: String,
+    config_digest: String,
     size_bytes: i64,
     /// Empty for what no registry holds.
     repo_digest: String,
+    /// The image that had the reference before.
+    replaced: Option<String>,
 }
 
 /// How an attempt ended without an artifact.
 enum Ended {
     /// It was not begun, and why.
-    NotBegun(&'static str),
-    Failed(Failed),
-    /// `left` is what has not stopped in time.
-    Stopped {
-        left: Option<Left>,
+    NotBegun(String),
+    Failed {
+        failed: Failed,
+        /// Whether the engine has to be asked before anything else is begun.
+        doubts_engine: bool,
     },
+    Stopped(Stop),
+}
+
+/// How the work of an attempt that was to stop has ended.
+enum Stop {
+    /// Nothing of it is left.
+    Confirmed,
+    /// The engine says that it has ended; its processes cannot be seen from here.
+    Unseen,
+    /// It goes on.
+    Failed(Left),
 }
 
 /// What goes on of a build that was to stop.
 #[derive(Debug)]
 pub(crate) struct Left {
-    /// None when the engine has ended it, or tells nothing more of it.
-    build: Option<Box<dyn RunningWork>>,
+    /// None when the engine has ended it.
+    work: Option<Box<dyn RunningWork>>,
     begun: Instant,
     /// From before anybody is told, for the service gives out builds until it hears that none are taken.
     _doubt: Doubt,
@@ -87,15 +116,13 @@ pub(crate) struct Left {
 impl Job {
     /// How long a build waits for an engine that does not answer.
     const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
-    /// What the log says when the engine tells nothing more.
-    const SILENT: &str = "the Docker Engine tells nothing more of this build, as version 20.10 does when a step prints too much at once";
     /// How long the last report may wait for the attempt's tag to go.
     const UNTAG_LIMIT: Duration = Duration::from_secs(1);
     /// How long a worker that ends waits for the grant of what it has built.
     const LAST_GRANT: Duration = Duration::from_secs(5);
 
     /// Works, reports, and waits until every report is durable. What has not stopped by then is left to [`Self::linger`].
-    pub(crate) async fn run(&self) -> Option<Left> {
+    pub(crate) async fn run(&self) -> Rest {
         let ended = {
             let work = self.work();
             tokio::pin!(work);
@@ -117,25 +144,29 @@ impl Job {
                 tracing::warn!(tag = self.attempt_tag(), "the engine does not remove the tag of an attempt")
             }
         }
-        let mut left = None;
+        let mut rest = Rest::default();
         let event = match ended {
-            Ok(Made { image_id, size_bytes, repo_digest }) => {
-                Some(Event::Succeeded(Succeeded { image_id, size_bytes, repo_digest }))
+            Ok(Made { image_id, config_digest, size_bytes, repo_digest, replaced }) => {
+                rest.replaced = replaced.filter(|replaced| *replaced != image_id);
+                Some(Event::Succeeded(Succeeded { image_id, size_bytes, repo_digest, config_digest }))
             }
-            Err(Ended::NotBegun(reason)) => Some(Event::HandedBack(HandedBack { reason: reason.to_owned() })),
-            Err(Ended::Failed(failed)) => {
-                if failed.kind() == FailureKind::Infrastructure {
-                    // Before the service hears of it, which gives the build back at once.
+            Err(Ended::NotBegun(reason)) => Some(Event::HandedBack(HandedBack { reason })),
+            Err(Ended::Failed { failed, doubts_engine }) => {
+                if doubts_engine {
+                    // Before the service hears of it, which gives the build back.
                     self.readiness.engine.suspect();
                 }
                 Some(Event::Failed(failed))
             }
-            Err(Ended::Stopped { left: found }) => {
-                left = found;
-                self.stopped(left.is_none())
+            Err(Ended::Stopped(stop)) => {
+                let event = self.stopped(&stop);
+                if let Stop::Failed(left) = stop {
+                    rest.left = Some(left);
+                }
+                event
             }
         };
-        if left.is_none() {
+        if rest.left.is_none() {
             self.steps.forget(&self.name());
         }
         match event {
@@ -143,13 +174,16 @@ impl Job {
             None => self.outbox.drop_all(),
         }
         self.outbox.settled().await;
-        left
+        rest
     }
 
-    /// What to tell of an attempt that was to stop.
-    fn stopped(&self, confirmed: bool) -> Option<Event> {
+    /// Returns what to tell of an attempt that was to stop.
+    fn stopped(&self, stop: &Stop) -> Option<Event> {
+        let has_ended = !matches!(stop, Stop::Failed(_));
         match self.control.reason.get() {
-            Some(StopReason::Cancelled) => Some(Event::Stopped(Stopped { confirmed })),
+            Some(StopReason::Cancelled) => {
+                Some(Event::Stopped(Stopped { confirmed: matches!(stop, Stop::Confirmed) }))
+            }
             Some(StopReason::TimedOut) => Some(Event::Failed(Failed {
                 kind: FailureKind::Timeout.into(),
                 message: format!(
@@ -159,14 +193,14 @@ impl Job {
                 ..Failed::default()
             })),
             // What has been granted cannot be handed back.
-            Some(StopReason::HandBack) if confirmed && self.control.granted.is_cancelled() => {
+            Some(StopReason::HandBack) if has_ended && self.control.granted.is_cancelled() => {
                 Some(Event::Failed(Failed {
                     kind: FailureKind::Infrastructure.into(),
                     message: "the worker is shutting down".to_owned(),
                     ..Failed::default()
                 }))
             }
-            Some(StopReason::HandBack) if confirmed => {
+            Some(StopReason::HandBack) if has_ended => {
                 Some(Event::HandedBack(HandedBack { reason: "the worker is shutting down".to_owned() }))
             }
             // Work that may still go on is not given to others before the lease is over.
@@ -190,36 +224,31 @@ impl Job {
     async fn work(&self) -> Result<Made, Ended> {
         tokio::select! {
             biased;
-            () = self.control.stop.cancelled() => return Err(Ended::Stopped { left: None }),
+            () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
             waited = tokio::time::timeout(Self::ENGINE_PATIENCE, self.readiness.engine.answering()) => {
-                waited.map_err(|_| Ended::NotBegun("the Docker Engine does not answer"))?;
+                waited.map_err(|_| Ended::NotBegun("the Docker Engine does not answer".to_owned()))?;
             }
         }
-        if self.readiness.has_doubts() {
-            return Err(Ended::NotBegun("a build that was to stop goes on here"));
-        }
-        if self.readiness.is_disk_full() {
-            return Err(Ended::NotBegun("the disk is nearly full"));
-        }
-        if Instant::now() >= self.begin_by {
-            return Err(Ended::NotBegun("it could not be begun in time"));
+        if let Some(obstacle) = self.obstacle() {
+            return Err(Ended::NotBegun(obstacle));
         }
         self.outbox.push(None, Event::Started(Started {})).await;
         if self.control.stop.is_cancelled() {
-            return Err(Ended::Stopped { left: None });
+            return Err(Ended::Stopped(Stop::Confirmed));
         }
         let mut output = Output::new(self.log_limit);
         match &self.assignment.work {
             Some(Work::DockerBuild(order)) => {
                 let context = tokio::select! {
                     biased;
-                    () = self.control.stop.cancelled() => return Err(Ended::Stopped { left: None }),
+                    () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
                     context = self.context(order) => context?,
                 };
-                let build = self.start(order, context).map_err(broken)?;
-                let built = self.follow(build, &mut output).await?.ok_or_else(|| {
-                    infrastructure("the engine ended the build without an image".to_owned())
-                })?;
+                let build = self.start(order, context).map_err(ended)?;
+                let built = self
+                    .follow(build, &mut output)
+                    .await?
+                    .ok_or_else(|| broken("the engine ended the build without an image".to_owned()))?;
                 self.outbox.push(None, Event::Built(Built {})).await;
                 self.granted().await?;
                 self.publish(&built, order.push, &mut output).await
@@ -228,6 +257,20 @@ impl Job {
             Some(Work::Snapshot(order)) => self.snapshot(order).await,
             None => Err(infrastructure("this worker does not know this kind of build".to_owned())),
         }
+    }
+
+    /// Returns why nothing can be begun here now.
+    fn obstacle(&self) -> Option<String> {
+        if self.readiness.has_doubts() {
+            return Some("a build that was to stop goes on here".to_owned());
+        }
+        if self.readiness.is_disk_full() {
+            return Some("the disk is nearly full".to_owned());
+        }
+        if Instant::now() >= self.begin_by {
+            return Some("it could not be begun in time".to_owned());
+        }
+        self.readiness.support().unsupported
     }
 
     /// Waits until the image's own tag may be set.
@@ -239,54 +282,44 @@ impl Job {
                 // What is built need not be built again because the worker ends: the grant is on its way.
                 let wanted = self.control.reason.get() == Some(&StopReason::HandBack);
                 let granted = tokio::time::timeout(Self::LAST_GRANT, self.control.granted.cancelled());
-                if wanted && granted.await.is_ok() { Ok(()) } else { Err(Ended::Stopped { left: None }) }
+                if wanted && granted.await.is_ok() { Ok(()) } else { Err(Ended::Stopped(Stop::Confirmed)) }
             }
         }
     }
 
-    /// Reports what the engine says of its work, until that has ended; the image's id, where the engine has told one.
+    /// Reports what the engine says of its work, until that has ended; the image, where the engine has built one.
     async fn follow(
         &self,
-        mut build: Box<dyn RunningWork>,
+        mut work: Box<dyn RunningWork>,
         output: &mut Output,
-    ) -> Result<Option<String>, Ended> {
+    ) -> Result<Option<BuiltImage>, Ended> {
         let begun = Instant::now();
-        let mut image_id = None;
+        let mut built = None;
         let mut failure = None;
-        let mut is_silent = false;
         let mut spans = StepSpans::new();
         loop {
             let told = tokio::select! {
                 biased;
                 () = self.control.stop.cancelled() => {
-                    return Err(self.stop(build, output, Vec::new(), begun, is_silent).await);
+                    return Err(self.stop(work, output, Vec::new(), begun).await);
                 }
-                told = build.next() => told,
-                () = self.idle(begun), if is_silent => {
-                    failure = Some(EngineError::Broken("it tells nothing more of the build".to_owned()));
-                    None
-                }
+                told = work.next() => told,
             };
+            let is_over = told.is_none();
             let mut events = Vec::new();
-            let mut is_over = false;
-            is_silent |= matches!(told, Some(Ok(Told::Silent)));
             match told {
                 Some(Ok(Told::Progress(progress))) => {
                     for progress in progress {
                         output.take(progress, &mut events);
                     }
-                    if build.runs_processes() {
+                    if work.runs_processes() {
                         self.steps.set(&self.name(), output.steps_under_way());
                     }
                 }
-                Some(Ok(Told::ImageId(id))) => image_id = Some(id),
-                Some(Ok(Told::Silent)) => output.leave_out(Self::SILENT, &mut events),
+                Some(Ok(Told::Built(image))) => built = Some(image),
+                Some(Ok(Told::Gap(why))) => output.leave_out(why, &mut events),
                 Some(Err(error)) => failure = Some(error),
-                None => is_over = true,
-            }
-            is_over |= is_silent && image_id.is_some();
-            if is_over {
-                output.finish(&mut events);
+                None => output.finish(&mut events),
             }
             spans.take(&events);
             let mut events = events.into_iter();
@@ -303,16 +336,16 @@ impl Job {
                 };
                 if !is_pushed {
                     let untold = std::iter::once((at, event)).chain(events).collect();
-                    return Err(self.stop(build, output, untold, begun, is_silent).await);
+                    return Err(self.stop(work, output, untold, begun).await);
                 }
             }
             if is_over {
                 break;
             }
         }
-        match (failure, image_id) {
-            (Some(error), _) => Err(Ended::Failed(failed(&error, output.failed_step()))),
-            (None, image_id) => Ok(image_id),
+        match failure {
+            Some(error) => Err(failed(&error, output.failed_step())),
+            None => Ok(built),
         }
     }
 
@@ -326,17 +359,21 @@ impl Job {
     }
 
     fn start(&self, order: &DockerBuild, context: Context) -> Result<Box<dyn RunningWork>, EngineError> {
+        let mut build_args = self.proxies.clone();
+        build_args.extend(order.build_args.clone());
         self.engine.build(BuildOrder {
             name: self.name(),
             tag: self.attempt_tag(),
-            context,
+            context: Arc::new(context),
             dockerfile: context::dockerfile_path(order),
-            build_args: order.build_args.clone().into_iter().collect(),
+            build_args,
             target: order.target.clone(),
             pull_base: order.pull_base,
             no_cache: order.no_cache,
             squash: order.squash,
             labels: self.labels(),
+            cgroup_parent: self.group.path().to_owned(),
+            compression: self.compression.clone(),
         })
     }
 
@@ -362,19 +399,32 @@ impl Job {
     }
 }
 
-fn failed(error: &EngineError, step: Option<FailedStep>) -> Failed {
+/// Converts what the engine could not do, and the step that failed, into the end of an attempt.
+fn failed(error: &EngineError, step: Option<FailedStep>) -> Ended {
     let kind = match error {
         EngineError::Refused(_) => FailureKind::User,
-        EngineError::Broken(_) => FailureKind::Infrastructure,
+        EngineError::Unreachable(_) | EngineError::Broken(_) => FailureKind::Infrastructure,
     };
     let step = step.unwrap_or_default();
-    Failed { kind: kind.into(), step: step.name, message: error.to_string(), last_lines: step.last_lines }
+    let failed = Failed {
+        kind: kind.into(),
+        step: step.name,
+        message: error.to_string(),
+        last_lines: step.last_lines,
+    };
+    Ended::Failed { failed, doubts_engine: matches!(error, EngineError::Broken(_)) }
 }
 
-fn broken(error: EngineError) -> Ended {
-    infrastructure(error.to_string())
+/// Converts what the engine could not do, outside of any step.
+fn ended(error: EngineError) -> Ended {
+    failed(&error, None)
+}
+
+fn broken(message: String) -> Ended {
+    ended(EngineError::Broken(message))
 }
 
 fn infrastructure(message: String) -> Ended {
-    Ended::Failed(Failed { kind: FailureKind::Infrastructure.into(), message, ..Failed::default() })
+    let failed = Failed { kind: FailureKind::Infrastructure.into(), message, ..Failed::default() };
+    Ended::Failed { failed, doubts_engine: false }
 }

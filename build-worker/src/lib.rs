@@ -2,8 +2,8 @@
 //!
 //! `dial` reaches the service, `session` holds the connection, `worker` what is held over it, `job` is one attempt at one
 //! build; `fetching` gets its `context`; `engine` is what it needs of an engine and `docker` the real one, with credentials
-//! from `registries`; `output` turns its progress into events, `outbox` keeps them until they are durable, with a `spool` for
-//! what is too much for memory, `lease` says when all work has to stop, `residue` sees whether it has, `orphans` ends what a
+//! from `registries`; `engine_support` says which are built on, and `fault` whose fault an error of theirs is; `output` turns its progress into events, `outbox` keeps them until they are durable, with a `spool` for
+//! what is too much for memory, `lease` says when all work has to stop, `step_processes` sees whether it has, `orphans` ends what a
 //! killed engine has left behind, and `leftovers` removes what a killed worker has, `collecting` the images that nothing needs
 //! any more. `simulation` puts models around all of it.
 //!
@@ -15,7 +15,7 @@
 //! - A cancel is confirmed after the engine's answer has ended and no process of the build is left.
 //! - While something goes on that was to stop, nothing is begun.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use edge::{listener::Incoming, tls::ServerTls};
 use tokio::net::TcpListener;
@@ -33,7 +33,6 @@ use self::{
     health::Health,
     outbox::Settings,
     registries::Registries,
-    residue::StepProcesses,
     spool::{DiskSpool, Spool},
     worker::{Surroundings, TokioSpawn, Worker},
 };
@@ -44,7 +43,9 @@ mod context;
 mod dial;
 mod docker;
 mod engine;
+mod engine_support;
 mod engine_watch;
+mod fault;
 mod fetching;
 mod health;
 mod job;
@@ -58,11 +59,11 @@ mod output;
 mod readiness;
 mod reference;
 mod registries;
-mod residue;
 mod session;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod spool;
+mod step_processes;
 mod steps;
 mod telling;
 mod worker;
@@ -178,17 +179,26 @@ async fn work(
         () = shutdown.cancelled() => return,
         info = engine_info(&engine) => info,
     };
-    tracing::info!(engine_version = info.version, "the Docker Engine answers");
-    let engine_root = engine.is_local().then(|| info.root.clone());
+    tracing::info!(
+        engine_version = info.version,
+        has_containerd_store = info.has_containerd_store,
+        "the Docker Engine answers"
+    );
+    if let Some(warning) = config.exceptions().warning() {
+        tracing::warn!("{warning}");
+    }
+    let is_local = engine.is_local();
     let engine: Arc<dyn Engine> = Arc::new(engine);
     let health = Health {
         engine: Arc::clone(&engine),
-        directories: engine_root.iter().map(PathBuf::from).chain([config.spool_dir()]).collect(),
+        spool: config.spool_dir(),
+        images: config.image_dir.clone(),
+        is_local,
         min_free: config.min_free_disk,
         reporter: reporter.clone(),
     };
     let surroundings = Surroundings {
-        processes: engine_root.map(StepProcesses::of),
+        is_local,
         engine,
         outbox: Settings::new(spool, config.spool_limit),
         dial: Arc::new(dial),

@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use crate::residue::StepProcesses;
+use crate::step_processes::StepProcesses;
 
 const LIMIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);

@@ -5,12 +5,19 @@ use std::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use crate::engine_watch::EngineWatch;
+use tokio::sync::watch;
+
+use crate::{
+    engine::EngineInfo,
+    engine_support::{EngineSupport, Exceptions},
+    engine_watch::EngineWatch,
+};
 
 /// What is known of it, shared by the worker and its jobs.
 #[derive(Debug)]
 pub(crate) struct Readiness {
     pub(crate) engine: EngineWatch,
+    exceptions: Exceptions,
     disk_full: AtomicBool,
     /// How many builds were to stop and have not.
     doubts: AtomicUsize,
@@ -21,13 +28,27 @@ pub(crate) struct Readiness {
 pub(crate) struct Doubt(Arc<Readiness>);
 
 impl Readiness {
-    pub(crate) fn new() -> Self {
-        Self { engine: EngineWatch::new(), disk_full: AtomicBool::new(false), doubts: AtomicUsize::new(0) }
+    pub(crate) fn new(engine: EngineInfo, exceptions: Exceptions) -> Self {
+        Self {
+            engine: EngineWatch::new(engine),
+            exceptions,
+            disk_full: AtomicBool::new(false),
+            doubts: AtomicUsize::new(0),
+        }
     }
 
-    /// Whether there is what builds need.
+    /// Returns whether there is what builds need: an engine that answers, and room on the disks.
     pub(crate) fn can_work(&self) -> bool {
         self.engine.answers() && !self.is_disk_full()
+    }
+
+    /// Returns what the engine is good for, in its present version.
+    pub(crate) fn support(&self) -> EngineSupport {
+        EngineSupport::new(&self.engine_info().borrow(), &self.exceptions)
+    }
+
+    pub(crate) fn engine_info(&self) -> watch::Receiver<EngineInfo> {
+        self.engine.info()
     }
 
     pub(crate) fn is_disk_full(&self) -> bool {

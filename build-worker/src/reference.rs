@@ -18,11 +18,16 @@ pub(crate) fn parts(reference: &str) -> (&str, &str) {
 /// The registry, by the name that it is configured by: a first part that cannot be a folder of Docker Hub.
 pub(crate) fn registry(reference: &str) -> &str {
     match reference.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => match host {
-            "docker.io" | "index.docker.io" => DOCKER_HUB,
-            host => host,
-        },
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => registry_of_host(host),
         Some(_) | None => DOCKER_HUB,
+    }
+}
+
+/// Returns the name that a registry is configured by, by the host that it is reached at.
+pub(crate) fn registry_of_host(host: &str) -> &str {
+    match host {
+        "docker.io" | "index.docker.io" | "registry-1.docker.io" => DOCKER_HUB,
+        host => host,
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a Docker configuration directory knows of registries: the credentials that `docker login` and credential helpers keep.
+//! The Docker configuration directory: the credentials that `docker login` and credential helpers keep, and the proxies of builds.
 
 use std::{collections::HashMap, fmt, fs, io, path::PathBuf, sync::Arc};
 
@@ -30,10 +30,21 @@ pub(crate) struct CredentialsError {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
+#[serde(default)]
 struct ConfigFile {
-    auths: HashMap<String, serde::de::IgnoredAny>,
-    cred_helpers: HashMap<String, serde::de::IgnoredAny>,
+    /// By the address of an engine, or `default`.
+    proxies: HashMap<String, Proxies>,
+}
+
+/// The proxies that builds are to use.
+#[derive(Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Proxies {
+    http_proxy: String,
+    https_proxy: String,
+    no_proxy: String,
+    ftp_proxy: String,
+    all_proxy: String,
 }
 
 impl Registries {
@@ -42,38 +53,63 @@ impl Registries {
         Self { directory }
     }
 
-    /// The credentials for the registry of a reference; none when none are configured. May run a credential helper.
+    /// Returns the credentials for the registry of a reference; none when none are configured. May run a credential helper.
+    ///
+    /// # Errors
+    ///
+    /// The configuration cannot be read, or its helper fails.
     pub(crate) async fn credentials(&self, reference: &str) -> Result<Option<Credentials>, CredentialsError> {
-        let registry = reference::registry(reference);
+        self.find(reference::registry(reference)).await
+    }
+
+    /// Returns the credentials for a registry by the host that the engine asks at, as [`Self::credentials`] does.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(crate) async fn credentials_of_host(
+        &self,
+        host: &str,
+    ) -> Result<Option<Credentials>, CredentialsError> {
+        self.find(reference::registry_of_host(host)).await
+    }
+
+    async fn find(&self, registry: &str) -> Result<Option<Credentials>, CredentialsError> {
         match self.read().map_err(|error| refused(registry, error.to_string()))? {
             Some(config) => find(Arc::from(config), registry.to_owned()).await,
             None => Ok(None),
         }
     }
 
-    /// The credentials of every registry that has an entry of its own, by the name that it is configured by. Those that
-    /// cannot be had are left out: most builds do not need them.
-    pub(crate) async fn all(&self) -> HashMap<String, Credentials> {
-        let text: Arc<str> = match self.read() {
-            Ok(text) => Arc::from(text.unwrap_or_else(|| "{}".to_owned())),
+    /// Returns the build arguments that name the proxies of builds on an engine, each in capitals and in small letters, as the
+    /// docker command sets them.
+    pub(crate) fn proxy_arguments(&self, engine: &str) -> HashMap<String, String> {
+        let text = match self.read() {
+            Ok(text) => text.unwrap_or_else(|| "{}".to_owned()),
             Err(error) => {
-                tracing::warn!(%error, "the Docker configuration cannot be read");
+                tracing::warn!(%error, "the Docker configuration cannot be read: builds get no proxies");
                 return HashMap::new();
             }
         };
         let config: ConfigFile = serde_json::from_str(&text).unwrap_or_else(|_| {
-            tracing::warn!("the Docker configuration cannot be understood");
+            tracing::warn!("the Docker configuration cannot be understood: builds get no proxies");
             ConfigFile::default()
         });
-        let mut all = HashMap::new();
-        for registry in config.auths.into_keys().chain(config.cred_helpers.into_keys()) {
-            match find(Arc::clone(&text), registry.clone()).await {
-                Ok(Some(credentials)) => drop(all.insert(registry, credentials)),
-                Ok(None) => {}
-                Err(error) => tracing::warn!(%error, "credentials are left out"),
-            }
-        }
-        all
+        let Some(proxies) = config.proxies.get(engine).or_else(|| config.proxies.get("default")) else {
+            return HashMap::new();
+        };
+        let Proxies { http_proxy, https_proxy, no_proxy, ftp_proxy, all_proxy } = proxies.clone();
+        [
+            ("http_proxy", http_proxy),
+            ("https_proxy", https_proxy),
+            ("no_proxy", no_proxy),
+            ("ftp_proxy", ftp_proxy),
+            ("all_proxy", all_proxy),
+        ]
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .flat_map(|(name, value)| [(name.to_uppercase(), value.clone()), (name.to_owned(), value)])
+        .collect()
     }
 
     fn read(&self) -> io::Result<Option<String>> {
@@ -133,7 +169,33 @@ mod tests {
         );
         assert!(!format!("{found:?}").contains("sesame"));
         assert_eq!(registries.credentials("r2.example/x:1").await.expect("a file"), None);
+        let by_host = registries.credentials_of_host("r.example").await.expect("a file");
+        assert_eq!(by_host, Some(found));
         let error = registries.credentials("helped.example/x").await.expect_err("a helper that is missing");
         assert!(error.to_string().starts_with("the credentials for helped.example: "), "{error}");
+    }
+
+    #[test]
+    fn proxies_become_build_arguments() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let registries = Registries::of(directory.path().to_owned());
+        assert!(registries.proxy_arguments("unix:///x").is_empty());
+        let config = r#"{"proxies": {"default": {"httpProxy": "http://p:1", "noProxy": "a,b"},
+                         "tcp://e:2375": {"allProxy": "socks5://p:2"}}}"#;
+        fs::write(directory.path().join("config.json"), config).expect("a file");
+        let arguments = |engine: &str| {
+            let mut arguments: Vec<String> = registries
+                .proxy_arguments(engine)
+                .into_iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect();
+            arguments.sort();
+            arguments
+        };
+        assert_eq!(
+            arguments("unix:///x"),
+            ["HTTP_PROXY=http://p:1", "NO_PROXY=a,b", "http_proxy=http://p:1", "no_proxy=a,b"]
+        );
+        assert_eq!(arguments("tcp://e:2375"), ["ALL_PROXY=socks5://p:2", "all_proxy=socks5://p:2"]);
     }
 }

@@ -14,6 +14,7 @@ use tokio::{
 
 use crate::{
     dial::{DialError, Responses},
+    engine_support::REMOTE_DIRECTORY,
     job::StopReason,
     jobs::Held,
     outbox::Forgotten,
@@ -217,25 +218,25 @@ impl Session<'_> {
     }
 }
 
-/// What every worker can do.
-const CAPABILITIES: [&str; 6] = ["dockerfile", "archive", "remote", "pull", "push", "snapshot"];
-/// What needs an engine that can.
-const SQUASH: &str = "squash";
+/// The abilities of every worker, unless its engine has a flaw.
+const CAPABILITIES: [&str; 8] =
+    ["dockerfile", "archive", "remote", REMOTE_DIRECTORY, "pull", "push", "snapshot", "squash"];
 
 fn hello(worker: &Worker) -> Hello {
+    let support = worker.readiness.support();
+    let capabilities = CAPABILITIES.into_iter().filter(|ability| !support.withholds(ability));
     Hello {
         name: worker.config.name.clone(),
         labels: worker.config.label_map(),
         slots: i32::from(worker.config.slots),
-        engine_version: worker.engine_info.version.clone(),
+        engine_version: worker.readiness.engine_info().borrow().version.clone(),
         protocol_version: PROTOCOL_VERSION,
         holds: worker.holds(),
         instance: worker.instance.clone(),
-        capabilities: CAPABILITIES
-            .into_iter()
-            .chain(worker.engine_info.squashes.then_some(SQUASH))
-            .map(str::to_owned)
-            .collect(),
+        capabilities: capabilities.map(str::to_owned).collect(),
+        unsupported_reason: support.unsupported.unwrap_or_default(),
+        withheld: support.withheld,
+        engine_warning: worker.config.exceptions().warning().unwrap_or_default().to_owned(),
     }
 }
 

@@ -23,7 +23,6 @@ pub use self::engine::{ModelEngine, Outcome, Plan, Witness};
 use crate::{
     config::Config,
     dial::{Chunks, Dial, DialError, Responses},
-    engine::EngineInfo,
     outbox::{Limits, Settings},
     spool::{Spool, SpoolFile},
     worker::{Spawn, Surroundings as Parts, Worker},
@@ -68,6 +67,11 @@ impl Process {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             docker_host: String::new(),
             docker_config: None,
+            cgroup_parent: String::new(),
+            compression: None,
+            allow_old_engine: false,
+            engine_has_fix: Vec::new(),
+            image_dir: None,
             log_limit: 1024 * 1024,
             spool_dir: None,
             spool_limit: 0,
@@ -84,12 +88,12 @@ impl Process {
         outbox.limits = Limits { window: 256, batch: 128, newest: 256, spool: 4_096 };
         let parts = Parts {
             engine: Arc::new(engine.clone()),
-            processes: None,
+            is_local: false,
             outbox,
             dial: Arc::new(around.clone()),
             spawn: Arc::new(around),
         };
-        let info = EngineInfo { version: "20.10.24".to_owned(), root: String::new(), squashes: false };
+        let info = ModelEngine::info();
         Self(Worker::new(config, info, parts))
     }
 

@@ -18,6 +18,13 @@ pub(crate) struct StepUnderWay {
     pub(crate) started: bool,
 }
 
+impl StepUnderWay {
+    /// Returns whether it is a step whose processes run on the engine's host: other steps are the engine's own work.
+    fn runs_processes(&self) -> bool {
+        self.name.contains("RUN ")
+    }
+}
+
 impl StepsUnderWay {
     /// These steps of a build are under way now.
     pub(crate) fn set(&self, build: &str, steps: Vec<StepUnderWay>) {
@@ -29,11 +36,11 @@ impl StepsUnderWay {
         self.builds().remove(build);
     }
 
-    /// The names of the steps that this build has started.
-    pub(crate) fn started_by(&self, build: &str) -> Vec<String> {
+    /// Returns the names of the steps of this build that run processes.
+    pub(crate) fn running(&self, build: &str) -> Vec<String> {
         let builds = self.builds();
         let steps = builds.get(build).into_iter().flatten();
-        steps.filter(|step| step.started).map(|step| step.name.clone()).collect()
+        steps.filter(|step| step.started && step.runs_processes()).map(|step| step.name.clone()).collect()
     }
 
     /// How many steps may go on running when this build has stopped, because other builds need them: those that they have
@@ -50,10 +57,7 @@ impl StepsUnderWay {
             .collect();
         let others = || {
             let others = builds.iter().filter(|(other, _)| *other != build);
-            // Only these have processes.
-            others
-                .flat_map(|(_, steps)| steps)
-                .filter(|step| step.name.contains("RUN ") && is_left(&step.name))
+            others.flat_map(|(_, steps)| steps).filter(|step| step.runs_processes() && is_left(&step.name))
         };
         let started: BTreeSet<&str> =
             others().filter(|step| step.started).map(|step| step.id.as_str()).collect();

@@ -31,8 +31,9 @@ use crate::{
     leftovers, orphans,
     outbox::{Outbox, Settings, Unreadable},
     readiness::Readiness,
-    residue::StepProcesses,
+    registries::Registries,
     session,
+    step_processes::{StepGroup, StepProcesses},
     steps::StepsUnderWay,
     telling,
 };
@@ -41,8 +42,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Surroundings {
     pub(crate) engine: Arc<dyn Engine>,
-    /// None when the engine's processes cannot be seen from here.
-    pub(crate) processes: Option<StepProcesses>,
+    /// Whether the engine's processes are on this host.
+    pub(crate) is_local: bool,
     pub(crate) outbox: Settings,
     pub(crate) dial: Arc<dyn Dial>,
     pub(crate) spawn: Arc<dyn Spawn>,
@@ -68,7 +69,6 @@ impl Spawn for TokioSpawn {
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) config: Config,
-    pub(crate) engine_info: EngineInfo,
     /// Names this process to the service.
     pub(crate) instance: String,
     pub(crate) lease: Lease,
@@ -79,7 +79,9 @@ pub(crate) struct Worker {
     engine: Arc<dyn Engine>,
     pub(crate) readiness: Arc<Readiness>,
     steps: StepsUnderWay,
-    processes: Option<StepProcesses>,
+    is_local: bool,
+    /// Whether a process of a step was ever seen.
+    seen: Arc<AtomicBool>,
     outbox_settings: Settings,
     jobs: Arc<Jobs>,
     tasks: TaskTracker,
@@ -104,22 +106,22 @@ impl Worker {
     const LAST_REPORTS: Duration = Duration::from_secs(10);
 
     pub(crate) fn new(config: Config, info: EngineInfo, surroundings: Surroundings) -> Self {
-        let Surroundings { engine, processes, outbox, dial, spawn } = surroundings;
+        let Surroundings { engine, is_local, outbox, dial, spawn } = surroundings;
         let collector = Collector {
             worker: config.name.clone(),
             engine: Arc::clone(&engine),
             dial: Arc::clone(&dial),
             records: Arc::default(),
             catalogue: Mutex::default(),
-            ended: Arc::default(),
+            replaced: Arc::default(),
             every: config.collect_every,
         };
         let slots = Arc::new(Semaphore::new(usize::from(config.slots)));
         telling::slots(config.slots, &slots);
         Self {
             outbox_settings: outbox,
-            processes,
-            engine_info: info,
+            is_local,
+            seen: Arc::default(),
             instance: Uuid::new_v4().to_string(),
             lease: Lease::new(),
             reports_ready: Arc::new(Notify::new()),
@@ -127,7 +129,7 @@ impl Worker {
             dial,
             spawn,
             collector,
-            readiness: Arc::new(Readiness::new()),
+            readiness: Arc::new(Readiness::new(info, config.exceptions())),
             steps: StepsUnderWay::default(),
             jobs: Arc::new(Jobs::default()),
             tasks: TaskTracker::new(),
@@ -144,7 +146,7 @@ impl Worker {
     pub(crate) async fn run(&self, shutdown: CancellationToken) {
         tokio::select! {
             biased;
-            () = self.readiness.engine.run(self.engine.as_ref(), self.processes.as_ref()) => {}
+            () = self.readiness.engine.run(self.engine.as_ref(), || self.step_processes()) => {}
             () = self.begin() => {}
             () = self.collector.run() => {}
             () = self.drain(shutdown) => {}
@@ -161,8 +163,8 @@ impl Worker {
 
     /// Ends and removes what predecessors have left behind, and then serves.
     async fn begin(&self) {
-        if let Some(processes) = &self.processes {
-            orphans::end(processes).await;
+        if let Some(processes) = self.step_processes() {
+            orphans::end(&processes).await;
         }
         leftovers::remove(self.engine.as_ref(), &self.config.name).await;
         self.stay_connected().await;
@@ -174,6 +176,7 @@ impl Worker {
         loop {
             let mut was_welcome = false;
             let mut given_up = self.jobs.given_up();
+            let mut engine = self.readiness.engine_info();
             let ended = tokio::select! {
                 biased;
                 ended = session::connect(self, || was_welcome = true) => ended,
@@ -181,6 +184,8 @@ impl Worker {
                 () = self.keep_lease() => Ok(()),
                 // The sender is ours: it cannot be gone.
                 _ = given_up.changed() => Ok(()),
+                // The service must hear what another engine is good for.
+                _ = engine.changed() => Ok(()),
             };
             if let Err(error) = ended {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
@@ -250,6 +255,17 @@ impl Worker {
         self.draining_begun.notified().await;
     }
 
+    /// Returns the control group that steps run below on the present engine.
+    fn step_group(&self) -> StepGroup {
+        let engine = self.readiness.engine_info();
+        StepGroup::new(&self.config.cgroup_parent, &self.config.name, &engine.borrow().id)
+    }
+
+    /// Returns a view of the processes of steps; none when they are not on this host.
+    fn step_processes(&self) -> Option<StepProcesses> {
+        self.is_local.then(|| StepProcesses::new(self.step_group(), Arc::clone(&self.seen)))
+    }
+
     /// Whether more builds may come.
     pub(crate) fn takes_builds(&self) -> bool {
         !self.is_draining() && self.readiness.can_work() && !self.readiness.has_doubts()
@@ -302,14 +318,17 @@ impl Worker {
             dial: Arc::clone(&self.dial),
             spool: Arc::clone(&self.outbox_settings.spool),
             steps: self.steps.clone(),
-            processes: self.processes.clone(),
+            group: self.step_group(),
+            processes: self.step_processes(),
+            proxies: Registries::of(self.config.docker_config()).proxy_arguments(&self.config.docker_host),
+            compression: self.config.compression.clone().unwrap_or_default(),
             log_limit: self.config.log_limit,
             stop_limit: self.lease.stop_limit(),
             begin_by: self.lease.end(),
         };
         let slots = Arc::clone(&self.slots);
         let (control, records) = (Arc::clone(&job.control), Arc::clone(&self.collector.records));
-        let (builds_ended, record) = (Arc::clone(&self.collector.ended), job.assignment.image_id.clone());
+        let replaced = Arc::clone(&self.collector.replaced);
         self.spawn(async move {
             let may_begin = async {
                 let at_work = records.work_on(&job.assignment.image_id).await;
@@ -323,12 +342,12 @@ impl Worker {
                 begun = may_begin => Some(begun),
             };
             let outbox = Arc::clone(&job.outbox);
-            let left = {
+            let rest = {
                 let running = job.run().instrument(telling::attempt(&job.assignment));
                 tokio::pin!(running);
                 tokio::select! {
                     biased;
-                    left = &mut running => left,
+                    rest = &mut running => rest,
                     Unreadable = outbox.serve_spool() => {
                         entry.give_up();
                         running.await
@@ -336,10 +355,12 @@ impl Worker {
                 }
             };
             drop(entry);
-            if let Some(left) = left {
+            if let Some(left) = rest.left {
                 job.linger(left).await;
             }
-            builds_ended.add(record);
+            if let Some(image) = rest.replaced {
+                replaced.add(image);
+            }
         });
     }
 

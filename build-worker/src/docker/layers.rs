@@ -13,8 +13,16 @@ use crate::engine::Progress;
 pub(super) struct Layers {
     /// How the step of the whole is called.
     name: String,
-    /// By layer: its last status, and how many tenths of it are done.
-    told: BTreeMap<String, (String, i64)>,
+    told: BTreeMap<String, Layer>,
+}
+
+/// The last that was told of a layer.
+#[derive(Debug)]
+struct Layer {
+    status: String,
+    /// The tenths of it that are done.
+    tenths: i64,
+    is_over: bool,
 }
 
 impl Layers {
@@ -28,8 +36,11 @@ impl Layers {
         vec![self.whole(StepState::Started, String::new())]
     }
 
+    /// Ends the whole, and before it the layers that the engine has told no end of.
     pub(super) fn succeeded(&self) -> Vec<Progress> {
-        vec![self.whole(StepState::Done, String::new())]
+        let unfinished = self.told.iter().filter(|(_, told)| !told.is_over);
+        let layers = unfinished.map(|(layer, _)| layer_step(layer, StepState::Done));
+        layers.chain([self.whole(StepState::Done, String::new())]).collect()
     }
 
     pub(super) fn failed(&self, error: String) -> Vec<Progress> {
@@ -58,19 +69,20 @@ impl Layers {
         };
         let mut told = Vec::new();
         if !self.told.contains_key(&layer) || state != StepState::Pending {
-            told.push(step(&layer, format!("layer {layer}"), state, String::new()));
+            told.push(layer_step(&layer, state));
         }
         let size =
             detail.and_then(|detail| Some((detail.current?, detail.total.filter(|&total| total > 0)?)));
         let tenths = size.map_or(0, |(current, total)| current.saturating_mul(10) / total);
-        if self.told.get(&layer).is_none_or(|(last, told)| *last != status || *told < tenths) {
+        if self.told.get(&layer).is_none_or(|last| last.status != status || last.tenths < tenths) {
             let text = match size {
                 Some((_, total)) => format!("{status} {} % of {total} bytes", tenths * 10),
                 None => status.clone(),
             };
             // Before the step's end.
             told.insert(0, line(&layer, &text));
-            self.told.insert(layer, (status, tenths));
+            let is_over = matches!(state, StepState::Done | StepState::Cached);
+            self.told.insert(layer, Layer { status, tenths, is_over });
         }
         told
     }
@@ -78,6 +90,10 @@ impl Layers {
     fn whole(&self, state: StepState, error: String) -> Progress {
         step(Self::WHOLE, self.name.clone(), state, error)
     }
+}
+
+fn layer_step(layer: &str, state: StepState) -> Progress {
+    step(layer, format!("layer {layer}"), state, String::new())
 }
 
 fn step(id: &str, name: String, state: StepState, error: String) -> Progress {
@@ -127,6 +143,16 @@ mod tests {
             ["Downloading 10 % of 100 bytes", "layer abc: Started"]
         );
         assert_eq!(hear("Pull complete", None), ["Pull complete", "layer abc: Done"]);
+    }
+
+    #[test]
+    fn a_layer_whose_end_is_not_told_ends_with_the_whole() {
+        let mut layers = Layers::new("pull x".to_owned());
+        for (layer, status) in [("a", "Pulling fs layer"), ("b", "Pulling fs layer"), ("b", "Pull complete")]
+        {
+            layers.told(Some(layer.to_owned()), Some(status.to_owned()), None);
+        }
+        assert_eq!(texts(layers.succeeded()), ["layer a: Done", "pull x: Done"]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Pulls and pushes.
 
+use std::time::Duration;
+
 use bollard::{
     Docker,
     auth::DockerCredentials,
@@ -8,9 +10,8 @@ use bollard::{
     query_parameters::{CreateImageOptionsBuilder, PushImageOptions},
 };
 use futures_util::{Stream, StreamExt};
-use tokio::sync::mpsc;
 
-use super::{DockerEngine, layers::Layers};
+use super::{DockerEngine, connect, layers::Layers, solve::Teller};
 use crate::{
     engine::{EngineError, Progress, RunningWork, Told},
     reference,
@@ -24,14 +25,12 @@ struct Transferred {
     detail: Option<ProgressDetail>,
 }
 
-type Teller = mpsc::Sender<Result<Told, EngineError>>;
-
 impl DockerEngine {
     pub(super) fn start_pull(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {
         let (repository, tag) = reference::parts(reference);
         let options = CreateImageOptionsBuilder::new().from_image(repository).tag(tag).build();
-        self.transfer(format!("pull {reference}"), reference, |docker, credentials| {
-            docker.create_image(Some(options), None, credentials).map(|info| {
+        self.transfer(format!("pull {reference}"), reference, move |docker, credentials| {
+            docker.create_image(Some(options.clone()), None, credentials).map(|info| {
                 info.map(|info| Transferred {
                     id: info.id,
                     status: info.status,
@@ -46,7 +45,7 @@ impl DockerEngine {
         let options = PushImageOptions { tag: Some(tag.to_owned()), ..PushImageOptions::default() };
         let repository = repository.to_owned();
         self.transfer(format!("push {reference}"), reference, move |docker, credentials| {
-            docker.push_image(&repository, Some(options), credentials).map(|info| {
+            docker.push_image(&repository, Some(options.clone()), credentials).map(|info| {
                 info.map(|info| Transferred { id: None, status: info.status, detail: info.progress_detail })
             })
         })
@@ -55,8 +54,7 @@ impl DockerEngine {
     pub(super) async fn digest_in_registry(&self, reference: &str) -> Result<String, EngineError> {
         let credentials = self.registries.credentials(reference).await?;
         let found = self.docker.inspect_registry_image(reference, credentials.map(Into::into)).await;
-        found
-            .map_err(of_registry)?
+        found?
             .descriptor
             .digest
             .ok_or_else(|| EngineError::Broken(format!("no registry tells the digest of {reference}")))
@@ -67,21 +65,42 @@ impl DockerEngine {
         &self,
         name: String,
         reference: &str,
-        begin: impl FnOnce(Docker, Option<DockerCredentials>) -> S + Send + 'static,
+        begin: impl Fn(&Docker, Option<DockerCredentials>) -> S + Send + 'static,
     ) -> Result<Box<dyn RunningWork>, EngineError>
     where
         S: Stream<Item = Result<Transferred, BollardError>> + Send,
     {
+        /// An engine that finds a registry busy when it asks what that wants goes on without the credentials, and is refused.
+        const TRIES_WITH_CREDENTIALS: u32 = 2;
+        const PAUSE: Duration = Duration::from_millis(500);
+
         let (registries, reference) = (self.registries.clone(), reference.to_owned());
-        self.run(None, async move |docker, tell| {
+        let connections = self.connections.separate();
+        let docker = connect(&connections, Self::WORK_TIMEOUT_SECONDS)?;
+        // Closing its connections makes the engine give it up, and ends what reads them.
+        let cancel = connections.closed().clone();
+        Ok(Self::run(connections, cancel, false, async move |tell: Teller| {
             let mut layers = Layers::new(name);
             if !say(&tell, layers.begun()).await {
                 return;
             }
             let ended = match registries.credentials(&reference).await {
                 Ok(credentials) => {
-                    let stream = begin(docker, credentials.map(Into::into));
-                    tell_layers(stream, &mut layers, &tell).await
+                    let mut tries = 1;
+                    loop {
+                        let stream = begin(&docker, credentials.clone().map(Into::into));
+                        match tell_layers(stream, &mut layers, &tell).await {
+                            Err(error)
+                                if credentials.is_some()
+                                    && tries < TRIES_WITH_CREDENTIALS
+                                    && wants_credentials(&error) =>
+                            {
+                                tries += 1;
+                                tokio::time::sleep(PAUSE).await;
+                            }
+                            ended => break ended,
+                        }
+                    }
                 }
                 Err(error) => Err(error.into()),
             };
@@ -93,8 +112,14 @@ impl DockerEngine {
                     drop(tell.send(Err(error)).await);
                 }
             }
-        })
+        }))
     }
+}
+
+/// Returns whether a registry has refused because it was given no credentials, or none that it takes.
+fn wants_credentials(error: &EngineError) -> bool {
+    const WORDS: [&str; 3] = ["unauthorized", "authentication required", "no basic auth credentials"];
+    matches!(error, EngineError::Refused(message) if WORDS.iter().any(|words| message.contains(words)))
 }
 
 /// Tells what the engine says, until it has ended, or nobody listens any more.
@@ -105,7 +130,7 @@ async fn tell_layers(
 ) -> Result<(), EngineError> {
     let mut stream = std::pin::pin!(stream);
     while let Some(said) = stream.next().await {
-        let Transferred { id, status, detail } = said.map_err(of_registry)?;
+        let Transferred { id, status, detail } = said?;
         let progress = layers.told(id, status, detail);
         if !progress.is_empty() && !say(tell, progress).await {
             break;
@@ -117,25 +142,6 @@ async fn tell_layers(
 /// Whether somebody listens.
 async fn say(tell: &Teller, progress: Vec<Progress>) -> bool {
     tell.send(Ok(Told::Progress(progress))).await.is_ok()
-}
-
-/// What a registry has refused is nobody else's trouble, though the engine calls much of it an error of its own.
-fn of_registry(error: BollardError) -> EngineError {
-    const REFUSALS: [&str; 7] = [
-        "unauthorized",
-        "authentication required",
-        "no basic auth credentials",
-        "denied",
-        "manifest unknown",
-        "not found",
-        "server gave HTTP response to HTTPS client",
-    ];
-    match EngineError::from(error) {
-        EngineError::Broken(message) if REFUSALS.iter().any(|refusal| message.contains(refusal)) => {
-            EngineError::Refused(message)
-        }
-        error @ (EngineError::Broken(_) | EngineError::Refused(_)) => error,
-    }
 }
 
 impl From<Credentials> for DockerCredentials {

@@ -1,8 +1,8 @@
 //! Giving an image the name that it was built for, in the engine and, where wanted, in its registry.
 
-use super::{Ended, Job, Made, broken, failed, infrastructure};
+use super::{Ended, Job, Made, Stop, broken, ended, failed};
 use crate::{
-    engine::{EngineError, EngineImage},
+    engine::{BuiltImage, EngineError, EngineImage},
     output::Output,
     reference,
 };
@@ -12,16 +12,15 @@ impl Job {
     /// name with the image that had it before.
     pub(super) async fn publish(
         &self,
-        built: &str,
+        built: &BuiltImage,
         is_pushed: bool,
         output: &mut Output,
     ) -> Result<Made, Ended> {
-        let reference = &self.assignment.reference;
+        let before = self.engine.image(&self.assignment.reference).await.map_err(ended)?;
+        let named = self.name_image(built, before.as_ref()).await?;
         if !is_pushed {
-            return self.name_image(built).await;
+            return Ok(named);
         }
-        let before = self.engine.image(reference).await.map_err(broken)?;
-        let named = self.name_image(built).await?;
         match self.push(output).await {
             Ok(repo_digest) => Ok(Made { repo_digest, ..named }),
             Err(ended) => {
@@ -31,43 +30,55 @@ impl Job {
         }
     }
 
-    /// Gives an image its name and sees that the engine has it under it.
-    pub(super) async fn name_image(&self, image_id: &str) -> Result<Made, Ended> {
+    /// Gives an image its name, which the image `before` may have, and sees that the engine has it under it.
+    pub(super) async fn name_image(
+        &self,
+        built: &BuiltImage,
+        before: Option<&EngineImage>,
+    ) -> Result<Made, Ended> {
         let reference = &self.assignment.reference;
         // The engine may have kept the job waiting until nobody wants it any more.
         if self.control.is_given_up() {
-            return Err(Ended::Stopped { left: None });
+            return Err(Ended::Stopped(Stop::Confirmed));
         }
-        self.engine.tag(image_id, reference).await.map_err(broken)?;
-        match self.engine.image(reference).await.map_err(broken)? {
-            Some(image) if image.id == image_id => {
-                Ok(Made { image_id: image.id, size_bytes: image.size_bytes, repo_digest: String::new() })
-            }
-            Some(image) => {
-                Err(infrastructure(format!("{reference} should be {image_id} and is {}", image.id)))
-            }
-            None => Err(infrastructure(format!("{reference} was tagged and is not there"))),
+        self.engine.tag(&built.id, reference).await.map_err(ended)?;
+        match self.engine.image(reference).await.map_err(ended)? {
+            Some(image) if image.id == built.id => Ok(Made {
+                image_id: image.id,
+                config_digest: if built.config_digest.is_empty() {
+                    image.config_digest
+                } else {
+                    built.config_digest.clone()
+                },
+                size_bytes: image.size_bytes,
+                repo_digest: String::new(),
+                replaced: before.map(|before| before.id.clone()),
+            }),
+            Some(image) => Err(broken(format!("{reference} should be {} and is {}", built.id, image.id))),
+            None => Err(broken(format!("{reference} was tagged and is not there"))),
         }
     }
 
     /// Pushes the reference; the digest that both the engine and the registry know it by.
     async fn push(&self, output: &mut Output) -> Result<String, Ended> {
         let reference = &self.assignment.reference;
-        let push = self.engine.push(reference).map_err(broken)?;
+        let push = self.engine.push(reference).map_err(ended)?;
         self.follow(push, output).await?;
-        let refused = |error: EngineError| Ended::Failed(failed(&error, output.failed_step()));
+        let refused = |error: EngineError| failed(&error, output.failed_step());
         let digest = tokio::select! {
             biased;
-            () = self.control.stop.cancelled() => return Err(Ended::Stopped { left: None }),
+            () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
             digest = self.engine.registry_digest(reference) => digest.map_err(refused)?,
         };
         let (repository, _) = reference::parts(reference);
-        let image = self.engine.image(reference).await.map_err(broken)?;
+        let image = self.engine.image(reference).await.map_err(ended)?;
         let digests = image.map(|image| image.repo_digests).unwrap_or_default();
         if digests.iter().any(|known| known.strip_prefix(repository) == Some(&format!("@{digest}"))) {
             Ok(digest)
         } else {
-            Err(infrastructure(format!("{reference} was pushed, and its registry has {digest} instead")))
+            Err(super::infrastructure(format!(
+                "{reference} was pushed, and its registry has {digest} instead"
+            )))
         }
     }
 

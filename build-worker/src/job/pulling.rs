@@ -1,18 +1,22 @@
 //! Pulling an image from its registry.
 
-use super::{Ended, Job, Made, broken, infrastructure};
+use super::{Ended, Job, Made, broken, ended};
 use crate::{output::Output, reference};
 
 impl Job {
     /// Pulls, and sees that the engine has what it was asked for.
     pub(super) async fn pull(&self, reference: &str, output: &mut Output) -> Result<Made, Ended> {
-        let pull = self.engine.pull(reference).map_err(broken)?;
+        let pull = self.engine.pull(reference).map_err(ended)?;
         self.follow(pull, output).await?;
-        let image = self.engine.image(reference).await.map_err(broken)?;
-        let image =
-            image.ok_or_else(|| infrastructure(format!("{reference} was pulled and is not there")))?;
-        let repo_digest = digest_of(reference, &image.repo_digests);
-        Ok(Made { image_id: image.id, size_bytes: image.size_bytes, repo_digest })
+        let image = self.engine.image(reference).await.map_err(ended)?;
+        let image = image.ok_or_else(|| broken(format!("{reference} was pulled and is not there")))?;
+        Ok(Made {
+            repo_digest: digest_of(reference, &image.repo_digests),
+            image_id: image.id,
+            config_digest: image.config_digest,
+            size_bytes: image.size_bytes,
+            replaced: None,
+        })
     }
 }
 

@@ -2,16 +2,15 @@
 
 use proto::dispatch::{Failed, FailureKind, Snapshot};
 
-use super::{Ended, Job, Made, failed};
-use crate::{engine::EngineError, labels::IMAGE_LABEL};
+use super::{Ended, Job, Made, Stop, ended};
+use crate::{engine::BuiltImage, labels::IMAGE_LABEL};
 
 impl Job {
     /// Commits the container, which the engine pauses meanwhile and always lets go on, and names the image. A commit cannot be
     /// ended: whoever wants it stopped waits for it, and the image then gets no name.
     pub(super) async fn snapshot(&self, order: &Snapshot) -> Result<Made, Ended> {
         let Snapshot { container, source_image_id } = order;
-        let refused = |error: EngineError| Ended::Failed(failed(&error, None));
-        let labels = self.engine.container_labels(container).await.map_err(refused)?;
+        let labels = self.engine.container_labels(container).await.map_err(ended)?;
         let labels = labels.ok_or_else(|| unusable(format!("there is no container {container}")))?;
         if labels.get(IMAGE_LABEL) != Some(source_image_id) {
             let label = IMAGE_LABEL;
@@ -20,14 +19,17 @@ impl Job {
             )));
         }
         let committed = self.engine.commit(container, &self.attempt_tag(), self.labels()).await;
-        let image_id = committed.map_err(refused)?;
+        let image_id = committed.map_err(ended)?;
         if self.control.stop.is_cancelled() {
-            return Err(Ended::Stopped { left: None });
+            return Err(Ended::Stopped(Stop::Confirmed));
         }
-        self.name_image(&image_id).await
+        let before = self.engine.image(&self.assignment.reference).await.map_err(ended)?;
+        let committed = BuiltImage { id: image_id, config_digest: String::new() };
+        self.name_image(&committed, before.as_ref()).await
     }
 }
 
 fn unusable(message: String) -> Ended {
-    Ended::Failed(Failed { kind: FailureKind::User.into(), message, ..Failed::default() })
+    let failed = Failed { kind: FailureKind::User.into(), message, ..Failed::default() };
+    Ended::Failed { failed, doubts_engine: false }
 }

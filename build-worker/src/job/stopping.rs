@@ -8,72 +8,57 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Ended, Job, Left};
+use super::{Ended, Job, Left, Stop};
 use crate::{
     engine::{RunningWork, Told},
     output::{Output, Timed},
     readiness::Doubt,
-    residue::StepProcess,
+    step_processes::{StepProcess, StepProcesses},
 };
 
+/// The processes of a build that was stopped.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Remains {
+    /// There are none.
+    Nothing,
+    /// Nobody can tell from here.
+    Unseen,
+    Processes,
+}
+
 impl Job {
-    /// For how long a build without processes may still be at work: exporting a large image, say.
-    const IDLE: Duration = Duration::from_secs(60);
-    const IDLE_POLL: Duration = Duration::from_secs(1);
-    /// How often the engine is asked to cancel.
-    const CANCEL_AGAIN: Duration = Duration::from_millis(200);
     /// How long a step that other builds need is awaited, in case that it ends after all.
     const SHARED: Duration = Duration::from_millis(500);
-    /// For how many times of what a stop may take an engine is asked to cancel.
-    const LAST_CANCELS: u32 = 3;
+    /// How many times of what a stop may take an engine gets before its connections close.
+    const LAST_WAIT: u32 = 3;
     const LINGER_POLL: Duration = Duration::from_secs(1);
     const PROCESS_POLL: Duration = Duration::from_millis(20);
 
-    /// Ends the build: the engine is told, its answer read to the end, and then no process of it may be left.
+    /// Ends the work: the engine is told, its answer read to the end, and then no process of it may be left.
     pub(super) async fn stop(
         &self,
-        mut build: Box<dyn RunningWork>,
+        mut work: Box<dyn RunningWork>,
         output: &mut Output,
         mut events: Vec<Timed>,
         begun: Instant,
-        is_silent: bool,
     ) -> Ended {
         let deadline = Instant::now() + self.stop_limit;
-        let canceller = build.canceller();
-        // The engine ignores the cancel of a build that it has not begun: it is asked again.
-        let cancel = async {
-            loop {
-                if let Err(error) = canceller.cancel().await {
-                    tracing::warn!(build = self.name(), %error, "cannot cancel a build");
-                }
-                tokio::time::sleep(Self::CANCEL_AGAIN).await;
-            }
-        };
+        // Whoever has seen the processes while they ran can tell that they are gone.
+        if let Err(error) = self.step_processes(begun).await {
+            tracing::warn!(%error, "cannot look for the processes of a build");
+        }
+        work.cancel();
         let to_the_end = async {
-            while let Some(told) = build.next().await {
+            while let Some(told) = work.next().await {
                 match told {
                     Ok(Told::Progress(progress)) => {
                         progress.into_iter().for_each(|progress| output.take(progress, &mut events));
                     }
-                    Ok(Told::Silent) => return,
-                    Ok(Told::ImageId(_)) | Err(_) => {}
+                    Ok(Told::Built(_) | Told::Gap(_)) | Err(_) => {}
                 }
             }
         };
-        // An engine that tells nothing more does not tell the end either: that it agrees has to do.
-        let agreed = async {
-            while canceller.cancel().await.is_err() {
-                tokio::time::sleep(Self::CANCEL_AGAIN).await;
-            }
-        };
-        let has_ended = tokio::select! {
-            biased;
-            () = agreed, if is_silent => true,
-            () = to_the_end, if !is_silent => true,
-            () = cancel, if !is_silent => false,
-            () = tokio::time::sleep_until(deadline) => false,
-        };
-        drop(canceller);
+        let has_ended = tokio::time::timeout_at(deadline, to_the_end).await.is_ok();
         output.finish(&mut events);
         if !self.control.is_fenced() {
             for (at, event) in events {
@@ -83,67 +68,55 @@ impl Job {
                 }
             }
         }
-        let confirmed = self.no_process_is_left(begun, deadline).await && has_ended;
-        if confirmed {
-            return Ended::Stopped { left: None };
+        let remains = self.remains(begun, deadline).await;
+        match remains {
+            Remains::Nothing if has_ended => return Ended::Stopped(Stop::Confirmed),
+            Remains::Unseen if has_ended => {
+                tracing::warn!(
+                    build = self.name(),
+                    "the engine says that a build has stopped; its processes cannot be seen from here"
+                );
+                return Ended::Stopped(Stop::Unseen);
+            }
+            Remains::Nothing | Remains::Unseen | Remains::Processes => {}
         }
         let doubt = Doubt::of(&self.readiness);
-        tracing::error!(build = self.name(), "a build did not stop in time");
-        Ended::Stopped { left: Some(Left { build: (!has_ended).then_some(build), begun, _doubt: doubt }) }
+        tracing::error!(build = self.name(), has_ended, ?remains, "a build did not stop in time");
+        Ended::Stopped(Stop::Failed(Left { work: (!has_ended).then_some(work), begun, _doubt: doubt }))
     }
 
-    /// Waits until what is left has stopped after all: the engine is asked again and again, and when that does not help, its
-    /// connections close.
+    /// Waits until what is left has stopped after all. When waiting does not help, its connections close.
     pub(crate) async fn linger(&self, left: Left) {
-        if let Some(mut build) = left.build {
-            let canceller = build.canceller();
-            let cancel = async {
-                loop {
-                    tokio::time::sleep(Self::LINGER_POLL).await;
-                    if let Err(error) = canceller.cancel().await {
-                        tracing::warn!(build = self.name(), %error, "cannot cancel a build");
-                    }
-                }
-            };
-            let to_the_end = async { while !matches!(build.next().await, None | Some(Ok(Told::Silent))) {} };
-            tokio::select! {
-                biased;
-                () = to_the_end => {}
-                () = cancel => {}
-                () = tokio::time::sleep(self.stop_limit * Self::LAST_CANCELS) => {}
+        if let Some(mut work) = left.work {
+            let to_the_end = async { while work.next().await.is_some() {} };
+            if tokio::time::timeout(self.stop_limit * Self::LAST_WAIT, to_the_end).await.is_err() {
+                tracing::warn!(
+                    build = self.name(),
+                    "the engine does not end a build: closing its connections"
+                );
             }
         }
-        while !self.no_process_is_left(left.begun, Instant::now() + Self::SHARED).await {
+        while self.remains(left.begun, Instant::now() + Self::SHARED).await == Remains::Processes {
             tokio::time::sleep(Self::LINGER_POLL).await;
         }
         self.steps.forget(&self.name());
         tracing::info!(build = self.name(), "a build has stopped after all");
     }
 
-    /// Waits until no step of any build since this one was begun has had a process for a while.
-    pub(super) async fn idle(&self, begun: Instant) {
-        let mut since = Instant::now();
-        while since.elapsed() < Self::IDLE {
-            tokio::time::sleep(Self::IDLE_POLL).await;
-            if let Some(processes) = self.processes.clone() {
-                let look = tokio::task::spawn_blocking(move || processes.younger_than(begun.elapsed()));
-                if look.await.is_ok_and(|found| found.is_ok_and(|found| !found.is_empty())) {
-                    since = Instant::now();
-                }
-            }
-        }
-    }
-
     /// Waits until no step of the build has a process left that no other build of this worker needs.
-    async fn no_process_is_left(&self, begun: Instant, deadline: Instant) -> bool {
+    async fn remains(&self, begun: Instant, deadline: Instant) -> Remains {
+        if self.steps.running(&self.name()).is_empty() {
+            return Remains::Nothing;
+        }
         let stopped = Instant::now();
         let mut ours: Option<BTreeSet<String>> = None;
         loop {
             let found = match self.step_processes(begun).await {
-                Ok(found) => found,
+                Ok(Some(found)) => found,
+                Ok(None) => return Remains::Unseen,
                 Err(error) => {
                     tracing::warn!(%error, "cannot look for what is left of a build");
-                    return false;
+                    return Remains::Unseen;
                 }
             };
             // What begins from now on is not of this build.
@@ -155,29 +128,33 @@ impl Job {
             let now = Instant::now();
             // What others seem to need is given some time to end, in case that they do not.
             if left.is_empty() || (left.len() <= needed && now >= stopped + Self::SHARED) {
-                return true;
+                return Remains::Nothing;
             }
             if now >= deadline {
-                return false;
+                return Remains::Processes;
             }
             tokio::time::sleep(Self::PROCESS_POLL).await;
         }
     }
 
-    /// The steps that have processes and may be of this build. Of an engine elsewhere none is seen: the end of the build is
-    /// all there is to go by.
-    async fn step_processes(&self, begun: Instant) -> io::Result<BTreeMap<String, StepProcess>> {
-        let ours = self.steps.started_by(&self.name());
-        let Some(processes) = self.processes.clone().filter(|_| !ours.is_empty()) else {
-            return Ok(BTreeMap::new());
+    /// Returns the steps that have processes and may be of this build; none when such processes cannot be seen from here.
+    async fn step_processes(&self, begun: Instant) -> io::Result<Option<BTreeMap<String, StepProcess>>> {
+        let ours = self.steps.running(&self.name());
+        let Some(processes) = self.processes.clone() else {
+            return Ok(None);
         };
-        let look = move || {
-            // An engine that was killed stops nothing more.
-            processes.kill_orphans()?;
-            processes.younger_than(begun.elapsed())
+        let engine = self.readiness.engine_info().borrow().pid;
+        let look = move |processes: &StepProcesses| {
+            // An engine that was killed stops nothing more. Who may not kill sees them go on.
+            if let Err(error) = processes.kill_orphans() {
+                tracing::warn!(%error, "cannot end what an engine has left behind");
+            }
+            let found = processes.younger_than(begun.elapsed())?;
+            io::Result::Ok((found, processes.can_be_seen(engine)))
         };
-        let mut found = tokio::task::spawn_blocking(look).await.map_err(io::Error::other)??;
+        let looked = tokio::task::spawn_blocking(move || look(&processes)).await;
+        let (mut found, can_be_seen) = looked.map_err(io::Error::other)??;
         found.retain(|_, process| ours.iter().any(|step| process.may_be_of(step)));
-        Ok(found)
+        Ok(can_be_seen.then_some(found))
     }
 }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     engine::{
-        BuildOrder, Canceller, Engine, EngineError, EngineImage, EngineInfo, LabelledImage, Progress,
+        BuildOrder, BuiltImage, Engine, EngineError, EngineImage, EngineInfo, LabelledImage, Progress,
         RunningWork, Told,
     },
     reference,
@@ -90,6 +90,10 @@ impl ModelEngine {
         })))
     }
 
+    pub(super) fn info() -> EngineInfo {
+        EngineInfo { id: "model".to_owned(), version: "29.7.3".to_owned(), ..EngineInfo::default() }
+    }
+
     /// Kills it: whatever runs ends.
     pub fn kill(&self) {
         if let Some(life) = self.state().life.take() {
@@ -149,7 +153,7 @@ impl ModelEngine {
 impl Engine for ModelEngine {
     async fn info(&self) -> Result<EngineInfo, EngineError> {
         self.alive().await?;
-        Ok(EngineInfo { version: String::new(), root: String::new(), squashes: false })
+        Ok(Self::info())
     }
 
     fn build(&self, order: BuildOrder) -> Result<Box<dyn RunningWork>, EngineError> {
@@ -244,7 +248,14 @@ impl Engine for ModelEngine {
             // As its registry has it, if it was pushed.
             let names = state.images.iter().filter(|(_, of)| *of == id);
             let repo_digests = names.map(|(name, id)| format!("{}@{id}", reference::parts(name).0)).collect();
-            EngineImage { id: id.clone(), size_bytes: 1, repo_digests }
+            EngineImage {
+                id: id.clone(),
+                config_digest: String::new(),
+                size_bytes: 1,
+                repo_digests,
+                names: vec![name.to_owned()],
+                labels: HashMap::new(),
+            }
         }))
     }
 }
@@ -286,7 +297,7 @@ impl Run {
     async fn work(&self) -> Result<Told, EngineError> {
         let step = |state| Progress::Step {
             id: "1".to_owned(),
-            name: "[1/1] RUN talk".to_owned(),
+            name: "[1/1] COPY talk /".to_owned(),
             state,
             error: String::new(),
             at: None,
@@ -300,7 +311,8 @@ impl Run {
         match self.plan.outcome {
             Outcome::Succeeds | Outcome::RefusesPush => {
                 self.say(step(StepState::Done)).await;
-                Ok(Told::ImageId(format!("sha256:{}", self.name)))
+                let id = format!("sha256:{}", self.name);
+                Ok(Told::Built(BuiltImage { id, config_digest: String::new() }))
             }
             Outcome::Fails => Err(EngineError::Refused("a step failed".to_owned())),
             Outcome::Breaks => Err(EngineError::Broken("it broke".to_owned())),
@@ -323,9 +335,6 @@ struct ModelWork {
     runs_processes: bool,
 }
 
-#[derive(Debug)]
-struct ModelCanceller(CancellationToken);
-
 #[tonic::async_trait]
 impl RunningWork for ModelWork {
     async fn next(&mut self) -> Option<Result<Told, EngineError>> {
@@ -336,16 +345,7 @@ impl RunningWork for ModelWork {
         self.runs_processes
     }
 
-    fn canceller(&self) -> Box<dyn Canceller> {
-        Box::new(ModelCanceller(self.cancel.clone()))
-    }
-}
-
-#[tonic::async_trait]
-impl Canceller for ModelCanceller {
-    async fn cancel(&self) -> Result<(), EngineError> {
-        tokio::time::sleep(ModelEngine::ANSWER).await;
-        self.0.cancel();
-        Ok(())
+    fn cancel(&self) {
+        self.cancel.cancel();
     }
 }

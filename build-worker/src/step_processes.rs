@@ -1,25 +1,38 @@
-//! What runs on this host of an engine's builds.
+//! The processes of build steps, as far as they can be seen from here.
 //!
-//! BuildKit's steps are no Docker containers, so no list of the engine shows them. Each runs in a control group named
-//! `…/buildkit/<id>`, on a root file system in the engine's directory: by these its processes are found. Marking the steps
-//! themselves, by their environment say, would make equal steps of two builds differ for the engine, which then runs them
+//! BuildKit's steps are no containers, so no list of the engine shows them. The worker has every step run below a control group
+//! of its own name, `<parent>/trailer-<worker>-<digest>/buildkit/<step>`, which `/proc/PID/cgroup` shows to everybody. Marking the
+//! steps themselves, by their environment say, would make equal steps of two builds differ for the engine, which then runs them
 //! once but shows the output to one build only.
 
 use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
+use ring::digest::{SHA256, digest};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Looks at the processes of this host.
+/// The control group that the steps of one worker on one engine run below.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StepGroup {
+    path: String,
+    name: String,
+}
+
+/// The processes of steps on this host.
 #[derive(Clone, Debug)]
 pub(crate) struct StepProcesses {
     proc: PathBuf,
-    /// Where the engine keeps its file systems: tells its processes from those of another engine.
-    engine_root: String,
+    group: StepGroup,
+    /// Whether a process of a step was ever seen.
+    seen: Arc<AtomicBool>,
 }
 
 /// The first process of a step.
@@ -31,6 +44,36 @@ pub(crate) struct StepProcess {
     command: String,
 }
 
+impl StepGroup {
+    /// The characters of a worker's name that are kept in the name of its group.
+    const LONGEST_NAME: usize = 40;
+
+    /// Returns the group of a worker on an engine, below `parent`. It is the same whenever the two are, for it is a part of
+    /// what the engine's cache knows a step by.
+    pub(crate) fn new(parent: &str, worker: &str, engine_id: &str) -> Self {
+        let digest = digest(&SHA256, format!("{engine_id}\n{worker}").as_bytes());
+        let digits: String = digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let safe = |character: char| if character.is_ascii_alphanumeric() { character } else { '_' };
+        let worker: String = worker.chars().take(Self::LONGEST_NAME).map(safe).collect();
+        let name = format!("trailer-{worker}-{digits}");
+        Self { path: format!("{}/{name}", parent.trim_end_matches('/')), name }
+    }
+
+    /// Returns the path of the group, as the engine is told it.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Returns the step whose process is in these control groups, the content of `/proc/PID/cgroup`.
+    fn step<'a>(&self, groups: &'a str) -> Option<&'a str> {
+        let below = |group: &'a str| {
+            let (_, rest) = group.split_once(&self.name)?;
+            rest.strip_prefix("/buildkit/")?.split('/').next()
+        };
+        groups.lines().find_map(below)
+    }
+}
+
 impl StepProcesses {
     /// How coarse the kernel counts the ages of processes.
     const SLACK: Duration = Duration::from_millis(50);
@@ -39,11 +82,25 @@ impl StepProcesses {
     /// How many processes may be between a step's and the first of the host.
     const LONGEST_DESCENT: usize = 1_000;
 
-    pub(crate) fn of(engine_root: String) -> Self {
-        Self { proc: PathBuf::from("/proc"), engine_root }
+    /// Returns the processes below a group. `seen`: whether one was seen before, and from then on whether one was.
+    pub(crate) fn new(group: StepGroup, seen: Arc<AtomicBool>) -> Self {
+        Self { proc: PathBuf::from("/proc"), group, seen }
     }
 
-    /// The steps of this engine, by their ids, that have processes and were begun no longer than `age` ago.
+    /// Returns whether processes of steps would be seen: one was, or the engine's own process is.
+    pub(crate) fn can_be_seen(&self, engine: Option<i32>) -> bool {
+        let is_engine = |pid: i32| {
+            let name = fs::read_to_string(self.proc.join(pid.to_string()).join("comm"));
+            name.is_ok_and(|name| name.trim_end() == "dockerd")
+        };
+        self.seen.load(Ordering::Relaxed) || engine.is_some_and(is_engine)
+    }
+
+    /// Returns the steps, by their ids, that have processes and were begun no longer than `age` ago.
+    ///
+    /// # Errors
+    ///
+    /// /proc cannot be read.
     pub(crate) fn younger_than(&self, age: Duration) -> io::Result<BTreeMap<String, StepProcess>> {
         let uptime = first_number(&fs::read_to_string(self.proc.join("uptime"))?)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/uptime has no number"))?;
@@ -62,12 +119,19 @@ impl StepProcesses {
                 *first = process;
             }
         }
+        if !steps.is_empty() {
+            self.seen.store(true, Ordering::Relaxed);
+        }
         steps.retain(|_, first| first.started >= oldest);
         Ok(steps)
     }
 
     /// Kills every process of the steps that no engine runs any more: they outlive one that is killed, and its successor does
-    /// not know them. Answers how many there were.
+    /// not know them. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// /proc cannot be read, or a process may not be killed by this user.
     pub(crate) fn kill_orphans(&self) -> io::Result<usize> {
         let mut ended = 0;
         for entry in fs::read_dir(&self.proc)? {
@@ -87,14 +151,9 @@ impl StepProcesses {
         Ok(ended)
     }
 
-    /// Whether a process certainly belongs to a step of this engine, and has no engine above it.
+    /// Returns whether a process belongs to a step and has certainly no engine above it.
     fn is_orphan(&self, process: &Path) -> bool {
-        let contains = |file: &str, part: &str| {
-            fs::read_to_string(process.join(file)).is_ok_and(|text| text.contains(part))
-        };
-        !self.engine_root.is_empty()
-            && contains("cgroup", "/buildkit/")
-            && contains("mountinfo", &format!("{}/", self.engine_root))
+        fs::read_to_string(process.join("cgroup")).is_ok_and(|groups| self.group.step(&groups).is_some())
             && self.has_engine_above(process) == Some(false)
     }
 
@@ -114,18 +173,14 @@ impl StepProcesses {
         None
     }
 
-    /// The step that a process belongs to, if it belongs to one of this engine.
+    /// Returns the step that a process belongs to, if it belongs to one.
     fn step_process(&self, process: &Path) -> Option<(String, StepProcess)> {
         let groups = fs::read_to_string(process.join("cgroup")).ok()?;
-        let (_, step) = groups.lines().find_map(|group| group.split_once("/buildkit/"))?;
+        let step = self.group.step(&groups)?.to_owned();
         let started = start_ticks(&fs::read_to_string(process.join("stat")).ok()?)? / Self::TICKS_A_SECOND;
-        // Who may not look into the process cannot tell the engines apart: then it counts.
-        let is_of_engine = fs::read_to_string(process.join("mountinfo"))
-            .map_or(true, |mounts| mounts.is_empty() || mounts.contains(&self.engine_root));
         let command = fs::read(process.join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        is_of_engine
-            .then(|| (step.split('/').next().unwrap_or(step).to_owned(), StepProcess { started, command }))
+        Some((step, StepProcess { started, command }))
     }
 }
 
@@ -164,64 +219,93 @@ mod tests {
         format!("{pid} ({name}) S {parent} {} {start_ticks} 0\n", "0 ".repeat(17))
     }
 
-    fn process(proc: &Path, pid: u32, cgroup: &str, start_ticks: u32, mounts: &str) {
+    fn process(proc: &Path, pid: u32, cgroup: &str, start_ticks: u32) {
         let dir = proc.join(pid.to_string());
         let write = |name: &str, text: String| fs::write(dir.join(name), text).expect("a file");
         fs::create_dir(&dir).expect("a directory");
         write("cgroup", format!("8:pids:{cgroup}\n0::{cgroup}\n"));
         write("stat", stat(pid, "a ) b", 1, start_ticks));
-        write("mountinfo", format!("75 50 0:39 / / rw - overlay overlay rw,{mounts}\n"));
         write("cmdline", format!("run\0{pid}\0"));
     }
 
+    fn processes(proc: &Path, parent: &str) -> StepProcesses {
+        let group = StepGroup::new(parent, "w/1", "engine");
+        StepProcesses { proc: proc.to_owned(), group, seen: Arc::default() }
+    }
+
+    /// As the engine puts it, and as it is seen from another control group namespace.
+    const OURS: [&str; 2] =
+        ["/trailer-w_1-ca13afeec4569bcc/buildkit/", "/../../pod/trailer-w_1-ca13afeec4569bcc/buildkit/"];
+
     #[test]
-    fn the_steps_of_one_engine_are_found_by_age() {
+    fn a_group_is_named_by_its_worker_and_engine() {
+        let group = StepGroup::new("/builds.slice/", "w/1", "engine");
+        assert_eq!(group.path(), "/builds.slice/trailer-w_1-ca13afeec4569bcc");
+        assert_ne!(group.name, StepGroup::new("", "w/1", "another").name);
+        assert_ne!(group.name, StepGroup::new("", "w:1", "engine").name);
+    }
+
+    #[test]
+    fn the_steps_of_one_worker_are_found_by_age() {
         let proc = tempfile::tempdir().expect("a directory");
         let path = proc.path();
         fs::write(path.join("uptime"), "100.00 50.00\n").expect("a file");
         fs::create_dir(path.join("sys")).expect("a directory");
-        let ours = "upperdir=/var/lib/docker/overlay2/x/diff";
-        process(path, 1, "/init.scope", 0, ours);
-        process(path, 10, "/docker/buildkit/old", 1_000, ours);
-        process(path, 11, "/docker/buildkit/old", 9_900, ours);
-        process(path, 13, "/docker/buildkit/new", 9_900, ours);
-        process(path, 12, "/docker/buildkit/new", 9_500, ours);
-        process(path, 14, "/docker/buildkit/foreign", 9_900, "upperdir=/elsewhere/overlay2/x/diff");
-        let processes = StepProcesses { proc: path.to_owned(), engine_root: "/var/lib/docker".to_owned() };
+        let [ours, of_namespace] = OURS;
+        process(path, 1, "/init.scope", 0);
+        let processes = processes(path, "");
         let found = |seconds| {
             let found = processes.younger_than(Duration::from_secs(seconds)).expect("readable");
             found.into_values().map(|step| step.command.trim().to_owned()).collect::<Vec<_>>()
         };
+        assert_eq!(found(1_000), [""; 0]);
+        assert!(!processes.can_be_seen(None) && !processes.can_be_seen(Some(1)));
+        process(path, 10, &format!("{of_namespace}old"), 1_000);
+        process(path, 11, &format!("{ours}old"), 9_900);
+        process(path, 13, &format!("{ours}new"), 9_900);
+        process(path, 12, &format!("{ours}new"), 9_500);
+        process(path, 14, "/trailer-w_2-0123456789abcdef/buildkit/foreign", 9_900);
+        process(path, 15, "/system.slice/system.slice:docker:x", 9_900);
         assert_eq!(found(3), [""; 0]);
         assert_eq!(found(10), ["run 12"]);
         assert_eq!(found(1_000), ["run 12", "run 10"]);
+        assert!(processes.can_be_seen(None));
+    }
+
+    #[test]
+    fn whoever_sees_the_engine_sees_its_steps() {
+        let proc = tempfile::tempdir().expect("a directory");
+        for (pid, name) in [("7", "dockerd\n"), ("8", "systemd\n")] {
+            fs::create_dir(proc.path().join(pid)).expect("a directory");
+            fs::write(proc.path().join(pid).join("comm"), name).expect("a file");
+        }
+        let processes = processes(proc.path(), "");
+        assert_eq!([7, 8, 9].map(|pid| processes.can_be_seen(Some(pid))), [true, false, false]);
     }
 
     #[test]
     fn a_step_without_an_engine_above_it_is_an_orphan() {
         let proc = tempfile::tempdir().expect("a directory");
         let path = proc.path();
-        let ours = "upperdir=/var/lib/docker/overlay2/x/diff";
-        let add = |pid: u32, name: &str, parent: u32, cgroup: &str, mounts: &str| {
-            process(path, pid, cgroup, 0, mounts);
+        let [ours, _] = OURS;
+        let add = |pid: u32, name: &str, parent: u32, cgroup: &str| {
+            process(path, pid, cgroup, 0);
             fs::write(path.join(pid.to_string()).join("stat"), stat(pid, name, parent, 0)).expect("a file");
         };
-        add(10, "dockerd", 1, "/system.slice", "");
-        add(11, "runc", 10, "/system.slice", "");
-        add(12, "sh", 11, "/docker/buildkit/running", ours);
-        add(13, "sleep", 12, "/docker/buildkit/running", ours);
-        add(20, "sh", 1, "/docker/buildkit/left", ours);
-        add(21, "sleep", 20, "/docker/buildkit/left", ours);
-        add(22, "sleep", 1, "/docker/buildkit/left", "upperdir=/var/lib/docker2/overlay2/x/diff");
-        add(23, "sleep", 1, "/docker/another", ours);
-        add(24, "sleep", 99, "/docker/buildkit/left", ours);
-        let orphans = |root: &str| -> Vec<u32> {
-            let processes = StepProcesses { proc: path.to_owned(), engine_root: root.to_owned() };
-            let is_orphan = |pid: &u32| processes.is_orphan(&path.join(pid.to_string()));
-            [10, 11, 12, 13, 20, 21, 22, 23, 24].into_iter().filter(is_orphan).collect()
-        };
-        assert_eq!(orphans("/var/lib/docker"), [20, 21]);
-        assert_eq!(orphans(""), [0; 0], "of an engine whose directory is not known none is certain");
+        let (running, left) = (format!("{ours}running"), format!("{ours}left"));
+        add(10, "dockerd", 1, "/system.slice");
+        add(11, "runc", 10, "/system.slice");
+        add(12, "sh", 11, &running);
+        add(13, "sleep", 12, &running);
+        add(20, "sh", 1, &left);
+        add(21, "sleep", 20, &left);
+        add(22, "sleep", 1, "/trailer-w_1-0123456789abcdef/buildkit/left");
+        add(23, "sleep", 1, "/docker/buildkit/left");
+        add(24, "sleep", 99, &left);
+        let processes = processes(path, "");
+        let is_orphan = |pid: &u32| processes.is_orphan(&path.join(pid.to_string()));
+        let orphans: Vec<u32> = [10, 11, 12, 13, 20, 21, 22, 23, 24].into_iter().filter(is_orphan).collect();
+        assert_eq!(orphans, [20, 21]);
     }
 
     #[test]

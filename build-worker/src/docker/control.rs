@@ -1,0 +1,140 @@
+//! BuildKit's Control API, with a session on the same connection.
+//!
+//! Over the session the engine calls back: it fetches the context of the build, and asks for credentials when a registry
+//! wants some. So nothing of either has to be known to the engine before.
+
+use std::{io, sync::Arc};
+
+use bollard::{
+    health::health_server::HealthServer,
+    moby::{
+        buildkit::v1::{BytesMessage, control_client::ControlClient},
+        filesync::v1::auth_server::AuthServer,
+        upload::v1::upload_server::UploadServer,
+    },
+};
+use futures_util::{StreamExt, stream};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf},
+    sync::Mutex,
+};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{
+    Request, Streaming,
+    metadata::{AsciiMetadataValue, MetadataMap},
+    transport::{Channel, Endpoint, Server},
+};
+
+use super::{
+    connection::Connections,
+    session::{Credentials, Healthy, Upload},
+};
+use crate::{context::Context, engine::EngineError, registries::Registries};
+
+/// A client of an engine's BuildKit, with a session that serves one build.
+#[derive(Debug)]
+pub(super) struct Control {
+    pub(super) client: ControlClient<Channel>,
+    /// Names the session; empty when there is none.
+    pub(super) session: String,
+    _serving: [AbortOnDropHandle<()>; 2],
+}
+
+/// The methods that the engine may call over the session.
+const EXPOSED: [&str; 3] =
+    ["/moby.upload.v1.Upload/Pull", "/moby.filesync.v1.Auth/Credentials", "/grpc.health.v1.Health/Check"];
+
+impl Control {
+    /// Bytes that may wait between the session's server and the connection, in each direction.
+    const PIPE: usize = 256 * 1024;
+    /// Progress comes in messages of whatever has happened meanwhile.
+    const LARGEST_MESSAGE: usize = 64 * 1024 * 1024;
+    /// Bytes that the engine may send before they are read.
+    const WINDOW: u32 = 1024 * 1024;
+    /// An error quotes the whole Dockerfile, twice encoded, in the trailers of its call.
+    const LARGEST_TRAILERS: u32 = 16 * 1024 * 1024;
+
+    /// Connects to BuildKit and opens a session that serves a context and the credentials of registries.
+    ///
+    /// # Errors
+    ///
+    /// The engine cannot be reached, or does not let sessions be opened.
+    pub(super) async fn open(
+        connections: &Connections,
+        context: Arc<Context>,
+        registries: Registries,
+    ) -> Result<Self, EngineError> {
+        let broken = |error: &dyn std::error::Error| EngineError::Broken(error.to_string());
+        let stream = connections.grpc().await.map_err(|error| broken(&error))?;
+        let stream = Arc::new(Mutex::new(Some(TokioIo::new(stream))));
+        let connect = tower::service_fn(move |_| {
+            let stream = Arc::clone(&stream);
+            async move { stream.lock().await.take().ok_or_else(|| io::Error::other("the connection is over")) }
+        });
+        let channel = Endpoint::from_static("http://buildkit")
+            .initial_stream_window_size(Self::WINDOW)
+            .initial_connection_window_size(4 * Self::WINDOW)
+            .http2_max_header_list_size(Self::LARGEST_TRAILERS)
+            .connect_with_connector(connect)
+            .await
+            .map_err(|error| broken(&error))?;
+        let mut client = ControlClient::new(channel).max_decoding_message_size(Self::LARGEST_MESSAGE);
+
+        let session = uuid::Uuid::new_v4().simple().to_string();
+        let (ours, theirs) = tokio::io::duplex(Self::PIPE);
+        let (read, write) = tokio::io::split(theirs);
+        let mut request = Request::new(messages(read));
+        expose(request.metadata_mut(), &session).map_err(|error| broken(&error))?;
+        let answers =
+            client.session(request).await.map_err(|status| EngineError::Broken(status.to_string()))?;
+        let services = Server::builder()
+            .initial_stream_window_size(Self::WINDOW)
+            .add_service(UploadServer::new(Upload::new(context)))
+            .add_service(AuthServer::new(Credentials::new(registries)))
+            .add_service(HealthServer::new(Healthy));
+        let serving = async move {
+            let connection = stream::once(async { Ok::<_, io::Error>(ours) }).chain(stream::pending());
+            if let Err(error) = services.serve_with_incoming(connection).await {
+                tracing::debug!(%error, "a session with the Docker Engine ended");
+            }
+        };
+        let serving = AbortOnDropHandle::new(tokio::spawn(serving));
+        let pumping = AbortOnDropHandle::new(tokio::spawn(pump(answers.into_inner(), write)));
+        Ok(Self { client, session, _serving: [serving, pumping] })
+    }
+}
+
+/// Names the session and what it serves, as BuildKit wants to be told.
+fn expose(
+    metadata: &mut MetadataMap,
+    session: &str,
+) -> Result<(), tonic::metadata::errors::InvalidMetadataValue> {
+    metadata.insert("x-docker-expose-session-uuid", session.parse()?);
+    metadata.insert("x-docker-expose-session-name", AsciiMetadataValue::from_static("trailer"));
+    metadata.insert("x-docker-expose-session-sharedkey", AsciiMetadataValue::from_static(""));
+    for method in EXPOSED {
+        metadata.append("x-docker-expose-session-grpc-method", AsciiMetadataValue::from_static(method));
+    }
+    Ok(())
+}
+
+/// Returns what the session's server writes, as messages to the engine.
+fn messages(read: ReadHalf<DuplexStream>) -> impl stream::Stream<Item = BytesMessage> + Send + 'static {
+    const READ: usize = 64 * 1024;
+    stream::unfold(read, |mut read| async move {
+        let mut data = vec![0; READ];
+        let length = read.read(&mut data).await.ok().filter(|&length| length > 0)?;
+        data.truncate(length);
+        Some((BytesMessage { data }, read))
+    })
+}
+
+/// Writes what the engine sends over the session to the session's server, until either ends.
+async fn pump(mut answers: Streaming<BytesMessage>, mut write: WriteHalf<DuplexStream>) {
+    while let Some(Ok(message)) = answers.next().await {
+        if write.write_all(&message.data).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! A build: one call of Solve, and its progress by Status, over a connection of its own.
+//!
+//! The build is cancelled by giving up the call; the engine has ended it when Status ends.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use bollard::moby::buildkit::v1::{CacheOptions, SolveRequest, StatusRequest};
+use futures_util::StreamExt;
+use prost::Message;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use super::{control::Control, progress};
+use crate::{
+    context::Context,
+    engine::{BuildOrder, BuiltImage, EngineError, Told},
+    fault::Fault,
+};
+
+pub(super) type Teller = mpsc::Sender<Result<Told, EngineError>>;
+
+/// Runs a build to its end; none when it was cancelled.
+///
+/// # Errors
+///
+/// Why it failed.
+pub(super) async fn solve(
+    control: &Control,
+    request: SolveRequest,
+    cancel: &CancellationToken,
+    tell: &Teller,
+) -> Result<Option<BuiltImage>, EngineError> {
+    /// The time that the rest of the progress may take after the outcome is there.
+    const REST: Duration = Duration::from_secs(5);
+    /// The time after which a build that was cancelled before it had any progress has not been begun: the engine looks for such
+    /// a build for some seconds.
+    const NOT_BEGUN: Duration = Duration::from_secs(1);
+    const NOT_ALL: &str = "the Docker Engine does not tell the rest of this build's progress";
+
+    let mut client = control.client.clone();
+    let has_begun = AtomicBool::new(false);
+    let following = follow(control, request.r#ref.clone(), tell, &has_begun);
+    // Without the call the engine has no reason to go on.
+    let solving = cancel.run_until_cancelled(client.solve(request));
+    tokio::pin!(following, solving);
+    let (solved, is_told) = tokio::select! {
+        solved = &mut solving => (solved, false),
+        () = &mut following => (solving.await, true),
+    };
+    let Some(solved) = solved else {
+        if !is_told
+            && tokio::time::timeout(NOT_BEGUN, &mut following).await.is_err()
+            && has_begun.load(Ordering::Relaxed)
+        {
+            following.await;
+        }
+        return Ok(None);
+    };
+    if !is_told && tokio::time::timeout(REST, following).await.is_err() {
+        // Nobody has to hear it.
+        let _ = tell.send(Ok(Told::Gap(NOT_ALL))).await;
+    }
+    let mut response = solved.map_err(|status| error_of(&status))?.into_inner().exporter_response;
+    let mut digest = |key: &str| response.remove(key).unwrap_or_default();
+    let built = BuiltImage {
+        id: digest("containerimage.digest"),
+        config_digest: digest("containerimage.config.digest"),
+    };
+    if built.id.is_empty() {
+        return Err(EngineError::Broken("it ended the build without an image".to_owned()));
+    }
+    Ok(Some(built))
+}
+
+/// Passes progress on until the engine has no more, or nobody listens.
+async fn follow(control: &Control, reference: String, tell: &Teller, has_begun: &AtomicBool) {
+    let mut client = control.client.clone();
+    let mut messages = match client.status(StatusRequest { r#ref: reference }).await {
+        Ok(messages) => messages.into_inner(),
+        Err(error) => return tracing::debug!(%error, "a build has no progress"),
+    };
+    while let Some(message) = messages.next().await {
+        has_begun.store(true, Ordering::Relaxed);
+        match message.map(progress::progress) {
+            Ok(progress) if progress.is_empty() => {}
+            Ok(progress) => {
+                if tell.send(Ok(Told::Progress(progress))).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => return tracing::debug!(%error, "the progress of a build has broken off"),
+        }
+    }
+}
+
+/// Returns the request that builds what is ordered, by the frontend that the engine has built in.
+pub(super) fn request(order: &BuildOrder, session: &str) -> SolveRequest {
+    let context = match order.context.as_ref() {
+        Context::Small(_) | Context::Large(_) => format!("http://buildkit-session/{session}"),
+        Context::Remote(url) => url.clone(),
+    };
+    let mut attributes = HashMap::from([
+        ("context".to_owned(), context),
+        ("filename".to_owned(), order.dockerfile.clone()),
+        ("cgroup-parent".to_owned(), order.cgroup_parent.clone()),
+        // Frontends that a Dockerfile names are not fetched and run: whoever sends a command line is one already.
+        ("cmdline".to_owned(), "dockerfile.v0".to_owned()),
+    ]);
+    if !order.target.is_empty() {
+        attributes.insert("target".to_owned(), order.target.clone());
+    }
+    if order.no_cache {
+        attributes.insert("no-cache".to_owned(), String::new());
+    }
+    if order.pull_base {
+        attributes.insert("image-resolve-mode".to_owned(), "pull".to_owned());
+    }
+    for (prefix, values) in [("build-arg", &order.build_args), ("label", &order.labels)] {
+        attributes.extend(values.iter().map(|(name, value)| (format!("{prefix}:{name}"), value.clone())));
+    }
+    let mut exporter = HashMap::from([("name".to_owned(), order.tag.clone())]);
+    if !order.compression.is_empty() {
+        exporter.insert("compression".to_owned(), order.compression.clone());
+    }
+    SolveRequest {
+        r#ref: order.name.clone(),
+        session: session.to_owned(),
+        frontend: "dockerfile.v0".to_owned(),
+        frontend_attrs: attributes,
+        exporter_deprecated: "moby".to_owned(),
+        exporter_attrs_deprecated: exporter,
+        cache: Some(CacheOptions::default()),
+        ..SolveRequest::default()
+    }
+}
+
+/// The exit of a step's process, as BuildKit attaches it to an error.
+#[derive(Deserialize)]
+struct ExitMessage {
+    #[serde(rename = "Code")]
+    _code: u32,
+}
+
+/// Converts the error of a Solve.
+fn error_of(status: &Status) -> EngineError {
+    const EXIT: &str = "gatewayapi.ExitMessage+json";
+    let message = status.message().to_owned();
+    // An error of this side of the connection has a source; the engine's own have none.
+    if let Some(source) = std::error::Error::source(status) {
+        return EngineError::Broken(format!("{message}: {source}"));
+    }
+    let details = tonic_types::pb::Status::decode(status.details()).unwrap_or_default().details;
+    let is_exit = details.iter().any(|detail| {
+        detail.type_url.ends_with(EXIT) && serde_json::from_slice::<ExitMessage>(&detail.value).is_ok()
+    });
+    let by_code = || match status.code() {
+        Code::Unavailable | Code::Internal | Code::Aborted | Code::Cancelled | Code::ResourceExhausted => {
+            Fault::Engine
+        }
+        Code::DeadlineExceeded => Fault::Remote,
+        Code::Ok
+        | Code::Unknown
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::DataLoss
+        | Code::Unauthenticated => Fault::User,
+    };
+    let fault = if is_exit { Fault::User } else { Fault::of_message(&message).unwrap_or_else(by_code) };
+    EngineError::new(fault, message)
+}

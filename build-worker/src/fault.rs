@@ -1,0 +1,142 @@
+//! Whose fault an error of the engine is: one table for builds, base images, contexts, pulls and pushes.
+//!
+//! An engine passes on what registries, Git servers and its own parts have said as text, so most of it can only be told by its
+//! words. What cannot be reached, or is busy, is worth another attempt and says nothing about the engine.
+
+/// The party that has to act.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Whoever wrote the configuration: a step has failed, or something was refused or does not exist.
+    User,
+    /// Something that the engine talks to: it cannot be reached, or is too busy to answer.
+    Remote,
+    /// The engine itself, or the containerd that it stores images with.
+    Engine,
+}
+
+/// Words of an engine that is itself the cause, in lower case.
+const ENGINE: [&str; 12] = [
+    "transport: error while dialing",
+    "connection error: desc",
+    "code = unavailable",
+    "dial unix",
+    "transport is closing",
+    "error reading from server: eof",
+    "failed to create lease",
+    "no space left on device",
+    "cannot allocate memory",
+    "context canceled",
+    "no active session",
+    "no such job",
+];
+
+/// Words of what is away or busy, in lower case.
+const REMOTE: [&str; 29] = [
+    "dial tcp",
+    "connection refused",
+    "connection reset by peer",
+    "connection timed out",
+    "operation timed out",
+    "no such host",
+    "no route to host",
+    "network is unreachable",
+    "server misbehaving",
+    "temporary failure in name resolution",
+    "could not resolve host",
+    "failed to connect to",
+    "unable to connect to",
+    "i/o timeout",
+    "tls handshake timeout",
+    "awaiting headers",
+    "context deadline exceeded",
+    "httpreadseeker",
+    "unexpected eof",
+    "toomanyrequests",
+    "429 too many requests",
+    "500 internal server error",
+    "502 bad gateway",
+    "503 service unavailable",
+    "504 gateway timeout",
+    "requested url returned error: 5",
+    "requested url returned error: 429",
+    "invalid response status 5",
+    "invalid response status 429",
+];
+
+/// Words of a registry that has refused, in lower case. An engine answers much of it as an error of its own.
+const REFUSED: [&str; 9] = [
+    "unauthorized",
+    "authentication required",
+    "no basic auth credentials",
+    "denied",
+    "forbidden",
+    "manifest unknown",
+    "not found",
+    "server gave http response to https client",
+    "x509: ",
+];
+
+impl Fault {
+    /// Returns whose fault an error with this message is; none when its words do not tell.
+    pub(crate) fn of_message(message: &str) -> Option<Self> {
+        // It quotes the command of the step, which may hold anything. One that is killed for its memory has no exit code.
+        if message.contains("process \"") && message.contains("\" did not complete successfully: ") {
+            return Some(Self::User);
+        }
+        let message = message.to_lowercase();
+        let has = |words: &[&str]| words.iter().any(|words| message.contains(words));
+        [(&ENGINE[..], Self::Engine), (&REMOTE, Self::Remote), (&REFUSED, Self::User)]
+            .into_iter()
+            .find_map(|(words, fault)| has(words).then_some(fault))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_engines_tell_whose_fault_it_is() {
+        for (message, expected) in [
+            (r#"process "/bin/sh -c false" did not complete successfully: exit code: 1"#, Some(Fault::User)),
+            (
+                r#"process "/bin/sh -c ./greedy" did not complete successfully: cannot allocate memory"#,
+                Some(Fault::User),
+            ),
+            (
+                r#"process "/bin/sh -c grep 'no space left on device' x" did not complete successfully: exit code: 1"#,
+                Some(Fault::User),
+            ),
+            (
+                r#"failed to create lease: connection error: desc = "transport: Error while dialing: dial unix /run/containerd/containerd.sock: connect: connection refused""#,
+                Some(Fault::Engine),
+            ),
+            ("failed to copy: write /x: no space left on device", Some(Fault::Engine)),
+            ("context canceled", Some(Fault::Engine)),
+            (
+                r#"127.0.0.1:1/x:1: failed to resolve source metadata for 127.0.0.1:1/x:1: failed to do request: Head "http://127.0.0.1:1/v2/x/manifests/1": dial tcp 127.0.0.1:1: connect: connection refused"#,
+                Some(Fault::Remote),
+            ),
+            (
+                r#"failed to do request: Head "https://r.invalid/v2/x/manifests/1": dial tcp: lookup r.invalid: no such host"#,
+                Some(Fault::Remote),
+            ),
+            (
+                "unexpected status from HEAD request to http://127.0.0.1:5000/v2/x/manifests/1: 503 Service Unavailable",
+                Some(Fault::Remote),
+            ),
+            ("toomanyrequests: You have reached your pull rate limit", Some(Fault::Remote)),
+            (
+                "failed to fetch remote http://127.0.0.1:1/r.git: fatal: unable to access 'http://127.0.0.1:1/r.git/': Failed to connect to 127.0.0.1 port 1: Connection refused",
+                Some(Fault::Remote),
+            ),
+            ("invalid response status 404", None),
+            ("invalid response status 502", Some(Fault::Remote)),
+            ("pull access denied, repository does not exist or may require authorization", Some(Fault::User)),
+            ("127.0.0.1:5000/nothing:1: not found", Some(Fault::User)),
+            ("dockerfile parse error on line 2: unknown instruction: NONSENSE", None),
+        ] {
+            assert_eq!(Fault::of_message(message), expected, "{message}");
+        }
+    }
+}
