@@ -22,7 +22,7 @@ mod service;
 mod watching;
 
 #[path = "../e2e"]
-#[expect(dead_code, reason = "the tests use the rest")]
+#[expect(dead_code, unused_imports, reason = "the tests use the rest")]
 mod shared {
     pub(crate) mod client;
     pub(crate) mod engine;

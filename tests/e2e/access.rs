@@ -165,7 +165,7 @@ async fn everybody_sees_the_workers_and_admins_see_more() -> anyhow::Result<()> 
     assert_eq!((seen.name.as_str(), seen.labels.len(), seen.slots), ("w1", 2, 0));
     assert_eq!(seen.engine_version, "");
     let seen = list(&admin).await?.remove(0);
-    assert_eq!((seen.slots, seen.slots_taken, seen.engine_version.as_str()), (3, 0, "20.10.24"));
+    assert_eq!((seen.slots, seen.slots_taken, seen.engine_version.as_str()), (3, 0, "26.1.5"));
     worker.stop().await?;
     while list(&alice).await?.iter().any(|worker| worker.online) {
         assert!(begun.elapsed() < LIMIT);

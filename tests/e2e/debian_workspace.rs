@@ -1,6 +1,7 @@
 //! A generated image as a workspace: built on Debian, pushed, pulled by another worker and run.
 
 use std::{
+    env,
     path::Path,
     time::{Duration, Instant},
 };
@@ -24,6 +25,7 @@ use proto::images::{
 
 use crate::{
     base_image,
+    dockerd::{self, starts_containers},
     process::{Program, bound_to_test},
     real_engine,
     registry::{DockerConfig, PASSWORD, Registry, USER},
@@ -56,8 +58,11 @@ async fn start_engine(directory: &Path) -> anyhow::Result<(Program, Docker, Stri
     let path = |part: &str| directory.join(part).display().to_string();
     let mut command = ["unshare", "--mount"].map(str::to_owned).to_vec();
     command.extend(bound_to_test());
-    let fixed = ["dockerd", "--log-level=warn", "--iptables=false", "--ip-masq=false", "--bridge=docker0"];
+    command.extend(dockerd::command());
+    let fixed = ["--log-level=warn", "--iptables=false", "--ip6tables=false", "--ip-masq=false"];
     command.extend(fixed.map(str::to_owned));
+    let bridge = env::var("TRAILER_TEST_ENGINE_BRIDGE").unwrap_or_else(|_| "docker0".to_owned());
+    command.push(format!("--bridge={bridge}"));
     for (flag, part) in [("data-root", "data"), ("exec-root", "exec"), ("pidfile", "pid")] {
         command.push(format!("--{flag}={}", path(part)));
     }
@@ -197,8 +202,13 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
     let (pulled, build) = alice.create(wanted).await?;
     assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Succeeded);
     let artifact = alice.get(&pulled.id).await?.artifact.context("an artifact")?;
-    assert_eq!((artifact.repo_digest, artifact.image_id), (pushed.repo_digest, pushed.image_id));
+    assert_eq!((&artifact.repo_digest, &artifact.image_id), (&pushed.repo_digest, &pushed.image_id));
+    // Docker 26 does not tell it of what was pulled where containerd stores the images.
+    assert!(["", &pushed.config_digest].contains(&artifact.config_digest.as_str()), "{pushed:?}");
     assert_eq!(artifact.worker, "other");
+    if !starts_containers() {
+        return Ok(());
+    }
 
     let body = ContainerCreateBody {
         image: Some(reference.clone()),

@@ -1,34 +1,43 @@
 //! A Docker Engine that plays scripts.
 //!
-//! [`FakeEngine`] listens on a unix socket and speaks what Engine 20.10 (API 1.41, with BuildKit)
-//! speaks to bollard: ping, version, info, sessions, builds, cancels and a small image table. What
-//! a build does is decided by a [`Script`], chosen by a piece of text in its Dockerfile. The order
-//! and the words of every message follow captures of a real Engine 20.10.24.
+//! [`FakeEngine`] listens on a Unix socket and speaks what Engine 26.1 (API 1.45) speaks to a
+//! worker: over HTTP/1.1 ping, version, info and a small image table, and over gRPC the sessions,
+//! solves and progress of `BuildKit`'s Control API. A client reaches gRPC by `POST /grpc`, or, from
+//! API 1.53 on, by HTTP/2 on the socket itself. A [`Script`], chosen by a piece of text in the
+//! Dockerfile, decides what a build does. The words of messages and the form of errors follow
+//! captures of a real Engine 26.1.5 and the source of its `BuildKit`, 0.13.2.
 //!
-//! Promises: a request that is not known is answered 404 and recorded; a build is recorded before
-//! its first line goes out, and how it ended before its last; dropping the engine ends every task
-//! and closes every connection.
+//! Promises: a REST request that is not known is answered 404 and recorded; a build is recorded
+//! before its first progress goes out, and how it ended before its last; Solve answers after an open
+//! Status stream has taken the last progress; dropping the engine ends every task and closes every
+//! connection.
 
 mod builds;
+mod connection;
+mod controller;
+mod failure;
 mod images;
 mod player;
+mod progress;
+mod query;
+mod release;
 mod routes;
 mod script;
+#[cfg(test)]
+mod selftest;
+mod session;
 mod state;
+mod vertex;
 mod wire;
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -37,7 +46,13 @@ pub(crate) use images::Image;
 pub(crate) use script::{Gate, Script};
 pub(crate) use state::{Ended, RecordedBuild, State};
 
-/// A scripted engine on a unix socket in a directory of its own.
+use release::Release;
+use session::Sessions;
+
+/// The name of an engine's process, which the test's own process takes: it holds the socket.
+const PROCESS: &str = "dockerd";
+
+/// A scripted engine on a Unix socket in a directory of its own.
 #[derive(Debug)]
 pub(crate) struct FakeEngine {
     shared: Arc<Shared>,
@@ -47,17 +62,26 @@ pub(crate) struct FakeEngine {
 }
 
 impl FakeEngine {
-    /// Starts an engine. It accepts connections when this returns.
-    #[expect(clippy::unused_async, reason = "a listener needs a runtime, and callers await a start")]
+    /// Starts an engine of version 26.1.5. It accepts connections when this returns.
     pub(crate) async fn start() -> anyhow::Result<FakeEngine> {
+        FakeEngine::start_as("26.1.5", "1.45").await
+    }
+
+    /// Starts an engine that says it has this version and this newest API version, like `1.45`.
+    #[expect(clippy::unused_async, reason = "a listener needs a runtime, and callers await a start")]
+    pub(crate) async fn start_as(version: &str, api_version: &str) -> anyhow::Result<FakeEngine> {
+        // A worker looks for the processes of steps only beside an engine that it can see.
+        std::fs::write("/proc/self/comm", PROCESS).context("the engine's name as a process")?;
         let directory = tempfile::tempdir().context("a directory for the engine's socket")?;
         let socket = directory.path().join("docker.sock");
         let listener = UnixListener::bind(&socket).context("the engine's socket")?;
 
         let shared = Arc::new(Shared {
             name: socket.display().to_string(),
+            release: Release::new(version, api_version)?,
             state: watch::Sender::new(State::default()),
             scripts: Mutex::new(Vec::new()),
+            sessions: Sessions::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -66,38 +90,38 @@ impl FakeEngine {
         Ok(FakeEngine { _stop: shared.stop.clone().drop_guard(), shared, socket, _directory: directory })
     }
 
-    /// Where the engine listens, as `DOCKER_HOST` writes it: `unix:///…/docker.sock`.
+    /// Returns where the engine listens, as `DOCKER_HOST` writes it: `unix:///…/docker.sock`.
     pub(crate) fn docker_host(&self) -> String {
         format!("unix://{}", self.socket.display())
     }
 
-    /// Builds whose Dockerfile contains `marker` play `script` from now on. The newest rule that
-    /// matches wins, so a later call overrides an earlier one.
+    /// Plays `script` for builds whose Dockerfile contains `marker` from now on. The newest rule
+    /// that matches wins, so a later call overrides an earlier one.
     pub(crate) fn on(&self, marker: &str, script: Script) {
         self.shared.scripts().push((marker.to_owned(), script));
     }
 
-    /// Every build plays `script` from now on.
+    /// Plays `script` for every build from now on.
     pub(crate) fn script(&self, script: Script) {
         self.on("", script);
     }
 
-    /// Every build that was asked for, oldest first.
+    /// Returns every build that was asked for, oldest first.
     pub(crate) fn builds(&self) -> Vec<RecordedBuild> {
         self.shared.state.borrow().builds.clone()
     }
 
-    /// How many builds have not ended.
+    /// Returns the number of builds that have not ended.
     pub(crate) fn running(&self) -> usize {
         self.shared.state.borrow().running()
     }
 
-    /// Every tag and the id of the image that it names.
+    /// Returns every tag and the id of the image that it names.
     pub(crate) fn tags(&self) -> BTreeMap<String, String> {
         self.shared.state.borrow().images.tags().clone()
     }
 
-    /// The requests that this engine does not know, as `METHOD path`.
+    /// Returns the requests that this engine does not know, as `METHOD path` or `Control.Method`.
     pub(crate) fn unexpected(&self) -> Vec<String> {
         self.shared.state.borrow().unexpected.clone()
     }
@@ -125,8 +149,10 @@ impl FakeEngine {
 struct Shared {
     /// Unique for each engine; image ids are made from it.
     name: String,
+    release: Release,
     state: watch::Sender<State>,
     scripts: Mutex<Vec<(String, Script)>>,
+    sessions: Sessions,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -140,11 +166,16 @@ impl Shared {
         });
     }
 
+    /// Records a request that the engine does not know.
+    fn record_unexpected(&self, request: String) {
+        self.state.send_modify(|state| state.unexpected.push(request));
+    }
+
     fn scripts(&self) -> MutexGuard<'_, Vec<(String, Script)>> {
         self.scripts.lock().expect("no code panics while it holds the scripts")
     }
 
-    /// The script for a Dockerfile: the newest rule that matches, or the default script.
+    /// Returns the script for a Dockerfile: the newest rule that matches, or the default script.
     fn script_for(&self, dockerfile: &str) -> Script {
         self.scripts()
             .iter()
@@ -157,15 +188,6 @@ impl Shared {
 
 async fn accept(listener: UnixListener, shared: Arc<Shared>) {
     while let Ok((stream, _)) = listener.accept().await {
-        shared.spawn(serve(stream, Arc::clone(&shared)));
+        shared.spawn(connection::serve(stream, Arc::clone(&shared)));
     }
-}
-
-/// Serves one connection. Its errors are clients that went away, which is no news here.
-async fn serve(stream: UnixStream, shared: Arc<Shared>) {
-    let service = service_fn(move |request| {
-        let shared = Arc::clone(&shared);
-        async move { Ok::<_, Infallible>(routes::answer(request, &shared).await) }
-    });
-    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await;
 }

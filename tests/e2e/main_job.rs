@@ -214,9 +214,9 @@ async fn a_build_is_what_its_options_say_and_ends_with_its_time() -> anyhow::Res
     assert_eq!((finished.attempt, finished.failures), (1, 0), "it is not tried again");
     assert_eq!(alice.get(&created.id).await?.status(), ImageStatus::Error);
     engine.wait_for(|state| state.builds[0].ended == Ended::Cancelled, LIMIT).await?;
-    let asked = &engine.builds()[0].query;
-    let option = |name: &str| asked.get(name).map(String::as_str).unwrap_or_default();
-    assert_eq!((option("target"), option("nocache"), option("pull")), ("tools", "true", "true"));
-    assert_eq!(option("buildargs"), r#"{"A":"of alice"}"#);
+    let asked = &engine.builds()[0].attributes;
+    let option = |name: &str| asked.get(name).map(String::as_str);
+    assert_eq!((option("target"), option("build-arg:A")), (Some("tools"), Some("of alice")));
+    assert_eq!((option("no-cache"), option("image-resolve-mode")), (Some(""), Some("pull")));
     Ok(())
 }

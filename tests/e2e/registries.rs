@@ -185,9 +185,17 @@ async fn what_a_registry_refuses_is_an_error_with_its_reason() -> anyhow::Result
     let failed = alice.finished(&build.id).await?;
     let error = failed.error.clone().context("an error")?;
     assert_eq!((failed.state(), error.kind(), failed.attempt), (BuildState::Failed, BuildErrorKind::User, 1));
-    assert!(error.message.contains("manifest unknown"), "{error:?}");
+    // In the words of one image store or of the other.
+    assert!(["manifest unknown", "not found"].iter().any(|words| error.message.contains(words)), "{error:?}");
     assert_eq!(error.step, format!("pull {reference}"));
     assert_eq!(alice.get(&created.id).await?.status(), ImageStatus::Error);
+
+    let missing = image("Missing base", &format!("FROM {reference}"));
+    let (_, build) = alice.create(missing).await?;
+    let failed = alice.finished(&build.id).await?;
+    let error = failed.error.clone().context("an error")?;
+    assert_eq!((failed.state(), error.kind(), failed.attempt), (BuildState::Failed, BuildErrorKind::User, 1));
+    assert!(error.message.contains("nothing:1"), "{error:?}");
 
     // A worker without the password.
     setting.publish_base("forbidden").await?;

@@ -11,7 +11,7 @@ use bollard::{API_DEFAULT_VERSION, Docker, query_parameters::ListImagesOptionsBu
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    base_image,
+    base_image, dockerd,
     process::{Program, bound_to_test},
     stack::{LIMIT, eventually},
 };
@@ -48,8 +48,10 @@ impl Engine {
         // Namespaces of its own: its bridge and its mounts are gone with it, even when it is killed.
         let mut command = ["unshare", "--net", "--mount"].map(ToOwned::to_owned).to_vec();
         command.extend(bound_to_test());
+        command.extend(dockerd::command());
         command.extend(
-            ["dockerd", "--log-level=warn", "--iptables=false", "--ip-masq=false"].map(ToOwned::to_owned),
+            ["--log-level=warn", "--iptables=false", "--ip6tables=false", "--ip-masq=false"]
+                .map(ToOwned::to_owned),
         );
         for (flag, part) in [("data-root", "data"), ("exec-root", "exec"), ("pidfile", "pid")] {
             command.push(format!("--{flag}={}", path(part)));
@@ -82,6 +84,13 @@ impl Engine {
 
     pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
         self.dockerd.kill()
+    }
+
+    /// Kills the containerd that it has started for itself; dockerd starts another one after a while.
+    pub(crate) fn kill_containerd(&self) -> anyhow::Result<()> {
+        let pid = fs::read_to_string(self.directory.join("exec/containerd/containerd.pid"))?;
+        let pid = Pid::from_raw(pid.trim().parse()?).context("a process")?;
+        Ok(kill_process(pid, Signal::KILL)?)
     }
 
     /// Starts it after it was killed, and does not wait until it answers.

@@ -18,6 +18,7 @@ mod client;
 #[expect(dead_code, reason = "the end-to-end tests use the rest")]
 mod collector;
 mod cut_off;
+mod dockerd;
 mod engine;
 mod engines;
 mod killed;

@@ -52,8 +52,6 @@ impl Program {
         let child = Command::new(program)
             .args(arguments)
             .env("RUST_LOG", "info,build_worker=debug")
-            .env("BUILDKIT_STEP_LOG_MAX_SIZE", "1073741824")
-            .env("BUILDKIT_STEP_LOG_MAX_SPEED", "921600")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -137,6 +137,19 @@ impl Worker {
         engine: &Engine,
         slots: u16,
     ) -> anyhow::Result<Self> {
+        Self::start_with(directory, service, server, name, engine, slots, &[])
+    }
+
+    /// With further flags.
+    pub(crate) fn start_with(
+        directory: &Path,
+        service: &Service,
+        server: SocketAddr,
+        name: &str,
+        engine: &Engine,
+        slots: u16,
+        further: &[&str],
+    ) -> anyhow::Result<Self> {
         let addr = new_address();
         let token_file = directory.join(format!("{name}.token"));
         std::fs::write(&token_file, service.token(name, Role::Worker))?;
@@ -151,7 +164,8 @@ impl Worker {
         let command = bound_to_test()
             .into_iter()
             .chain([program("build-worker")?])
-            .chain(flags.into_iter().map(|(flag, value)| format!("--{flag}={value}")));
+            .chain(flags.into_iter().map(|(flag, value)| format!("--{flag}={value}")))
+            .chain(further.iter().map(|&flag| flag.to_owned()));
         Ok(Self { addr, program: Program::start(directory, name, command)? })
     }
 

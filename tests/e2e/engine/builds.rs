@@ -1,111 +1,127 @@
-//! `POST /build` and `POST /build/cancel`.
+//! Solve: takes in the context, records the build, and plays its script.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Read as _;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use bollard::moby::buildkit::v1::{SolveRequest, SolveResponse};
 use bytes::Bytes;
-use futures_util::TryStreamExt as _;
-use http::{Response, StatusCode};
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::{Frame, Incoming};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use serde_json::Value;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
+use super::connection::Connection;
+use super::failure::Failure;
 use super::player::Player;
+use super::progress::Progress;
 use super::script::End;
-use super::wire::{self, Body};
-use super::{Ended, RecordedBuild, Shared};
+use super::{Ended, RecordedBuild, Shared, session};
 
-/// How many lines wait for a client that does not read. It is small, so that a script cannot run
-/// far ahead of its client.
-const LINES_AHEAD: usize = 16;
+/// The host of a context's URL when the session serves it.
+const SESSION_HOST: &str = "buildkit-session";
 
-/// Takes in the context, records the build, and starts its script as the answer's body.
-pub(super) async fn start(
-    query: BTreeMap<String, String>,
-    body: Incoming,
-    shared: &Arc<Shared>,
-) -> Response<Body> {
-    let mut build = match record(query, body).await {
-        Ok(build) => build,
-        Err(error) => {
-            return wire::problem(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}"));
-        }
+/// A Solve call that waits for its build.
+#[derive(Clone, Debug)]
+pub(super) struct Call {
+    pub(super) connection: Connection,
+    /// Cancelled when the call is given up.
+    pub(super) cancel: CancellationToken,
+    pub(super) progress: Progress,
+}
+
+/// Runs a build, and answers its Solve call after the readers have taken the last progress.
+pub(super) async fn run(
+    request: SolveRequest,
+    call: Call,
+    answer: oneshot::Sender<Result<SolveResponse, Status>>,
+    shared: Arc<Shared>,
+) {
+    let outcome = build(request, &call, &shared).await;
+    call.progress.drained().await;
+    call.progress.end();
+    // A call that was given up takes no answer.
+    let _ = answer.send(outcome);
+}
+
+async fn build(request: SolveRequest, call: &Call, shared: &Arc<Shared>) -> Result<SolveResponse, Status> {
+    let mut build = tokio::select! {
+        build = take_in(request, call, shared) => build?,
+        () = call.cancel.cancelled() => return Err(Status::cancelled("context canceled")),
+        () = call.connection.gone() => return Err(Status::cancelled("context canceled")),
     };
     let script = shared.script_for(&build.dockerfile);
     let fails_at_once = matches!(script.end, End::InternalError);
-
     if fails_at_once {
         build.ended = Ended::Failed;
     }
+
     let mut index = 0;
     shared.state.send_modify(|state| {
         index = state.builds.len();
         state.builds.push(build.clone());
     });
     if fails_at_once {
-        return wire::problem(StatusCode::INTERNAL_SERVER_ERROR, "the fake engine has an internal error");
+        return Err(Status::internal("the fake engine has an internal error"));
     }
-
-    let (lines, body) = mpsc::channel(LINES_AHEAD);
-    let player = Player::new(Arc::clone(shared), index, build, script, lines);
-    shared.spawn(player.play());
-    let body = StreamBody::new(ReceiverStream::new(body).map_ok(Frame::data));
-    wire::with_headers(StatusCode::OK, "application/json", BodyExt::boxed(body))
+    Player::new(Arc::clone(shared), index, build, script, call.clone()).play().await
 }
 
-/// Asks every running build with this id to end. Like the engine, it does not mind if there is none.
-pub(super) fn cancel(query: &BTreeMap<String, String>, shared: &Shared) -> Response<Body> {
-    let Some(id) = query.get("id") else {
-        return wire::problem(StatusCode::INTERNAL_SERVER_ERROR, "build ID not provided");
-    };
-    shared.state.send_modify(|state| {
-        for build in &state.builds {
-            if build.ended == Ended::Running && build.build_id.as_ref() == Some(id) {
-                build.cancel.cancel();
-            }
-        }
-    });
-    wire::answer(StatusCode::OK, "application/json", "")
-}
+/// Fetches the context and makes the record of a build that begins.
+async fn take_in(request: SolveRequest, call: &Call, shared: &Shared) -> Result<RecordedBuild, Status> {
+    let (exporter, exporter_attributes) = exporter(&request);
+    if !matches!(exporter, "" | "moby") {
+        return Err(Failure::new(&format!("exporter {exporter:?} could not be found")).into_status());
+    }
+    let exporter = sorted(exporter_attributes);
+    let attributes = sorted(&request.frontend_attrs);
 
-async fn record(query: BTreeMap<String, String>, body: Incoming) -> anyhow::Result<RecordedBuild> {
-    let context = body.collect().await.context("the context")?.to_bytes();
-    let files = unpack(&context).context("the context as a plain tar")?;
-
-    let path = query.get("dockerfile").filter(|path| !path.is_empty());
-    let path = path.map_or("Dockerfile", String::as_str);
-    let dockerfile = files.get(path.trim_start_matches("./")).with_context(|| {
-        format!("failed to solve with frontend dockerfile.v0: failed to read dockerfile: open {path}: no such file or directory")
-    })?;
-    let dockerfile = String::from_utf8_lossy(dockerfile).into_owned();
-
-    let labels = match query.get("labels") {
-        Some(labels) => serde_json::from_str(labels).context("the labels")?,
-        None => BTreeMap::new(),
-    };
-
+    let (dockerfile, files) = context(&attributes, &request.session, shared).await?;
     Ok(RecordedBuild {
-        tag: query.get("t").cloned(),
-        session: query.get("session").cloned(),
-        build_id: query.get("buildid").cloned(),
-        labels,
-        query,
+        tag: exporter.get("name").cloned(),
+        session: request.session,
+        build_id: request.r#ref,
+        labels: labels(&attributes, &exporter),
+        attributes,
+        exporter,
         dockerfile,
         files,
         ended: Ended::Running,
-        cancel: CancellationToken::new(),
+        cancel: call.cancel.clone(),
     })
 }
 
-/// Every regular file of a tar by its path.
-fn unpack(context: &[u8]) -> anyhow::Result<BTreeMap<String, Bytes>> {
+/// Returns the text of the Dockerfile and every file of the context. A context from elsewhere has
+/// no files here.
+async fn context(
+    attributes: &BTreeMap<String, String>,
+    session: &str,
+    shared: &Shared,
+) -> Result<(String, BTreeMap<String, Bytes>), Status> {
+    let url = attributes.get("context").map_or("", String::as_str);
+    let url = url.parse::<http::Uri>().unwrap_or_default();
+    if url.host() != Some(SESSION_HOST) {
+        return Ok(Default::default());
+    }
+
+    let archive = session::upload(session, &url, shared).await;
+    // What the session says beside code and message stays out of the answer.
+    let archive = archive.map_err(|status| Status::new(status.code(), status.message()))?;
+    let files = unpack(&archive).map_err(|error| Failure::new(&format!("{error:#}")).into_status())?;
+    let name = attributes.get("filename").map_or("Dockerfile", String::as_str);
+    let Some(dockerfile) = files.get(name.trim_start_matches("./")) else {
+        let message = format!("failed to read dockerfile: open {name}: no such file or directory");
+        return Err(Failure::new(&message).into_status());
+    };
+    Ok((String::from_utf8_lossy(dockerfile).into_owned(), files))
+}
+
+/// Returns every regular file of a tar by its path.
+fn unpack(archive: &[u8]) -> anyhow::Result<BTreeMap<String, Bytes>> {
     let mut files = BTreeMap::new();
-    for entry in tar::Archive::new(context).entries()? {
-        let mut entry = entry?;
+    for entry in tar::Archive::new(archive).entries().context("the context as a plain tar")? {
+        let mut entry = entry.context("the context as a plain tar")?;
         if !entry.header().entry_type().is_file() {
             continue;
         }
@@ -115,4 +131,29 @@ fn unpack(context: &[u8]) -> anyhow::Result<BTreeMap<String, Bytes>> {
         files.insert(path.trim_start_matches("./").to_owned(), Bytes::from(content));
     }
     Ok(files)
+}
+
+/// Returns the exporter and its attributes, whether they are told in the old way or in the new.
+fn exporter(request: &SolveRequest) -> (&str, &HashMap<String, String>) {
+    match request.exporters.first() {
+        Some(exporter) if request.exporter_deprecated.is_empty() => (&exporter.r#type, &exporter.attrs),
+        Some(_) | None => (&request.exporter_deprecated, &request.exporter_attrs_deprecated),
+    }
+}
+
+/// Returns the labels of the image. A configuration given to the exporter replaces the frontend's.
+fn labels(
+    attributes: &BTreeMap<String, String>,
+    exporter: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    if let Some(config) = exporter.get("containerimage.config") {
+        let config: Value = serde_json::from_str(config).unwrap_or_default();
+        return serde_json::from_value(config["config"]["Labels"].clone()).unwrap_or_default();
+    }
+    let labels = attributes.iter().filter_map(|(name, value)| Some((name.strip_prefix("label:")?, value)));
+    labels.map(|(name, value)| (name.to_owned(), value.clone())).collect()
+}
+
+fn sorted(attributes: &HashMap<String, String>) -> BTreeMap<String, String> {
+    attributes.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
 }

@@ -18,6 +18,16 @@ pub(crate) struct Image {
     pub(crate) created: SystemTime,
 }
 
+impl Image {
+    /// Returns whether the image has this label, written as `name` or `name=value`.
+    fn has(&self, label: &str) -> bool {
+        match label.split_once('=') {
+            Some((name, value)) => self.labels.get(name).is_some_and(|own| own == value),
+            None => self.labels.contains_key(label),
+        }
+    }
+}
+
 /// Why an image could not be removed.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Refused {
@@ -33,12 +43,12 @@ pub(crate) struct Images {
 }
 
 impl Images {
-    /// Every tag and the id of the image that it names.
+    /// Returns every tag and the id of the image that it names.
     pub(crate) fn tags(&self) -> &BTreeMap<String, String> {
         &self.tags
     }
 
-    /// The image behind a tag (`:latest` if it has none), a full id, or the start of an id.
+    /// Returns the image behind a tag (`:latest` if it has none), a full id, or the start of an id.
     pub(crate) fn find(&self, name: &str) -> Option<&Image> {
         if let Some(id) = self.tags.get(&with_tag(name)) {
             return self.by_id.get(id);
@@ -59,7 +69,7 @@ impl Images {
         self.tags.insert(with_tag(name), id.to_owned());
     }
 
-    /// Removes a tag, and the image with its last tag; or an image by its id with its tag. Answers
+    /// Removes a tag, and the image with its last tag; or an image by its id with its tag. Returns
     /// what the engine answers: the list of what was untagged and deleted.
     pub(super) fn remove(&mut self, name: &str, force: bool) -> Result<Value, Refused> {
         let id = self.find(name).ok_or(Refused::Unknown)?.id.clone();
@@ -82,39 +92,44 @@ impl Images {
         Ok(Value::Array(answer))
     }
 
-    /// What `GET /images/json` answers, of the images that have all these labels, each as `name=value`.
-    pub(super) fn list(&self, labels: &[String]) -> Value {
-        let has = |image: &Image, label: &String| {
-            label
-                .split_once('=')
-                .is_some_and(|(name, value)| image.labels.get(name).map(String::as_str) == Some(value))
-        };
+    /// Returns what `GET /images/json` answers: the images that have all these labels, each as
+    /// `name` or `name=value`, and a tag that matches one of the patterns, if there are any.
+    pub(super) fn list(&self, labels: &[String], patterns: &[String]) -> Value {
         let mut tags_of: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (tag, id) in &self.tags {
-            tags_of.entry(id).or_default().push(tag);
+            if patterns.is_empty() || patterns.iter().any(|pattern| matches_reference(pattern, tag)) {
+                tags_of.entry(id).or_default().push(tag);
+            }
         }
         self.by_id
             .values()
-            .filter(|image| labels.iter().all(|label| has(image, label)))
-            .map(|image| {
-                let tags = tags_of.remove(image.id.as_str()).unwrap_or_else(|| vec!["<none>:<none>"]);
+            .filter(|image| labels.iter().all(|label| image.has(label)))
+            .filter_map(|image| {
+                let tags = tags_of.remove(image.id.as_str()).unwrap_or_default();
+                (patterns.is_empty() || !tags.is_empty()).then_some((image, tags))
+            })
+            .map(|(image, tags)| {
                 json!({
                     "Containers": -1,
                     "Created": seconds(image.created),
                     "Id": image.id,
                     "Labels": image.labels,
                     "ParentId": "",
-                    "RepoDigests": null,
+                    "RepoDigests": [],
                     "RepoTags": tags,
                     "SharedSize": -1,
                     "Size": image.size,
-                    "VirtualSize": image.size,
                 })
             })
             .collect()
     }
 
-    /// What `GET /images/{name}/json` answers.
+    /// Returns the number of images.
+    pub(super) fn count(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Returns what `GET /images/{name}/json` answers.
     pub(super) fn inspect(&self, name: &str) -> Option<Value> {
         let image = self.find(name)?;
         Some(json!({
@@ -124,7 +139,6 @@ impl Images {
             "Parent": "",
             "Comment": "buildkit.dockerfile.v0",
             "Created": rfc3339(image.created),
-            "Container": "",
             "DockerVersion": "",
             "Author": "",
             "Config": {
@@ -135,7 +149,6 @@ impl Images {
             "Architecture": "amd64",
             "Os": "linux",
             "Size": image.size,
-            "VirtualSize": image.size,
             "GraphDriver": { "Data": {}, "Name": "overlay2" },
             "RootFS": { "Type": "layers", "Layers": [image.id] },
             "Metadata": { "LastTagTime": rfc3339(image.created) },
@@ -147,17 +160,50 @@ impl Images {
     }
 }
 
-/// The name with `:latest` if it says no tag. A colon before the last slash is a port.
+/// Returns the name as the engine shows it: with `:latest` if it says no tag, and without the
+/// default registry. A colon before the last slash is a port.
 pub(super) fn with_tag(name: &str) -> String {
+    let name = name.strip_prefix("docker.io/").unwrap_or(name);
+    let name = name.strip_prefix("library/").unwrap_or(name);
     let last = name.rsplit('/').next().unwrap_or(name);
     if last.contains(':') { name.to_owned() } else { format!("{name}:latest") }
+}
+
+/// Returns the name with its registry and its tag, as `BuildKit` writes it.
+pub(super) fn full(name: &str) -> String {
+    let name = with_tag(name);
+    match name.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => name,
+        Some(_) => format!("docker.io/{name}"),
+        None => format!("docker.io/library/{name}"),
+    }
+}
+
+/// Returns whether a tag matches the pattern of a `reference` filter, or its name without the tag
+/// does.
+fn matches_reference(pattern: &str, tag: &str) -> bool {
+    let name = tag.rsplit_once(':').map_or(tag, |(name, _)| name);
+    matches(pattern.as_bytes(), tag.as_bytes()) || matches(pattern.as_bytes(), name.as_bytes())
+}
+
+/// Returns whether the text matches a pattern in which `*` stands for anything but a slash.
+fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    match (pattern.split_first(), text.split_first()) {
+        (None, None) => true,
+        (Some((b'*', pattern)), None) => matches(pattern, text),
+        (Some((b'*', after)), Some((first, rest))) => {
+            matches(after, text) || (*first != b'/' && matches(pattern, rest))
+        }
+        (Some((wanted, pattern)), Some((first, rest))) => wanted == first && matches(pattern, rest),
+        (None, Some(_)) | (Some(_), None) => false,
+    }
 }
 
 fn seconds(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// The time as `2026-11-23T08:31:47Z`. The date is counted in years that start in March, so that
+/// Returns the time as `2026-11-23T08:31:47Z`. The date is counted in years that start in March, so that
 /// the leap day is the last day of a year.
 fn rfc3339(at: SystemTime) -> String {
     let seconds = seconds(at);

@@ -1,21 +1,22 @@
-//! Plays a script as the stream of one build.
+//! Plays a script as one build.
 
-use std::io;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use bollard::moby::buildkit::v1::{StatusResponse, Vertex};
-use bytes::Bytes;
-use tokio::sync::mpsc;
+use bollard::moby::buildkit::v1::{SolveResponse, StatusResponse, Vertex};
+use tonic::Status;
 
+use super::builds::Call;
+use super::failure::{self, Failure};
 use super::script::{Act, End, LineOf, Script};
-use super::{Ended, Image, RecordedBuild, Shared, wire};
+use super::{Ended, Image, RecordedBuild, Shared, images, vertex};
 
 /// How many log entries travel in one message.
 const LOGS_PER_MESSAGE: usize = 100;
 
-/// The client has gone, so nothing more can be sent.
-struct Gone;
+/// How long a step takes to stop after a cancel. A client that closes its connection right after
+/// the cancel has dropped the build.
+const STOP_TIME: Duration = Duration::from_millis(20);
 
 /// One build in progress.
 pub(super) struct Player {
@@ -23,7 +24,7 @@ pub(super) struct Player {
     index: usize,
     build: RecordedBuild,
     script: Script,
-    lines: mpsc::Sender<io::Result<Bytes>>,
+    call: Call,
     /// The script's steps in order.
     steps: Vec<Vertex>,
     /// How many of the steps have started. The last of them may still run.
@@ -31,43 +32,47 @@ pub(super) struct Player {
 }
 
 impl Player {
-    /// A player for the build that is recorded under `index`.
+    /// Returns a player for the build that is recorded under `index`.
     pub(super) fn new(
         shared: Arc<Shared>,
         index: usize,
         build: RecordedBuild,
         script: Script,
-        lines: mpsc::Sender<io::Result<Bytes>>,
+        call: Call,
     ) -> Player {
         Player {
-            steps: steps(&script, &seed(&shared, index)),
+            steps: vertex::steps(script.step_names(), &seed(&shared, index)),
             shared,
             index,
             build,
             script,
-            lines,
+            call,
             started: 0,
         }
     }
 
-    /// Plays to the end, a cancel, or the client's leaving, and records which it was.
-    pub(super) async fn play(mut self) {
-        let cancel = self.build.cancel.clone();
+    /// Plays to the end, a cancel, or the client's leaving, and records which it was. Returns what
+    /// Solve answers.
+    pub(super) async fn play(mut self) -> Result<SolveResponse, Status> {
+        let call = self.call.clone();
         let obeys = !self.script.ignores_cancel;
-        let client = self.lines.clone();
-
-        let ended = tokio::select! {
+        let is_gone = tokio::select! {
             biased;
-            () = client.closed() => Ok(Ended::Dropped),
-            () = cancel.cancelled(), if obeys => Ok(Ended::Cancelled),
-            ended = self.perform() => ended,
-        };
-        let ended = match ended {
-            Ok(Ended::Cancelled) => self.cancelled().await.map(|()| Ended::Cancelled),
-            other => other,
+            () = call.connection.gone() => true,
+            () = call.cancel.cancelled(), if obeys => {
+                tokio::time::timeout(STOP_TIME, call.connection.gone()).await.is_ok()
+            }
+            outcome = self.perform() => return outcome,
         };
 
-        self.record(ended.unwrap_or(Ended::Dropped));
+        if is_gone {
+            self.record(Ended::Dropped);
+        } else {
+            self.record(Ended::Cancelled);
+            let message = self.running_step().map(|step| failure::cancelled(step));
+            self.fail_step(&message.unwrap_or_default()).await;
+        }
+        Err(Status::cancelled("context canceled"))
     }
 
     /// Records how the build ended. The first word stands.
@@ -80,130 +85,137 @@ impl Player {
         });
     }
 
-    async fn perform(&mut self) -> Result<Ended, Gone> {
-        self.load_context().await?;
-        if !self.steps.is_empty() {
-            self.send(wire::vertexes(&self.steps)).await?;
-        }
-
+    async fn perform(&mut self) -> Result<SolveResponse, Status> {
+        self.load_context().await;
+        self.announce_steps().await;
         for act in self.script.acts.clone() {
             match act {
-                Act::Step { cached, .. } => self.next_step(cached).await?,
-                Act::Log { stream, text } => self.log(stream, text).await?,
-                Act::Logs { count, line } => self.logs(count, &line).await?,
+                Act::Step { cached, .. } => self.next_step(cached).await,
+                Act::Log { stream, text } => self.log(stream, text).await,
+                Act::Logs { count, line } => self.logs(count, &line).await,
                 Act::Pause(gate) => gate.pass().await,
             }
         }
 
         match self.script.end.clone() {
-            End::Succeed => self.succeed().await,
-            End::Fail(message) => self.fail(&message).await,
+            End::Succeed => Ok(self.succeed().await),
+            End::Fail(message) => Err(self.fail(&message).await),
+            End::FailWith(status) => {
+                self.record(Ended::Failed);
+                self.fail_step(status.message()).await;
+                Err(status)
+            }
             End::Cut => {
-                let cut = io::Error::other("the script cuts the connection");
-                let _ = self.lines.send(Err(cut)).await;
-                Ok(Ended::Dropped)
+                self.call.progress.drained().await;
+                self.record(Ended::Dropped);
+                self.call.connection.cut();
+                std::future::pending().await
             }
-            End::Hang => std::future::pending().await,
-            End::Silence { built } => {
-                if built {
-                    self.succeed().await?;
-                }
-                loop {
-                    self.send(wire::vertexes(&[])).await?;
-                }
-            }
-            End::InternalError => Ok(Ended::Failed),
+            End::Hang | End::InternalError => std::future::pending().await,
         }
     }
 
-    /// Sends the two steps in which a real engine takes in the context.
-    async fn load_context(&mut self) -> Result<(), Gone> {
-        for mut vertex in context(&seed(&self.shared, self.index)) {
-            self.send(wire::vertexes(std::slice::from_ref(&vertex))).await?;
-            wire::start(&mut vertex);
-            self.send(wire::vertexes(std::slice::from_ref(&vertex))).await?;
-            wire::complete(&mut vertex);
-            self.send(wire::vertexes(std::slice::from_ref(&vertex))).await?;
+    /// Publishes the two vertexes in which a real engine takes in the context.
+    async fn load_context(&mut self) {
+        for mut vertex in vertex::context(&seed(&self.shared, self.index)) {
+            self.publish(&vertex).await;
+            vertex::start(&mut vertex);
+            self.publish(&vertex).await;
+            vertex::complete(&mut vertex);
+            self.publish(&vertex).await;
         }
-        Ok(())
     }
 
-    async fn next_step(&mut self, cached: bool) -> Result<(), Gone> {
-        self.complete_step().await?;
+    async fn announce_steps(&mut self) {
+        let mut steps = self.steps.clone();
+        if self.script.announces_backwards {
+            steps.reverse();
+        }
+        if !steps.is_empty() {
+            self.call.progress.publish(vertex::progress(&steps)).await;
+        }
+    }
+
+    async fn next_step(&mut self, cached: bool) {
+        self.complete_step().await;
         let step = &mut self.steps[self.started];
         self.started += 1;
-        wire::start(step);
+        vertex::start(step);
         if cached {
             step.cached = true;
-            wire::complete(step);
+            vertex::complete(step);
         }
-        let line = wire::vertexes(std::slice::from_ref(step));
-        self.send(line).await
+        let step = step.clone();
+        self.publish(&step).await;
     }
 
     /// Ends the step that runs, if one does.
-    async fn complete_step(&mut self) -> Result<(), Gone> {
-        let Some(step) = self.running_step() else {
-            return Ok(());
-        };
-        wire::complete(step);
-        let line = wire::vertexes(std::slice::from_ref(step));
-        self.send(line).await
+    async fn complete_step(&mut self) {
+        if let Some(step) = self.running_step() {
+            vertex::complete(step);
+            let step = step.clone();
+            self.publish(&step).await;
+        }
     }
 
-    async fn log(&mut self, stream: i64, text: String) -> Result<(), Gone> {
-        let Some(step) = self.running_step() else {
-            return Ok(());
-        };
-        let line = wire::logs(vec![wire::log(step, stream, text)]);
-        self.send(line).await
+    async fn log(&mut self, stream: i64, text: String) {
+        if let Some(step) = self.running_step() {
+            let log = vertex::log(step, stream, text);
+            self.call.progress.publish(vertex::output(vec![log])).await;
+        }
     }
 
-    async fn logs(&mut self, count: usize, line: &LineOf) -> Result<(), Gone> {
+    async fn logs(&mut self, count: usize, line: &LineOf) {
         let Some(step) = self.running_step() else {
-            return Ok(());
+            return;
         };
         let step = step.clone();
         for from in (0..count).step_by(LOGS_PER_MESSAGE) {
             let to = count.min(from + LOGS_PER_MESSAGE);
-            let logs = (from..to).map(|i| wire::log(&step, 1, line(i))).collect();
-            self.send(wire::logs(logs)).await?;
+            let logs = (from..to).map(|i| vertex::log(&step, 1, line(i))).collect();
+            self.call.progress.publish(vertex::output(logs)).await;
         }
-        Ok(())
     }
 
-    /// Exports the image, in the order of a real engine: the export starts, the image's id, the
-    /// export's end, the tag.
-    async fn succeed(&mut self) -> Result<Ended, Gone> {
-        self.complete_step().await?;
+    /// Exports the image, in the order of a real engine: the export starts, the image and its tags
+    /// are in the table, the export ends.
+    async fn succeed(&mut self) -> SolveResponse {
+        self.complete_step().await;
 
-        let mut export = wire::vertex("exporting to image", "export", None);
-        wire::start(&mut export);
-        self.send(wire::vertexes(std::slice::from_ref(&export))).await?;
+        let seed = seed(&self.shared, self.index);
+        let mut export = vertex::announce("exporting to image", &seed, None);
+        vertex::start(&mut export);
+        self.publish(&export).await;
 
-        let id = wire::digest(&seed(&self.shared, self.index));
-        self.keep_image(&id);
-        self.send(wire::image_id(&id)).await?;
+        let id = vertex::digest(&seed);
+        let names: Vec<String> =
+            self.build.tag.iter().flat_map(|tag| tag.split(',')).map(images::full).collect();
+        self.keep_image(&id, &names);
 
-        wire::complete(&mut export);
+        vertex::complete(&mut export);
         let mut statuses = vec![
-            wire::done(&export, "exporting layers"),
-            wire::done(&export, &format!("writing image {id}")),
+            vertex::done(&export, "exporting layers"),
+            vertex::done(&export, &format!("writing image {id}")),
         ];
-        if let Some(tag) = &self.build.tag {
-            statuses.push(wire::done(&export, &format!("naming to {tag}")));
-        }
+        statuses.extend(names.iter().map(|name| vertex::done(&export, &format!("naming to {name}"))));
         let exported = StatusResponse { vertexes: vec![export], statuses, ..StatusResponse::default() };
         self.record(Ended::Succeeded);
-        self.send(wire::trace(&exported)).await?;
+        self.call.progress.publish(exported).await;
 
-        if let Some(tag) = &self.build.tag {
-            self.send(wire::tagged(&super::images::with_tag(tag))).await?;
+        let mut response = SolveResponse::default();
+        for (key, value) in [
+            ("containerimage.config.digest", id.clone()),
+            ("containerimage.digest", id),
+            ("image.name", names.join(",")),
+        ] {
+            if !value.is_empty() {
+                response.exporter_response.insert(key.to_owned(), value);
+            }
         }
-        Ok(Ended::Succeeded)
+        response
     }
 
-    fn keep_image(&self, id: &str) {
+    fn keep_image(&self, id: &str, names: &[String]) {
         self.shared.state.send_modify(|state| {
             state.images.insert(Image {
                 id: id.to_owned(),
@@ -211,43 +223,29 @@ impl Player {
                 labels: self.build.labels.clone(),
                 created: SystemTime::now(),
             });
-            if let Some(tag) = &self.build.tag {
-                state.images.tag(id, tag);
+            for name in names {
+                state.images.tag(id, name);
             }
         });
     }
 
-    async fn fail(&mut self, message: &str) -> Result<Ended, Gone> {
-        let message = match self.running_step().and_then(|step| command(step)) {
-            Some(command) if message.starts_with("exit code: ") => {
-                format!("executor failed running [/bin/sh -c {command}]: {message}")
-            }
-            Some(_) | None => message.to_owned(),
+    async fn fail(&mut self, message: &str) -> Status {
+        let dockerfile = self.build.dockerfile.clone();
+        let failure = match self.running_step() {
+            Some(step) => Failure::in_vertex(message, step, &dockerfile),
+            None => Failure::new(message),
         };
-        self.fail_step(&message).await?;
         self.record(Ended::Failed);
-        self.send(wire::error(&message)).await?;
-        Ok(Ended::Failed)
-    }
-
-    async fn cancelled(&mut self) -> Result<(), Gone> {
-        let message = match self.running_step().and_then(|step| command(step)) {
-            Some(command) => format!(
-                "executor failed running [/bin/sh -c {command}]: exit code: 137: context canceled: context canceled"
-            ),
-            None => "context canceled".to_owned(),
-        };
-        self.fail_step(&message).await?;
-        self.record(Ended::Cancelled);
-        self.send(wire::error("context canceled")).await
+        self.fail_step(failure.message()).await;
+        failure.into_status()
     }
 
     /// Ends the step that runs, if one does, with an error.
-    async fn fail_step(&mut self, message: &str) -> Result<(), Gone> {
+    async fn fail_step(&mut self, message: &str) {
         if let Some(step) = self.running_step() {
             message.clone_into(&mut step.error);
         }
-        self.complete_step().await
+        self.complete_step().await;
     }
 
     fn running_step(&mut self) -> Option<&mut Vertex> {
@@ -256,38 +254,12 @@ impl Player {
         step.completed.is_none().then_some(step)
     }
 
-    async fn send(&self, line: Bytes) -> Result<(), Gone> {
-        self.lines.send(Ok(line)).await.map_err(|_| Gone)
+    async fn publish(&self, vertex: &Vertex) {
+        self.call.progress.publish(vertex::progress(std::slice::from_ref(vertex))).await;
     }
 }
 
-/// The steps before those of the Dockerfile.
-fn context(seed: &str) -> [Vertex; 2] {
-    let load = wire::vertex("[internal] load remote build context", seed, None);
-    let copy = wire::vertex("copy /context /", seed, Some(&load));
-    [load, copy]
-}
-
-/// The script's steps, none of which has started.
-fn steps(script: &Script, seed: &str) -> Vec<Vertex> {
-    let [_, context] = context(seed);
-    let mut steps: Vec<Vertex> = Vec::new();
-    for act in &script.acts {
-        if let Act::Step { name, .. } = act {
-            let before = steps.last().unwrap_or(&context);
-            steps.push(wire::vertex(name, seed, Some(before)));
-        }
-    }
-    steps
-}
-
-/// The command of a step like `[2/2] RUN make`.
-fn command(step: &Vertex) -> Option<&str> {
-    let (_, command) = step.name.split_once("] RUN ")?;
-    Some(command)
-}
-
-/// What makes digests differ between engines and builds.
+/// Returns what makes digests differ between engines and builds.
 fn seed(shared: &Shared, index: usize) -> String {
     format!("{} build {index}", shared.name)
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tonic::Status;
 
 /// How long [`Gate::reached`] waits before it calls the test lost.
 const GATE_LIMIT: Duration = Duration::from_secs(30);
@@ -18,6 +19,7 @@ pub(crate) struct Script {
     pub(super) acts: Vec<Act>,
     pub(super) end: End,
     pub(super) ignores_cancel: bool,
+    pub(super) announces_backwards: bool,
     pub(super) image_size: u64,
 }
 
@@ -30,7 +32,7 @@ pub(super) enum Act {
     Pause(Gate),
 }
 
-/// Makes the text of the line with a given number.
+/// Returns the text of the line with a given number.
 pub(super) type LineOf = Arc<dyn Fn(usize) -> String + Send + Sync>;
 
 /// How a build ends.
@@ -38,23 +40,22 @@ pub(super) type LineOf = Arc<dyn Fn(usize) -> String + Send + Sync>;
 pub(super) enum End {
     Succeed,
     Fail(String),
+    FailWith(Status),
     Hang,
     Cut,
     InternalError,
-    Silence { built: bool },
 }
 
 impl Script {
-    /// A script in which nothing happens, and which succeeds.
+    /// Returns a script in which nothing happens, and which succeeds.
     pub(crate) fn new() -> Script {
-        Script { acts: Vec::new(), end: End::Succeed, ignores_cancel: false, image_size: 1_982_256 }
-    }
-
-    /// Tells nothing more, but repeats an empty message without end, as Engine 20.10 does when too much is printed at once;
-    /// after the image's id, if the build succeeds.
-    pub(crate) fn fall_silent(mut self, built: bool) -> Script {
-        self.end = End::Silence { built };
-        self
+        Script {
+            acts: Vec::new(),
+            end: End::Succeed,
+            ignores_cancel: false,
+            announces_backwards: false,
+            image_size: 1_982_256,
+        }
     }
 
     /// Ends the step before, and starts one with this name, like `[2/3] RUN make`.
@@ -62,7 +63,7 @@ impl Script {
         self.act(Act::Step { name: name.to_owned(), cached: false })
     }
 
-    /// The step just named comes from the cache. A cached step prints nothing.
+    /// Takes the step just named from the cache. A cached step prints nothing.
     pub(crate) fn cached(mut self) -> Script {
         let Some(Act::Step { cached, .. }) = self.acts.last_mut() else {
             panic!("cached() goes right behind step()")
@@ -71,17 +72,17 @@ impl Script {
         self
     }
 
-    /// The current step prints this text on its standard output.
+    /// Prints this text on the current step's standard output.
     pub(crate) fn log(self, text: &str) -> Script {
         self.act(Act::Log { stream: 1, text: text.to_owned() })
     }
 
-    /// The current step prints this text on its standard error.
+    /// Prints this text on the current step's standard error.
     pub(crate) fn log_error(self, text: &str) -> Script {
         self.act(Act::Log { stream: 2, text: text.to_owned() })
     }
 
-    /// The current step prints `count` log entries, about 100 in each message, as fast as the
+    /// Prints `count` log entries in the current step, about 100 in each message, as fast as the
     /// client reads them. Numbers start at 0; the text carries its own line end.
     pub(crate) fn logs(self, count: usize, line: impl Fn(usize) -> String + Send + Sync + 'static) -> Script {
         let line: LineOf = Arc::new(line);
@@ -93,15 +94,22 @@ impl Script {
         self.act(Act::Pause(gate.clone()))
     }
 
-    /// The image is this large.
+    /// Gives the image this size.
     pub(crate) fn image_size(mut self, bytes: u64) -> Script {
         self.image_size = bytes;
         self
     }
 
-    /// A cancel is recorded, but nothing comes of it. A client that goes away still ends the build.
+    /// Goes on after a cancel, which is recorded. A client that goes away still ends the build.
     pub(crate) fn ignore_cancel(mut self) -> Script {
         self.ignores_cancel = true;
+        self
+    }
+
+    /// Announces the steps from the last to the first, as engines from 26 on do. Each names its
+    /// inputs.
+    pub(crate) fn announce_backwards(mut self) -> Script {
+        self.announces_backwards = true;
         self
     }
 
@@ -110,10 +118,16 @@ impl Script {
         self.end(End::Succeed)
     }
 
-    /// The current step fails. In a RUN step, "exit code: 2" gets the engine's words around it;
-    /// every other message is taken as it is. Without a step the build fails before the first.
+    /// Fails in the current step. In a RUN step, "exit code: 2" gets the engine's words around it
+    /// and the typed exit code beside it; every other message is taken as it is. Without a step the
+    /// build fails before the first.
     pub(crate) fn fail(self, message: &str) -> Script {
         self.end(End::Fail(message.to_owned()))
+    }
+
+    /// Fails in the current step, and answers Solve with exactly this status.
+    pub(crate) fn fail_with(self, status: Status) -> Script {
+        self.end(End::FailWith(status))
     }
 
     /// Never ends by itself.
@@ -121,14 +135,22 @@ impl Script {
         self.end(End::Hang)
     }
 
-    /// Cuts the connection in the middle of the stream.
+    /// Cuts the connection in the middle of the build.
     pub(crate) fn drop_connection(self) -> Script {
         self.end(End::Cut)
     }
 
-    /// Answers 500 instead of a stream; nothing else of the script happens.
+    /// Answers Solve with INTERNAL; nothing else of the script happens.
     pub(crate) fn internal_error(self) -> Script {
         self.end(End::InternalError)
+    }
+
+    /// Returns the names of the steps in order.
+    pub(super) fn step_names(&self) -> impl Iterator<Item = &str> {
+        self.acts.iter().filter_map(|act| match act {
+            Act::Step { name, .. } => Some(name.as_str()),
+            Act::Log { .. } | Act::Logs { .. } | Act::Pause(_) => None,
+        })
     }
 
     fn act(mut self, act: Act) -> Script {
@@ -181,7 +203,7 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// A closed gate.
+    /// Returns a closed gate.
     pub(crate) fn new() -> Gate {
         Gate { open: watch::Sender::new(false), arrivals: watch::Sender::new(0) }
     }
@@ -205,7 +227,7 @@ impl Gate {
             .expect("the gate outlives the wait, for it holds the sender");
     }
 
-    /// Tells that a build is here, and waits until the gate is open.
+    /// Counts a build that has come, and waits until the gate is open.
     pub(super) async fn pass(&self) {
         self.arrivals.send_modify(|count| *count += 1);
         self.open

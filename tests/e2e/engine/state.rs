@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::images::Images;
+use super::progress::Progress;
 
 /// Everything that the engine has seen and holds.
 #[derive(Debug, Default)]
@@ -15,44 +16,50 @@ pub(crate) struct State {
     pub(crate) builds: Vec<RecordedBuild>,
     /// The image table.
     pub(crate) images: Images,
-    /// How many `/session` connections are open.
+    /// The number of open Session streams.
     pub(crate) sessions: usize,
-    /// Requests that the engine does not know, as `METHOD path`.
+    /// Requests that the engine does not know, as `METHOD path` or `Control.Method`.
     pub(crate) unexpected: Vec<String>,
+    /// The progress of every Solve call by its ref, for Status calls.
+    pub(super) progress: BTreeMap<String, Progress>,
 }
 
 impl State {
-    /// How many builds have not ended.
+    /// Returns the number of builds that have not ended.
     pub(crate) fn running(&self) -> usize {
         self.builds.iter().filter(|build| build.ended == Ended::Running).count()
     }
 }
 
-/// One `POST /build`, as it was asked for, and what became of it.
+/// One Solve call, as it was asked for, and what became of it.
 #[derive(Clone)]
 pub(crate) struct RecordedBuild {
-    /// The `t` parameter.
+    /// The exporter's attribute `name`.
     pub(crate) tag: Option<String>,
-    /// The `session` parameter.
-    pub(crate) session: Option<String>,
-    /// The `buildid` parameter.
-    pub(crate) build_id: Option<String>,
-    /// The `labels` parameter.
+    /// The id of the session.
+    pub(crate) session: String,
+    /// The ref.
+    pub(crate) build_id: String,
+    /// The labels of the image: the frontend's attributes `label:*`, or those of a configuration
+    /// that the exporter was given.
     pub(crate) labels: BTreeMap<String, String>,
-    /// Every query parameter, decoded.
-    pub(crate) query: BTreeMap<String, String>,
+    /// The attributes of the frontend.
+    pub(crate) attributes: BTreeMap<String, String>,
+    /// The attributes of the exporter.
+    pub(crate) exporter: BTreeMap<String, String>,
     /// The text of the Dockerfile in the context.
     pub(crate) dockerfile: String,
     /// Every file of the context by its path.
     pub(crate) files: BTreeMap<String, Bytes>,
     /// How it ended.
     pub(crate) ended: Ended,
-    /// Cancelled by `POST /build/cancel`, whether or not the script cares.
+    /// Cancelled when the Solve call is given up, whether or not the script cares.
     pub(super) cancel: CancellationToken,
 }
 
 impl RecordedBuild {
-    /// A cancel named this build, even if its script ignores cancels.
+    /// Returns whether the Solve call was given up while its connection lived, even if the script
+    /// ignores cancels.
     pub(crate) fn cancel_was_asked(&self) -> bool {
         self.cancel.is_cancelled()
     }
@@ -62,7 +69,9 @@ impl fmt::Debug for RecordedBuild {
     /// Leaves the files' content out, so that a failed wait stays readable.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RecordedBuild")
-            .field("query", &self.query)
+            .field("build_id", &self.build_id)
+            .field("attributes", &self.attributes)
+            .field("exporter", &self.exporter)
             .field("dockerfile", &self.dockerfile)
             .field("files", &self.files.keys())
             .field("ended", &self.ended)
@@ -78,9 +87,9 @@ pub(crate) enum Ended {
     Running,
     /// The script succeeded, and the image is in the table.
     Succeeded,
-    /// The script failed, in a step or before the stream.
+    /// The script failed.
     Failed,
-    /// A cancel ended it.
+    /// A cancel ended it while its connection lived.
     Cancelled,
     /// The connection was cut in the middle, by the client or by the script.
     Dropped,
