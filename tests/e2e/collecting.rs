@@ -23,7 +23,7 @@ use proto::{
 use crate::{
     client::image,
     engine::FakeEngine,
-    real_engine::Real,
+    real_engine::{Real, list_images},
     stack::{LIMIT, Service, Worker},
 };
 
@@ -32,15 +32,14 @@ async fn made_by(docker: &Docker, worker: &str) -> anyhow::Result<BTreeSet<Strin
     let filters = HashMap::from([("label", vec![format!("trailer.worker={worker}")])]);
     // What people have made something of is hidden otherwise.
     let options = ListImagesOptionsBuilder::new().all(true).filters(&filters).build();
-    Ok(docker.list_images(Some(options)).await?.into_iter().map(|image| image.id).collect())
+    Ok(list_images(docker, options).await?.into_iter().map(|image| image.id).collect())
 }
 
 async fn until_made(docker: &Docker, worker: &str, expected: &BTreeSet<String>) -> anyhow::Result<()> {
     let begun = Instant::now();
     loop {
-        // A list fails when one of its images is removed meanwhile, on engines whose images containerd stores.
-        let found = made_by(docker, worker).await;
-        if found.as_ref().is_ok_and(|found| found == expected) {
+        let found = made_by(docker, worker).await?;
+        if found == *expected {
             return Ok(());
         }
         anyhow::ensure!(begun.elapsed() < LIMIT, "{found:#?} instead of {expected:#?}");

@@ -25,6 +25,7 @@ mod debian_workspace;
 mod deploying;
 mod dispatch;
 #[path = "../faults/dockerd.rs"]
+#[expect(dead_code, reason = "the fault tests use the rest")]
 mod dockerd;
 mod draining;
 mod editing;

@@ -12,9 +12,10 @@ use std::{
 use anyhow::Context as _;
 use bollard::{
     API_DEFAULT_VERSION, Docker,
-    models::ContainerCreateBody,
+    errors::Error,
+    models::{ContainerCreateBody, ImageSummary},
     query_parameters::{
-        CreateContainerOptionsBuilder, ListImagesOptionsBuilder, LogsOptionsBuilder,
+        CreateContainerOptionsBuilder, ListImagesOptions, ListImagesOptionsBuilder, LogsOptionsBuilder,
         RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, StartContainerOptions,
         WaitContainerOptions,
     },
@@ -104,8 +105,7 @@ impl Real {
 
     /// The tags of the engine's images that contain a text.
     async fn tags_with(&self, text: &str) -> anyhow::Result<Vec<String>> {
-        let images =
-            self.docker.list_images(Some(ListImagesOptionsBuilder::new().all(false).build())).await?;
+        let images = list_images(&self.docker, ListImagesOptionsBuilder::new().all(false).build()).await?;
         Ok(images.into_iter().flat_map(|image| image.repo_tags).filter(|tag| tag.contains(text)).collect())
     }
 
@@ -121,6 +121,20 @@ impl Real {
 
 fn worker_of(run: &str) -> String {
     format!("w-{run}")
+}
+
+/// Lists images. A list fails when one of them is removed meanwhile, on engines whose images containerd stores.
+pub(crate) async fn list_images(
+    docker: &Docker,
+    options: ListImagesOptions,
+) -> anyhow::Result<Vec<ImageSummary>> {
+    let begun = Instant::now();
+    loop {
+        match docker.list_images(Some(options.clone())).await {
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) if begun.elapsed() < LIMIT => {}
+            images => return Ok(images?),
+        }
+    }
 }
 
 /// The engine that the tests run on, and its address.

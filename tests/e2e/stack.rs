@@ -49,9 +49,17 @@ struct Running {
     _guard: DropGuard,
 }
 
+/// Prints what both services log, as far as `TRAILER_TEST_LOG` asks for it in the words of `RUST_LOG`.
+fn log() {
+    let Ok(filter) = env::var("TRAILER_TEST_LOG") else { return };
+    // Another test of this process may have begun with it.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+}
+
 impl Service {
     /// Starts a service with further flags of `image-service serve`.
     pub(crate) async fn start_with(flags: &[&str]) -> anyhow::Result<Self> {
+        log();
         Self::start_in(Arc::new(Database::create().await?), "127.0.0.1:0", flags).await
     }
 

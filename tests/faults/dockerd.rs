@@ -20,6 +20,12 @@ pub(crate) fn starts_containers() -> bool {
     variable("ENGINE_FLAGS").is_none_or(|flags| !flags.contains("--systemd"))
 }
 
+/// Returns whether the control groups of its steps bound their memory. Where a hierarchy of version 2 is mounted on a host whose
+/// controllers are those of version 1, they do not.
+pub(crate) fn has_memory_controller() -> bool {
+    variable("ENGINE_FLAGS").is_none_or(|flags| !flags.contains("--cgroup2"))
+}
+
 fn variable(name: &str) -> Option<String> {
     env::var(format!("TRAILER_TEST_{name}")).ok()
 }

@@ -24,7 +24,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     client::image,
-    dockerd::starts_containers,
+    dockerd::{has_memory_controller, starts_containers},
     engine::{BASE, Engine, StepProcess},
     stack::{LIMIT, Service, Worker, counting, directory},
 };
@@ -70,6 +70,9 @@ fn remove_groups(path: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_over_the_memory_bound_of_builds_fails_and_others_go_on() -> anyhow::Result<()> {
+    if !has_memory_controller() {
+        return Ok(());
+    }
     let directory = directory()?;
     let group = format!("trailer-test-{}", uuid::Uuid::new_v4().simple());
     let _bound = MemoryBound::make(&group)?;
@@ -104,7 +107,8 @@ async fn a_build_over_the_memory_bound_of_builds_fails_and_others_go_on() -> any
 async fn printed(docker: &Docker, reference: &str, command: &str) -> anyhow::Result<String> {
     let body = ContainerCreateBody {
         image: Some(reference.to_owned()),
-        cmd: Some(["/bin/sh", "-c", command].map(str::to_owned).into()),
+        entrypoint: Some(["/bin/sh", "-c"].map(str::to_owned).into()),
+        cmd: Some(vec![command.to_owned()]),
         network_disabled: Some(true),
         ..ContainerCreateBody::default()
     };
@@ -160,6 +164,7 @@ async fn layers_are_squashed_and_the_configuration_stays() -> anyhow::Result<()>
         let mut config = image.config.clone().unwrap_or_default();
         // These name the record.
         config.labels.get_or_insert_default().retain(|label, _| !label.starts_with("trailer."));
+        config.exposed_ports.get_or_insert_default().sort();
         config
     };
     assert_eq!(config(squashed), config(plain));

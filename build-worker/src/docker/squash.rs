@@ -153,27 +153,17 @@ impl Restatement {
             None => return,
             Some((kind, _)) if kind == "NONE" => return self.line("HEALTHCHECK NONE"),
             Some((kind, command)) if kind == "CMD-SHELL" => {
+                let command = command.join(" ");
+                if is_plain(&command) {
+                    return self.line(&format!("HEALTHCHECK{} CMD {command}", flags(healthcheck)));
+                }
                 let default = ["/bin/sh".to_owned(), "-c".to_owned()];
                 let shell = if shell.is_empty() { &default[..] } else { shell };
-                shell.iter().chain(command).cloned().collect()
+                shell.iter().cloned().chain([command]).collect()
             }
             Some((_, command)) => command.to_vec(),
         };
-        let mut flags = String::new();
-        for (flag, nanoseconds) in [
-            ("interval", healthcheck.interval),
-            ("timeout", healthcheck.timeout),
-            ("start-period", healthcheck.start_period),
-            ("start-interval", healthcheck.start_interval),
-        ] {
-            if nanoseconds > 0 {
-                let _ = write!(flags, " --{flag}={nanoseconds}ns");
-            }
-        }
-        if healthcheck.retries > 0 {
-            let _ = write!(flags, " --retries={}", healthcheck.retries);
-        }
-        self.list(&format!("HEALTHCHECK{flags} CMD"), &test);
+        self.list(&format!("HEALTHCHECK{} CMD", flags(healthcheck)), &test);
     }
 
     /// Makes a value a build argument, and returns the reference to it.
@@ -194,6 +184,35 @@ impl Restatement {
         self.text.push_str(line);
         self.text.push('\n');
     }
+}
+
+/// Returns the flags of an instruction that restates a health check, each with a space before it.
+fn flags(healthcheck: &Healthcheck) -> String {
+    let mut flags = String::new();
+    for (flag, nanoseconds) in [
+        ("interval", healthcheck.interval),
+        ("timeout", healthcheck.timeout),
+        ("start-period", healthcheck.start_period),
+        ("start-interval", healthcheck.start_interval),
+    ] {
+        if nanoseconds > 0 {
+            let _ = write!(flags, " --{flag}={nanoseconds}ns");
+        }
+    }
+    if healthcheck.retries > 0 {
+        let _ = write!(flags, " --retries={}", healthcheck.retries);
+    }
+    flags
+}
+
+/// Returns whether a command stands for itself behind an instruction: a line, no list, nothing that goes on in the next line.
+fn is_plain(command: &str) -> bool {
+    !command.is_empty()
+        && command.trim() == command
+        && !command.contains(char::is_control)
+        && !command.contains("<<")
+        && !command.starts_with(['[', '-'])
+        && !command.ends_with('\\')
 }
 
 /// Reads `null` as the default.
@@ -237,6 +256,13 @@ mod tests {
             "ONBUILD RUN make",
         ];
         assert_eq!(restated.text.lines().collect::<Vec<_>>(), expected);
+        let shown = |test: &str| {
+            let config = serde_json::json!({ "Healthcheck": { "Test": ["CMD-SHELL", test] } });
+            let config = serde_json::from_value(config).expect("a configuration");
+            Restatement::new("x:1", &config).text.lines().last().unwrap_or_default().to_owned()
+        };
+        assert_eq!(shown("curl $URL || exit 1"), "HEALTHCHECK CMD curl $URL || exit 1");
+        assert_eq!(shown("[ -e /x ]"), "HEALTHCHECK CMD [\"/bin/sh\",\"-c\",\"[ -e /x ]\"]");
         assert_eq!(restated.build_args["trailer_value_1"], "say \"$x\"\nand \\ more");
     }
 }
