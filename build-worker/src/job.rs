@@ -16,8 +16,8 @@ use crate::{
     labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
     leftovers::ATTEMPTS,
     outbox::Outbox,
-    output::{FailedStep, Output},
-    readiness::{Doubt, Readiness},
+    output::Output,
+    readiness::Readiness,
     spool::Spool,
     step_processes::{StepGroup, StepProcesses},
     steps::StepsUnderWay,
@@ -25,8 +25,10 @@ use crate::{
 };
 
 pub(crate) use self::control::{Control, StopReason};
+use self::outcome::{Artifact, Ended, Rest, Stop};
 
 mod control;
+mod outcome;
 mod publishing;
 mod pulling;
 mod snapshot;
@@ -59,58 +61,6 @@ pub(crate) struct Job {
     pub(crate) stop_limit: Duration,
     /// The service may have given it to others afterwards, if it has not begun.
     pub(crate) begin_by: Instant,
-}
-
-/// What a job leaves to be done after it.
-#[derive(Debug, Default)]
-pub(crate) struct Rest {
-    /// What goes on although it was to stop.
-    pub(crate) left: Option<Left>,
-    /// The image that had the reference before, by the engine's identifier.
-    pub(crate) replaced: Option<String>,
-}
-
-/// The artifact of an attempt.
-struct Made {
-    image_id: String,
-    config_digest: String,
-    size_bytes: i64,
-    /// Empty for what no registry holds.
-    repo_digest: String,
-    /// The image that had the reference before.
-    replaced: Option<String>,
-}
-
-/// How an attempt ended without an artifact.
-enum Ended {
-    /// It was not begun, and why.
-    NotBegun(String),
-    Failed {
-        failed: Failed,
-        /// Whether the engine has to be asked before anything else is begun.
-        doubts_engine: bool,
-    },
-    Stopped(Stop),
-}
-
-/// How the work of an attempt that was to stop has ended.
-enum Stop {
-    /// Nothing of it is left.
-    Confirmed,
-    /// The engine says that it has ended; its processes cannot be seen from here.
-    Unseen,
-    /// It goes on.
-    Failed(Left),
-}
-
-/// What goes on of a build that was to stop.
-#[derive(Debug)]
-pub(crate) struct Left {
-    /// None when the engine has ended it.
-    work: Option<Box<dyn RunningWork>>,
-    begun: Instant,
-    /// From before anybody is told, for the service gives out builds until it hears that none are taken.
-    _doubt: Doubt,
 }
 
 impl Job {
@@ -146,7 +96,7 @@ impl Job {
         }
         let mut rest = Rest::default();
         let event = match ended {
-            Ok(Made { image_id, config_digest, size_bytes, repo_digest, replaced }) => {
+            Ok(Artifact { image_id, config_digest, size_bytes, repo_digest, replaced }) => {
                 rest.replaced = replaced.filter(|replaced| *replaced != image_id);
                 Some(Event::Succeeded(Succeeded { image_id, size_bytes, repo_digest, config_digest }))
             }
@@ -221,7 +171,7 @@ impl Job {
         }
     }
 
-    async fn work(&self) -> Result<Made, Ended> {
+    async fn work(&self) -> Result<Artifact, Ended> {
         tokio::select! {
             biased;
             () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
@@ -244,18 +194,17 @@ impl Job {
                     () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
                     context = self.context(order) => context?,
                 };
-                let build = self.start(order, context).map_err(ended)?;
-                let built = self
-                    .follow(build, &mut output)
-                    .await?
-                    .ok_or_else(|| broken("the engine ended the build without an image".to_owned()))?;
+                let build = self.start(order, context)?;
+                let built = self.follow(build, &mut output).await?.ok_or_else(|| {
+                    Ended::by_broken_engine("the engine ended the build without an image".to_owned())
+                })?;
                 self.outbox.push(None, Event::Built(Built {})).await;
                 self.granted().await?;
                 self.publish(&built, order.push, &mut output).await
             }
             Some(Work::Pull(pull)) => self.pull(&pull.reference, &mut output).await,
             Some(Work::Snapshot(order)) => self.snapshot(order).await,
-            None => Err(infrastructure("this worker does not know this kind of build".to_owned())),
+            None => Err(Ended::by_infrastructure("this worker does not know this kind of build".to_owned())),
         }
     }
 
@@ -344,7 +293,7 @@ impl Job {
             }
         }
         match failure {
-            Some(error) => Err(failed(&error, output.failed_step())),
+            Some(error) => Err(Ended::by_engine(&error, output.failed_step())),
             None => Ok(built),
         }
     }
@@ -354,7 +303,7 @@ impl Job {
         let context = fetching::context_of(order, &attempt, self.dial.as_ref(), self.spool.as_ref()).await;
         context.map_err(|error| {
             let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
-            infrastructure(format!("{error}{}", source.unwrap_or_default()))
+            Ended::by_infrastructure(format!("{error}{}", source.unwrap_or_default()))
         })
     }
 
@@ -397,34 +346,4 @@ impl Job {
         let attempt = self.assignment.attempt.clone().unwrap_or_default();
         format!("{ATTEMPTS}{}:{}", attempt.build_id, attempt.number)
     }
-}
-
-/// Converts what the engine could not do, and the step that failed, into the end of an attempt.
-fn failed(error: &EngineError, step: Option<FailedStep>) -> Ended {
-    let kind = match error {
-        EngineError::Refused(_) => FailureKind::User,
-        EngineError::Unreachable(_) | EngineError::Broken(_) => FailureKind::Infrastructure,
-    };
-    let step = step.unwrap_or_default();
-    let failed = Failed {
-        kind: kind.into(),
-        step: step.name,
-        message: error.to_string(),
-        last_lines: step.last_lines,
-    };
-    Ended::Failed { failed, doubts_engine: matches!(error, EngineError::Broken(_)) }
-}
-
-/// Converts what the engine could not do, outside of any step.
-fn ended(error: EngineError) -> Ended {
-    failed(&error, None)
-}
-
-fn broken(message: String) -> Ended {
-    ended(EngineError::Broken(message))
-}
-
-fn infrastructure(message: String) -> Ended {
-    let failed = Failed { kind: FailureKind::Infrastructure.into(), message, ..Failed::default() };
-    Ended::Failed { failed, doubts_engine: false }
 }

@@ -1,6 +1,9 @@
 //! Giving an image the name that it was built for, in the engine and, where wanted, in its registry.
 
-use super::{Ended, Job, Made, Stop, broken, ended, failed};
+use super::{
+    Job,
+    outcome::{Artifact, Ended, Stop},
+};
 use crate::{
     engine::{BuiltImage, EngineError, EngineImage},
     output::Output,
@@ -15,14 +18,14 @@ impl Job {
         built: &BuiltImage,
         is_pushed: bool,
         output: &mut Output,
-    ) -> Result<Made, Ended> {
-        let before = self.engine.image(&self.assignment.reference).await.map_err(ended)?;
+    ) -> Result<Artifact, Ended> {
+        let before = self.engine.image(&self.assignment.reference).await?;
         let named = self.name_image(built, before.as_ref()).await?;
         if !is_pushed {
             return Ok(named);
         }
         match self.push(output).await {
-            Ok(repo_digest) => Ok(Made { repo_digest, ..named }),
+            Ok(repo_digest) => Ok(Artifact { repo_digest, ..named }),
             Err(ended) => {
                 self.take_back(before).await;
                 Err(ended)
@@ -35,15 +38,15 @@ impl Job {
         &self,
         built: &BuiltImage,
         before: Option<&EngineImage>,
-    ) -> Result<Made, Ended> {
+    ) -> Result<Artifact, Ended> {
         let reference = &self.assignment.reference;
         // The engine may have kept the job waiting until nobody wants it any more.
         if self.control.is_given_up() {
             return Err(Ended::Stopped(Stop::Confirmed));
         }
-        self.engine.tag(&built.id, reference).await.map_err(ended)?;
-        match self.engine.image(reference).await.map_err(ended)? {
-            Some(image) if image.id == built.id => Ok(Made {
+        self.engine.tag(&built.id, reference).await?;
+        match self.engine.image(reference).await? {
+            Some(image) if image.id == built.id => Ok(Artifact {
                 image_id: image.id,
                 config_digest: if built.config_digest.is_empty() {
                     image.config_digest
@@ -54,29 +57,32 @@ impl Job {
                 repo_digest: String::new(),
                 replaced: before.map(|before| before.id.clone()),
             }),
-            Some(image) => Err(broken(format!("{reference} should be {} and is {}", built.id, image.id))),
-            None => Err(broken(format!("{reference} was tagged and is not there"))),
+            Some(image) => Err(Ended::by_broken_engine(format!(
+                "{reference} should be {} and is {}",
+                built.id, image.id
+            ))),
+            None => Err(Ended::by_broken_engine(format!("{reference} was tagged and is not there"))),
         }
     }
 
     /// Pushes the reference; the digest that both the engine and the registry know it by.
     async fn push(&self, output: &mut Output) -> Result<String, Ended> {
         let reference = &self.assignment.reference;
-        let push = self.engine.push(reference).map_err(ended)?;
+        let push = self.engine.push(reference)?;
         self.follow(push, output).await?;
-        let refused = |error: EngineError| failed(&error, output.failed_step());
+        let refused = |error: EngineError| Ended::by_engine(&error, output.failed_step());
         let digest = tokio::select! {
             biased;
             () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
             digest = self.engine.registry_digest(reference) => digest.map_err(refused)?,
         };
         let (repository, _) = reference::parts(reference);
-        let image = self.engine.image(reference).await.map_err(ended)?;
+        let image = self.engine.image(reference).await?;
         let digests = image.map(|image| image.repo_digests).unwrap_or_default();
         if digests.iter().any(|known| known.strip_prefix(repository) == Some(&format!("@{digest}"))) {
             Ok(digest)
         } else {
-            Err(super::infrastructure(format!(
+            Err(Ended::by_infrastructure(format!(
                 "{reference} was pushed, and its registry has {digest} instead"
             )))
         }

@@ -1,16 +1,20 @@
 //! Pulling an image from its registry.
 
-use super::{Ended, Job, Made, broken, ended};
+use super::{
+    Job,
+    outcome::{Artifact, Ended},
+};
 use crate::{output::Output, reference};
 
 impl Job {
     /// Pulls, and sees that the engine has what it was asked for.
-    pub(super) async fn pull(&self, reference: &str, output: &mut Output) -> Result<Made, Ended> {
-        let pull = self.engine.pull(reference).map_err(ended)?;
+    pub(super) async fn pull(&self, reference: &str, output: &mut Output) -> Result<Artifact, Ended> {
+        let pull = self.engine.pull(reference)?;
         self.follow(pull, output).await?;
-        let image = self.engine.image(reference).await.map_err(ended)?;
-        let image = image.ok_or_else(|| broken(format!("{reference} was pulled and is not there")))?;
-        Ok(Made {
+        let image = self.engine.image(reference).await?;
+        let image = image
+            .ok_or_else(|| Ended::by_broken_engine(format!("{reference} was pulled and is not there")))?;
+        Ok(Artifact {
             repo_digest: digest_of(reference, &image.repo_digests),
             image_id: image.id,
             config_digest: image.config_digest,

@@ -1,35 +1,33 @@
 //! Committing a running container into an image.
 
-use proto::dispatch::{Failed, FailureKind, Snapshot};
+use proto::dispatch::Snapshot;
 
-use super::{Ended, Job, Made, Stop, ended};
+use super::{
+    Job,
+    outcome::{Artifact, Ended, Stop},
+};
 use crate::{engine::BuiltImage, labels::IMAGE_LABEL};
 
 impl Job {
     /// Commits the container, which the engine pauses meanwhile and always lets go on, and names the image. A commit cannot be
     /// ended: whoever wants it stopped waits for it, and the image then gets no name.
-    pub(super) async fn snapshot(&self, order: &Snapshot) -> Result<Made, Ended> {
+    pub(super) async fn snapshot(&self, order: &Snapshot) -> Result<Artifact, Ended> {
         let Snapshot { container, source_image_id } = order;
-        let labels = self.engine.container_labels(container).await.map_err(ended)?;
-        let labels = labels.ok_or_else(|| unusable(format!("there is no container {container}")))?;
+        let labels = self.engine.container_labels(container).await?;
+        let labels = labels.ok_or_else(|| Ended::by_user(format!("there is no container {container}")))?;
         if labels.get(IMAGE_LABEL) != Some(source_image_id) {
             let label = IMAGE_LABEL;
-            return Err(unusable(format!(
+            return Err(Ended::by_user(format!(
                 "the container {container} does not carry the label {label}={source_image_id}"
             )));
         }
         let committed = self.engine.commit(container, &self.attempt_tag(), self.labels()).await;
-        let image_id = committed.map_err(ended)?;
+        let image_id = committed?;
         if self.control.stop.is_cancelled() {
             return Err(Ended::Stopped(Stop::Confirmed));
         }
-        let before = self.engine.image(&self.assignment.reference).await.map_err(ended)?;
+        let before = self.engine.image(&self.assignment.reference).await?;
         let committed = BuiltImage { id: image_id, config_digest: String::new() };
         self.name_image(&committed, before.as_ref()).await
     }
-}
-
-fn unusable(message: String) -> Ended {
-    let failed = Failed { kind: FailureKind::User.into(), message, ..Failed::default() };
-    Ended::Failed { failed, doubts_engine: false }
 }

@@ -8,7 +8,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Ended, Job, Left, Stop};
+use super::{
+    Job,
+    outcome::{Ended, Left, Stop},
+};
 use crate::{
     engine::{RunningWork, Told},
     output::{Output, Timed},
