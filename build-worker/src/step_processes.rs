@@ -6,7 +6,7 @@
 //! once but shows the output to one build only.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     sync::{
@@ -133,19 +133,28 @@ impl StepProcesses {
     ///
     /// /proc cannot be read, or a process may not be killed by this user.
     pub(crate) fn kill_orphans(&self) -> io::Result<usize> {
+        self.kill_where(|process| self.is_orphan(process))
+    }
+
+    /// Kills every process of these steps. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// /proc cannot be read, or a process may not be killed by this user.
+    pub(crate) fn kill(&self, steps: &BTreeSet<String>) -> io::Result<usize> {
+        self.kill_where(|process| self.step_process(process).is_some_and(|(step, _)| steps.contains(&step)))
+    }
+
+    fn kill_where(&self, is_meant: impl Fn(&Path) -> bool) -> io::Result<usize> {
         let mut ended = 0;
         for entry in fs::read_dir(&self.proc)? {
             let process = entry?.path();
-            if !self.is_orphan(&process) {
-                continue;
-            }
             let pid = process.file_name().and_then(|name| Pid::from_raw(name.to_str()?.parse().ok()?));
-            if let Some(pid) = pid {
-                match kill_process(pid, Signal::KILL) {
-                    // It has just ended by itself.
-                    Ok(()) | Err(rustix::io::Errno::SRCH) => ended += 1,
-                    Err(error) => return Err(error.into()),
-                }
+            let Some(pid) = pid.filter(|_| is_meant(&process)) else { continue };
+            match kill_process(pid, Signal::KILL) {
+                // It has just ended by itself.
+                Ok(()) | Err(rustix::io::Errno::SRCH) => ended += 1,
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(ended)

@@ -281,6 +281,28 @@ async fn a_cancel_leaves_no_process_and_the_previous_image() -> anyhow::Result<(
     real.clean(&[&reference]).await
 }
 
+/// An engine may lose a cancel that comes while it starts a step.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_at_any_moment_stops_the_build() -> anyhow::Result<()> {
+    const MOMENTS: u32 = 16;
+    let real = Real::start().await?;
+    let alice = real.alice();
+    for moment in 0..MOMENTS {
+        let seconds = unique_seconds(&real.run, moment)?;
+        let text = real.dockerfile(&format!("RUN /bin/busybox sleep {seconds}"));
+        let (shown, build) = alice.create(image(&format!("Moment {moment}"), &text)).await?;
+        alice.until(&build.id, |build| build.state() == BuildState::Running).await?;
+        tokio::time::sleep(Duration::from_millis(8) * moment).await;
+        let begun = Instant::now();
+        alice.cancel(&shown.id).await?;
+        let cancelled = alice.finished(&build.id).await?;
+        assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, true), "{moment}");
+        assert!(begun.elapsed() < Duration::from_secs(3), "{moment}: {:?}", begun.elapsed());
+        assert_eq!(processes_with(&seconds)?, 0, "{moment}");
+    }
+    real.clean(&[]).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_does_not_disturb_an_identical_build() -> anyhow::Result<()> {
     let real = Real::start().await?;

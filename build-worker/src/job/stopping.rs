@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, interval_at};
 
 use super::{
     Job,
@@ -34,6 +34,9 @@ impl Job {
     const SHARED: Duration = Duration::from_millis(500);
     /// How many times of what a stop may take an engine gets before its connections close.
     const LAST_WAIT: u32 = 3;
+    /// The time after which a cancel counts as lost: BuildKit 0.13, of Docker 26.1, never kills a step that it was just starting.
+    const CANCEL_LOST: Duration = Duration::from_millis(500);
+    const KILL_AGAIN: Duration = Duration::from_millis(200);
     const LINGER_POLL: Duration = Duration::from_secs(1);
     const PROCESS_POLL: Duration = Duration::from_millis(20);
 
@@ -51,17 +54,22 @@ impl Job {
             tracing::warn!(%error, "cannot look for the processes of a build");
         }
         work.cancel();
-        let to_the_end = async {
-            while let Some(told) = work.next().await {
-                match told {
-                    Ok(Told::Progress(progress)) => {
+        let mut kill = interval_at(Instant::now() + Self::CANCEL_LOST, Self::KILL_AGAIN);
+        let has_ended = loop {
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(deadline) => break false,
+                told = work.next() => match told {
+                    Some(Ok(Told::Progress(progress))) => {
                         progress.into_iter().for_each(|progress| output.take(progress, &mut events));
+                        self.steps.set(&self.name(), output.steps_under_way());
                     }
-                    Ok(Told::Built(_) | Told::Gap(_)) | Err(_) => {}
-                }
+                    Some(Ok(Told::Built(_) | Told::Gap(_)) | Err(_)) => {}
+                    None => break true,
+                },
+                _ = kill.tick(), if work.runs_processes() => self.kill_steps(begun).await,
             }
         };
-        let has_ended = tokio::time::timeout_at(deadline, to_the_end).await.is_ok();
         output.finish(&mut events);
         if !self.control.is_fenced() {
             for (at, event) in events {
@@ -137,6 +145,32 @@ impl Job {
                 return Remains::Processes;
             }
             tokio::time::sleep(Self::PROCESS_POLL).await;
+        }
+    }
+
+    /// Kills the processes of the build's steps, unless other builds of this worker may need them.
+    async fn kill_steps(&self, begun: Instant) {
+        let (Ok(Some(found)), Some(processes)) = (self.step_processes(begun).await, self.processes.clone())
+        else {
+            return;
+        };
+        let is_left = |step: &str| found.values().any(|process| process.may_be_of(step));
+        if found.is_empty() || self.steps.needed_by_others(&self.name(), is_left) > 0 {
+            return;
+        }
+        let steps = found.into_keys().collect();
+        match tokio::task::spawn_blocking(move || processes.kill(&steps)).await {
+            Ok(Ok(count)) => {
+                tracing::warn!(
+                    build = self.name(),
+                    count,
+                    "the engine does not end a step: killed its processes"
+                );
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(build = self.name(), %error, "cannot kill the processes of a step")
+            }
+            Err(error) => tracing::warn!(build = self.name(), %error, "cannot kill the processes of a step"),
         }
     }
 
