@@ -190,6 +190,11 @@ impl Config {
                 self.listen
             ));
         }
+        if let Some(directory) = &self.image_dir
+            && !directory.is_dir()
+        {
+            return Err(format!("--image-dir {} is no directory", directory.display()));
+        }
         if self.collect_every < Collector::SHORTEST_PAUSE {
             return Err(format!("--collect-every must be at least {:?}", Collector::SHORTEST_PAUSE));
         }
@@ -259,6 +264,7 @@ mod tests {
             (&["--server", "images.example:50051"], "--server"),
             (&["--listen", "0.0.0.0:50052"], "--listen"),
             (&["--collect-every", "99ms"], "--collect-every"),
+            (&["--image-dir", "/nonexistent"], "--image-dir"),
         ] {
             let refusal = refusal(flags).unwrap_or_default();
             assert!(refusal.starts_with(flag), "{flags:?}: {refusal:?}");

@@ -74,6 +74,19 @@ pub(crate) fn dockerfile_path(build: &DockerBuild) -> String {
     path.to_owned()
 }
 
+/// Returns the names of a Dockerfile's stages in their order, as BuildKit shows them; none of a text that it would not take.
+pub(crate) fn stages(dockerfile: &str) -> Vec<String> {
+    let Ok(dockerfile) = parse_dockerfile::parse(dockerfile) else { return Vec::new() };
+    let count = dockerfile.stages().len();
+    let name = |(number, stage): (usize, parse_dockerfile::Stage<'_, '_>)| match &stage.from.as_ {
+        Some((_, name)) => name.value.to_lowercase(),
+        // BuildKit gives a Dockerfile's only stage no name.
+        None if count == 1 => String::new(),
+        None => format!("stage-{number}"),
+    };
+    dockerfile.stages().enumerate().map(name).collect()
+}
+
 /// Packs a build's Dockerfile and files. Equal builds give equal bytes, so that the engine's cache knows them again.
 pub(crate) fn pack(build: &DockerBuild) -> io::Result<Bytes> {
     let mut archive = tar::Builder::new(Vec::new());

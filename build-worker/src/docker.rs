@@ -145,7 +145,8 @@ impl DockerEngine {
             return Ok(None);
         };
         let control = control?;
-        solve::solve(&control, solve::request(order, &control.session), cancel, tell).await
+        let request = solve::request(order, &control.session);
+        solve::solve(&control, request, &order.stages, cancel, tell).await
     }
 
     async fn list(&self, filters: HashMap<&str, Vec<String>>) -> Result<Vec<ImageSummary>, EngineError> {

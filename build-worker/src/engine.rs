@@ -82,6 +82,8 @@ pub(crate) struct BuildOrder {
     pub(crate) context: Arc<Context>,
     /// Where the Dockerfile lies in it.
     pub(crate) dockerfile: String,
+    /// The names of the Dockerfile's stages in their order, as the engine calls them; empty when they are not known.
+    pub(crate) stages: Vec<String>,
     /// The labels of the image.
     pub(crate) labels: HashMap<String, String>,
     /// The values of ARG instructions.

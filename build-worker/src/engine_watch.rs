@@ -90,12 +90,19 @@ impl EngineWatch {
         };
         loop {
             self.suspected.notified().await;
+            let mut was_away = false;
             while !self.ask(engine).await {
-                tracing::warn!(
-                    "the Docker Engine or its image store does not answer; no build is begun meanwhile"
-                );
+                if !was_away {
+                    tracing::warn!(
+                        "the Docker Engine or its image store does not answer; no build is begun meanwhile"
+                    );
+                }
+                was_away = true;
                 end_orphans().await;
                 tokio::time::sleep(Self::POLL).await;
+            }
+            if was_away {
+                tracing::info!("the Docker Engine and its image store answer again");
             }
             end_orphans().await;
             self.answers.store(true, Ordering::Release);

@@ -31,7 +31,7 @@ const ENGINE: [&str; 12] = [
 ];
 
 /// Words of what is away or busy, in lower case.
-const REMOTE: [&str; 29] = [
+const REMOTE: [&str; 37] = [
     "dial tcp",
     "connection refused",
     "connection reset by peer",
@@ -51,6 +51,14 @@ const REMOTE: [&str; 29] = [
     "context deadline exceeded",
     "httpreadseeker",
     "unexpected eof",
+    ": eof",
+    "name or service not known",
+    "unable to look up",
+    "hung up unexpectedly",
+    "early eof",
+    "error parsing http 429",
+    "error parsing http 5",
+    "the remote end hung up",
     "toomanyrequests",
     "429 too many requests",
     "500 internal server error",
@@ -130,6 +138,12 @@ mod tests {
                 "failed to fetch remote http://127.0.0.1:1/r.git: fatal: unable to access 'http://127.0.0.1:1/r.git/': Failed to connect to 127.0.0.1 port 1: Connection refused",
                 Some(Fault::Remote),
             ),
+            (r#"failed to do request: Head "http://127.0.0.1:1/v2/x/manifests/1": EOF"#, Some(Fault::Remote)),
+            (
+                "fatal: unable to look up nosuch.invalid (port 9418) (Name or service not known)",
+                Some(Fault::Remote),
+            ),
+            ("error parsing HTTP 429 response body: invalid character '<'", Some(Fault::Remote)),
             ("invalid response status 404", None),
             ("invalid response status 502", Some(Fault::Remote)),
             ("pull access denied, repository does not exist or may require authorization", Some(Fault::User)),

@@ -315,6 +315,7 @@ impl Job {
             tag: self.attempt_tag(),
             context: Arc::new(context),
             dockerfile: context::dockerfile_path(order),
+            stages: context::stages(&order.dockerfile),
             build_args,
             target: order.target.clone(),
             pull_base: order.pull_base,

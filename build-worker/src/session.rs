@@ -88,6 +88,7 @@ pub(crate) async fn connect(worker: &Worker, welcomed: impl FnOnce()) -> Result<
     };
     worker.collector.set_catalogue(welcome.catalogue_id.clone());
     tracing::info!(session = welcome.session_id, "connected to image-service");
+    worker.sweep().await;
     session.take_up(welcome)?;
     session.serve().await
 }

@@ -145,6 +145,15 @@ impl StepProcesses {
         self.kill_where(|process| self.step_process(process).is_some_and(|(step, _)| steps.contains(&step)))
     }
 
+    /// Kills every process of every step. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::kill`].
+    pub(crate) fn kill_all(&self) -> io::Result<usize> {
+        self.kill_where(|process| self.step_process(process).is_some())
+    }
+
     fn kill_where(&self, is_meant: impl Fn(&Path) -> bool) -> io::Result<usize> {
         let mut ended = 0;
         for entry in fs::read_dir(&self.proc)? {

@@ -82,6 +82,8 @@ pub(crate) struct Worker {
     is_local: bool,
     /// Whether a process of a step was ever seen.
     seen: Arc<AtomicBool>,
+    /// Whether the steps that predecessors have left were ended.
+    swept: AtomicBool,
     outbox_settings: Settings,
     jobs: Arc<Jobs>,
     tasks: TaskTracker,
@@ -122,6 +124,7 @@ impl Worker {
             outbox_settings: outbox,
             is_local,
             seen: Arc::default(),
+            swept: AtomicBool::new(false),
             instance: Uuid::new_v4().to_string(),
             lease: Lease::new(),
             reports_ready: Arc::new(Notify::new()),
@@ -253,6 +256,24 @@ impl Worker {
     /// Completes once when draining begins.
     pub(crate) async fn draining_begun(&self) {
         self.draining_begun.notified().await;
+    }
+
+    /// Kills the steps that a process of this name before this one has left, once: an engine may go on with a build whose worker was
+    /// killed while it started a step. To be called when the service has let this process in, for then no other is at work.
+    pub(crate) async fn sweep(&self) {
+        let is_first = !self.swept.swap(true, Ordering::Relaxed);
+        let Some(processes) = self.step_processes().filter(|_| is_first && self.jobs.all().is_empty()) else {
+            return;
+        };
+        match tokio::task::spawn_blocking(move || processes.kill_all()).await.map_err(std::io::Error::other) {
+            Ok(Ok(0)) => {}
+            Ok(Ok(count)) => {
+                tracing::warn!(count, "killed processes of builds that a worker of this name has left behind")
+            }
+            Ok(Err(error)) | Err(error) => {
+                tracing::warn!(%error, "cannot end what a worker of this name has left behind");
+            }
+        }
     }
 
     /// Returns the control group that steps run below on the present engine.

@@ -21,7 +21,7 @@ use bollard::{
     },
 };
 use futures_util::StreamExt as _;
-use proto::images::{BuildErrorKind, BuildState, ImageStatus};
+use proto::images::{BuildErrorKind, BuildState, ImageStatus, build_event::Event};
 
 use crate::{
     answers::{assert_gapless, lines},
@@ -297,7 +297,8 @@ async fn a_cancel_at_any_moment_stops_the_build() -> anyhow::Result<()> {
         alice.cancel(&shown.id).await?;
         let cancelled = alice.finished(&build.id).await?;
         assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, true), "{moment}");
-        assert!(begun.elapsed() < Duration::from_secs(3), "{moment}: {:?}", begun.elapsed());
+        // Half a second of it is for a cancel that is lost.
+        assert!(begun.elapsed() < Duration::from_secs(2), "{moment}: {:?}", begun.elapsed());
         assert_eq!(processes_with(&seconds)?, 0, "{moment}");
     }
     real.clean(&[]).await
@@ -334,6 +335,36 @@ async fn a_cancel_does_not_disturb_an_identical_build() -> anyhow::Result<()> {
     assert!(label.remove("trailer.catalogue").is_some_and(|catalogue| !catalogue.is_empty()));
     assert_eq!(label, expected);
     real.clean(&[&reference]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_have_the_order_of_the_dockerfile() -> anyhow::Result<()> {
+    let real = Real::start().await?;
+    let alice = real.alice();
+    let (base, run) = (real.base(), &real.run);
+    let text = format!(
+        "FROM {base} AS late\nRUN echo {run} late1\nRUN echo {run} late2\nFROM {base} AS Early\nRUN echo {run} early1\n\
+         FROM {base} AS unused\nRUN exit 9\nFROM {base}\nCOPY --from=early /bin/sh /early\nCOPY --from=late /bin/sh /late\n\
+         RUN echo {run} last"
+    );
+    let (created, build) = alice.create(image(&format!("Stages {run}"), &text)).await?;
+    let finished = alice.finished(&build.id).await?;
+    assert_eq!(finished.state(), BuildState::Succeeded, "{finished:?}");
+    let mut steps: Vec<(i32, String)> = alice
+        .history(&build.id, 0)
+        .await?
+        .into_iter()
+        .filter_map(|event| match event.event {
+            Some(Event::StepChange(step)) => Some((step.step, step.name)),
+            _ => None,
+        })
+        .filter(|(_, name)| name.contains("] RUN ") || name.contains("] COPY "))
+        .collect();
+    steps.sort();
+    steps.dedup();
+    let last_words: Vec<&str> = steps.iter().filter_map(|(_, name)| name.split_whitespace().last()).collect();
+    assert_eq!(last_words, ["late1", "late2", "early1", "/early", "/late", "last"], "{steps:?}");
+    real.clean(&[&format!("{}:{}", created.repository, created.tag)]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -64,6 +64,33 @@ async fn a_worker_that_is_killed_leaves_nothing_running_and_begins_anew() -> any
     Ok(())
 }
 
+/// An engine may go on with a step that it was just starting: the next worker of the name ends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_killed_while_a_step_starts_leaves_nothing_to_the_next() -> anyhow::Result<()> {
+    let directory = directory()?;
+    let service = Service::start(directory.path(), &["--retry-backoff=0"]).await?;
+    let alice = service.builder("alice");
+    let engine = Engine::start(directory.path(), "e1").await?;
+    let mut worker = Worker::start(directory.path(), &service, service.addr, "w1", &engine, 2)?;
+    for moment in 0..6 {
+        let (asleep, sleeping) = sleepy(&alice).await?;
+        alice.until(&sleeping.id, |build| build.state() == BuildState::Running).await?;
+        tokio::time::sleep(Duration::from_millis(20) * moment).await;
+        worker.kill()?;
+        // Whatever it was doing it has done by now.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let before = engine.step_processes();
+        worker.start_again()?;
+        alice.until(&sleeping.id, |build| build.attempt == 2 && build.log_bytes > 0).await?;
+        assert!(engine.step_processes().iter().all(|process| !before.contains(process)), "{before:?}");
+        alice.cancel(&asleep).await?;
+        let cancelled = alice.finished(&sleeping.id).await?;
+        assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, true));
+        assert_eq!(engine.step_processes(), []);
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_is_killed_leaves_nothing_running() -> anyhow::Result<()> {
     let directory = directory()?;

@@ -8,9 +8,10 @@ use proto::dispatch::StepState;
 
 use crate::engine::Progress;
 
-/// Converts a message of the engine. It may hold a step's beginning, its output and its end: they come in this order.
-pub(super) fn progress(status: StatusResponse) -> Vec<Progress> {
-    let vertexes = in_order_of_dockerfile(status.vertexes);
+/// Converts a message of the engine. It may hold a step's beginning, its output and its end: they come in this order. `names` are
+/// the stages of the Dockerfile, as far as they are known.
+pub(super) fn progress(status: StatusResponse, names: &[String]) -> Vec<Progress> {
+    let vertexes = in_order_of_dockerfile(status.vertexes, names);
     let begun = vertexes
         .iter()
         .filter(|vertex| !vertex.cached)
@@ -52,9 +53,10 @@ fn output(log: VertexLog) -> Progress {
     }
 }
 
-/// Orders the vertexes of a message as their Dockerfile has them: first those without inputs, then stage by stage, each after
-/// the stages that it copies from. Engines since 23 announce a Dockerfile from its end, with the stages mixed.
-fn in_order_of_dockerfile(vertexes: Vec<Vertex>) -> Vec<Vertex> {
+/// Orders the vertexes of a message as their Dockerfile has them: first the engine's own, then those without inputs, then stage by
+/// stage; where the order of the stages is not known, each after those that it copies from. Engines since 23 announce a
+/// Dockerfile from its end, with the stages mixed.
+fn in_order_of_dockerfile(vertexes: Vec<Vertex>, names: &[String]) -> Vec<Vertex> {
     let mut updates: HashMap<String, Vec<Vertex>> = HashMap::new();
     let mut announced = Vec::new();
     for vertex in vertexes {
@@ -65,7 +67,7 @@ fn in_order_of_dockerfile(vertexes: Vec<Vertex>) -> Vec<Vertex> {
         updates.push(vertex);
     }
     let first = |digest: &String| updates.get(digest).and_then(|updates| updates.first());
-    let mut order: Vec<&String> = Vec::new();
+    let (mut order, mut sources, mut others) = (Vec::new(), Vec::new(), Vec::new());
     let mut stages: Vec<(&str, Vec<&Vertex>)> = Vec::new();
     for digest in &announced {
         let Some(vertex) = first(digest) else { continue };
@@ -74,13 +76,23 @@ fn in_order_of_dockerfile(vertexes: Vec<Vertex>) -> Vec<Vertex> {
                 Some((_, members)) => members.push(vertex),
                 None => stages.push((name, vec![vertex])),
             },
-            (None, _) | (_, true) => order.push(digest),
+            (Some(_), true) => sources.push(digest),
+            (None, _) if vertex.name.starts_with("[internal]") => order.push(digest),
+            (None, _) => others.push(digest),
         }
     }
+    let rank = |stage: &str| names.iter().position(|name| name == stage).unwrap_or(names.len());
+    sources.sort_by_key(|digest| {
+        first(digest).and_then(|vertex| stage(&vertex.name)).map(|(name, _)| rank(name))
+    });
+    order.append(&mut sources);
+    // Stages that are not known come last, each after those that it copies from.
+    stages.sort_by_key(|(name, _)| rank(name));
     let mut placed = HashSet::new();
     for place in 0..stages.len() {
         place_stage(place, &stages, &mut placed, &mut order);
     }
+    order.append(&mut others);
     let order: Vec<String> = order.into_iter().cloned().collect();
     order.iter().filter_map(|digest| updates.remove(digest)).flatten().collect()
 }
@@ -120,6 +132,11 @@ fn stage(name: &str) -> Option<(&str, u32)> {
 mod tests {
     use super::*;
 
+    fn ordered(vertexes: Vec<Vertex>, names: &[&str]) -> Vec<String> {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        in_order_of_dockerfile(vertexes, &names).into_iter().map(|vertex| vertex.name).collect()
+    }
+
     fn vertex(name: &str, inputs: &[&str]) -> Vertex {
         Vertex {
             digest: name.to_owned(),
@@ -142,10 +159,8 @@ mod tests {
             vertex("[a 2/3] RUN echo a1", &["[a 1/3] FROM base"]),
             vertex("[a 1/3] FROM base", &[]),
         ];
-        let ordered = in_order_of_dockerfile(announced);
-        let names: Vec<&str> = ordered.iter().map(|vertex| vertex.name.as_str()).collect();
         assert_eq!(
-            names,
+            ordered(announced, &[]),
             [
                 "[a 1/3] FROM base",
                 "[a 2/3] RUN echo a1",
@@ -160,6 +175,33 @@ mod tests {
     }
 
     #[test]
+    fn stages_that_nothing_relates_come_in_the_order_of_their_dockerfile() {
+        let announced = || {
+            vec![
+                vertex("[last 1/2] FROM base", &[]),
+                vertex("[last 2/2] COPY --from=second", &["[last 1/2] FROM base", "[second 2/2] RUN b"]),
+                vertex("[second 2/2] RUN b", &["[last 1/2] FROM base"]),
+                vertex("[stage-0 2/2] RUN a", &["[last 1/2] FROM base"]),
+                vertex("[internal] load metadata", &[]),
+            ]
+        };
+        let expected = |runs: [&str; 2]| {
+            let [first, second] = runs;
+            [
+                "[internal] load metadata",
+                "[last 1/2] FROM base",
+                first,
+                second,
+                "[last 2/2] COPY --from=second",
+            ]
+            .map(str::to_owned)
+        };
+        let [a, b] = ["[stage-0 2/2] RUN a", "[second 2/2] RUN b"];
+        assert_eq!(ordered(announced(), &["stage-0", "second", "last"]), expected([a, b]));
+        assert_eq!(ordered(announced(), &["second", "stage-0", "last"]), expected([b, a]));
+    }
+
+    #[test]
     fn every_update_of_a_step_is_kept_and_a_circle_of_inputs_ends() {
         let started = |name: &str, inputs: &[&str]| Vertex {
             started: Some(Default::default()),
@@ -171,7 +213,7 @@ mod tests {
             vertex("[b 2/2] RUN b", &["[1/2] RUN a"]),
             vertex("exporting to image", &[]),
         ];
-        let ordered = in_order_of_dockerfile(updates);
+        let ordered = in_order_of_dockerfile(updates, &[]);
         assert_eq!(ordered.len(), 4);
         let of_a: Vec<bool> = ordered
             .iter()

@@ -25,7 +25,7 @@ use crate::{
 
 pub(super) type Teller = mpsc::Sender<Result<Told, EngineError>>;
 
-/// Runs a build to its end; none when it was cancelled.
+/// Runs a build to its end; none when it was cancelled. `stages` are those of its Dockerfile, as far as they are known.
 ///
 /// # Errors
 ///
@@ -33,6 +33,7 @@ pub(super) type Teller = mpsc::Sender<Result<Told, EngineError>>;
 pub(super) async fn solve(
     control: &Control,
     request: SolveRequest,
+    stages: &[String],
     cancel: &CancellationToken,
     tell: &Teller,
 ) -> Result<Option<BuiltImage>, EngineError> {
@@ -45,7 +46,7 @@ pub(super) async fn solve(
 
     let mut client = control.client.clone();
     let has_begun = AtomicBool::new(false);
-    let following = follow(control, request.r#ref.clone(), tell, &has_begun);
+    let following = follow(control, request.r#ref.clone(), stages, tell, &has_begun);
     // Without the call the engine has no reason to go on.
     let solving = cancel.run_until_cancelled(client.solve(request));
     tokio::pin!(following, solving);
@@ -79,7 +80,13 @@ pub(super) async fn solve(
 }
 
 /// Passes progress on until the engine has no more, or nobody listens.
-async fn follow(control: &Control, reference: String, tell: &Teller, has_begun: &AtomicBool) {
+async fn follow(
+    control: &Control,
+    reference: String,
+    stages: &[String],
+    tell: &Teller,
+    has_begun: &AtomicBool,
+) {
     let mut client = control.client.clone();
     let mut messages = match client.status(StatusRequest { r#ref: reference }).await {
         Ok(messages) => messages.into_inner(),
@@ -87,7 +94,7 @@ async fn follow(control: &Control, reference: String, tell: &Teller, has_begun: 
     };
     while let Some(message) = messages.next().await {
         has_begun.store(true, Ordering::Relaxed);
-        match message.map(progress::progress) {
+        match message.map(|message| progress::progress(message, stages)) {
             Ok(progress) if progress.is_empty() => {}
             Ok(progress) => {
                 if tell.send(Ok(Told::Progress(progress))).await.is_err() {
@@ -136,6 +143,8 @@ pub(super) fn request(order: &BuildOrder, session: &str) -> SolveRequest {
         exporter_deprecated: "moby".to_owned(),
         exporter_attrs_deprecated: exporter,
         cache: Some(CacheOptions::default()),
+        // The catalogue keeps the history of builds. The engine's would have every log, and a cancel wait for it.
+        internal: true,
         ..SolveRequest::default()
     }
 }

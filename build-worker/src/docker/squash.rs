@@ -88,6 +88,7 @@ pub(super) async fn order(connections: &Connections, order: &BuildOrder) -> Resu
         tag: order.tag.clone(),
         context: Arc::new(Context::Small(archive)),
         dockerfile: context::DOCKERFILE.to_owned(),
+        stages: Vec::new(),
         labels: config.labels,
         build_args,
         target: String::new(),

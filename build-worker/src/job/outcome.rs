@@ -69,7 +69,8 @@ impl Ended {
             EngineError::Unreachable(_) | EngineError::Broken(_) => FailureKind::Infrastructure,
         };
         let FailedStep { name, last_lines, .. } = step.unwrap_or_default();
-        let failed = Failed { kind: kind.into(), step: name, message: error.to_string(), last_lines };
+        let failed =
+            Failed { kind: kind.into(), step: name, message: shortened(error.to_string()), last_lines };
         Self::Failed { failed, doubts_engine: matches!(error, EngineError::Broken(_)) }
     }
 
@@ -96,6 +97,31 @@ impl From<EngineError> for Ended {
     }
 }
 
+/// Leaves out the middle of a message that the service would cut: an error quotes its command, and ends with the reason.
+fn shortened(message: String) -> String {
+    const BEGINNING: usize = 8 * 1024;
+    const END: usize = 4 * 1024;
+    if message.len() <= BEGINNING + END {
+        return message;
+    }
+    let beginning = &message[..message.floor_char_boundary(BEGINNING)];
+    let end = &message[message.ceil_char_boundary(message.len() - END)..];
+    format!("{beginning} … {end}")
+}
+
 fn failed(kind: FailureKind, message: String) -> Failed {
     Failed { kind: kind.into(), message, ..Failed::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shortened;
+
+    #[test]
+    fn a_long_message_keeps_its_end() {
+        assert_eq!(shortened("short".to_owned()), "short");
+        let long = format!("process \"{}\" did not complete: exit code: 9", "ü".repeat(100_000));
+        let short = shortened(long);
+        assert!(short.starts_with("process") && short.ends_with("exit code: 9") && short.len() < 16 * 1024);
+    }
 }

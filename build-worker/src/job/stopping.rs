@@ -159,7 +159,8 @@ impl Job {
             return;
         }
         let steps = found.into_keys().collect();
-        match tokio::task::spawn_blocking(move || processes.kill(&steps)).await {
+        let killed = tokio::task::spawn_blocking(move || processes.kill(&steps)).await;
+        match killed.map_err(io::Error::other) {
             Ok(Ok(count)) => {
                 tracing::warn!(
                     build = self.name(),
