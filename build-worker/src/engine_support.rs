@@ -109,6 +109,22 @@ impl EngineSupport {
         Self { unsupported: is_refused.then(reasons), withheld: withheld.collect() }
     }
 
+    /// Logs what an operator may not expect.
+    pub(crate) fn log(&self) {
+        if let Some(reason) = &self.unsupported {
+            tracing::error!("{reason}; nothing is built");
+            return;
+        }
+        for WithheldAbility { ability, flaw, fixed_in } in &self.withheld {
+            tracing::warn!(
+                ability,
+                flaw,
+                fixed_in,
+                "an ability is withheld for a known flaw of the Docker Engine"
+            );
+        }
+    }
+
     /// Returns whether an ability is withheld.
     pub(crate) fn withholds(&self, ability: &str) -> bool {
         self.withheld.iter().any(|withheld| withheld.ability == ability)

@@ -51,15 +51,12 @@ impl Health {
                     None => tracing::info!("the disk has room again"),
                 }
             }
-            let unsupported = readiness.support().unsupported;
-            if unsupported != told {
-                match &unsupported {
-                    Some(reason) => tracing::error!("{reason}; nothing is built"),
-                    None => tracing::info!("the Docker Engine is supported now"),
-                }
-                told.clone_from(&unsupported);
+            let support = readiness.support();
+            if told.as_ref() != Some(&support) {
+                support.log();
+                told = Some(support.clone());
             }
-            let serves = readiness.can_work() && unsupported.is_none();
+            let serves = readiness.can_work() && support.unsupported.is_none();
             if served != Some(serves) {
                 let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
                 self.reporter.set_service_status("", status).await;

@@ -110,7 +110,7 @@ impl Output {
     /// Nothing more comes: the unfinished lines, and the end of a log that was over its limit.
     pub(crate) fn finish(&mut self, events: &mut Vec<Timed>) {
         for step in 0..self.steps.len() {
-            self.finish_lines(step, None, events);
+            self.finish_lines(step, events);
         }
         let tail = std::mem::take(&mut self.tail);
         if tail.dropped > 0 {
@@ -164,9 +164,7 @@ impl Output {
         if known.state == state || (is_over(known.state) && state != StepState::Failed) {
             return;
         }
-        if is_over(state) {
-            self.finish_lines(step, at, events);
-        }
+        // An unfinished line of a step that is over may go on: the engine tells the end of a step before the rest of its output.
         let known = &mut self.steps[step];
         known.state = state;
         known.error.clone_from(&error);
@@ -198,10 +196,10 @@ impl Output {
         }
     }
 
-    fn finish_lines(&mut self, step: usize, at: Option<Timestamp>, events: &mut Vec<Timed>) {
+    fn finish_lines(&mut self, step: usize, events: &mut Vec<Timed>) {
         for stream in 0..2 {
             if !self.steps[step].partial[stream].is_empty() {
-                self.finish_line(step, stream, at, events);
+                self.finish_line(step, stream, None, events);
             }
         }
     }
@@ -331,6 +329,16 @@ mod tests {
         assert_eq!(texts(&output(&mut log, "on")), [""; 0]);
         assert_eq!(texts(&output(&mut log, "e\r\n\ntw")), ["one", ""]);
         assert_eq!(texts(&finish(&mut log)), ["tw"]);
+    }
+
+    #[test]
+    fn a_line_goes_on_after_the_end_of_its_step() {
+        let mut log = Output::new(1_000_000);
+        step(&mut log, StepState::Started, 1);
+        assert_eq!(texts(&output(&mut log, "on")), [""; 0]);
+        assert_eq!(step(&mut log, StepState::Done, 2), 1);
+        assert_eq!(texts(&output(&mut log, "e\ntwo")), ["one"]);
+        assert_eq!(texts(&finish(&mut log)), ["two"]);
     }
 
     #[test]
