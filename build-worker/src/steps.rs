@@ -7,7 +7,14 @@ use std::{
 
 /// The unfinished steps of every build, by the build's name.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct StepsUnderWay(Arc<Mutex<BTreeMap<String, Vec<StepUnderWay>>>>);
+pub(crate) struct StepsUnderWay(Arc<Mutex<BTreeMap<String, Build>>>);
+
+#[derive(Debug, Default)]
+struct Build {
+    steps: Vec<StepUnderWay>,
+    /// Whether it is to stop: it needs none of its steps any more.
+    is_stopping: bool,
+}
 
 /// A step that the engine has announced and not finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +35,12 @@ impl StepUnderWay {
 impl StepsUnderWay {
     /// These steps of a build are under way now.
     pub(crate) fn set(&self, build: &str, steps: Vec<StepUnderWay>) {
-        self.builds().insert(build.to_owned(), steps);
+        self.builds().entry(build.to_owned()).or_default().steps = steps;
+    }
+
+    /// Notes that a build is to stop.
+    pub(crate) fn stop(&self, build: &str) {
+        self.builds().entry(build.to_owned()).or_default().is_stopping = true;
     }
 
     /// The build is over.
@@ -39,7 +51,7 @@ impl StepsUnderWay {
     /// Returns the names of the steps of this build that run processes.
     pub(crate) fn running(&self, build: &str) -> Vec<String> {
         let builds = self.builds();
-        let steps = builds.get(build).into_iter().flatten();
+        let steps = builds.get(build).into_iter().flat_map(|build| &build.steps);
         steps.filter(|step| step.started && step.runs_processes()).map(|step| step.name.clone()).collect()
     }
 
@@ -51,13 +63,15 @@ impl StepsUnderWay {
         let ours: BTreeSet<&str> = builds
             .get(build)
             .into_iter()
-            .flatten()
+            .flat_map(|build| &build.steps)
             .filter(|step| step.started)
             .map(|step| step.name.as_str())
             .collect();
         let others = || {
-            let others = builds.iter().filter(|(other, _)| *other != build);
-            others.flat_map(|(_, steps)| steps).filter(|step| step.runs_processes() && is_left(&step.name))
+            let others = builds.iter().filter(|(other, of_other)| *other != build && !of_other.is_stopping);
+            others
+                .flat_map(|(_, other)| &other.steps)
+                .filter(|step| step.runs_processes() && is_left(&step.name))
         };
         let started: BTreeSet<&str> =
             others().filter(|step| step.started).map(|step| step.id.as_str()).collect();
@@ -68,7 +82,7 @@ impl StepsUnderWay {
         started.len() + awaited.len()
     }
 
-    fn builds(&self) -> MutexGuard<'_, BTreeMap<String, Vec<StepUnderWay>>> {
+    fn builds(&self) -> MutexGuard<'_, BTreeMap<String, Build>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -97,5 +111,12 @@ mod tests {
         assert_eq!(steps.needed_by_others("a", |step| step == "RUN test"), 0);
         steps.forget("b");
         assert_eq!(steps.needed_by_others("a", |_| true), 0);
+        // A build that is to stop needs nothing.
+        steps.set("b", vec![step("4", "RUN make", true)]);
+        assert_eq!(steps.needed_by_others("a", |_| true), 1);
+        steps.stop("b");
+        steps.set("b", vec![step("4", "RUN make", true)]);
+        assert_eq!(steps.needed_by_others("a", |_| true), 0);
+        assert_eq!(steps.running("b"), ["RUN make"]);
     }
 }

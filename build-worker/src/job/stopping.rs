@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, interval_at};
+use tokio::time::{Instant, interval, interval_at};
 
 use super::{
     Job,
@@ -49,6 +49,7 @@ impl Job {
         begun: Instant,
     ) -> Ended {
         let deadline = Instant::now() + self.stop_limit;
+        self.steps.stop(&self.name());
         // Whoever has seen the processes while they ran can tell that they are gone.
         if let Err(error) = self.step_processes(begun).await {
             tracing::warn!(%error, "cannot look for the processes of a build");
@@ -99,15 +100,24 @@ impl Job {
     /// Waits until what is left has stopped after all. When waiting does not help, its connections close.
     pub(crate) async fn linger(&self, left: Left) {
         if let Some(mut work) = left.work {
-            let to_the_end = async { while work.next().await.is_some() {} };
-            if tokio::time::timeout(self.stop_limit * Self::LAST_WAIT, to_the_end).await.is_err() {
-                tracing::warn!(
-                    build = self.name(),
-                    "the engine does not end a build: closing its connections"
-                );
+            let end = Instant::now() + self.stop_limit * Self::LAST_WAIT;
+            let mut kill = interval(Self::LINGER_POLL);
+            loop {
+                tokio::select! {
+                    told = work.next() => if told.is_none() {
+                        break;
+                    },
+                    () = tokio::time::sleep_until(end) => {
+                        tracing::warn!(build = self.name(), "the engine does not end a build: closing its connections");
+                        break;
+                    }
+                    // What others needed before they may not need now.
+                    _ = kill.tick(), if work.runs_processes() => self.kill_steps(left.begun).await,
+                }
             }
         }
         while self.remains(left.begun, Instant::now() + Self::SHARED).await == Remains::Processes {
+            self.kill_steps(left.begun).await;
             tokio::time::sleep(Self::LINGER_POLL).await;
         }
         self.steps.forget(&self.name());
