@@ -102,8 +102,8 @@ pub struct Config {
     #[arg(long, env = "TRAILER_CGROUP_PARENT", default_value = "", value_parser = cgroup_parent)]
     pub cgroup_parent: String,
 
-    /// How the layers of images are compressed, where the engine keeps its images in containerd; the engine's choice, gzip, when
-    /// absent. `uncompressed` and `zstd` are faster.
+    /// The compression of images' layers, where the engine keeps its images in containerd; the engine's choice, gzip, when absent.
+    /// `uncompressed` and `zstd` are faster.
     #[arg(long, env = "TRAILER_COMPRESSION", value_parser = ["uncompressed", "gzip", "estargz", "zstd"])]
     pub compression: Option<String>,
 

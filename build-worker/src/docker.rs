@@ -68,7 +68,7 @@ impl DockerEngine {
     /// Nothing bounds how long a pull, a push or a commit takes but whoever waits for it.
     const WORK_TIMEOUT_SECONDS: u64 = 24 * 3600;
     const TOLD: usize = 16;
-    /// How often a list is asked for again that has failed because an image was removed meanwhile.
+    /// The times that a list is asked for, which fails when an image is removed meanwhile.
     const LIST_TRIES: u32 = 3;
     /// A reference that no image has: whether its lookup works shows that the image store does.
     const NO_REFERENCE: &str = "trailer.invalid/none";

@@ -98,7 +98,7 @@ pub(crate) struct BuildOrder {
     pub(crate) squash: bool,
     /// The control group below which the processes of its steps are.
     pub(crate) cgroup_parent: String,
-    /// How layers are compressed, where the engine's image store compresses them; the engine's choice when empty.
+    /// The compression of layers, where the engine's image store compresses them; the engine's choice when empty.
     pub(crate) compression: String,
 }
 

@@ -8,12 +8,12 @@ use proto::dispatch::WithheldAbility;
 
 use crate::engine::EngineInfo;
 
-/// What an engine is good for.
+/// The use that can be made of an engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct EngineSupport {
     /// Why nothing is built on it; none when builds are.
     pub(crate) unsupported: Option<String>,
-    /// What is not done with it although it is built on.
+    /// The abilities that are withheld although it is built on.
     pub(crate) withheld: Vec<WithheldAbility>,
 }
 
