@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Makes the code of both ends, which differ: a server has many watches, and sends what it has encoded once for all of them.
+/// Makes the code of both ends, which differ: a server sends images that it has encoded once for many answers.
 struct ClientsAndServers {
     clients: Box<dyn ServiceGenerator>,
     servers: Box<dyn ServiceGenerator>,
@@ -57,8 +57,8 @@ impl ServiceGenerator for ClientsAndServers {
     fn generate(&mut self, mut service: Service, code: &mut String) {
         self.clients.generate(service.clone(), code);
         for method in &mut service.methods {
-            if method.proto_name == "WatchImages" {
-                method.output_type = "crate::encoded::WatchImagesResponse".to_owned();
+            if ["GetImage", "ListImages", "WatchImages"].contains(&method.proto_name.as_str()) {
+                method.output_type = format!("crate::encoded::{}Response", method.proto_name);
             }
         }
         self.servers.generate(service, code);

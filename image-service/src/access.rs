@@ -1,6 +1,6 @@
 //! Who may do what: callers, their roles, and the one table of permissions.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -60,12 +60,22 @@ pub(crate) enum Standing {
     Guest(Permissions),
 }
 
+/// Whom images can be granted to. The creator of an image is one, too.
+///
+/// Stored and serialised as a kind and a name, `subject:alice`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub(crate) enum Grantee {
+    /// The subject of a token.
+    Subject(String),
+}
+
 /// The images that a caller can see; no query of the catalogue can be begun without one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Sight {
     Everything,
-    /// What this subject has created or was granted.
-    Of(String),
+    /// What any of these has created or was granted.
+    Of(BTreeSet<Grantee>),
 }
 
 impl Principal {
@@ -104,7 +114,11 @@ impl Principal {
     }
 
     pub(crate) fn sight(&self) -> Sight {
-        if self.is_admin() { Sight::Everything } else { Sight::Of(self.subject.clone()) }
+        if self.is_admin() {
+            Sight::Everything
+        } else {
+            Sight::Of(BTreeSet::from([Grantee::Subject(self.subject.clone())]))
+        }
     }
 }
 
@@ -138,13 +152,17 @@ impl Permissions {
     pub(crate) fn can_delete(self) -> bool {
         self.delete
     }
+
+    fn union(self, other: Self) -> Self {
+        Self::new(self.view || other.view, self.modify || other.modify, self.delete || other.delete)
+    }
 }
 
 impl Standing {
     /// How many there are.
     pub(crate) const COUNT: usize = 9;
 
-    /// Which of them it is, below [`Self::COUNT`].
+    /// Returns which of them it is, below [`Self::COUNT`].
     pub(crate) fn index(self) -> usize {
         match self {
             Self::Owner => 0,
@@ -152,6 +170,13 @@ impl Standing {
                 1 + usize::from(view) + 2 * usize::from(modify) + 4 * usize::from(delete)
             }
         }
+    }
+
+    /// Returns the standing of somebody who is none of an image's owners and was granted all of this together; `None` when that
+    /// is not even to see it.
+    pub(crate) fn guest(granted: impl IntoIterator<Item = Permissions>) -> Option<Self> {
+        let all = granted.into_iter().fold(Permissions::default(), Permissions::union);
+        all.view.then_some(Self::Guest(all))
     }
 
     /// The table of permissions.
@@ -171,31 +196,77 @@ impl Standing {
 }
 
 impl Sight {
-    /// What the caller is to an image of this creator, of which it was granted this much; `None` when it cannot see it.
-    pub(crate) fn standing(&self, creator: &str, granted: Permissions) -> Option<Standing> {
-        match self {
-            Self::Everything => Some(Standing::Owner),
-            Self::Of(subject) if subject == creator => Some(Standing::Owner),
-            Self::Of(_) => granted.view.then_some(Standing::Guest(granted)),
+    /// Returns what the caller is to an image of this creator; `None` when it cannot see it. `granted` is what a grantee was
+    /// granted of it.
+    pub(crate) fn standing(
+        &self,
+        creator: &str,
+        granted: impl Fn(&Grantee) -> Permissions,
+    ) -> Option<Standing> {
+        let Self::Of(grantees) = self else {
+            return Some(Standing::Owner);
+        };
+        if grantees.contains(&Grantee::Subject(creator.to_owned())) {
+            return Some(Standing::Owner);
         }
+        Standing::guest(grantees.iter().map(granted))
     }
 
-    /// Whose grants count; nobody's when everything is in sight.
-    pub(crate) fn subject(&self) -> Option<&str> {
+    /// Returns whose creations and grants are in sight; `None` when everything is.
+    pub(crate) fn grantees(&self) -> Option<&BTreeSet<Grantee>> {
         match self {
             Self::Everything => None,
-            Self::Of(subject) => Some(subject),
+            Self::Of(grantees) => Some(grantees),
         }
     }
 }
 
-/// A subject as it is looked up among very many, a million times a second: 128 bits of its SHA-256, in which no two agree.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct SubjectDigest([u8; 16]);
+impl Grantee {
+    const SUBJECT: &str = "subject:";
+}
 
-impl SubjectDigest {
-    pub(crate) fn of(subject: &str) -> Self {
-        let digest = ring::digest::digest(&ring::digest::SHA256, subject.as_bytes());
+impl fmt::Display for Grantee {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Subject(subject) => write!(f, "{}{subject}", Self::SUBJECT),
+        }
+    }
+}
+
+impl From<Grantee> for String {
+    fn from(grantee: Grantee) -> Self {
+        grantee.to_string()
+    }
+}
+
+impl TryFrom<String> for Grantee {
+    type Error = String;
+
+    fn try_from(stored: String) -> Result<Self, String> {
+        match stored.strip_prefix(Self::SUBJECT) {
+            Some(subject) => Ok(Self::Subject(subject.to_owned())),
+            None => Err(format!("{stored:?} is no grantee")),
+        }
+    }
+}
+
+/// Identifies a grantee among very many: 128 bits of the SHA-256 of its stored form.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct GranteeDigest([u8; 16]);
+
+impl GranteeDigest {
+    pub(crate) fn of(grantee: &Grantee) -> Self {
+        Self::of_stored(&grantee.to_string())
+    }
+
+    /// Returns that of a subject.
+    pub(crate) fn of_subject(subject: &str) -> Self {
+        Self::of(&Grantee::Subject(subject.to_owned()))
+    }
+
+    /// Returns that of the grantee with this stored form.
+    pub(crate) fn of_stored(stored: &str) -> Self {
+        let digest = ring::digest::digest(&ring::digest::SHA256, stored.as_bytes());
         let mut first = [0; 16];
         first.copy_from_slice(&digest.as_ref()[..16]);
         Self(first)
@@ -273,13 +344,27 @@ mod tests {
 
     #[test]
     fn nobody_sees_what_was_not_granted() {
-        let none = Permissions::default();
-        let bob = Sight::Of("bob".to_owned());
-        assert_eq!(bob.standing("alice", none), None);
-        assert_eq!(bob.standing("bob", none), Some(Standing::Owner));
-        assert_eq!(Sight::Everything.standing("alice", none), Some(Standing::Owner));
+        let bob = Sight::Of(BTreeSet::from([Grantee::Subject("bob".to_owned())]));
+        let nothing = |_: &Grantee| Permissions::default();
+        assert_eq!(bob.standing("alice", nothing), None);
+        assert_eq!(bob.standing("bob", nothing), Some(Standing::Owner));
+        assert_eq!(Sight::Everything.standing("alice", nothing), Some(Standing::Owner));
         for permissions in [Permissions::new(false, true, false), Permissions::new(false, false, true)] {
-            assert_eq!(bob.standing("alice", permissions), Some(Standing::Guest(permissions)));
+            assert_eq!(bob.standing("alice", |_| permissions), Some(Standing::Guest(permissions)));
         }
+    }
+
+    #[test]
+    fn grants_to_several_grantees_of_a_caller_add_up() {
+        let granted = [Permissions::new(false, true, false), Permissions::new(false, false, true)];
+        assert_eq!(Standing::guest(granted), Some(Standing::Guest(Permissions::new(true, true, true))));
+        assert_eq!(Standing::guest([]), None);
+    }
+
+    #[test]
+    fn a_grantee_reads_back_from_its_stored_form() {
+        let alice = Grantee::Subject("alice:bob".to_owned());
+        assert_eq!(Grantee::try_from(alice.to_string()), Ok(alice));
+        assert!(Grantee::try_from("alice".to_owned()).is_err());
     }
 }

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 
 use crate::{
-    access::{Action, Permissions, Principal, Role},
+    access::{Action, Grantee, Permissions, Principal, Role},
     build::{BuildId, BuildInView},
-    error::{Error, Refusal, Violations},
+    error::{Error, Refusal, Resource, Violations},
     image::{
         Artifact, BatchAction, EditDraft, Etag, HeldImage, ImageDraft, ImageId, ImageInView, Place, Query,
-        RepositoryPrefixes, View, Written,
+        RepositoryPrefixes, Written,
     },
+    index::{CachedConfiguration, Index, Page, VisibleImage},
     queue::Queue,
     request::Request,
     signals::Signals,
-    store::{Effects, Page, Store, WithBuild},
+    store::{Effects, Store, WithBuild},
 };
 
 pub(crate) use crate::store::{BatchOutcome, BatchTarget, SnapshotOrder, WorkerRow};
@@ -22,6 +23,7 @@ pub(crate) use crate::store::{BatchOutcome, BatchTarget, SnapshotOrder, WorkerRo
 #[derive(Clone, Debug)]
 pub(crate) struct Catalog {
     store: Store,
+    index: Index,
     signals: Arc<Signals>,
     queue: Arc<Queue>,
     prefixes: RepositoryPrefixes,
@@ -30,11 +32,12 @@ pub(crate) struct Catalog {
 impl Catalog {
     pub(crate) fn new(
         store: Store,
+        index: Index,
         signals: Arc<Signals>,
         queue: Arc<Queue>,
         prefixes: RepositoryPrefixes,
     ) -> Self {
-        Self { store, signals, queue, prefixes }
+        Self { store, index, signals, queue, prefixes }
     }
 
     /// Registers an image and, unless it is a template, queues its first build.
@@ -66,33 +69,42 @@ impl Catalog {
         Ok(self.publish(self.store.snapshot_workspace(request, of_source, &order).await?))
     }
 
-    /// Reads one image, in full.
-    pub(crate) async fn image(&self, caller: &Principal, id: ImageId) -> Result<ImageInView, Error> {
-        self.store.image(&caller.sight(), id, View::Full).await
+    /// Returns one image, and its configuration.
+    pub(crate) async fn image(
+        &self,
+        caller: &Principal,
+        id: ImageId,
+    ) -> Result<(VisibleImage, Arc<CachedConfiguration>), Error> {
+        self.index.image_in_full(&caller.sight(), id).await
     }
 
-    /// The Dockerfile that an image is built from, and its context.
+    /// Renders the Dockerfile that an image is built from, and its context.
     pub(crate) async fn dockerfile(&self, caller: &Principal, id: ImageId) -> Result<Written, Error> {
-        let found = self.image(caller, id).await?;
-        if found.image.snapshot {
+        let (found, cached) = self.image(caller, id).await?;
+        if found.entry.image.snapshot {
             return Err(Error::Refused(Refusal::SnapshotNotWritten));
         }
-        let configuration =
-            found.configuration.ok_or_else(|| Error::Internal("a full image has no configuration".into()))?;
-        configuration.rendered().map_err(Error::Refused)
+        cached.configuration.rendered().map_err(Error::Refused)
     }
 
-    /// Reads the next images that the caller sees and that match.
+    /// Returns the next images that the caller sees and that match.
     pub(crate) async fn images(
         &self,
         caller: &Principal,
         query: &Query,
         after: Option<&Place>,
-        limit: u64,
-        view: View,
+        limit: usize,
         with_total: bool,
     ) -> Result<Page, Error> {
-        self.store.list(&caller.sight(), query, after, limit, view, with_total).await
+        self.index.list(caller, query, after, limit, with_total).await
+    }
+
+    /// Returns the configurations of images, where they are kept.
+    pub(crate) async fn configurations(
+        &self,
+        images: &[VisibleImage],
+    ) -> Result<Vec<Option<Arc<CachedConfiguration>>>, Error> {
+        self.index.configurations(images).await
     }
 
     /// Changes what clients may write.
@@ -159,27 +171,30 @@ impl Catalog {
         Ok(self.publish(self.store.batch_images(request, action, targets).await?))
     }
 
-    /// A draft of another image like this one.
+    /// Returns a draft of another image like this one.
     pub(crate) async fn clone_image(&self, caller: &Principal, id: ImageId) -> Result<ImageDraft, Error> {
-        let found = self.store.image_for(&caller.sight(), id, View::Full, Some(Action::Clone)).await?;
-        let configuration =
-            found.configuration.ok_or_else(|| Error::Internal("a full image has no configuration".into()))?;
-        Ok(found.image.clone_draft(&configuration))
+        let (found, cached) = self.image(caller, id).await?;
+        found.require(Action::Clone)?;
+        Ok(found.entry.image.clone_draft(&cached.configuration))
     }
 
-    /// What to start a workspace from.
+    /// Returns what to start a workspace from.
     pub(crate) async fn resolve_image(&self, caller: &Principal, id: ImageId) -> Result<Artifact, Error> {
-        let action = Some(Action::CreateWorkspace);
-        let image = self.store.image_for(&caller.sight(), id, View::Basic, action).await?.image;
-        let reference = image.reference;
+        let found = self.index.image(&caller.sight(), id).await?;
+        found.require(Action::CreateWorkspace)?;
+        let image = &found.entry.image;
+        let artifact = image.artifact.clone();
         let artifact =
-            image.artifact.ok_or_else(|| Error::Internal("a finished build has left no artifact".into()))?;
-        Ok(Artifact { reference: artifact.reference.or(Some(reference)), ..artifact })
+            artifact.ok_or_else(|| Error::Internal("a finished build has left no artifact".into()))?;
+        let reference = artifact.reference.clone().unwrap_or_else(|| image.reference.clone());
+        Ok(Artifact { reference: Some(reference), ..artifact })
     }
 
     /// Reads one build.
     pub(crate) async fn build(&self, caller: &Principal, id: BuildId) -> Result<BuildInView, Error> {
-        self.store.build(&caller.sight(), id).await
+        let build = self.store.build(id).await?;
+        self.index.visible(&caller.sight(), build.build.image, Resource::Build).await?;
+        Ok(build)
     }
 
     /// Reads the next builds of an image, the newest first.
@@ -190,18 +205,20 @@ impl Catalog {
         before: Option<i64>,
         limit: u64,
     ) -> Result<Vec<BuildInView>, Error> {
-        self.store.builds(&caller.sight(), image, before, limit).await
+        self.index.image(&caller.sight(), image).await?;
+        self.store.builds(image, before, limit).await
     }
 
-    /// Reads the next grants of an image, by subject.
+    /// Reads the next grants of an image, in the order of their grantees.
     pub(crate) async fn grants(
         &self,
         caller: &Principal,
         image: ImageId,
-        after: Option<&str>,
+        after: Option<&Grantee>,
         limit: u64,
-    ) -> Result<Vec<(String, Permissions)>, Error> {
-        self.store.grants(&caller.sight(), image, after, limit).await
+    ) -> Result<Vec<(Grantee, Permissions)>, Error> {
+        self.index.image(&caller.sight(), image).await?.require(Action::Share)?;
+        self.store.grants(image, after, limit).await
     }
 
     /// Says what a subject may do with an image.

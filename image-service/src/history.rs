@@ -8,8 +8,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     access::{Principal, Sight},
     build::{Build, BuildId, Happening, Record},
-    error::Error,
+    error::{Error, Resource},
     feed::deadline,
+    index::Index,
     signals::Signals,
     store::{Excerpt, Store},
 };
@@ -18,6 +19,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct Histories {
     store: Store,
+    index: Index,
     signals: Arc<Signals>,
     shutdown: CancellationToken,
 }
@@ -37,8 +39,13 @@ pub(crate) struct BuildWatch {
 }
 
 impl Histories {
-    pub(crate) fn new(store: Store, signals: Arc<Signals>, shutdown: CancellationToken) -> Self {
-        Self { store, signals, shutdown }
+    pub(crate) fn new(
+        store: Store,
+        index: Index,
+        signals: Arc<Signals>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self { store, index, signals, shutdown }
     }
 
     /// Begins a watch of a build after the record numbered `after`.
@@ -50,7 +57,8 @@ impl Histories {
     ) -> Result<BuildWatch, Error> {
         let sight = caller.sight();
         // Look before subscribing, so that nobody can subscribe to what does not exist.
-        let build = self.store.build(&sight, id).await?.build;
+        let build = self.store.build(id).await?.build;
+        self.index.visible(&sight, build.image, Resource::Build).await?;
         if after > build.last_sequence {
             return Err(Error::SequenceUnavailable { asked: after, last: build.last_sequence });
         }
@@ -85,8 +93,8 @@ impl BuildWatch {
             if !self.pending.is_empty() {
                 return Ok(Some(self.take_message()));
             }
-            let Excerpt { build, records } =
-                self.histories.store.excerpt(&self.sight, self.build.id, self.after).await?;
+            let Excerpt { build, records } = self.histories.store.excerpt(self.build.id, self.after).await?;
+            self.histories.index.visible(&self.sight, build.image, Resource::Build).await?;
             let is_over = build.state.is_final() && records.is_empty();
             self.build = build;
             if let Some(last) = records.last() {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    access::Action,
+    access::{Action, GranteeDigest, Permissions},
     build::{BuildId, Kind, State},
     search::SearchText,
     timestamp::Timestamp,
@@ -21,7 +21,7 @@ pub(crate) use self::{
     draft::ImageDraft,
     edit::EditDraft,
     generating::Written,
-    query::{Direction, Key, KeyValue, Order, Place, Query},
+    query::{KeyValue, Order, Place, Query},
     reference::{PulledReference, Reference, RepositoryPrefixes},
 };
 
@@ -121,6 +121,16 @@ pub(crate) struct ImageInView {
     pub(crate) actions: Vec<Action>,
 }
 
+/// An image with what decides who finds it: as the index holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct CatalogueEntry {
+    pub(crate) image: Image,
+    /// In the order of the digests; `None` when they were not read, because no change was one of them.
+    pub(crate) grants: Option<Vec<(GranteeDigest, Permissions)>>,
+    /// `None` when it was not read, because no change was one of it.
+    pub(crate) text: Option<SearchText>,
+}
+
 /// How much of an image to read.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum View {
@@ -172,11 +182,6 @@ pub(crate) struct Name(String);
 pub(crate) struct Description(String);
 
 impl ImageId {
-    /// Before all images: no image has it.
-    pub(crate) const FIRST: Self = Self(Uuid::nil());
-    /// Behind all images: no image has it.
-    pub(crate) const LAST: Self = Self(Uuid::max());
-
     pub(crate) fn new() -> Self {
         Self(Uuid::now_v7())
     }
@@ -195,6 +200,18 @@ impl fmt::Display for Etag {
 }
 
 impl Image {
+    /// Returns about how many bytes it takes in the memory of the index, with a folded text of so many bytes and so many grants.
+    pub(crate) fn index_bytes(&self, text: usize, grants: usize) -> usize {
+        /// The record, its places in the sets, and its part of a signature.
+        const FIXED: usize = 1_100;
+        const GRANT: usize = 40;
+        let texts = [&self.name, &self.description, &self.creator, &self.status_message];
+        let strings: usize = texts.iter().map(|text| text.len()).sum();
+        let artifact = self.artifact.as_ref().map_or(0, |_| 500);
+        // Twice: as they are, and as the transport shows them.
+        FIXED + 2 * (strings + artifact) + text + GRANT * grants
+    }
+
     /// Whether the configuration has changed since the artifact was built.
     pub(crate) fn is_stale(&self) -> bool {
         self.artifact

@@ -35,6 +35,7 @@ use self::{
     grpc::{Callers, Operations, Serving},
     history::Histories,
     image::RepositoryPrefixes,
+    index::Index,
     queue::{Queue, Times},
     signals::Signals,
     store::Store,
@@ -54,6 +55,7 @@ mod feed;
 mod grpc;
 mod history;
 mod image;
+mod index;
 mod queue;
 mod request;
 mod search;
@@ -140,16 +142,22 @@ impl Bound {
         let Self { config, prefixes, verifier, store, tls, listener } = self;
         let signals = Arc::new(Signals::default());
         let times = Times { heartbeat: config.heartbeat, stop_after: config.stop_after };
-        let position = store.revisions().await.map_err(database)?.latest.number;
         let queue =
             Arc::new(Queue::new(Arc::new(store.clone()), Arc::clone(&signals), times, store.history()));
         queue.begin().await.map_err(database)?;
-        let feed = Feed::new(store.clone(), shutdown.clone());
+        let index = Index::new(store.clone());
+        let feed = Feed::new(store.clone(), index.clone(), shutdown.clone());
         let operations = Operations {
-            catalog: Catalog::new(store.clone(), Arc::clone(&signals), Arc::clone(&queue), prefixes),
+            catalog: Catalog::new(
+                store.clone(),
+                index.clone(),
+                Arc::clone(&signals),
+                Arc::clone(&queue),
+                prefixes,
+            ),
             contexts: Contexts::new(store.clone(), config.context_limit, config.retain_contexts),
-            feed: feed.clone(),
-            histories: Histories::new(store.clone(), Arc::clone(&signals), shutdown.clone()),
+            feed,
+            histories: Histories::new(store.clone(), index.clone(), Arc::clone(&signals), shutdown.clone()),
             queue: Arc::clone(&queue),
             verifier: Arc::clone(&verifier),
             history: store.history(),
@@ -172,10 +180,7 @@ impl Bound {
         });
         tasks.spawn(upkeep::hear(store.clone(), Arc::clone(&signals), shutdown.clone()));
         tasks.spawn(upkeep::forget(store.clone(), retain, shutdown.clone()));
-        tasks.spawn({
-            let signals = Arc::clone(&signals);
-            async move { feed.run(&signals, position).await }
-        });
+        tasks.spawn(index.run(Arc::clone(&signals), shutdown.clone()));
         tasks.spawn({
             let shutdown = shutdown.clone();
             async move { verifier.keep_fresh(shutdown).await }
@@ -188,7 +193,6 @@ impl Bound {
             shutdown.clone(),
         ));
         tasks.spawn(upkeep::measure(store.clone(), shutdown.clone()));
-        tasks.spawn(upkeep::settle(store.clone(), shutdown.clone()));
         let serving = Serving {
             listener,
             tls: tls.as_ref().map(ServerTls::current),

@@ -29,19 +29,17 @@ pub(crate) use self::connecting::execute;
 pub(crate) use self::dispatching::Decided;
 use self::writing::Writing;
 pub(crate) use self::{
-    changed::{Changes, KnownGrants, SharedImage, With},
-    changes::{Change, Revision},
+    changes::{Change, ChangeKind, Revision},
     contexts::KeptContext,
     dispatching::{CLAIMED_AT_ONCE, DispatchStore},
     edits::{BatchOutcome, BatchTarget, SnapshotOrder, WithBuild},
     hints::Hint,
     histories::Excerpt,
-    listing::Page,
+    records::ChangedRecords,
     workers::WorkerRow,
 };
 
 mod builds;
-mod changed;
 mod changes;
 mod connecting;
 mod contexts;
@@ -49,21 +47,16 @@ mod decided;
 mod dispatching;
 mod edits;
 mod entity;
-mod eras;
 mod grants;
 mod hints;
 mod histories;
 mod images;
-mod index;
-#[cfg(test)]
-mod known;
-mod listing;
 mod made;
 mod migration;
+mod records;
 mod references;
 mod retention;
 mod rows;
-mod texts;
 mod workers;
 mod write;
 mod writing;
@@ -78,10 +71,17 @@ pub(crate) struct Store {
     asked: DatabaseConnection,
     history: Uuid,
     policy: Policy,
-    bounds: listing::Bounds,
     /// Stands for the clock.
     #[cfg(all(test, feature = "simulation"))]
     clock: Option<std::sync::Arc<std::sync::atomic::AtomicI64>>,
+}
+
+/// What is known, without asking the database, of the latest revision that was committed.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum CommittedRevision {
+    Known(Revision),
+    /// Others write, too, or the outcome of a commit is not known.
+    Unknown,
 }
 
 /// What else a committed transaction calls for: the feed and the watchers of builds read on.
@@ -116,9 +116,6 @@ impl Store {
         );
         let writer = connecting::connect(&url, 1).await?;
         connecting::migrate(&writer).await?;
-        if writer.get_database_backend() == DbBackend::Sqlite {
-            index::renew(&writer).await?;
-        }
         let reader = connecting::connect(&url, Self::READERS).await?;
         let asked = connecting::connect(&url, 1).await?;
         let catalogue = entity::catalogue::Entity::find_by_id(1)
@@ -131,7 +128,6 @@ impl Store {
             asked,
             history: catalogue.history,
             policy,
-            bounds: listing::Bounds::DEFAULT,
             #[cfg(all(test, feature = "simulation"))]
             clock: None,
         })
@@ -167,6 +163,11 @@ impl Store {
         self.writer.close().await
     }
 
+    /// Returns the latest revision that was committed, where that is known without asking the database.
+    pub(crate) fn committed(&self) -> CommittedRevision {
+        CommittedRevision::Unknown
+    }
+
     /// Fails unless the database answers.
     pub(crate) async fn ask(&self) -> Result<(), Error> {
         Ok(self.asked.ping().await?)
@@ -184,14 +185,6 @@ impl Store {
             return Ok(Writing::new(txn));
         }
         begin_immediate(&self.writer).await
-    }
-
-    /// Ends a transaction that has changed images.
-    async fn commit(&self, txn: Writing, committed: &Committed) -> Result<(), DbErr> {
-        if self.backend() == DbBackend::Sqlite && !committed.changed.is_empty() {
-            index::follow(&txn, &committed.changed).await?;
-        }
-        txn.commit().await
     }
 
     /// The present, by the clock that all who share the database have in common: its own on Postgres, this machine's on SQLite.
@@ -251,12 +244,6 @@ fn sqlx_error(error: &DbErr) -> Option<&SqlxError> {
 /// What the database says is wrong, by its code.
 fn error_code(error: &DbErr) -> Option<Cow<'_, str>> {
     sqlx_error(error)?.as_database_error()?.code()
-}
-
-/// Whether another has locked what was to be written, or read.
-fn is_locked(error: &DbErr) -> bool {
-    const LOCK_NOT_AVAILABLE: &str = "55P03";
-    error_code(error).as_deref() == Some(LOCK_NOT_AVAILABLE)
 }
 
 /// Whether the same may work a little later: another process has held a lock for too long (SQLITE_BUSY, or Postgres'

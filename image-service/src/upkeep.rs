@@ -1,5 +1,5 @@
-//! What goes on beside the calls: hints from other replicas are passed on, what is kept for a time is forgotten, what images are found
-//! by is settled, the database is asked whether it answers, and the queue is measured.
+//! What goes on beside the calls: hints from other replicas are passed on, what is kept for a time is forgotten, the database is
+//! asked whether it answers, and the queue is measured.
 
 use std::{error::Error as _, sync::Arc, time::Duration};
 
@@ -108,34 +108,6 @@ async fn trim_everywhere(store: &Store, keep: u64) -> Result<(), Error> {
         after = last;
     }
     Ok(())
-}
-
-/// Brings to where the images are what they are found by, until shutdown: the index of SQLite, and eras and the index of terms of
-/// Postgres.
-pub(crate) async fn settle(store: Store, shutdown: CancellationToken) {
-    const EVERY: Duration = Duration::from_secs(1);
-    /// What is written to the same database in between does not wait for long.
-    const BETWEEN: Duration = Duration::from_millis(20);
-    /// An image that was changed is soon changed again while it is built.
-    const MOMENT: Duration = Duration::from_millis(500);
-    let settling = async {
-        loop {
-            let moved = async { Ok(store.settle_places(MOMENT).await? || store.advance_eras().await?) };
-            let moved: Result<bool, Error> = moved.await;
-            // Whatever became of that.
-            let merged = store.merge_terms().await;
-            let pause = match moved.and_then(|moved| merged.map(|()| moved)) {
-                Ok(true) => BETWEEN,
-                Ok(false) => EVERY,
-                Err(error) => {
-                    tracing::warn!(%error, source = ?error.source(), "cannot settle what images are found by");
-                    EVERY
-                }
-            };
-            tokio::time::sleep(pause).await;
-        }
-    };
-    shutdown.run_until_cancelled(settling).await;
 }
 
 /// Asks the database again and again whether it answers, until shutdown.

@@ -19,6 +19,28 @@ pub struct WatchImagesResponse {
     pub event: Option<Event>,
 }
 
+/// [`images::GetImageResponse`](crate::images::GetImageResponse), with its image encoded.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GetImageResponse {
+    /// An [`Image`](crate::images::Image) as its encoding.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub image: Bytes,
+}
+
+/// [`images::ListImagesResponse`](crate::images::ListImagesResponse), with its images encoded.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ListImagesResponse {
+    /// [`Image`](crate::images::Image)s as their encodings.
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub images: Vec<Bytes>,
+    /// As in the message that this one is sent as.
+    #[prost(string, tag = "2")]
+    pub next_page_token: String,
+    /// As in the message that this one is sent as.
+    #[prost(int64, optional, tag = "3")]
+    pub total_size: Option<i64>,
+}
+
 /// [`images::watch_images_response::Event`](crate::images::watch_images_response::Event), with an
 /// [`Image`](crate::images::Image) as its encoding.
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -100,5 +122,17 @@ mod tests {
             let meant = images::WatchImagesResponse { resume_revision, event: Some(plain) };
             assert_eq!(sent.encode_to_vec(), meant.encode_to_vec());
         }
+        let sent = GetImageResponse { image: encoded() };
+        let meant = images::GetImageResponse { image: Some(image.clone()) };
+        assert_eq!(sent.encode_to_vec(), meant.encode_to_vec());
+        let (next_page_token, total_size) = ("a token".to_owned(), Some(2));
+        let sent = ListImagesResponse {
+            images: vec![encoded(), encoded()],
+            next_page_token: next_page_token.clone(),
+            total_size,
+        };
+        let images = vec![image.clone(), image.clone()];
+        let meant = images::ListImagesResponse { images, next_page_token, total_size };
+        assert_eq!(sent.encode_to_vec(), meant.encode_to_vec());
     }
 }

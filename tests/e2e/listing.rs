@@ -1,9 +1,5 @@
 //! Lists of images: what is found and what is not, in which order, page by page.
 
-use std::time::Duration;
-
-use anyhow::Context as _;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use image_service::Role;
 use proto::images::{
     self as api, ContextFile, DockerfileSource, GenerateSource, ImageConfig, ImageFile, ImageKind, ImageView,
@@ -14,7 +10,7 @@ use tonic::{Code, Status};
 use crate::{
     answers::{fields, reason},
     client::{Client, image},
-    stack::{LIMIT, Service},
+    stack::Service,
 };
 
 mod against_model;
@@ -52,29 +48,6 @@ fn words(words: &[&str]) -> Vec<String> {
 
 fn pair(name: &str, value: &str) -> std::collections::BTreeMap<String, String> {
     [(name.to_owned(), value.to_owned())].into()
-}
-
-/// Of which a search passes over those that do not hold its term.
-#[tokio::test(flavor = "multi_thread")]
-async fn on_postgres_older_images_get_into_eras() -> anyhow::Result<()> {
-    let service = Service::start().await?;
-    if service.database().url().is_none() {
-        return Ok(());
-    }
-    let alice = service.builder("alice");
-    // More than the latest, which are in none.
-    stream::iter(0..600)
-        .map(|number| alice.create(image(&format!("Image {number}"), "FROM scratch")))
-        .buffer_unordered(20)
-        .try_for_each(async |_| Ok(()))
-        .await?;
-    let some = async {
-        // That is an error as long as there is none.
-        while service.database().execute("SELECT 1 / COUNT(*) FROM eras").await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, some).await.context("no image is in an era")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -97,7 +97,7 @@ async fn one_trace_goes_from_the_call_to_the_last_step_of_the_build() -> anyhow:
         (of_service, "trailer.dispatch.duration"),
         (of_service, "trailer.build.duration"),
         (of_service, "trailer.watchers"),
-        (of_service, "trailer.feed.lag"),
+        (of_service, "trailer.index.lag"),
         (of_service, "db.client.operation.duration"),
         (of_worker, "trailer.worker.slots"),
         (of_worker, "trailer.worker.slots.taken"),

@@ -11,37 +11,39 @@ use std::{
     time::Duration,
 };
 
+use memchr::memmem::Finder;
 use tokio::{
     sync::broadcast,
     time::{Instant, Sleep, sleep_until},
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::{Batch, Changed, Feed, Told, deadline, shown::Shown, terms::LookingFor, with_images};
+use super::{Feed, deadline};
 use crate::{
-    access::{Principal, Sight, Standing, SubjectDigest},
+    access::{Grantee, Principal, Sight},
     error::Error,
-    image::{ImageId, ImageInView, Query, View},
-    search::Term,
-    store::{Change, KnownGrants, Revision, SharedImage, Store, With},
+    image::{ImageId, Query, View},
+    index::{Batch, ChangedImage, Entry, Index, IndexEvent, Shown, Viewer, VisibleImage},
+    store::{Revision, Store},
 };
 
 /// Holds no more than a batch of images, without their configurations.
 #[derive(Debug)]
 pub(crate) struct ImageWatch {
     store: Store,
-    live: broadcast::Receiver<Told>,
+    index: Index,
+    events: broadcast::Receiver<IndexEvent>,
     shutdown: CancellationToken,
     /// Waited for after every message, and made once: there are many watches.
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Goes off when the stream expires, or may have been silent for long enough.
     alarm: Pin<Box<Sleep>>,
     expiry: Instant,
+    caller: Principal,
     sight: Sight,
-    /// Whose grants count; nobody's when everything is in sight.
-    grantee: Option<SubjectDigest>,
+    viewer: Viewer,
     query: Query,
-    looking_for: Option<LookingFor>,
+    finder: Option<Finder<'static>>,
     view: View,
     phase: Phase,
     /// Every change up to here has been delivered or is in `pending`.
@@ -56,8 +58,8 @@ pub(crate) struct ImageWatch {
 
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// Sending the images as they are, in the order of their ids: this one was delivered last.
-    FirstState { after: Option<ImageId> },
+    /// Sending the images as they are, in the order of their slots, of which this is the next.
+    FirstState { next: u32 },
     /// Reading the change log from `position`; with `announce` the end of it is told.
     CatchUp { announce: bool },
     /// Waiting for changes after `since`: they are told here, all of them, or this watch is told that it has missed some.
@@ -65,16 +67,17 @@ enum Phase {
 }
 
 /// One message of a watch.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Notice {
     /// Everything up to it has been delivered; nothing while the first state is incomplete.
     pub(crate) revision: Revision,
     pub(crate) event: WatchEvent,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) enum WatchEvent {
-    Image(Box<ImageInView>),
+    /// An image of the first state, and its slot.
+    Image(Shown, u32),
     Synced,
     Changed(Arc<Shown>),
     Removed(ImageId),
@@ -82,7 +85,9 @@ pub(crate) enum WatchEvent {
 }
 
 impl ImageWatch {
-    const PAGE: u64 = 100;
+    const PAGE: usize = 100;
+    /// How many changes are read together from the log.
+    const CHANGES: u64 = 256;
     /// How many images of the first state are written together: a watch keeps the room that this takes, and needs less of it
     /// from then on.
     const WRITTEN_TOGETHER: usize = 8;
@@ -91,13 +96,11 @@ impl ImageWatch {
     /// How old what is sent may be.
     const FRESH: Duration = Duration::from_secs(1);
 
-    #[expect(clippy::too_many_arguments, reason = "it is made in one place")]
     pub(super) fn new(
         feed: &Feed,
-        live: broadcast::Receiver<Told>,
+        events: broadcast::Receiver<IndexEvent>,
         caller: &Principal,
         query: Query,
-        looking_for: Option<LookingFor>,
         begin: Revision,
         resumes: bool,
         view: View,
@@ -105,21 +108,19 @@ impl ImageWatch {
         let (expiry, sight) = (deadline(caller), caller.sight());
         Self {
             store: feed.store.clone(),
-            live,
+            index: feed.index.clone(),
+            events,
             shutdown: feed.shutdown.clone(),
             draining: Box::pin(feed.shutdown.clone().cancelled_owned()),
             alarm: Box::pin(sleep_until(expiry.min(Instant::now() + Self::BOOKMARK))),
             expiry,
-            grantee: sight.subject().map(SubjectDigest::of),
+            caller: caller.clone(),
+            viewer: Viewer::new(&sight),
             sight,
+            finder: query.search.as_ref().map(|term| Finder::new(term.as_str()).into_owned()),
             query,
-            looking_for,
             view,
-            phase: if resumes {
-                Phase::CatchUp { announce: true }
-            } else {
-                Phase::FirstState { after: None }
-            },
+            phase: if resumes { Phase::CatchUp { announce: true } } else { Phase::FirstState { next: 0 } },
             position: begin,
             delivered: begin,
             pending: VecDeque::new(),
@@ -140,7 +141,7 @@ impl ImageWatch {
             }
             if let Some(notice) = self.pending.pop_front() {
                 let notice = self.deliver(notice, now);
-                if matches!(notice.event, WatchEvent::Image(_))
+                if matches!(notice.event, WatchEvent::Image(..))
                     && self.pending.len().is_multiple_of(Self::WRITTEN_TOGETHER)
                 {
                     tokio::task::yield_now().await;
@@ -156,7 +157,7 @@ impl ImageWatch {
             }
             match self.phase {
                 // Apart, so that what waits for a change is small: there are many watches.
-                Phase::FirstState { after } => Box::pin(self.read_page(after)).await?,
+                Phase::FirstState { next } => Box::pin(self.read_page(next)).await?,
                 Phase::CatchUp { announce } => Box::pin(self.catch_up(announce)).await?,
                 Phase::Live { .. } if now - self.last_sent >= Self::BOOKMARK => {
                     (self.read_at, self.last_sent) = (now, now);
@@ -169,7 +170,7 @@ impl ImageWatch {
 
     fn deliver(&mut self, notice: Notice, now: Instant) -> Notice {
         match &notice.event {
-            WatchEvent::Image(image) => self.phase = Phase::FirstState { after: Some(image.image.id) },
+            WatchEvent::Image(_, slot) => self.phase = Phase::FirstState { next: slot + 1 },
             WatchEvent::Synced | WatchEvent::Changed(_) | WatchEvent::Removed(_) | WatchEvent::Bookmark => {
                 self.delivered = notice.revision;
             }
@@ -189,8 +190,8 @@ impl ImageWatch {
         }
     }
 
-    async fn read_page(&mut self, after: Option<ImageId>) -> Result<(), Error> {
-        let page = self.store.images_by_id(&self.sight, &self.query, after, Self::PAGE).await?;
+    async fn read_page(&mut self, first: u32) -> Result<(), Error> {
+        let page = self.index.by_slot(&self.caller, &self.query, first, Self::PAGE).await?;
         self.read_at = Instant::now();
         if page.is_empty() {
             // There may be many watches, which have little to send from here on.
@@ -198,20 +199,15 @@ impl ImageWatch {
             self.phase = Phase::Live { since: self.position.number };
             self.push(self.position, WatchEvent::Synced);
         }
-        for image in page {
-            self.push(Revision::NONE, WatchEvent::Image(Box::new(image)));
+        for (slot, image) in page {
+            self.push(Revision::NONE, WatchEvent::Image(Shown::new(image, None), slot));
         }
         Ok(())
     }
 
     async fn catch_up(&mut self, announce: bool) -> Result<(), Error> {
-        let terms: Arc<[Arc<Term>]> =
-            self.looking_for.iter().map(|looking| Arc::clone(looking.term())).collect();
-        let (mut unknown, wanted) = (KnownGrants::default(), || Some(With::of(&terms)));
-        let position = self.position.number;
-        let found =
-            self.store.changes_after(position, Feed::READ_AT_ONCE, &mut unknown, || (), wanted).await?;
-        let Some(last) = found.changes.last().map(|change| change.revision) else {
+        let changes = self.store.changes_after(self.position, Self::CHANGES).await?;
+        let Some(last) = changes.last().map(|change| change.revision) else {
             self.read_at = Instant::now();
             self.phase = Phase::Live { since: self.position.number };
             if announce {
@@ -219,7 +215,8 @@ impl ImageWatch {
             }
             return Ok(());
         };
-        for changed in with_images(found, &terms) {
+        self.index.reached(last).await?;
+        for changed in ChangedImage::merge(changes, |id| self.index.entry(id)) {
             self.take(&changed);
         }
         // A read that takes long must not be taken for one that has been waiting, or nothing would ever be sent.
@@ -232,8 +229,8 @@ impl ImageWatch {
         tokio::select! {
             // While there are changes nothing else is waited for: what is due is looked at with every change.
             biased;
-            told = self.live.recv() => match told {
-                Ok(Told::Changed(batch)) if self.can_take(&batch, since) => {
+            event = self.events.recv() => match event {
+                Ok(IndexEvent::Changed(batch)) if self.can_take(&batch, since) => {
                     self.read_at = batch.read_at;
                     for changed in &batch.changes {
                         self.take(changed);
@@ -241,7 +238,7 @@ impl ImageWatch {
                 }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {
                     // What is read from here on is at least as new as whatever has been waiting.
-                    self.live = self.live.resubscribe();
+                    self.events = self.events.resubscribe();
                     self.phase = Phase::CatchUp { announce: false };
                 }
                 Err(broadcast::error::RecvError::Closed) => return Err(Error::Draining),
@@ -256,59 +253,61 @@ impl ImageWatch {
 
     /// Whether live changes are fresh and say what this watch needs to know.
     fn can_take(&self, batch: &Batch, since: i64) -> bool {
-        let is_known = self.looking_for.as_ref().is_none_or(|looking| batch.terms.contains(looking.term()));
         // Of the changes that one stands for some may be from before.
-        let is_whole = |changed: &Changed| changed.first > since || changed.change.revision.number <= since;
-        is_known && batch.changes.iter().all(is_whole) && batch.read_at.elapsed() <= Self::FRESH
+        let is_whole = |changed: &ChangedImage| changed.first > since || changed.revision.number <= since;
+        batch.changes.iter().all(is_whole) && batch.read_at.elapsed() <= Self::FRESH
     }
 
     /// Takes one change in, if it is new; tells of it, if it is in sight.
-    fn take(&mut self, changed: &Changed) {
-        let Change { revision, image: id, creator, viewers, at: _ } = &changed.change;
+    fn take(&mut self, changed: &ChangedImage) {
+        let revision = changed.revision;
         if revision.number <= self.position.number {
             return;
         }
-        self.position = *revision;
-        let event = match changed.image.as_ref().and_then(|shared| Some((shared, self.standing(shared)?))) {
-            Some((shared, standing)) if self.matches(shared, changed) => {
-                WatchEvent::Changed(changed.shown.show(&shared.image, standing))
-            }
-            Some(_) => WatchEvent::Removed(*id),
+        self.position = revision;
+        let visible = changed.entry.as_ref().and_then(|entry| {
+            let standing = self.viewer.standing(entry)?;
+            Some(VisibleImage { entry: Arc::clone(entry), standing })
+        });
+        let event = match visible {
+            Some(image) if self.matches(&image.entry) => WatchEvent::Changed(changed.shown.show(image)),
+            Some(_) => WatchEvent::Removed(changed.id),
             // Only who could see it before is told that it is gone.
-            None if self.could_see(creator, viewers) => WatchEvent::Removed(*id),
+            None if self.could_see(&changed.creator, &changed.grantees) => WatchEvent::Removed(changed.id),
             None => return,
         };
-        self.push(*revision, event);
+        self.push(revision, event);
     }
 
-    fn matches(&self, shared: &SharedImage, changed: &Changed) -> bool {
-        let holds = |looking: &LookingFor| changed.holds.contains(looking.term());
-        self.query.admits(&shared.image) && self.looking_for.as_ref().is_none_or(holds)
+    fn matches(&self, entry: &Entry) -> bool {
+        self.query.admits(&entry.image)
+            && self.finder.as_ref().is_none_or(|finder| self.index.holds(entry, finder))
     }
 
-    /// What the caller is to the image, if it sees it.
-    fn standing(&self, shared: &SharedImage) -> Option<Standing> {
-        let granted = self.grantee.and_then(|grantee| shared.grants.get(&grantee));
-        self.sight.standing(&shared.image.creator, granted.copied().unwrap_or_default())
-    }
-
-    fn could_see(&self, creator: &str, viewers: &BTreeSet<String>) -> bool {
-        self.sight.subject().is_none_or(|subject| subject == creator || viewers.contains(subject))
+    fn could_see(&self, creator: &str, grantees: &BTreeSet<Grantee>) -> bool {
+        self.sight.grantees().is_none_or(|own| {
+            own.contains(&Grantee::Subject(creator.to_owned())) || !own.is_disjoint(grantees)
+        })
     }
 
     /// Reads the configuration, only now: what waits to be sent is small.
     async fn in_full(&self, notice: Notice) -> Result<Notice, Error> {
         let Notice { revision, event } = notice;
         let id = match &event {
-            WatchEvent::Image(image) => image.image.id,
+            WatchEvent::Image(shown, _) => shown.id(),
             WatchEvent::Changed(shown) => shown.id(),
             WatchEvent::Synced | WatchEvent::Removed(_) | WatchEvent::Bookmark => {
                 return Ok(Notice { revision, event });
             }
         };
-        let event = match self.store.image(&self.sight, id, View::Full).await {
-            Ok(full) if matches!(event, WatchEvent::Image(_)) => WatchEvent::Image(Box::new(full)),
-            Ok(full) => WatchEvent::Changed(Arc::new(Shown::new(full))),
+        let event = match self.index.image_in_full(&self.sight, id).await {
+            Ok((image, configuration)) => {
+                let shown = Shown::new(image, Some(configuration));
+                match event {
+                    WatchEvent::Image(_, slot) => WatchEvent::Image(shown, slot),
+                    _ => WatchEvent::Changed(Arc::new(shown)),
+                }
+            }
             Err(Error::NotFound(_)) => WatchEvent::Removed(id),
             Err(error) => return Err(error),
         };

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{authentication::caller, cursor::Binding, field, page, write};
 use crate::{
-    access::Permissions,
+    access::{Grantee, Permissions},
     catalog::Catalog,
     error::Violations,
     image::{ImageId, View},
@@ -39,14 +39,18 @@ impl AccessService for Grants {
         let binding = Binding::new(self.history, &format!("ListGrants/{image}"), View::Basic, &caller);
         let after = match request.page_token.as_str() {
             "" => None,
-            token => Some(binding.open(token).ok_or_else(field::foreign_page_token)?),
+            token => {
+                let grantee = binding.open(token).and_then(|token| Grantee::try_from(token.to_owned()).ok());
+                Some(grantee.ok_or_else(field::foreign_page_token)?)
+            }
         };
-        let found = self.catalog.grants(&caller, image, after, size).await?;
+        let found = self.catalog.grants(&caller, image, after.as_ref(), size).await?;
         let read = found.len();
-        let grants =
-            page::fitting(found.into_iter().map(|(subject, permissions)| grant(subject, permissions)));
-        let next_page_token = match grants.last() {
-            Some(last) if grants.len() < read || read as u64 == size => binding.seal(&last.subject),
+        let grants = page::fitting(found.iter().map(|(grantee, permissions)| match grantee {
+            Grantee::Subject(subject) => grant(subject.clone(), *permissions),
+        }));
+        let next_page_token = match grants.len().checked_sub(1).and_then(|last| found.get(last)) {
+            Some((last, _)) if grants.len() < read || read as u64 == size => binding.seal(&last.to_string()),
             Some(_) | None => String::new(),
         };
         Ok(Response::new(wire::ListGrantsResponse { grants, next_page_token }))

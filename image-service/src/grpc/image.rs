@@ -1,5 +1,7 @@
 //! Images on the wire.
 
+use bytes::Bytes;
+use prost::Message as _;
 use proto::images as wire;
 
 use super::field;
@@ -7,6 +9,7 @@ use crate::{
     access::Action,
     error::Violations,
     image::{Artifact, Image, ImageDraft, ImageInView, Status},
+    index::{CachedConfiguration, VisibleImage},
 };
 
 /// Takes what a caller may set.
@@ -52,6 +55,25 @@ impl From<ImageInView> for wire::Image {
         let config = view.configuration.map(|configuration| (*configuration).clone().into());
         Self { config, allowed_actions, ..basic(view.image) }
     }
+}
+
+/// Encodes an image as its caller sees it: one message after the other is one that has the fields of both.
+pub(super) fn encode(found: &VisibleImage, configuration: Option<&CachedConfiguration>) -> Bytes {
+    let record = found.entry.encoded(|image| basic(image.clone()).encode_to_vec().into());
+    let actions = found.actions().into_iter().map(|action| wire::ImageAction::from(action).into());
+    let actions = wire::Image { allowed_actions: actions.collect(), ..wire::Image::default() };
+    let configuration = configuration.map_or(&[][..], |cached| {
+        cached.encoded(|configuration| {
+            let config = Some((**configuration).clone().into());
+            wire::Image { config, ..wire::Image::default() }.encode_to_vec().into()
+        })
+    });
+    let mut encoded = Vec::with_capacity(record.len() + configuration.len() + actions.encoded_len());
+    encoded.extend_from_slice(record);
+    encoded.extend_from_slice(configuration);
+    // A vector has room for whatever comes.
+    actions.encode_raw(&mut encoded);
+    encoded.into()
 }
 
 fn basic(image: Image) -> wire::Image {

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
-use prost::Message as _;
 use proto::{
     encoded,
     images::{self as wire, image_service_server::ImageService},
@@ -24,8 +22,9 @@ use crate::{
     build::BuildId,
     catalog::Catalog,
     error::{Error, Violations},
-    feed::{Encoded, Feed, ImageWatch, Notice, Revision, WatchEvent},
-    image::{Configuration, ImageId, ImageInView, Place, View},
+    feed::{Feed, ImageWatch, Notice, Revision, WatchEvent},
+    image::{Configuration, ImageId, View},
+    index::{Encoded, Shown},
 };
 
 pub(super) mod batch;
@@ -70,17 +69,18 @@ impl ImageService for Images {
     async fn get_image(
         &self,
         request: Request<wire::GetImageRequest>,
-    ) -> Result<Response<wire::GetImageResponse>, Status> {
+    ) -> Result<Response<encoded::GetImageResponse>, Status> {
         let caller = caller(&request)?;
         let id = ImageId(field::id("id", &request.into_inner().id)?);
-        let image = self.catalog.image(&caller, id).await?;
-        Ok(Response::new(wire::GetImageResponse { image: Some(image.into()) }))
+        let (found, configuration) = self.catalog.image(&caller, id).await?;
+        let image = image::encode(&found, Some(&configuration));
+        Ok(Response::new(encoded::GetImageResponse { image }))
     }
 
     async fn list_images(
         &self,
         request: Request<wire::ListImagesRequest>,
-    ) -> Result<Response<wire::ListImagesResponse>, Status> {
+    ) -> Result<Response<encoded::ListImagesResponse>, Status> {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let query = listing::query(&request)?;
@@ -97,19 +97,27 @@ impl ImageService for Images {
                 Some(place.ok_or_else(field::foreign_page_token)?)
             }
         };
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
         let with_total = request.include_total_size;
-        let page = self.catalog.images(&caller, &query, after.as_ref(), size, view, with_total).await?;
-        let places: Vec<Place> = page.images.iter().map(|found| query.order.place_of(&found.image)).collect();
-        let images = page::fitting(page.images.into_iter().map(wire::Image::from));
+        let page = self.catalog.images(&caller, &query, after.as_ref(), size, with_total).await?;
+        let configurations = match view {
+            View::Basic => vec![None; page.images.len()],
+            View::Full => self.catalog.configurations(&page.images).await?,
+        };
+        let encoded = page.images.iter().zip(&configurations);
+        let encoded = encoded.map(|(found, cached)| image::encode(found, cached.as_deref()));
+        let images = page::fitting_by(encoded, bytes::Bytes::len);
         // What did not fit the message is on the next page.
-        let next =
-            if images.len() < places.len() { places.into_iter().nth(images.len() - 1) } else { page.next };
+        let next = match page.images.get(images.len()) {
+            Some(_) => page.images.get(images.len() - 1).map(|last| query.order.place_of(&last.entry.image)),
+            None => page.next,
+        };
         let next_page_token = match next {
             Some(place) => binding.conceal(&listing::write_place(&place)?)?,
             None => String::new(),
         };
         let total_size = page.total.map(|total| i64::try_from(total).unwrap_or(i64::MAX));
-        Ok(Response::new(wire::ListImagesResponse { images, next_page_token, total_size }))
+        Ok(Response::new(encoded::ListImagesResponse { images, next_page_token, total_size }))
     }
 
     async fn update_image(
@@ -329,18 +337,16 @@ fn write_revision(Revision { number, nonce }: Revision) -> String {
 
 fn message(notice: Notice, binding: &Binding) -> encoded::WatchImagesResponse {
     use encoded::Event;
-    let encode = |image: ImageInView| Bytes::from(wire::Image::from(image).encode_to_vec());
+    let encode = |shown: &Shown| image::encode(&shown.image, shown.configuration.as_deref());
     let event = match notice.event {
         WatchEvent::Changed(shown) => {
             // Once for all watches, of which there are many.
-            let Encoded { image, revision } = shown.encoded(|image| Encoded {
-                image: encode(image.clone()),
-                revision: write_revision(notice.revision),
-            });
+            let Encoded { image, revision } = shown
+                .encoded(|shown| Encoded { image: encode(shown), revision: write_revision(notice.revision) });
             let (resume_revision, event) = (binding.seal(revision), Event::Changed(image.clone()));
             return encoded::WatchImagesResponse { resume_revision, event: Some(event) };
         }
-        WatchEvent::Image(image) => Event::Image(encode(*image)),
+        WatchEvent::Image(shown, _) => Event::Image(encode(&shown)),
         WatchEvent::Synced => Event::Synced(wire::Synced {}),
         WatchEvent::Removed(id) => Event::Removed(wire::ImageRemoved { id: id.to_string() }),
         WatchEvent::Bookmark => Event::Bookmark(wire::Bookmark {}),

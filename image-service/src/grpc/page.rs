@@ -5,12 +5,17 @@ use prost::Message;
 /// Clients take 4 MiB in a message, unless they were told otherwise.
 const MAX_BYTES: usize = 3 * 1024 * 1024;
 
-/// As many of the rows as fit an answer; at least one, if there is one.
+/// Returns as many of the rows as fit an answer; at least one, if there is one.
 pub(super) fn fitting<T: Message>(rows: impl Iterator<Item = T>) -> Vec<T> {
+    fitting_by(rows, Message::encoded_len)
+}
+
+/// The same of rows of which `size` returns how many bytes they take.
+pub(super) fn fitting_by<T>(rows: impl Iterator<Item = T>, size: impl Fn(&T) -> usize) -> Vec<T> {
     let mut bytes = 0;
     let mut page = Vec::new();
     for row in rows {
-        bytes += row.encoded_len();
+        bytes += size(&row);
         if bytes > MAX_BYTES && !page.is_empty() {
             break;
         }

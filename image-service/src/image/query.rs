@@ -1,6 +1,6 @@
 //! Which images are asked for, in which order, and from where on.
 
-use std::collections::BTreeSet;
+use std::{cmp::Ordering, collections::BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -44,8 +44,7 @@ pub(crate) enum Direction {
     Descending,
 }
 
-/// A place between two images in an order: right after the image with these keys and this id. With fewer keys than the order
-/// has, before or after all images that have these: with [`ImageId::FIRST`] or [`ImageId::LAST`].
+/// A place between two images in an order: right after the image with these keys and this id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Place {
     pub(crate) keys: Vec<KeyValue>,
@@ -61,16 +60,6 @@ pub(crate) enum KeyValue {
 }
 
 impl Query {
-    /// Whether there is no filter.
-    pub(crate) fn lets_all_through(&self) -> bool {
-        let Self { search: _, template, statuses, enabled, pulled, creator, order: _ } = self;
-        template.is_none()
-            && statuses.is_empty()
-            && enabled.is_none()
-            && pulled.is_none()
-            && creator.is_none()
-    }
-
     /// Whether the filters let an image through, whatever it is searched for.
     pub(crate) fn admits(&self, image: &Image) -> bool {
         self.template.is_none_or(|template| template == image.template)
@@ -111,22 +100,45 @@ impl Order {
         Ok(Self(keys))
     }
 
-    pub(crate) fn keys(&self) -> &[(Key, Direction)] {
-        &self.0
-    }
-
     /// The place right after an image.
     pub(crate) fn place_of(&self, image: &Image) -> Place {
         Place { keys: self.0.iter().map(|(key, _)| key.of(image)).collect(), id: image.id }
     }
 
+    /// Compares two images by this order.
+    pub(crate) fn compare(&self, a: &Image, b: &Image) -> Ordering {
+        let by_keys = self.0.iter().map(|(key, direction)| direction.apply(key.compare(a, b)));
+        by_keys.fold(Ordering::Equal, Ordering::then).then(a.id.cmp(&b.id))
+    }
+
+    /// Compares an image with the one that a place is right after. The place has to [fit](Self::fits).
+    pub(crate) fn compare_to_place(&self, image: &Image, place: &Place) -> Ordering {
+        let by_keys = self.0.iter().zip(&place.keys);
+        let by_keys = by_keys.map(|((key, direction), value)| direction.apply(key.of(image).cmp(value)));
+        by_keys.fold(Ordering::Equal, Ordering::then).then(image.id.cmp(&place.id))
+    }
+
+    /// Whether it is the default order, the latest update first.
+    pub(crate) fn is_latest_first(&self) -> bool {
+        self.0 == [(Key::UpdateTime, Direction::Descending)]
+    }
+
     /// Whether a place is one of this order.
     pub(crate) fn fits(&self, place: &Place) -> bool {
-        (1..=self.0.len()).contains(&place.keys.len())
+        self.0.len() == place.keys.len()
             && self.0.iter().zip(&place.keys).all(|((key, _), value)| match value {
                 KeyValue::Text(_) => key.is_text(),
                 KeyValue::Number(_) => !key.is_text(),
             })
+    }
+}
+
+impl Direction {
+    fn apply(self, ordering: Ordering) -> Ordering {
+        match self {
+            Self::Ascending => ordering,
+            Self::Descending => ordering.reverse(),
+        }
     }
 }
 
@@ -161,8 +173,21 @@ impl Key {
         }
     }
 
+    fn compare(self, a: &Image, b: &Image) -> Ordering {
+        match self {
+            Self::Name => a.name.cmp(&b.name),
+            Self::Creator => a.creator.cmp(&b.creator),
+            Self::ImageName => a.reference.compare_shown(&b.reference),
+            Self::Status => a.status.map_or(0, Status::rank).cmp(&b.status.map_or(0, Status::rank)),
+            Self::Enabled => a.enabled.cmp(&b.enabled),
+            Self::Pulled => a.pulled.cmp(&b.pulled),
+            Self::CreateTime => a.created_at.cmp(&b.created_at),
+            Self::UpdateTime => a.updated_at.cmp(&b.updated_at),
+        }
+    }
+
     /// Its value for an image.
-    pub(crate) fn of(self, image: &Image) -> KeyValue {
+    fn of(self, image: &Image) -> KeyValue {
         match self {
             Self::Name => KeyValue::Text(image.name.clone()),
             Self::Creator => KeyValue::Text(image.creator.clone()),

@@ -1,6 +1,6 @@
 //! The Docker reference that an image writes: `repository:tag`, under one of the operator's prefixes.
 
-use std::{fmt, str::FromStr};
+use std::{cmp::Ordering, fmt, str::FromStr};
 
 use oci_spec::distribution;
 use serde::{Deserialize, Serialize};
@@ -82,6 +82,20 @@ impl Reference {
     pub(crate) fn tag(&self) -> &str {
         &self.tag
     }
+
+    /// Compares two as they are shown.
+    pub(crate) fn compare_shown(&self, other: &Self) -> Ordering {
+        self.shown_bytes().cmp(other.shown_bytes())
+    }
+
+    fn shown_bytes(&self) -> impl Iterator<Item = u8> {
+        self.repository.bytes().chain(self.separator().bytes()).chain(self.tag.bytes())
+    }
+
+    /// What is pulled by digest has no tag.
+    fn separator(&self) -> &'static str {
+        if self.tag.is_empty() { "" } else { ":" }
+    }
 }
 
 impl PulledReference {
@@ -106,9 +120,7 @@ impl PulledReference {
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What is pulled by digest has no tag.
-        let separator = if self.tag.is_empty() { "" } else { ":" };
-        write!(f, "{}{separator}{}", self.repository, self.tag)
+        write!(f, "{}{}{}", self.repository, self.separator(), self.tag)
     }
 }
 

@@ -11,11 +11,10 @@ use uuid::Uuid;
 use super::{
     Store,
     entity::{build, catalogue},
-    images, rows, workers,
+    rows, workers,
     writing::Writing,
 };
 use crate::{
-    access::Sight,
     build::{Build, BuildId, BuildInView, Pending, PendingReason, State},
     dispatch::Policy,
     error::{Error, Resource},
@@ -26,26 +25,28 @@ use crate::{
 const HELD: [State; 3] = [State::Claimed, State::Running, State::Publishing];
 
 impl Store {
-    /// One build whose image is in sight.
-    pub(crate) async fn build(&self, sight: &Sight, id: BuildId) -> Result<BuildInView, Error> {
+    /// Reads one build.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] when there is none.
+    pub(crate) async fn build(&self, id: BuildId) -> Result<BuildInView, Error> {
         let txn = self.read().await?;
-        let build = build_in_sight(&txn, sight, id).await?;
+        let build = one_build(&txn, id).await?;
         let now = self.now(&txn).await?;
         let build = in_view(&txn, build, &self.policy, now).await?;
         txn.commit().await?;
         Ok(build)
     }
 
-    /// The builds of an image that is in sight, the newest first, with numbers below `before`.
+    /// Reads the builds of an image with numbers below `before`, the newest first.
     pub(crate) async fn builds(
         &self,
-        sight: &Sight,
         image: ImageId,
         before: Option<i64>,
         limit: u64,
     ) -> Result<Vec<BuildInView>, Error> {
         let txn = self.read().await?;
-        require_in_sight(&txn, sight, image, Resource::Image).await?;
         let mut query = build::Entity::find()
             .filter(build::Column::Image.eq(image.0))
             .order_by_desc(build::Column::Number)
@@ -251,25 +252,7 @@ pub(super) async fn held_by(db: &impl ConnectionTrait, worker: &str) -> Result<u
     held().filter(build::Column::Worker.eq(worker)).count(db).await
 }
 
-pub(super) async fn build_in_sight(
-    db: &impl ConnectionTrait,
-    sight: &Sight,
-    id: BuildId,
-) -> Result<Build, Error> {
+pub(super) async fn one_build(db: &impl ConnectionTrait, id: BuildId) -> Result<Build, Error> {
     let row = build::Entity::find_by_id(id.0).one(db).await?.ok_or(Error::NotFound(Resource::Build))?;
-    require_in_sight(db, sight, ImageId(row.image), Resource::Build).await?;
     Ok(rows::build_from_row(row)?)
-}
-
-/// Fails unless the image is in sight; then what was asked for, `missing`, does not exist for the caller.
-async fn require_in_sight(
-    db: &impl ConnectionTrait,
-    sight: &Sight,
-    id: ImageId,
-    missing: Resource,
-) -> Result<(), Error> {
-    match images::image_in_sight(db, sight, id).await {
-        Err(Error::NotFound(_)) => Err(Error::NotFound(missing)),
-        found => found.map(|_| ()),
-    }
 }

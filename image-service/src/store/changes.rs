@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QueryOrder,
-    QuerySelect, sea_query::Expr,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, ExprTrait, IntoActiveModel,
+    QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -13,20 +13,34 @@ use super::{
     Store,
     entity::{catalogue, change},
     hints,
-    rows::to_json,
+    rows::{from_json, to_json},
     writing::Writing,
 };
-use crate::{error::Error, image::ImageId, timestamp::Timestamp};
+use crate::{access::Grantee, error::Error, image::ImageId, timestamp::Timestamp};
 
-/// A change of an image: created, edited, shared, followed its build, or deleted.
+/// A change of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) revision: Revision,
     pub(crate) image: ImageId,
+    pub(crate) kind: ChangeKind,
     pub(crate) creator: String,
     /// Those who may have gained or lost sight of it.
-    pub(crate) viewers: BTreeSet<String>,
+    pub(crate) grantees: BTreeSet<Grantee>,
     pub(crate) at: Timestamp,
+}
+
+/// What of an image has changed.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ChangeKind {
+    /// It follows its latest build.
+    Status,
+    /// What of the record it is not found by.
+    Record,
+    /// What it is found by: the name, the description, the configuration. All of a new one.
+    Content,
+    Grants,
+    Deleted,
 }
 
 /// A place in the change log.
@@ -52,6 +66,29 @@ impl Revision {
     pub(crate) const NONE: Self = Self { number: 0, nonce: 0 };
 }
 
+impl ChangeKind {
+    fn to_code(self) -> i32 {
+        match self {
+            Self::Status => 1,
+            Self::Record => 2,
+            Self::Content => 3,
+            Self::Grants => 4,
+            Self::Deleted => 5,
+        }
+    }
+
+    fn from_code(code: i32) -> Result<Self, DbErr> {
+        Ok(match code {
+            1 => Self::Status,
+            2 => Self::Record,
+            3 => Self::Content,
+            4 => Self::Grants,
+            5 => Self::Deleted,
+            _ => return Err(DbErr::Type(format!("unknown kind of change {code}"))),
+        })
+    }
+}
+
 impl Store {
     /// How many changes are forgotten in one transaction.
     const FORGOTTEN_AT_ONCE: u64 = 500;
@@ -61,24 +98,16 @@ impl Store {
         Ok(revisions(&self.reader).await?)
     }
 
-    /// Accepts a revision to resume from: one that this database has given, and after which every change is in the log.
-    pub(crate) async fn resume_from(&self, after: Revision) -> Result<Revision, Error> {
+    /// Reads the next changes after a revision, in the order of their commits.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RevisionUnavailable`] for a revision that this database has not given, or after which changes were forgotten.
+    pub(crate) async fn changes_after(&self, after: Revision, limit: u64) -> Result<Vec<Change>, Error> {
         let txn = self.read().await?;
-        let Revisions { oldest, latest } = revisions(&txn).await?;
-        let is_known = if after.number == oldest.number {
-            after == oldest
-        } else if after.number == latest.number {
-            after == latest
-        } else {
-            let found = change::Entity::find_by_id(after.number).one(&txn).await?;
-            found.is_some_and(|found| found.nonce == after.nonce)
-        };
+        let changes = changes_after(&txn, after, limit).await?;
         txn.commit().await?;
-        if is_known && after.number >= oldest.number {
-            Ok(after)
-        } else {
-            Err(Error::RevisionUnavailable { oldest: oldest.number })
-        }
+        Ok(changes)
     }
 
     /// Forgets a batch of the oldest changes that are older than `retain`; whether there may be more.
@@ -113,6 +142,41 @@ impl Store {
     }
 }
 
+/// The same within a transaction that reads.
+pub(super) async fn changes_after(
+    txn: &DatabaseTransaction,
+    after: Revision,
+    limit: u64,
+) -> Result<Vec<Change>, Error> {
+    let found = change::Entity::find()
+        .filter(change::Column::Revision.gte(after.number))
+        .order_by_asc(change::Column::Revision)
+        .limit(limit + 1)
+        .all(txn)
+        .await?;
+    let Revisions { oldest, .. } = revisions(txn).await?;
+    let is_given = match found.first() {
+        Some(first) if first.revision == after.number => first.nonce == after.nonce,
+        // The last one that was forgotten, or what is before the first.
+        _ => after == oldest,
+    };
+    if !is_given {
+        return Err(Error::RevisionUnavailable { oldest: oldest.number });
+    }
+    found.into_iter().filter(|row| row.revision > after.number).map(change_from_row).collect()
+}
+
+fn change_from_row(row: change::Model) -> Result<Change, Error> {
+    Ok(Change {
+        revision: Revision { number: row.revision, nonce: row.nonce },
+        image: ImageId(row.image),
+        kind: ChangeKind::from_code(row.kind)?,
+        creator: row.creator,
+        grantees: from_json(&row.grantees_json)?,
+        at: Timestamp::from_micros(row.changed_at),
+    })
+}
+
 pub(super) async fn revisions(db: &impl ConnectionTrait) -> Result<Revisions, DbErr> {
     let row = catalogue::Entity::find_by_id(1)
         .one(db)
@@ -133,15 +197,26 @@ pub(super) struct Logged {
     pub(super) at: Timestamp,
 }
 
+/// A change that is to be logged.
+#[derive(Debug)]
+pub(super) struct NewChange<'a> {
+    pub(super) image: ImageId,
+    pub(super) kind: ChangeKind,
+    pub(super) creator: &'a str,
+    /// Those who may gain or lose sight of it.
+    pub(super) grantees: BTreeSet<Grantee>,
+}
+
+impl<'a> NewChange<'a> {
+    /// Returns one by which nobody gains or loses sight of the image.
+    pub(super) fn new(image: ImageId, kind: ChangeKind, creator: &'a str) -> Self {
+        Self { image, kind, creator, grantees: BTreeSet::new() }
+    }
+}
+
 /// Appends a change of an image to the change log, under a new revision.
-pub(super) async fn log(
-    txn: &Writing,
-    image: ImageId,
-    creator: &str,
-    viewers: &BTreeSet<String>,
-    now: Timestamp,
-) -> Result<Logged, DbErr> {
-    let logged = log_all(txn, &[(image, creator, viewers)], now).await?;
+pub(super) async fn log(txn: &Writing, change: NewChange<'_>, now: Timestamp) -> Result<Logged, DbErr> {
+    let logged = log_all(txn, &[change], now).await?;
     logged.into_iter().next().ok_or_else(|| DbErr::RecordNotFound("a change".to_owned()))
 }
 
@@ -149,7 +224,7 @@ pub(super) async fn log(
 /// the order of revisions is that of commits.
 pub(super) async fn log_all(
     txn: &Writing,
-    changes: &[(ImageId, &str, &BTreeSet<String>)],
+    changes: &[NewChange<'_>],
     now: Timestamp,
 ) -> Result<Vec<Logged>, DbErr> {
     use catalogue::{Column, Entity};
@@ -168,14 +243,15 @@ pub(super) async fn log_all(
         .await?;
     let row = updated.first().ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
     let (mut rows, mut logged) = (Vec::with_capacity(changes.len()), Vec::with_capacity(changes.len()));
-    for (((image, creator, viewers), nonce), before) in changes.iter().zip(nonces).zip((0..count).rev()) {
+    for ((change, nonce), before) in changes.iter().zip(nonces).zip((0..count).rev()) {
         let (revision, at) = (row.revision - before, row.changed_at - before);
         let change = change::Model {
             revision,
             nonce,
-            image: image.0,
-            creator: (*creator).to_owned(),
-            viewers_json: to_json(viewers)?,
+            image: change.image.0,
+            kind: change.kind.to_code(),
+            creator: change.creator.to_owned(),
+            grantees_json: to_json(&change.grantees)?,
             changed_at: at,
         };
         rows.push(change.into_active_model());

@@ -42,8 +42,17 @@ pub(super) async fn migrate(writer: &DatabaseConnection) -> Result<(), DbErr> {
         }
     }
     let migrated = async {
+        let applied = applied(writer).await?;
+        let mut migrations = migration::Migrator::migrations().into_iter();
+        if !applied.is_empty() && !migrations.next().is_some_and(|first| applied.contains(first.name())) {
+            return Err(DbErr::Custom(
+                "the database was made by a version before 0.1.0, which cannot be upgraded: start with a new one"
+                    .to_owned(),
+            ));
+        }
         // What else was applied is of a later version, beside which this one is to start: `up` would refuse it.
-        if has_all(writer).await? { Ok(()) } else { migration::Migrator::up(writer, None).await }
+        let has_all = !applied.is_empty() && migrations.all(|migration| applied.contains(migration.name()));
+        if has_all { Ok(()) } else { migration::Migrator::up(writer, None).await }
     };
     let migrated = migrated.await;
     if is_shared {
@@ -57,16 +66,14 @@ pub(super) async fn migrate(writer: &DatabaseConnection) -> Result<(), DbErr> {
 /// How long to wait before it is looked again whether another process has migrated.
 const MIGRATION_PAUSE: &str = "SELECT pg_sleep(0.1)";
 
-/// Whether every migration of this version was applied.
-async fn has_all(db: &DatabaseConnection) -> Result<bool, DbErr> {
+/// Returns the names of the migrations that were applied.
+async fn applied(db: &DatabaseConnection) -> Result<HashSet<String>, DbErr> {
     if !SchemaManager::new(db).has_table("seaql_migrations").await? {
-        return Ok(false);
+        return Ok(HashSet::new());
     }
     let sql = "SELECT version FROM seaql_migrations";
     let applied = db.query_all_raw(Statement::from_string(db.get_database_backend(), sql)).await?;
-    let applied: HashSet<String> =
-        applied.iter().map(|row| row.try_get_by_index(0)).collect::<Result<_, _>>()?;
-    Ok(migration::Migrator::migrations().iter().all(|migration| applied.contains(migration.name())))
+    applied.iter().map(|row| row.try_get_by_index(0)).collect()
 }
 
 /// A pool of so many connections at most.
@@ -154,7 +161,7 @@ fn sqlite_options(url: &str, connections: u32) -> ConnectOptions {
                 .journal_mode(SqliteJournalMode::Wal)
                 .synchronous(SqliteSynchronous::Full)
                 .busy_timeout(BUSY_TIMEOUT)
-                // KiB, of each connection: the upper pages of what lists are found by.
+                // KiB, of each connection.
                 .pragma("cache_size", "-4096")
                 // There may be nowhere else: the file system of a container is not to be written to.
                 .pragma("temp_store", "MEMORY")

@@ -1,6 +1,6 @@
 //! What was decided about builds: their rows and histories, and what follows from it for their images.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect, QueryTrait,
@@ -9,9 +9,11 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    Committed, Hint, changes, contexts,
+    ChangeKind, Committed, Hint,
+    changes::{self, NewChange},
+    contexts,
     entity::{build, build_record, configuration, image},
-    grants, hints, made, references, rows, texts,
+    grants, hints, made, references, rows,
     writing::Writing,
 };
 use crate::{
@@ -158,8 +160,9 @@ async fn follow_latest(
             })
         })
         .collect();
-    let nobody = BTreeSet::new();
-    let changes = changed.iter().map(|(image, _)| (ImageId(image.id), image.creator.as_str(), &nobody));
+    let changes = changed
+        .iter()
+        .map(|(image, _)| NewChange::new(ImageId(image.id), ChangeKind::Status, &image.creator));
     let logged = changes::log_all(txn, &changes.collect::<Vec<_>>(), now).await?;
     for ((image, artifact), logged) in changed.into_iter().zip(logged) {
         image.revision = logged.revision;
@@ -195,7 +198,6 @@ pub(super) fn purge(txn: &Writing, image: ImageId, now: Timestamp) {
     txn.later(build_record::Entity::delete_many().filter(build_record::Column::Build.in_subquery(builds)));
     txn.later(build::Entity::delete_many().filter(build::Column::Image.eq(image.0)));
     txn.later(configuration::Entity::delete_many().filter(configuration::Column::Image.eq(image.0)));
-    texts::purge(txn, image.0);
     grants::purge(txn, image.0);
     references::purge(txn, image.0);
     txn.later(image::Entity::delete_many().filter(image::Column::Id.eq(image.0)));

@@ -108,7 +108,7 @@ impl DispatchStore for Store {
         }
         let mut committed = Committed::default();
         apply(&txn, decided.iter().flatten().flatten(), now, &mut committed).await?;
-        self.commit(txn, &committed).await?;
+        txn.commit().await?;
         Ok((decided, committed))
     }
 
@@ -152,7 +152,7 @@ impl DispatchStore for Store {
             decisions.push(dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?);
         }
         apply(&txn, &decisions, now, &mut committed).await?;
-        self.commit(txn, &committed).await?;
+        txn.commit().await?;
         Ok((decisions, committed))
     }
 

@@ -25,6 +25,8 @@ pub(crate) mod catalogue {
         pub round: i64,
         /// When the latest change was made.
         pub changed_at: i64,
+        /// What all images take in the memory of the index. Bytes.
+        pub index_bytes: i64,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -48,8 +50,6 @@ pub(crate) mod image {
         pub status_message: String,
         pub repository: String,
         pub tag: String,
-        /// The two as they are shown, for ordering.
-        pub image_name: String,
         pub reference_given: bool,
         pub template: bool,
         pub snapshot: bool,
@@ -67,6 +67,8 @@ pub(crate) mod image {
         pub latest_build: Option<Uuid>,
         /// A tombstone: invisible, and gone once the latest build is final.
         pub deleted: bool,
+        /// What it takes in the memory of the index. Bytes.
+        pub index_bytes: i64,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -246,9 +248,10 @@ pub(crate) mod change {
         /// Chosen at random: a restored backup goes on with others.
         pub nonce: i64,
         pub image: Uuid,
+        pub kind: i32,
         /// Its creator, who sees it as long as it exists; and those who may have gained or lost sight of it by this change.
         pub creator: String,
-        pub viewers_json: String,
+        pub grantees_json: String,
         pub changed_at: i64,
     }
 
@@ -295,7 +298,7 @@ pub(crate) mod worker {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// What may be done with an image by subjects other than its creator.
+/// What may be done with an image by others than its creator.
 pub(crate) mod grant {
     use sea_orm::entity::prelude::*;
 
@@ -305,7 +308,7 @@ pub(crate) mod grant {
         #[sea_orm(primary_key, auto_increment = false)]
         pub image: Uuid,
         #[sea_orm(primary_key, auto_increment = false)]
-        pub subject: String,
+        pub grantee: String,
         pub view: bool,
         pub modify: bool,
         pub delete: bool,
@@ -338,17 +341,18 @@ pub(crate) mod image_reference {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// What an image can be found by. On SQLite `image_search` indexes it, on Postgres an index of its own.
-pub(crate) mod image_text {
+/// What the images of a creator take together.
+pub(crate) mod creator {
     use sea_orm::entity::prelude::*;
 
     #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "image_texts")]
+    #[sea_orm(table_name = "creators")]
     pub struct Model {
-        #[sea_orm(primary_key)]
-        pub row: i64,
-        pub image: Uuid,
-        pub text: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub subject: String,
+        pub images: i64,
+        /// In the memory of the index. Bytes.
+        pub index_bytes: i64,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

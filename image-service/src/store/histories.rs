@@ -3,9 +3,8 @@
 use futures_util::TryStreamExt as _;
 use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
-use super::{Store, builds::build_in_sight, entity::build_record, rows};
+use super::{Store, builds::one_build, entity::build_record, rows};
 use crate::{
-    access::Sight,
     build::{Build, BuildId, Record},
     error::Error,
 };
@@ -21,10 +20,14 @@ impl Store {
     /// How much of a history one read brings: about this much, and at least one chunk.
     const EXCERPT_BYTES: usize = 512 * 1024;
 
-    /// The next records of a build whose image is in sight, after the one numbered `after`: of a long history a part.
-    pub(crate) async fn excerpt(&self, sight: &Sight, id: BuildId, after: i64) -> Result<Excerpt, Error> {
+    /// Reads the next records of a build after the one numbered `after`: of a long history a part.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] when there is no such build.
+    pub(crate) async fn excerpt(&self, id: BuildId, after: i64) -> Result<Excerpt, Error> {
         let txn = self.read().await?;
-        let build = build_in_sight(&txn, sight, id).await?;
+        let build = one_build(&txn, id).await?;
         let mut records: Vec<Record> = Vec::new();
         if after < build.last_sequence {
             // The chunk that holds the next record begins at or before it, so the primary key finds it.

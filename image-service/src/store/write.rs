@@ -93,7 +93,7 @@ impl Write<'_> {
 
     /// Remembers the answer and commits; if only to validate, leaves no trace and has no effects.
     pub(super) async fn finish<T: Serialize>(self, answer: T) -> Result<(T, Effects), Error> {
-        let Self { store, request, txn, now, effects } = self;
+        let Self { request, txn, now, effects, .. } = self;
         if request.validate_only {
             txn.rollback().await?;
             return Ok((answer, Effects::default()));
@@ -108,7 +108,7 @@ impl Write<'_> {
             };
             txn.later(answer::Entity::insert(row.into_active_model()));
         }
-        store.commit(txn, &effects.committed).await?;
+        txn.commit().await?;
         Ok((answer, effects))
     }
 

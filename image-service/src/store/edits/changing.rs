@@ -1,7 +1,5 @@
 //! What changes an image: each takes the image as the caller may change it, and writes what follows.
 
-use std::collections::BTreeSet;
-
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, Set, sea_query::Expr,
 };
@@ -16,10 +14,12 @@ use crate::{
         BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, RepositoryPrefixes, View, WantedReference,
     },
     store::{
-        builds, changes, contexts,
+        ChangeKind, builds,
+        changes::{self, NewChange},
+        contexts,
         decided::{self, Moved},
         entity::image,
-        grants, images, references, rows, texts,
+        grants, images, references, rows,
         write::{Target, Write},
     },
 };
@@ -47,24 +47,22 @@ impl Write<'_> {
         }
         if let Some(wanted) = &edit.reference {
             let reference = references::choose(&self.txn, id, wanted, !row.template && !row.pulled).await?;
-            row.image_name = reference.to_string();
             reference.repository().clone_into(&mut row.repository);
             reference.tag().clone_into(&mut row.tag);
             row.reference_given = matches!(wanted, WantedReference::Given(_));
         }
         let mut image = target.image;
         if row != target.row {
-            texts::write(&self.txn, &row, configuration.as_ref().unwrap_or(&current));
             references::settle(&self.txn, [&row]).await?;
-            image = self.save_edit(row).await?;
+            image = self.save_edit(row, ChangeKind::Content).await?;
         }
         Ok(images::in_view(&self.txn, image, target.standing, View::Full).await?)
     }
 
     /// Writes the row that a client has changed, under a new revision and etag.
-    async fn save_edit(&mut self, mut row: image::Model) -> Result<Image, Error> {
+    async fn save_edit(&mut self, mut row: image::Model, kind: ChangeKind) -> Result<Image, Error> {
         let id = ImageId(row.id);
-        let logged = changes::log(&self.txn, id, &row.creator, &BTreeSet::new(), self.now).await?;
+        let logged = changes::log(&self.txn, NewChange::new(id, kind, &row.creator), self.now).await?;
         row.revision = logged.revision;
         row.edit_revision = logged.revision;
         row.updated_at = logged.at.micros();
@@ -84,7 +82,7 @@ impl Write<'_> {
         let image = if target.row.enabled == enabled {
             target.image
         } else {
-            self.save_edit(image::Model { enabled, ..target.row }).await?
+            self.save_edit(image::Model { enabled, ..target.row }, ChangeKind::Record).await?
         };
         Ok(images::in_view(&self.txn, image, target.standing, View::Basic).await?)
     }
@@ -162,8 +160,9 @@ impl Write<'_> {
     pub(super) async fn delete(&mut self, id: ImageId, etag: Option<Etag>) -> Result<ImageInView, Error> {
         let target = self.target(id, etag, Action::Delete).await?;
         let actions = target.image.allowed_actions(target.standing);
-        let viewers = grants::viewers(&self.txn, id).await?;
-        changes::log(&self.txn, id, &target.image.creator, &viewers, self.now).await?;
+        let grantees = grants::grantees(&self.txn, id).await?;
+        let change = NewChange { grantees, ..NewChange::new(id, ChangeKind::Deleted, &target.image.creator) };
+        changes::log(&self.txn, change, self.now).await?;
         self.effects.committed.changed.insert(id);
         let deleted = image::ActiveModel { id: Set(id.0), deleted: Set(true), ..Default::default() };
         self.txn.later(image::Entity::update(deleted).validate()?);

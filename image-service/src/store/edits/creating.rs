@@ -1,7 +1,5 @@
 //! What makes an image: its record, its configuration, its first build.
 
-use std::collections::BTreeSet;
-
 use sea_orm::{EntityTrait, IntoActiveModel};
 
 use super::{SnapshotOrder, WithBuild};
@@ -11,10 +9,12 @@ use crate::{
     error::Error,
     image::{Configuration, Image, ImageId, ImageInView, NewImage, Requirements, Status, WantedReference},
     store::{
-        builds, changes, contexts,
+        ChangeKind, builds,
+        changes::{self, NewChange},
+        contexts,
         decided::{self, Moved},
         entity::{self, configuration, image},
-        references, rows, texts,
+        references, rows,
         write::Write,
     },
 };
@@ -51,7 +51,7 @@ impl Write<'_> {
         let requested_by = self.request.caller.subject().to_owned();
         let mut build = (!new.template).then(|| Build::queued(id, 1, requested_by, job, now));
         let changes::Logged { revision, at } =
-            changes::log(&self.txn, id, creator, &BTreeSet::new(), now).await?;
+            changes::log(&self.txn, NewChange::new(id, ChangeKind::Content, creator), now).await?;
         let row = image::Model {
             id: id.0,
             name: new.name.as_str().to_owned(),
@@ -61,7 +61,6 @@ impl Write<'_> {
                 .as_ref()
                 .map_or(rows::NO_STATUS, |build| rows::status_to_code(Status::of(build.kind, build.state))),
             status_message: String::new(),
-            image_name: reference.to_string(),
             repository: reference.repository().to_owned(),
             tag: reference.tag().to_owned(),
             reference_given: matches!(new.reference, WantedReference::Given(_)),
@@ -78,10 +77,10 @@ impl Write<'_> {
             edit_revision: revision,
             latest_build: build.as_ref().map(|build| build.id.0),
             deleted: false,
+            index_bytes: 0,
         };
         self.txn.later(image::Entity::insert(row.clone().into_active_model()));
         self.write_configuration(id, 1, &new.configuration).await?;
-        texts::write(&self.txn, &row, &new.configuration);
         if !new.template && !pulled {
             references::take_chosen(&self.txn, id.0, &new.reference, &reference).await?;
         }
@@ -104,7 +103,8 @@ impl Write<'_> {
     /// What the caller is to an image that it has created in another's name.
     fn standing_of_new(&self, image: &Image) -> Standing {
         let nothing = Permissions::default();
-        self.request.caller.sight().standing(&image.creator, nothing).unwrap_or(Standing::Guest(nothing))
+        let standing = self.request.caller.sight().standing(&image.creator, |_| nothing);
+        standing.unwrap_or(Standing::Guest(nothing))
     }
 
     pub(super) async fn write_configuration(

@@ -1,0 +1,328 @@
+//! Every image as of one revision, in memory: what reads are answered from.
+//!
+//! The database is the truth. The index is loaded from it at the start and [follows](follower) its change log; watches are fed by
+//! the same reader.
+//!
+//! Invariants:
+//! - A read sees everything that was committed before it began: it [waits](Index::fresh) until the index has got there, and ends
+//!   UNAVAILABLE rather than stale.
+//! - Who sees what is asked in one place, [`Viewer::standing`].
+//! - Nobody holds the lock of the images for longer than a stretch of bounded work takes.
+
+use std::{
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
+};
+
+use memchr::memmem::Finder;
+use tokio::{
+    sync::{Notify, broadcast, watch},
+    time::timeout,
+};
+
+use self::{
+    configurations::Configurations,
+    freshness::Asks,
+    images::Images,
+    scan::{Budget, CountScan, Filter, FoundPage, PageScan, SlotScan},
+    scheduler::Scans,
+    text::LastText,
+};
+use crate::{
+    access::{Principal, Sight},
+    error::{Error, Resource},
+    image::{Image, ImageId, Place, Query},
+    store::{CommittedRevision, Revision, Store},
+};
+
+pub(crate) use self::{
+    batch::{Batch, ChangedImage, IndexEvent},
+    configurations::CachedConfiguration,
+    entry::{Entry, Viewer, VisibleImage},
+    shown::{Encoded, Shown},
+};
+
+mod batch;
+mod candidates;
+mod configurations;
+mod entry;
+mod follower;
+mod freshness;
+mod images;
+mod loader;
+mod order;
+mod scan;
+mod scheduler;
+mod shown;
+mod signatures;
+#[cfg(test)]
+mod tests;
+mod text;
+mod verifier;
+
+/// A handle to the index.
+#[derive(Clone, Debug)]
+pub(crate) struct Index(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    images: RwLock<Images>,
+    state: watch::Sender<State>,
+    /// Whether the index answers, as health tells.
+    serves: watch::Sender<bool>,
+    /// Bounded: a watch that falls behind by more reads what it has missed from the log, latest states only.
+    events: broadcast::Sender<IndexEvent>,
+    /// Wakes the follower.
+    wanted: Notify,
+    asks: Asks,
+    scans: Scans,
+    configurations: Configurations,
+    texts: LastText,
+}
+
+/// How far the index is.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+struct State {
+    /// How often it was loaded.
+    load: u64,
+    /// The revision that it is at; none while it is loaded.
+    at: Option<Revision>,
+}
+
+/// A page of images.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) images: Vec<VisibleImage>,
+    /// Where the next page begins; none on the last one.
+    pub(crate) next: Option<Place>,
+    /// How many match on all pages together, if that was asked for.
+    pub(crate) total: Option<u64>,
+    /// How much text was searched. Bytes.
+    pub(crate) searched: u64,
+}
+
+impl Index {
+    /// Batches.
+    const BACKLOG: usize = 256;
+    /// How long a read waits for the index to get as far as the database was when it began.
+    const PATIENCE: Duration = Duration::from_secs(3);
+
+    pub(crate) fn new(store: Store) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            images: RwLock::default(),
+            state: watch::Sender::new(State { load: 0, at: None }),
+            serves: watch::Sender::new(false),
+            events: broadcast::Sender::new(Self::BACKLOG),
+            wanted: Notify::new(),
+            asks: Asks::default(),
+            scans: Scans::default(),
+            configurations: Configurations::new(),
+            texts: LastText::default(),
+        }))
+    }
+
+    /// Tells whether reads are answered: not while the index is loaded, nor while it cannot follow.
+    pub(crate) fn serves(&self) -> watch::Receiver<bool> {
+        self.0.serves.subscribe()
+    }
+
+    /// Returns one image that is in sight.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] unless it is, and those of [`fresh`](Self::fresh).
+    pub(crate) async fn image(&self, sight: &Sight, id: ImageId) -> Result<VisibleImage, Error> {
+        self.visible(sight, id, Resource::Image).await
+    }
+
+    /// Returns one image that is in sight. Of one that is not, `missing` does not exist for the caller.
+    ///
+    /// # Errors
+    ///
+    /// As [`image`](Self::image).
+    pub(crate) async fn visible(
+        &self,
+        sight: &Sight,
+        id: ImageId,
+        missing: Resource,
+    ) -> Result<VisibleImage, Error> {
+        self.fresh().await?;
+        let entry = self.images().get(id).cloned();
+        let entry = entry.ok_or(Error::NotFound(missing))?;
+        let standing = Viewer::new(sight).standing(&entry).ok_or(Error::NotFound(missing))?;
+        Ok(VisibleImage { entry, standing })
+    }
+
+    /// Returns one image that is in sight, and its configuration.
+    ///
+    /// # Errors
+    ///
+    /// As [`image`](Self::image), and those of the database.
+    pub(crate) async fn image_in_full(
+        &self,
+        sight: &Sight,
+        id: ImageId,
+    ) -> Result<(VisibleImage, Arc<CachedConfiguration>), Error> {
+        /// How often the configuration may change while it is read.
+        const CHANGES: usize = 5;
+        for _ in 0..CHANGES {
+            let found = self.image(sight, id).await?;
+            let key = configuration_key(&found.entry.image);
+            if let Some(cached) = self.0.configurations.get(&self.0.store, [key]).await?.remove(&key) {
+                return Ok((found, cached));
+            }
+        }
+        Err(Error::Busy)
+    }
+
+    /// Returns the configurations of images, where they are kept.
+    ///
+    /// # Errors
+    ///
+    /// Those of the database.
+    pub(crate) async fn configurations(
+        &self,
+        images: &[VisibleImage],
+    ) -> Result<Vec<Option<Arc<CachedConfiguration>>>, Error> {
+        let keys: Vec<_> = images.iter().map(|found| configuration_key(&found.entry.image)).collect();
+        let found = self.0.configurations.get(&self.0.store, keys.iter().copied()).await?;
+        Ok(keys.iter().map(|key| found.get(key).cloned()).collect())
+    }
+
+    /// Returns the next images of a query after a place. The page may be short, when there was much to look through.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fresh`](Self::fresh).
+    pub(crate) async fn list(
+        &self,
+        caller: &Principal,
+        query: &Query,
+        after: Option<&Place>,
+        limit: usize,
+        with_total: bool,
+    ) -> Result<Page, Error> {
+        self.fresh().await?;
+        let filter = || Filter::new(Viewer::new(&caller.sight()), query.clone());
+        let (mut total, mut searched) = (None, 0);
+        if with_total {
+            let mut count = CountScan::new(&self.images(), filter());
+            count = self.0.scans.run(self, caller, count, CountScan::advance).await?;
+            let (counted, of_count) = count.finish();
+            total = Some(counted);
+            searched = of_count;
+        }
+        let scan = PageScan::new(&self.images(), filter(), after.cloned(), limit);
+        let scan = self.0.scans.run(self, caller, scan, PageScan::advance).await?;
+        let FoundPage { images, next, searched: of_page } = scan.finish();
+        Ok(Page { images, next, total, searched: searched + of_page })
+    }
+
+    /// Returns the next images that match from a slot on, with their slots. An image keeps its slot as long as it exists, and
+    /// later ones may come into slots that are free.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fresh`](Self::fresh).
+    pub(crate) async fn by_slot(
+        &self,
+        caller: &Principal,
+        query: &Query,
+        first: u32,
+        most: usize,
+    ) -> Result<Vec<(u32, VisibleImage)>, Error> {
+        self.fresh().await?;
+        let filter = Filter::new(Viewer::new(&caller.sight()), query.clone());
+        let scan = SlotScan::new(&self.images(), filter, first, most);
+        Ok(self.0.scans.run(self, caller, scan, SlotScan::advance).await?.finish())
+    }
+
+    /// Whether an image can be found by a term.
+    pub(crate) fn holds(&self, entry: &Entry, term: &Finder<'_>) -> bool {
+        self.0.texts.read(&entry.text, |text| term.find(text).is_some())
+    }
+
+    /// Returns an image, whoever may see it.
+    pub(crate) fn entry(&self, id: ImageId) -> Option<Arc<Entry>> {
+        self.images().get(id).cloned()
+    }
+
+    /// Returns the events of the change log from here on.
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<IndexEvent> {
+        self.0.events.subscribe()
+    }
+
+    /// Waits until the index has got as far as the database is now, and returns the revision that it is at.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] when that takes too long: the database does not answer, or the index is loaded.
+    pub(crate) async fn fresh(&self) -> Result<Revision, Error> {
+        let begun = *self.0.state.borrow();
+        // Where nobody else writes, it is known what was committed.
+        if let CommittedRevision::Known(committed) = self.0.store.committed()
+            && let Some(at) = begun.at.filter(|at| covers(*at, committed))
+        {
+            return Ok(at);
+        }
+        match timeout(Self::PATIENCE, self.caught_up(begun)).await {
+            Ok(Some(at)) => Ok(at),
+            Ok(None) | Err(_) => Err(Error::Busy),
+        }
+    }
+
+    /// Waits until the index is at least at a revision of the change log.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] when that takes too long.
+    pub(crate) async fn reached(&self, revision: Revision) -> Result<(), Error> {
+        self.0.wanted.notify_one();
+        let mut state = self.0.state.subscribe();
+        let reached = state.wait_for(|state| state.at.is_some_and(|at| covers(at, revision)));
+        match timeout(Self::PATIENCE, reached).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Error::Busy),
+        }
+    }
+
+    /// Waits until the index is as far as the database is now; `None` when the database does not answer.
+    async fn caught_up(&self, begun: State) -> Option<Revision> {
+        let latest = match self.0.store.committed() {
+            CommittedRevision::Known(committed) => committed,
+            CommittedRevision::Unknown => self.0.asks.latest(&self.0.store).await?,
+        };
+        // A database that is behind what it was has lost its last changes, or is another one.
+        let is_other = begun.at.is_some_and(|at| {
+            latest.number < at.number || latest.number == at.number && latest.nonce != at.nonce
+        });
+        let has_caught_up = |state: &State| {
+            (!is_other || state.load > begun.load) && state.at.is_some_and(|at| covers(at, latest))
+        };
+        let mut state = self.0.state.subscribe();
+        if !has_caught_up(&state.borrow_and_update()) {
+            self.0.wanted.notify_one();
+        }
+        let state = state.wait_for(has_caught_up).await.ok()?;
+        state.at
+    }
+
+    fn images(&self) -> RwLockReadGuard<'_, Images> {
+        self.0.images.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn images_mut(&self) -> RwLockWriteGuard<'_, Images> {
+        self.0.images.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether everything up to `wanted` is known at `at`, of the same history.
+fn covers(at: Revision, wanted: Revision) -> bool {
+    at.number > wanted.number || at == wanted
+}
+
+fn configuration_key(image: &Image) -> configurations::Key {
+    (image.id, image.configuration_revision)
+}

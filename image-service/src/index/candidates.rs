@@ -1,0 +1,143 @@
+//! The slots among which all are that a caller sees and that match a query.
+
+use std::ops::ControlFlow;
+
+use roaring::RoaringBitmap;
+
+use super::{
+    entry::Viewer,
+    images::Images,
+    signatures::{BLOCK, is_set},
+};
+use crate::{access::GranteeDigest, image::Query};
+
+/// A set of slots as of one moment: whoever looks at an image later checks it again.
+#[derive(Debug)]
+pub(super) struct Candidates {
+    /// None for all slots.
+    set: Option<RoaringBitmap>,
+    /// The blocks that can hold the term; none where none can be passed over.
+    blocks: Option<Box<[u64]>>,
+    slot_count: u32,
+}
+
+impl Candidates {
+    pub(super) fn new(images: &Images, viewer: &Viewer, query: &Query) -> Self {
+        let blocks = query.search.as_ref().and_then(|term| images.signatures.candidates(term.as_str()));
+        Self { set: matching(images, viewer, query), blocks, slot_count: images.slot_count() }
+    }
+
+    /// Returns how many there are at most. Without a term that is how many match.
+    pub(super) fn count(&self, images: &Images) -> u64 {
+        let in_set = self.set.as_ref().map_or(images.len() as u64, RoaringBitmap::len);
+        match self.blocks {
+            Some(_) => in_set.min(self.block_count() * u64::from(BLOCK)),
+            None => in_set,
+        }
+    }
+
+    pub(super) fn contains(&self, slot: u32) -> bool {
+        self.set.as_ref().is_none_or(|set| set.contains(slot)) && self.is_in_block(slot)
+    }
+
+    /// Calls `look` for each slot from `first` on, in their order, until it breaks.
+    pub(super) fn try_for_each<B>(
+        &self,
+        first: u32,
+        mut look: impl FnMut(u32) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        match (&self.set, &self.blocks) {
+            (None, None) => (first..self.slot_count).try_for_each(look),
+            (Some(set), None) => {
+                let mut slots = set.iter();
+                slots.advance_to(first);
+                slots.try_for_each(look)
+            }
+            (None, Some(blocks)) => of_blocks(blocks, first, self.slot_count).try_for_each(look),
+            // To find the slots of a block takes as long as to pass over some.
+            (Some(set), Some(blocks)) if 16 * self.block_count() < set.len() => {
+                let mut block = first / BLOCK;
+                while let Some(next) = next_set(blocks, block) {
+                    block = next + 1;
+                    set.range(first.max(next * BLOCK)..block * BLOCK).try_for_each(&mut look)?;
+                }
+                ControlFlow::Continue(())
+            }
+            (Some(set), Some(_)) => {
+                let mut slots = set.iter();
+                slots.advance_to(first);
+                slots.filter(|slot| self.is_in_block(*slot)).try_for_each(look)
+            }
+        }
+    }
+
+    /// Returns how many blocks can hold the term.
+    fn block_count(&self) -> u64 {
+        self.blocks.iter().flatten().map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    fn is_in_block(&self, slot: u32) -> bool {
+        self.blocks.as_ref().is_none_or(|blocks| is_set(blocks, slot / BLOCK))
+    }
+}
+
+fn of_blocks(blocks: &[u64], first: u32, end: u32) -> impl Iterator<Item = u32> {
+    let mut block = first / BLOCK;
+    let of_block = std::iter::from_fn(move || {
+        let next = next_set(blocks, block)?;
+        block = next + 1;
+        Some(next)
+    });
+    of_block.flat_map(move |block| first.max(block * BLOCK)..end.min((block + 1) * BLOCK))
+}
+
+/// Returns the first bit from `at` on that is set.
+fn next_set(bits: &[u64], at: u32) -> Option<u32> {
+    let mut word = at as usize / 64;
+    let mut left = bits.get(word)? & (u64::MAX << (at % 64));
+    while left == 0 {
+        word += 1;
+        left = *bits.get(word)?;
+    }
+    Some(u32::try_from(word).ok()? * 64 + left.trailing_zeros())
+}
+
+/// Returns the slots of all images that are in sight and that the filters let through; `None` when these are all.
+fn matching(images: &Images, viewer: &Viewer, query: &Query) -> Option<RoaringBitmap> {
+    let sets = &images.sets;
+    let mut found: Option<RoaringBitmap> = None;
+    let none = RoaringBitmap::new();
+    let mut intersect = |set: &RoaringBitmap| match &mut found {
+        Some(found) => *found &= set,
+        none => *none = Some(set.clone()),
+    };
+    // What is mostly smallest comes first.
+    if let Some(creator) = &query.creator {
+        intersect(sets.creators.get(&GranteeDigest::of_subject(creator)).unwrap_or(&none));
+    }
+    match viewer.grantees() {
+        None => {}
+        Some([grantee]) => intersect(sets.visible.get(grantee).unwrap_or(&none)),
+        Some(grantees) => {
+            let of_all = grantees.iter().filter_map(|grantee| sets.visible.get(grantee));
+            intersect(&of_all.fold(RoaringBitmap::new(), |all, set| all | set));
+        }
+    }
+    if !query.statuses.is_empty() {
+        let of_status = |rank: i64| usize::try_from(rank).ok().and_then(|rank| sets.statuses.get(rank));
+        let of_all = query.statuses.iter().filter_map(|status| of_status(status.rank()));
+        intersect(&of_all.fold(RoaringBitmap::new(), |all, set| all | set));
+    }
+    let flags =
+        [(query.template, &sets.templates), (query.enabled, &sets.enabled), (query.pulled, &sets.pulled)];
+    for (_, set) in flags.iter().filter(|(wanted, _)| *wanted == Some(true)) {
+        intersect(set);
+    }
+    for (_, set) in flags.iter().filter(|(wanted, _)| *wanted == Some(false)) {
+        match &mut found {
+            Some(found) => *found -= *set,
+            none => *none = Some(&sets.all - *set),
+        }
+    }
+    found
+}

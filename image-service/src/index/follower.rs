@@ -1,0 +1,250 @@
+//! The one reader of the change log: keeps the index as the database is, and tells the watches.
+
+use std::{collections::BTreeSet, error::Error as _, sync::Arc, time::Duration};
+
+use opentelemetry::metrics::{Counter, Gauge, Histogram};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Index, State,
+    batch::{Batch, ChangedImage, IndexEvent},
+    entry::Entry,
+    loader,
+    signatures::Trigrams,
+    verifier::Suspects,
+};
+use crate::{
+    error::Error,
+    image::{CatalogueEntry, ImageId},
+    signals::Signals,
+    store::{ChangedRecords, Revision},
+    timestamp::Timestamp,
+};
+
+/// How long a lost hint can delay a change.
+const POLL: Duration = Duration::from_millis(500);
+/// From which silence of the database on reads are not answered.
+const SILENCE: Duration = Duration::from_secs(3);
+/// How many changes are read together.
+const READ_AT_ONCE: u64 = 256;
+/// How many changed images watches are told of together.
+const TOLD_AT_ONCE: usize = 32;
+
+/// An image that has changed, and the trigrams of its text where that is another.
+pub(super) type Update = (ImageId, Option<(Arc<Entry>, Option<Trigrams>)>);
+
+#[derive(Debug)]
+struct Instruments {
+    lag: Histogram<f64>,
+    images: Gauge<u64>,
+    memory: Gauge<u64>,
+    differences: Counter<u64>,
+}
+
+impl Instruments {
+    fn new() -> Self {
+        let meter = opentelemetry::global::meter(crate::PROGRAM);
+        Self {
+            lag: meter
+                .f64_histogram("trailer.index.lag")
+                .with_unit("s")
+                .with_description("How long after a change was made the index here had it")
+                .with_boundaries(vec![0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0])
+                .build(),
+            images: meter
+                .u64_gauge("trailer.index.images")
+                .with_unit("{image}")
+                .with_description("Images in the index")
+                .build(),
+            memory: meter
+                .u64_gauge("trailer.index.memory")
+                .with_unit("By")
+                .with_description("Memory that the index takes, as counted against --index-memory")
+                .build(),
+            differences: meter
+                .u64_counter("trailer.index.differences")
+                .with_unit("{image}")
+                .with_description("Images that were not in the index as in the database, and were repaired")
+                .build(),
+        }
+    }
+}
+
+impl Index {
+    /// Loads the index and keeps it as the database is, until shutdown.
+    pub(crate) async fn run(self, signals: Arc<Signals>, shutdown: CancellationToken) {
+        let instruments = Instruments::new();
+        let (suspects, mut suspected) = mpsc::channel(1);
+        let following = async {
+            loop {
+                match self.load().await {
+                    Ok(at) => self.follow(at, &signals, &mut suspected, &instruments).await,
+                    Err(error) => {
+                        tracing::warn!(%error, source = ?error.source(), "cannot load the catalogue");
+                        sleep(POLL).await;
+                    }
+                }
+                self.0.serves.send_replace(false);
+            }
+        };
+        let both = async { tokio::join!(following, self.verify(suspects)) };
+        shutdown.run_until_cancelled(both).await;
+    }
+
+    /// Loads everything, and returns the revision from which on the log is to be followed.
+    async fn load(&self) -> Result<Revision, Error> {
+        let begun = Instant::now();
+        self.0.state.send_modify(|state| state.at = None);
+        let at = self.0.store.revisions().await?.latest;
+        let images = loader::load(&self.0.store).await?;
+        let count = images.len();
+        let before = std::mem::replace(&mut *self.images_mut(), images);
+        // It takes a while, and nobody waits for it.
+        tokio::task::spawn_blocking(move || drop(before));
+        tracing::info!(images = count, seconds = begun.elapsed().as_secs_f64(), "the catalogue is loaded");
+        Ok(at)
+    }
+
+    /// Follows the log from a revision on, until the index does not fit the database any more.
+    async fn follow(
+        &self,
+        mut at: Revision,
+        signals: &Signals,
+        suspected: &mut mpsc::Receiver<Suspects>,
+        instruments: &Instruments,
+    ) {
+        let mut poll = interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard = Instant::now();
+        let mut is_loaded = false;
+        loop {
+            let mut suspects = Suspects::new();
+            tokio::select! {
+                () = signals.changed() => {}
+                () = self.0.wanted.notified() => {}
+                _ = poll.tick() => {}
+                Some(some) = suspected.recv(), if is_loaded => suspects = some,
+            }
+            let caught_up = async {
+                self.catch_up(&mut at, instruments, is_loaded).await?;
+                if suspects.is_empty() {
+                    Ok(())
+                } else {
+                    self.repair(&suspects, at, &instruments.differences).await
+                }
+            };
+            match caught_up.await {
+                Ok(()) => {
+                    heard = Instant::now();
+                    if !is_loaded {
+                        is_loaded = true;
+                        self.0.state.send_modify(|state| {
+                            *state = State { load: state.load + 1, at: Some(at) };
+                        });
+                        let _ = self.0.events.send(IndexEvent::Reloaded);
+                    }
+                    self.0.serves.send_if_modified(|serves| !std::mem::replace(serves, true));
+                }
+                Err(Error::RevisionUnavailable { oldest }) => {
+                    tracing::error!(
+                        revision = at.number,
+                        oldest,
+                        "the database is not the one that was read, or has forgotten changes too early: the catalogue is \
+                         loaded anew"
+                    );
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, source = ?error.source(), "cannot read the change log");
+                    if heard.elapsed() > SILENCE
+                        && self.0.serves.send_if_modified(|serves| std::mem::replace(serves, false))
+                    {
+                        tracing::error!("the catalogue is behind; health says NOT_SERVING");
+                    }
+                }
+            }
+            let images = self.images();
+            instruments.images.record(images.len() as u64, &[]);
+            instruments.memory.record(images.bytes() as u64, &[]);
+        }
+    }
+
+    /// Reads on to the end of the log.
+    async fn catch_up(
+        &self,
+        at: &mut Revision,
+        instruments: &Instruments,
+        is_loaded: bool,
+    ) -> Result<(), Error> {
+        loop {
+            let read_at = Instant::now();
+            let is_known = |id| self.images().get(id).is_some();
+            let found = self.0.store.changed_records(*at, READ_AT_ONCE, is_known).await?;
+            let Some(last) = found.changes.last() else {
+                return Ok(());
+            };
+            let (reached, changed_at) = (last.revision, last.at);
+            let is_all = (found.changes.len() as u64) < READ_AT_ONCE;
+            self.apply(found, reached, is_loaded, read_at);
+            *at = reached;
+            // By the clock of the database, where it has one, and this machine's.
+            let lag = Timestamp::now().micros().saturating_sub(changed_at.micros());
+            let lag = Duration::from_micros(u64::try_from(lag).unwrap_or(0));
+            instruments.lag.record(lag.as_secs_f64(), &[]);
+            if is_all {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Brings the images to where the log is, and tells the watches.
+    fn apply(&self, found: ChangedRecords, reached: Revision, is_loaded: bool, read_at: Instant) {
+        let ChangedRecords { changes, mut images } = found;
+        let ids: BTreeSet<ImageId> = changes.iter().map(|change| change.image).collect();
+        self.put(ids.into_iter().map(|id| (id, images.remove(&id))));
+        if !is_loaded {
+            return;
+        }
+        if self.0.events.receiver_count() > 0 {
+            let mut changes = ChangedImage::merge(changes, |id| self.entry(id)).into_iter();
+            while changes.len() > 0 {
+                let changes = changes.by_ref().take(TOLD_AT_ONCE).collect();
+                // The last listener may have gone meanwhile.
+                let _ = self.0.events.send(IndexEvent::Changed(Arc::new(Batch { changes, read_at })));
+            }
+        }
+        self.0.state.send_modify(|state| state.at = Some(reached));
+    }
+
+    /// Puts images that were read in their places, and removes those that were not there. The one writer of the images calls it.
+    pub(super) fn put(&self, read: impl IntoIterator<Item = (ImageId, Option<CatalogueEntry>)>) {
+        let updates: Vec<Update> = read.into_iter().map(|(id, read)| (id, self.update(id, read))).collect();
+        let due: BTreeSet<u32> = {
+            let mut images = self.images_mut();
+            let due = updates.into_iter().filter_map(|(id, update)| match update {
+                Some((entry, trigrams)) => images.put(entry, trigrams.as_ref()),
+                None => images.remove(id),
+            });
+            due.collect()
+        };
+        for block in due {
+            let entries = self.images().in_block(block);
+            let trigrams = Trigrams::of(entries.iter().map(|entry| entry.text()));
+            self.images_mut().replace_signature(block, &trigrams);
+        }
+    }
+
+    fn update(&self, id: ImageId, read: Option<CatalogueEntry>) -> Option<(Arc<Entry>, Option<Trigrams>)> {
+        let read = read?;
+        let before = self.entry(id);
+        let has_text = read.text.is_some() || before.is_none();
+        let entry = Entry::new(read, before.as_deref());
+        let is_another = has_text && before.is_none_or(|before| before.text() != entry.text());
+        let trigrams = is_another.then(|| Trigrams::of([entry.text()]));
+        Some((Arc::new(entry), trigrams))
+    }
+}

@@ -1,0 +1,220 @@
+//! All images as of one revision, each in a slot, and sets of slots by what lists ask for.
+
+use std::{collections::HashMap, sync::Arc};
+
+use roaring::RoaringBitmap;
+
+use super::{
+    entry::Entry,
+    order::UpdateOrder,
+    signatures::{BLOCK, Signatures, Trigrams},
+};
+use crate::{
+    access::GranteeDigest,
+    image::{ImageId, Status},
+};
+
+/// The images, and what finds them. Pure data: it is told of changes in the order of their revisions.
+#[derive(Debug, Default)]
+pub(super) struct Images {
+    entries: Vec<Option<Arc<Entry>>>,
+    /// The time of the last update of the image in each slot; of the image that it had, in a free one.
+    updated_at: Vec<i64>,
+    slots: HashMap<ImageId, u32>,
+    free: Vec<u32>,
+    pub(super) sets: Sets,
+    pub(super) by_update: UpdateOrder,
+    pub(super) signatures: Signatures,
+    bytes: usize,
+}
+
+/// Sets of slots.
+#[derive(Debug, Default)]
+pub(super) struct Sets {
+    pub(super) all: RoaringBitmap,
+    /// Of the images that a grantee sees: its own, and those that it was granted.
+    pub(super) visible: HashMap<GranteeDigest, RoaringBitmap>,
+    pub(super) creators: HashMap<GranteeDigest, RoaringBitmap>,
+    /// By [rank](Status::rank); templates have none.
+    pub(super) statuses: [RoaringBitmap; Status::ALL.len() + 1],
+    pub(super) templates: RoaringBitmap,
+    pub(super) enabled: RoaringBitmap,
+    pub(super) pulled: RoaringBitmap,
+}
+
+impl Images {
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Returns one more than the highest slot that was ever used.
+    pub(super) fn slot_count(&self) -> u32 {
+        u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn get(&self, id: ImageId) -> Option<&Arc<Entry>> {
+        self.in_slot(*self.slots.get(&id)?)
+    }
+
+    pub(super) fn in_slot(&self, slot: u32) -> Option<&Arc<Entry>> {
+        self.entries.get(slot as usize)?.as_ref()
+    }
+
+    /// Returns the next images from a slot on, by their slots.
+    pub(super) fn ids_from(&self, first: u32, most: u64) -> Vec<(u32, ImageId)> {
+        let some = (first..self.slot_count()).filter_map(|slot| Some((slot, self.in_slot(slot)?.image.id)));
+        some.take(usize::try_from(most).unwrap_or(usize::MAX)).collect()
+    }
+
+    /// Returns the time of the last update of the image in a slot.
+    pub(super) fn updated_at(&self, slot: u32) -> i64 {
+        self.updated_at[slot as usize]
+    }
+
+    /// Iterates over the slots from the latest update before a place on.
+    pub(super) fn latest_first(&self, before: Option<(i64, ImageId)>) -> impl Iterator<Item = (i64, u32)> {
+        self.by_update.latest_first(before, id_in(&self.entries))
+    }
+
+    /// Puts an image in the place of the one with the same id. `trigrams` are those of its text; none when that is as before.
+    /// Returns a block of which the signature is to be made anew.
+    pub(super) fn put(&mut self, entry: Arc<Entry>, trigrams: Option<&Trigrams>) -> Option<u32> {
+        let id = entry.image.id;
+        let slot = match self.slots.get(&id) {
+            Some(slot) => *slot,
+            None => self.take_slot(id),
+        };
+        let before = self.entries[slot as usize].take();
+        let mut due = None;
+        if let Some(before) = &before {
+            self.leave(slot, before);
+            if trigrams.is_some() {
+                due = self.signatures.remove(slot);
+            }
+        }
+        if let Some(trigrams) = trigrams {
+            self.signatures.add(slot, trigrams);
+        }
+        self.enter(slot, &entry, before.as_deref());
+        self.updated_at[slot as usize] = entry.image.updated_at.micros();
+        let place = (entry.image.updated_at.micros(), id);
+        self.entries[slot as usize] = Some(entry);
+        self.by_update.insert(place, slot, id_in(&self.entries));
+        due
+    }
+
+    /// Removes an image. Returns a block of which the signature is to be made anew.
+    pub(super) fn remove(&mut self, id: ImageId) -> Option<u32> {
+        let slot = self.slots.remove(&id)?;
+        let entry = self.entries[slot as usize].take()?;
+        self.leave(slot, &entry);
+        for grantee in grantees(&entry) {
+            remove_from(&mut self.sets.visible, grantee, slot);
+        }
+        remove_from(&mut self.sets.creators, entry.creator, slot);
+        self.sets.all.remove(slot);
+        self.free.push(slot);
+        self.signatures.remove(slot)
+    }
+
+    /// Makes the signature of a block anew.
+    pub(super) fn replace_signature(&mut self, block: u32, trigrams: &Trigrams) {
+        self.signatures.replace(block, trigrams);
+    }
+
+    /// Returns the images in the slots of a block.
+    pub(super) fn in_block(&self, block: u32) -> Vec<Arc<Entry>> {
+        (block * BLOCK..(block + 1) * BLOCK).filter_map(|slot| self.in_slot(slot).cloned()).collect()
+    }
+
+    /// Returns about how many bytes all of it takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes + self.signatures.bytes()
+    }
+
+    fn take_slot(&mut self, id: ImageId) -> u32 {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            self.updated_at.push(i64::MIN);
+            self.slot_count() - 1
+        });
+        self.slots.insert(id, slot);
+        self.sets.all.insert(slot);
+        slot
+    }
+
+    /// Takes a slot out of all that any change can have changed, while its entry is out of its place.
+    fn leave(&mut self, slot: u32, entry: &Arc<Entry>) {
+        let place = (entry.image.updated_at.micros(), entry.image.id);
+        let entries = &self.entries;
+        self.by_update.remove(
+            place,
+            |other| {
+                if other == slot { entry.image.id } else { id_in(entries)(other) }
+            },
+        );
+        self.sets.statuses[rank(entry)].remove(slot);
+        self.sets.templates.remove(slot);
+        self.sets.enabled.remove(slot);
+        self.sets.pulled.remove(slot);
+        self.bytes -= entry.size();
+    }
+
+    fn enter(&mut self, slot: u32, entry: &Entry, before: Option<&Entry>) {
+        self.sets.statuses[rank(entry)].insert(slot);
+        for (set, is_in) in [
+            (&mut self.sets.templates, entry.image.template),
+            (&mut self.sets.enabled, entry.image.enabled),
+            (&mut self.sets.pulled, entry.image.pulled),
+        ] {
+            if is_in {
+                set.insert(slot);
+            }
+        }
+        // Most changes are none of these, of which there may be a thousand.
+        let is_shared_as_before = before.is_some_and(|before| {
+            Arc::ptr_eq(&before.grants, &entry.grants) && before.creator == entry.creator
+        });
+        if !is_shared_as_before {
+            for grantee in before.into_iter().flat_map(grantees) {
+                remove_from(&mut self.sets.visible, grantee, slot);
+            }
+            if let Some(before) = before {
+                remove_from(&mut self.sets.creators, before.creator, slot);
+            }
+            for grantee in grantees(entry) {
+                self.sets.visible.entry(grantee).or_default().insert(slot);
+            }
+            self.sets.creators.entry(entry.creator).or_default().insert(slot);
+        }
+        self.bytes += entry.size();
+    }
+}
+
+/// Returns a function that gives the id of the image in a slot that has one.
+fn id_in(entries: &[Option<Arc<Entry>>]) -> impl Fn(u32) -> ImageId {
+    |slot| {
+        let entry = entries.get(slot as usize).and_then(Option::as_ref);
+        entry.map_or(ImageId(uuid::Uuid::nil()), |entry| entry.image.id)
+    }
+}
+
+/// Iterates over all who see an image, but for those who see everything.
+fn grantees(entry: &Entry) -> impl Iterator<Item = GranteeDigest> {
+    let viewers = entry.grants.iter().filter(|(_, granted)| granted.can_view());
+    viewers.map(|(grantee, _)| *grantee).chain([entry.creator])
+}
+
+fn rank(entry: &Entry) -> usize {
+    entry.image.status.map_or(0, |status| usize::try_from(status.rank()).unwrap_or(0))
+}
+
+/// Takes a slot out of a set, and the set away when it was the last: names are strangers' choice.
+fn remove_from(sets: &mut HashMap<GranteeDigest, RoaringBitmap>, key: GranteeDigest, slot: u32) {
+    if let Some(set) = sets.get_mut(&key) {
+        set.remove(slot);
+        if set.is_empty() {
+            sets.remove(&key);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Slots in the order of the last updates of their images.
+
+use std::cmp::{Ordering, Reverse};
+
+use crate::image::ImageId;
+
+/// A place in the order: a time, and the id of an image that was updated then. Of one time the higher id comes first, so that
+/// the order read backwards is the latest update first, and then by id.
+pub(super) type Place = (i64, ImageId);
+
+/// A sorted list of slots in runs, so that a change moves few of them.
+#[derive(Debug, Default)]
+pub(super) struct UpdateOrder {
+    /// None is empty, and all are sorted as one list.
+    runs: Vec<Vec<(i64, u32)>>,
+}
+
+impl UpdateOrder {
+    const MAX_RUN: usize = 512;
+
+    /// Adds a slot. `id_of` gives the id of the image in a slot.
+    pub(super) fn insert(&mut self, place: Place, slot: u32, id_of: impl Fn(u32) -> ImageId) {
+        let (run, at) = self.find(place, &id_of);
+        match self.runs.get_mut(run) {
+            None => match self.runs.last_mut() {
+                Some(last) if last.len() < Self::MAX_RUN => last.push((place.0, slot)),
+                _ => self.runs.push(vec![(place.0, slot)]),
+            },
+            Some(found) => {
+                found.insert(at, (place.0, slot));
+                if found.len() > Self::MAX_RUN {
+                    let upper = found.split_off(Self::MAX_RUN / 2);
+                    self.runs.insert(run + 1, upper);
+                }
+            }
+        }
+    }
+
+    /// Removes the slot that is at a place.
+    pub(super) fn remove(&mut self, place: Place, id_of: impl Fn(u32) -> ImageId) {
+        let (run, at) = self.find(place, &id_of);
+        let Some(found) = self.runs.get_mut(run) else {
+            return;
+        };
+        found.remove(at);
+        let left = found.len();
+        if left == 0 {
+            self.runs.remove(run);
+        } else if left < Self::MAX_RUN / 4
+            && self.runs.get(run + 1).is_some_and(|next| left + next.len() <= Self::MAX_RUN / 2)
+        {
+            let next = self.runs.remove(run + 1);
+            self.runs[run].extend(next);
+        }
+    }
+
+    /// Iterates over the slots before a place, the latest update first; over all without a place.
+    pub(super) fn latest_first(
+        &self,
+        before: Option<Place>,
+        id_of: impl Fn(u32) -> ImageId,
+    ) -> impl Iterator<Item = (i64, u32)> {
+        let (run, at) = before.map_or((self.runs.len(), 0), |place| self.find(place, &id_of));
+        let part = self.runs.get(run).map_or(&[][..], |found| &found[..at]);
+        part.iter().rev().chain(self.runs[..run].iter().rev().flat_map(|run| run.iter().rev())).copied()
+    }
+
+    /// Finds the first slot that is not before a place: its run, and where in it.
+    fn find(&self, place: Place, id_of: &impl Fn(u32) -> ImageId) -> (usize, usize) {
+        let is_before = |(time, slot): &(i64, u32)| {
+            time.cmp(&place.0).then_with(|| Reverse(id_of(*slot)).cmp(&Reverse(place.1))) == Ordering::Less
+        };
+        let run = self.runs.partition_point(|run| run.last().is_some_and(is_before));
+        (run, self.runs.get(run).map_or(0, |found| found.partition_point(is_before)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn slots_are_in_the_order_of_updates_whatever_was_inserted_and_removed() {
+        let mut random = fastrand::Rng::with_seed(3);
+        let ids: Vec<ImageId> = (0..3_000).map(|_| ImageId(Uuid::from_u128(random.u128(..)))).collect();
+        let id_of = |slot: u32| ids[slot as usize];
+        let mut order = UpdateOrder::default();
+        let mut model: BTreeMap<(i64, Reverse<ImageId>), u32> = BTreeMap::new();
+        let mut times: Vec<Option<i64>> = vec![None; ids.len()];
+        for round in 0..20_000_i64 {
+            let slot = random.u32(0..3_000);
+            let id = id_of(slot);
+            if let Some(time) = times[slot as usize].take() {
+                order.remove((time, id), id_of);
+                model.remove(&(time, Reverse(id)));
+            }
+            if random.u8(0..5) > 0 {
+                // Mostly in order, and often at the same time.
+                let time = if random.bool() { round / 10 } else { random.i64(0..2_000) };
+                order.insert((time, id), slot, id_of);
+                model.insert((time, Reverse(id)), slot);
+                times[slot as usize] = Some(time);
+            }
+            if round % 997 == 0 {
+                let place = (random.i64(0..2_000), id_of(random.u32(0..3_000)));
+                let before: Vec<u32> = order.latest_first(Some(place), id_of).map(|(_, slot)| slot).collect();
+                let expected: Vec<u32> =
+                    model.range(..(place.0, Reverse(place.1))).rev().map(|(_, slot)| *slot).collect();
+                assert_eq!(before, expected);
+            }
+        }
+        let all: Vec<u32> = order.latest_first(None, id_of).map(|(_, slot)| slot).collect();
+        assert_eq!(all, model.into_values().rev().collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,441 @@
+//! One page of a list, found in stretches: each does bounded work upon the images as they are then.
+//!
+//! Images are looked at in the order of the list. The default order is kept, and is walked while that finds enough; any other
+//! order, and the default one where candidates are few or far between, is that of the best of one pass over the candidates,
+//! which is repeated behind them when these were not enough. What has been looked at is never looked at again.
+
+use std::{collections::VecDeque, ops::ControlFlow, sync::Arc};
+
+use memchr::memmem::Finder;
+
+use super::{
+    candidates::Candidates,
+    entry::{Entry, Viewer, VisibleImage},
+    images::Images,
+};
+use crate::image::{ImageId, KeyValue, Order, Place, Query};
+
+/// How much work a stretch does: in steps of the order, or what takes as long.
+#[derive(Copy, Clone, Debug)]
+pub(super) struct Budget(u64);
+
+impl Budget {
+    /// At most 512 images that are looked into, or 1 MiB of text.
+    pub(super) const STRETCH: Self = Self(4_096);
+    /// What it takes to look into an image.
+    const IMAGE: u64 = 8;
+    /// How much text is searched in a step. Bytes.
+    const TEXT: u64 = 256;
+
+    #[cfg(test)]
+    pub(super) fn of(steps: u64) -> Self {
+        Self(steps)
+    }
+
+    fn spend(&mut self, steps: u64) {
+        self.0 = self.0.saturating_sub(steps);
+    }
+
+    fn is_spent(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// What decides whether an image is on a list.
+#[derive(Debug)]
+pub(super) struct Filter {
+    viewer: Viewer,
+    pub(super) query: Query,
+    finder: Option<Finder<'static>>,
+    /// How much text was searched. Bytes.
+    searched: u64,
+}
+
+impl Filter {
+    pub(super) fn new(viewer: Viewer, query: Query) -> Self {
+        let finder = query.search.as_ref().map(|term| Finder::new(term.as_str()).into_owned());
+        Self { viewer, query, finder, searched: 0 }
+    }
+
+    pub(super) fn candidates(&self, images: &Images) -> Candidates {
+        Candidates::new(images, &self.viewer, &self.query)
+    }
+
+    /// Returns how much text was searched. Bytes.
+    pub(super) fn searched(&self) -> u64 {
+        self.searched
+    }
+
+    pub(super) fn has_term(&self) -> bool {
+        self.finder.is_some()
+    }
+
+    /// Returns what the caller is to an image that it sees and that matches.
+    pub(super) fn look(&mut self, entry: &Arc<Entry>, budget: &mut Budget) -> Option<VisibleImage> {
+        budget.spend(Budget::IMAGE);
+        let standing = self.viewer.standing(entry)?;
+        if !self.query.admits(&entry.image) {
+            return None;
+        }
+        if let Some(finder) = &self.finder {
+            let text = entry.text();
+            self.searched += text.len() as u64;
+            budget.spend(text.len() as u64 / Budget::TEXT);
+            finder.find(&text)?;
+        }
+        Some(VisibleImage { entry: Arc::clone(entry), standing })
+    }
+}
+
+/// What comes of the work on a page.
+#[derive(Debug)]
+pub(super) struct FoundPage {
+    pub(super) images: Vec<VisibleImage>,
+    /// After which place the next page begins; none on the last one.
+    pub(super) next: Option<Place>,
+    /// How much text was searched. Bytes.
+    pub(super) searched: u64,
+}
+
+/// The search for one page.
+#[derive(Debug)]
+pub(super) struct PageScan {
+    filter: Filter,
+    candidates: Candidates,
+    limit: usize,
+    /// The place up to which images were looked at.
+    place: Option<Place>,
+    found: Vec<VisibleImage>,
+    source: Source,
+    /// How many images the next pass selects.
+    selected: usize,
+    end: Option<End>,
+}
+
+/// Where the next images come from.
+#[derive(Debug)]
+enum Source {
+    /// The order itself, of which so many steps were made.
+    Walk { steps: u64 },
+    /// A pass that is under way, and the slot that it goes on with.
+    Pass { best: Best, next: u32 },
+    /// What a pass has selected, the first first; whether that is all there is.
+    Selected { entries: VecDeque<Arc<Entry>>, is_all: bool },
+}
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum End {
+    /// One more than the page has room for was found.
+    Full,
+    /// There is nothing more.
+    Exhausted,
+    /// As much was searched as one call may.
+    Bounded,
+}
+
+impl PageScan {
+    /// How much text one call searches at most. Bytes.
+    const MAX_SEARCHED: u64 = 64 * 1024 * 1024;
+    /// Candidates that are so few are all selected by the first pass.
+    const FEW: u64 = 1_000;
+    /// After so many steps it is decided anew whether the order is walked.
+    const MIN_WALK: u64 = 4_096;
+
+    pub(super) fn new(images: &Images, filter: Filter, place: Option<Place>, limit: usize) -> Self {
+        let candidates = filter.candidates(images);
+        let count = candidates.count(images);
+        let walks = filter.query.order.is_latest_first() && count > Self::FEW;
+        // With a term some of what is selected may not hold it.
+        let selected = if filter.has_term() { 4 * (limit + 1) } else { limit + 1 };
+        let selected = if count <= Self::FEW { Self::FEW as usize } else { selected };
+        let source =
+            if walks { Source::Walk { steps: 0 } } else { Source::pass(&filter.query.order, selected) };
+        Self { filter, candidates, limit, place, found: Vec::new(), source, selected, end: None }
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// Goes on for a stretch. Returns whether the page is done.
+    pub(super) fn advance(&mut self, images: &Images, mut budget: Budget) -> bool {
+        while self.end.is_none() && !budget.is_spent() {
+            match &self.source {
+                Source::Walk { .. } => self.walk(images, &mut budget),
+                Source::Pass { .. } => self.pass(images, &mut budget),
+                Source::Selected { .. } => self.look_at_selected(&mut budget),
+            }
+        }
+        self.is_done()
+    }
+
+    pub(super) fn finish(mut self) -> FoundPage {
+        let is_full = self.found.len() > self.limit;
+        self.found.truncate(self.limit);
+        let last = self.found.last().map(|found| self.filter.query.order.place_of(&found.entry.image));
+        let next = match self.end {
+            _ if is_full => last,
+            Some(End::Full | End::Exhausted) | None => None,
+            Some(End::Bounded) => self.place,
+        };
+        FoundPage { images: self.found, next, searched: self.filter.searched() }
+    }
+
+    fn walk(&mut self, images: &Images, budget: &mut Budget) {
+        let Source::Walk { mut steps } = self.source else {
+            return;
+        };
+        let before = self.place.as_ref().and_then(update_place);
+        let mut last = None;
+        let mut is_over = true;
+        for (_, slot) in images.latest_first(before) {
+            if self.end.is_some() || budget.is_spent() {
+                is_over = false;
+                break;
+            }
+            steps += 1;
+            budget.spend(1);
+            let entry = images.in_slot(slot);
+            last = entry.or(last);
+            if let Some(entry) = entry.filter(|_| self.candidates.contains(slot)) {
+                self.look(entry, budget);
+            }
+        }
+        if let Some(last) = last {
+            self.place = Some(self.filter.query.order.place_of(&last.image));
+        }
+        if self.end.is_some() {
+            return;
+        }
+        if is_over {
+            self.end = Some(End::Exhausted);
+            return;
+        }
+        self.source = Source::Walk { steps };
+        // Now that they are known not to be among the first, it may be less work to go through the candidates.
+        let left = (images.len() as u64).saturating_sub(steps);
+        if steps >= Self::MIN_WALK && 2 * self.candidates.count(images) < left {
+            self.source = Source::pass(&self.filter.query.order, self.selected);
+        }
+    }
+
+    fn pass(&mut self, images: &Images, budget: &mut Budget) {
+        let Source::Pass { best, next } = &mut self.source else {
+            return;
+        };
+        let order = &self.filter.query.order;
+        let is_latest_first = order.is_latest_first();
+        let oldest = self.place.as_ref().filter(|_| is_latest_first).and_then(update_place);
+        let stopped = self.candidates.try_for_each(*next, |slot| {
+            if budget.is_spent() {
+                return ControlFlow::Break(slot);
+            }
+            budget.spend(1);
+            if is_latest_first {
+                // Most can be told by their times.
+                let time = images.updated_at(slot);
+                let is_beyond = oldest.is_none_or(|(oldest, _)| time <= oldest);
+                if !is_beyond || best.worst().is_some_and(|worst| time < worst.image.updated_at.micros()) {
+                    return ControlFlow::Continue(());
+                }
+            } else {
+                budget.spend(Budget::IMAGE);
+            }
+            if let Some(entry) = images.in_slot(slot)
+                && self.place.as_ref().is_none_or(|place| order.compare_to_place(&entry.image, place).is_gt())
+            {
+                best.offer(entry);
+            }
+            ControlFlow::Continue(())
+        });
+        match stopped {
+            ControlFlow::Break(slot) => *next = slot,
+            ControlFlow::Continue(()) => {
+                let best = std::mem::replace(best, Best::new(order, 1));
+                let (entries, is_all) = best.finish();
+                self.source = Source::Selected { entries, is_all };
+                self.selected = self.selected.saturating_mul(16);
+            }
+        }
+    }
+
+    fn look_at_selected(&mut self, budget: &mut Budget) {
+        while self.end.is_none() && !budget.is_spent() {
+            let Source::Selected { entries, is_all } = &mut self.source else {
+                return;
+            };
+            let Some(entry) = entries.pop_front() else {
+                if *is_all {
+                    self.end = Some(End::Exhausted);
+                } else {
+                    self.source = Source::pass(&self.filter.query.order, self.selected);
+                }
+                return;
+            };
+            self.look(&entry, budget);
+            self.place = Some(self.filter.query.order.place_of(&entry.image));
+        }
+    }
+
+    fn look(&mut self, entry: &Arc<Entry>, budget: &mut Budget) {
+        self.found.extend(self.filter.look(entry, budget));
+        if self.found.len() > self.limit {
+            self.end = Some(End::Full);
+        } else if self.filter.searched() >= Self::MAX_SEARCHED {
+            self.end = Some(End::Bounded);
+        }
+    }
+}
+
+impl Source {
+    fn pass(order: &Order, most: usize) -> Self {
+        Self::Pass { best: Best::new(order, most), next: 0 }
+    }
+}
+
+/// Returns a place of the default order as that of updates has it.
+fn update_place(place: &Place) -> Option<(i64, ImageId)> {
+    match place.keys.as_slice() {
+        [KeyValue::Number(time)] => Some((*time, place.id)),
+        _ => None,
+    }
+}
+
+/// The first of the images that were offered, by an order.
+#[derive(Debug)]
+struct Best {
+    order: Order,
+    most: usize,
+    /// Up to twice as many as are wanted.
+    entries: Vec<Arc<Entry>>,
+    /// The last of as many as are wanted: what comes behind it is none of them.
+    worst: Option<Arc<Entry>>,
+}
+
+impl Best {
+    fn new(order: &Order, most: usize) -> Self {
+        Self { order: order.clone(), most, entries: Vec::new(), worst: None }
+    }
+
+    fn worst(&self) -> Option<&Entry> {
+        self.worst.as_deref()
+    }
+
+    fn offer(&mut self, entry: &Arc<Entry>) {
+        if self.worst().is_some_and(|worst| self.order.compare(&worst.image, &entry.image).is_lt()) {
+            return;
+        }
+        self.entries.push(Arc::clone(entry));
+        if self.entries.len() >= 2 * self.most {
+            self.drop_others();
+        }
+    }
+
+    fn drop_others(&mut self) {
+        let Self { order, most, entries, worst } = self;
+        if entries.len() > *most {
+            let (_, last, _) =
+                entries.select_nth_unstable_by(*most - 1, |a, b| order.compare(&a.image, &b.image));
+            *worst = Some(Arc::clone(last));
+            entries.truncate(*most);
+        }
+    }
+
+    /// Returns them in their order, and whether these are all that were offered.
+    fn finish(mut self) -> (VecDeque<Arc<Entry>>, bool) {
+        let is_all = self.worst.is_none() && self.entries.len() < self.most;
+        self.drop_others();
+        let order = self.order;
+        self.entries.sort_unstable_by(|a, b| order.compare(&a.image, &b.image));
+        (self.entries.into(), is_all)
+    }
+}
+
+/// The search for how many images match.
+#[derive(Debug)]
+pub(super) struct CountScan {
+    filter: Filter,
+    candidates: Candidates,
+    next: u32,
+    count: u64,
+    is_done: bool,
+}
+
+impl CountScan {
+    pub(super) fn new(images: &Images, filter: Filter) -> Self {
+        let candidates = filter.candidates(images);
+        // Without a term each of them matches.
+        let is_done = !filter.has_term();
+        let count = if is_done { candidates.count(images) } else { 0 };
+        Self { filter, candidates, next: 0, count, is_done }
+    }
+
+    /// Goes on for a stretch. Returns whether all were counted.
+    pub(super) fn advance(&mut self, images: &Images, mut budget: Budget) -> bool {
+        if self.is_done {
+            return true;
+        }
+        let stopped = self.candidates.try_for_each(self.next, |slot| {
+            if budget.is_spent() {
+                return ControlFlow::Break(slot);
+            }
+            budget.spend(1);
+            let found = images.in_slot(slot).and_then(|entry| self.filter.look(entry, &mut budget));
+            self.count += u64::from(found.is_some());
+            ControlFlow::Continue(())
+        });
+        match stopped {
+            ControlFlow::Break(slot) => self.next = slot,
+            ControlFlow::Continue(()) => self.is_done = true,
+        }
+        self.is_done
+    }
+
+    /// Returns how many match, and how much text was searched, in bytes.
+    pub(super) fn finish(self) -> (u64, u64) {
+        (self.count, self.filter.searched())
+    }
+}
+
+/// The search for the next images in the order of their slots, which nothing changes while they exist.
+#[derive(Debug)]
+pub(super) struct SlotScan {
+    filter: Filter,
+    candidates: Candidates,
+    next: u32,
+    most: usize,
+    found: Vec<(u32, VisibleImage)>,
+}
+
+impl SlotScan {
+    pub(super) fn new(images: &Images, filter: Filter, first: u32, most: usize) -> Self {
+        let candidates = filter.candidates(images);
+        Self { filter, candidates, next: first, most, found: Vec::new() }
+    }
+
+    /// Goes on for a stretch. Returns whether enough were found, or there are no more.
+    pub(super) fn advance(&mut self, images: &Images, mut budget: Budget) -> bool {
+        let (filter, found, most) = (&mut self.filter, &mut self.found, self.most);
+        let stopped = self.candidates.try_for_each(self.next, |slot| {
+            if budget.is_spent() || found.len() >= most {
+                return ControlFlow::Break(slot);
+            }
+            budget.spend(1);
+            let looked = images.in_slot(slot).and_then(|entry| filter.look(entry, &mut budget));
+            found.extend(looked.map(|image| (slot, image)));
+            ControlFlow::Continue(())
+        });
+        match stopped {
+            ControlFlow::Break(slot) => {
+                self.next = slot;
+                self.found.len() >= self.most
+            }
+            ControlFlow::Continue(()) => true,
+        }
+    }
+
+    /// Returns the images with their slots.
+    pub(super) fn finish(self) -> Vec<(u32, VisibleImage)> {
+        self.found
+    }
+}

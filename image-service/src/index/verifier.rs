@@ -1,0 +1,100 @@
+//! Compares the index with the database, slowly and for ever: a difference is logged, counted and repaired.
+//!
+//! There is none unless a row was changed past the change log, or the index is wrong.
+
+use std::{error::Error as _, time::Duration};
+
+use opentelemetry::metrics::Counter;
+use tokio::{sync::mpsc, time::sleep};
+use uuid::Uuid;
+
+use super::{Index, entry::Entry};
+use crate::{
+    error::Error,
+    image::{CatalogueEntry, ImageId},
+    store::Revision,
+};
+
+/// How many images are compared at once.
+const AT_ONCE: u64 = 50;
+/// How often.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Images that may not be as in the database, for the follower to look at.
+pub(super) type Suspects = Vec<ImageId>;
+
+/// How far the comparison is: by id in the database, and by slot in the index.
+#[derive(Debug)]
+struct Cursor {
+    after: ImageId,
+    slot: u32,
+}
+
+impl Index {
+    /// Compares for ever, and tells the follower of what differs.
+    pub(super) async fn verify(&self, suspects: mpsc::Sender<Suspects>) {
+        let mut cursor = Cursor { after: ImageId(Uuid::nil()), slot: 0 };
+        loop {
+            sleep(EVERY).await;
+            match self.find_suspects(&mut cursor).await {
+                Ok(found) if found.is_empty() => {}
+                // Full when the follower has others to look at: these are found again.
+                Ok(found) => drop(suspects.try_send(found)),
+                // Whoever reads is told of a database that does not answer.
+                Err(error) => {
+                    tracing::debug!(%error, source = ?error.source(), "cannot compare the index with the database");
+                }
+            }
+        }
+    }
+
+    async fn find_suspects(&self, cursor: &mut Cursor) -> Result<Suspects, Error> {
+        let store = &self.0.store;
+        let read = store.records(cursor.after, ImageId(Uuid::max()), AT_ONCE).await?;
+        cursor.after = read.last().map_or(ImageId(Uuid::nil()), |last| last.image.id);
+        let mut suspects: Suspects = read.into_iter().filter_map(|read| self.differs(read)).collect();
+        let held = self.images().ids_from(cursor.slot, AT_ONCE);
+        cursor.slot = held.last().map_or(0, |(slot, _)| slot + 1);
+        let held: Vec<ImageId> = held.into_iter().map(|(_, id)| id).collect();
+        let (_, exist) = store.records_of(&held).await?;
+        suspects.extend(held.iter().filter(|id| !exist.iter().any(|read| read.image.id == **id)));
+        Ok(suspects)
+    }
+
+    /// Returns the id of an image that is not in the index as it was read.
+    fn differs(&self, read: CatalogueEntry) -> Option<ImageId> {
+        let id = read.image.id;
+        let entry = Entry::new(read, None);
+        let is_same = self.entry(id).is_some_and(|known| known.is_same(&entry));
+        (!is_same).then_some(id)
+    }
+
+    /// Looks at images again as of the very revision that the index is at, and repairs those that differ. For the follower alone.
+    pub(super) async fn repair(
+        &self,
+        suspects: &[ImageId],
+        at: Revision,
+        differences: &Counter<u64>,
+    ) -> Result<(), Error> {
+        let (read_at, read) = self.0.store.records_of(suspects).await?;
+        if read_at != at {
+            // What has changed meanwhile is compared the next time.
+            return Ok(());
+        }
+        let mut differing = Vec::new();
+        for id in suspects {
+            let read = read.iter().find(|read| read.image.id == *id);
+            let differs = match read {
+                Some(read) => self.differs(read.clone()).is_some(),
+                None => self.entry(*id).is_some(),
+            };
+            if differs {
+                tracing::error!(image = %id, revision = at.number, "the index was not as the database is: repaired");
+                differing.push((*id, read.cloned()));
+            }
+        }
+        differences.add(differing.len() as u64, &[]);
+        self.put(differing);
+        Ok(())
+    }
+}

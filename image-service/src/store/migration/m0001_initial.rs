@@ -1,0 +1,109 @@
+//! The schema of 0.1.0.
+
+use sea_orm_migration::{
+    prelude::*,
+    sea_orm::{ConnectionTrait, DbBackend},
+};
+
+pub(super) struct Initial;
+
+impl MigrationName for Initial {
+    fn name(&self) -> &'static str {
+        "m0001_initial"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Initial {
+    /// Whole or not at all, on SQLite, too.
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    #[expect(elided_lifetimes_in_paths, reason = "the trait's signature")]
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let is_postgres = manager.get_database_backend() == DbBackend::Postgres;
+        // Texts that are keys are ordered by code points, whatever the locale of the database is.
+        let (key, uuid, bytes, clustered) = if is_postgres {
+            ("text COLLATE \"C\"", "uuid", "bytea", "")
+        } else {
+            ("text", "blob", "blob", " WITHOUT ROWID")
+        };
+        for statement in TABLES.iter().chain(&INDEXES) {
+            let statement = statement
+                .replace("KEY_TEXT", key)
+                .replace("UUID", uuid)
+                .replace("BYTES", bytes)
+                .replace(" CLUSTERED", clustered);
+            manager.get_connection().execute_unprepared(&statement).await?;
+        }
+        let first_row = Query::insert()
+            .into_table("catalogue")
+            .columns(["id", "history"])
+            .values_panic([1.into(), uuid::Uuid::new_v4().into()])
+            .to_owned();
+        manager.execute(first_row).await
+    }
+}
+
+const TABLES: [&str; 14] = [
+    "CREATE TABLE catalogue (id integer PRIMARY KEY, history UUID NOT NULL, revision bigint NOT NULL DEFAULT 0, \
+     nonce bigint NOT NULL DEFAULT 0, compacted_revision bigint NOT NULL DEFAULT 0, \
+     compacted_nonce bigint NOT NULL DEFAULT 0, round bigint NOT NULL DEFAULT 0, changed_at bigint NOT NULL DEFAULT 0, \
+     index_bytes bigint NOT NULL DEFAULT 0)",
+    "CREATE TABLE images (id UUID PRIMARY KEY, name text NOT NULL, description text NOT NULL, creator KEY_TEXT NOT NULL, \
+     status integer NOT NULL, status_message text NOT NULL, repository text NOT NULL, tag text NOT NULL, \
+     reference_given boolean NOT NULL, template boolean NOT NULL, snapshot boolean NOT NULL, enabled boolean NOT NULL, \
+     pulled boolean NOT NULL, configuration_revision bigint NOT NULL, artifact_json text, artifact_image text, \
+     created_at bigint NOT NULL, updated_at bigint NOT NULL, revision bigint NOT NULL, edit_revision bigint NOT NULL, \
+     latest_build UUID, deleted boolean NOT NULL, index_bytes bigint NOT NULL)",
+    "CREATE TABLE configurations (image UUID NOT NULL, revision bigint NOT NULL, json text NOT NULL, archive text, \
+     base text, PRIMARY KEY (image, revision))",
+    "CREATE TABLE grants (image UUID NOT NULL, grantee KEY_TEXT NOT NULL, view boolean NOT NULL, \
+     modify boolean NOT NULL, \"delete\" boolean NOT NULL, PRIMARY KEY (image, grantee)) CLUSTERED",
+    "CREATE TABLE image_references (repository KEY_TEXT NOT NULL, tag KEY_TEXT NOT NULL, image UUID NOT NULL, \
+     PRIMARY KEY (repository, tag)) CLUSTERED",
+    "CREATE TABLE creators (subject KEY_TEXT PRIMARY KEY, images bigint NOT NULL, index_bytes bigint NOT NULL) CLUSTERED",
+    "CREATE TABLE builds (id UUID PRIMARY KEY, image UUID NOT NULL, number bigint NOT NULL, kind integer NOT NULL, \
+     state integer NOT NULL, attempt integer NOT NULL, failures integer NOT NULL, requested_by KEY_TEXT NOT NULL, \
+     queued_at bigint NOT NULL, started_at bigint, finished_at bigint, worker text, claimed_at bigint, \
+     lease_expires_at bigint, cancel_requested_at bigint, stop_confirmed boolean NOT NULL, report_sequence bigint NOT NULL, \
+     last_sequence bigint NOT NULL, steps_total integer NOT NULL, steps_done integer NOT NULL, steps_cached integer NOT NULL, \
+     error_json text, log_bytes bigint NOT NULL, log_truncated boolean NOT NULL, configuration_revision bigint NOT NULL, \
+     repository text NOT NULL, tag text NOT NULL, requirements_json text NOT NULL, requirements_key text NOT NULL, \
+     preferred_worker text, workspace_json text, round bigint NOT NULL, not_before bigint, trace text)",
+    "CREATE TABLE build_records (build UUID NOT NULL, first_sequence bigint NOT NULL, last_sequence bigint NOT NULL, \
+     json text NOT NULL, PRIMARY KEY (build, first_sequence))",
+    "CREATE TABLE changes (revision bigint PRIMARY KEY, nonce bigint NOT NULL, image UUID NOT NULL, kind integer NOT NULL, \
+     creator text NOT NULL, grantees_json text NOT NULL, changed_at bigint NOT NULL)",
+    "CREATE TABLE workers (name KEY_TEXT PRIMARY KEY, labels_json text NOT NULL, slots integer NOT NULL, \
+     engine_version text NOT NULL, capabilities_json text NOT NULL, instance text NOT NULL, session UUID, \
+     connected_at bigint NOT NULL, heard_at bigint NOT NULL, drained boolean NOT NULL, draining boolean NOT NULL, \
+     protocol_version integer NOT NULL, unsupported_reason text NOT NULL, withheld_json text NOT NULL, \
+     engine_warning text NOT NULL)",
+    "CREATE TABLE answers (subject KEY_TEXT NOT NULL, request KEY_TEXT NOT NULL, digest text NOT NULL, json text NOT NULL, \
+     answered_at bigint NOT NULL, PRIMARY KEY (subject, request))",
+    "CREATE TABLE contexts (upload UUID PRIMARY KEY, digest text UNIQUE, size_bytes bigint NOT NULL, gzip boolean NOT NULL, \
+     tar_end bigint NOT NULL, used_at bigint NOT NULL)",
+    "CREATE TABLE context_chunks (upload UUID NOT NULL, number bigint NOT NULL, bytes BYTES NOT NULL, \
+     PRIMARY KEY (upload, number))",
+    "CREATE TABLE made_images (worker text NOT NULL, engine_id text NOT NULL, PRIMARY KEY (worker, engine_id)) CLUSTERED",
+];
+
+/// States of builds: 1 is queued, 2 to 4 are held by a worker. Statements that are to use a partial index say the same literally.
+const INDEXES: [&str; 14] = [
+    "CREATE INDEX images_by_artifact ON images (artifact_image) WHERE artifact_image IS NOT NULL",
+    "CREATE INDEX configurations_by_archive ON configurations (archive) WHERE archive IS NOT NULL",
+    "CREATE INDEX configurations_by_base ON configurations (base) WHERE base IS NOT NULL",
+    "CREATE INDEX references_of_image ON image_references (image)",
+    "CREATE UNIQUE INDEX builds_of_image ON builds (image, number)",
+    "CREATE INDEX builds_queued_by_requirements ON builds (requirements_key, round, queued_at, id) WHERE state = 1",
+    "CREATE INDEX builds_queued_by_turn ON builds (round, queued_at, id) WHERE state = 1",
+    "CREATE INDEX builds_queued_by_time ON builds (queued_at) WHERE state = 1",
+    "CREATE INDEX builds_queued_of_requester ON builds (requested_by, round) WHERE state = 1",
+    "CREATE INDEX builds_of_requester ON builds (requested_by, round)",
+    "CREATE INDEX builds_held_by_worker ON builds (worker) WHERE state IN (2, 3, 4)",
+    "CREATE INDEX builds_active_of_image ON builds (image) WHERE state IN (1, 2, 3, 4)",
+    "CREATE INDEX answers_by_time ON answers (answered_at)",
+    "CREATE INDEX contexts_by_use ON contexts (used_at)",
+];

@@ -1,0 +1,208 @@
+//! What the index holds of images: read once at the start, and of those that have changed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Write as _,
+};
+
+use sea_orm::{
+    ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, FromQueryResult, QueryResult, Statement, Value,
+};
+
+use super::{
+    Change, ChangeKind, Revision, Store, changes,
+    entity::image,
+    rows::{self, from_json},
+};
+use crate::{
+    access::{GranteeDigest, Permissions},
+    error::Error,
+    image::{CatalogueEntry, Configuration, ImageId, search_text},
+};
+
+/// The next changes, and the images that they are of, as of one moment.
+#[derive(Debug)]
+pub(crate) struct ChangedRecords {
+    /// In the order of their commits.
+    pub(crate) changes: Vec<Change>,
+    /// Those of the images that exist.
+    pub(crate) images: HashMap<ImageId, CatalogueEntry>,
+}
+
+/// What is read of an image.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Parts {
+    grants: bool,
+    text: bool,
+}
+
+impl Store {
+    /// Reads the next images after an id, up to and with another, in the order of their ids.
+    pub(crate) async fn records(
+        &self,
+        after: ImageId,
+        until: ImageId,
+        limit: u64,
+    ) -> Result<Vec<CatalogueEntry>, Error> {
+        let all = Parts { grants: true, text: true };
+        let sql = select(self.backend(), all)
+            + " WHERE i.id > $1 AND i.id <= $2 AND NOT i.deleted ORDER BY i.id LIMIT $3";
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let values = [Value::from(after.0), until.0.into(), limit.into()];
+        Ok(entries(&self.reader, all, Statement::from_sql_and_values(self.backend(), sql, values)).await?)
+    }
+
+    /// Reads images by their ids, those of them that exist, and the revision that they are as of.
+    pub(crate) async fn records_of(&self, ids: &[ImageId]) -> Result<(Revision, Vec<CatalogueEntry>), Error> {
+        let txn = self.read().await?;
+        let at = changes::revisions(&txn).await?.latest;
+        let records = with_ids(&txn, Parts { grants: true, text: true }, ids).await?;
+        txn.commit().await?;
+        Ok((at, records))
+    }
+
+    /// Returns ids that divide all images into so many parts of about the same number, in their order.
+    pub(crate) async fn divide_records(&self, parts: u64) -> Result<Vec<ImageId>, Error> {
+        let number = |sql: String| async move {
+            self.reader.query_one_raw(Statement::from_string(self.backend(), sql)).await
+        };
+        let row = number("SELECT COUNT(*) FROM images".to_owned()).await?;
+        let count: i64 = row.map_or(Ok(0), |row| row.try_get_by_index(0))?;
+        let part = u64::try_from(count).unwrap_or(0) / parts;
+        let mut divisions = Vec::new();
+        for place in (1..parts).map(|number| number * part).filter(|place| *place > 0) {
+            let sql = format!("SELECT id FROM images ORDER BY id LIMIT 1 OFFSET {place}");
+            if let Some(row) = number(sql).await? {
+                divisions.push(ImageId(row.try_get_by_index(0)?));
+            }
+        }
+        Ok(divisions)
+    }
+
+    /// Reads the next changes after a revision, and the images that they are of. Of an image that `is_known` only that is read
+    /// which the changes are of.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RevisionUnavailable`] for a revision that this database has not given, or after which changes were forgotten.
+    pub(crate) async fn changed_records(
+        &self,
+        after: Revision,
+        limit: u64,
+        is_known: impl Fn(ImageId) -> bool + Send,
+    ) -> Result<ChangedRecords, Error> {
+        let txn = self.read().await?;
+        let changes = changes::changes_after(&txn, after, limit).await?;
+        let mut parts: BTreeMap<ImageId, Parts> = BTreeMap::new();
+        for change in &changes {
+            let is_new = !parts.contains_key(&change.image) && !is_known(change.image);
+            let of_image = parts.entry(change.image).or_default();
+            of_image.grants |= is_new || change.kind == ChangeKind::Grants;
+            of_image.text |= is_new || change.kind == ChangeKind::Content;
+        }
+        let mut images = HashMap::with_capacity(parts.len());
+        for kind in parts.values().copied().collect::<BTreeSet<_>>() {
+            let ids = parts.iter().filter(|(_, parts)| **parts == kind).map(|(id, _)| *id);
+            for entry in with_ids(&txn, kind, &ids.collect::<Vec<_>>()).await? {
+                images.insert(entry.image.id, entry);
+            }
+        }
+        txn.commit().await?;
+        Ok(ChangedRecords { changes, images })
+    }
+}
+
+async fn with_ids(
+    txn: &DatabaseTransaction,
+    parts: Parts,
+    ids: &[ImageId],
+) -> Result<Vec<CatalogueEntry>, DbErr> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut sql = select(txn.get_database_backend(), parts);
+    sql.push_str(" WHERE NOT i.deleted AND i.id IN (");
+    for number in 1..=ids.len() {
+        let _ = write!(sql, "{}${number}", if number == 1 { "" } else { ", " });
+    }
+    sql.push(')');
+    let values = ids.iter().map(|id| Value::from(id.0));
+    entries(txn, parts, Statement::from_sql_and_values(txn.get_database_backend(), sql, values)).await
+}
+
+/// Selects images with these parts. Grants come in one column: to read a row takes longer than to find it.
+fn select(backend: DbBackend, parts: Parts) -> String {
+    let (array, all) = if backend == DbBackend::Postgres {
+        ("json_build_array", "json_agg")
+    } else {
+        ("json_array", "json_group_array")
+    };
+    let grants = if parts.grants {
+        format!(
+            ", CAST((SELECT {all}({array}(g.grantee, g.view, g.modify, g.\"delete\")) FROM grants g \
+             WHERE g.image = i.id) AS text) AS grants_json"
+        )
+    } else {
+        String::new()
+    };
+    let (text, join) = if parts.text {
+        let join = " JOIN configurations c ON c.image = i.id AND c.revision = i.configuration_revision";
+        (", c.json AS configuration_json", join)
+    } else {
+        ("", "")
+    };
+    format!("SELECT i.*{text}{grants} FROM images i{join}")
+}
+
+async fn entries(
+    db: &impl ConnectionTrait,
+    parts: Parts,
+    statement: Statement,
+) -> Result<Vec<CatalogueEntry>, DbErr> {
+    let rows = db.query_all_raw(statement).await?;
+    rows.iter().map(|row| entry(row, parts)).collect()
+}
+
+fn entry(row: &QueryResult, parts: Parts) -> Result<CatalogueEntry, DbErr> {
+    let image = rows::image_from_row(image::Model::from_query_result(row, "")?)?;
+    let mut text = None;
+    if parts.text {
+        let configuration: Configuration = from_json(&row.try_get::<String>("", "configuration_json")?)?;
+        text = Some(search_text(&image.name, &image.description, &configuration));
+    }
+    let mut granted = None;
+    if parts.grants {
+        let json: Option<String> = row.try_get("", "grants_json")?;
+        granted = Some(json.as_deref().map_or(Ok(Vec::new()), grants)?);
+    }
+    Ok(CatalogueEntry { image, grants: granted, text })
+}
+
+/// Reads `[[grantee, view, modify, delete], ...]`, in which SQLite writes numbers.
+fn grants(json: &str) -> Result<Vec<(GranteeDigest, Permissions)>, DbErr> {
+    let read: Vec<(String, Flag, Flag, Flag)> = from_json(json)?;
+    let mut grants: Vec<_> = read
+        .into_iter()
+        .map(|(grantee, view, modify, delete)| {
+            (GranteeDigest::of_stored(&grantee), Permissions::new(view.into(), modify.into(), delete.into()))
+        })
+        .collect();
+    grants.sort_unstable_by_key(|(grantee, _)| *grantee);
+    Ok(grants)
+}
+
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum Flag {
+    Truth(bool),
+    Number(i64),
+}
+
+impl From<Flag> for bool {
+    fn from(flag: Flag) -> Self {
+        match flag {
+            Flag::Truth(truth) => truth,
+            Flag::Number(number) => number != 0,
+        }
+    }
+}
