@@ -1,16 +1,18 @@
 //! The catalogue of Trailer Images: records and builds, dispatch to workers, and watching.
 //!
 //! The way down is one way: `grpc` (parse, call, convert) calls the operations (`catalog`, `contexts`, `queue`, `session`,
-//! `feed`, `history`), which authorise, write through `store` and announce through `signals`; `workers` knows who is connected, and
-//! `upkeep` hears other replicas and forgets what is old. All rest on the nouns (`image`, `build`, `context`, `access`, `search`,
-//! `request`, `dispatch`, `error`, `timestamp`), which know no framework. Three of the nouns decide: `build::transition` is
-//! the table of a build's states, `image::actions` that of what can be done with an image, and `dispatch::decide` says what
-//! every event writes and sends. `simulation` is the queue over tables in memory.
+//! `feed`, `history`), which authorise, read from `index`, write through `store` and announce through `signals`; `workers` knows who
+//! is connected, and `upkeep` hears other replicas and forgets what is old. `index` holds every image in memory and follows the
+//! change log. All rest on the nouns (`image`, `build`, `context`, `access`, `search`, `request`, `dispatch`, `error`, `timestamp`),
+//! which know no framework. Three of the nouns decide: `build::transition` is the table of a build's states, `image::actions` that of
+//! what can be done with an image, and `dispatch::decide` says what every event writes and sends. `simulation` is the queue over
+//! tables in memory.
 //!
 //! Invariants:
 //! - The row is the queue: no job, state or lease lives in memory only.
 //! - Messages go out after the commit that they rest on.
 //! - A revision is taken in the transaction of its change, so the order of revisions is the order of commits.
+//! - A read is never stale: it sees everything that was committed before it began, or ends UNAVAILABLE.
 //! - Hints wake readers, rows are the truth, and a slow poll lies under every hint.
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};

@@ -91,6 +91,13 @@ impl Client {
         Ok((response.image.expect("an image"), response.build.expect("a build")))
     }
 
+    /// Creates a template, which has no build.
+    pub(crate) async fn create_template(&self, name: &str) -> Result<api::Image, Status> {
+        let image = api::Image { template: true, ..image(name, "FROM scratch") };
+        let request = api::CreateImageRequest { image: Some(image), ..Default::default() };
+        Ok(self.images.clone().create_image(request).await?.into_inner().image.expect("an image"))
+    }
+
     /// Uploads an archive in parts of 64 KiB, whose digest is said before unless it is empty.
     pub(crate) async fn upload(
         &self,

@@ -68,9 +68,18 @@ impl Service {
     }
 
     async fn start_in(database: Arc<Database>, listen: &str, flags: &[&str]) -> anyhow::Result<Self> {
+        let url = database.url();
+        Self::start_at(database, url, listen, flags).await
+    }
+
+    async fn start_at(
+        database: Arc<Database>,
+        url: Option<String>,
+        listen: &str,
+        flags: &[&str],
+    ) -> anyhow::Result<Self> {
         let data = database.data_dir();
         let data_flag = data.to_str().context("a path in UTF-8")?;
-        let url = database.url();
         let mut fixed = vec!["image-service", "serve", "--listen", listen, "--data-dir", data_flag];
         fixed.extend(url.iter().flat_map(|url| ["--database-url", url]));
         let Command::Serve(config) = Cli::try_parse_from(fixed.iter().chain(flags))?.command else {
@@ -91,6 +100,11 @@ impl Service {
             return Ok(None);
         }
         Self::start_in(Arc::clone(&self.database), "127.0.0.1:0", &[]).await.map(Some)
+    }
+
+    /// Starts another process of it that reaches the same database by another URL.
+    pub(crate) async fn start_replica_at(&self, url: &str) -> anyhow::Result<Self> {
+        Self::start_at(Arc::clone(&self.database), Some(url.to_owned()), "127.0.0.1:0", &[]).await
     }
 
     pub(crate) fn database(&self) -> &Arc<Database> {

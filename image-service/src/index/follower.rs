@@ -99,7 +99,7 @@ impl Index {
     async fn load(&self) -> Result<Revision, Error> {
         let begun = Instant::now();
         self.0.state.send_modify(|state| state.at = None);
-        let at = self.0.store.revisions().await?.latest;
+        let at = self.0.store.latest_revision().await?;
         let images = loader::load(&self.0.store).await?;
         let count = images.len();
         let before = std::mem::replace(&mut *self.images_mut(), images);

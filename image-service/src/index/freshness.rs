@@ -73,7 +73,7 @@ impl Asks {
     }
 
     async fn send(store: Store) -> Option<Revision> {
-        timeout(Self::PATIENCE, store.revisions()).await.ok()?.ok().map(|revisions| revisions.latest)
+        timeout(Self::PATIENCE, store.latest_revision()).await.ok()?.ok()
     }
 
     fn under_way(&self) -> MutexGuard<'_, UnderWay> {

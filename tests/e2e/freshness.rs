@@ -1,0 +1,197 @@
+//! A read sees everything that was answered before it began, whichever replica wrote it, or it is refused.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use fastrand::Rng;
+use image_service::Role;
+use proto::images::{self as api, ListImagesRequest, Permission};
+use tonic::{Code, Status};
+
+use crate::{
+    client::{Client, image},
+    relay::Relay,
+    stack::{LIMIT, Service},
+};
+
+/// Renames an image.
+async fn rename(client: &Client, id: &str, name: &str) -> Result<(), Status> {
+    let image = api::Image { id: id.to_owned(), name: name.to_owned(), ..Default::default() };
+    let update_mask = Some(prost_types::FieldMask { paths: vec!["name".to_owned()] });
+    let request = api::UpdateImageRequest { image: Some(image), update_mask, ..Default::default() };
+    client.images.clone().update_image(request).await.map(|_| ())
+}
+
+/// The ids of all images that a term finds.
+async fn search(client: &Client, term: &str) -> Result<Vec<String>, Status> {
+    let request = ListImagesRequest { search: term.to_owned(), ..Default::default() };
+    let page = client.images.clone().list_images(request).await?.into_inner();
+    Ok(page.images.into_iter().map(|image| image.id).collect())
+}
+
+/// One service, and on Postgres two more replicas whose database stalls at random.
+struct Replicas {
+    services: Vec<Service>,
+    relays: Vec<Arc<Relay>>,
+}
+
+impl Replicas {
+    async fn start() -> anyhow::Result<Self> {
+        let mut all = Self { services: vec![Service::start().await?], relays: Vec::new() };
+        if let Some(url) = all.services[0].database().url() {
+            for _ in 0..2 {
+                let relay = Relay::start(&url)?;
+                all.services.push(all.services[0].start_replica_at(relay.url()).await?);
+                all.relays.push(Arc::new(relay));
+            }
+        }
+        Ok(all)
+    }
+
+    fn any(&self, random: &mut Rng) -> &Service {
+        &self.services[random.usize(0..self.services.len())]
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_sees_what_was_written_through_any_replica() -> anyhow::Result<()> {
+    let replicas = Replicas::start().await?;
+    let mut random = Rng::with_seed(7);
+    let mut stalling = tokio::task::JoinSet::new();
+    for relay in replicas.relays.iter().cloned() {
+        let mut random = random.fork();
+        stalling.spawn(async move {
+            loop {
+                relay.stall(random.bool());
+                tokio::time::sleep(Duration::from_millis(random.u64(1..120))).await;
+            }
+        });
+    }
+    for round in 0..40 {
+        let alice = |random: &mut Rng| replicas.any(random).builder("alice");
+        let bob = |random: &mut Rng| replicas.any(random).builder("bob");
+        let created = alice(&mut random).create_template(&format!("Fresh {round}")).await?;
+        let id = created.id;
+        assert_eq!(alice(&mut random).get(&id).await?.name, created.name, "round {round}");
+        assert_eq!(search(&alice(&mut random), &format!("fresh {round}")).await?, [id.as_str()]);
+
+        let name = format!("Renamed {round}");
+        rename(&alice(&mut random), &id, &name).await?;
+        assert_eq!(alice(&mut random).get(&id).await?.name, name);
+        assert_eq!(search(&alice(&mut random), &name).await?, [id.as_str()]);
+        assert!(search(&alice(&mut random), &format!("fresh {round}")).await?.is_empty(), "round {round}");
+
+        alice(&mut random).grant(&id, "bob", &[Permission::View]).await?;
+        assert_eq!(bob(&mut random).get(&id).await?.name, name);
+        alice(&mut random).revoke(&id, "bob").await?;
+        let refused = bob(&mut random).get(&id).await.map_err(|status| status.code());
+        assert_eq!(refused, Err(Code::NotFound), "round {round}");
+        assert!(search(&bob(&mut random), &name).await?.is_empty(), "round {round}");
+
+        alice(&mut random).delete(&id).await?;
+        let gone = alice(&mut random).get(&id).await.map_err(|status| status.code());
+        assert_eq!(gone, Err(Code::NotFound), "round {round}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_was_not_logged_is_found_and_repaired() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let (planted, _) = alice.create(image("Before", "FROM scratch")).await?;
+    let (removed, _) = alice.create(image("Removed", "FROM scratch")).await?;
+    let database = service.database();
+    database.execute("UPDATE images SET name = 'Planted' WHERE name = 'Before'").await?;
+    database.execute("DELETE FROM images WHERE name = 'Removed'").await?;
+    let repaired = async {
+        loop {
+            let name = alice.get(&planted.id).await?.name;
+            let gone = alice.get(&removed.id).await.is_err_and(|status| status.code() == Code::NotFound);
+            if name == "Planted" && gone {
+                return Ok::<_, anyhow::Error>(());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, repaired).await??;
+    assert_eq!(search(&alice, "planted").await?, [planted.id]);
+    Ok(())
+}
+
+/// As after a failover to a server that had not received them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_has_lost_its_last_changes_is_not_answered_for() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let database = service.database();
+    if database.url().is_none() {
+        // A file does not lose what was committed.
+        return Ok(());
+    }
+    let admin = service.client(&service.token("root", &[Role::Admin]));
+    let kept = admin.create_template("Kept").await?;
+    let lost = admin.create_template("Lost").await?;
+    assert_eq!(admin.list().await?.len(), 2);
+    database
+        .execute(
+            "BEGIN; DELETE FROM images WHERE name = 'Lost'; \
+             DELETE FROM changes WHERE revision = (SELECT revision FROM catalogue); \
+             UPDATE catalogue SET revision = c.revision, nonce = c.nonce \
+             FROM (SELECT revision, nonce FROM changes ORDER BY revision DESC LIMIT 1) c; COMMIT",
+        )
+        .await?;
+    let begun = Instant::now();
+    while begun.elapsed() < LIMIT {
+        match admin.get(&lost.id).await {
+            Ok(found) => anyhow::bail!("what was lost is answered: {found:?}"),
+            Err(status) if status.code() == Code::NotFound => break,
+            Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
+        }
+    }
+    assert_eq!(admin.list().await?.into_iter().map(|image| image.id).collect::<Vec<_>>(), [kept.id.as_str()]);
+
+    // The numbers that were lost are given again.
+    let another = admin.create_template("Another").await?;
+    assert_eq!(admin.get(&another.id).await?.name, "Another");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_database_nothing_stale_is_answered() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let Some(url) = service.database().url() else {
+        return Ok(());
+    };
+    let relay = Relay::start(&url)?;
+    let replica = service.start_replica_at(relay.url()).await?;
+    let (alice, bob) = (service.builder("alice"), replica.builder("bob"));
+    let (shared, _) = alice.create(image("Shared", "FROM scratch")).await?;
+    alice.grant(&shared.id, "bob", &[Permission::View]).await?;
+    assert_eq!(bob.get(&shared.id).await?.name, "Shared");
+
+    relay.close(true);
+    alice.revoke(&shared.id, "bob").await?;
+    for _ in 0..3 {
+        let refused = bob.get(&shared.id).await.map_err(|status| status.code());
+        assert_eq!(refused, Err(Code::Unavailable));
+        let refused = bob.list().await.map_err(|status| status.code());
+        assert_eq!(refused, Err(Code::Unavailable));
+    }
+    relay.close(false);
+    let begun = Instant::now();
+    loop {
+        match bob.get(&shared.id).await {
+            Ok(found) => anyhow::bail!("what was revoked is answered: {found:?}"),
+            Err(status) if status.code() == Code::NotFound => break,
+            Err(status) if begun.elapsed() < LIMIT => {
+                assert_eq!(status.code(), Code::Unavailable, "{status}")
+            }
+            Err(status) => anyhow::bail!(status),
+        }
+    }
+    alice.grant(&shared.id, "bob", &[Permission::View]).await?;
+    assert_eq!(bob.get(&shared.id).await?.name, "Shared");
+    Ok(())
+}
