@@ -131,9 +131,16 @@ pub struct Config {
     #[arg(long, env = "TRAILER_MAX_PENDING_BUILDS", default_value_t = 2000)]
     pub max_pending_builds: u64,
 
-    /// How many calls one caller may make a second, those of one second at once; 0 for any number. Workers are not counted.
+    /// How many plain calls one caller may make a second, those of one second at once; 0 for any number. A call that asks for more
+    /// counts as several: 1 more for each 16 KiB of a write's message, 10 targets of a batch, 100 images of a page (10 with their
+    /// configurations); 10 for a watch with a search term. Workers are not counted.
     #[arg(long, env = "TRAILER_MAX_CALL_RATE", default_value_t = 2000)]
     pub max_call_rate: u32,
+
+    /// How many calls of one caller may be under way at a time, watches and uploads aside; 0 for any number. Workers are not
+    /// counted.
+    #[arg(long, env = "TRAILER_MAX_CALLS", default_value_t = 100)]
+    pub max_calls: u32,
 
     /// How many watches and uploads one caller may have open at a time; 0 for any number.
     #[arg(long, env = "TRAILER_MAX_STREAMS", default_value_t = 1000)]

@@ -57,6 +57,8 @@ pub(crate) enum Error {
     TooManyUploads,
     #[error("more calls a second than one caller may make; try again a little later")]
     TooManyCalls { retry_after: Duration },
+    #[error("{limit} calls are under way, which is as many as one caller may have")]
+    TooManyConcurrentCalls { limit: u32 },
     #[error("{limit} streams are open, which is as many as one caller may have")]
     TooManyStreams { limit: u32 },
     #[error(

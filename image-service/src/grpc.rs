@@ -17,11 +17,11 @@ use tonic::service::InterceptorLayer;
 use tower::{ServiceBuilder, util::MapResponseLayer};
 use tower_http::catch_panic::CatchPanicLayer;
 
-pub(crate) use self::callers::Callers;
 use self::{
     authentication::{Api, Authentication},
     calls::CallsLayer,
 };
+pub(crate) use self::callers::{CallerLimits, Callers};
 use crate::{
     ServeError, catalog::Catalog, contexts::Contexts, feed::Feed, history::Histories, queue::Queue,
     token::Verifier,
@@ -37,6 +37,7 @@ mod calls;
 mod code;
 mod configuration;
 mod context_service;
+mod cost;
 mod cursor;
 mod dispatch_service;
 mod field;

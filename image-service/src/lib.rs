@@ -34,7 +34,7 @@ use self::{
     contexts::Contexts,
     dispatch::Policy,
     feed::Feed,
-    grpc::{Callers, Operations, Serving},
+    grpc::{CallerLimits, Callers, Operations, Serving},
     history::Histories,
     image::RepositoryPrefixes,
     index::Index,
@@ -195,10 +195,15 @@ impl Bound {
             shutdown.clone(),
         ));
         tasks.spawn(upkeep::measure(store.clone(), shutdown.clone()));
+        let limits = CallerLimits {
+            call_rate: config.max_call_rate,
+            calls: config.max_calls,
+            streams: config.max_streams,
+        };
         let serving = Serving {
             listener,
             tls: tls.as_ref().map(ServerTls::current),
-            callers: Callers::new(config.max_call_rate, config.max_streams),
+            callers: Callers::new(limits),
             store_answers: upkeep::ask(&mut tasks, &store, &shutdown),
         };
         if let Some(tls) = tls {
@@ -206,8 +211,10 @@ impl Bound {
         }
 
         let grace = config.drain_grace + Self::LAST_WORDS;
+        // On the heap: whoever runs this moves it.
+        let serving = Box::pin(grpc::serve(operations, serving, shutdown.clone()));
         let served = tokio::select! {
-            served = within_grace(grpc::serve(operations, serving, shutdown.clone()), &shutdown, grace) => served,
+            served = within_grace(serving, &shutdown, grace) => served,
             panicked = first_panic(&mut tasks) => Err(ServeError::Panicked(panicked)),
         };
         shutdown.cancel();

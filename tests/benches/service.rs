@@ -54,6 +54,8 @@ impl Service {
             &data_dir,
             "--max-call-rate",
             "0",
+            "--max-calls",
+            "0",
             "--max-streams",
             "0",
             "--max-pending-builds",

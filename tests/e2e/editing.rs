@@ -210,7 +210,7 @@ async fn a_reference_belongs_to_one_image() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn images_of_one_name_have_each_a_reference_of_its_own() -> anyhow::Result<()> {
     let images = number("TRAILER_TEST_IMAGES", 2_000);
-    let service = Service::start().await?;
+    let service = Service::start_with(&["--max-calls", "0"]).await?;
     let mut creating = tokio::task::JoinSet::new();
     let alice = service.builder("alice");
     let tries = Arc::new(AtomicUsize::new(0));

@@ -3,17 +3,22 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::{StreamExt as _, stream};
+use http::uri::PathAndQuery;
 use proto::images as api;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    sync::oneshot,
 };
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
 use tonic_types::StatusExt as _;
 
 use crate::{
     answers::{reason, refused},
-    client::{Client, image},
+    client::{Client, channel, image},
     engine::FakeEngine,
     raw,
     stack::{LIMIT, Service, Worker},
@@ -42,6 +47,116 @@ async fn whoever_calls_too_often_is_told_when_to_come_again() -> anyhow::Result<
     bob.list().await.context("nobody else is kept from calling")?;
     tokio::time::sleep(pause + Duration::from_millis(600)).await;
     alice.list().await.context("the hint is true")?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_asks_for_more_counts_as_several() -> anyhow::Result<()> {
+    let service = Service::start_with(&["--max-call-rate", "10"]).await?;
+    let large = api::ListImagesRequest { page_size: 1_000, ..Default::default() };
+    let bytes = api::CreateImageRequest {
+        image: Some(image("A", &format!("FROM scratch\n# {}", "x".repeat(200 * 1024)))),
+        ..Default::default()
+    };
+    let term = api::WatchImagesRequest { search: "a".to_owned(), ..Default::default() };
+    let target = api::BatchTarget { id: uuid::Uuid::nil().to_string(), ..Default::default() };
+    let preview = api::BatchImagesRequest {
+        action: api::BatchAction::Enable.into(),
+        targets: vec![target; 200],
+        validate_only: true,
+        ..Default::default()
+    };
+    // Each takes the units of a second, so that there are none for the other.
+    let client = |subject| service.builder(subject).images;
+    one_of_two(async || client("alice").list_images(large.clone()).await).await?;
+    one_of_two(async || client("bob").create_image(bytes.clone()).await).await?;
+    one_of_two(async || client("carol").watch_images(term.clone()).await).await?;
+    one_of_two(async || client("dave").batch_images(preview.clone()).await).await?;
+    // Nobody else uses dave's units by now, unless the second is over.
+    if let Err(refusal) = client("dave").batch_images(preview.clone()).await {
+        tokio::time::sleep(retry_after(&refusal)).await;
+        client("dave").batch_images(preview).await.context("the hint is true")?;
+    }
+    Ok(())
+}
+
+/// Makes a call twice at once, of which one is answered and one refused; returns the refusal.
+async fn one_of_two<T>(call: impl AsyncFn() -> Result<T, Status>) -> anyhow::Result<Status> {
+    let ((Err(refusal), answer) | (answer, Err(refusal))) = tokio::join!(call(), call()) else {
+        anyhow::bail!("both are answered");
+    };
+    answer.context("both are refused")?;
+    assert_eq!((refusal.code(), reason(&refusal)), (Code::ResourceExhausted, "TOO_MANY_CALLS".to_owned()));
+    Ok(refusal)
+}
+
+/// A GetImage whose message has not been sent, so that the call is under way.
+struct HalfSent {
+    message: oneshot::Sender<api::GetImageRequest>,
+    answer: AbortOnDropHandle<Result<(), Status>>,
+}
+
+impl HalfSent {
+    fn begin(service: &Service, subject: &str) -> anyhow::Result<Self> {
+        let (message, receiver) = oneshot::channel();
+        let mut request = Request::new(stream::once(receiver).filter_map(async |sent| sent.ok()));
+        let token = format!("Bearer {}", service.token(subject, &[]));
+        request.metadata_mut().insert("authorization", token.parse()?);
+        let mut client = tonic::client::Grpc::new(channel(service.addr));
+        let path = PathAndQuery::from_static("/trailer.images.v1.ImageService/GetImage");
+        let codec = ProstCodec::<api::GetImageRequest, api::GetImageResponse>::default();
+        let calling = async move {
+            client.ready().await.map_err(|error| Status::unknown(error.to_string()))?;
+            client.client_streaming(request, path, codec).await.map(|_| ())
+        };
+        Ok(Self { message, answer: AbortOnDropHandle::new(tokio::spawn(calling)) })
+    }
+
+    async fn finish(self, id: &str) -> anyhow::Result<()> {
+        self.message.send(api::GetImageRequest { id: id.to_owned() }).ok().context("it has ended")?;
+        Ok(tokio::time::timeout(LIMIT, self.answer).await???)
+    }
+}
+
+/// Waits until a caller's lists are answered, or until they are refused, and returns the last answer.
+async fn until_lists(client: &Client, are_answered: bool) -> anyhow::Result<Result<(), Status>> {
+    let trying = async {
+        loop {
+            let answer = client.list().await.map(|_| ());
+            if answer.is_ok() == are_answered {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, trying).await.context("calls under way are not counted as such")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_has_so_many_calls_under_way_and_no_more() -> anyhow::Result<()> {
+    let service = Service::start_with(&["--max-calls", "2"]).await?;
+    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
+    let (created, _) = alice.create(image("A", "FROM scratch")).await?;
+    let _stream = watch(&alice).await?;
+    let (first, second) = (HalfSent::begin(&service, "alice")?, HalfSent::begin(&service, "alice")?);
+    let refusal = until_lists(&alice, false).await?.expect_err("there are two");
+    let expected = (Code::ResourceExhausted, "TOO_MANY_CONCURRENT_CALLS".to_owned());
+    assert_eq!((refusal.code(), reason(&refusal)), expected);
+    assert!(retry_after(&refusal) > Duration::ZERO);
+    bob.list().await.context("nobody else is kept from calling")?;
+    watch(&alice).await.context("a stream is no such call")?;
+
+    first.finish(&created.id).await?;
+    alice.list().await.context("a call that has been answered still counts")?;
+    // One after the other counts as one.
+    for _ in 0..200 {
+        alice.list().await?;
+    }
+    let third = HalfSent::begin(&service, "alice")?;
+    until_lists(&alice, false).await?.expect_err("there are two again");
+    // Their caller goes away.
+    drop((second, third));
+    until_lists(&alice, true).await??;
     Ok(())
 }
 

@@ -210,7 +210,7 @@ async fn batch(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_rows_get_a_thousand_answers_as_predicted() -> anyhow::Result<()> {
-    let service = Service::start().await?;
+    let service = Service::start_with(&["--max-calls", "0"]).await?;
     let (alice, bob) = (service.builder("alice"), service.builder("bob"));
     let mut targets = Vec::new();
     let mut expected = Vec::new();

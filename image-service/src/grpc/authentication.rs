@@ -6,7 +6,11 @@ use std::sync::Arc;
 use tonic::{Request, Status, metadata::AsciiMetadataValue, service::Interceptor};
 use tracing::Span;
 
-use super::{audit::Audit, callers::Callers, status};
+use super::{
+    audit::Audit,
+    callers::{CallSlot, Callers},
+    status,
+};
 use crate::{
     access::{Principal, Role},
     error::Error,
@@ -50,7 +54,10 @@ impl Interceptor for Authentication {
         match self.api {
             Api::Public if principal.is_worker() => return Err(Error::WrongApi.into()),
             Api::Dispatch => principal.require(Role::Worker)?,
-            Api::Public => self.callers.admit(&principal)?,
+            Api::Public => {
+                self.callers.begin_call(&principal, request.extensions().get::<CallSlot>())?;
+                request.extensions_mut().insert(Arc::clone(&self.callers));
+            }
         }
         Span::current().record("enduser.id", principal.subject());
         request.extensions_mut().insert(principal);

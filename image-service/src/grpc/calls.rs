@@ -1,7 +1,7 @@
 //! What every call has: a span in the caller's trace, a deadline, an audit record if it writes, and its place in the metrics.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -28,16 +28,23 @@ use tower::{Layer, Service};
 use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::{audit::Audit, code, status};
+use super::{audit::Audit, callers::CallSlot, code, status};
 use crate::error::Error;
 
 /// Puts [`Calls`] around the services.
 #[derive(Clone, Debug)]
 pub(super) struct CallsLayer {
-    known: Arc<HashSet<Arc<str>>>,
+    known: Arc<HashMap<Arc<str>, Kind>>,
     /// Of the calls that need no token.
     places: Arc<Semaphore>,
     metrics: Metrics,
+}
+
+/// Whether the messages of a method come one by one in a stream, in either direction.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    Unary,
+    Streaming,
 }
 
 #[derive(Clone, Debug)]
@@ -52,13 +59,17 @@ impl CallsLayer {
 
     /// `described` are the descriptor sets of the methods that are told apart.
     pub(super) fn new(described: &[&[u8]]) -> Result<Self, prost::DecodeError> {
-        let mut known = HashSet::new();
+        let mut known = HashMap::new();
         for set in described {
             for file in FileDescriptorSet::decode(*set)?.file {
                 for service in &file.service {
                     let service_name = format!("{}.{}", file.package(), service.name());
-                    let name = |method: &MethodDescriptorProto| format!("{service_name}/{}", method.name());
-                    known.extend(service.method.iter().map(|method| Arc::from(name(method))));
+                    let method = |method: &MethodDescriptorProto| {
+                        let name = format!("{service_name}/{}", method.name());
+                        let streams = method.client_streaming() || method.server_streaming();
+                        (Arc::from(name), if streams { Kind::Streaming } else { Kind::Unary })
+                    };
+                    known.extend(service.method.iter().map(method));
                 }
             }
         }
@@ -118,7 +129,9 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let path = request.uri().path().trim_start_matches('/');
         // Whoever calls what there is not must not make metrics without end.
-        let method = self.layer.known.get(path).cloned().unwrap_or_else(|| Arc::from("_OTHER"));
+        let known = self.layer.known.get_key_value(path);
+        let method = known.map_or_else(|| Arc::from("_OTHER"), |(method, _)| Arc::clone(method));
+        let is_unary = known.is_some_and(|(_, kind)| *kind == Kind::Unary);
         // A health check that is answered at once has to be answered.
         let is_open_to_all = path.starts_with("grpc.") && !path.ends_with("/Check");
         let mut call = Call::begin(method, request.headers(), self.layer.metrics.clone());
@@ -132,6 +145,9 @@ where
         }
         let audit = Audit::for_call(&call.method);
         request.extensions_mut().insert(audit.clone());
+        if is_unary {
+            request.extensions_mut().insert(call.slot.insert(CallSlot::default()).clone());
+        }
         let deadline = timeout(request.headers()).map(|timeout| Instant::now() + timeout);
         let span = call.span.clone();
         // Authentication happens here already.
@@ -151,10 +167,10 @@ where
                 .get("grpc-status")
                 .map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
             audited.conclude(code);
+            let mut call = call;
+            call.end((code != Code::Ok).then_some(code));
             Ok(answered.map(|body| {
                 let late = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
-                let mut call = call;
-                call.code = (code != Code::Ok).then_some(code);
                 Body::new(CallBody { body, call, late })
             }))
         };
@@ -172,6 +188,8 @@ struct Call {
     /// What it ended with; unknown when the caller has gone before.
     code: Option<Code>,
     place: Option<OwnedSemaphorePermit>,
+    /// Of a unary call.
+    slot: Option<CallSlot>,
 }
 
 impl Call {
@@ -192,7 +210,15 @@ impl Call {
             span.record("trace_id", trace_id);
         }
         metrics.under_way.add(1, &[]);
-        Self { method, begun: Instant::now(), span, metrics, code: None, place: None }
+        Self { method, begun: Instant::now(), span, metrics, code: None, place: None, slot: None }
+    }
+
+    /// Notes what it ended with, if it has, and no longer counts it as under way: before the caller can know.
+    fn end(&mut self, code: Option<Code>) {
+        if code.is_some() {
+            self.slot = None;
+        }
+        self.code = code;
     }
 }
 
@@ -234,7 +260,7 @@ impl http_body::Body for CallBody {
         // First: a body that always has more would never be late.
         if this.call.code.is_none() && this.late.as_mut().is_some_and(is_late) {
             this.late = None;
-            this.call.code = Some(Code::DeadlineExceeded);
+            this.call.end(Some(Code::DeadlineExceeded));
             this.body = Body::empty();
             let mut trailers = HeaderMap::new();
             return Poll::Ready(match status::too_late().add_header(&mut trailers) {
@@ -246,10 +272,10 @@ impl http_body::Body for CallBody {
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(code) = frame.trailers_ref().and_then(|trailers| trailers.get("grpc-status")) {
-                    this.call.code = Some(Code::from_bytes(code.as_bytes()));
+                    this.call.end(Some(Code::from_bytes(code.as_bytes())));
                 }
             }
-            Poll::Ready(Some(Err(error))) => this.call.code = Some(error.code()),
+            Poll::Ready(Some(Err(error))) => this.call.end(Some(error.code())),
             Poll::Ready(None) | Poll::Pending => {}
         }
         polled

@@ -14,7 +14,7 @@ use super::{
     audit::Audit,
     authentication::caller,
     callers::{self, Callers},
-    configuration,
+    configuration, cost,
     cursor::Binding,
     field, image, listing, page, write,
 };
@@ -89,6 +89,7 @@ impl ImageService for Images {
             View::Basic => field::page_size(request.page_size)?,
             View::Full => field::page_size(request.page_size)?.min(MAX_FULL_PAGE),
         };
+        self.callers.admit_cost(&caller, cost::of_page(size, view))?;
         let binding = Binding::new(self.history, &listing::bound(&request), view, &caller);
         let after = match request.page_token.as_str() {
             "" => None,
@@ -216,6 +217,7 @@ impl ImageService for Images {
     ) -> Result<Response<wire::RenderDockerfileResponse>, Status> {
         use wire::render_dockerfile_request::Subject;
         let caller = caller(&request)?;
+        self.callers.admit_cost(&caller, cost::of_message(request.get_ref().encoded_len()))?;
         let written = match request.into_inner().subject {
             Some(Subject::Id(id)) => self.catalog.dockerfile(&caller, ImageId(field::id("id", &id)?)).await?,
             Some(Subject::Config(config)) => {
@@ -293,6 +295,7 @@ impl ImageService for Images {
         let request = request.into_inner();
         let query = listing::watched(&request)?;
         let view = field::view(request.view)?;
+        self.callers.admit_cost(&caller, cost::of_watch(query.search.is_some()))?;
         let binding = Binding::new(self.history, &listing::watch_bound(&request), view, &caller);
         let after = match request.after_revision.as_str() {
             "" => None,

@@ -19,6 +19,9 @@ const DOMAIN: &str = "images.trailer";
 /// After how long to try again what depends on what others do.
 const A_WHILE: Duration = Duration::from_secs(5);
 
+/// After how long to try again what one of the caller's own calls stands in the way of.
+const A_MOMENT: Duration = Duration::from_millis(100);
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let message = error.to_string();
@@ -92,6 +95,9 @@ impl From<Error> for Status {
             Error::UploadStalled => with_reason(Code::Aborted, "UPLOAD_STALLED", message),
             Error::TooManyUploads => exhausted("TOO_MANY_UPLOADS", message, A_WHILE),
             Error::TooManyCalls { retry_after } => exhausted("TOO_MANY_CALLS", message, retry_after),
+            Error::TooManyConcurrentCalls { limit: _ } => {
+                exhausted("TOO_MANY_CONCURRENT_CALLS", message, A_MOMENT)
+            }
             Error::TooManyStreams { limit: _ } => exhausted("TOO_MANY_STREAMS", message, A_WHILE),
             Error::TooManyPendingBuilds { limit: _ } => {
                 exhausted("TOO_MANY_PENDING_BUILDS", message, A_WHILE)

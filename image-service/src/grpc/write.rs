@@ -9,6 +9,7 @@ use tracing::Span;
 use super::{
     audit::{About, Audit},
     authentication::caller,
+    callers, cost,
     image_service::batch,
 };
 use crate::{
@@ -22,10 +23,15 @@ pub(super) trait WriteRequest: Message {
     fn request_id(&mut self) -> &mut String;
     fn validate_only(&self) -> bool;
     fn about(&self) -> About;
+
+    /// Returns what the call costs, in units of the call rate.
+    fn cost(&self) -> u32 {
+        cost::of_message(self.encoded_len())
+    }
 }
 
 macro_rules! write_requests {
-    ($($name:ident by $about:expr),+ $(,)?) => {
+    ($($name:ident by $about:expr $(=> $cost:expr)?),+ $(,)?) => {
         /// The RPCs that write by one message.
         pub(super) const NAMES: [&str; [$(stringify!($name)),+].len()] = [$(rpc(stringify!($name))),+];
 
@@ -44,6 +50,11 @@ macro_rules! write_requests {
                 let about: fn(&Self) -> About = $about;
                 about(self)
             }
+
+            $(fn cost(&self) -> u32 {
+                let cost: fn(&Self) -> u32 = $cost;
+                cost(self)
+            })?
         })+
     };
 }
@@ -60,7 +71,7 @@ write_requests!(
         target: format!("{} images", write.targets.len()),
         detail: write.action().as_str_name().to_owned(),
         parts: write.targets.iter().take(batch::MAX_TARGETS).map(|target| target.id.clone()).collect(),
-    },
+    } => |write| cost::of_batch(write.targets.len()),
     SnapshotWorkspaceRequest by |_| About::default(),
     GrantAccessRequest by |write| {
         let grant = write.grant.clone().unwrap_or_default();
@@ -86,15 +97,21 @@ fn of(target: &str) -> About {
 
 /// Opens a write: its message, how the caller wants it written, and what is wrong with that. What is left of the message is its
 /// content.
+///
+/// # Errors
+///
+/// [`Error::TooManyCalls`] when the caller cannot pay for it now.
 pub(super) fn open<T: WriteRequest>(
     request: tonic::Request<T>,
 ) -> Result<(T, Request, Violations), tonic::Status> {
     let caller = caller(&request)?;
     let audit = Audit::of(&request);
+    let admitted = callers::admit_cost(&request, request.get_ref().cost());
     let mut message = request.into_inner();
     let mut violations = Violations::default();
     let text = std::mem::take(message.request_id());
     audit.write(&caller, message.about(), &text, message.validate_only());
+    admitted?;
     let mut id = None;
     if !text.is_empty() {
         let mut content = T::NAME.as_bytes().to_vec();
