@@ -27,11 +27,13 @@ use tokio_util::sync::CancellationToken;
 pub use self::{
     access::Role,
     config::{Cli, Command, Config, TokenArgs},
+    data_dir::LockError,
     token::{JwksSource, MintError, TokenKeys},
 };
 use self::{
     catalog::Catalog,
     contexts::Contexts,
+    data_dir::DataDirLock,
     dispatch::Policy,
     feed::Feed,
     grpc::{CallerLimits, Callers, Operations, Serving},
@@ -51,6 +53,7 @@ mod catalog;
 mod config;
 mod context;
 mod contexts;
+mod data_dir;
 mod dispatch;
 mod error;
 mod feed;
@@ -81,17 +84,24 @@ pub struct Bound {
     prefixes: RepositoryPrefixes,
     verifier: Arc<Verifier>,
     store: Store,
+    /// Dropped when the service has ended, as the last of all.
+    lock: Option<DataDirLock>,
     tls: Option<ServerTls>,
     listener: TcpListener,
 }
 
-/// Checks the configuration, gets the keys that tokens are verified with, opens the database, and binds the port, in this
-/// order.
+/// Checks the configuration, gets the keys that tokens are verified with, locks the data directory if the catalogue is in it,
+/// opens the database, and binds the port, in this order.
 pub async fn bind(config: Config) -> Result<Bound, ServeError> {
     config.check().map_err(ServeError::Config)?;
     let prefixes = RepositoryPrefixes::parse(&config.repository_prefixes).map_err(ServeError::Config)?;
     let tls = ServerTls::open(&config.tls).map_err(|error| ServeError::Config(format!("TLS: {error:#}")))?;
     let verifier = Arc::new(verifier(&config).await?);
+    // With Postgres the directory holds the key pair at most, which replicas may share.
+    let lock = match config.database_url {
+        None => Some(DataDirLock::acquire(&config.data_dir)?),
+        Some(_) => None,
+    };
     let policy = Policy {
         lease: config.lease,
         stop_deadline: config.stop_within,
@@ -104,7 +114,7 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
     let url = config.database_url.as_deref();
     let store = Store::open(&config.data_dir, url, policy).await.map_err(database)?;
     let listener = TcpListener::bind(config.listen).await.map_err(ServeError::Listen)?;
-    Ok(Bound { config, prefixes, verifier, store, tls, listener })
+    Ok(Bound { config, prefixes, verifier, store, lock, tls, listener })
 }
 
 /// With a JWKS the data directory's key pair is neither trusted nor made.
@@ -141,7 +151,7 @@ impl Bound {
 
     /// Serves until `shutdown`: then streams end with UNAVAILABLE and unary calls finish, within the grace.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
-        let Self { config, prefixes, verifier, store, tls, listener } = self;
+        let Self { config, prefixes, verifier, store, lock: _lock, tls, listener } = self;
         let signals = Arc::new(Signals::default());
         let times = Times { heartbeat: config.heartbeat, stop_after: config.stop_after };
         let queue =
@@ -240,6 +250,9 @@ pub enum ServeError {
     /// The data directory.
     #[error("cannot use the data directory")]
     DataDir(#[source] io::Error),
+    /// Another process serves from the data directory.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The keys that tokens are verified with.
     #[error("cannot load the JWKS {0}")]
     Jwks(JwksSource, #[source] Box<dyn std::error::Error + Send + Sync>),

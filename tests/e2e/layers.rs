@@ -12,8 +12,8 @@ const NOUNS: [&str; 9] =
     ["access", "build", "context", "dispatch", "error", "image", "request", "search", "timestamp"];
 const OPERATIONS: [&str; 9] =
     ["catalog", "contexts", "feed", "history", "queue", "session", "signals", "upkeep", "workers"];
-/// Beside the layers: the command line, tokens, and the root that puts everything together.
-const ROOT: [&str; 5] = ["config", "lib", "main", "simulation", "token"];
+/// Beside the layers: the command line, the lock on the data directory, tokens, and the root that puts everything together.
+const ROOT: [&str; 6] = ["config", "data_dir", "lib", "main", "simulation", "token"];
 
 /// The source files of a package by their path below `src`, without comments and unit tests.
 fn sources(package: &str) -> anyhow::Result<BTreeMap<String, String>> {

@@ -20,6 +20,7 @@ mod collecting;
 mod collector;
 mod consistency;
 mod contexts;
+mod data_dir;
 mod database;
 mod debian_workspace;
 mod deploying;

@@ -2,7 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -44,6 +44,10 @@ impl Catalogue {
     /// Whether several replicas can share it.
     pub(crate) fn is_shared(&self) -> bool {
         self.database.url().is_some()
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.database.data_dir()
     }
 
     pub(crate) fn token(&self, subject: &str, role: Role) -> String {
@@ -133,7 +137,8 @@ impl Listening {
         self.answers().await
     }
 
-    async fn answers(&mut self) -> anyhow::Result<()> {
+    /// Waits until it listens.
+    pub(crate) async fn answers(&mut self) -> anyhow::Result<()> {
         let answers = async {
             while TcpStream::connect(self.addr).await.is_err() {
                 self.program.require_life()?;
