@@ -65,6 +65,8 @@ pub(crate) enum Error {
         "{limit} builds are in the queue, which is as many as one caller may have there; try again a little later"
     )]
     TooManyPendingBuilds { limit: u64 },
+    #[error("the catalogue is being loaded; try again a little later")]
+    CatalogueLoading,
     #[error("the store is busy; try again")]
     Busy,
     #[serde(skip)]

@@ -11,7 +11,7 @@ use proto::{
         worker_service_server::WorkerServiceServer,
     },
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::InterceptorLayer;
 use tower::{ServiceBuilder, util::MapResponseLayer};
@@ -21,7 +21,10 @@ use self::{
     authentication::{Api, Authentication},
     calls::CallsLayer,
 };
-pub(crate) use self::callers::{CallerLimits, Callers};
+pub(crate) use self::{
+    callers::{CallerLimits, Callers},
+    health::Readiness,
+};
 use crate::{
     ServeError, catalog::Catalog, contexts::Contexts, feed::Feed, history::Histories, queue::Queue,
     token::Verifier,
@@ -73,8 +76,7 @@ pub(crate) struct Serving {
     pub(crate) listener: TcpListener,
     pub(crate) tls: Option<Current>,
     pub(crate) callers: Callers,
-    /// Whether the database answers.
-    pub(crate) store_answers: watch::Receiver<bool>,
+    pub(crate) readiness: Readiness,
 }
 
 /// Serves on the listener until `shutdown`, and until every stream has ended then.
@@ -93,9 +95,9 @@ pub(crate) async fn serve(
         tonic_types::pb::FILE_DESCRIPTOR_SET,
     ];
 
-    let Serving { listener, tls, callers, store_answers } = serving;
+    let Serving { listener, tls, callers, readiness } = serving;
     let sessions = TaskTracker::new();
-    let health = health::service(store_answers, &shutdown, &sessions).await;
+    let health = health::service(readiness, &shutdown, &sessions).await;
     let callers = Arc::new(callers);
     let authentication = |api| {
         let (verifier, callers) = (Arc::clone(&operations.verifier), Arc::clone(&callers));

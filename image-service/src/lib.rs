@@ -20,6 +20,7 @@ use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 use edge::tls::ServerTls;
 use tokio::{
     net::TcpListener,
+    sync::watch,
     task::{JoinError, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
@@ -36,7 +37,7 @@ use self::{
     data_dir::DataDirLock,
     dispatch::Policy,
     feed::Feed,
-    grpc::{CallerLimits, Callers, Operations, Serving},
+    grpc::{CallerLimits, Callers, Operations, Readiness, Serving},
     history::Histories,
     image::RepositoryPrefixes,
     index::Index,
@@ -210,11 +211,16 @@ impl Bound {
             calls: config.max_calls,
             streams: config.max_streams,
         };
+        // Nothing has to be loaded: the catalogue is read from the database.
+        let (_catalogue_loaded, catalogue_ready) = watch::channel(true);
         let serving = Serving {
             listener,
             tls: tls.as_ref().map(ServerTls::current),
             callers: Callers::new(limits),
-            store_answers: upkeep::ask(&mut tasks, &store, &shutdown),
+            readiness: Readiness {
+                store_answers: upkeep::ask(&mut tasks, &store, &shutdown),
+                catalogue_ready,
+            },
         };
         if let Some(tls) = tls {
             tasks.spawn(tls.keep_fresh(shutdown.clone()));

@@ -77,6 +77,20 @@ fn every_flag_and_variable_that_is_deployed_exists() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[test]
+fn workers_on_kubernetes_do_not_wait_for_the_catalogue() -> anyhow::Result<()> {
+    let kubernetes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes");
+    let worker = fs::read_to_string(kubernetes.join("build-worker.yaml"))?;
+    let (_, server) = worker.split_once("--server=https://").context("no --server")?;
+    let (name, _) = server.split_once('.').context("no name of a service")?;
+    let service = fs::read_to_string(kubernetes.join("image-service.yaml"))?;
+    let is_it =
+        |object: &&str| object.contains("kind: Service\n") && object.contains(&format!("  name: {name}\n"));
+    let object = service.split("---\n").find(is_it).with_context(|| format!("no Service {name}"))?;
+    assert!(object.contains("\n  publishNotReadyAddresses: true\n"), "{object}");
+    Ok(())
+}
+
 /// What a command prints; it must succeed.
 fn told(command: &mut Command) -> anyhow::Result<String> {
     let output = command.output().with_context(|| format!("{command:?}"))?;

@@ -19,6 +19,9 @@ const DOMAIN: &str = "images.trailer";
 /// After how long to try again what depends on what others do.
 const A_WHILE: Duration = Duration::from_secs(5);
 
+/// After how long to try again what the service is getting ready for.
+const A_SECOND: Duration = Duration::from_secs(1);
+
 /// After how long to try again what one of the caller's own calls stands in the way of.
 const A_MOMENT: Duration = Duration::from_millis(100);
 
@@ -102,6 +105,7 @@ impl From<Error> for Status {
             Error::TooManyPendingBuilds { limit: _ } => {
                 exhausted("TOO_MANY_PENDING_BUILDS", message, A_WHILE)
             }
+            Error::CatalogueLoading => retry_later(Code::Unavailable, "CATALOGUE_LOADING", message, A_SECOND),
             Error::Busy => with_reason(Code::Unavailable, "STORE_BUSY", message),
             Error::Internal(source) => internal(source.as_ref()),
         }
@@ -158,11 +162,15 @@ fn refusal_reason(refusal: Refusal) -> &'static str {
     }
 }
 
-/// With a hint of when to try again.
 fn exhausted(name: &str, message: String, retry_after: Duration) -> Status {
+    retry_later(Code::ResourceExhausted, name, message, retry_after)
+}
+
+/// With a hint of when to try again.
+fn retry_later(code: Code, name: &str, message: String, retry_after: Duration) -> Status {
     let mut details = reason(name);
     details.set_retry_info(Some(retry_after));
-    Status::with_error_details(Code::ResourceExhausted, message, details)
+    Status::with_error_details(code, message, details)
 }
 
 fn with_reason(code: Code, name: &str, message: impl Into<String>) -> Status {
