@@ -146,6 +146,19 @@ pub struct Config {
     #[arg(long, env = "TRAILER_MAX_STREAMS", default_value_t = 1000)]
     pub max_streams: u32,
 
+    /// How many bytes of memory the index of all images may have, which lists, searches and reads are answered from. What would not
+    /// fit is refused when it is written, so that the service can always start again. At least 1 MiB.
+    #[arg(long, env = "TRAILER_INDEX_MEMORY", default_value_t = 2 << 30, value_parser = clap::value_parser!(u64).range(1 << 20..=1 << 50))]
+    pub index_memory: u64,
+
+    /// How many images one creator may have; 0 for any number.
+    #[arg(long, env = "TRAILER_MAX_IMAGES", default_value_t = 100_000)]
+    pub max_images: u64,
+
+    /// How many bytes of --index-memory the images of one creator may have, their grants included; 0 for any number.
+    #[arg(long, env = "TRAILER_MAX_IMAGE_BYTES", default_value_t = 1 << 30)]
+    pub max_image_bytes: u64,
+
     /// How many builds of an image are kept, with their logs; of the older ones that of its artifact. Others are forgotten soon
     /// after a build of the image has ended, in any case within a few hours.
     #[arg(long, env = "TRAILER_RETAIN_BUILDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
@@ -278,5 +291,14 @@ mod tests {
         let unknown_callers = refusal(&[beyond.as_slice(), &encrypted, &["--anonymous"]].concat());
         assert!(unknown_callers.unwrap_or_default().starts_with("--anonymous"));
         assert_eq!(refusal(&["--lease", "41s", "--offline-after", "2s"]), None);
+    }
+
+    #[test]
+    fn an_index_has_some_memory() {
+        let parse = |bytes| Cli::try_parse_from(["image-service", "serve", "--index-memory", bytes]);
+        for bytes in ["0", "1048575", "-1", "2GiB"] {
+            assert!(parse(bytes).is_err(), "{bytes}");
+        }
+        assert!(parse("1048576").is_ok());
     }
 }

@@ -65,6 +65,12 @@ pub(crate) enum Error {
         "{limit} builds are in the queue, which is as many as one caller may have there; try again a little later"
     )]
     TooManyPendingBuilds { limit: u64 },
+    #[error("the catalogue has no room for this: the operator decides how large it may be (--index-memory)")]
+    CatalogueFull,
+    #[error(
+        "the creator of this image may have {limit} {quota} in the catalogue and no more; delete some first"
+    )]
+    CreatorQuotaExceeded { quota: CreatorQuota, limit: u64 },
     #[error("the catalogue is being loaded; try again a little later")]
     CatalogueLoading,
     #[error("the store is busy; try again")]
@@ -89,6 +95,23 @@ impl fmt::Display for Resource {
             Self::Image => "image",
             Self::Build => "build",
             Self::Worker => "worker",
+        })
+    }
+}
+
+/// What one creator's images are bounded in.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum CreatorQuota {
+    Images,
+    Bytes,
+}
+
+impl fmt::Display for CreatorQuota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Images => "images",
+            Self::Bytes => "bytes",
         })
     }
 }

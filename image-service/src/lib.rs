@@ -43,7 +43,7 @@ use self::{
     index::Index,
     queue::{Queue, Times},
     signals::Signals,
-    store::Store,
+    store::{Quotas, Store},
     token::{Requirements, Verifier},
     upkeep::Retention,
 };
@@ -103,6 +103,7 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
         None => Some(DataDirLock::acquire(&config.data_dir)?),
         Some(_) => None,
     };
+    let any_of_zero = |limit: u64| (limit > 0).then_some(limit);
     let policy = Policy {
         lease: config.lease,
         stop_deadline: config.stop_within,
@@ -110,10 +111,15 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
         queue_timeout: config.queue_timeout,
         max_failures: i32::from(config.max_attempt_failures),
         retry_backoff: config.retry_backoff,
-        max_pending: Some(config.max_pending_builds).filter(|&limit| limit > 0),
+        max_pending: any_of_zero(config.max_pending_builds),
+    };
+    let quotas = Quotas {
+        index_memory: config.index_memory,
+        images: any_of_zero(config.max_images),
+        bytes: any_of_zero(config.max_image_bytes),
     };
     let url = config.database_url.as_deref();
-    let store = Store::open(&config.data_dir, url, policy).await.map_err(database)?;
+    let store = Store::open(&config.data_dir, url, policy).await.map_err(database)?.with_quotas(quotas);
     let listener = TcpListener::bind(config.listen).await.map_err(ServeError::Listen)?;
     Ok(Bound { config, prefixes, verifier, store, lock, tls, listener })
 }

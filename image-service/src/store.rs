@@ -35,6 +35,7 @@ pub(crate) use self::{
     edits::{BatchOutcome, BatchTarget, SnapshotOrder, WithBuild},
     hints::Hint,
     histories::Excerpt,
+    quotas::Quotas,
     records::ChangedRecords,
     workers::WorkerRow,
 };
@@ -53,6 +54,7 @@ mod histories;
 mod images;
 mod made;
 mod migration;
+mod quotas;
 mod records;
 mod references;
 mod retention;
@@ -71,6 +73,7 @@ pub(crate) struct Store {
     asked: DatabaseConnection,
     history: Uuid,
     policy: Policy,
+    quotas: Quotas,
     /// Stands for the clock.
     #[cfg(all(test, feature = "simulation"))]
     clock: Option<std::sync::Arc<std::sync::atomic::AtomicI64>>,
@@ -128,9 +131,15 @@ impl Store {
             asked,
             history: catalogue.history,
             policy,
+            quotas: Quotas::UNLIMITED,
             #[cfg(all(test, feature = "simulation"))]
             clock: None,
         })
+    }
+
+    /// Bounds what images may take up.
+    pub(crate) fn with_quotas(self, quotas: Quotas) -> Self {
+        Self { quotas, ..self }
     }
 
     /// Goes by another clock than the database's.

@@ -105,6 +105,12 @@ impl From<Error> for Status {
             Error::TooManyPendingBuilds { limit: _ } => {
                 exhausted("TOO_MANY_PENDING_BUILDS", message, A_WHILE)
             }
+            // Without a hint: nothing changes by itself.
+            Error::CatalogueFull => with_reason(Code::ResourceExhausted, "CATALOGUE_FULL", message),
+            Error::CreatorQuotaExceeded { quota, limit: _ } => {
+                let details = reason_with("CREATOR_QUOTA_EXCEEDED", "quota", quota.to_string());
+                Self::with_error_details(Code::ResourceExhausted, message, details)
+            }
             Error::CatalogueLoading => retry_later(Code::Unavailable, "CATALOGUE_LOADING", message, A_SECOND),
             Error::Busy => with_reason(Code::Unavailable, "STORE_BUSY", message),
             Error::Internal(source) => internal(source.as_ref()),

@@ -1,0 +1,107 @@
+//! The room that images may have, so that the index of all of them can always be loaded again.
+
+use crate::error::{CreatorQuota, Error};
+
+/// The most that the catalogue may hold, and the most that one creator may have in it.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Quotas {
+    /// The bytes of the index of all images.
+    pub(crate) index_memory: u64,
+    /// The images of one creator; `None` for any number.
+    pub(crate) images: Option<u64>,
+    /// The bytes of the index of one creator's images; `None` for any number.
+    pub(crate) bytes: Option<u64>,
+}
+
+/// What is in the catalogue before a write.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Usage {
+    /// The bytes of the index of all images.
+    pub(crate) catalogue_bytes: u64,
+    /// The images of the creator of what is written.
+    pub(crate) creator_images: u64,
+    /// The bytes of the index of these.
+    pub(crate) creator_bytes: u64,
+}
+
+/// What a write adds: 0 where it takes away or changes nothing.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Growth {
+    pub(crate) images: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Quotas {
+    /// No limits, as tests want them.
+    pub(crate) const UNLIMITED: Self = Self { index_memory: u64::MAX, images: None, bytes: None };
+
+    /// Decides whether there is room for a write. One that adds nothing is never refused: a quota may have been lowered.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CreatorQuotaExceeded`] when the creator would have more than it may, [`Error::CatalogueFull`] when all
+    /// images would.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the transactions of writes"))]
+    pub(crate) fn admit(&self, used: Usage, added: Growth) -> Result<(), Error> {
+        let exceeds = |used: u64, added: u64, limit: u64| added > 0 && used.saturating_add(added) > limit;
+        let of_creator = [
+            (CreatorQuota::Images, used.creator_images, added.images, self.images),
+            (CreatorQuota::Bytes, used.creator_bytes, added.bytes, self.bytes),
+        ];
+        for (quota, used, added, limit) in of_creator {
+            if let Some(limit) = limit.filter(|&limit| exceeds(used, added, limit)) {
+                return Err(Error::CreatorQuotaExceeded { quota, limit });
+            }
+        }
+        if exceeds(used.catalogue_bytes, added.bytes, self.index_memory) {
+            return Err(Error::CatalogueFull);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUOTAS: Quotas = Quotas { index_memory: 1_000, images: Some(3), bytes: Some(400) };
+
+    /// The outcome of adding to what is used, in the order of the fields.
+    fn outcome(quotas: Quotas, used: (u64, u64, u64), added: (u64, u64)) -> &'static str {
+        let used = Usage { catalogue_bytes: used.0, creator_images: used.1, creator_bytes: used.2 };
+        match quotas.admit(used, Growth { images: added.0, bytes: added.1 }) {
+            Ok(()) => "admitted",
+            Err(Error::CreatorQuotaExceeded { quota: CreatorQuota::Images, limit: 3 }) => "images",
+            Err(Error::CreatorQuotaExceeded { quota: CreatorQuota::Bytes, limit: 400 }) => "bytes",
+            Err(Error::CatalogueFull) => "full",
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+
+    #[test]
+    fn what_fits_every_quota_is_admitted() {
+        for (used, added, expected) in [
+            ((0, 0, 0), (1, 400), "admitted"),
+            ((600, 2, 0), (1, 400), "admitted"),
+            ((600, 3, 0), (1, 1), "images"),
+            ((600, 2, 0), (1, 401), "bytes"),
+            ((0, 0, 400), (0, 1), "bytes"),
+            ((601, 2, 0), (1, 400), "full"),
+            // The creator can do something about its own.
+            ((1_000, 3, 400), (1, 1), "images"),
+            ((u64::MAX, 0, 0), (1, u64::MAX), "bytes"),
+        ] {
+            assert_eq!(outcome(QUOTAS, used, added), expected, "{used:?} {added:?}");
+        }
+    }
+
+    #[test]
+    fn a_write_that_adds_nothing_is_admitted_beyond_the_quotas() {
+        assert_eq!(outcome(QUOTAS, (5_000, 9, 5_000), (0, 0)), "admitted");
+    }
+
+    #[test]
+    fn quotas_of_any_number_refuse_nothing() {
+        assert_eq!(outcome(Quotas::UNLIMITED, (1 << 40, 1 << 40, 1 << 40), (1 << 40, 1 << 40)), "admitted");
+    }
+}
