@@ -258,7 +258,8 @@ impl Index {
     ///
     /// # Errors
     ///
-    /// [`Error::Busy`] when that takes too long: the database does not answer, or the index is loaded.
+    /// - [`Error::CatalogueLoading`] when the index is loaded meanwhile.
+    /// - [`Error::Busy`] when the database does not answer, or the index does not catch up with it in time.
     pub(crate) async fn fresh(&self) -> Result<Revision, Error> {
         let begun = *self.0.state.borrow();
         // Where nobody else writes, it is known what was committed.
@@ -269,6 +270,7 @@ impl Index {
         }
         match timeout(Self::PATIENCE, self.caught_up(begun)).await {
             Ok(Some(at)) => Ok(at),
+            Ok(None) | Err(_) if self.0.state.borrow().at.is_none() => Err(Error::CatalogueLoading),
             Ok(None) | Err(_) => Err(Error::Busy),
         }
     }

@@ -199,7 +199,7 @@ impl Bound {
         });
         tasks.spawn(upkeep::hear(store.clone(), Arc::clone(&signals), shutdown.clone()));
         tasks.spawn(upkeep::forget(store.clone(), retain, shutdown.clone()));
-        tasks.spawn(index.run(Arc::clone(&signals), shutdown.clone()));
+        tasks.spawn(index.clone().run(Arc::clone(&signals), shutdown.clone()));
         tasks.spawn({
             let shutdown = shutdown.clone();
             async move { verifier.keep_fresh(shutdown).await }
@@ -218,14 +218,13 @@ impl Bound {
             streams: config.max_streams,
         };
         // Nothing has to be loaded: the catalogue is read from the database.
-        let (_catalogue_loaded, catalogue_ready) = watch::channel(true);
         let serving = Serving {
             listener,
             tls: tls.as_ref().map(ServerTls::current),
             callers: Callers::new(limits),
             readiness: Readiness {
                 store_answers: upkeep::ask(&mut tasks, &store, &shutdown),
-                catalogue_ready,
+                catalogue_ready: index.serves(),
             },
         };
         if let Some(tls) = tls {

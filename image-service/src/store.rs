@@ -59,6 +59,7 @@ mod records;
 mod references;
 mod retention;
 mod rows;
+mod usage;
 mod workers;
 mod write;
 mod writing;

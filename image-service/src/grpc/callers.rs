@@ -152,7 +152,6 @@ impl Callers {
     ///
     /// This never fails: units that the caller has not got are made up for before its next call. One charge counts as the
     /// burst at most.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the scans of the index in memory"))]
     pub(super) fn charge(&self, caller: &Principal, units: u32) {
         let Some(rate) = self.rate.filter(|_| units > 0) else {
             return;

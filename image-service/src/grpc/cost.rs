@@ -37,7 +37,6 @@ pub(super) fn of_watch(searches: bool) -> u32 {
 }
 
 /// Returns what a search is charged for the text that it has looked through, beyond the cost of its call.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the scans of the index in memory"))]
 pub(super) fn of_scan(bytes: u64) -> u32 {
     u32::try_from(bytes / SCANNED_BYTES_A_UNIT).unwrap_or(u32::MAX)
 }

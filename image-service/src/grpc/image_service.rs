@@ -101,6 +101,7 @@ impl ImageService for Images {
         let size = usize::try_from(size).unwrap_or(usize::MAX);
         let with_total = request.include_total_size;
         let page = self.catalog.images(&caller, &query, after.as_ref(), size, with_total).await?;
+        self.callers.charge(&caller, cost::of_scan(page.searched));
         let configurations = match view {
             View::Basic => vec![None; page.images.len()],
             View::Full => self.catalog.configurations(&page.images).await?,

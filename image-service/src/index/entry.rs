@@ -79,7 +79,7 @@ impl Entry {
 
     /// Returns about how many bytes it takes, with its places in the index.
     pub(super) fn size(&self) -> usize {
-        self.image.index_bytes(self.text.size(), self.grants.len())
+        self.image.index_bytes(self.text.size()) + Image::GRANT_BYTES as usize * self.grants.len()
     }
 }
 

@@ -12,15 +12,18 @@ use super::{
     ChangeKind, Effects, Store,
     changes::{self, NewChange},
     entity::{grant, image},
-    write::Write,
+    usage,
+    write::{Target, Write},
     writing::Writing,
 };
 use crate::{
     access::{Action, Grantee, Permissions, Sight},
     error::{Error, Refusal},
-    image::ImageId,
+    image::{Image, ImageId},
     request::Request,
 };
+
+const GRANT_BYTES: i64 = Image::GRANT_BYTES as i64;
 
 impl Store {
     const MAX_GRANTS: u64 = 1_000;
@@ -51,12 +54,14 @@ impl Store {
             delete: permissions.can_delete(),
         };
         let row = row.into_active_model().reset_all();
-        match (found, permissions.can_view()) {
+        let added = match (found, permissions.can_view()) {
             (Some(found), false) => {
                 grant::Entity::delete_by_id((found.image, found.grantee)).exec(&write.txn).await?;
+                -GRANT_BYTES
             }
             (Some(_), true) => {
                 row.update(&write.txn).await?;
+                0
             }
             (None, _) => {
                 let of_image = grant::Entity::find().filter(grant::Column::Image.eq(id.0));
@@ -64,9 +69,11 @@ impl Store {
                     return Err(Error::Refused(Refusal::TooManyGrants));
                 }
                 grant::Entity::insert(row).exec_without_returning(&write.txn).await?;
+                GRANT_BYTES
             }
-        }
-        share(&mut write, id, &target.image.creator, grantee).await?;
+        };
+        write.charge(&target.image.creator, usage::Change { images: 0, bytes: added }).await?;
+        share(&mut write, &target, grantee, added).await?;
         write.finish(permissions).await
     }
 
@@ -88,11 +95,18 @@ impl Store {
     }
 }
 
-/// Logs a change of grants: a new revision, but no update of the record.
-async fn share(write: &mut Write<'_>, id: ImageId, creator: &str, grantee: Grantee) -> Result<(), Error> {
-    let change = NewChange { grantees: [grantee].into(), ..NewChange::new(id, ChangeKind::Grants, creator) };
+/// Logs a change of grants: a new revision, but no update of the record. It takes so many bytes more in the memory of the index.
+async fn share(write: &mut Write<'_>, target: &Target, grantee: Grantee, added: i64) -> Result<(), Error> {
+    let id = target.image.id;
+    let change = NewChange::new(id, ChangeKind::Grants, &target.image.creator);
+    let change = NewChange { grantees: [grantee].into(), ..change };
     let revision = changes::log(&write.txn, change, write.now).await?.revision;
-    let row = image::ActiveModel { id: Set(id.0), revision: Set(revision), ..Default::default() };
+    let row = image::ActiveModel {
+        id: Set(id.0),
+        revision: Set(revision),
+        index_bytes: Set(target.row.index_bytes + added),
+        ..Default::default()
+    };
     write.txn.later(image::Entity::update(row).validate()?);
     write.effects.committed.changed.insert(id);
     Ok(())

@@ -41,7 +41,6 @@ impl Quotas {
     ///
     /// [`Error::CreatorQuotaExceeded`] when the creator would have more than it may, [`Error::CatalogueFull`] when all
     /// images would.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the transactions of writes"))]
     pub(crate) fn admit(&self, used: Usage, added: Growth) -> Result<(), Error> {
         let exceeds = |used: u64, added: u64, limit: u64| added > 0 && used.saturating_add(added) > limit;
         let of_creator = [

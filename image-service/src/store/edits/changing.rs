@@ -4,7 +4,7 @@ use sea_orm::{
     ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, Set, sea_query::Expr,
 };
 
-use super::BatchOutcome;
+use super::{BatchOutcome, creating::index_bytes};
 use crate::{
     access::Action,
     build::{Build, BuildId, Job, Kind},
@@ -19,7 +19,7 @@ use crate::{
         contexts,
         decided::{self, Moved},
         entity::image,
-        grants, images, references, rows,
+        grants, images, references, rows, usage,
         write::{Target, Write},
     },
 };
@@ -53,6 +53,11 @@ impl Write<'_> {
         }
         let mut image = target.image;
         if row != target.row {
+            let new = rows::image_from_row(row.clone())?;
+            let bytes =
+                index_bytes(&new, configuration.as_ref().unwrap_or(&current)) - index_bytes(&image, &current);
+            row.index_bytes += bytes;
+            self.charge(&row.creator, usage::Change { images: 0, bytes }).await?;
             references::settle(&self.txn, [&row]).await?;
             image = self.save_edit(row, ChangeKind::Content).await?;
         }
@@ -164,6 +169,8 @@ impl Write<'_> {
         let change = NewChange { grantees, ..NewChange::new(id, ChangeKind::Deleted, &target.image.creator) };
         changes::log(&self.txn, change, self.now).await?;
         self.effects.committed.changed.insert(id);
+        let usage = usage::Change { images: -1, bytes: -target.row.index_bytes };
+        self.charge(&target.row.creator, usage).await?;
         let deleted = image::ActiveModel { id: Set(id.0), deleted: Set(true), ..Default::default() };
         self.txn.later(image::Entity::update(deleted).validate()?);
         let active = builds::active_of(&self.txn, id).await?;

@@ -7,14 +7,17 @@ use crate::{
     access::{Permissions, Standing},
     build::{Build, Happening, Job, Kind, Record},
     error::Error,
-    image::{Configuration, Image, ImageId, ImageInView, NewImage, Requirements, Status, WantedReference},
+    image::{
+        Configuration, Image, ImageId, ImageInView, NewImage, Requirements, Status, WantedReference,
+        search_text,
+    },
     store::{
         ChangeKind, builds,
         changes::{self, NewChange},
         contexts,
         decided::{self, Moved},
         entity::{self, configuration, image},
-        references, rows,
+        references, rows, usage,
         write::Write,
     },
 };
@@ -52,7 +55,7 @@ impl Write<'_> {
         let mut build = (!new.template).then(|| Build::queued(id, 1, requested_by, job, now));
         let changes::Logged { revision, at } =
             changes::log(&self.txn, NewChange::new(id, ChangeKind::Content, creator), now).await?;
-        let row = image::Model {
+        let mut row = image::Model {
             id: id.0,
             name: new.name.as_str().to_owned(),
             description: new.description.as_str().to_owned(),
@@ -79,7 +82,10 @@ impl Write<'_> {
             deleted: false,
             index_bytes: 0,
         };
-        self.txn.later(image::Entity::insert(row.clone().into_active_model()));
+        let image = rows::image_from_row(row.clone())?;
+        row.index_bytes = index_bytes(&image, &new.configuration);
+        self.charge(creator, usage::Change { images: 1, bytes: row.index_bytes }).await?;
+        self.txn.later(image::Entity::insert(row.into_active_model()));
         self.write_configuration(id, 1, &new.configuration).await?;
         if !new.template && !pulled {
             references::take_chosen(&self.txn, id.0, &new.reference, &reference).await?;
@@ -92,7 +98,6 @@ impl Write<'_> {
             }
             None => None,
         };
-        let image = rows::image_from_row(row)?;
         let standing = if snapshot.is_some() { self.standing_of_new(&image) } else { Standing::Owner };
         let actions = image.allowed_actions(standing);
         // Whoever vouches for somebody else does not see what that one sees.
@@ -136,4 +141,10 @@ impl Write<'_> {
         decided::record(&self.txn, &[Moved::queued(build, &first)], &mut self.effects.committed)?;
         Ok(first)
     }
+}
+
+/// Returns what an image takes in the memory of the index, but for its grants. Bytes.
+pub(super) fn index_bytes(image: &Image, configuration: &Configuration) -> i64 {
+    let text = search_text(&image.name, &image.description, configuration);
+    i64::try_from(image.index_bytes(text.as_str().len())).unwrap_or(i64::MAX)
 }
