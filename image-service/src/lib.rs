@@ -72,6 +72,7 @@ pub mod simulation;
 mod store;
 mod timestamp;
 mod token;
+mod turns;
 mod upkeep;
 mod workers;
 

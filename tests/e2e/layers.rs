@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::Context as _;
 
-const NOUNS: [&str; 9] =
-    ["access", "build", "context", "dispatch", "error", "image", "request", "search", "timestamp"];
+const NOUNS: [&str; 10] =
+    ["access", "build", "context", "dispatch", "error", "image", "request", "search", "timestamp", "turns"];
 const OPERATIONS: [&str; 9] =
     ["catalog", "contexts", "feed", "history", "queue", "session", "signals", "upkeep", "workers"];
 /// Beside the layers: the command line, the lock on the data directory, tokens, and the root that puts everything together.
