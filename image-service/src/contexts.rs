@@ -37,6 +37,8 @@ pub(crate) enum Begun {
 #[derive(Debug)]
 pub(crate) struct Upload {
     contexts: Contexts,
+    /// Who uploads.
+    caller: Principal,
     id: uuid::Uuid,
     expected: Option<ContextDigest>,
     inspection: Inspection,
@@ -78,13 +80,14 @@ impl Contexts {
     ) -> Result<Begun, Error> {
         caller.require(Role::Builder)?;
         if let Some(digest) = &expected
-            && let Some(kept) = self.store.use_context(digest).await?
+            && let Some(kept) = self.store.use_context(caller, digest).await?
         {
             return Ok(Begun::Known(self.taken(digest.clone(), &kept)));
         }
         let permit = Arc::clone(&self.uploads).try_acquire_owned().map_err(|_| Error::TooManyUploads)?;
         Ok(Begun::Upload(Box::new(Upload {
-            id: self.store.begin_context().await?,
+            id: self.store.begin_context(caller).await?,
+            caller: caller.clone(),
             contexts: self.clone(),
             expected,
             inspection: Inspection::new(self.limit),
@@ -153,7 +156,7 @@ impl Upload {
         if !rest.is_empty() {
             self.keep(rest).await?;
         }
-        let kept = self.contexts.store.finish_context(self.id, &found, self.chunks).await?;
+        let kept = self.contexts.store.finish_context(&self.caller, self.id, &found, self.chunks).await?;
         Ok(self.contexts.taken(found.digest, &kept))
     }
 
@@ -166,7 +169,7 @@ impl Upload {
     }
 
     async fn keep(&mut self, chunk: Vec<u8>) -> Result<(), Error> {
-        self.contexts.store.append_context(self.id, self.chunks, chunk).await?;
+        self.contexts.store.append_context(&self.caller, self.id, self.chunks, chunk).await?;
         self.chunks += 1;
         Ok(())
     }

@@ -62,6 +62,10 @@ pub(crate) enum Error {
     #[error("{limit} streams are open, which is as many as one caller may have")]
     TooManyStreams { limit: u32 },
     #[error(
+        "{limit} writes wait for their turn, which is as many as one caller may have; try again a little later"
+    )]
+    TooManyWrites { limit: usize },
+    #[error(
         "{limit} builds are in the queue, which is as many as one caller may have there; try again a little later"
     )]
     TooManyPendingBuilds { limit: u64 },

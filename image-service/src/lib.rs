@@ -20,7 +20,6 @@ use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 use edge::tls::ServerTls;
 use tokio::{
     net::TcpListener,
-    sync::watch,
     task::{JoinError, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
@@ -238,6 +237,7 @@ impl Bound {
         let served = tokio::select! {
             served = within_grace(serving, &shutdown, grace) => served,
             panicked = first_panic(&mut tasks) => Err(ServeError::Panicked(panicked)),
+            () = store.writer_ended() => Err(ServeError::WriterEnded),
         };
         shutdown.cancel();
         let ended = async {
@@ -283,6 +283,9 @@ pub enum ServeError {
     /// The methods in the descriptor set.
     #[error("cannot tell the methods apart")]
     Methods(#[from] prost::DecodeError),
+    /// The task that writes to the database.
+    #[error("the task that writes to the database has panicked")]
+    WriterEnded,
     /// A task without which the service is of no use.
     #[error("a task of the service panicked")]
     Panicked(#[source] JoinError),

@@ -1,17 +1,16 @@
 //! The database: one method, one transaction. The only place that knows sea-orm.
 //!
 //! SQLite or Postgres, with the same promises: no two transactions write at once, so a decision is committed upon the rows that
-//! it was made from, and revisions are in the order of commits. On SQLite there is one writer, whose transactions begin
-//! IMMEDIATE; on Postgres every writing transaction begins with a lock that all replicas share. Readers never wait for
-//! writers. Whatever a method has returned survives a power cut (`synchronous=FULL` on SQLite). Times that are stored, and the
-//! present that they are compared with, are of one clock: the database's on Postgres, whichever replica asks.
+//! it was made from, and revisions are in the order of commits. One task writes ([`writer`]): its transactions begin IMMEDIATE on
+//! SQLite, and with a lock that all replicas share on Postgres. Readers never wait for writers. Whatever a method has returned
+//! survives a power cut (`synchronous=FULL` on SQLite). Times that are stored, and the present that they are compared with, are of
+//! one clock: the database's on Postgres, whichever replica asks.
 
 use std::{borrow::Cow, collections::BTreeSet, path::Path};
 
 use sea_orm::{
     AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
-    IsolationLevel, RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
-    sqlx::Error as SqlxError,
+    IsolationLevel, RuntimeErr, Statement, TransactionTrait, sqlx::Error as SqlxError,
 };
 use uuid::Uuid;
 
@@ -21,13 +20,14 @@ use crate::{
     error::Error,
     image::ImageId,
     timestamp::Timestamp,
+    turns::Turn,
 };
 
 #[cfg(all(test, feature = "simulation"))]
 pub(crate) use self::connecting::execute;
 #[cfg(feature = "simulation")]
 pub(crate) use self::dispatching::Decided;
-use self::writing::Writing;
+pub(crate) use self::writer::CommittedRevision;
 pub(crate) use self::{
     changes::{Change, ChangeKind, Revision},
     contexts::KeptContext,
@@ -39,6 +39,7 @@ pub(crate) use self::{
     records::ChangedRecords,
     workers::WorkerRow,
 };
+use self::{writer::Writer, writing::Writing};
 
 mod builds;
 mod changes;
@@ -62,14 +63,14 @@ mod rows;
 mod usage;
 mod workers;
 mod write;
+mod writer;
 mod writing;
 
 /// A handle to the catalogue's database.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     reader: DatabaseConnection,
-    /// A pool of one: whoever writes waits here for its turn.
-    writer: DatabaseConnection,
+    writer: Writer,
     /// A pool of one, for nobody but who asks whether the database answers: it waits for no other.
     asked: DatabaseConnection,
     history: Uuid,
@@ -78,14 +79,6 @@ pub(crate) struct Store {
     /// Stands for the clock.
     #[cfg(all(test, feature = "simulation"))]
     clock: Option<std::sync::Arc<std::sync::atomic::AtomicI64>>,
-}
-
-/// What is known, without asking the database, of the latest revision that was committed.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(crate) enum CommittedRevision {
-    Known(Revision),
-    /// Others write, too, or the outcome of a commit is not known.
-    Unknown,
 }
 
 /// What else a committed transaction calls for: the feed and the watchers of builds read on.
@@ -109,8 +102,6 @@ pub(crate) struct Effects {
 
 impl Store {
     const READERS: u32 = 8;
-    /// The lock of all who write to a Postgres database.
-    const WRITE_LOCK: i64 = 0x7472_6169_6c65_7201;
 
     /// Opens the database at a `postgres://` URL, or else the one in the data directory, creating or migrating it where needed.
     pub(crate) async fn open(data_dir: &Path, url: Option<&str>, policy: Policy) -> Result<Self, DbErr> {
@@ -118,14 +109,16 @@ impl Store {
             || format!("sqlite://{}?mode=rwc", data_dir.join("catalogue.sqlite").display()),
             ToOwned::to_owned,
         );
-        let writer = connecting::connect(&url, 1).await?;
-        connecting::migrate(&writer).await?;
+        let connection = connecting::connect(&url, 1).await?;
+        connecting::migrate(&connection).await?;
         let reader = connecting::connect(&url, Self::READERS).await?;
         let asked = connecting::connect(&url, 1).await?;
         let catalogue = entity::catalogue::Entity::find_by_id(1)
             .one(&reader)
             .await?
             .ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
+        let latest = Revision { number: catalogue.revision, nonce: catalogue.nonce };
+        let writer = Writer::start(&url, connection, latest).await?;
         Ok(Self {
             reader,
             writer,
@@ -168,14 +161,31 @@ impl Store {
 
     /// Waits for what is under way and closes the connections.
     pub(crate) async fn close(self) -> Result<(), DbErr> {
+        self.writer.close().await;
         self.asked.close().await?;
-        self.reader.close().await?;
-        self.writer.close().await
+        self.reader.close().await
     }
 
-    /// Returns the latest revision that was committed, where that is known without asking the database.
+    /// Waits for the end of the task that writes, which before [`close`](Self::close) only a panic ends.
+    pub(crate) async fn writer_ended(&self) {
+        self.writer.ended().await;
+    }
+
+    /// Executes a statement in a transaction of its own.
+    #[cfg(test)]
+    pub(crate) async fn execute(&self, sql: &str) -> Result<(), Error> {
+        let txn = self.write(Turn::Background).await?;
+        txn.execute_unprepared(sql).await?;
+        txn.commit().await
+    }
+
+    /// Returns the latest revision that was committed, where that is known without asking the database: not where others write,
+    /// too.
     pub(crate) fn committed(&self) -> CommittedRevision {
-        CommittedRevision::Unknown
+        match self.backend() {
+            DbBackend::Sqlite => *self.writer.committed().borrow(),
+            DbBackend::Postgres | DbBackend::MySql | _ => CommittedRevision::Unknown,
+        }
     }
 
     /// Fails unless the database answers.
@@ -187,14 +197,13 @@ impl Store {
         self.reader.get_database_backend()
     }
 
-    /// Begins a transaction that no other writes beside.
-    async fn write(&self) -> Result<Writing, DbErr> {
-        if self.backend() == DbBackend::Postgres {
-            let txn = self.writer.begin().await?;
-            txn.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({})", Self::WRITE_LOCK)).await?;
-            return Ok(Writing::new(txn));
-        }
-        begin_immediate(&self.writer).await
+    /// Waits for a turn to write, and begins.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooManyWrites`], and [`Error::Busy`] when the turn does not come.
+    async fn write(&self, turn: Turn<'_>) -> Result<Writing, Error> {
+        self.writer.begin(turn).await
     }
 
     /// The present, by the clock that all who share the database have in common: its own on Postgres, this machine's on SQLite.
@@ -225,15 +234,6 @@ impl Store {
     }
 }
 
-/// Begins a transaction on SQLite that is the one that writes from the beginning.
-async fn begin_immediate(writer: &DatabaseConnection) -> Result<Writing, DbErr> {
-    let options = TransactionOptions {
-        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-        ..TransactionOptions::default()
-    };
-    Ok(Writing::new(writer.begin_with_options(options).await?))
-}
-
 impl From<DbErr> for Error {
     fn from(error: DbErr) -> Self {
         if is_passing(&error) { Self::Busy } else { Self::Internal(Box::new(error)) }
@@ -254,6 +254,13 @@ fn sqlx_error(error: &DbErr) -> Option<&SqlxError> {
 /// What the database says is wrong, by its code.
 fn error_code(error: &DbErr) -> Option<Cow<'_, str>> {
     sqlx_error(error)?.as_database_error()?.code()
+}
+
+/// Returns whether the connection is of no use any more.
+fn is_disconnected(error: &DbErr) -> bool {
+    error_code(error).is_none_or(|code| {
+        code.len() == 5 && ["08", "57P"].iter().any(|class| code.starts_with(class)) || code == "25P03"
+    })
 }
 
 /// Whether the same may work a little later: another process has held a lock for too long (SQLITE_BUSY, or Postgres'

@@ -32,6 +32,8 @@ pub(crate) struct Turns<T> {
     /// The turns in a row that callers have had while background work waited.
     caller_run: u32,
     is_gone: fn(&T) -> bool,
+    /// How many tickets of one caller wait at most, and how many of background work.
+    most: usize,
 }
 
 /// As many tickets wait as may.
@@ -40,26 +42,18 @@ pub(crate) struct Full {
     pub(crate) limit: usize,
 }
 
-impl Turn<'_> {
-    /// Bounds the tickets of dispatch, the tickets of each caller, and those of background work.
-    ///
-    /// Dispatch has one for each session and report under way, so its bound is far above what a service of this size sees.
-    fn limit(self) -> usize {
-        match self {
-            Self::Dispatch => 10_000,
-            Self::Caller(_) | Self::Background => 100,
-        }
-    }
-}
-
 impl<T> Turns<T> {
     /// The turns that dispatch takes in a row while others wait.
     const DISPATCH_RUN: u32 = 8;
     /// The turns that callers take in a row while background work waits.
     const CALLER_RUN: u32 = 32;
 
-    /// Creates turns whose tickets are passed over once `is_gone` says that nobody waits for them.
-    pub(crate) fn new(is_gone: fn(&T) -> bool) -> Self {
+    /// How many tickets of dispatch wait at most: one for each session and report under way, far more than a service of this size
+    /// sees.
+    const MOST_OF_DISPATCH: usize = 10_000;
+
+    /// Creates turns whose tickets are passed over once `is_gone` says that nobody waits for them. Of each caller `most` wait.
+    pub(crate) fn new(is_gone: fn(&T) -> bool, most: usize) -> Self {
         Self {
             dispatch: VecDeque::new(),
             callers: HashMap::new(),
@@ -68,6 +62,7 @@ impl<T> Turns<T> {
             dispatch_run: 0,
             caller_run: 0,
             is_gone,
+            most,
         }
     }
 
@@ -77,7 +72,10 @@ impl<T> Turns<T> {
     ///
     /// [`Full`] when as many wait as may; those that are gone do not count.
     pub(crate) fn push(&mut self, turn: Turn<'_>, ticket: T) -> Result<(), Full> {
-        let limit = turn.limit();
+        let limit = match turn {
+            Turn::Dispatch => Self::MOST_OF_DISPATCH,
+            Turn::Caller(_) | Turn::Background => self.most,
+        };
         let waiting = match turn {
             Turn::Dispatch => &mut self.dispatch,
             Turn::Background => &mut self.background,

@@ -96,7 +96,7 @@ fn image_service_depends_downwards_only() -> anyhow::Result<()> {
         } else if module == "grpc" {
             (&["sea_orm", "clap"], vec!["store"])
         } else if module == "store" {
-            (&["tonic", "proto", "prost", "clap", "tokio"], ["grpc"].into_iter().chain(OPERATIONS).collect())
+            (&["tonic", "proto", "prost", "clap"], ["grpc"].into_iter().chain(OPERATIONS).collect())
         } else {
             assert!(ROOT.contains(&module), "{file} belongs to no layer");
             (&["sea_orm"], Vec::new())

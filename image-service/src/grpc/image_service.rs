@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::stream::{self, BoxStream, StreamExt};
+use prost::Message as _;
 use proto::{
     encoded,
     images::{self as wire, image_service_server::ImageService},

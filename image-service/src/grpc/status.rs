@@ -102,6 +102,7 @@ impl From<Error> for Status {
                 exhausted("TOO_MANY_CONCURRENT_CALLS", message, A_MOMENT)
             }
             Error::TooManyStreams { limit: _ } => exhausted("TOO_MANY_STREAMS", message, A_WHILE),
+            Error::TooManyWrites { limit: _ } => exhausted("TOO_MANY_WRITES", message, A_WHILE),
             Error::TooManyPendingBuilds { limit: _ } => {
                 exhausted("TOO_MANY_PENDING_BUILDS", message, A_WHILE)
             }

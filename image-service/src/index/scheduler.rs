@@ -1,37 +1,58 @@
 //! Work on the images that takes longer than a moment: in slices beside the async threads, with callers in turn.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 
 use super::{Budget, Index, images::Images};
-use crate::{access::Principal, error::Error};
+use crate::{
+    access::Principal,
+    error::Error,
+    turns::{Turn, Turns},
+};
 
-/// Whose turn it is.
+/// One slice at a time, of whoever's turn it is.
+#[derive(Clone, Debug)]
+pub(super) struct Scans(Arc<Mutex<Queue>>);
+
 #[derive(Debug)]
-pub(super) struct Scans(Arc<Semaphore>);
+struct Queue {
+    /// Whether somebody has the turn.
+    is_taken: bool,
+    waiting: Turns<oneshot::Sender<Slice>>,
+}
+
+/// The turn, until it is dropped.
+#[derive(Debug)]
+struct Slice {
+    /// None once it was handed on.
+    scans: Option<Scans>,
+}
 
 impl Default for Scans {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(1)))
+        let waiting = Turns::new(oneshot::Sender::is_closed, Self::MOST_WAITING);
+        Self(Arc::new(Mutex::new(Queue { is_taken: false, waiting })))
     }
 }
 
 impl Scans {
+    /// How many scans of one caller wait at most: as many as it may have calls and streams.
+    const MOST_WAITING: usize = 2_000;
     /// How many stretches are done at once: most work is over then.
     const AT_ONCE: usize = 4;
-    /// How many stretches a turn has: some two milliseconds.
-    const TURN: usize = 16;
+    /// How many stretches a slice has: some two milliseconds.
+    const SLICE: usize = 16;
 
     /// Advances a scan until it is done. Dropped, the scan ends with its slice.
     ///
     /// # Errors
     ///
-    /// [`Error::Draining`] at the end of the process.
+    /// [`Error::Busy`] when too many scans of the caller wait, [`Error::Draining`] at the end of the process.
     pub(super) async fn run<S: Send + 'static>(
         &self,
         index: &Index,
-        _caller: &Principal,
+        caller: &Principal,
         mut scan: S,
         advance: fn(&mut S, &Images, Budget) -> bool,
     ) -> Result<S, Error> {
@@ -41,17 +62,61 @@ impl Scans {
             }
         }
         loop {
-            let _turn = self.0.acquire().await.map_err(|_| Error::Draining)?;
+            let slice = self.turn(caller).await?;
             let index = index.clone();
-            let slice = tokio::task::spawn_blocking(move || {
-                let is_done = (0..Self::TURN).any(|_| advance(&mut scan, &index.images(), Budget::STRETCH));
+            let advanced = tokio::task::spawn_blocking(move || {
+                let is_done = (0..Self::SLICE).any(|_| advance(&mut scan, &index.images(), Budget::STRETCH));
+                // Not before: a call that is cancelled leaves its slice to its end.
+                drop(slice);
                 (scan, is_done)
             });
-            let (advanced, is_done) = slice.await.map_err(|_| Error::Draining)?;
+            let (advanced, is_done) = advanced.await.map_err(|_| Error::Draining)?;
             if is_done {
                 return Ok(advanced);
             }
             scan = advanced;
+        }
+    }
+
+    async fn turn(&self, caller: &Principal) -> Result<Slice, Error> {
+        let (ticket, turn) = oneshot::channel();
+        {
+            let mut queue = self.queue();
+            if !queue.is_taken {
+                queue.is_taken = true;
+                return Ok(Slice { scans: Some(self.clone()) });
+            }
+            queue.waiting.push(Turn::Caller(caller), ticket).map_err(|_| Error::Busy)?;
+        }
+        turn.await.map_err(|_| Error::Draining)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Slice {
+    /// Hands the turn on to the next who still waits.
+    fn drop(&mut self) {
+        let Some(scans) = self.scans.take() else {
+            return;
+        };
+        loop {
+            let next = {
+                let mut queue = scans.queue();
+                let next = queue.waiting.pop();
+                queue.is_taken = next.is_some();
+                next
+            };
+            let Some(next) = next else {
+                return;
+            };
+            match next.send(Self { scans: Some(scans.clone()) }) {
+                Ok(()) => return,
+                // It has gone meanwhile.
+                Err(mut slice) => slice.scans = None,
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ use super::{
     rows::{from_json, to_json},
     writing::Writing,
 };
-use crate::{access::Grantee, error::Error, image::ImageId, timestamp::Timestamp};
+use crate::{access::Grantee, error::Error, image::ImageId, timestamp::Timestamp, turns::Turn};
 
 /// A change of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,7 +133,7 @@ impl Store {
         if !oldest().one(&self.reader).await?.as_ref().is_some_and(is_due) {
             return Ok(false);
         }
-        let txn = self.write().await?;
+        let txn = self.write(Turn::Background).await?;
         let found = oldest().all(&txn).await?;
         let count = found.len();
         let Some((revision, nonce, _)) = found.into_iter().take_while(is_due).last() else {
@@ -250,6 +250,7 @@ pub(super) async fn log_all(
         .exec_with_returning(txn)
         .await?;
     let row = updated.first().ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
+    txn.reach(Revision { number: row.revision, nonce: row.nonce });
     let (mut rows, mut logged) = (Vec::with_capacity(changes.len()), Vec::with_capacity(changes.len()));
     for ((change, nonce), before) in changes.iter().zip(nonces).zip((0..count).rev()) {
         let (revision, at) = (row.revision - before, row.changed_at - before);

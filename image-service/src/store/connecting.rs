@@ -19,7 +19,7 @@ use super::migration;
 /// How long to wait for a lock that another process holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait for one's turn to write, or to read.
-const TURN_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const TURN_TIMEOUT: Duration = Duration::from_secs(60);
 /// The lock of all who migrate a Postgres database.
 const MIGRATION_LOCK: i64 = 0x7472_6169_6c65_7202;
 

@@ -16,12 +16,14 @@ use super::{
     writing::Writing,
 };
 use crate::{
+    access::Principal,
     build::State,
     context::{ContextDigest, Inspected},
     dispatch::Attempt,
     error::{Error, Violations},
     image::{Configuration, ImageId},
     timestamp::Timestamp,
+    turns::Turn,
 };
 
 /// An archive that is kept.
@@ -37,7 +39,7 @@ pub(crate) struct KeptContext {
 
 impl Store {
     /// Begins to keep an archive.
-    pub(crate) async fn begin_context(&self) -> Result<Uuid, Error> {
+    pub(crate) async fn begin_context(&self, caller: &Principal) -> Result<Uuid, Error> {
         let row = context::Model {
             upload: Uuid::now_v7(),
             digest: None,
@@ -47,35 +49,39 @@ impl Store {
             used_at: self.now(&self.reader).await?.micros(),
         };
         let upload = row.upload;
-        context::Entity::insert(row.into_active_model()).exec_without_returning(&self.writer).await?;
+        let txn = self.write(Turn::Caller(caller)).await?;
+        context::Entity::insert(row.into_active_model()).exec_without_returning(&txn).await?;
+        txn.commit().await?;
         Ok(upload)
     }
 
     /// Keeps the next bytes of an archive; fails when it took so long that what came before is forgotten.
     pub(crate) async fn append_context(
         &self,
+        caller: &Principal,
         upload: Uuid,
         number: i64,
         bytes: Vec<u8>,
     ) -> Result<(), Error> {
-        let txn = self.write().await?;
+        let txn = self.write(Turn::Caller(caller)).await?;
         let now = self.now(&txn).await?;
         if touch(&txn, upload, now).await? == 0 {
             return Err(Error::Busy);
         }
         let row = context_chunk::Model { upload, number, bytes };
         context_chunk::Entity::insert(row.into_active_model()).exec_without_returning(&txn).await?;
-        Ok(txn.commit().await?)
+        txn.commit().await
     }
 
     /// An archive has come whole, in so many chunks. If there is the same already, that is kept instead.
     pub(crate) async fn finish_context(
         &self,
+        caller: &Principal,
         upload: Uuid,
         found: &Inspected,
         chunks: i64,
     ) -> Result<KeptContext, Error> {
-        let txn = self.write().await?;
+        let txn = self.write(Turn::Caller(caller)).await?;
         let now = self.now(&txn).await?;
         let kept_chunks = context_chunk::Entity::find()
             .filter(context_chunk::Column::Upload.eq(upload))
@@ -113,12 +119,18 @@ impl Store {
 
     /// Nothing comes of an upload: what it has left is removed with the next round.
     pub(crate) async fn give_up_context(&self, upload: Uuid) -> Result<(), Error> {
-        Ok(forget_soon(&self.writer, upload).await?)
+        let txn = self.write(Turn::Background).await?;
+        forget_soon(&txn, upload).await?;
+        txn.commit().await
     }
 
     /// The archive of a digest, which is in use now.
-    pub(crate) async fn use_context(&self, digest: &ContextDigest) -> Result<Option<KeptContext>, Error> {
-        let txn = self.write().await?;
+    pub(crate) async fn use_context(
+        &self,
+        caller: &Principal,
+        digest: &ContextDigest,
+    ) -> Result<Option<KeptContext>, Error> {
+        let txn = self.write(Turn::Caller(caller)).await?;
         let now = self.now(&txn).await?;
         let Some(kept) = kept(&txn, digest).await? else {
             return Ok(None);
@@ -181,7 +193,7 @@ impl Store {
         let Some(due) = due else {
             return Ok(false);
         };
-        let txn = self.write().await?;
+        let txn = self.write(Turn::Background).await?;
         let still = context::Entity::update_many()
             .col_expr(context::Column::Digest, Expr::value(None::<String>))
             .filter(context::Column::Upload.eq(due.upload))

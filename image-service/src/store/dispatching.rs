@@ -24,6 +24,7 @@ use crate::{
     dispatch::{self, Connected, Decision, Event, Hello, Policy, Rows},
     error::Error,
     timestamp::Timestamp,
+    turns::Turn,
 };
 
 /// How many builds are claimed in one transaction at most.
@@ -84,7 +85,7 @@ impl DispatchStore for Store {
     }
 
     async fn decide(&self, events: &[(BuildId, Arc<Event>)]) -> Result<(Vec<Decided>, Committed), Error> {
-        let txn = self.write().await?;
+        let txn = self.write(Turn::Dispatch).await?;
         let now = self.now(&txn).await?;
         let ids: BTreeSet<Uuid> = events.iter().map(|(id, _)| id.0).collect();
         let found = build::Entity::find().filter(build::Column::Id.is_in(ids)).lock_exclusive();
@@ -118,7 +119,7 @@ impl DispatchStore for Store {
         if workers::with_free_slots(&self.reader, workers).await?.is_empty() {
             return Ok((Vec::new(), committed));
         }
-        let txn = self.write().await?;
+        let txn = self.write(Turn::Dispatch).await?;
         let mut free = workers::with_free_slots(&txn, workers).await?;
         let limit = free.iter().map(|worker| worker.slots).sum::<usize>().min(CLAIMED_AT_ONCE);
         let now = self.now(&txn).await?;
@@ -199,14 +200,14 @@ impl DispatchStore for Store {
     }
 
     async fn close_session(&self, name: &str, session: Uuid) -> Result<(), Error> {
-        let txn = self.write().await?;
+        let txn = self.write(Turn::Dispatch).await?;
         worker::Entity::update_many()
             .col_expr(worker::Column::Session, Expr::value(None::<Uuid>))
             .filter(worker::Column::Name.eq(name))
             .filter(worker::Column::Session.eq(session))
             .exec(&txn)
             .await?;
-        Ok(txn.commit().await?)
+        txn.commit().await
     }
 
     async fn held_by(&self, name: &str) -> Result<Vec<Build>, Error> {
@@ -214,7 +215,7 @@ impl DispatchStore for Store {
     }
 
     async fn heartbeat(&self, name: &str, session: Uuid, draining: bool) -> Result<Vec<Build>, Error> {
-        let txn = self.write().await?;
+        let txn = self.write(Turn::Dispatch).await?;
         let now = self.now(&txn).await?;
         let heard = worker::Entity::update_many()
             .col_expr(worker::Column::HeardAt, Expr::value(now.micros()))
@@ -245,7 +246,7 @@ impl DispatchStore for Store {
     }
 
     async fn renew_leases(&self) -> Result<(), Error> {
-        let txn = self.write().await?;
+        let txn = self.write(Turn::Dispatch).await?;
         let now = self.now(&txn).await?;
         let last_heard = worker::Entity::find()
             .select_only()
@@ -266,6 +267,6 @@ impl DispatchStore for Store {
             .filter(build::Column::LeaseExpiresAt.is_not_null())
             .exec(&txn)
             .await?;
-        Ok(txn.commit().await?)
+        txn.commit().await
     }
 }

@@ -2,9 +2,9 @@
 
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 
-use super::{Effects, Store, builds, entity::image, images};
+use super::{Effects, Store, builds, entity::image, images, write::Write};
 use crate::{
-    build::{BuildId, BuildInView, Workspace},
+    build::{Build, BuildId, BuildInView, Workspace},
     error::{Error, Resource},
     image::{
         BatchAction, Configuration, EditDraft, Etag, ImageId, ImageInView, NewImage, RepositoryPrefixes,
@@ -42,9 +42,9 @@ impl Store {
     ) -> Result<(WithBuild, Effects), Error> {
         let mut write = self.begin(request).await?;
         if let Some(answer) = write.repeated().await? {
-            return Ok((answer, Effects::default()));
+            return write.repeat(answer).await;
         }
-        let answer = write.create(new, request.caller.subject(), None).await?;
+        let answer = write.create(new, request.caller.subject(), None).await;
         write.finish(answer).await
     }
 
@@ -57,7 +57,7 @@ impl Store {
     ) -> Result<(WithBuild, Effects), Error> {
         let mut write = self.begin(request).await?;
         if let Some(answer) = write.repeated().await? {
-            return Ok((answer, Effects::default()));
+            return write.repeat(answer).await;
         }
         let source = image::Entity::find_by_id(order.workspace.source.0)
             .filter(image::Column::Deleted.eq(false))
@@ -67,7 +67,7 @@ impl Store {
         let configuration =
             images::configuration(&write.txn, ImageId(source.id), source.configuration_revision).await?;
         let new = new(configuration);
-        let answer = write.create(&new, &order.creator, Some(order)).await?;
+        let answer = write.create(&new, &order.creator, Some(order)).await;
         write.finish(answer).await
     }
 
@@ -82,9 +82,9 @@ impl Store {
     ) -> Result<(ImageInView, Effects), Error> {
         let mut write = self.begin(request).await?;
         if let Some(answer) = write.repeated().await? {
-            return Ok((answer, Effects::default()));
+            return write.repeat(answer).await;
         }
-        let answer = write.update(id, etag, edit, prefixes).await?;
+        let answer = write.update(id, etag, edit, prefixes).await;
         write.finish(answer).await
     }
 
@@ -98,9 +98,9 @@ impl Store {
     ) -> Result<(ImageInView, Effects), Error> {
         let mut write = self.begin(request).await?;
         if let Some(answer) = write.repeated().await? {
-            return Ok((answer, Effects::default()));
+            return write.repeat(answer).await;
         }
-        let answer = write.enable(id, etag, enabled).await?;
+        let answer = write.enable(id, etag, enabled).await;
         write.finish(answer).await
     }
 
@@ -113,11 +113,11 @@ impl Store {
     ) -> Result<(WithBuild, Effects), Error> {
         let mut write = self.begin(request).await?;
         if let Some(answer) = write.repeated().await? {
-            return Ok((answer, Effects::default()));
+            return write.repeat(answer).await;
         }
-        let (image, build) = write.build(id, etag).await?;
-        let build = builds::in_view(&write.txn, build, self.policy(), write.now).await?;
-        write.finish((image, Some(build))).await
+        let built = write.build(id, etag).await;
+        let answer = write.in_view(built).await;
+        write.finish(answer).await
     }
 
     /// Cancels the latest build, if it is the one that is meant.
@@ -129,11 +129,11 @@ impl Store {
     ) -> Result<(WithBuild, Effects), Error> {
         let mut write = self.begin(request).await?;
         if let Some(answer) = write.repeated().await? {
-            return Ok((answer, Effects::default()));
+            return write.repeat(answer).await;
         }
-        let (image, build) = write.cancel(id, None, meant).await?;
-        let build = builds::in_view(&write.txn, build, self.policy(), write.now).await?;
-        write.finish((image, Some(build))).await
+        let cancelled = write.cancel(id, None, meant).await;
+        let answer = write.in_view(cancelled).await;
+        write.finish(answer).await
     }
 
     /// Makes an image invisible, and cancels the build that is under way. What is left of it is removed at once when no
@@ -146,10 +146,10 @@ impl Store {
     ) -> Result<((), Effects), Error> {
         let mut write = self.begin(request).await?;
         if let Some(answer) = write.repeated().await? {
-            return Ok((answer, Effects::default()));
+            return write.repeat(answer).await;
         }
-        write.delete(id, etag).await?;
-        write.finish(()).await
+        let deleted = write.delete(id, etag).await.map(drop);
+        write.finish(deleted).await
     }
 
     /// Does one thing to each of the images, each for itself, in one transaction.
@@ -161,7 +161,7 @@ impl Store {
     ) -> Result<(Vec<BatchOutcome>, Effects), Error> {
         let mut write = self.begin(request).await?;
         if let Some(answer) = write.repeated().await? {
-            return Ok((answer, Effects::default()));
+            return write.repeat(answer).await;
         }
         let mut outcomes = Vec::with_capacity(targets.len());
         for target in targets {
@@ -175,6 +175,15 @@ impl Store {
             }
             outcomes.push(outcome);
         }
-        write.finish(outcomes).await
+        write.finish(Ok(outcomes)).await
+    }
+}
+
+impl Write<'_> {
+    /// Adds what the caller sees of a build.
+    async fn in_view(&self, done: Result<(ImageInView, Build), Error>) -> Result<WithBuild, Error> {
+        let (image, build) = done?;
+        let build = builds::in_view(&self.txn, build, self.store.policy(), self.now).await?;
+        Ok((image, Some(build)))
     }
 }

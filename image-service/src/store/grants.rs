@@ -38,43 +38,10 @@ impl Store {
     ) -> Result<(Permissions, Effects), Error> {
         let mut write = self.begin(request).await?;
         if let Some(answer) = write.repeated().await? {
-            return Ok((answer, Effects::default()));
+            return write.repeat(answer).await;
         }
-        let target = write.target(id, None, Action::Share).await?;
-        let grantee = Grantee::Subject(subject.to_owned());
-        let found = grant::Entity::find_by_id((id.0, grantee.to_string())).one(&write.txn).await?;
-        if found.as_ref().map(permissions_of).unwrap_or_default() == permissions {
-            return write.finish(permissions).await;
-        }
-        let row = grant::Model {
-            image: id.0,
-            grantee: grantee.to_string(),
-            view: permissions.can_view(),
-            modify: permissions.can_modify(),
-            delete: permissions.can_delete(),
-        };
-        let row = row.into_active_model().reset_all();
-        let added = match (found, permissions.can_view()) {
-            (Some(found), false) => {
-                grant::Entity::delete_by_id((found.image, found.grantee)).exec(&write.txn).await?;
-                -GRANT_BYTES
-            }
-            (Some(_), true) => {
-                row.update(&write.txn).await?;
-                0
-            }
-            (None, _) => {
-                let of_image = grant::Entity::find().filter(grant::Column::Image.eq(id.0));
-                if of_image.count(&write.txn).await? >= Self::MAX_GRANTS {
-                    return Err(Error::Refused(Refusal::TooManyGrants));
-                }
-                grant::Entity::insert(row).exec_without_returning(&write.txn).await?;
-                GRANT_BYTES
-            }
-        };
-        write.charge(&target.image.creator, usage::Change { images: 0, bytes: added }).await?;
-        share(&mut write, &target, grantee, added).await?;
-        write.finish(permissions).await
+        let granted = write.grant(id, subject, permissions).await;
+        write.finish(granted).await
     }
 
     /// Reads the next grants of an image, in the order of their grantees.
@@ -95,21 +62,67 @@ impl Store {
     }
 }
 
-/// Logs a change of grants: a new revision, but no update of the record. It takes so many bytes more in the memory of the index.
-async fn share(write: &mut Write<'_>, target: &Target, grantee: Grantee, added: i64) -> Result<(), Error> {
-    let id = target.image.id;
-    let change = NewChange::new(id, ChangeKind::Grants, &target.image.creator);
-    let change = NewChange { grantees: [grantee].into(), ..change };
-    let revision = changes::log(&write.txn, change, write.now).await?.revision;
-    let row = image::ActiveModel {
-        id: Set(id.0),
-        revision: Set(revision),
-        index_bytes: Set(target.row.index_bytes + added),
-        ..Default::default()
-    };
-    write.txn.later(image::Entity::update(row).validate()?);
-    write.effects.committed.changed.insert(id);
-    Ok(())
+impl Write<'_> {
+    async fn grant(
+        &mut self,
+        id: ImageId,
+        subject: &str,
+        permissions: Permissions,
+    ) -> Result<Permissions, Error> {
+        let target = self.target(id, None, Action::Share).await?;
+        let grantee = Grantee::Subject(subject.to_owned());
+        let found = grant::Entity::find_by_id((id.0, grantee.to_string())).one(&self.txn).await?;
+        if found.as_ref().map(permissions_of).unwrap_or_default() == permissions {
+            return Ok(permissions);
+        }
+        let row = grant::Model {
+            image: id.0,
+            grantee: grantee.to_string(),
+            view: permissions.can_view(),
+            modify: permissions.can_modify(),
+            delete: permissions.can_delete(),
+        };
+        let row = row.into_active_model().reset_all();
+        let added = match (found, permissions.can_view()) {
+            (Some(found), false) => {
+                grant::Entity::delete_by_id((found.image, found.grantee)).exec(&self.txn).await?;
+                -GRANT_BYTES
+            }
+            (Some(_), true) => {
+                row.update(&self.txn).await?;
+                0
+            }
+            (None, _) => {
+                let of_image = grant::Entity::find().filter(grant::Column::Image.eq(id.0));
+                if of_image.count(&self.txn).await? >= Store::MAX_GRANTS {
+                    return Err(Error::Refused(Refusal::TooManyGrants));
+                }
+                grant::Entity::insert(row).exec_without_returning(&self.txn).await?;
+                GRANT_BYTES
+            }
+        };
+        self.charge(&target.image.creator, usage::Change { images: 0, bytes: added }).await?;
+        self.log_grant(&target, grantee, added).await?;
+        Ok(permissions)
+    }
+
+    /// Logs a change of grants: a new revision, but no update of the record. It takes so many bytes more in the memory of the
+    /// index.
+    async fn log_grant(&mut self, target: &Target, grantee: Grantee, added: i64) -> Result<(), Error> {
+        let id = target.image.id;
+        let change = NewChange::new(id, ChangeKind::Grants, &target.image.creator);
+        let change = NewChange { grantees: [grantee].into(), ..change };
+        let revision = changes::log(&self.txn, change, self.now).await?.revision;
+        let row = image::ActiveModel {
+            id: Set(id.0),
+            revision: Set(revision),
+            index_bytes: Set(target.row.index_bytes + added),
+            ..Default::default()
+        };
+        self.txn.later(image::Entity::update(row).validate()?);
+        self.effects.committed.changed.insert(id);
+        Ok(())
+    }
 }
 
 /// Reads what the caller was granted of an image.

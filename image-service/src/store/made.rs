@@ -15,6 +15,7 @@ use crate::{
     build::{Kind, State},
     error::Error,
     image::{Artifact, HeldImage},
+    turns::Turn,
 };
 
 impl Store {
@@ -23,13 +24,13 @@ impl Store {
         if engine_ids.is_empty() {
             return Ok(());
         }
-        let txn = self.write().await?;
+        let txn = self.write(Turn::Background).await?;
         made_image::Entity::delete_many()
             .filter(made_image::Column::Worker.eq(worker))
             .filter(made_image::Column::EngineId.is_in(engine_ids))
             .exec(&txn)
             .await?;
-        Ok(txn.commit().await?)
+        txn.commit().await
     }
 
     /// Which of a worker's images nothing needs: it has told of them, or has lost the attempts that made them, and they are

@@ -13,6 +13,7 @@ use crate::{
     build::State,
     error::Error,
     image::{Artifact, ImageId},
+    turns::Turn,
 };
 
 impl Store {
@@ -74,11 +75,11 @@ impl Store {
 
     /// Forgets one build that is over, at once: whoever watches it sees all of its history or none.
     async fn forget_build(&self, image: ImageId, build: Uuid) -> Result<(), Error> {
-        let txn = self.write().await?;
+        let txn = self.write(Turn::Background).await?;
         txn.later(build::Entity::delete_many().filter(build::Column::Id.eq(build)));
         txn.later(build_record::Entity::delete_many().filter(build_record::Column::Build.eq(build)));
         self.forget_configurations(&txn, image).await?;
-        Ok(txn.commit().await?)
+        txn.commit().await
     }
 
     /// Forgets the configurations of an image that are neither its own nor a build's.

@@ -23,6 +23,7 @@ use crate::{
     image::Capability,
     request::Request,
     timestamp::Timestamp,
+    turns::Turn,
 };
 
 /// What is known of a worker that has ever connected.
@@ -71,7 +72,7 @@ impl Store {
     ) -> Result<(WorkerRow, Effects), Error> {
         let mut write = self.begin(request).await?;
         if let Some(answer) = write.repeated().await? {
-            return Ok((answer, Effects::default()));
+            return write.repeat(answer).await;
         }
         let mut row = worker::Entity::find_by_id(name)
             .lock_exclusive()
@@ -87,7 +88,7 @@ impl Store {
         }
         let slots_taken = i64::try_from(builds::held_by(&write.txn, name).await?).unwrap_or(i64::MAX);
         let answer = from_row(row, slots_taken, &self.policy, write.now)?;
-        write.finish(answer).await
+        write.finish(Ok(answer)).await
     }
 
     /// Writes what a worker says of itself, and which session speaks for it.
@@ -96,7 +97,7 @@ impl Store {
     ///
     /// [`Error::WorkerConnected`] while a session of another process speaks for it and was heard of lately.
     pub(super) async fn record_worker(&self, hello: &Hello, session: Option<Uuid>) -> Result<(), Error> {
-        let txn = self.write().await?;
+        let txn = self.write(Turn::Dispatch).await?;
         let now = self.now(&txn).await?;
         let known = worker::Entity::find_by_id(&hello.name).lock_exclusive().one(&txn).await?;
         if known

@@ -18,6 +18,7 @@ use crate::{
     image::{Etag, Image, ImageId},
     request::Request,
     timestamp::Timestamp,
+    turns::Turn,
 };
 
 /// A transaction for a caller's request.
@@ -57,7 +58,7 @@ impl Store {
         if due.is_empty() {
             return Ok(false);
         }
-        let txn = self.write().await?;
+        let txn = self.write(Turn::Background).await?;
         let count = due.len() as u64;
         for key in due {
             answer::Entity::delete_by_id(key).exec(&txn).await?;
@@ -67,7 +68,7 @@ impl Store {
     }
 
     pub(super) async fn begin<'a>(&'a self, request: &'a Request) -> Result<Write<'a>, Error> {
-        let txn = self.write().await?;
+        let txn = self.write(Turn::Caller(&request.caller)).await?;
         let now = self.now(&txn).await?;
         Ok(Write { store: self, request, txn, now, effects: Effects::default() })
     }
@@ -91,9 +92,23 @@ impl Write<'_> {
         }
     }
 
-    /// Remembers the answer and commits; if only to validate, leaves no trace and has no effects.
-    pub(super) async fn finish<T: Serialize>(self, answer: T) -> Result<(T, Effects), Error> {
+    /// Gives the answer of the first time again, once that is durable.
+    pub(super) async fn repeat<T>(self, answer: T) -> Result<(T, Effects), Error> {
+        self.txn.rollback().await?;
+        Ok((answer, Effects::default()))
+    }
+
+    /// Remembers the answer and commits. What is refused or only to be validated leaves no trace and has no effects, and is answered
+    /// once what it rests on is durable.
+    pub(super) async fn finish<T: Serialize>(self, answer: Result<T, Error>) -> Result<(T, Effects), Error> {
         let Self { request, txn, now, effects, .. } = self;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(refused) => {
+                txn.rollback().await?;
+                return Err(refused);
+            }
+        };
         if request.validate_only {
             txn.rollback().await?;
             return Ok((answer, Effects::default()));

@@ -1,28 +1,41 @@
-//! A transaction that no other writes beside, and that has its statements sent together where it can.
+//! One write: its part of a transaction that no other writes beside, with its statements sent together where they can be.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use async_trait::async_trait;
 use sea_orm::{
     ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, ExecResult, QueryResult, QueryTrait, Statement,
 };
 
-/// A transaction that no other writes beside.
+use super::{
+    Revision,
+    writer::{Lent, Outcome},
+};
+use crate::error::Error;
+
+/// A write within the transaction that the [`Writer`](super::writer::Writer) has lent to it. Unless it is committed, it is undone.
 ///
 /// What it writes [`later`](Self::later) is written before the next of its statements, or before it commits. On SQLite that is in
 /// one message to the connection's thread, the way to which and back takes longer than most statements.
 #[derive(Debug)]
 pub(super) struct Writing {
-    txn: DatabaseTransaction,
+    lent: Lent,
     later: Mutex<Vec<Statement>>,
+    /// A statement has failed.
+    failed: AtomicBool,
+    /// The latest revision that it has logged.
+    reached: Mutex<Option<Revision>>,
 }
 
 impl Writing {
     /// How many statements are sent together at most: the connection keeps them prepared.
     const TOGETHER: usize = 20;
 
-    pub(super) fn new(txn: DatabaseTransaction) -> Self {
-        Self { txn, later: Mutex::default() }
+    pub(super) fn new(lent: Lent) -> Self {
+        Self { lent, later: Mutex::default(), failed: AtomicBool::new(false), reached: Mutex::default() }
     }
 
     /// Writes this before anything else is done in this transaction. If that fails, what is done next fails.
@@ -34,13 +47,45 @@ impl Writing {
         self.waiting().push(write);
     }
 
-    pub(super) async fn commit(self) -> Result<(), DbErr> {
-        self.write().await?;
-        self.txn.commit().await
+    /// Notes that this revision was logged, to be published when it is committed.
+    pub(super) fn reach(&self, revision: Revision) {
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = Some(revision);
     }
 
-    pub(super) async fn rollback(self) -> Result<(), DbErr> {
-        self.txn.rollback().await
+    /// Commits with the others that share the transaction. If the call is cancelled meanwhile, it is committed all the same.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] also when it is unknown whether it was committed.
+    pub(super) async fn commit(self) -> Result<(), Error> {
+        self.write().await?;
+        if self.failed.into_inner() {
+            // Postgres would take the COMMIT, and roll all back that share it.
+            return Err(DbErr::Custom("a statement of the transaction failed".to_owned()).into());
+        }
+        let reached = self.reached.into_inner().unwrap_or_else(PoisonError::into_inner);
+        self.lent.end(|answer| Outcome::Commit(reached, answer)).await
+    }
+
+    /// Undoes it, and waits until whatever it has read is committed, so that the caller can be told of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] when that was not committed.
+    pub(super) async fn rollback(self) -> Result<(), Error> {
+        self.lent.end(|answer| Outcome::Rollback(Some(answer))).await
+    }
+
+    fn txn(&self) -> &DatabaseTransaction {
+        self.lent.statements()
+    }
+
+    /// Notes whether a statement has failed.
+    fn noting<T>(&self, result: Result<T, DbErr>) -> Result<T, DbErr> {
+        if result.is_err() {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+        result
     }
 
     fn waiting(&self) -> MutexGuard<'_, Vec<Statement>> {
@@ -52,7 +97,7 @@ impl Writing {
         let at_once = if self.get_database_backend() == DbBackend::Sqlite { Self::TOGETHER } else { 1 };
         let mut waiting = std::mem::take(&mut *self.waiting()).into_iter();
         while let Some(statement) = waiting.by_ref().take(at_once).reduce(together) {
-            self.txn.execute_raw(statement).await?;
+            self.noting(self.txn().execute_raw(statement).await)?;
         }
         Ok(())
     }
@@ -91,28 +136,28 @@ fn together(mut first: Statement, second: Statement) -> Statement {
 #[async_trait]
 impl ConnectionTrait for Writing {
     fn get_database_backend(&self) -> DbBackend {
-        self.txn.get_database_backend()
+        self.txn().get_database_backend()
     }
 
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
         // Apart, for what is told is how many rows it has changed.
         self.write().await?;
-        self.txn.execute_raw(statement).await
+        self.noting(self.txn().execute_raw(statement).await)
     }
 
     async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
         self.write().await?;
-        self.txn.execute_unprepared(sql).await
+        self.noting(self.txn().execute_unprepared(sql).await)
     }
 
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
         let statement = self.after_what_waits(statement).await?;
-        self.txn.query_one_raw(statement).await
+        self.noting(self.txn().query_one_raw(statement).await)
     }
 
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
         let statement = self.after_what_waits(statement).await?;
-        self.txn.query_all_raw(statement).await
+        self.noting(self.txn().query_all_raw(statement).await)
     }
 }
 

@@ -25,7 +25,7 @@ struct Hall {
 
 impl Hall {
     fn new() -> Self {
-        Self { turns: Turns::new(|ticket: &Ticket| ticket.is_gone.get()), numbers: HashMap::new() }
+        Self { turns: Turns::new(|ticket: &Ticket| ticket.is_gone.get(), 100), numbers: HashMap::new() }
     }
 
     /// Adds a ticket; the cell cancels it.

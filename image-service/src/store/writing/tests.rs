@@ -1,17 +1,24 @@
+use std::error::Error as _;
+
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, Value};
 use tempfile::TempDir;
 
 use super::Writing;
-use crate::store::{begin_immediate, connecting};
+use crate::{
+    error::Error,
+    store::{Revision, connecting, writer::Writer},
+    turns::Turn,
+};
 
-async fn table() -> (TempDir, sea_orm::DatabaseConnection) {
+async fn table() -> (TempDir, Writer) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = format!("sqlite://{}?mode=rwc", directory.path().join("writing.sqlite").display());
-    let writer = connecting::connect(&url, 1).await.expect("a database");
-    writer
+    let connection = connecting::connect(&url, 1).await.expect("a database");
+    connection
         .execute_unprepared("CREATE TABLE numbers (n INTEGER PRIMARY KEY, of TEXT)")
         .await
         .expect("a table");
+    let writer = Writer::start(&url, connection, Revision::NONE).await.expect("a writer");
     (directory, writer)
 }
 
@@ -21,6 +28,10 @@ fn statement(sql: &str, values: impl IntoIterator<Item = Value>) -> Statement {
 
 fn insert(txn: &Writing, n: i64) {
     txn.later_raw(statement("INSERT INTO numbers VALUES (?, ?)", [n.into(), format!("of {n}").into()]));
+}
+
+async fn begin(writer: &Writer) -> Writing {
+    writer.begin(Turn::Background).await.expect("begun")
 }
 
 /// How many numbers there are that are less than one.
@@ -33,7 +44,7 @@ async fn below(db: &impl ConnectionTrait, limit: i64) -> Result<i64, DbErr> {
 #[tokio::test]
 async fn what_is_written_later_is_there_when_something_is_asked() {
     let (_directory, writer) = table().await;
-    let txn = begin_immediate(&writer).await.expect("begun");
+    let txn = begin(&writer).await;
     let count = 3 * i64::try_from(Writing::TOGETHER).expect("few") + 1;
     for n in 0..count {
         insert(&txn, n);
@@ -52,22 +63,25 @@ async fn what_is_written_later_is_there_when_something_is_asked() {
     assert_eq!(found.try_get_by_index::<i64>(0), Ok(count - 1));
     insert(&txn, 0);
     txn.commit().await.expect("committed");
-    assert_eq!(below(&writer, i64::MAX).await, Ok(count + 1));
+    assert_eq!(below(&begin(&writer).await, i64::MAX).await, Ok(count + 1));
 }
 
 #[tokio::test]
 async fn what_is_rolled_back_or_cannot_be_written_leaves_nothing() {
     let (_directory, writer) = table().await;
-    let txn = begin_immediate(&writer).await.expect("begun");
+    let txn = begin(&writer).await;
     insert(&txn, 1);
     txn.rollback().await.expect("rolled back");
     for is_asked in [true, false] {
-        let txn = begin_immediate(&writer).await.expect("begun");
+        let txn = begin(&writer).await;
         insert(&txn, 1);
         insert(&txn, 1);
         insert(&txn, 2);
-        let failed = if is_asked { below(&txn, 9).await.map(|_| ()) } else { txn.commit().await };
-        assert!(failed.is_err_and(|error| error.to_string().contains("UNIQUE")));
+        let failed: Result<(), Error> =
+            if is_asked { below(&txn, 9).await.map(drop).map_err(Error::from) } else { txn.commit().await };
+        let failed = failed.expect_err("the same twice");
+        let source = failed.source().map(ToString::to_string).unwrap_or_default();
+        assert!(source.contains("UNIQUE"), "{failed}: {source}");
     }
-    assert_eq!(below(&writer, i64::MAX).await, Ok(0));
+    assert_eq!(below(&begin(&writer).await, i64::MAX).await, Ok(0));
 }

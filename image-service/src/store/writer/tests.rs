@@ -1,0 +1,390 @@
+use std::{
+    error::Error as StdError,
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::Duration,
+};
+
+use futures_util::poll;
+use sea_orm::{ConnectionTrait, DbBackend, Statement};
+use tokio::{
+    task::{JoinSet, yield_now},
+    time::timeout,
+};
+
+use super::CommittedRevision;
+use crate::{
+    access::Principal,
+    dispatch::Policy,
+    error::Error,
+    store::{Revision, Store, Writing, connecting},
+    timestamp::Timestamp,
+    turns::Turn,
+};
+
+type Tested = Result<(), Box<dyn StdError>>;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn policy() -> Policy {
+    let any = Duration::from_secs(1);
+    Policy {
+        lease: any,
+        stop_deadline: any,
+        offline_after: any,
+        queue_timeout: any,
+        max_failures: 1,
+        retry_backoff: Duration::ZERO,
+        max_pending: None,
+    }
+}
+
+/// Tests an empty store on SQLite, and another on Postgres where there is one.
+async fn on_each_database(test: impl AsyncFn(Store) -> Tested) -> Tested {
+    let directory = tempfile::tempdir()?;
+    let run = async |url: Option<&str>| {
+        let store = Store::open(directory.path(), url, policy()).await?;
+        store.execute("CREATE TABLE numbers (n BIGINT PRIMARY KEY)").await?;
+        timeout(LIMIT, test(store.clone())).await??;
+        Tested::Ok(timeout(LIMIT, store.close()).await??)
+    };
+    run(None).await?;
+    let Ok(server) = std::env::var("TRAILER_TEST_POSTGRES_URL") else {
+        return Ok(());
+    };
+    let (path, parameters) = server.split_once('?').unwrap_or((server.as_str(), ""));
+    let (host, _) = path.rsplit_once('/').ok_or("a database in the URL")?;
+    let name = format!("writer_{}", fastrand::u64(..));
+    let on_server = connecting::connect(&server, 1).await?;
+    on_server.execute_unprepared(&format!("CREATE DATABASE {name}")).await?;
+    let tested = run(Some(&format!("{host}/{name}?{parameters}"))).await;
+    on_server.execute_unprepared(&format!("DROP DATABASE {name} WITH (FORCE)")).await?;
+    on_server.close().await?;
+    tested
+}
+
+fn caller(subject: &str) -> Principal {
+    Principal::new(subject.to_owned(), Vec::new(), Timestamp::from_micros(0))
+}
+
+async fn insert(txn: &Writing, n: i64) -> Result<(), Error> {
+    txn.execute_unprepared(&format!("INSERT INTO numbers VALUES ({n})")).await?;
+    Ok(())
+}
+
+/// The numbers that were committed.
+async fn numbers(store: &Store) -> Result<Vec<i64>, Error> {
+    let select = Statement::from_string(store.backend(), "SELECT n FROM numbers ORDER BY n");
+    let rows = store.reader.query_all_raw(select).await?;
+    Ok(rows.iter().map(|row| row.try_get_by_index(0)).collect::<Result<_, _>>()?)
+}
+
+/// Waits until so many writes wait.
+async fn until_waiting(store: &Store, count: usize) {
+    let waiting = async {
+        while store.writer.handle.queue.len() != count {
+            yield_now().await;
+        }
+    };
+    timeout(LIMIT, waiting).await.expect("they wait");
+}
+
+fn commits(store: &Store) -> u64 {
+    store.writer.handle.commits.load(Ordering::Relaxed)
+}
+
+/// What becomes of a write.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Fate {
+    Committed,
+    RolledBack,
+    Dropped,
+    /// Its call is cancelled in the middle of a statement.
+    Cancelled,
+    Failed,
+    /// It goes on after a statement has failed.
+    Reckless,
+    /// It is committed, but for a constraint that COMMIT checks.
+    Inconsistent,
+}
+
+impl Fate {
+    async fn run(self, store: &Store, n: i64) -> Result<(), Error> {
+        let caller = caller(&format!("{n}"));
+        let txn = store.write(Turn::Caller(&caller)).await?;
+        insert(&txn, n).await?;
+        match self {
+            Self::Committed => txn.commit().await,
+            Self::RolledBack => txn.rollback().await,
+            Self::Dropped => Ok(()),
+            Self::Cancelled => {
+                let mut statement = Box::pin(insert(&txn, -n));
+                let _ = poll!(&mut statement);
+                Ok(())
+            }
+            Self::Failed => insert(&txn, n).await,
+            Self::Inconsistent => {
+                txn.execute_unprepared("INSERT INTO numbered VALUES (-1)").await?;
+                txn.reach(Revision { number: 1, nonce: 1 });
+                txn.commit().await
+            }
+            Self::Reckless => {
+                assert!(insert(&txn, n).await.is_err());
+                txn.commit().await
+            }
+        }
+    }
+}
+
+/// Writes 0, and from 1 on what has these fates, all waiting while 0 is under way; returns their results in this order.
+async fn run_together(store: &Store, fates: &[Fate]) -> Result<Vec<Result<(), Error>>, Error> {
+    let first = store.write(Turn::Background).await?;
+    let mut writes = Vec::new();
+    for (number, fate) in fates.iter().copied().enumerate() {
+        let (store, n) = (store.clone(), i64::try_from(number).unwrap_or(0) + 1);
+        let waiting = store.clone();
+        writes.push(tokio::spawn(async move { fate.run(&store, n).await }));
+        until_waiting(&waiting, number + 1).await;
+    }
+    insert(&first, 0).await?;
+    let mut results = vec![first.commit().await];
+    for write in writes {
+        results.push(write.await.map_err(|error| Error::Internal(error.into()))?);
+    }
+    Ok(results)
+}
+
+#[tokio::test]
+async fn writes_that_wait_share_commits() -> Tested {
+    on_each_database(async |store| {
+        let before = commits(&store);
+        let results = run_together(&store, &[Fate::Committed; 50]).await?;
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        assert_eq!(numbers(&store).await?, (0..=50).collect::<Vec<_>>());
+        let commits = commits(&store) - before;
+        assert!(commits < 51, "{commits} commits of 51 writes");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_is_not_committed_leaves_no_trace_and_its_neighbours_stay() -> Tested {
+    use Fate::{Cancelled, Committed, Dropped, Failed, Reckless, RolledBack};
+    on_each_database(async |store| {
+        for seed in 0..20 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut fates: Vec<Fate> = (0..random.usize(1..20))
+                .filter_map(|_| {
+                    random.choice([Committed, Committed, RolledBack, Dropped, Cancelled, Failed, Reckless])
+                })
+                .collect();
+            let results = run_together(&store, &fates).await?;
+            fates.insert(0, Committed);
+            let mut expected = Vec::new();
+            for ((n, fate), result) in (0..).zip(&fates).zip(&results) {
+                assert_eq!(result.is_err(), [Failed, Reckless].contains(fate), "{fate:?}: {result:?}");
+                expected.extend((*fate == Committed).then_some(n));
+            }
+            assert_eq!(numbers(&store).await?, expected, "seed {seed}: {fates:?}");
+            store.execute("DELETE FROM numbers").await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn who_wants_to_write_a_thousand_times_delays_another_by_a_turn() -> Tested {
+    on_each_database(async |store| {
+        let first = store.write(Turn::Background).await?;
+        let served = Arc::new(Mutex::new(Vec::new()));
+        let mut writes = JoinSet::new();
+        let mut spawn = |who: &'static str| {
+            let (store, served) = (store.clone(), Arc::clone(&served));
+            writes.spawn(async move {
+                let caller = caller(who);
+                let turn = if who == "dispatch" { Turn::Dispatch } else { Turn::Caller(&caller) };
+                let txn = store.write(turn).await?;
+                served.lock().expect("one at a time").push(who);
+                txn.commit().await
+            });
+        };
+        for _ in 0..1_000 {
+            spawn("greedy");
+        }
+        until_waiting(&store, 100).await;
+        for (who, waiting) in [("modest", 101), ("dispatch", 102)] {
+            spawn(who);
+            until_waiting(&store, waiting).await;
+        }
+        first.commit().await?;
+        let (mut done, mut refused) = (0, 0);
+        for result in writes.join_all().await {
+            match result {
+                Ok(()) => done += 1,
+                Err(Error::TooManyWrites { limit: 100 }) => refused += 1,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        assert_eq!((done, refused), (102, 900));
+        let served = served.lock().expect("all are done");
+        assert_eq!(served[..4], ["dispatch", "greedy", "modest", "greedy"]);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn who_goes_away_while_it_waits_keeps_no_turn() -> Tested {
+    on_each_database(async |store| {
+        let first = store.write(Turn::Background).await?;
+        for _ in 0..150 {
+            let caller = caller("impatient");
+            let mut waits = Box::pin(store.write(Turn::Caller(&caller)));
+            assert!(poll!(&mut waits).is_pending());
+        }
+        let stays = tokio::spawn({
+            let store = store.clone();
+            async move { store.write(Turn::Caller(&caller("impatient"))).await?.commit().await }
+        });
+        first.commit().await?;
+        Ok(stays.await??)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_commit_goes_on_after_its_call_was_cancelled_and_its_revision_is_published() -> Tested {
+    on_each_database(async |store| {
+        let mut committed = store.writer.committed();
+        assert_eq!(*committed.borrow(), CommittedRevision::Known(Revision::NONE));
+        let revision = Revision { number: 7, nonce: 8 };
+        let txn = store.write(Turn::Background).await?;
+        insert(&txn, 1).await?;
+        txn.reach(revision);
+        let mut commit = Box::pin(txn.commit());
+        assert!(poll!(&mut commit).is_pending());
+        drop(commit);
+        timeout(LIMIT, committed.wait_for(|committed| *committed == CommittedRevision::Known(revision)))
+            .await??;
+        assert_eq!(numbers(&store).await?, [1]);
+        // A revision that is rolled back is not published.
+        let txn = store.write(Turn::Background).await?;
+        txn.reach(Revision { number: 9, nonce: 9 });
+        txn.rollback().await?;
+        store.execute("DELETE FROM numbers").await?;
+        assert_eq!(*committed.borrow(), CommittedRevision::Known(revision));
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn when_the_commit_fails_all_are_told_and_the_next_write_finds_out_what_is_known() -> Tested {
+    on_each_database(async |store| {
+        let checked_by_commit =
+            "CREATE TABLE numbered (n BIGINT REFERENCES numbers (n) DEFERRABLE INITIALLY DEFERRED)";
+        store.execute(checked_by_commit).await?;
+        // On a slow machine they are not in one group at first.
+        loop {
+            let results =
+                run_together(&store, &[Fate::Inconsistent, Fate::Committed, Fate::RolledBack]).await?;
+            let committed = numbers(&store).await?;
+            let [first, Err(Error::Busy), other, reader] = results.as_slice() else { panic!("{results:?}") };
+            assert_eq!(committed.contains(&0), first.is_ok(), "{results:?}");
+            assert_eq!(committed.contains(&2), other.is_ok(), "{results:?}");
+            assert!(!committed.contains(&1) && !committed.contains(&3), "{committed:?}");
+            let is_unknown = *store.writer.committed().borrow() == CommittedRevision::Unknown;
+            store.execute("DELETE FROM numbers").await?;
+            assert_eq!(*store.writer.committed().borrow(), CommittedRevision::Known(Revision::NONE));
+            if let (Err(Error::Busy), Err(Error::Busy)) = (other, reader) {
+                assert!(is_unknown, "the COMMIT of all has failed");
+                return Ok(());
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn closing_waits_for_what_is_under_way_and_refuses_what_waits() -> Tested {
+    on_each_database(async |store| {
+        let first = store.write(Turn::Background).await?;
+        insert(&first, 1).await?;
+        let waits = tokio::spawn({
+            let store = store.clone();
+            async move { store.write(Turn::Dispatch).await?.commit().await }
+        });
+        until_waiting(&store, 1).await;
+        let mut closing = Box::pin(store.writer.close());
+        assert!(poll!(&mut closing).is_pending());
+        first.commit().await?;
+        closing.await;
+        assert_eq!(numbers(&store).await?, [1]);
+        let refused = store.write(Turn::Dispatch).await;
+        assert!(matches!(refused, Err(Error::Busy)), "{refused:?}");
+        // It may have had its turn in the same transaction.
+        let waited = waits.await?;
+        assert!(matches!(waited, Ok(()) | Err(Error::Busy)), "{waited:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[test]
+fn writes_fail_when_the_task_has_gone() -> Tested {
+    let directory = tempfile::tempdir()?;
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let of_the_task = runtime()?;
+    let store = of_the_task.block_on(Store::open(directory.path(), None, policy()))?;
+    // As a panic does, this ends the task in the middle of its work.
+    drop(of_the_task);
+    runtime()?.block_on(async {
+        let refused = timeout(LIMIT, store.write(Turn::Dispatch)).await?;
+        assert!(matches!(refused, Err(Error::Busy)), "{refused:?}");
+        assert_eq!(*store.writer.committed().borrow(), CommittedRevision::Unknown);
+        Ok(timeout(LIMIT, store.writer_ended()).await?)
+    })
+}
+
+/// The number of the server's process that serves the connection.
+async fn server_process(txn: &Writing) -> Result<i32, Box<dyn StdError>> {
+    let select = Statement::from_string(DbBackend::Postgres, "SELECT pg_backend_pid()");
+    Ok(txn.query_one_raw(select).await?.ok_or("a row")?.try_get_by_index(0)?)
+}
+
+/// Ends a process of the server's, and waits until it has gone.
+async fn terminate(store: &Store, process: i32) -> Tested {
+    let ask = |sql: String| store.reader.query_one_raw(Statement::from_string(DbBackend::Postgres, sql));
+    ask(format!("SELECT pg_terminate_backend({process})")).await?;
+    while ask(format!("SELECT 1 FROM pg_stat_activity WHERE pid = {process}")).await?.is_some() {
+        yield_now().await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn after_its_connection_has_gone_the_next_group_begins_on_another() -> Tested {
+    on_each_database(async |store| {
+        if store.backend() != DbBackend::Postgres {
+            return Ok(());
+        }
+        let txn = store.write(Turn::Background).await?;
+        let process = server_process(&txn).await?;
+        txn.commit().await?;
+        terminate(&store, process).await?;
+        // Nobody notices when it was idle.
+        let txn = store.write(Turn::Background).await?;
+        insert(&txn, 1).await?;
+        txn.commit().await?;
+        let txn = store.write(Turn::Background).await?;
+        insert(&txn, 2).await?;
+        terminate(&store, server_process(&txn).await?).await?;
+        let failed = txn.commit().await;
+        assert!(matches!(failed, Err(Error::Busy)), "{failed:?}");
+        store.execute("INSERT INTO numbers VALUES (3)").await?;
+        assert_eq!(numbers(&store).await?, [1, 3]);
+        Ok(())
+    })
+    .await
+}
