@@ -88,6 +88,9 @@ pub(crate) struct Build {
     pub(crate) reference: Reference,
     /// What a worker must be to take it.
     pub(crate) requirements: Requirements,
+    /// The worker that is likely to have its layers in the cache: see [`Build::may_wait_for_cache`].
+    #[serde(default)]
+    pub(crate) preferred_worker: Option<String>,
     /// What a snapshot commits; none for any other kind.
     pub(crate) workspace: Option<Workspace>,
     /// The W3C `traceparent` of the call that has asked for it.
@@ -111,6 +114,8 @@ pub(crate) struct Job {
     pub(crate) configuration_revision: i64,
     pub(crate) reference: Reference,
     pub(crate) requirements: Requirements,
+    /// The worker that made the image's last artifact; none where the requirements leave no choice.
+    pub(crate) preferred_worker: Option<String>,
     pub(crate) workspace: Option<Workspace>,
 }
 
@@ -215,6 +220,8 @@ impl State {
 impl Build {
     /// The longest pause between two attempts.
     pub(crate) const MAX_BACKOFF: Duration = Duration::from_secs(30);
+    /// The longest wait for a slot of the preferred worker: about what an empty cache costs a small build.
+    pub(crate) const MAX_CACHE_WAIT: Duration = Duration::from_secs(5);
 
     /// The next build of an image, in the queue.
     pub(crate) fn queued(
@@ -252,6 +259,7 @@ impl Build {
             configuration_revision: job.configuration_revision,
             reference: job.reference,
             requirements: job.requirements,
+            preferred_worker: job.preferred_worker,
             workspace: job.workspace,
             trace: None,
         }
@@ -267,6 +275,14 @@ impl Build {
     /// A `not_before` beyond [`Self::MAX_BACKOFF`] was set before a clock was put back, and holds nothing up.
     pub(crate) fn is_backing_off(&self, now: Timestamp) -> bool {
         self.not_before.is_some_and(|at| at > now && at <= now.after(Self::MAX_BACKOFF))
+    }
+
+    /// Returns whether it may still wait for a slot of the worker that it prefers.
+    ///
+    /// The wait begins when it may be claimed. A beginning in the future was set before a clock was put back, and holds nothing up.
+    pub(crate) fn may_wait_for_cache(&self, now: Timestamp) -> bool {
+        let since = self.not_before.unwrap_or(self.queued_at);
+        since <= now && now < since.after(Self::MAX_CACHE_WAIT)
     }
 
     /// Its place in the queue: the lowest is taken first.

@@ -19,9 +19,11 @@ pub(crate) use self::message::{
     Attempt, Hello, KeptAttempt, PROTOCOL_VERSION, Report, Reported, ToWorker, Welcome, WithheldAbility,
     WorkerEvent,
 };
+pub(crate) use self::placement::{Candidate, Placement, place};
 
 mod deciding;
 mod message;
+mod placement;
 
 /// What may happen to one build, from either side.
 #[derive(Clone, Debug)]

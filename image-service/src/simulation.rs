@@ -135,6 +135,8 @@ pub struct Wish {
     pub requester: &'static str,
     /// The only worker that may take it; any when empty.
     pub worker: &'static str,
+    /// The worker that made its image last, as if it had been built before; none when empty.
+    pub preferred_worker: &'static str,
     /// What labels a worker must have to take it.
     pub labels: BTreeMap<String, String>,
     /// How long an attempt may run.
@@ -148,6 +150,8 @@ impl Database {
     pub const OFFLINE_AFTER: Duration = Duration::from_secs(3);
     /// The longest pause between two attempts at a build.
     pub const MAX_BACKOFF: Duration = Build::MAX_BACKOFF;
+    /// The longest wait for a slot of the preferred worker.
+    pub const MAX_CACHE_WAIT: Duration = Build::MAX_CACHE_WAIT;
 
     /// An empty database; `queue_timeout`: how long a build may be in the queue.
     pub fn new(queue_timeout: Duration) -> Self {
@@ -228,6 +232,8 @@ impl Replica {
                 configuration_revision: 1,
                 reference,
                 requirements: configuration.requirements(),
+                preferred_worker: (!wish.preferred_worker.is_empty())
+                    .then(|| wish.preferred_worker.to_owned()),
                 workspace: None,
             };
             let mut build = Build::queued(ImageId(id), 1, wish.requester.to_owned(), job, now);

@@ -55,6 +55,7 @@ mod histories;
 mod images;
 mod made;
 mod migration;
+mod queue;
 mod quotas;
 mod records;
 mod references;

@@ -81,7 +81,14 @@ impl Random {
 fn queued() -> Build {
     let reference = Reference::new("trailer/a", "").expect("a reference");
     let requirements = configuration().requirements();
-    let job = Job { kind: Kind::Build, configuration_revision: 1, reference, requirements, workspace: None };
+    let job = Job {
+        kind: Kind::Build,
+        configuration_revision: 1,
+        reference,
+        requirements,
+        preferred_worker: None,
+        workspace: None,
+    };
     Build::queued(ImageId::new(), 1, "alice".to_owned(), job, Timestamp::from_micros(0))
 }
 

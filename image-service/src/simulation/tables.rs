@@ -9,10 +9,10 @@ use uuid::Uuid;
 
 use crate::{
     build::{Build, BuildId, Happening, PendingReason, Record, State},
-    dispatch::{self, Connected, Decision, Event, Hello, Policy, Rows},
+    dispatch::{self, Candidate, Connected, Decision, Event, Hello, Placement, Policy, Rows, place},
     error::{Error, Resource},
     image::{Artifact, Configuration},
-    store::{Committed, Decided},
+    store::{CLAIMED_AT_ONCE, Committed, Decided},
     timestamp::Timestamp,
 };
 
@@ -27,6 +27,8 @@ pub(crate) struct Tables {
     /// The builds whose images are deleted, and which go when they are final.
     tombstones: BTreeSet<BuildId>,
     workers: BTreeMap<String, WorkerEntry>,
+    /// The round of the last turn that each requester has had.
+    turns: BTreeMap<String, i64>,
     /// The round that the queue has come to.
     round: i64,
 }
@@ -51,6 +53,7 @@ impl Tables {
             artifacts: BTreeMap::new(),
             tombstones: BTreeSet::new(),
             workers: BTreeMap::new(),
+            turns: BTreeMap::new(),
             round: 0,
         }
     }
@@ -69,10 +72,9 @@ impl Tables {
 
     pub(crate) fn enqueue(&mut self, mut build: Build, configuration: Configuration) -> Committed {
         self.configurations.insert(build.id, Arc::new(configuration));
-        let used = |of: &&Build| of.state == State::Queued || of.attempt > 0;
-        let own = self.builds.values().filter(|of| of.requested_by == build.requested_by);
-        let last = own.filter(used).map(|of| of.round + 1).max();
-        build.round = self.round.max(last.unwrap_or(0));
+        let own = self.queued().filter(|of| of.requested_by == build.requested_by).map(|of| of.round);
+        let last = own.chain(self.turns.get(&build.requested_by).copied()).max();
+        build.round = last.map_or(self.round, |last| self.round.max(last + 1));
         let message = format!("queued by {}", build.requested_by);
         let queued = Happening::State { state: build.state, message };
         let record = build.record(build.queued_at, queued);
@@ -99,33 +101,39 @@ impl Tables {
         now: Timestamp,
     ) -> Result<(Vec<Decision>, Committed), Error> {
         let (mut decisions, mut committed) = (Vec::new(), Committed::default());
-        let mut queued: Vec<Build> =
-            self.queued().filter(|build| !build.is_backing_off(now)).cloned().collect();
-        queued.sort_by_key(Build::turn);
-        for build in queued {
-            let takes = |connected: &&Connected| {
-                self.workers.get(&connected.name).is_some_and(|entry| {
-                    let Hello { name, labels, capabilities, slots, .. } = &entry.hello;
-                    let held = i32::try_from(self.held_by(name).len()).unwrap_or(i32::MAX);
-                    entry.session == Some(connected.session)
-                        && !entry.drained
-                        && entry.hello.unsupported_reason.is_empty()
-                        && held < *slots
-                        && build.requirements.fit(name, labels, capabilities)
-                })
-            };
-            let Some(worker) = workers.iter().find(takes) else {
-                continue;
-            };
+        let queued = self.queued().cloned().collect();
+        for Placement { build, worker } in place(queued, self.candidates(workers, now), now, CLAIMED_AT_ONCE)
+        {
             self.round = self.round.max(build.round);
+            let turn = self.turns.entry(build.requested_by.clone()).or_default();
+            *turn = build.round.max(*turn);
             let configuration = self.configurations.get(&build.id).cloned();
             let rows = Rows { build, configuration };
-            let event = Event::Claim { worker: worker.name.clone() };
+            let event = Event::Claim { worker };
             let decision = dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?;
             add(&mut committed, self.apply(&decision));
             decisions.push(decision);
         }
         Ok((decisions, committed))
+    }
+
+    /// The workers that a queued build may go to or wait for.
+    fn candidates(&self, connected: &[Connected], now: Timestamp) -> Vec<Candidate> {
+        let takes_builds = |entry: &&WorkerEntry| !entry.drained && entry.hello.unsupported_reason.is_empty();
+        let of_entry = |entry: &WorkerEntry| {
+            let Hello { name, labels, capabilities, slots, .. } = &entry.hello;
+            let connected = connected.iter().find(|worker| worker.name == *name);
+            let is_elsewhere = !entry.draining && self.is_online(entry, now);
+            let has_session = connected.is_some_and(|worker| entry.session == Some(worker.session));
+            let free_slots = usize::try_from(*slots).unwrap_or(0).saturating_sub(self.held_by(name).len());
+            (connected.is_some() || is_elsewhere).then(|| Candidate {
+                name: name.clone(),
+                labels: labels.clone(),
+                capabilities: capabilities.clone(),
+                free_slots: if has_session { free_slots } else { 0 },
+            })
+        };
+        self.workers.values().filter(takes_builds).filter_map(of_entry).collect()
     }
 
     /// Deletes the image of a build: the build is cancelled, and goes when it is final.
@@ -242,13 +250,16 @@ impl Tables {
         self.builds.values().filter(|build| build.state == State::Queued)
     }
 
+    fn is_online(&self, entry: &WorkerEntry, now: Timestamp) -> bool {
+        entry.session.is_some() && self.policy.is_recent(entry.heard_at, now)
+    }
+
     fn pending_reason(&self, build: &Build, now: Timestamp) -> PendingReason {
         if build.is_backing_off(now) {
             return PendingReason::BackingOff;
         }
-        let is_online =
-            |entry: &&WorkerEntry| entry.session.is_some() && self.policy.is_recent(entry.heard_at, now);
-        let mut online: Vec<&WorkerEntry> = self.workers.values().filter(is_online).collect();
+        let mut online: Vec<&WorkerEntry> =
+            self.workers.values().filter(|entry| self.is_online(entry, now)).collect();
         if online.is_empty() && build.requirements.worker.is_empty() {
             return PendingReason::NoWorkerOnline;
         }

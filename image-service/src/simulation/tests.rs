@@ -38,6 +38,8 @@ struct Both {
     tables: Tables,
     builds: Vec<(ImageId, BuildId)>,
     sessions: Vec<(usize, Uuid)>,
+    /// How many builds prefer a worker.
+    preferences: usize,
 }
 
 fn configuration(worker: &str) -> ConfigurationDraft {
@@ -66,7 +68,8 @@ impl Both {
         self.clock.fetch_add(self.random.i64(0..4_000_000), Ordering::Relaxed);
         let now = Timestamp::from_micros(self.clock.load(Ordering::Relaxed));
         match self.random.u8(0..20) {
-            0..3 => self.create(now).await,
+            0..2 => self.create(now).await,
+            2 => self.rebuild(now).await,
             3 | 4 => self.open_session(now).await,
             5 => self.close_session().await,
             6..10 => self.claim(now).await,
@@ -124,11 +127,39 @@ impl Both {
         (format!("{:?}", stored.build), format!("{:?}", self.tables.build(id).expect("it is there")))
     }
 
+    /// Builds an image again; it prefers the worker of its last artifact.
+    async fn rebuild(&mut self, now: Timestamp) -> (String, String) {
+        let Some((image, _)) = self.random.choice(self.builds.clone()) else { return Default::default() };
+        let of_image = self.builds.iter().filter(|(other, _)| *other == image);
+        let of_image: Vec<&Build> = of_image.filter_map(|(_, id)| self.tables.build(*id)).collect();
+        if of_image.iter().any(|build| !build.state.is_final()) {
+            return Default::default();
+        }
+        let artifact = of_image.iter().rev().find_map(|build| self.tables.artifact(build.id));
+        let pin = of_image.last().map(|build| build.requirements.worker.clone()).unwrap_or_default();
+        let preferred = artifact.filter(|_| pin.is_empty()).map(|artifact| artifact.worker.clone());
+        let (built, _) = self.store.build_image(&request("alice"), image, None).await.expect("queued");
+        let stored = built.1.expect("its build").build;
+        assert_eq!((stored.queued_at, &stored.preferred_worker), (now, &preferred));
+        self.preferences += usize::from(preferred.is_some());
+        self.builds.push((image, stored.id));
+        let build = Build { round: 0, last_sequence: 0, ..stored.clone() };
+        let configuration = Configuration::parse(configuration(&pin), "", &mut Violations::default());
+        self.tables.enqueue(build, configuration);
+        (format!("{stored:?}"), format!("{:?}", self.tables.build(stored.id).expect("it is there")))
+    }
+
     async fn delete(&mut self, now: Timestamp) -> (String, String) {
-        let Some((image, build)) = self.random.choice(self.builds.clone()) else { return Default::default() };
-        self.builds.retain(|(_, other)| *other != build);
+        let Some((image, _)) = self.random.choice(self.builds.clone()) else { return Default::default() };
+        let (of_image, others): (Vec<_>, Vec<_>) =
+            self.builds.drain(..).partition(|(other, _)| *other == image);
+        self.builds = others;
+        let Some(((_, build), earlier)) = of_image.split_last() else { return Default::default() };
+        for (_, earlier) in earlier {
+            let _ = self.tables.delete(*earlier, now);
+        }
         let stored = self.store.delete_image(&request("root"), image, None).await;
-        let (deleted, _) = self.tables.delete(build, now);
+        let (deleted, _) = self.tables.delete(*build, now);
         let messages = deleted.map(|decided| decided.map_or_else(Vec::new, |decision| decision.messages));
         (outcome(stored.map(|((), effects)| effects.messages)), outcome(messages))
     }
@@ -225,6 +256,20 @@ impl Both {
             1 => Event::Abandoned { attempt: build.attempt },
             2 => Event::Tick { worker_online: self.random.bool() },
             3 => Event::Waited { reason: PendingReason::AllSlotsTaken },
+            4 | 5 => {
+                let artifact = WorkerEvent::Succeeded {
+                    image_id: format!("sha256:{}", build.id),
+                    size_bytes: 1,
+                    repo_digest: None,
+                    config_digest: None,
+                };
+                let steps = [WorkerEvent::Started, WorkerEvent::Built, artifact];
+                let left = steps.into_iter().skip(usize::try_from(build.report_sequence).unwrap_or(0));
+                let events = left.map(|event| Reported { time: now, event }).collect();
+                let attempt = Attempt { build: build.id, number: build.attempt };
+                let report = Report { attempt, first_sequence: build.report_sequence + 1, events };
+                Event::Report { worker: build.worker.clone().unwrap_or_default(), report }
+            }
             _ => {
                 let mut events = Vec::new();
                 for _ in 0..=self.random.u8(0..3) {
@@ -266,7 +311,8 @@ impl Both {
     }
 }
 
-async fn follow(url: Option<&str>, seed: u64) {
+/// Returns how many builds have preferred a worker.
+async fn follow(url: Option<&str>, seed: u64) -> usize {
     let policy = Policy {
         lease: Duration::from_secs(45),
         stop_deadline: Duration::from_secs(10),
@@ -282,7 +328,8 @@ async fn follow(url: Option<&str>, seed: u64) {
     let tables = Tables::new(policy);
     let random = fastrand::Rng::with_seed(seed);
     let store = store.with_clock(Arc::clone(&clock));
-    let mut both = Both { random, clock, store, tables, builds: Vec::new(), sessions: Vec::new() };
+    let mut both =
+        Both { random, clock, store, tables, builds: Vec::new(), sessions: Vec::new(), preferences: 0 };
     for step in 0..300 {
         let (stored, modelled) = both.step().await;
         assert_eq!(stored, modelled, "seed {seed}, step {step}");
@@ -292,13 +339,16 @@ async fn follow(url: Option<&str>, seed: u64) {
         }
     }
     both.store.close().await.expect("closed");
+    both.preferences
 }
 
 #[tokio::test]
 async fn random_histories_agree_with_sqlite() {
+    let mut preferences = 0;
     for seed in 1..=4 {
-        follow(None, seed).await;
+        preferences += follow(None, seed).await;
     }
+    assert!(preferences > 0);
 }
 
 #[tokio::test]

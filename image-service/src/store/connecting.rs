@@ -83,12 +83,16 @@ pub(super) async fn connect(url: &str, connections: u32) -> Result<DatabaseConne
     } else {
         postgres(url, connections).await?
     };
-    measure(&mut connection);
+    measure(&mut connection, url);
     Ok(connection)
 }
 
 /// Tells how long statements take, as the conventions of OpenTelemetry have it.
-fn measure(connection: &mut DatabaseConnection) {
+fn measure(connection: &mut DatabaseConnection, url: &str) {
+    #[cfg(test)]
+    let records = records::of(url);
+    #[cfg(not(test))]
+    let _ = url;
     let system = match connection.get_database_backend() {
         DbBackend::Postgres => "postgresql",
         DbBackend::Sqlite => "sqlite",
@@ -101,6 +105,8 @@ fn measure(connection: &mut DatabaseConnection) {
         .with_boundaries(vec![0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0])
         .build();
     connection.set_metric_callback(move |done| {
+        #[cfg(test)]
+        records.add(done.statement);
         let sql = done.statement.sql.as_str();
         // Some were sent together.
         let operation = if sql.contains("; ") { "BATCH" } else { sql.split(' ').next().unwrap_or_default() };
@@ -178,6 +184,56 @@ pub(crate) async fn execute(url: &str, statement: &str) -> Result<(), DbErr> {
     let connection = connect(url, 1).await?;
     connection.execute_unprepared(statement).await?;
     connection.close().await
+}
+
+#[cfg(test)]
+pub(super) use self::records::record_statements;
+
+/// The statements that stores execute in a test.
+#[cfg(test)]
+mod records {
+    use std::{
+        collections::HashMap,
+        path::Path,
+        sync::{Arc, LazyLock, Mutex, PoisonError},
+    };
+
+    use sea_orm::Statement;
+
+    /// By the directory of the database.
+    static RECORDS: LazyLock<Mutex<HashMap<String, Records>>> = LazyLock::new(Mutex::default);
+
+    /// Statements, where they are recorded.
+    #[derive(Clone, Debug, Default)]
+    pub(in crate::store) struct Records(Option<Arc<Mutex<Vec<Statement>>>>);
+
+    /// Records the statements of a store that is opened in a directory from now on.
+    pub(in crate::store) fn record_statements(directory: &Path) -> Records {
+        let records = Records(Some(Arc::default()));
+        let mut all = RECORDS.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(directory.display().to_string(), records.clone());
+        records
+    }
+
+    pub(super) fn of(url: &str) -> Records {
+        let all = RECORDS.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = all.iter().find(|(directory, _)| url.contains(directory.as_str()));
+        found.map(|(_, records)| records.clone()).unwrap_or_default()
+    }
+
+    impl Records {
+        pub(super) fn add(&self, statement: &Statement) {
+            if let Some(records) = &self.0 {
+                records.lock().unwrap_or_else(PoisonError::into_inner).push(statement.clone());
+            }
+        }
+
+        /// Returns those that were executed since the last call.
+        pub(in crate::store) fn take(&self) -> Vec<Statement> {
+            let records = self.0.iter().map(|records| records.lock().unwrap_or_else(PoisonError::into_inner));
+            records.flat_map(|mut records| std::mem::take(&mut *records)).collect()
+        }
+    }
 }
 
 #[cfg(test)]

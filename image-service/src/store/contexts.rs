@@ -12,12 +12,11 @@ use uuid::Uuid;
 use super::{
     Store,
     entity::{build, configuration, context, context_chunk, image},
-    rows,
+    queue, rows,
     writing::Writing,
 };
 use crate::{
     access::Principal,
-    build::State,
     context::{ContextDigest, Inspected},
     dispatch::Attempt,
     error::{Error, Violations},
@@ -324,7 +323,7 @@ pub(super) fn is_in_use() -> SimpleExpr {
             Expr::col((build::Entity, build::Column::ConfigurationRevision))
                 .equals(of(configuration::Column::Revision)),
         )
-        .and_where(Expr::col((build::Entity, build::Column::State)).lt(rows::state_to_code(State::Succeeded)))
+        .and_where(queue::is_active())
         .take();
     Expr::exists(current).or(Expr::exists(active))
 }

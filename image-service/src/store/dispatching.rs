@@ -13,15 +13,14 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    Committed, Store, builds,
+    Committed, Store,
     decided::apply,
     entity::{build, worker},
-    images, rows,
-    workers::{self, WithFreeSlots},
+    images, queue, rows, workers,
 };
 use crate::{
-    build::{Build, BuildId, PendingReason, State},
-    dispatch::{self, Connected, Decision, Event, Hello, Policy, Rows},
+    build::{Build, BuildId, PendingReason},
+    dispatch::{self, Connected, Decision, Event, Hello, Placement, Policy, Rows, place},
     error::Error,
     timestamp::Timestamp,
     turns::Turn,
@@ -43,8 +42,8 @@ pub(crate) trait DispatchStore: Debug + Send + Sync {
     /// Decides what each event does to its build, one after the other, and writes it.
     async fn decide(&self, events: &[(BuildId, Arc<Event>)]) -> Result<(Vec<Decided>, Committed), Error>;
 
-    /// Gives the first queued builds to those of the workers that can take them and have a free slot, the first before the others;
-    /// [`CLAIMED_AT_ONCE`] at most. Whose session speaks for it no more is passed over.
+    /// Gives queued builds to the connected workers as [`place`] has it; [`CLAIMED_AT_ONCE`] at most. A worker that its session speaks
+    /// for no more gets none.
     async fn claim(&self, workers: &[Connected]) -> Result<(Vec<Decision>, Committed), Error>;
 
     /// The builds of which [`Event::Tick`] may end something.
@@ -116,35 +115,28 @@ impl DispatchStore for Store {
     async fn claim(&self, workers: &[Connected]) -> Result<(Vec<Decision>, Committed), Error> {
         let mut committed = Committed::default();
         // Read first without waiting for the writer: mostly there is nothing to be done.
-        if workers::with_free_slots(&self.reader, workers).await?.is_empty() {
+        if !workers::may_claim(&self.reader, workers).await? {
             return Ok((Vec::new(), committed));
         }
         let txn = self.write(Turn::Dispatch).await?;
-        let mut free = workers::with_free_slots(&txn, workers).await?;
-        let limit = free.iter().map(|worker| worker.slots).sum::<usize>().min(CLAIMED_AT_ONCE);
         let now = self.now(&txn).await?;
-        let mut queued = builds::first_of_each(&txn, limit, now).await?;
-        queued.sort_by_key(Build::turn);
-        let mut claimed = Vec::with_capacity(limit);
-        for build in queued {
-            let takes = |worker: &&mut WithFreeSlots| {
-                worker.slots > 0 && build.requirements.fit(&worker.name, &worker.labels, &worker.capabilities)
-            };
-            if claimed.len() < limit
-                && let Some(worker) = free.iter_mut().find(takes)
-            {
-                worker.slots -= 1;
-                claimed.push((build, worker.name.clone()));
-            }
-        }
-        let Some((last, _)) = claimed.last() else {
+        let candidates = workers::candidates(&txn, workers, &self.policy, now).await?;
+        let free_slots = candidates.iter().map(|candidate| candidate.free_slots).sum::<usize>();
+        let limit = free_slots.min(CLAIMED_AT_ONCE);
+        if limit == 0 {
             return Ok((Vec::new(), committed));
-        };
-        builds::reach_round(&txn, last.round);
-        let named = claimed.iter().map(|(build, _)| (build.image, build.configuration_revision));
+        }
+        let head = queue::head(&txn, limit, now).await?;
+        let placements = place(head.builds, candidates, now, limit);
+        if placements.is_empty() {
+            return Ok((Vec::new(), committed));
+        }
+        queue::take_turns(&txn, head.round, &placements);
+        let named =
+            placements.iter().map(|Placement { build, .. }| (build.image, build.configuration_revision));
         let configurations = images::configurations(&txn, named).await?;
-        let mut decisions = Vec::with_capacity(claimed.len());
-        for (build, worker) in claimed {
+        let mut decisions = Vec::with_capacity(placements.len());
+        for Placement { build, worker } in placements {
             let configuration = configurations
                 .get(&(build.image, build.configuration_revision))
                 .ok_or_else(|| DbErr::RecordNotFound("a configuration".to_owned()))?;
@@ -160,7 +152,7 @@ impl DispatchStore for Store {
     async fn overdue(&self) -> Result<Vec<Build>, Error> {
         let now = self.now(&self.reader).await?;
         let cancelled_before = now.before(self.policy.stop_deadline);
-        let found = builds::held()
+        let found = queue::held()
             .filter(
                 Condition::any()
                     .add(build::Column::LeaseExpiresAt.lte(now.micros()))
@@ -175,8 +167,7 @@ impl DispatchStore for Store {
         const AT_ONCE: u64 = 100;
         let now = self.now(&self.reader).await?;
         let before = now.before(self.policy.queue_timeout);
-        let found = build::Entity::find()
-            .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
+        let found = queue::queued()
             .filter(build::Column::QueuedAt.lte(before.micros()))
             .order_by_asc(build::Column::QueuedAt)
             .limit(AT_ONCE)
@@ -264,7 +255,7 @@ impl DispatchStore for Store {
         let until = now.after(self.policy.lease);
         build::Entity::update_many()
             .col_expr(build::Column::LeaseExpiresAt, Expr::value(until.micros()))
-            .filter(build::Column::LeaseExpiresAt.is_not_null())
+            .filter(queue::is_held())
             .exec(&txn)
             .await?;
         txn.commit().await

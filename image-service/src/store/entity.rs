@@ -164,6 +164,25 @@ pub(crate) mod context_chunk {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
+/// The requesters that have had a build claimed in the round that the queue has come to.
+pub(crate) mod turn {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+    #[sea_orm(table_name = "turns")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub round: i64,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub requester: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
 pub(crate) mod build {
     use sea_orm::entity::prelude::*;
 
@@ -198,9 +217,11 @@ pub(crate) mod build {
         pub configuration_revision: i64,
         pub repository: String,
         pub tag: String,
-        /// What a worker must be to take it, and a digest of that to find it by.
+        /// What a worker must be to take it.
         pub requirements_json: String,
+        /// A digest of the requirements and the preferred worker: the queue is searched by it.
         pub requirements_key: String,
+        pub preferred_worker: Option<String>,
         pub workspace_json: Option<String>,
         pub round: i64,
         /// The earliest time at which it may be claimed again.

@@ -6,13 +6,13 @@ use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QuerySelec
 use uuid::Uuid;
 
 use super::{
-    Store, builds, contexts,
+    Store, contexts,
     entity::{build, configuration, image, made_image},
-    rows,
+    queue, rows,
     writing::Writing,
 };
 use crate::{
-    build::{Kind, State},
+    build::Kind,
     error::Error,
     image::{Artifact, HeldImage},
     turns::Turn,
@@ -41,7 +41,7 @@ impl Store {
         let records: BTreeSet<Uuid> = held.iter().map(|held| held.image.0).collect();
         let ids: BTreeSet<&str> = held.iter().map(|held| held.engine_id.as_str()).collect();
         let names: BTreeSet<&str> = held.iter().flat_map(|held| &held.names).map(String::as_str).collect();
-        let pulls = builds::held()
+        let pulls = queue::held()
             .filter(build::Column::Kind.eq(rows::kind_to_code(Kind::Pull)))
             .filter(build::Column::Worker.eq(worker))
             .one(&txn)
@@ -55,11 +55,10 @@ impl Store {
             let is_elsewhere = image.artifact.is_some_and(|artifact| artifact.worker != worker);
             elsewhere.extend(is_elsewhere.then_some(image.id.0));
         }
-        let active = build::Entity::find()
+        let active = queue::active()
             .select_only()
             .column(build::Column::Image)
-            .filter(build::Column::Image.is_in(records))
-            .filter(build::Column::State.lt(rows::state_to_code(State::Succeeded)));
+            .filter(build::Column::Image.is_in(records));
         let active: BTreeSet<Uuid> = active.into_tuple::<Uuid>().all(&txn).await?.into_iter().collect();
         let artifacts = image::Entity::find()
             .select_only()

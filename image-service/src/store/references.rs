@@ -11,11 +11,11 @@ use uuid::Uuid;
 
 use super::{
     entity::{build, image, image_reference},
-    rows,
+    queue, rows,
     writing::Writing,
 };
 use crate::{
-    build::{Kind, State},
+    build::Kind,
     error::Error,
     image::{Artifact, ImageId, Reference, WantedReference},
 };
@@ -132,7 +132,7 @@ async fn held_and_writing(
         .columns([build::Column::Image, build::Column::Repository, build::Column::Tag])
         .expr_as(Expr::value(false), "held")
         .filter(build::Column::Image.is_in(images))
-        .filter(build::Column::State.lt(rows::state_to_code(State::Succeeded)))
+        .filter(queue::is_active())
         .filter(build::Column::Kind.ne(rows::kind_to_code(Kind::Pull)));
     both.union(UnionType::All, writing.into_query());
     let mut all: HashMap<Uuid, Known> = HashMap::new();

@@ -1,6 +1,6 @@
 //! Workers and the sessions that speak for them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, ExprTrait,
@@ -14,11 +14,11 @@ use uuid::Uuid;
 use super::{
     Effects, Hint, Store, builds,
     entity::{build, worker},
-    hints, rows,
+    hints, queue, rows,
 };
 use crate::{
-    build::{Build, PendingReason, State},
-    dispatch::{Connected, Hello, Policy, WithheldAbility},
+    build::{Build, PendingReason},
+    dispatch::{Candidate, Connected, Hello, Policy, WithheldAbility},
     error::{Error, Resource},
     image::Capability,
     request::Request,
@@ -264,53 +264,56 @@ fn is_online_as_of(policy: &Policy, now: Timestamp) -> Condition {
         .add(worker::Column::HeardAt.between(recent.start().micros(), recent.end().micros()))
 }
 
-/// A worker that may take builds.
-#[derive(Debug)]
-pub(super) struct WithFreeSlots {
-    pub(super) name: String,
-    pub(super) slots: usize,
-    pub(super) labels: BTreeMap<String, String>,
-    pub(super) capabilities: BTreeSet<Capability>,
+/// Returns whether a build is queued and one of the connected workers may have a free slot.
+pub(super) async fn may_claim(db: &impl ConnectionTrait, connected: &[Connected]) -> Result<bool, DbErr> {
+    let names = connected.iter().map(|worker| worker.name.as_str());
+    // The last round, because on Postgres many a dead entry may lie before the first one.
+    let last = queue::queued().select_only().column_as(build::Column::Round.max(), "last").into_query();
+    let workers = takes_builds()
+        .select_only()
+        .column(worker::Column::Name)
+        .filter(worker::Column::Name.is_in(names))
+        .filter(Expr::SubQuery(None, Box::new(last.into())).is_not_null())
+        .filter(has_free_slot())
+        .limit(1);
+    Ok(db.query_one(&beside_held(workers)).await?.is_some())
 }
 
-/// Those of the workers, in their order, that have free slots, if anything is queued. Whose session does not speak for it any
-/// more has none.
-pub(super) async fn with_free_slots(
+/// Returns the workers that a queued build may go to or wait for: the connected ones, and those that are online at other replicas.
+///
+/// A session that speaks for its worker no more has no free slot.
+pub(super) async fn candidates(
     db: &impl ConnectionTrait,
     connected: &[Connected],
-) -> Result<Vec<WithFreeSlots>, DbErr> {
+    policy: &Policy,
+    now: Timestamp,
+) -> Result<Vec<Candidate>, DbErr> {
     let names = connected.iter().map(|worker| worker.name.as_str());
-    let queued = build::Entity::find()
-        .select_only()
-        .expr(Expr::value(1))
-        .filter(build::Column::State.eq(rows::state_to_code(State::Queued)))
-        .into_query();
-    let query = worker::Entity::find()
-        .filter(worker::Column::Name.is_in(names))
-        .filter(worker::Column::Drained.eq(false))
-        .filter(worker::Column::UnsupportedReason.eq(""))
-        .filter(Expr::exists(queued))
-        .filter(has_free_slot());
-    let query = with_slots_taken(query);
-    let mut found = HashMap::new();
+    let is_elsewhere = is_online_as_of(policy, now).add(worker::Column::Draining.eq(false));
+    let reached = Condition::any().add(worker::Column::Name.is_in(names)).add(is_elsewhere);
+    let query = with_slots_taken(takes_builds().filter(reached).order_by_asc(worker::Column::Name));
+    let mut candidates = Vec::new();
     for row in db.query_all(&query).await? {
         let taken = row.try_get::<Option<i64>>("", TAKEN)?.unwrap_or(0);
         let row = worker::Model::from_query_result(&row, "")?;
-        let slots = usize::try_from(i64::from(row.slots) - taken).unwrap_or(0);
-        found.insert((row.name.clone(), row.session), (row, slots));
+        let is_connected =
+            connected.iter().any(|worker| worker.name == row.name && Some(worker.session) == row.session);
+        let free_slots = usize::try_from(i64::from(row.slots) - taken).unwrap_or(0);
+        candidates.push(Candidate {
+            labels: rows::from_json(&row.labels_json)?,
+            capabilities: rows::from_json(&row.capabilities_json)?,
+            free_slots: if is_connected { free_slots } else { 0 },
+            name: row.name,
+        });
     }
-    let mut free = Vec::with_capacity(found.len());
-    for Connected { name, session } in connected {
-        if let Some((row, slots)) = found.remove(&(name.clone(), Some(*session))) {
-            free.push(WithFreeSlots {
-                name: row.name,
-                slots,
-                labels: rows::from_json(&row.labels_json)?,
-                capabilities: rows::from_json(&row.capabilities_json)?,
-            });
-        }
-    }
-    Ok(free)
+    Ok(candidates)
+}
+
+/// Selects the workers that operators let take builds, and whose engines can.
+fn takes_builds() -> Select<worker::Entity> {
+    worker::Entity::find()
+        .filter(worker::Column::Drained.eq(false))
+        .filter(worker::Column::UnsupportedReason.eq(""))
 }
 
 const TAKEN: &str = "taken";
@@ -325,10 +328,10 @@ fn with_slots_taken(workers: Select<worker::Entity>) -> SelectStatement {
 
 /// The same workers, beside those that hold builds.
 fn beside_held(workers: Select<worker::Entity>) -> SelectStatement {
-    let held = builds::held()
+    let held = queue::held()
         .select_only()
         .column(build::Column::Worker)
-        .column_as(build::Column::Id.count(), TAKEN)
+        .column_as(Expr::cust("COUNT(*)"), TAKEN)
         .group_by(build::Column::Worker)
         .into_query();
     let of_worker = Expr::col((HELD, build::Column::Worker)).equals((worker::Entity, worker::Column::Name));
@@ -344,7 +347,7 @@ fn has_free_slot() -> Expr {
 }
 
 pub(super) async fn held_by(db: &impl ConnectionTrait, name: &str) -> Result<Vec<Build>, DbErr> {
-    builds::held()
+    queue::held()
         .filter(build::Column::Worker.eq(name))
         .all(db)
         .await?

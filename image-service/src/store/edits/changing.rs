@@ -19,7 +19,7 @@ use crate::{
         contexts,
         decided::{self, Moved},
         entity::image,
-        grants, images, references, rows, usage,
+        grants, images, queue, references, rows, usage,
         write::{Target, Write},
     },
 };
@@ -98,18 +98,21 @@ impl Write<'_> {
         etag: Option<Etag>,
     ) -> Result<(ImageInView, Build), Error> {
         let target = self.target(id, etag, Action::Build).await?;
-        builds::require_room(&self.txn, self.request.caller.subject(), self.store.policy()).await?;
+        queue::require_room(&self.txn, self.request.caller.subject(), self.store.policy()).await?;
         let revision = target.image.configuration_revision;
         let configuration = images::configuration(&self.txn, id, revision).await?;
         let number = match target.row.latest_build {
             Some(latest) => builds::one(&self.txn, latest).await?.number,
             None => 0,
         };
+        let requirements = configuration.requirements();
+        let cached_on = target.image.artifact.as_ref().map(|artifact| artifact.worker.clone());
         let job = Job {
             kind: if target.image.pulled { Kind::Pull } else { Kind::Build },
             configuration_revision: revision,
             reference: target.image.reference.clone(),
-            requirements: configuration.requirements(),
+            preferred_worker: cached_on.filter(|_| requirements.worker.is_empty()),
+            requirements,
             workspace: None,
         };
         let requested_by = self.request.caller.subject().to_owned();

@@ -17,7 +17,7 @@ use crate::{
         contexts,
         decided::{self, Moved},
         entity::{self, configuration, image},
-        references, rows, usage,
+        queue, references, rows, usage,
         write::Write,
     },
 };
@@ -31,7 +31,7 @@ impl Write<'_> {
         snapshot: Option<&SnapshotOrder>,
     ) -> Result<WithBuild, Error> {
         if !new.template {
-            builds::require_room(&self.txn, self.request.caller.subject(), self.store.policy()).await?;
+            queue::require_room(&self.txn, self.request.caller.subject(), self.store.policy()).await?;
         }
         let now = self.now;
         let id = ImageId::new();
@@ -49,6 +49,7 @@ impl Write<'_> {
                 || new.configuration.requirements(),
                 |order| Requirements::of_snapshot(order.worker.clone()),
             ),
+            preferred_worker: None,
             workspace: snapshot.map(|order| order.workspace.clone()),
         };
         let requested_by = self.request.caller.subject().to_owned();
@@ -132,7 +133,7 @@ impl Write<'_> {
 
     /// Puts a build into the queue: its row, and the first record of its history, which is the answer.
     pub(super) async fn enqueue(&mut self, build: &mut Build) -> Result<Record, Error> {
-        build.round = builds::next_round(&self.txn, &build.requested_by).await?;
+        build.round = queue::next_round(&self.txn, &build.requested_by).await?;
         build.trace.clone_from(&self.request.trace);
         let message = format!("queued by {}", build.requested_by);
         let queued = Happening::State { state: build.state, message };

@@ -46,7 +46,7 @@ impl MigrationTrait for Initial {
     }
 }
 
-const TABLES: [&str; 14] = [
+const TABLES: [&str; 15] = [
     "CREATE TABLE catalogue (id integer PRIMARY KEY, history UUID NOT NULL, revision bigint NOT NULL DEFAULT 0, \
      nonce bigint NOT NULL DEFAULT 0, compacted_revision bigint NOT NULL DEFAULT 0, \
      compacted_nonce bigint NOT NULL DEFAULT 0, round bigint NOT NULL DEFAULT 0, changed_at bigint NOT NULL DEFAULT 0, \
@@ -72,6 +72,7 @@ const TABLES: [&str; 14] = [
      error_json text, log_bytes bigint NOT NULL, log_truncated boolean NOT NULL, configuration_revision bigint NOT NULL, \
      repository text NOT NULL, tag text NOT NULL, requirements_json text NOT NULL, requirements_key text NOT NULL, \
      preferred_worker text, workspace_json text, round bigint NOT NULL, not_before bigint, trace text)",
+    "CREATE TABLE turns (round bigint NOT NULL, requester KEY_TEXT NOT NULL, PRIMARY KEY (round, requester)) CLUSTERED",
     "CREATE TABLE build_records (build UUID NOT NULL, first_sequence bigint NOT NULL, last_sequence bigint NOT NULL, \
      json text NOT NULL, PRIMARY KEY (build, first_sequence))",
     "CREATE TABLE changes (revision bigint PRIMARY KEY, nonce bigint NOT NULL, image UUID NOT NULL, kind integer NOT NULL, \
@@ -91,7 +92,7 @@ const TABLES: [&str; 14] = [
 ];
 
 /// States of builds: 1 is queued, 2 to 4 are held by a worker. Statements that are to use a partial index say the same literally.
-const INDEXES: [&str; 14] = [
+const INDEXES: [&str; 13] = [
     "CREATE INDEX images_by_artifact ON images (artifact_image) WHERE artifact_image IS NOT NULL",
     "CREATE INDEX configurations_by_archive ON configurations (archive) WHERE archive IS NOT NULL",
     "CREATE INDEX configurations_by_base ON configurations (base) WHERE base IS NOT NULL",
@@ -101,7 +102,6 @@ const INDEXES: [&str; 14] = [
     "CREATE INDEX builds_queued_by_turn ON builds (round, queued_at, id) WHERE state = 1",
     "CREATE INDEX builds_queued_by_time ON builds (queued_at) WHERE state = 1",
     "CREATE INDEX builds_queued_of_requester ON builds (requested_by, round) WHERE state = 1",
-    "CREATE INDEX builds_of_requester ON builds (requested_by, round)",
     "CREATE INDEX builds_held_by_worker ON builds (worker) WHERE state IN (2, 3, 4)",
     "CREATE INDEX builds_active_of_image ON builds (image) WHERE state IN (1, 2, 3, 4)",
     "CREATE INDEX answers_by_time ON answers (answered_at)",

@@ -1,0 +1,203 @@
+//! The queue's rows: what is queued or held, whose turn it is, and what a claim chooses from.
+//!
+//! Every statement on the queue says one of the conditions below literally, so that it uses an index that holds no finished build:
+//! a database takes a partial index only where the statement implies its condition, which a bound value does not.
+
+use std::iter;
+
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityTrait, ExprTrait, FromQueryResult, IntoActiveModel,
+    QueryFilter, QuerySelect, QueryTrait, Select, Statement,
+    sea_query::{Expr, SimpleExpr},
+};
+
+use super::{
+    entity::{build, catalogue, turn},
+    rows,
+    writing::Writing,
+};
+use crate::{
+    build::Build,
+    dispatch::{Placement, Policy},
+    error::Error,
+    timestamp::Timestamp,
+};
+
+/// Restricts builds to those in the queue, as the indexes `builds_queued_…` do.
+pub(super) fn is_queued() -> SimpleExpr {
+    Expr::cust("builds.state = 1")
+}
+
+/// Restricts builds to those that a worker holds, as the index `builds_held_by_worker` does.
+pub(super) fn is_held() -> SimpleExpr {
+    Expr::cust("builds.state IN (2, 3, 4)")
+}
+
+/// Restricts builds to those that are not final, as the index `builds_active_of_image` does.
+pub(super) fn is_active() -> SimpleExpr {
+    Expr::cust("builds.state IN (1, 2, 3, 4)")
+}
+
+/// Selects the builds in the queue.
+pub(super) fn queued() -> Select<build::Entity> {
+    build::Entity::find().filter(is_queued())
+}
+
+/// Selects the builds that some worker holds.
+pub(super) fn held() -> Select<build::Entity> {
+    build::Entity::find().filter(is_held())
+}
+
+/// Selects the builds that are not final.
+pub(super) fn active() -> Select<build::Entity> {
+    build::Entity::find().filter(is_active())
+}
+
+/// What a claim chooses from.
+#[derive(Debug)]
+pub(super) struct Head {
+    /// The round that the queue has come to.
+    pub(super) round: i64,
+    /// Enough builds for `limit` placements, whichever workers are free.
+    pub(super) builds: Vec<Build>,
+}
+
+/// Reads the head of the queue, without the builds that back off.
+///
+/// Builds with the same requirements and the same preferred worker are a group. Of each group this reads the first `limit`, and the
+/// first `limit` of those that do not wait for their preferred worker any more: of the others a group can place none that is further
+/// behind.
+pub(super) async fn head(db: &impl ConnectionTrait, limit: usize, now: Timestamp) -> Result<Head, DbErr> {
+    const REACHED: &str = "reached";
+    // Every step is one search of the index, however many builds a group has.
+    const GROUPS: &str = "WITH RECURSIVE keys (key) AS (SELECT MIN(requirements_key) FROM builds WHERE state = 1 UNION ALL \
+         SELECT (SELECT MIN(requirements_key) FROM builds WHERE state = 1 AND requirements_key > key) \
+         FROM keys WHERE key IS NOT NULL), \
+         queued (key, preferred_worker) AS (SELECT key, \
+         (SELECT preferred_worker FROM builds WHERE state = 1 AND requirements_key = key LIMIT 1) \
+         FROM keys WHERE key IS NOT NULL) ";
+    // As `Build::is_backing_off` and `Build::may_wait_for_cache` have it. Those that back off are few: a worker has failed each of
+    // them within the last seconds.
+    const FIRST: &str = "FROM builds first WHERE first.state = 1 AND first.requirements_key = queued.key \
+         AND (first.not_before IS NULL OR first.not_before <= $1 OR first.not_before > $2)";
+    const WAITS_NO_MORE: &str = "AND queued.preferred_worker IS NOT NULL \
+         AND (COALESCE(first.not_before, first.queued_at) <= $3 OR COALESCE(first.not_before, first.queued_at) > $1)";
+    const ORDER: &str = "ORDER BY first.round, first.queued_at, first.id LIMIT $4";
+    let of_group = |what: &str| {
+        format!(
+            "SELECT * FROM (SELECT {what} {FIRST} {ORDER}) a UNION ALL \
+             SELECT * FROM (SELECT {what} {FIRST} {WAITS_NO_MORE} {ORDER}) b"
+        )
+    };
+    let round = format!("(SELECT round FROM catalogue WHERE id = 1) AS {REACHED}");
+    // Postgres would look through all builds for each group, and SQLite has no LATERAL.
+    let sql = if db.get_database_backend() == DbBackend::Postgres {
+        let first = of_group("first.*");
+        format!("{GROUPS}SELECT builds.*, {round} FROM queued CROSS JOIN LATERAL ({first}) builds")
+    } else {
+        let first = of_group("first.id");
+        format!("{GROUPS}SELECT builds.*, {round} FROM queued JOIN builds ON builds.id IN ({first})")
+    };
+    let values = [
+        now.micros().into(),
+        now.after(Build::MAX_BACKOFF).micros().into(),
+        now.before(Build::MAX_CACHE_WAIT).micros().into(),
+        i64::try_from(limit).unwrap_or(i64::MAX).into(),
+    ];
+    let statement = Statement::from_sql_and_values(db.get_database_backend(), sql, values);
+    let mut head = Head { round: 0, builds: Vec::new() };
+    for row in db.query_all_raw(statement).await? {
+        head.round = row.try_get("", REACHED)?;
+        head.builds.push(rows::build_from_row(build::Model::from_query_result(&row, "")?)?);
+    }
+    head.builds.sort_by_key(Build::turn);
+    head.builds.dedup_by_key(|build| build.id);
+    Ok(head)
+}
+
+/// Returns the round that the next build of a requester is in: the one after that of its last, unless the queue is further.
+///
+/// A build that was cancelled before any worker took it has used no turn.
+pub(super) async fn next_round(db: &impl ConnectionTrait, requester: &str) -> Result<i64, DbErr> {
+    let reached = || Expr::col((catalogue::Entity, catalogue::Column::Round));
+    let taken = turn::Entity::find()
+        .select_only()
+        .column(turn::Column::Round)
+        .filter(
+            Expr::col((turn::Entity, turn::Column::Round))
+                .equals((catalogue::Entity, catalogue::Column::Round)),
+        )
+        .filter(turn::Column::Requester.eq(requester))
+        .into_query();
+    // What the queue has passed counts no more, and on Postgres many a dead entry may lie there.
+    let queued = queued()
+        .select_only()
+        .column_as(build::Column::Round.max(), "last")
+        .filter(build::Column::RequestedBy.eq(requester))
+        .filter(Expr::col((build::Entity, build::Column::Round)).gte(reached()))
+        .into_query();
+    let rounds = catalogue::Entity::find_by_id(1)
+        .select_only()
+        .column(catalogue::Column::Round)
+        .expr_as(Expr::SubQuery(None, Box::new(taken.into())), "taken")
+        .expr_as(Expr::SubQuery(None, Box::new(queued.into())), "queued")
+        .into_tuple::<(i64, Option<i64>, Option<i64>)>()
+        .one(db)
+        .await?;
+    let (reached, taken, queued) = rounds.unwrap_or_default();
+    let last = taken.into_iter().chain(queued).max();
+    Ok(last.map_or(reached, |last| Ord::max(reached, last + 1)))
+}
+
+/// Notes the turns that the placed builds use, and the round that the queue has come to with them; `reached`: the round before.
+///
+/// Only turns of the round that the queue is in are kept: whoever had its last one before may have the next one now.
+pub(super) fn take_turns(txn: &Writing, reached: i64, placements: &[Placement]) {
+    let rounds = placements.iter().map(|placement| placement.build.round);
+    let round = rounds.chain(iter::once(reached)).max().unwrap_or(reached);
+    if round > reached {
+        txn.later(
+            catalogue::Entity::update_many()
+                .col_expr(catalogue::Column::Round, Expr::value(round))
+                .filter(catalogue::Column::Id.eq(1)),
+        );
+        txn.later(turn::Entity::delete_many().filter(turn::Column::Round.eq(reached)));
+    }
+    let turns: Vec<_> = placements
+        .iter()
+        .filter(|placement| placement.build.round == round)
+        .map(|placement| turn::Model { round, requester: placement.build.requested_by.clone() })
+        .map(IntoActiveModel::into_active_model)
+        .collect();
+    if !turns.is_empty() {
+        txn.later(turn::Entity::insert_many(turns).on_conflict_do_nothing());
+    }
+}
+
+/// Checks that a requester has fewer builds in the queue than it may have.
+///
+/// # Errors
+///
+/// [`Error::TooManyPendingBuilds`] otherwise.
+pub(super) async fn require_room(
+    db: &impl ConnectionTrait,
+    requester: &str,
+    policy: &Policy,
+) -> Result<(), Error> {
+    let Some(limit) = policy.max_pending else {
+        return Ok(());
+    };
+    let last_one = queued()
+        .select_only()
+        .column(build::Column::Round)
+        .filter(build::Column::RequestedBy.eq(requester))
+        .offset(limit.saturating_sub(1))
+        .limit(1)
+        .into_tuple::<i64>()
+        .one(db)
+        .await?;
+    if last_one.is_some() { Err(Error::TooManyPendingBuilds { limit }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests;

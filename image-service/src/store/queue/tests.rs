@@ -1,0 +1,187 @@
+//! The queue's statements are answered from indexes that hold no finished build.
+
+use std::{collections::BTreeSet, error::Error, time::Duration};
+
+use sea_orm::Values;
+use uuid::Uuid;
+
+use super::*;
+use crate::{
+    access::{Principal, Role},
+    build::{BuildId, State},
+    dispatch::{Connected, Hello, PROTOCOL_VERSION},
+    error::Violations,
+    image::{
+        Capability, ConfigurationDraft, Dockerfile, ImageDraft, ImageId, NewImage, RepositoryPrefixes, Source,
+    },
+    request::Request,
+    store::{DispatchStore as _, Store, connecting::record_statements},
+};
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+fn request(subject: &str) -> Request {
+    let never = Timestamp::from_micros(i64::MAX);
+    let caller = Principal::new(subject.to_owned(), vec![Role::Builder, Role::Admin], never);
+    Request { caller, id: None, validate_only: false, trace: None }
+}
+
+fn image(name: &str) -> Result<NewImage, Box<dyn Error>> {
+    let dockerfile = Dockerfile { text: "FROM scratch".to_owned(), ..Dockerfile::default() };
+    let draft = ImageDraft {
+        name: name.to_owned(),
+        configuration: Some(ConfigurationDraft::of(Source::Dockerfile(dockerfile))),
+        description: String::new(),
+        repository: String::new(),
+        tag: String::new(),
+        template: false,
+        enabled: None,
+    };
+    let prefixes = RepositoryPrefixes::parse(&["trailer/".to_owned()])?;
+    draft.check(&prefixes, false, Violations::default()).map_err(|error| format!("{error:?}").into())
+}
+
+fn hello(slots: i32) -> Hello {
+    Hello {
+        name: "w1".to_owned(),
+        instance: "a process".to_owned(),
+        labels: Default::default(),
+        slots,
+        engine_version: String::new(),
+        capabilities: BTreeSet::from([Capability::Dockerfile]),
+        holds: Vec::new(),
+        protocol_version: PROTOCOL_VERSION,
+        unsupported_reason: String::new(),
+        withheld: Vec::new(),
+        engine_warning: String::new(),
+    }
+}
+
+async fn open(directory: &tempfile::TempDir, max_pending: Option<u64>) -> Result<Store, Box<dyn Error>> {
+    let minute = Duration::from_secs(60);
+    let policy = Policy {
+        lease: minute,
+        stop_deadline: minute,
+        offline_after: minute,
+        queue_timeout: minute,
+        max_failures: 3,
+        retry_backoff: Duration::ZERO,
+        max_pending,
+    };
+    Ok(Store::open(directory.path(), None, policy).await?)
+}
+
+/// Queues the first build of a new image, and returns both with the build's round.
+async fn queue(store: &Store, subject: &str) -> Result<(ImageId, BuildId, i64), Box<dyn Error>> {
+    let ((image, build), _) = store.create_image(&request(subject), &image("An image")?).await?;
+    let build = build.ok_or("its first build")?.build;
+    Ok((image.image.id, build.id, build.round))
+}
+
+async fn claim(store: &Store, slots: i32) -> Result<Vec<BuildId>, Box<dyn Error>> {
+    let session = Uuid::new_v4();
+    store.open_session(&hello(slots), session).await?;
+    let worker = Connected { name: "w1".to_owned(), session };
+    let (decisions, _) = store.claim(&[worker]).await?;
+    Ok(decisions.into_iter().filter_map(|decision| decision.build.map(|build| build.id)).collect())
+}
+
+#[test]
+fn the_conditions_name_the_states() {
+    let codes = |holds: fn(State) -> bool| {
+        use State::{Cancelled, Claimed, Failed, Publishing, Queued, Running, Succeeded};
+        let states = [Queued, Claimed, Running, Publishing, Succeeded, Failed, Cancelled];
+        states.into_iter().filter(|state| holds(*state)).map(rows::state_to_code).collect::<Vec<_>>()
+    };
+    assert_eq!(codes(|state| state == State::Queued), [1]);
+    assert_eq!(codes(State::is_held), [2, 3, 4]);
+    assert_eq!(codes(|state| !state.is_final()), [1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn a_turn_is_used_by_a_claim_and_by_nothing_else() -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let store = open(&directory, None).await?;
+    let (first, _, round) = queue(&store, "alice").await?;
+    assert_eq!(round, 0);
+    store.delete_image(&request("alice"), first, None).await?;
+    let (second, build, round) = queue(&store, "alice").await?;
+    assert_eq!(round, 0, "what was given up in the queue has used no turn");
+    assert_eq!(queue(&store, "alice").await?.2, 1);
+    assert_eq!(claim(&store, 1).await?, [build]);
+    store.delete_image(&request("alice"), second, None).await?;
+    assert_eq!(queue(&store, "alice").await?.2, 2);
+    assert_eq!(queue(&store, "bob").await?.2, 0);
+    let kept = turn::Entity::find().all(&store.reader).await?;
+    assert_eq!(kept, [turn::Model { round: 0, requester: "alice".to_owned() }]);
+    assert_eq!(claim(&store, 8).await?.len(), 3);
+    let kept = turn::Entity::find().all(&store.reader).await?;
+    assert_eq!(kept, [turn::Model { round: 2, requester: "alice".to_owned() }], "no other matters any more");
+    assert_eq!(queue(&store, "alice").await?.2, 3);
+    assert_eq!(queue(&store, "bob").await?.2, 2);
+    Ok(store.close().await?)
+}
+
+/// Splits what was sent together.
+fn split(statement: Statement) -> Vec<Statement> {
+    let mut values = statement.values.map(|values| values.0).unwrap_or_default().into_iter();
+    let is_numbered = statement.sql.contains('$');
+    let one = |sql: &str| {
+        let count = if is_numbered { usize::MAX } else { sql.matches('?').count() };
+        let values = Values(values.by_ref().take(count).collect());
+        Statement { sql: sql.to_owned(), values: Some(values), db_backend: DbBackend::Sqlite }
+    };
+    statement.sql.split("; ").map(one).collect()
+}
+
+/// Returns how SQLite looks for builds in each of the statements.
+async fn searches(store: &Store, statements: Vec<Statement>) -> Result<BTreeSet<String>, Box<dyn Error>> {
+    let mut searches = BTreeSet::new();
+    for mut statement in statements.into_iter().flat_map(split) {
+        if !statement.sql.contains("builds") {
+            continue;
+        }
+        statement.sql.insert_str(0, "EXPLAIN QUERY PLAN ");
+        for row in store.reader.query_all_raw(statement).await? {
+            let step: String = row.try_get("", "detail")?;
+            let of_builds = ["SEARCH builds ", "SCAN builds", "SEARCH first ", "SCAN first"];
+            searches.extend(of_builds.iter().any(|begin| step.starts_with(begin)).then_some(step));
+        }
+    }
+    Ok(searches)
+}
+
+#[tokio::test]
+async fn the_queue_never_looks_at_what_is_finished() -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let statements = record_statements(directory.path());
+    let store = open(&directory, Some(100)).await?;
+    let (image, _, _) = queue(&store, "alice").await?;
+    queue(&store, "bob").await?;
+    let session = Uuid::new_v4();
+    assert_eq!(claim(&store, 1).await?.len(), 1);
+    store.open_session(&hello(3), session).await?;
+    store.heartbeat("w1", session, false).await?;
+    store.held_by("w1").await?;
+    store.overdue().await?;
+    store.waiting_too_long().await?;
+    store.renew_leases().await?;
+    store.queue_load().await?;
+    store.workers(None, 10).await?;
+    store.cancel_build(&request("alice"), image, None).await?;
+    store.unneeded("w1", Vec::new()).await?;
+    let statements = statements.take();
+    let searches = searches(&store, statements).await?;
+    let is_of_the_queue = |search: &&String| {
+        ["INDEX builds_queued_", "INDEX builds_held_", "INDEX builds_active_"]
+            .iter()
+            .any(|name| search.contains(name))
+            || search.ends_with("(id=?)")
+    };
+    let others: Vec<_> = searches.iter().filter(|search| !is_of_the_queue(search)).collect();
+    assert!(others.is_empty(), "{others:#?} of {searches:#?}");
+    for index in ["by_requirements", "by_turn", "by_time", "of_requester"] {
+        assert!(searches.iter().any(|search| search.contains(index)), "{index} of {searches:#?}");
+    }
+    Ok(store.close().await?)
+}
