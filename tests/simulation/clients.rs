@@ -49,12 +49,16 @@ fn any(world: &World) -> (Plan, Wish) {
         requester: world.with_random(|random| ["alice", "bob"][random.usize(0..2)]),
         worker: world
             .with_random(|random| if random.u8(0..4) == 0 { WORKERS[random.usize(0..3)] } else { "" }),
+        preferred_worker: "",
         labels: BTreeMap::new(),
         time_limit: None,
         push: plan.outcome == Outcome::RefusesPush || world.with_random(|random| random.u8(0..4) == 0),
     };
     if wish.worker.is_empty() && world.with_random(|random| random.u8(0..4) == 0) {
         wish.labels.extend([zone_of(world.with_random(|random| WORKERS[random.usize(0..3)]))]);
+    }
+    if wish.worker.is_empty() && world.with_random(|random| random.u8(0..3) == 0) {
+        wish.preferred_worker = world.with_random(|random| WORKERS[random.usize(0..3)]);
     }
     // What hangs has to have a limit; some others have one that is about what they need.
     if plan.outcome == Outcome::Hangs {

@@ -1,45 +1,109 @@
 //! When nothing goes wrong any more, every worker does what it should, and at once.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, ops::RangeFrom, time::Duration};
 
 use build_worker::simulation::{Outcome, Plan};
-use image_service::simulation::{Row, Wish};
+use image_service::simulation::{Database, Row, Wish};
 use tokio::time::{sleep, timeout};
 
 use crate::{
     clients,
-    world::{WORKERS, World, build_of, lock},
+    world::{SLOTS, WORKERS, World, build_of, lock},
 };
 
 /// In which time a worker that lives is connected again, begins a build of two lines, and ends it.
 const DONE_WITHIN: Duration = Duration::from_secs(20);
+/// In which time a build that need not wait for its cache any more has been done.
+const PLACED_WITHIN: Duration = Duration::from_secs(4);
 /// In which time a cancel is confirmed.
 const CANCELLED_WITHIN: Duration = Duration::from_secs(6);
 
-/// Lets each worker do a build, and one cancel a build that would never end. `first` is the number of the first of these.
-pub(crate) async fn require_health(world: &World, first: u32) {
-    let plan = Plan {
-        lines: 2,
-        pace: Duration::from_millis(50),
-        outcome: Outcome::Succeeds,
-        dies_after: Duration::from_millis(300),
-    };
-    let wish =
-        |worker| Wish { requester: "probe", worker, labels: BTreeMap::new(), time_limit: None, push: false };
-    let hanging = first + 3;
-    for (number, worker) in (first..hanging).zip(WORKERS) {
-        clients::enqueue(world, number, plan, wish(worker)).await;
+const QUICK: Plan = Plan {
+    lines: 2,
+    pace: Duration::from_millis(50),
+    outcome: Outcome::Succeeds,
+    dies_after: Duration::from_millis(300),
+};
+const ENDLESS: Plan = Plan { outcome: Outcome::Hangs, ..QUICK };
+
+fn wish() -> Wish {
+    Wish {
+        requester: "probe",
+        worker: "",
+        preferred_worker: "",
+        labels: BTreeMap::new(),
+        time_limit: None,
+        push: false,
     }
-    for number in first..hanging {
+}
+
+/// Lets each worker do builds, and one cancel a build that would never end. `first` is the number of the first of these.
+pub(crate) async fn require_health(world: &World, first: u32) {
+    let numbers = &mut (first..);
+    require_work(world, numbers).await;
+    require_caches(world, numbers).await;
+    require_cancel(world, numbers).await;
+}
+
+/// Each worker does a build that no other may take.
+async fn require_work(world: &World, numbers: &mut RangeFrom<u32>) {
+    let probes: Vec<u32> = numbers.take(WORKERS.len()).collect();
+    for (number, worker) in probes.iter().zip(WORKERS) {
+        clients::enqueue(world, *number, QUICK, Wish { worker, ..wish() }).await;
+    }
+    for number in probes {
         let is_done = |row: &Row| row.state == "Succeeded" && row.failures == 0;
         require(world, number, DONE_WITHIN, "a healthy worker does its build", is_done).await;
     }
-    clients::enqueue(world, hanging, Plan { outcome: Outcome::Hangs, ..plan }, wish("")).await;
-    let is_running = |row: &Row| row.state == "Running";
-    require(world, hanging, DONE_WITHIN, "a healthy worker begins a build", is_running).await;
-    clients::cancel(world, hanging).await;
+}
+
+/// Each build is done by the worker that has its cache, or by another when that one has no free slot for too long.
+async fn require_caches(world: &World, numbers: &mut RangeFrom<u32>) {
+    for (number, preferred_worker) in numbers.take(WORKERS.len()).zip(WORKERS) {
+        clients::enqueue(world, number, QUICK, Wish { preferred_worker, ..wish() }).await;
+        let is_done = |row: &Row| row.state == "Succeeded" && row.worker.as_deref() == Some(preferred_worker);
+        require(
+            world,
+            number,
+            DONE_WITHIN,
+            "an idle worker does the build that it has the cache for",
+            is_done,
+        )
+        .await;
+    }
+    let [busy, ..] = WORKERS;
+    let blocking: Vec<u32> = numbers.take(usize::from(SLOTS)).collect();
+    for number in &blocking {
+        clients::enqueue(world, *number, ENDLESS, Wish { worker: busy, ..wish() }).await;
+        require(world, *number, DONE_WITHIN, "a healthy worker begins a build", is_running).await;
+    }
+    for number in numbers.take(1) {
+        clients::enqueue(world, number, QUICK, Wish { preferred_worker: busy, ..wish() }).await;
+        let is_done = |row: &Row| row.state == "Succeeded" && row.worker.as_deref() != Some(busy);
+        let within = Database::MAX_CACHE_WAIT + PLACED_WITHIN;
+        require(world, number, within, "a build does not wait for its cache for ever", is_done).await;
+    }
+    for number in blocking {
+        cancel(world, number).await;
+    }
+}
+
+async fn require_cancel(world: &World, numbers: &mut RangeFrom<u32>) {
+    for number in numbers.take(1) {
+        clients::enqueue(world, number, ENDLESS, wish()).await;
+        require(world, number, DONE_WITHIN, "a healthy worker begins a build", is_running).await;
+        cancel(world, number).await;
+    }
+}
+
+fn is_running(row: &Row) -> bool {
+    row.state == "Running"
+}
+
+async fn cancel(world: &World, number: u32) {
+    clients::cancel(world, number).await;
     let is_cancelled = |row: &Row| row.state == "Cancelled" && row.stop_confirmed;
-    require(world, hanging, CANCELLED_WITHIN, "a healthy worker stops a build", is_cancelled).await;
+    require(world, number, CANCELLED_WITHIN, "a healthy worker stops a build", is_cancelled).await;
 }
 
 async fn require(world: &World, number: u32, limit: Duration, what: &str, condition: impl Fn(&Row) -> bool) {
