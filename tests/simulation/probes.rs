@@ -13,7 +13,7 @@ use crate::{
 
 /// In which time a worker that lives is connected again, begins a build of two lines, and ends it.
 const DONE_WITHIN: Duration = Duration::from_secs(20);
-/// In which time a build that need not wait for its cache any more has been done.
+/// In which time a build that need not wait for its cache has been done: before one that waits.
 const PLACED_WITHIN: Duration = Duration::from_secs(4);
 /// In which time a cancel is confirmed.
 const CANCELLED_WITHIN: Duration = Duration::from_secs(6);
@@ -77,11 +77,17 @@ async fn require_caches(world: &World, numbers: &mut RangeFrom<u32>) {
         clients::enqueue(world, *number, ENDLESS, Wish { worker: busy, ..wish() }).await;
         require(world, *number, DONE_WITHIN, "a healthy worker begins a build", is_running).await;
     }
-    for number in numbers.take(1) {
-        clients::enqueue(world, number, QUICK, Wish { preferred_worker: busy, ..wish() }).await;
+    let waiting: Vec<u32> = numbers.take(2).collect();
+    for (number, preferred_worker) in waiting.iter().zip([busy, ""]) {
+        clients::enqueue(world, *number, QUICK, Wish { preferred_worker, ..wish() }).await;
+    }
+    // The later one first: it has nothing to wait for.
+    let within = [PLACED_WITHIN, Database::MAX_CACHE_WAIT + PLACED_WITHIN];
+    let what =
+        ["a build that waits for its cache holds up nobody", "a build does not wait for its cache for ever"];
+    for ((number, within), what) in waiting.into_iter().rev().zip(within).zip(what) {
         let is_done = |row: &Row| row.state == "Succeeded" && row.worker.as_deref() != Some(busy);
-        let within = Database::MAX_CACHE_WAIT + PLACED_WITHIN;
-        require(world, number, within, "a build does not wait for its cache for ever", is_done).await;
+        require(world, number, within, what, is_done).await;
     }
     for number in blocking {
         cancel(world, number).await;

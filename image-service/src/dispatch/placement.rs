@@ -42,47 +42,44 @@ pub(crate) struct Placement {
 ///
 /// A build without a placement backs off, suits no candidate with a free slot, or waits for its preferred worker.
 pub(crate) fn place(
-    mut queued: Vec<Build>,
-    mut candidates: Vec<Candidate>,
+    queued: &[Build],
+    candidates: &[Candidate],
     now: Timestamp,
     limit: usize,
 ) -> Vec<Placement> {
-    queued.sort_by_key(Build::turn);
-    let free_slots = candidates.iter().map(|candidate| candidate.free_slots).sum::<usize>();
-    let limit = limit.min(free_slots);
+    let mut queued: Vec<&Build> = queued.iter().filter(|build| !build.is_backing_off(now)).collect();
+    queued.sort_by_key(|build| build.turn());
+    let mut free_slots: Vec<usize> = candidates.iter().map(|candidate| candidate.free_slots).collect();
+    let limit = limit.min(free_slots.iter().sum());
     let mut placements = Vec::with_capacity(limit.min(queued.len()));
     for build in queued {
         if placements.len() == limit {
             break;
         }
-        if let Some(candidate) = choose(&build, &mut candidates, now) {
-            candidate.free_slots -= 1;
-            placements.push(Placement { worker: candidate.name.clone(), build });
+        if let Some(chosen) = choose(build, candidates, &free_slots, now) {
+            free_slots[chosen] -= 1;
+            placements.push(Placement { build: build.clone(), worker: candidates[chosen].name.clone() });
         }
     }
     placements
 }
 
-/// Returns the candidate with a free slot that a build goes to, if there is one.
-fn choose<'a>(build: &Build, candidates: &'a mut [Candidate], now: Timestamp) -> Option<&'a mut Candidate> {
-    if build.is_backing_off(now) {
-        return None;
-    }
+/// Returns the index of the candidate with a free slot that a build goes to, if there is one.
+fn choose(build: &Build, candidates: &[Candidate], free_slots: &[usize], now: Timestamp) -> Option<usize> {
     let is_preferred = |candidate: &Candidate| {
         build.preferred_worker.as_ref() == Some(&candidate.name) && candidate.suits(build)
     };
     if let Some(preferred) = candidates.iter().position(is_preferred) {
-        if candidates[preferred].free_slots > 0 {
-            return Some(&mut candidates[preferred]);
+        if free_slots[preferred] > 0 {
+            return Some(preferred);
         }
         if build.may_wait_for_cache(now) {
             return None;
         }
     }
-    candidates
-        .iter_mut()
-        .filter(|candidate| candidate.free_slots > 0 && candidate.suits(build))
-        .max_by_key(|candidate| (candidate.free_slots, lot(build.id, &candidate.name)))
+    let suitable =
+        (0..candidates.len()).filter(|index| free_slots[*index] > 0 && candidates[*index].suits(build));
+    suitable.max_by_key(|index| (free_slots[*index], lot(build.id, &candidates[*index].name)))
 }
 
 /// Returns the lot that a build draws for a worker: it decides between equals, without favouring any of them.

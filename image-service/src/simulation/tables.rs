@@ -101,9 +101,9 @@ impl Tables {
         now: Timestamp,
     ) -> Result<(Vec<Decision>, Committed), Error> {
         let (mut decisions, mut committed) = (Vec::new(), Committed::default());
-        let queued = self.queued().cloned().collect();
-        for Placement { build, worker } in place(queued, self.candidates(workers, now), now, CLAIMED_AT_ONCE)
-        {
+        let queued: Vec<Build> = self.queued().cloned().collect();
+        let candidates = self.candidates(workers, now);
+        for Placement { build, worker } in place(&queued, &candidates, now, CLAIMED_AT_ONCE) {
             self.round = self.round.max(build.round);
             let turn = self.turns.entry(build.requested_by.clone()).or_default();
             *turn = build.round.max(*turn);

@@ -13,11 +13,11 @@ use super::{
     changes::{self, NewChange},
     contexts,
     entity::{build, build_record, configuration, image},
-    grants, hints, made, references, rows,
+    grants, hints, made, queue, references, rows,
     writing::Writing,
 };
 use crate::{
-    build::{Build, BuildId, Happening, Record},
+    build::{Build, BuildId, Happening, Record, State},
     dispatch::Decision,
     error::Error,
     image::{Artifact, ImageId, Status},
@@ -96,6 +96,9 @@ pub(super) fn record(txn: &Writing, all: &[Moved<'_>], committed: &mut Committed
         if !records.is_empty() {
             committed.recorded.push(build.id);
             hints::send(txn, Hint::Recorded(build.id));
+        }
+        if build.state == State::Queued && build.attempt > 0 {
+            queue::reopen_round(txn, build.round);
         }
         if !build.state.is_held() && !committed.queue_moved {
             committed.queue_moved = true;

@@ -126,12 +126,17 @@ impl DispatchStore for Store {
         if limit == 0 {
             return Ok((Vec::new(), committed));
         }
-        let head = queue::head(&txn, limit, now).await?;
-        let placements = place(head.builds, candidates, now, limit);
+        let head = queue::head(&txn, limit).await?;
+        let mut placements = place(&head.builds, &candidates, now, limit);
+        if placements.len() < limit && !head.is_whole {
+            // The head is full of builds that nobody can take now: they hold up nothing behind them.
+            let first = queue::first_of_groups(&txn, limit, now).await?;
+            placements = place(&first, &candidates, now, limit);
+        }
         if placements.is_empty() {
             return Ok((Vec::new(), committed));
         }
-        queue::take_turns(&txn, head.round, &placements);
+        queue::take_turns(&txn, &head, &placements);
         let named =
             placements.iter().map(|Placement { build, .. }| (build.image, build.configuration_revision));
         let configurations = images::configurations(&txn, named).await?;
@@ -219,6 +224,12 @@ impl DispatchStore for Store {
             return Err(Error::SessionLost);
         }
         let held = workers::held_by(&txn, name).await?;
+        let claimed = held.iter().map(|build| build.claimed_at.map_or(0, Timestamp::micros));
+        txn.later(
+            worker::Entity::update_many()
+                .col_expr(worker::Column::HeldSince, Expr::value(claimed.min().unwrap_or(now.micros())))
+                .filter(worker::Column::Name.eq(name)),
+        );
         let extended: Vec<Uuid> = held
             .iter()
             .filter(|build| build.may_go_on(now, self.policy.lease))

@@ -23,6 +23,8 @@ pub(crate) mod catalogue {
         pub compacted_nonce: i64,
         /// The round that the queue is in.
         pub round: i64,
+        /// No queued build is of a round before this one.
+        pub first_round: i64,
         /// When the latest change was made.
         pub changed_at: i64,
         /// What all images take in the memory of the index. Bytes.
@@ -311,6 +313,8 @@ pub(crate) mod worker {
         pub withheld_json: String,
         /// What an operator has to know of its engine; empty when there is nothing.
         pub engine_warning: String,
+        /// It holds no build that was claimed before this.
+        pub held_since: i64,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -7,7 +7,7 @@ use std::iter;
 
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityTrait, ExprTrait, FromQueryResult, IntoActiveModel,
-    QueryFilter, QuerySelect, QueryTrait, Select, Statement,
+    QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Statement,
     sea_query::{Expr, SimpleExpr},
 };
 
@@ -53,22 +53,57 @@ pub(super) fn active() -> Select<build::Entity> {
     build::Entity::find().filter(is_active())
 }
 
-/// What a claim chooses from.
-#[derive(Debug)]
+/// What a claim chooses from first.
+#[derive(Debug, Default)]
 pub(super) struct Head {
     /// The round that the queue has come to.
     pub(super) round: i64,
-    /// Enough builds for `limit` placements, whichever workers are free.
+    /// The first builds, in the order of their turn.
     pub(super) builds: Vec<Build>,
+    /// Whether no build is behind these.
+    pub(super) is_whole: bool,
 }
 
-/// Reads the head of the queue, without the builds that back off.
+/// Reads the head of the queue: more builds than `limit`, because some may back off, or wait for a worker.
+pub(super) async fn head(db: &impl ConnectionTrait, limit: usize) -> Result<Head, DbErr> {
+    const REACHED: &str = "reached";
+    let read = limit.saturating_mul(2).saturating_add(8);
+    // What is before the first round was claimed. On Postgres its entries are dead, and stay in the index, and are passed over
+    // by every claim, for as long as some transaction may see them.
+    let first_round = of_catalogue(catalogue::Column::FirstRound);
+    let query = queued()
+        .expr_as(of_catalogue(catalogue::Column::Round), REACHED)
+        .filter(Expr::col((build::Entity, build::Column::Round)).gte(first_round))
+        .order_by_asc(build::Column::Round)
+        .order_by_asc(build::Column::QueuedAt)
+        .order_by_asc(build::Column::Id)
+        .limit(u64::try_from(read).unwrap_or(u64::MAX))
+        .into_query();
+    let mut head = Head::default();
+    for row in db.query_all(&query).await? {
+        head.round = row.try_get("", REACHED)?;
+        head.builds.push(rows::build_from_row(build::Model::from_query_result(&row, "")?)?);
+    }
+    head.is_whole = head.builds.len() < read;
+    Ok(head)
+}
+
+/// Selects something of the catalogue's row.
+fn of_catalogue(column: catalogue::Column) -> SimpleExpr {
+    let row = catalogue::Entity::find_by_id(1).select_only().column(column).into_query();
+    Expr::SubQuery(None, Box::new(row.into()))
+}
+
+/// Reads the first builds of each group, as many as may matter to a claim of at most `limit`, without those that back off.
 ///
 /// Builds with the same requirements and the same preferred worker are a group. Of each group this reads the first `limit`, and the
 /// first `limit` of those that do not wait for their preferred worker any more: of the others a group can place none that is further
 /// behind.
-pub(super) async fn head(db: &impl ConnectionTrait, limit: usize, now: Timestamp) -> Result<Head, DbErr> {
-    const REACHED: &str = "reached";
+pub(super) async fn first_of_groups(
+    db: &impl ConnectionTrait,
+    limit: usize,
+    now: Timestamp,
+) -> Result<Vec<Build>, DbErr> {
     // Every step is one search of the index, however many builds a group has.
     const GROUPS: &str = "WITH RECURSIVE keys (key) AS (SELECT MIN(requirements_key) FROM builds WHERE state = 1 UNION ALL \
          SELECT (SELECT MIN(requirements_key) FROM builds WHERE state = 1 AND requirements_key > key) \
@@ -89,14 +124,13 @@ pub(super) async fn head(db: &impl ConnectionTrait, limit: usize, now: Timestamp
              SELECT * FROM (SELECT {what} {FIRST} {WAITS_NO_MORE} {ORDER}) b"
         )
     };
-    let round = format!("(SELECT round FROM catalogue WHERE id = 1) AS {REACHED}");
     // Postgres would look through all builds for each group, and SQLite has no LATERAL.
     let sql = if db.get_database_backend() == DbBackend::Postgres {
         let first = of_group("first.*");
-        format!("{GROUPS}SELECT builds.*, {round} FROM queued CROSS JOIN LATERAL ({first}) builds")
+        format!("{GROUPS}SELECT builds.* FROM queued CROSS JOIN LATERAL ({first}) builds")
     } else {
         let first = of_group("first.id");
-        format!("{GROUPS}SELECT builds.*, {round} FROM queued JOIN builds ON builds.id IN ({first})")
+        format!("{GROUPS}SELECT builds.* FROM queued JOIN builds ON builds.id IN ({first})")
     };
     let values = [
         now.micros().into(),
@@ -105,14 +139,11 @@ pub(super) async fn head(db: &impl ConnectionTrait, limit: usize, now: Timestamp
         i64::try_from(limit).unwrap_or(i64::MAX).into(),
     ];
     let statement = Statement::from_sql_and_values(db.get_database_backend(), sql, values);
-    let mut head = Head { round: 0, builds: Vec::new() };
-    for row in db.query_all_raw(statement).await? {
-        head.round = row.try_get("", REACHED)?;
-        head.builds.push(rows::build_from_row(build::Model::from_query_result(&row, "")?)?);
-    }
-    head.builds.sort_by_key(Build::turn);
-    head.builds.dedup_by_key(|build| build.id);
-    Ok(head)
+    let found = build::Entity::find().from_raw_sql(statement).all(db).await?;
+    let mut builds = found.into_iter().map(rows::build_from_row).collect::<Result<Vec<_>, _>>()?;
+    builds.sort_by_key(Build::turn);
+    builds.dedup_by_key(|build| build.id);
+    Ok(builds)
 }
 
 /// Returns the round that the next build of a requester is in: the one after that of its last, unless the queue is further.
@@ -149,19 +180,21 @@ pub(super) async fn next_round(db: &impl ConnectionTrait, requester: &str) -> Re
     Ok(last.map_or(reached, |last| Ord::max(reached, last + 1)))
 }
 
-/// Notes the turns that the placed builds use, and the round that the queue has come to with them; `reached`: the round before.
+/// Notes the turns that the placed builds use, and the round that the queue has come to with them.
 ///
 /// Only turns of the round that the queue is in are kept: whoever had its last one before may have the next one now.
-pub(super) fn take_turns(txn: &Writing, reached: i64, placements: &[Placement]) {
+pub(super) fn take_turns(txn: &Writing, head: &Head, placements: &[Placement]) {
     let rounds = placements.iter().map(|placement| placement.build.round);
-    let round = rounds.chain(iter::once(reached)).max().unwrap_or(reached);
-    if round > reached {
+    let round = rounds.chain(iter::once(head.round)).max().unwrap_or(head.round);
+    if round > head.round {
+        let first_round = head.builds.first().map_or(round, |build| build.round);
         txn.later(
             catalogue::Entity::update_many()
                 .col_expr(catalogue::Column::Round, Expr::value(round))
+                .col_expr(catalogue::Column::FirstRound, Expr::value(first_round))
                 .filter(catalogue::Column::Id.eq(1)),
         );
-        txn.later(turn::Entity::delete_many().filter(turn::Column::Round.eq(reached)));
+        txn.later(turn::Entity::delete_many().filter(turn::Column::Round.eq(head.round)));
     }
     let turns: Vec<_> = placements
         .iter()
@@ -172,6 +205,15 @@ pub(super) fn take_turns(txn: &Writing, reached: i64, placements: &[Placement]) 
     if !turns.is_empty() {
         txn.later(turn::Entity::insert_many(turns).on_conflict_do_nothing());
     }
+}
+
+/// Notes that a build is in the queue again, with the round that it had.
+pub(super) fn reopen_round(txn: &Writing, round: i64) {
+    txn.later(
+        catalogue::Entity::update_many()
+            .col_expr(catalogue::Column::FirstRound, Expr::value(round))
+            .filter(catalogue::Column::FirstRound.gt(round)),
+    );
 }
 
 /// Checks that a requester has fewer builds in the queue than it may have.

@@ -122,6 +122,7 @@ impl Store {
             unsupported_reason: hello.unsupported_reason.clone(),
             withheld_json: rows::to_json(&hello.withheld)?,
             engine_warning: hello.engine_warning.clone(),
+            held_since: 0,
         };
         let row = row.into_active_model().reset_all();
         if known.is_some() {
@@ -274,9 +275,12 @@ pub(super) async fn may_claim(db: &impl ConnectionTrait, connected: &[Connected]
         .column(worker::Column::Name)
         .filter(worker::Column::Name.is_in(names))
         .filter(Expr::SubQuery(None, Box::new(last.into())).is_not_null())
-        .filter(has_free_slot())
+        .filter(
+            slots_taken(Expr::col((worker::Entity, worker::Column::HeldSince)))
+                .lt(worker::Column::Slots.into_expr()),
+        )
         .limit(1);
-    Ok(db.query_one(&beside_held(workers)).await?.is_some())
+    Ok(db.query_one(&workers.into_query()).await?.is_some())
 }
 
 /// Returns the workers that a queued build may go to or wait for: the connected ones, and those that are online at other replicas.
@@ -291,10 +295,18 @@ pub(super) async fn candidates(
     let names = connected.iter().map(|worker| worker.name.as_str());
     let is_elsewhere = is_online_as_of(policy, now).add(worker::Column::Draining.eq(false));
     let reached = Condition::any().add(worker::Column::Name.is_in(names)).add(is_elsewhere);
-    let query = with_slots_taken(takes_builds().filter(reached).order_by_asc(worker::Column::Name));
+    // What lies in the future is of before a clock was put back.
+    let held_since = CaseStatement::new()
+        .case(Expr::col((worker::Entity, worker::Column::HeldSince)).gt(now.micros()), 0)
+        .finally(Expr::col((worker::Entity, worker::Column::HeldSince)));
+    let query = takes_builds()
+        .expr_as(slots_taken(held_since.into()), TAKEN)
+        .filter(reached)
+        .order_by_asc(worker::Column::Name)
+        .into_query();
     let mut candidates = Vec::new();
     for row in db.query_all(&query).await? {
-        let taken = row.try_get::<Option<i64>>("", TAKEN)?.unwrap_or(0);
+        let taken = row.try_get::<i64>("", TAKEN)?;
         let row = worker::Model::from_query_result(&row, "")?;
         let is_connected =
             connected.iter().any(|worker| worker.name == row.name && Some(worker.session) == row.session);
@@ -314,6 +326,21 @@ fn takes_builds() -> Select<worker::Entity> {
     worker::Entity::find()
         .filter(worker::Column::Drained.eq(false))
         .filter(worker::Column::UnsupportedReason.eq(""))
+}
+
+/// Counts the builds that a worker holds, all of which were claimed at `held_since` or later.
+///
+/// On Postgres the entries of those that it has held before may lie in the index, dead, for as long as some transaction may see them.
+fn slots_taken(held_since: Expr) -> Expr {
+    let of_worker =
+        Expr::col((build::Entity, build::Column::Worker)).equals((worker::Entity, worker::Column::Name));
+    let held = queue::held()
+        .select_only()
+        .expr(Expr::cust("COUNT(*)"))
+        .filter(of_worker)
+        .filter(Expr::col((build::Entity, build::Column::ClaimedAt)).gte(held_since))
+        .into_query();
+    Expr::SubQuery(None, Box::new(held.into()))
 }
 
 const TAKEN: &str = "taken";

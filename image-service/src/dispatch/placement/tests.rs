@@ -48,7 +48,7 @@ fn preferring(round: i64, worker: &str, waited: Duration) -> Build {
 
 /// Returns the round and the worker of each placement.
 fn placed(queued: &[Build], candidates: &[Candidate], limit: usize) -> Vec<(i64, String)> {
-    let placements = place(queued.to_vec(), candidates.to_vec(), NOW, limit);
+    let placements = place(queued, candidates, NOW, limit);
     placements.into_iter().map(|placement| (placement.build.round, placement.worker)).collect()
 }
 
@@ -185,7 +185,7 @@ fn nobody_starves_and_nobody_gets_what_it_must_not() {
     for number in 0..3_000 {
         let (queued, workers) = draw(&mut random);
         let limit = random.usize(1..34);
-        let placements = place(queued.clone(), workers.clone(), NOW, limit);
+        let placements = place(&queued, &workers, NOW, limit);
         assert!(placements.len() <= limit, "case {number}");
         let mut left = workers;
         let mut turns = Vec::new();

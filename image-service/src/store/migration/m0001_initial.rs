@@ -37,6 +37,9 @@ impl MigrationTrait for Initial {
                 .replace(" CLUSTERED", clustered);
             manager.get_connection().execute_unprepared(&statement).await?;
         }
+        if is_postgres {
+            manager.get_connection().execute_unprepared(MANY_GROUPS).await?;
+        }
         let first_row = Query::insert()
             .into_table("catalogue")
             .columns(["id", "history"])
@@ -49,7 +52,7 @@ impl MigrationTrait for Initial {
 const TABLES: [&str; 15] = [
     "CREATE TABLE catalogue (id integer PRIMARY KEY, history UUID NOT NULL, revision bigint NOT NULL DEFAULT 0, \
      nonce bigint NOT NULL DEFAULT 0, compacted_revision bigint NOT NULL DEFAULT 0, \
-     compacted_nonce bigint NOT NULL DEFAULT 0, round bigint NOT NULL DEFAULT 0, changed_at bigint NOT NULL DEFAULT 0, \
+     compacted_nonce bigint NOT NULL DEFAULT 0, round bigint NOT NULL DEFAULT 0, first_round bigint NOT NULL DEFAULT 0, changed_at bigint NOT NULL DEFAULT 0, \
      index_bytes bigint NOT NULL DEFAULT 0)",
     "CREATE TABLE images (id UUID PRIMARY KEY, name text NOT NULL, description text NOT NULL, creator KEY_TEXT NOT NULL, \
      status integer NOT NULL, status_message text NOT NULL, repository text NOT NULL, tag text NOT NULL, \
@@ -79,7 +82,7 @@ const TABLES: [&str; 15] = [
      creator text NOT NULL, grantees_json text NOT NULL, changed_at bigint NOT NULL)",
     "CREATE TABLE workers (name KEY_TEXT PRIMARY KEY, labels_json text NOT NULL, slots integer NOT NULL, \
      engine_version text NOT NULL, capabilities_json text NOT NULL, instance text NOT NULL, session UUID, \
-     connected_at bigint NOT NULL, heard_at bigint NOT NULL, drained boolean NOT NULL, draining boolean NOT NULL, \
+     connected_at bigint NOT NULL, heard_at bigint NOT NULL, held_since bigint NOT NULL, drained boolean NOT NULL, draining boolean NOT NULL, \
      protocol_version integer NOT NULL, unsupported_reason text NOT NULL, withheld_json text NOT NULL, \
      engine_warning text NOT NULL)",
     "CREATE TABLE answers (subject KEY_TEXT NOT NULL, request KEY_TEXT NOT NULL, digest text NOT NULL, json text NOT NULL, \
@@ -102,8 +105,11 @@ const INDEXES: [&str; 13] = [
     "CREATE INDEX builds_queued_by_turn ON builds (round, queued_at, id) WHERE state = 1",
     "CREATE INDEX builds_queued_by_time ON builds (queued_at) WHERE state = 1",
     "CREATE INDEX builds_queued_of_requester ON builds (requested_by, round) WHERE state = 1",
-    "CREATE INDEX builds_held_by_worker ON builds (worker) WHERE state IN (2, 3, 4)",
+    "CREATE INDEX builds_held_by_worker ON builds (worker, claimed_at) WHERE state IN (2, 3, 4)",
     "CREATE INDEX builds_active_of_image ON builds (image) WHERE state IN (1, 2, 3, 4)",
     "CREATE INDEX answers_by_time ON answers (answered_at)",
     "CREATE INDEX contexts_by_use ON contexts (used_at)",
 ];
+
+/// Keeps Postgres from looking for the builds of one group among all others, which it does where it has seen few groups.
+const MANY_GROUPS: &str = "ALTER TABLE builds ALTER COLUMN requirements_key SET (n_distinct = 1000)";

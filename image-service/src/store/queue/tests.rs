@@ -9,13 +9,14 @@ use super::*;
 use crate::{
     access::{Principal, Role},
     build::{BuildId, State},
-    dispatch::{Connected, Hello, PROTOCOL_VERSION},
+    dispatch::{Connected, Event, Hello, PROTOCOL_VERSION},
     error::Violations,
     image::{
         Capability, ConfigurationDraft, Dockerfile, ImageDraft, ImageId, NewImage, RepositoryPrefixes, Source,
     },
     request::Request,
     store::{DispatchStore as _, Store, connecting::record_statements},
+    turns::Turn,
 };
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -122,6 +123,52 @@ async fn a_turn_is_used_by_a_claim_and_by_nothing_else() -> Outcome {
     Ok(store.close().await?)
 }
 
+#[tokio::test]
+async fn what_waits_at_the_head_holds_up_nothing_behind_it() -> Outcome {
+    const WAITING: usize = 20;
+    let directory = tempfile::tempdir()?;
+    let store = open(&directory, None).await?;
+    // Online at another replica, as far as this one can tell.
+    store.open_session(&Hello { name: "w2".to_owned(), ..hello(1) }, Uuid::new_v4()).await?;
+    let mut waiting = Vec::new();
+    for _ in 0..WAITING {
+        waiting.push(queue(&store, "alice").await?.1);
+    }
+    let prefer = "UPDATE builds SET preferred_worker = 'w2', requirements_key = 'of w2'";
+    store.execute(prefer).await?;
+    let behind = queue(&store, "alice").await?.1;
+    assert_eq!(claim(&store, 1).await?, [behind], "of another group");
+    assert!(claim(&store, 2).await?.is_empty(), "all others wait for the worker that has their cache");
+    let last = waiting.pop().ok_or("the last one")?;
+    let txn = store.write(Turn::Background).await?;
+    txn.later(
+        build::Entity::update_many()
+            .col_expr(build::Column::QueuedAt, Expr::cust("queued_at - 5000000"))
+            .filter(build::Column::Id.eq(last.0)),
+    );
+    txn.commit().await?;
+    assert_eq!(claim(&store, 2).await?, [last], "of the same group, and has waited for long enough");
+    Ok(store.close().await?)
+}
+
+#[tokio::test]
+async fn a_build_that_comes_back_is_first_again() -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let store = open(&directory, None).await?;
+    let first = queue(&store, "alice").await?.1;
+    assert_eq!(claim(&store, 1).await?, [first]);
+    let mut others = Vec::new();
+    for _ in 0..4 {
+        others.push(queue(&store, "alice").await?.1);
+    }
+    assert_eq!(claim(&store, 4).await?, others[..3]);
+    let back = Arc::new(Event::Abandoned { attempt: 1 });
+    store.decide(&[(first, back)]).await?;
+    assert_eq!(claim(&store, 3).await?, [first]);
+    assert_eq!(claim(&store, 4).await?, others[3..]);
+    Ok(store.close().await?)
+}
+
 /// Splits what was sent together.
 fn split(statement: Statement) -> Vec<Statement> {
     let mut values = statement.values.map(|values| values.0).unwrap_or_default().into_iter();
@@ -167,6 +214,7 @@ async fn the_queue_never_looks_at_what_is_finished() -> Outcome {
     store.waiting_too_long().await?;
     store.renew_leases().await?;
     store.queue_load().await?;
+    first_of_groups(&store.reader, 1, store.now(&store.reader).await?).await?;
     store.workers(None, 10).await?;
     store.cancel_build(&request("alice"), image, None).await?;
     store.unneeded("w1", Vec::new()).await?;
