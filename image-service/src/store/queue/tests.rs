@@ -1,6 +1,6 @@
 //! The queue's statements are answered from indexes that hold no finished build.
 
-use std::{collections::BTreeSet, error::Error, time::Duration};
+use std::{collections::BTreeSet, error::Error, sync::Arc, time::Duration};
 
 use sea_orm::Values;
 use uuid::Uuid;
