@@ -227,7 +227,10 @@ impl DispatchStore for Store {
         let claimed = held.iter().map(|build| build.claimed_at.map_or(0, Timestamp::micros));
         txn.later(
             worker::Entity::update_many()
-                .col_expr(worker::Column::HeldSince, Expr::value(claimed.min().unwrap_or(now.micros())))
+                .col_expr(
+                    worker::Column::HeldSince,
+                    Expr::value(claimed.min().unwrap_or_else(|| now.micros())),
+                )
                 .filter(worker::Column::Name.eq(name)),
         );
         let extended: Vec<Uuid> = held

@@ -164,8 +164,8 @@ async fn a_build_that_comes_back_is_first_again() -> Outcome {
     assert_eq!(claim(&store, 4).await?, others[..3]);
     let back = Arc::new(Event::Abandoned { attempt: 1 });
     store.decide(&[(first, back)]).await?;
-    assert_eq!(claim(&store, 3).await?, [first]);
-    assert_eq!(claim(&store, 4).await?, others[3..]);
+    assert_eq!(claim(&store, 4).await?, [first]);
+    assert_eq!(claim(&store, 5).await?, others[3..]);
     Ok(store.close().await?)
 }
 
