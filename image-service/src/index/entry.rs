@@ -62,6 +62,11 @@ impl Entry {
         self.text.bytes()
     }
 
+    /// Returns how many bytes the text has.
+    pub(super) fn text_len(&self) -> usize {
+        self.text.len()
+    }
+
     /// Returns what the transport has made of the image, which it does once.
     pub(crate) fn encoded(&self, encode: impl FnOnce(&Image) -> Bytes) -> &Bytes {
         self.encoded.get_or_init(|| encode(&self.image))

@@ -43,6 +43,21 @@ pub(super) struct Sets {
 }
 
 impl Images {
+    /// Puts images, the latest update last, into the slots of their places.
+    pub(super) fn new(entries: &[Arc<Entry>], signatures: Signatures) -> Self {
+        let mut images = Self { signatures, ..Self::default() };
+        let with_times = entries.iter().zip(0_u32..);
+        images.by_update =
+            UpdateOrder::sorted(with_times.map(|(entry, slot)| (entry.image.updated_at.micros(), slot)));
+        for entry in entries {
+            let slot = images.take_slot(entry.image.id);
+            images.enter(slot, entry, None);
+            images.updated_at[slot as usize] = entry.image.updated_at.micros();
+            images.entries[slot as usize] = Some(Arc::clone(entry));
+        }
+        images
+    }
+
     pub(super) fn len(&self) -> usize {
         self.slots.len()
     }

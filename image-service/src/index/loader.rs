@@ -1,6 +1,6 @@
 //! Loads the index from the database: every image by key, in small reads, by several readers side by side.
 
-use std::sync::Arc;
+use std::{cmp::Reverse, sync::Arc};
 
 use tokio::{
     sync::mpsc,
@@ -8,16 +8,14 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{entry::Entry, images::Images, signatures::Trigrams};
+use super::{entry::Entry, images::Images, signatures::Signatures};
 use crate::{error::Error, image::ImageId, store::Store};
 
-/// How many readers there are.
-const READERS: u64 = 2;
+/// How many readers there are, and how many threads make signatures.
+const READERS: usize = 2;
 
 /// How many images one read brings. A configuration has up to 256 KiB.
 const READ_AT_ONCE: u64 = 200;
-
-type Loaded = Vec<(Arc<Entry>, Trigrams)>;
 
 /// Loads all images, each as it was at some time since the call.
 ///
@@ -25,36 +23,63 @@ type Loaded = Vec<(Arc<Entry>, Trigrams)>;
 ///
 /// Those of the database.
 pub(super) async fn load(store: &Store) -> Result<Images, Error> {
-    let mut divisions = store.divide_records(READERS).await?;
+    let mut divisions = store.divide_records(READERS as u64).await?;
     divisions.insert(0, ImageId(Uuid::nil()));
     divisions.push(ImageId(Uuid::max()));
-    // Full when the images are put in their places more slowly than they are read.
-    let (pages, mut loaded) = mpsc::channel::<Loaded>(4);
-    let putting = spawn_blocking(move || {
-        let mut images = Images::default();
-        while let Some(page) = loaded.blocking_recv() {
-            for (entry, trigrams) in page {
-                images.put(entry, Some(&trigrams));
-            }
-        }
-        images
-    });
+    // Full when the images are collected more slowly than they are read.
+    let (pages, mut loaded) = mpsc::channel::<Vec<Arc<Entry>>>(4);
     let mut readers = JoinSet::new();
     for range in divisions.windows(2) {
         readers.spawn(read(store.clone(), range[0], range[1], pages.clone()));
     }
     drop(pages);
-    while let Some(ended) = readers.join_next().await {
-        ended.map_err(|panicked| Error::Internal(Box::new(panicked)))??;
+    let mut entries = Vec::new();
+    while let Some(page) = loaded.recv().await {
+        entries.extend(page);
     }
-    putting.await.map_err(|panicked| Error::Internal(Box::new(panicked)))
+    while let Some(ended) = readers.join_next().await {
+        ended.map_err(panicked)??;
+    }
+    arrange(entries).await
+}
+
+/// Puts images in their places.
+///
+/// Those that were updated about the same time share a block, so that a search in the order of updates passes over those that do
+/// not hold its term.
+pub(super) async fn arrange(mut entries: Vec<Arc<Entry>>) -> Result<Images, Error> {
+    let entries = spawn_blocking(move || {
+        entries.sort_unstable_by_key(|entry| (entry.image.updated_at, Reverse(entry.image.id)));
+        Arc::new(entries)
+    });
+    let entries = entries.await.map_err(panicked)?;
+    let chunks = Signatures::chunk_count(entries.len());
+    let mut making = JoinSet::new();
+    for chunks in [0..chunks / 2, chunks / 2..chunks] {
+        let entries = Arc::clone(&entries);
+        making.spawn_blocking(move || {
+            let first = chunks.start;
+            (first, chunks.map(|chunk| Signatures::chunk(&entries, chunk)).collect::<Vec<_>>())
+        });
+    }
+    let mut made = Vec::new();
+    while let Some(ended) = making.join_next().await {
+        made.push(ended.map_err(panicked)?);
+    }
+    made.sort_unstable_by_key(|(first, _)| *first);
+    let signatures = Signatures::new(made.into_iter().flat_map(|(_, chunks)| chunks).collect());
+    spawn_blocking(move || Images::new(&entries, signatures)).await.map_err(panicked)
+}
+
+fn panicked(error: tokio::task::JoinError) -> Error {
+    Error::Internal(Box::new(error))
 }
 
 async fn read(
     store: Store,
     mut after: ImageId,
     until: ImageId,
-    pages: mpsc::Sender<Loaded>,
+    pages: mpsc::Sender<Vec<Arc<Entry>>>,
 ) -> Result<(), Error> {
     loop {
         let page = store.records(after, until, READ_AT_ONCE).await?;
@@ -62,13 +87,8 @@ async fn read(
             return Ok(());
         };
         after = last.image.id;
-        let mut loaded = Vec::with_capacity(page.len());
-        for read in page {
-            let entry = Entry::new(read, None);
-            let trigrams = Trigrams::of([entry.text()]);
-            loaded.push((Arc::new(entry), trigrams));
-        }
-        // Fails only when what puts them in their places has panicked, which is told there.
+        let loaded = page.into_iter().map(|read| Arc::new(Entry::new(read, None))).collect();
+        // Nobody collects any more when another reader has failed.
         if pages.send(loaded).await.is_err() {
             return Ok(());
         }

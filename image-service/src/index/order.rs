@@ -18,6 +18,18 @@ pub(super) struct UpdateOrder {
 impl UpdateOrder {
     const MAX_RUN: usize = 512;
 
+    /// Makes the order of slots that are in it already, with their times.
+    pub(super) fn sorted(slots: impl IntoIterator<Item = (i64, u32)>) -> Self {
+        let mut runs: Vec<Vec<(i64, u32)>> = Vec::new();
+        for slot in slots {
+            match runs.last_mut() {
+                Some(last) if last.len() < Self::MAX_RUN / 2 => last.push(slot),
+                _ => runs.push(vec![slot]),
+            }
+        }
+        Self { runs }
+    }
+
     /// Adds a slot. `id_of` gives the id of the image in a slot.
     pub(super) fn insert(&mut self, place: Place, slot: u32, id_of: impl Fn(u32) -> ImageId) {
         let (run, at) = self.find(place, &id_of);

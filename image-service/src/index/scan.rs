@@ -1,8 +1,8 @@
 //! One page of a list, found in stretches: each does bounded work upon the images as they are then.
 //!
 //! Images are looked at in the order of the list. The default order is kept, and is walked while that finds enough; any other
-//! order, and the default one where candidates are few or far between, is that of the best of one pass over the candidates,
-//! which is repeated behind them when these were not enough. What has been looked at is never looked at again.
+//! order, and the default one where candidates are few or far between, is that of the best of one pass over the candidates. When
+//! too few of these hold the term, another pass selects as many as one call may search.
 
 use std::{collections::VecDeque, ops::ControlFlow, sync::Arc};
 
@@ -108,7 +108,7 @@ pub(super) struct PageScan {
     found: Vec<VisibleImage>,
     source: Source,
     /// How many images the next pass selects.
-    selected: usize,
+    selects: usize,
     end: Option<End>,
 }
 
@@ -119,8 +119,8 @@ enum Source {
     Walk { steps: u64 },
     /// A pass that is under way, and the slot that it goes on with.
     Pass { best: Best, next: u32 },
-    /// What a pass has selected, the first first; whether that is all there is.
-    Selected { entries: VecDeque<Arc<Entry>>, is_all: bool },
+    /// What a pass has selected.
+    Selected(Selection),
 }
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -138,6 +138,8 @@ impl PageScan {
     const MAX_SEARCHED: u64 = 64 * 1024 * 1024;
     /// Candidates that are so few are all selected by the first pass.
     const FEW: u64 = 1_000;
+    /// How many images are selected when those of the first pass were not enough, if their texts are of a usual size.
+    const MANY: usize = 128 * 1024;
     /// After so many steps it is decided anew whether the order is walked.
     const MIN_WALK: u64 = 4_096;
 
@@ -146,11 +148,11 @@ impl PageScan {
         let count = candidates.count(images);
         let walks = filter.query.order.is_latest_first() && count > Self::FEW;
         // With a term some of what is selected may not hold it.
-        let selected = if filter.has_term() { 4 * (limit + 1) } else { limit + 1 };
-        let selected = if count <= Self::FEW { Self::FEW as usize } else { selected };
+        let selects = if filter.has_term() { 4 * (limit + 1) } else { limit + 1 };
+        let selects = if count <= Self::FEW { Self::FEW as usize } else { selects };
         let source =
-            if walks { Source::Walk { steps: 0 } } else { Source::pass(&filter.query.order, selected) };
-        Self { filter, candidates, limit, place, found: Vec::new(), source, selected, end: None }
+            if walks { Source::Walk { steps: 0 } } else { Source::pass(&filter.query.order, selects) };
+        Self { filter, candidates, limit, place, found: Vec::new(), source, selects, end: None }
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -163,7 +165,7 @@ impl PageScan {
             match &self.source {
                 Source::Walk { .. } => self.walk(images, &mut budget),
                 Source::Pass { .. } => self.pass(images, &mut budget),
-                Source::Selected { .. } => self.look_at_selected(&mut budget),
+                Source::Selected(_) => self.look_at_selected(&mut budget),
             }
         }
         self.is_done()
@@ -215,7 +217,7 @@ impl PageScan {
         // Now that they are known not to be among the first, it may be less work to go through the candidates.
         let left = (images.len() as u64).saturating_sub(steps);
         if steps >= Self::MIN_WALK && 2 * self.candidates.count(images) < left {
-            self.source = Source::pass(&self.filter.query.order, self.selected);
+            self.source = Source::pass(&self.filter.query.order, self.selects);
         }
     }
 
@@ -252,28 +254,40 @@ impl PageScan {
             ControlFlow::Break(slot) => *next = slot,
             ControlFlow::Continue(()) => {
                 let best = std::mem::replace(best, Best::new(order, 1));
-                let (entries, is_all) = best.finish();
-                self.source = Source::Selected { entries, is_all };
-                self.selected = self.selected.saturating_mul(16);
+                self.source = Source::Selected(best.finish(Self::MAX_SEARCHED));
+                self.selects = Self::MANY;
             }
         }
     }
 
     fn look_at_selected(&mut self, budget: &mut Budget) {
-        while self.end.is_none() && !budget.is_spent() {
-            let Source::Selected { entries, is_all } = &mut self.source else {
+        let Source::Selected(selection) = &mut self.source else {
+            return;
+        };
+        let order = &self.filter.query.order;
+        while let Some(entry) = selection.entries.pop_front() {
+            selection.found.extend(self.filter.look(&entry, budget));
+            if self.filter.searched() >= Self::MAX_SEARCHED && selection.is_sorted {
+                self.found.append(&mut selection.found);
+                self.place = Some(order.place_of(&entry.image));
+                self.end = Some(End::Bounded);
                 return;
-            };
-            let Some(entry) = entries.pop_front() else {
-                if *is_all {
-                    self.end = Some(End::Exhausted);
-                } else {
-                    self.source = Source::pass(&self.filter.query.order, self.selected);
-                }
+            }
+            if budget.is_spent() {
                 return;
-            };
-            self.look(&entry, budget);
-            self.place = Some(self.filter.query.order.place_of(&entry.image));
+            }
+        }
+        selection.found.sort_unstable_by(|a, b| order.compare(&a.entry.image, &b.entry.image));
+        self.found.append(&mut selection.found);
+        self.place = selection.last.as_ref().map(|last| order.place_of(&last.image));
+        if self.found.len() > self.limit {
+            self.end = Some(End::Full);
+        } else if selection.last.is_none() {
+            self.end = Some(End::Exhausted);
+        } else if self.filter.searched() >= Self::MAX_SEARCHED {
+            self.end = Some(End::Bounded);
+        } else {
+            self.source = Source::pass(order, self.selects);
         }
     }
 
@@ -341,14 +355,33 @@ impl Best {
         }
     }
 
-    /// Returns them in their order, and whether these are all that were offered.
-    fn finish(mut self) -> (VecDeque<Arc<Entry>>, bool) {
+    /// Returns them, in their order if their texts have more bytes than one call may search.
+    fn finish(mut self, most_text: u64) -> Selection {
+        // With as many as were wanted there may be more.
         let is_all = self.worst.is_none() && self.entries.len() < self.most;
         self.drop_others();
         let order = self.order;
-        self.entries.sort_unstable_by(|a, b| order.compare(&a.image, &b.image));
-        (self.entries.into(), is_all)
+        let last = self.entries.iter().max_by(|a, b| order.compare(&a.image, &b.image)).cloned();
+        let text: u64 = self.entries.iter().map(|entry| entry.text_len() as u64).sum();
+        let is_sorted = text > most_text;
+        if is_sorted {
+            self.entries.sort_unstable_by(|a, b| order.compare(&a.image, &b.image));
+        }
+        let last = last.filter(|_| !is_all);
+        Selection { entries: self.entries.into(), is_sorted, last, found: Vec::new() }
     }
+}
+
+/// The first candidates by an order, and those of them that are on the list.
+#[derive(Debug)]
+struct Selection {
+    /// Those that were not looked at yet.
+    entries: VecDeque<Arc<Entry>>,
+    /// Whether these are in the order.
+    is_sorted: bool,
+    /// The last of all that were selected; none when there are no others behind it.
+    last: Option<Arc<Entry>>,
+    found: Vec<VisibleImage>,
 }
 
 /// The search for how many images match.

@@ -40,7 +40,7 @@ impl Scans {
     /// How many scans of one caller wait at most: as many as it may have calls and streams.
     const MOST_WAITING: usize = 2_000;
     /// How many stretches are done at once: most work is over then.
-    const AT_ONCE: usize = 4;
+    const AT_ONCE: usize = 8;
     /// How many stretches a slice has: some two milliseconds.
     const SLICE: usize = 16;
 

@@ -3,6 +3,10 @@
 //! A signature has a fixed number of bits, whatever the texts are, so that nobody can make it large. Bits are only added: those of
 //! texts that have gone stay until the block is made anew.
 
+use std::sync::Arc;
+
+use super::entry::Entry;
+
 /// How many slots share a signature.
 pub(super) const BLOCK: u32 = 64;
 
@@ -51,6 +55,32 @@ impl Trigrams {
 }
 
 impl Signatures {
+    /// How many slots a chunk has.
+    const CHUNK: usize = 64 * BLOCK as usize;
+
+    pub(super) fn new(chunks: Vec<Box<[u64]>>) -> Self {
+        Self { chunks, stale: Vec::new() }
+    }
+
+    /// Returns how many chunks so many slots have.
+    pub(super) fn chunk_count(slots: usize) -> usize {
+        slots.div_ceil(Self::CHUNK)
+    }
+
+    /// Makes a chunk of the signatures of the images that are in the slots of their places.
+    pub(super) fn chunk(entries: &[Arc<Entry>], chunk: usize) -> Box<[u64]> {
+        let mut rows = vec![0; BITS].into_boxed_slice();
+        let first = chunk * Self::CHUNK;
+        let end = entries.len().min(first + Self::CHUNK);
+        for (at, entry) in entries[first..end].iter().enumerate() {
+            let bit = 1_u64 << (at / BLOCK as usize);
+            for three in entry.text().windows(3) {
+                rows[usize::from(hash(three))] |= bit;
+            }
+        }
+        rows
+    }
+
     /// From how many texts on that have gone a block is to be made anew.
     const MAX_STALE: u8 = 32;
 

@@ -11,7 +11,8 @@ use crate::search::SearchText;
 #[derive(Debug)]
 pub(super) enum Text {
     Plain(Box<str>),
-    Compressed(Box<[u8]>),
+    /// With its length before.
+    Compressed(Box<[u8]>, usize),
 }
 
 impl Text {
@@ -23,7 +24,7 @@ impl Text {
         if text.len() > Self::LARGE {
             let compressed = lz4_flex::compress_prepend_size(text.as_bytes());
             if compressed.len() < text.len() / 4 * 3 {
-                return Self::Compressed(compressed.into());
+                return Self::Compressed(compressed.into(), text.len());
             }
         }
         Self::Plain(text.into())
@@ -34,7 +35,7 @@ impl Text {
         match self {
             Self::Plain(text) => Cow::Borrowed(text.as_bytes()),
             // It was compressed here, and is found by nothing if it is damaged.
-            Self::Compressed(bytes) => {
+            Self::Compressed(bytes, _) => {
                 Cow::Owned(lz4_flex::decompress_size_prepended(bytes).unwrap_or_default())
             }
         }
@@ -44,7 +45,15 @@ impl Text {
     pub(super) fn size(&self) -> usize {
         match self {
             Self::Plain(text) => text.len(),
-            Self::Compressed(bytes) => bytes.len(),
+            Self::Compressed(bytes, _) => bytes.len(),
+        }
+    }
+
+    /// Returns how many bytes the text has.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Plain(text) => text.len(),
+            Self::Compressed(_, length) => *length,
         }
     }
 }
