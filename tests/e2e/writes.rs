@@ -1,5 +1,6 @@
 //! Writes that are repeated, only validated, or many at once.
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use image_service::Role;
 use proto::images as api;
 use tonic::{Code, Status};
@@ -215,10 +216,10 @@ async fn a_thousand_rows_get_a_thousand_answers_as_predicted() -> anyhow::Result
     let mut targets = Vec::new();
     let mut expected = Vec::new();
     let target = |id: &str, etag: &str| api::BatchTarget { id: id.to_owned(), etag: etag.to_owned() };
-    let mut creating = tokio::task::JoinSet::new();
-    for i in 0..1_000_usize {
+    // As many at once as may wait for their turn.
+    let creating = (0..1_000_usize).map(|i| {
         let (alice, bob) = (alice.clone(), bob.clone());
-        creating.spawn(async move {
+        async move {
             let owner = if matches!(i % 8, 4 | 5) { &bob } else { &alice };
             let template = i % 8 == 7;
             let request = api::CreateImageRequest {
@@ -245,13 +246,10 @@ async fn a_thousand_rows_get_a_thousand_answers_as_predicted() -> anyhow::Result
                 _ => {}
             }
             Ok::<_, Status>((i, image))
-        });
-    }
-    let mut images = std::collections::BTreeMap::new();
-    while let Some(created) = creating.join_next().await {
-        let (i, image) = created??;
-        images.insert(i, image);
-    }
+        }
+    });
+    let images: std::collections::BTreeMap<usize, api::Image> =
+        stream::iter(creating).buffer_unordered(100).try_collect().await?;
     for (i, image) in &images {
         let id = image.id.as_str();
         let (named, answer) = match i % 8 {
