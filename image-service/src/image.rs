@@ -22,6 +22,7 @@ pub(crate) use self::{
     edit::EditDraft,
     generating::Written,
     query::{KeyValue, Order, Place, Query},
+    quotas::{Growth, Quotas, Usage},
     reference::{PulledReference, Reference, RepositoryPrefixes},
 };
 
@@ -32,6 +33,7 @@ mod draft;
 mod edit;
 mod generating;
 mod query;
+mod quotas;
 mod reference;
 
 /// Identifies an image: a UUID of version 7, made by the service.

@@ -38,11 +38,11 @@ use self::{
     feed::Feed,
     grpc::{CallerLimits, Callers, Operations, Readiness, Serving},
     history::Histories,
-    image::RepositoryPrefixes,
+    image::{Quotas, RepositoryPrefixes},
     index::Index,
     queue::{Queue, Times},
     signals::Signals,
-    store::{Quotas, Store},
+    store::Store,
     token::{Requirements, Verifier},
     upkeep::Retention,
 };

@@ -18,7 +18,7 @@ use crate::{
     build::BuildId,
     dispatch::{Policy, ToWorker},
     error::Error,
-    image::ImageId,
+    image::{ImageId, Quotas},
     timestamp::Timestamp,
     turns::Turn,
 };
@@ -35,7 +35,6 @@ pub(crate) use self::{
     edits::{BatchOutcome, BatchTarget, SnapshotOrder, WithBuild},
     hints::Hint,
     histories::Excerpt,
-    quotas::Quotas,
     records::ChangedRecords,
     workers::WorkerRow,
 };
@@ -56,7 +55,6 @@ mod images;
 mod made;
 mod migration;
 mod queue;
-mod quotas;
 mod records;
 mod references;
 mod retention;

@@ -101,6 +101,7 @@ pub(super) struct FoundPage {
 #[derive(Debug)]
 pub(super) struct PageScan {
     filter: Filter,
+    order: Order,
     candidates: Candidates,
     limit: usize,
     /// The place up to which images were looked at.
@@ -152,7 +153,8 @@ impl PageScan {
         let selects = if count <= Self::FEW { Self::FEW as usize } else { selects };
         let source =
             if walks { Source::Walk { steps: 0 } } else { Source::pass(&filter.query.order, selects) };
-        Self { filter, candidates, limit, place, found: Vec::new(), source, selects, end: None }
+        let order = filter.query.order.clone();
+        Self { filter, order, candidates, limit, place, found: Vec::new(), source, selects, end: None }
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -174,7 +176,7 @@ impl PageScan {
     pub(super) fn finish(mut self) -> FoundPage {
         let is_full = self.found.len() > self.limit;
         self.found.truncate(self.limit);
-        let last = self.found.last().map(|found| self.filter.query.order.place_of(&found.entry.image));
+        let last = self.found.last().map(|found| self.order.place_of(&found.entry.image));
         let next = match self.end {
             _ if is_full => last,
             Some(End::Full | End::Exhausted) | None => None,
@@ -204,7 +206,7 @@ impl PageScan {
             }
         }
         if let Some(last) = last {
-            self.place = Some(self.filter.query.order.place_of(&last.image));
+            self.place = Some(self.order.place_of(&last.image));
         }
         if self.end.is_some() {
             return;
@@ -217,7 +219,7 @@ impl PageScan {
         // Now that they are known not to be among the first, it may be less work to go through the candidates.
         let left = (images.len() as u64).saturating_sub(steps);
         if steps >= Self::MIN_WALK && 2 * self.candidates.count(images) < left {
-            self.source = Source::pass(&self.filter.query.order, self.selects);
+            self.source = Source::pass(&self.order, self.selects);
         }
     }
 
@@ -225,7 +227,7 @@ impl PageScan {
         let Source::Pass { best, next } = &mut self.source else {
             return;
         };
-        let order = &self.filter.query.order;
+        let order = &self.order;
         let is_latest_first = order.is_latest_first();
         let oldest = self.place.as_ref().filter(|_| is_latest_first).and_then(update_place);
         let stopped = self.candidates.try_for_each(*next, |slot| {
@@ -264,7 +266,7 @@ impl PageScan {
         let Source::Selected(selection) = &mut self.source else {
             return;
         };
-        let order = &self.filter.query.order;
+        let order = &self.order;
         while let Some(entry) = selection.entries.pop_front() {
             selection.found.extend(self.filter.look(&entry, budget));
             if self.filter.searched() >= Self::MAX_SEARCHED && selection.is_sorted {

@@ -2,13 +2,28 @@
 //! the rows beside this file give and read; texts named `json` are serialised nouns.
 #![expect(unreachable_pub, reason = "sea-orm's derives want public items")]
 
-/// One row: what holds for the whole catalogue.
-pub(crate) mod catalogue {
-    use sea_orm::entity::prelude::*;
+/// Makes the module of a table from the fields of a row.
+macro_rules! table {
+    ($(#[$about:meta])* $module:ident, $table:tt $($fields:tt)*) => {
+        $(#[$about])*
+        pub(crate) mod $module {
+            use sea_orm::entity::prelude::*;
 
-    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "catalogue")]
-    pub struct Model {
+            #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+            #[sea_orm(table_name = $table)]
+            pub struct Model { $($fields)* }
+
+            #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+            pub enum Relation {}
+
+            impl ActiveModelBehavior for ActiveModel {}
+        }
+    };
+}
+
+table! {
+    /// One row: what holds for the whole catalogue.
+    catalogue, "catalogue"
         #[sea_orm(primary_key, auto_increment = false)]
         pub id: i32,
         /// Names this database.
@@ -29,20 +44,10 @@ pub(crate) mod catalogue {
         pub changed_at: i64,
         /// What all images take in the memory of the index. Bytes.
         pub index_bytes: i64,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
 }
 
-pub(crate) mod image {
-    use sea_orm::entity::prelude::*;
-
-    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "images")]
-    pub struct Model {
+table! {
+    image, "images"
         #[sea_orm(primary_key, auto_increment = false)]
         pub id: Uuid,
         pub name: String,
@@ -71,20 +76,10 @@ pub(crate) mod image {
         pub deleted: bool,
         /// What it takes in the memory of the index. Bytes.
         pub index_bytes: i64,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
 }
 
-pub(crate) mod configuration {
-    use sea_orm::entity::prelude::*;
-
-    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "configurations")]
-    pub struct Model {
+table! {
+    configuration, "configurations"
         #[sea_orm(primary_key, auto_increment = false)]
         pub image: Uuid,
         #[sea_orm(primary_key, auto_increment = false)]
@@ -94,40 +89,20 @@ pub(crate) mod configuration {
         pub archive: Option<String>,
         /// The image that what is generated starts from.
         pub base: Option<String>,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// What workers have reported as made, until they have removed it.
-pub(crate) mod made_image {
-    use sea_orm::entity::prelude::*;
-
-    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "made_images")]
-    pub struct Model {
+table! {
+    /// What workers have reported as made, until they have removed it.
+    made_image, "made_images"
         #[sea_orm(primary_key, auto_increment = false)]
         pub worker: String,
         #[sea_orm(primary_key, auto_increment = false)]
         pub engine_id: String,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// Archives that were uploaded, or are being.
-pub(crate) mod context {
-    use sea_orm::entity::prelude::*;
-
-    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "contexts")]
-    pub struct Model {
+table! {
+    /// Archives that were uploaded, or are being.
+    context, "contexts"
         #[sea_orm(primary_key, auto_increment = false)]
         pub upload: Uuid,
         /// None until it is whole, and when it is about to be forgotten.
@@ -138,59 +113,29 @@ pub(crate) mod context {
         pub tar_end: i64,
         /// When it was uploaded or named last.
         pub used_at: i64,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// The bytes of an archive, in order from 0.
-pub(crate) mod context_chunk {
-    use sea_orm::entity::prelude::*;
-
-    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "context_chunks")]
-    pub struct Model {
+table! {
+    /// The bytes of an archive, in order from 0.
+    context_chunk, "context_chunks"
         #[sea_orm(primary_key, auto_increment = false)]
         pub upload: Uuid,
         #[sea_orm(primary_key, auto_increment = false)]
         pub number: i64,
         pub bytes: Vec<u8>,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// The requesters that have had a build claimed in the round that the queue has come to.
-pub(crate) mod turn {
-    use sea_orm::entity::prelude::*;
-
-    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "turns")]
-    pub struct Model {
+table! {
+    /// The requesters that have had a build claimed in the round that the queue has come to.
+    turn, "turns"
         #[sea_orm(primary_key, auto_increment = false)]
         pub round: i64,
         #[sea_orm(primary_key, auto_increment = false)]
         pub requester: String,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
 }
 
-pub(crate) mod build {
-    use sea_orm::entity::prelude::*;
-
-    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "builds")]
-    pub struct Model {
+table! {
+    build, "builds"
         #[sea_orm(primary_key, auto_increment = false)]
         pub id: Uuid,
         pub image: Uuid,
@@ -230,42 +175,22 @@ pub(crate) mod build {
         pub not_before: Option<i64>,
         /// The `traceparent` of the call that has asked for it.
         pub trace: Option<String>,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// Chunks of the builds' histories: what one transaction appended.
-pub(crate) mod build_record {
-    use sea_orm::entity::prelude::*;
-
-    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "build_records")]
-    pub struct Model {
+table! {
+    /// Chunks of the builds' histories: what one transaction appended.
+    build_record, "build_records"
         #[sea_orm(primary_key, auto_increment = false)]
         pub build: Uuid,
         #[sea_orm(primary_key, auto_increment = false)]
         pub first_sequence: i64,
         pub last_sequence: i64,
         pub json: String,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// The change log: one row a change of an image, in the order of commits.
-pub(crate) mod change {
-    use sea_orm::entity::prelude::*;
-
-    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "changes")]
-    pub struct Model {
+table! {
+    /// The change log: one row a change of an image, in the order of commits.
+    change, "changes"
         #[sea_orm(primary_key, auto_increment = false)]
         pub revision: i64,
         /// Chosen at random: a restored backup goes on with others.
@@ -276,20 +201,10 @@ pub(crate) mod change {
         pub creator: String,
         pub grantees_json: String,
         pub changed_at: i64,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
 }
 
-pub(crate) mod worker {
-    use sea_orm::entity::prelude::*;
-
-    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "workers")]
-    pub struct Model {
+table! {
+    worker, "workers"
         #[sea_orm(primary_key, auto_increment = false)]
         pub name: String,
         pub labels_json: String,
@@ -315,21 +230,11 @@ pub(crate) mod worker {
         pub engine_warning: String,
         /// It holds no build that was claimed before this.
         pub held_since: i64,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// What may be done with an image by others than its creator.
-pub(crate) mod grant {
-    use sea_orm::entity::prelude::*;
-
-    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "grants")]
-    pub struct Model {
+table! {
+    /// What may be done with an image by others than its creator.
+    grant, "grants"
         #[sea_orm(primary_key, auto_increment = false)]
         pub image: Uuid,
         #[sea_orm(primary_key, auto_increment = false)]
@@ -337,62 +242,32 @@ pub(crate) mod grant {
         pub view: bool,
         pub modify: bool,
         pub delete: bool,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// Which image a reference belongs to: because it is set, because a build under way will write it, or because the artifact
-/// has it.
-pub(crate) mod image_reference {
-    use sea_orm::entity::prelude::*;
-
-    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "image_references")]
-    pub struct Model {
+table! {
+    /// Which image a reference belongs to: because it is set, because a build under way will write it, or because the artifact
+    /// has it.
+    image_reference, "image_references"
         #[sea_orm(primary_key, auto_increment = false)]
         pub repository: String,
         #[sea_orm(primary_key, auto_increment = false)]
         pub tag: String,
         pub image: Uuid,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// What the images of a creator take together.
-pub(crate) mod creator {
-    use sea_orm::entity::prelude::*;
-
-    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "creators")]
-    pub struct Model {
+table! {
+    /// What the images of a creator take together.
+    creator, "creators"
         #[sea_orm(primary_key, auto_increment = false)]
         pub subject: String,
         pub images: i64,
         /// In the memory of the index. Bytes.
         pub index_bytes: i64,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// The answers to requests that may be repeated.
-pub(crate) mod answer {
-    use sea_orm::entity::prelude::*;
-
-    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "answers")]
-    pub struct Model {
+table! {
+    /// The answers to requests that may be repeated.
+    answer, "answers"
         #[sea_orm(primary_key, auto_increment = false)]
         pub subject: String,
         #[sea_orm(primary_key, auto_increment = false)]
@@ -400,10 +275,4 @@ pub(crate) mod answer {
         pub digest: String,
         pub json: String,
         pub answered_at: i64,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
 }

@@ -7,10 +7,12 @@ use sea_orm::{
 
 use super::{
     entity::{catalogue, creator},
-    quotas::{Growth, Usage},
     write::Write,
 };
-use crate::error::Error;
+use crate::{
+    error::Error,
+    image::{Growth, Usage},
+};
 
 /// What a write adds; less than nothing where it takes away.
 #[derive(Copy, Clone, Debug)]
@@ -24,7 +26,7 @@ impl Write<'_> {
     ///
     /// # Errors
     ///
-    /// Those of [`Quotas::admit`](super::quotas::Quotas::admit).
+    /// Those of [`Quotas::admit`](crate::image::Quotas::admit).
     pub(super) async fn charge(&self, subject: &str, change: Change) -> Result<(), Error> {
         let Change { images, bytes } = change;
         if images <= 0 && bytes <= 0 {
