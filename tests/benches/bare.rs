@@ -1,10 +1,13 @@
-//! What is compared with: a tonic server that does nothing but what is measured, with messages of the same types and sizes.
+//! The peer of the service: a tonic server whose handlers do nothing. What they answer is encoded before they are called.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
+    fs,
+    marker::PhantomData,
     net::SocketAddr,
+    path::Path,
     pin::Pin,
-    str::FromStr as _,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -13,43 +16,44 @@ use std::{
 };
 
 use anyhow::Context as _;
+use bytes::{BufMut as _, Bytes};
 use futures_util::{Stream, StreamExt as _, future::BoxFuture};
 use prost::Message;
-use proto::images as api;
-use sea_orm::sqlx::{
-    self, Row as _, SqlitePool,
-    sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteRow},
-};
+use proto::{encoded, images as api};
+use sea_orm::{ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection, DbBackend, Statement};
 use tokio::sync::broadcast;
 use tonic::{
     Request, Response, Status,
     body::Body,
+    codec::{Codec, EncodeBuf, Encoder},
     server::{Grpc, NamedService, ServerStreamingService, UnaryService},
 };
-use tonic_prost::ProstCodec;
-use uuid::Uuid;
+use tonic_prost::{ProstCodec, ProstDecoder};
 
-/// How this program is told to be such a server.
+/// The argument by which this program becomes such a server.
 pub(crate) const ARGUMENT: &str = "bare";
+/// The file with the answer to GetImage.
+pub(crate) const IMAGE: &str = "image";
 
-/// What GetImage reads, in the form in which image-service reads it.
-const SQL: &str = "SELECT i.*, c.json, g.\"view\", g.modify, g.\"delete\" FROM images i \
-                   JOIN configurations c ON c.image = i.id AND c.revision = i.configuration_revision \
-                   LEFT JOIN grants g ON g.image = i.id AND g.subject = $1 WHERE i.id = $2 AND NOT i.deleted";
-
-/// `ADDRESS MESSAGE [DATABASE]`: the file `MESSAGE` holds what is answered.
+/// Serves with the arguments `ADDRESS DIRECTORY [URL]`. The directory holds an encoded answer in each file: [`IMAGE`], and for
+/// ListImages one by the name that the request has for a page token. With the URL of a Postgres database GetImage answers after a
+/// `SELECT 1`.
 pub(crate) async fn serve(arguments: &[String]) -> anyhow::Result<()> {
-    let [listen, message, rest @ ..] = arguments else {
-        anyhow::bail!("an address and a file are needed");
+    let [listen, directory, rest @ ..] = arguments else {
+        anyhow::bail!("an address and a directory are needed");
     };
-    let message = std::fs::read(message)?;
-    let database = match rest {
-        [database, ..] => Some(connect(database).await?),
-        [] => None,
+    let answers = read(Path::new(directory))?;
+    let watched = match answers.get(IMAGE) {
+        Some(answer) => api::GetImageResponse::decode(answer.clone())?.image.unwrap_or_default(),
+        None => api::Image::default(),
     };
     let bare = Bare {
-        database,
-        image: Arc::new(api::GetImageResponse::decode(message.as_slice())?),
+        answers: Arc::new(answers),
+        database: match rest {
+            [url, ..] => Some(connect(url).await?),
+            [] => None,
+        },
+        watched: Arc::new(watched),
         live: broadcast::Sender::new(4_096),
         revision: Arc::default(),
     };
@@ -57,22 +61,29 @@ pub(crate) async fn serve(arguments: &[String]) -> anyhow::Result<()> {
     Ok(tonic::transport::Server::builder().add_service(bare).serve(listen).await?)
 }
 
-async fn connect(database: &str) -> anyhow::Result<SqlitePool> {
-    let options = SqliteConnectOptions::from_str(&format!("sqlite://{database}"))?.foreign_keys(true);
-    SqlitePoolOptions::new()
-        .max_connections(8)
-        .test_before_acquire(false)
-        .connect_with(options)
-        .await
-        .context("the database")
+fn read(directory: &Path) -> anyhow::Result<HashMap<String, Bytes>> {
+    let mut answers = HashMap::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        answers.insert(entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path())?.into());
+    }
+    Ok(answers)
 }
 
-/// Answers GetImage after the statement, and WatchImages with as many changes as BatchImages has targets.
+/// Connects as the service does.
+async fn connect(url: &str) -> anyhow::Result<DatabaseConnection> {
+    let mut options = ConnectOptions::new(url);
+    options.max_connections(8).test_before_acquire(false).sqlx_logging(false);
+    Database::connect(options).await.context("the database")
+}
+
+/// Answers GetImage and ListImages, and sends WatchImages as many changes as BatchImages has targets.
 #[derive(Clone, Debug)]
 struct Bare {
-    database: Option<SqlitePool>,
-    image: Arc<api::GetImageResponse>,
-    live: broadcast::Sender<api::WatchImagesResponse>,
+    answers: Arc<HashMap<String, Bytes>>,
+    database: Option<DatabaseConnection>,
+    watched: Arc<api::Image>,
+    live: broadcast::Sender<encoded::WatchImagesResponse>,
     revision: Arc<AtomicI64>,
 }
 
@@ -93,7 +104,8 @@ impl tower::Service<http::Request<Body>> for Bare {
         let bare = self.clone();
         Box::pin(async move {
             Ok(match request.uri().path().rsplit('/').next() {
-                Some("GetImage") => Grpc::new(ProstCodec::default()).unary(Get(bare), request).await,
+                Some("GetImage") => Grpc::new(Raw::default()).unary(Get(bare), request).await,
+                Some("ListImages") => Grpc::new(Raw::default()).unary(List(bare), request).await,
                 Some("WatchImages") => {
                     Grpc::new(ProstCodec::default()).server_streaming(Watch(bare), request).await
                 }
@@ -104,44 +116,89 @@ impl tower::Service<http::Request<Body>> for Bare {
     }
 }
 
+/// Reads messages, and writes bytes as they are.
+struct Raw<T>(PhantomData<T>);
+
+struct RawEncoder;
+
+impl<T> Default for Raw<T> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T: Message + Default + Send + 'static> Codec for Raw<T> {
+    type Encode = Bytes;
+    type Decode = T;
+    type Encoder = RawEncoder;
+    type Decoder = ProstDecoder<T>;
+
+    fn encoder(&mut self) -> RawEncoder {
+        RawEncoder
+    }
+
+    fn decoder(&mut self) -> ProstDecoder<T> {
+        ProstDecoder::default()
+    }
+}
+
+impl Encoder for RawEncoder {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(item);
+        Ok(())
+    }
+}
+
 struct Get(Bare);
 
 impl UnaryService<api::GetImageRequest> for Get {
-    type Response = api::GetImageResponse;
-    type Future = BoxFuture<'static, Result<Response<api::GetImageResponse>, Status>>;
+    type Response = Bytes;
+    type Future = BoxFuture<'static, Result<Response<Bytes>, Status>>;
 
-    fn call(&mut self, request: Request<api::GetImageRequest>) -> Self::Future {
-        let Bare { database, image, .. } = self.0.clone();
+    fn call(&mut self, _: Request<api::GetImageRequest>) -> Self::Future {
+        let Bare { database, answers, .. } = self.0.clone();
         Box::pin(async move {
-            let id: Uuid = request.into_inner().id.parse().map_err(|_| Status::invalid_argument("id"))?;
             if let Some(database) = database {
-                let row: SqliteRow = sqlx::query(SQL)
-                    .bind("somebody")
-                    .bind(id)
-                    .fetch_one(&database)
-                    .await
-                    .map_err(|error| Status::internal(error.to_string()))?;
-                let name: String = row.get("name");
-                let json: String = row.get("json");
-                std::hint::black_box((name, json));
+                let statement = Statement::from_string(DbBackend::Postgres, "SELECT 1");
+                let row = database.query_one_raw(statement).await;
+                row.map_err(|error| Status::internal(error.to_string()))?;
             }
-            Ok(Response::new((*image).clone()))
+            answer(&answers, IMAGE)
         })
     }
 }
 
+struct List(Bare);
+
+impl UnaryService<api::ListImagesRequest> for List {
+    type Response = Bytes;
+    type Future = std::future::Ready<Result<Response<Bytes>, Status>>;
+
+    fn call(&mut self, request: Request<api::ListImagesRequest>) -> Self::Future {
+        std::future::ready(answer(&self.0.answers, &request.get_ref().page_token))
+    }
+}
+
+fn answer(answers: &HashMap<String, Bytes>, name: &str) -> Result<Response<Bytes>, Status> {
+    let found = answers.get(name).cloned();
+    found.map(Response::new).ok_or_else(|| Status::not_found("there is no such answer"))
+}
+
 struct Watch(Bare);
 
-type Changes = Pin<Box<dyn Stream<Item = Result<api::WatchImagesResponse, Status>> + Send>>;
+type Changes = Pin<Box<dyn Stream<Item = Result<encoded::WatchImagesResponse, Status>> + Send>>;
 
 impl ServerStreamingService<api::WatchImagesRequest> for Watch {
-    type Response = api::WatchImagesResponse;
+    type Response = encoded::WatchImagesResponse;
     type ResponseStream = Changes;
     type Future = BoxFuture<'static, Result<Response<Changes>, Status>>;
 
     fn call(&mut self, _: Request<api::WatchImagesRequest>) -> Self::Future {
-        let synced = api::WatchImagesResponse {
-            event: Some(api::watch_images_response::Event::Synced(api::Synced {})),
+        let synced = encoded::WatchImagesResponse {
+            event: Some(encoded::Event::Synced(api::Synced {})),
             ..Default::default()
         };
         let live = futures_util::stream::unfold(self.0.live.subscribe(), |mut live| async move {
@@ -157,26 +214,25 @@ struct Batch(Bare);
 
 impl UnaryService<api::BatchImagesRequest> for Batch {
     type Response = api::BatchImagesResponse;
-    type Future = BoxFuture<'static, Result<Response<api::BatchImagesResponse>, Status>>;
+    type Future = std::future::Ready<Result<Response<api::BatchImagesResponse>, Status>>;
 
     fn call(&mut self, request: Request<api::BatchImagesRequest>) -> Self::Future {
-        let image = self.0.image.image.clone().unwrap_or_default();
         let mut results = Vec::new();
         for target in request.into_inner().targets {
             let revision = self.0.revision.fetch_add(1, Ordering::Relaxed);
-            let image = api::Image { id: target.id, revision, ..image.clone() };
+            let image = api::Image { id: target.id, revision, ..api::Image::clone(&self.0.watched) };
             results.push(api::BatchResult {
                 result: Some(api::batch_result::Result::Image(api::Image { revision, ..Default::default() })),
                 ..Default::default()
             });
-            let changed = api::WatchImagesResponse {
+            let changed = encoded::WatchImagesResponse {
                 resume_revision: "1234567.0123456789abcdef.0123456789abcdef".to_owned(),
-                event: Some(api::watch_images_response::Event::Changed(Box::new(image))),
+                event: Some(encoded::Event::Changed(image.encode_to_vec().into())),
             };
             // Nobody may be watching.
             let _ = self.0.live.send(changed);
         }
         let answer = api::BatchImagesResponse { results };
-        Box::pin(std::future::ready(Ok(Response::new(answer))))
+        std::future::ready(Ok(Response::new(answer)))
     }
 }

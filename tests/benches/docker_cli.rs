@@ -21,7 +21,7 @@ use crate::{
 const ROUNDS: usize = 10;
 const INSTRUCTIONS: &str = "COPY . /\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \"for i in 1 2 3; do /bin/busybox echo $i >>/made; done\"]\nRUN [\"/bin/busybox\", \"sha256sum\", \"/bin/busybox\"]\n";
 
-pub(crate) async fn run(table: &mut Table) -> anyhow::Result<()> {
+pub(crate) async fn run(goals: &mut Table) -> anyhow::Result<()> {
     let docker_host = env::var("DOCKER_HOST").context("DOCKER_HOST is not set: run tests/bench")?;
     let context = tempfile::tempdir()?;
     fs::create_dir(context.path().join("bin"))?;
@@ -62,11 +62,11 @@ pub(crate) async fn run(table: &mut Table) -> anyhow::Result<()> {
             let (ours, theirs) = (Samples::new(ours), Samples::new(theirs));
             // 1.05 times, or 30 ms more.
             let allowed = (theirs.median() * 1.05).max(theirs.median() + 30.0);
-            table.compare(
+            goals.compare(
                 format!("wall time of a build, {from}, {what}, over what is allowed beside buildx"),
                 format!("{ours} ms"),
                 format!("buildx: {theirs} ms, allowed {} ms", figure(allowed)),
-                &Samples::new(vec![ours.median() / allowed]),
+                &Samples::one(ours.median() / allowed),
                 Goal::AtMost(1.0),
             );
         }
@@ -74,7 +74,7 @@ pub(crate) async fn run(table: &mut Table) -> anyhow::Result<()> {
     service.end().await
 }
 
-/// Begins a command of buildx: that of the engine's root, without the scripts around it, or the docker command's in PATH.
+/// Returns the beginning of a command of buildx: that of the engine's root, without the scripts around it, or the docker command's in PATH.
 fn buildx() -> anyhow::Result<Command> {
     let Some(root) = env::var_os("TRAILER_DOCKER_ROOT").map(PathBuf::from) else {
         let mut command = Command::new("docker");
@@ -115,7 +115,7 @@ fn succeeded(build: &api::Build) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// From the call to the last event.
+/// Returns the milliseconds from the call to the last event.
 async fn by_service(builder: &Client, image: &str) -> anyhow::Result<f64> {
     let begun = Instant::now();
     let build = builder.build(image).await?;

@@ -9,16 +9,16 @@ use tokio::task::JoinSet;
 
 use crate::report::Samples;
 
-/// What a load came to.
+/// The outcome of a load.
 #[derive(Debug)]
 pub(crate) struct Load {
-    /// Calls a second, of all callers together.
+    /// Calls a second by all callers together.
     pub(crate) rate: f64,
-    /// How long they took, in milliseconds.
+    /// Durations of the calls in milliseconds.
     pub(crate) times: Samples,
 }
 
-/// Every caller calls for as long as `lasting`; the number says which call of all it is.
+/// Lets every caller call, one call after the other, for as long as `lasting`. The number of a call is unique among all.
 pub(crate) async fn load<C, F>(
     callers: Vec<C>,
     lasting: Duration,

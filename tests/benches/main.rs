@@ -1,25 +1,28 @@
 //! The figures that the design asks for, each beside its limit or its peer in the same run: `tests/bench [NAME...]` sets up what
 //! they need and prints them.
 //!
-//! Client and server share the machine. The services run as programs, in their release build; `bare` is the server that they
-//! are compared with, in a process of its own, too. `seeding` writes catalogues of up to a million images. Ratios are of rounds
-//! that alternate between the two that are compared; `report` prints their median and their range.
+//! Client and server share the machine. The services run as programs, in their release build; [`bare`] is the server that they
+//! are compared with, in a process of its own, too. [`seeding`] writes catalogues of up to a million images. Ratios are of rounds
+//! that alternate between the two that are compared; [`report`] prints their median and their range.
 
 mod bare;
-mod dispatching;
+mod dispatch;
 mod docker_cli;
 mod fan_out;
-mod getting;
-mod listing;
+mod get_image;
+mod list_images;
 mod load;
 mod log_lines;
 mod machine;
+mod neighbours;
 #[path = "../faults/process.rs"]
 mod process;
+mod queue;
 mod report;
 mod seeding;
 mod service;
-mod watching;
+mod start;
+mod writes;
 
 #[path = "../e2e"]
 #[expect(dead_code, unused_imports, reason = "the tests use the rest")]
@@ -45,6 +48,7 @@ use self::{
     shared::{client, engine},
 };
 
+const HUNDRED_THOUSAND: u64 = 100_000;
 const MILLION: u64 = 1_000_000;
 
 #[tokio::main]
@@ -58,14 +62,9 @@ async fn main() -> anyhow::Result<()> {
     machine::print();
     let mut goals = Table::of_goals();
     let mut failed = Vec::new();
-    for name in ROWS {
-        let wanted =
-            arguments.is_empty() || arguments.iter().any(|argument| name.contains(argument.as_str()));
-        if !wanted {
-            continue;
-        }
+    for name in wanted(&arguments) {
         eprintln!("==> {name}");
-        // What the others have measured is told all the same.
+        // What the others have measured is printed all the same.
         if let Err(error) = measure(name, &mut goals).await {
             eprintln!("!!! {name} failed: {error:?}");
             failed.push(name);
@@ -76,61 +75,74 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-const ROWS: [&str; 12] = [
-    "get_image",
-    "list_images sqlite",
-    "list_images postgres",
+const ROWS: [&str; 20] = [
+    "get_image sqlite",
+    "get_image postgres",
+    "list_images sqlite 100k",
+    "list_images sqlite 1M",
+    "list_images postgres 100k",
+    "list_images postgres 1M",
     "list_images growth",
+    "start sqlite",
+    "start postgres",
+    "neighbours searches",
+    "neighbours crowd",
+    "writes",
     "fan_out throughput",
     "fan_out growth",
-    "watching",
     "dispatch latency",
-    "queue throughput",
+    "lost_worker",
+    "queue throughput sqlite",
+    "queue throughput postgres",
     "log_lines",
     "docker_cli",
-    "lost_worker",
 ];
 
+/// Rows that take a quarter of an hour each, and are measured only when an argument names them by this word.
+const LONG: &str = "history";
+const LONG_ROWS: [&str; 2] = ["queue history sqlite", "queue history postgres"];
+
+/// Returns the rows whose names contain one of the arguments; without arguments all but the long ones.
+fn wanted(arguments: &[String]) -> Vec<&'static str> {
+    let is_named = |row: &str| arguments.iter().any(|argument| row.contains(argument.as_str()));
+    let is_long = arguments.iter().any(|argument| argument.contains(LONG));
+    let usual = ROWS.into_iter().filter(|row| arguments.is_empty() || is_named(row));
+    usual.chain(LONG_ROWS.into_iter().filter(|row| is_long && is_named(row))).collect()
+}
+
 async fn measure(row: &str, goals: &mut Table) -> anyhow::Result<()> {
-    let server = env::var("TRAILER_TEST_POSTGRES_URL");
+    let server = || env::var("TRAILER_TEST_POSTGRES_URL").context("TRAILER_TEST_POSTGRES_URL is not set");
     match row {
-        "get_image" => getting::run(&Catalogue::on_sqlite(MILLION).await?, goals).await,
-        "list_images sqlite" => {
-            let small = Catalogue::on_sqlite(10_000).await?;
-            listing::run(&Catalogue::on_sqlite(MILLION).await?, &small, goals).await
+        "get_image sqlite" => get_image::run(&Catalogue::on_sqlite(HUNDRED_THOUSAND).await?, goals).await,
+        "get_image postgres" => {
+            get_image::run(&Catalogue::on_postgres(&server()?, HUNDRED_THOUSAND).await?, goals).await
         }
-        "list_images postgres" => {
-            let server = server.context("TRAILER_TEST_POSTGRES_URL is not set")?;
-            let small = Catalogue::on_postgres(&server, 10_000).await?;
-            listing::run(&Catalogue::on_postgres(&server, MILLION).await?, &small, goals).await
+        "list_images sqlite 100k" => {
+            list_images::run(&Catalogue::on_sqlite(HUNDRED_THOUSAND).await?, goals).await
         }
-        "list_images growth" => listing::growth().await,
+        "list_images sqlite 1M" => list_images::run(&Catalogue::on_sqlite(MILLION).await?, goals).await,
+        "list_images postgres 100k" => {
+            list_images::run(&Catalogue::on_postgres(&server()?, HUNDRED_THOUSAND).await?, goals).await
+        }
+        "list_images postgres 1M" => {
+            list_images::run(&Catalogue::on_postgres(&server()?, MILLION).await?, goals).await
+        }
+        "list_images growth" => list_images::growth().await,
+        "start sqlite" => start::run(None, goals).await,
+        "start postgres" => start::run(Some(&server()?), goals).await,
+        "neighbours searches" => neighbours::searches(&Catalogue::on_sqlite(MILLION).await?, goals).await,
+        "neighbours crowd" => neighbours::crowd(&Catalogue::on_sqlite(HUNDRED_THOUSAND).await?, goals).await,
+        "writes" => writes::run(goals).await,
         "fan_out throughput" => fan_out::throughput(goals).await,
-        "fan_out growth" => {
-            let mut growth = Table::new(&[
-                "watchers, 20 changes/s",
-                "p50 ms",
-                "p99 ms",
-                "max ms",
-                "lost",
-                "MiB before / opened / after",
-                "KiB a watcher",
-            ]);
-            let measured = fan_out::growth(&mut growth, goals).await;
-            growth.print("Watchers");
-            measured
-        }
-        "watching" => watching::run(server.ok().as_deref()).await,
-        "dispatch latency" => dispatching::latency(goals).await,
-        "queue throughput" => {
-            let mut growth = Table::new(&["queued", "workers", "jobs a second"]);
-            let measured = dispatching::throughput(goals, &mut growth).await;
-            growth.print("The queue");
-            measured
-        }
+        "fan_out growth" => fan_out::growth(goals).await,
+        "dispatch latency" => dispatch::latency(goals).await,
+        "lost_worker" => dispatch::lost_worker(goals).await,
+        "queue throughput sqlite" => queue::throughput(None, goals).await,
+        "queue throughput postgres" => queue::throughput(Some(&server()?), goals).await,
+        "queue history sqlite" => queue::history(None, goals).await,
+        "queue history postgres" => queue::history(Some(&server()?), goals).await,
         "log_lines" => log_lines::run(goals).await,
         "docker_cli" => docker_cli::run(goals).await,
-        "lost_worker" => dispatching::lost_worker(goals).await,
         other => anyhow::bail!("there is no row {other}"),
     }
 }

@@ -27,6 +27,11 @@ impl Samples {
         Self(values)
     }
 
+    /// A measurement that was made once.
+    pub(crate) fn one(value: f64) -> Self {
+        Self(vec![value])
+    }
+
     /// The smallest that so great a share is not above; not a number when nothing was measured.
     pub(crate) fn quantile(&self, share: f64) -> f64 {
         let last = self.0.len().saturating_sub(1);
@@ -40,6 +45,11 @@ impl Samples {
 
     pub(crate) fn p99(&self) -> f64 {
         self.quantile(0.99)
+    }
+
+    /// Returns how many are not above a limit.
+    pub(crate) fn count_within(&self, limit: f64) -> usize {
+        self.0.iter().filter(|value| **value <= limit).count()
     }
 
     pub(crate) fn count(&self) -> usize {

@@ -11,14 +11,23 @@ use anyhow::Context as _;
 use image_service::{Role, TokenKeys};
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use crate::{
     client::{self, Client},
     process::{Program, bound_to_test, program},
 };
 
+/// The file of the database in a data directory.
+pub(crate) const DATABASE: &str = "catalogue.sqlite";
+/// The last service to be ready, for it has everything to load.
+const CATALOGUE: &str = "trailer.images.v1.ImageService";
 const PATIENCE: Duration = Duration::from_secs(1_800);
+/// Lifts the limits that are there for callers who ask for too much.
+const UNLIMITED: [&str; 8] =
+    ["--max-call-rate", "0", "--max-calls", "0", "--max-streams", "0", "--max-pending-builds", "0"];
 
 /// An image-service, and what else its callers and workers need.
 #[derive(Debug)]
@@ -27,11 +36,11 @@ pub(crate) struct Service {
     keys: TokenKeys,
     program: Program,
     directory: TempDir,
-    /// From its start until it was ready.
+    /// The time from its start until it served the catalogue.
     pub(crate) ready_after: Duration,
 }
 
-/// A program that is measured, or measured against.
+/// A server that the service is compared with.
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) addr: SocketAddr,
@@ -40,27 +49,22 @@ pub(crate) struct Running {
 }
 
 impl Service {
-    /// Starts one without the limits that are there for callers who ask for too much: `data` is its data directory, which may be
-    /// new, and `url` that of its database on Postgres.
+    /// Starts one without limits on what a caller asks for: `data` is its data directory, which may be new, and `url` that of its
+    /// database on Postgres.
     pub(crate) async fn start(data: &Path, url: Option<&str>, flags: &[&str]) -> anyhow::Result<Self> {
+        Self::start_limited(data, url, &[&UNLIMITED, flags].concat()).await
+    }
+
+    /// Starts one with the limits that a deployment has.
+    pub(crate) async fn start_limited(
+        data: &Path,
+        url: Option<&str>,
+        flags: &[&str],
+    ) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let addr = own_address();
         let (listen, data_dir) = (addr.to_string(), data.display().to_string());
-        let mut command = vec![
-            "serve",
-            "--listen",
-            &listen,
-            "--data-dir",
-            &data_dir,
-            "--max-call-rate",
-            "0",
-            "--max-calls",
-            "0",
-            "--max-streams",
-            "0",
-            "--max-pending-builds",
-            "0",
-        ];
+        let mut command = vec!["serve", "--listen", &listen, "--data-dir", &data_dir];
         command.extend(url.iter().flat_map(|url| ["--database-url", url]));
         command.extend(flags);
         let keys = TokenKeys::open(data)?;
@@ -72,15 +76,20 @@ impl Service {
         Ok(service)
     }
 
+    /// Waits until the catalogue is served.
     async fn answers(&mut self) -> anyhow::Result<()> {
         let begun = Instant::now();
         let mut health = HealthClient::new(client::channel(self.addr));
-        while health.check(HealthCheckRequest::default()).await.is_err() {
+        let request = HealthCheckRequest { service: CATALOGUE.to_owned() };
+        loop {
+            match health.check(request.clone()).await {
+                Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => return Ok(()),
+                Ok(_) | Err(_) => {}
+            }
             self.program.require_life()?;
-            anyhow::ensure!(begun.elapsed() < PATIENCE, "it does not answer");
+            anyhow::ensure!(begun.elapsed() < PATIENCE, "it does not serve the catalogue");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        Ok(())
     }
 
     pub(crate) fn token(&self, subject: &str, roles: &[Role]) -> String {
@@ -158,7 +167,7 @@ impl Service {
 }
 
 impl Running {
-    /// Starts this program once more, as a server that does nothing but what is compared with.
+    /// Starts this program once more, as a server that does nothing but answer.
     pub(crate) async fn bare(arguments: &[&str]) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let addr = own_address();

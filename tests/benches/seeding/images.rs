@@ -4,34 +4,43 @@ use uuid::Uuid;
 
 /// Created half of the images.
 pub(crate) const HALF: &str = "half";
-/// Sees 10,000 of a million images: one half it has created, the other was granted.
-pub(crate) const ONE_IN_100: &str = "tenthousand";
+/// Sees 10,000 images, or a tenth of a smaller catalogue: one half it has created, the other was granted.
+pub(crate) const TEN_THOUSAND: &str = "tenthousand";
 /// Sees ten images.
 pub(crate) const TEN: &str = "ten";
 
-/// Words that are looked for.
+/// Creators to filter by, beside [`HALF`].
+pub(crate) mod creator {
+    pub(crate) const OF_1_PERCENT: &str = "hundredth";
+    pub(crate) const OF_10_IMAGES: &str = "rare";
+}
+
+/// Words to search for.
 pub(crate) mod term {
     pub(crate) const IN_20_IMAGES: &str = "xylophone";
     pub(crate) const IN_ONE_OF_10: &str = "scikit-learn";
     pub(crate) const IN_THE_OLDEST_10TH: &str = "legacyrunner";
     pub(crate) const IN_ALL: &str = "ubuntu";
     pub(crate) const IN_NONE: &str = "zzqxjv";
-    /// In none, but every three characters of it are in all.
+    /// In no image, but every three characters of it are in all.
     pub(crate) const HOSTILE: &str = "hostile";
     pub(crate) const TWO_IN_ALL: &str = "os";
     pub(crate) const TWO_IN_20: &str = "é8";
     pub(crate) const TWO_IN_NONE: &str = "ñ7";
+    pub(crate) const ONE_IN_ALL: &str = "o";
+    pub(crate) const ONE_IN_20: &str = "é";
     pub(crate) const ONE_IN_NONE: &str = "ж";
 }
 
 /// 2026-01-01, in microseconds. The images were updated a second after one another.
 pub(super) const EPOCH: i64 = 1_767_225_600_000_000;
 
-/// How many of the latest images are in no era, and how many others are in each.
-const LATEST: u64 = 500;
-const ERA: u64 = 4_096;
+const BUILDING: i32 = 2;
+const FINISHED: i32 = 3;
+const CANCELLED: i32 = 4;
+const FAILED: i32 = 6;
 
-/// What an image is like, by its number.
+/// An image by its number.
 #[derive(Debug)]
 pub(super) struct Seeded {
     number: u64,
@@ -45,13 +54,18 @@ impl Seeded {
         Self { number, place: place(number, images), images }
     }
 
-    /// Where Postgres has put it, but for the latest.
-    pub(super) fn era(&self) -> Option<u64> {
-        (self.place + LATEST < self.images).then(|| self.place / ERA + 1)
-    }
-
     fn mixed(&self, salt: u64) -> u64 {
         fastrand::Rng::with_seed(self.number * 64 + salt).u64(..)
+    }
+
+    /// Whether it is one of so many that lie evenly among all; `offset` keeps such sets apart.
+    fn is_one_of(&self, count: u64, offset: u64) -> bool {
+        self.number % (self.images / count) == offset
+    }
+
+    fn is_of_ten_thousand(&self, offset: u64) -> bool {
+        let share = (self.images / 5_000).max(20);
+        self.number % share == offset
     }
 
     pub(super) fn name(&self) -> String {
@@ -59,52 +73,76 @@ impl Seeded {
         format!("{} workspace {:07}", KINDS[(self.mixed(0) % 5) as usize], self.mixed(1) % 10_000_000)
     }
 
+    pub(super) fn repository(&self) -> String {
+        format!("trailer.invalid/seeded-0a1b2c3d/image-{:07}", self.number)
+    }
+
     pub(super) fn creator(&self) -> String {
-        match self.number % 200 {
-            1 => ONE_IN_100.to_owned(),
-            even if even % 2 == 0 => HALF.to_owned(),
-            _ => format!("user-{}", self.mixed(2) % 1_000),
+        if self.number.is_multiple_of(2) {
+            HALF.to_owned()
+        } else if self.is_of_ten_thousand(1) {
+            TEN_THOUSAND.to_owned()
+        } else if self.number % 100 == 7 {
+            creator::OF_1_PERCENT.to_owned()
+        } else if self.is_one_of(10, 9) {
+            creator::OF_10_IMAGES.to_owned()
+        } else {
+            format!("user-{}", self.mixed(2) % 1_000)
         }
     }
 
-    /// A template, a failed one, a cancelled one, or a finished one.
+    /// Ten of them.
+    pub(super) fn is_template(&self) -> bool {
+        self.is_one_of(10, 12)
+    }
+
+    /// Half of the images are finished, 1 % have failed, ten are being built, and the others were cancelled.
     pub(super) fn status(&self) -> i32 {
         match self.mixed(3) % 100 {
-            0 => 0,
-            1..=3 => 6,
-            4..=7 => 4,
-            _ => 3,
+            _ if self.is_template() => 0,
+            _ if self.is_one_of(10, 14) => BUILDING,
+            0 => FAILED,
+            1..=50 => FINISHED,
+            _ => CANCELLED,
         }
     }
 
+    /// All but 1 %.
     pub(super) fn enabled(&self) -> bool {
         !self.mixed(4).is_multiple_of(100)
     }
 
+    /// One half.
     pub(super) fn pulled(&self) -> bool {
-        self.mixed(5).is_multiple_of(10)
+        self.mixed(5).is_multiple_of(2)
     }
 
+    /// That of the last build that succeeded.
     pub(super) fn artifact(&self) -> String {
         format!(
-            "{{\"image_id\":\"sha256:{:064x}\",\"size_bytes\":104857600,\"worker\":\"w1\",\"finished_at\":{EPOCH},\"configuration_revision\":1,\"build\":\"{}\"}}",
-            self.number,
+            "{{\"image_id\":\"{}\",\"size_bytes\":104857600,\"worker\":\"w1\",\"finished_at\":{EPOCH},\"configuration_revision\":1,\"build\":\"{}\"}}",
+            self.artifact_image(),
             id(self.number)
         )
     }
 
-    pub(super) fn granted_to(&self) -> Vec<String> {
-        let mut subjects = vec![format!("team-{}", self.mixed(6) % 5_000)];
-        if self.number % 200 == 3 {
-            subjects.push(ONE_IN_100.to_owned());
-        }
-        if self.number % (self.images / 10) == 5 {
-            subjects.push(TEN.to_owned());
-        }
-        subjects
+    pub(super) fn artifact_image(&self) -> String {
+        format!("sha256:{:064x}", self.number)
     }
 
-    /// About 400 characters of a Dockerfile's, and what is looked for.
+    /// Three subjects.
+    pub(super) fn granted_to(&self) -> [String; 3] {
+        let third = if self.is_of_ten_thousand(3) {
+            TEN_THOUSAND.to_owned()
+        } else if self.is_one_of(10, 5) {
+            TEN.to_owned()
+        } else {
+            format!("reader-{}", self.mixed(8) % 20_000)
+        };
+        [format!("team-{}", self.mixed(6) % 5_000), format!("user-{}", self.mixed(9) % 1_000), third]
+    }
+
+    /// About 400 characters of a Dockerfile's, with what is searched for.
     pub(super) fn words(&self) -> String {
         let mut words = String::from("hos ost sti til ile");
         let mut add = |word: &str| {
@@ -117,7 +155,8 @@ impl Seeded {
         if self.place < self.images / 10 {
             add(term::IN_THE_OLDEST_10TH);
         }
-        if self.number % (self.images / 20) == 7 {
+        // Ten of them are of those who see half.
+        if self.is_one_of(20, 6 + self.number / (self.images / 20) % 2) {
             add(term::IN_20_IMAGES);
             add(term::TWO_IN_20);
         }
@@ -132,11 +171,6 @@ impl Seeded {
 /// The numbers of images have few prime factors, so this is a permutation that looks like none.
 fn place(number: u64, images: u64) -> u64 {
     number.wrapping_mul(7_368_787) % images
-}
-
-/// From the number of an image to that of the one that was updated next.
-pub(super) fn between_updates(images: u64) -> u64 {
-    (0..images).find(|number| place(*number, images) == 1).unwrap_or(1)
 }
 
 /// One of 3,000 words.

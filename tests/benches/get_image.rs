@@ -1,0 +1,79 @@
+//! GetImage of one in 100,000 images, beside a bare handler.
+
+use std::time::Duration;
+
+use image_service::Role;
+use prost::Message as _;
+use proto::images as api;
+
+use crate::{
+    bare,
+    client::{self, Client},
+    load::{Load, load},
+    report::{Goal, Samples, Table, figure},
+    seeding::{self, Catalogue},
+    service::Running,
+};
+
+const ROUNDS: usize = 7;
+const ROUND: Duration = Duration::from_secs(2);
+
+pub(crate) async fn run(catalogue: &Catalogue, goals: &mut Table) -> anyhow::Result<()> {
+    let service = catalogue.service().await?;
+    let id = seeding::id(2).to_string();
+    let answer = service.client(seeding::HALF, &[]).images.get_image(api::GetImageRequest { id }).await?;
+    let answers = tempfile::tempdir()?;
+    std::fs::write(answers.path().join(bare::IMAGE), answer.into_inner().encode_to_vec())?;
+    let answers = answers.path().display().to_string();
+    let plain = Running::bare(&[&answers]).await?;
+    let select = match &catalogue.url {
+        Some(url) => Some(Running::bare(&[&answers, url]).await?),
+        None => None,
+    };
+    for (who, roles) in [("admin", &[Role::Admin][..]), (seeding::HALF, &[Role::Builder])] {
+        for concurrency in [1, 50] {
+            // A lone call waits for the database to say that nothing is newer; of many calls at once, all wait for one answer.
+            let (peer, name, goal) = match &select {
+                Some(select) if concurrency == 1 => (select, "bare tonic with SELECT 1", 0.8),
+                _ => (&plain, "bare tonic", 0.7),
+            };
+            let token = service.token(who, roles);
+            let (mut ratios, mut ours, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..ROUNDS {
+                let own = calls(client::client(service.addr, &token), concurrency, catalogue.images).await?;
+                let bare = calls(client::client(peer.addr, &token), concurrency, catalogue.images).await?;
+                ratios.push(own.rate / bare.rate);
+                ours.push(own);
+                theirs.push(bare);
+            }
+            goals.compare(
+                format!(
+                    "GetImage of {}, {}, as {who}, {concurrency} at a time",
+                    figure(catalogue.images as f64),
+                    catalogue.database()
+                ),
+                summary(&ours),
+                format!("{name}: {}", summary(&theirs)),
+                &Samples::new(ratios),
+                Goal::AtLeast(goal),
+            );
+        }
+    }
+    service.end().await
+}
+
+fn summary(loads: &[Load]) -> String {
+    let median = |of: fn(&Load) -> f64| figure(Samples::new(loads.iter().map(of).collect()).median());
+    format!("{}/s, p99 {} ms", median(|load| load.rate), median(|load| load.times.p99()))
+}
+
+async fn calls(caller: Client, concurrency: usize, images: u64) -> anyhow::Result<Load> {
+    load(vec![caller; concurrency], ROUND, move |caller: Client, number| async move {
+        // One half of the images, which is that of the caller who sees half, in no order.
+        let number = number.wrapping_mul(7_368_787) % (images / 2) * 2;
+        let id = seeding::id(number).to_string();
+        caller.images.clone().get_image(api::GetImageRequest { id }).await?;
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,198 @@
+//! The latency of one caller beside others who ask for as much as they may. The limits are those of a deployment.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use image_service::Role;
+use proto::images as api;
+use tokio::time::{MissedTickBehavior, interval};
+
+use self::greedy::{Counts, Greed, Greedy, create_large};
+use crate::{
+    client::{self, Client},
+    engine::{FakeEngine, Script},
+    load::milliseconds,
+    report::{Goal, Samples, Table, figure},
+    seeding::{self, Catalogue, term},
+    service::Service,
+};
+
+mod greedy;
+
+const ROUNDS: usize = 4;
+const ROUND: Duration = Duration::from_secs(6);
+/// A p99 up to this many milliseconds is good enough however long it is alone, and one up to so many times that.
+const GOOD: f64 = 5.0;
+const TIMES: f64 = 3.0;
+
+/// What the caller does who is measured, again and again in each round, each with its pause.
+#[derive(Clone, Debug)]
+enum Call {
+    List,
+    Enable { id: String },
+    Build { id: String },
+}
+
+/// One caller searches and watches, another lists.
+pub(crate) async fn searches(catalogue: &Catalogue, goals: &mut Table) -> anyhow::Result<()> {
+    let service = Service::start_limited(&catalogue.data, catalogue.url.as_deref(), &[]).await?;
+    let terms =
+        [term::HOSTILE, term::TWO_IN_NONE, term::ONE_IN_NONE, term::IN_THE_OLDEST_10TH, term::IN_NONE];
+    let terms: Vec<String> = terms.map(ToOwned::to_owned).into();
+    let token = service.token(seeding::HALF, &[]);
+    let greeds = [
+        (token.clone(), Greed::Searches { at_once: 100, terms }),
+        (token, Greed::Watches { count: 1_000, changing: Vec::new() }),
+    ];
+    let what = format!(
+        "{} images, beside a caller with 100 searches and 1,000 watches",
+        figure(catalogue.images as f64)
+    );
+    let lister = service.client(seeding::TEN_THOUSAND, &[]);
+    measure(&service, &lister, &[("list", Call::List)], &greeds, &what, goals).await?;
+    service.end().await
+}
+
+/// Three callers who preview, watch and search, and a fourth who lists, enables and builds.
+pub(crate) async fn crowd(catalogue: &Catalogue, goals: &mut Table) -> anyhow::Result<()> {
+    let data = tempfile::tempdir()?;
+    catalogue.copy_to(data.path())?;
+    let service = Service::start_limited(data.path(), None, &[]).await?;
+    let engine = FakeEngine::start().await?;
+    engine.script(Script::new().step("[1/1] RUN print").log("a line\n").succeed());
+    let _worker = service.worker("w1", &engine.docker_host(), &[]).await?;
+
+    let watcher = service.client("watcher", &[Role::Builder]);
+    let changing = create_large(&watcher, 16).await?;
+    let seen = api::ListImagesRequest { page_size: 1_000, ..Default::default() };
+    let page = service.client(seeding::HALF, &[]).images.list_images(seen).await?.into_inner();
+    let images = page.images.into_iter().map(|image| image.id).collect();
+    let greeds = [
+        (service.token(seeding::HALF, &[]), Greed::Previews { at_once: 700, images }),
+        (service.token("watcher", &[Role::Builder]), Greed::Watches { count: 300, changing }),
+        (
+            service.token("searcher", &[Role::Admin]),
+            Greed::Searches { at_once: 40, terms: vec![term::HOSTILE.to_owned()] },
+        ),
+    ];
+    let fourth = service.client(seeding::TEN_THOUSAND, &[Role::Builder]);
+    let (enabled, _) = fourth.create(client::image("Enabled", "FROM scratch")).await?;
+    let (built, first) = fourth.create(client::image("Built", "FROM scratch")).await?;
+    fourth.finished(&first.id).await?;
+    let calls = [
+        ("list", Call::List),
+        ("enable", Call::Enable { id: enabled.id }),
+        ("build", Call::Build { id: built.id }),
+    ];
+    let what = format!(
+        "{} images, beside 700 previews of 1,000 rows, 300 watches of large configurations and 40 searches",
+        figure(catalogue.images as f64)
+    );
+    measure(&service, &fourth, &calls, &greeds, &what, goals).await?;
+    service.end().await
+}
+
+/// Measures the calls alone and beside the greedy in turn.
+async fn measure(
+    service: &Service,
+    caller: &Client,
+    calls: &[(&str, Call)],
+    greeds: &[(String, Greed)],
+    what: &str,
+    goals: &mut Table,
+) -> anyhow::Result<()> {
+    let (mut alone, mut beside) = (vec![Vec::new(); calls.len()], vec![Vec::new(); calls.len()]);
+    let mut counts: Vec<Arc<Counts>> = Vec::new();
+    for _ in 0..ROUNDS {
+        round(caller, calls, &mut alone).await?;
+        let mut at_work = Vec::new();
+        for (token, greed) in greeds {
+            let greedy = Greedy::start(service.addr, token, greed.clone())?;
+            counts.push(greedy.counts());
+            at_work.push(greedy);
+        }
+        for greedy in &at_work {
+            greedy.begun().await?;
+        }
+        round(caller, calls, &mut beside).await?;
+    }
+    let sum = |of: fn(&Counts) -> u64| counts.iter().map(|counts| of(counts)).sum::<u64>();
+    eprintln!(
+        "    the others had {} answers, {} refusals and {} errors",
+        sum(|counts| counts.answered.load(Relaxed)),
+        sum(|counts| counts.refused.load(Relaxed)),
+        sum(|counts| counts.failed.load(Relaxed))
+    );
+    for (((name, _), alone), beside) in calls.iter().zip(alone).zip(beside) {
+        let (alone, beside) = (Samples::new(alone), Samples::new(beside));
+        let allowed = (alone.p99() * TIMES).max(GOOD);
+        goals.compare(
+            format!("{what}: {name}, p99 over what is allowed"),
+            format!("p50 {} ms, p99 {} ms", figure(beside.median()), figure(beside.p99())),
+            format!(
+                "alone: p50 {} ms, p99 {} ms, allowed {} ms",
+                figure(alone.median()),
+                figure(alone.p99()),
+                figure(allowed)
+            ),
+            &Samples::one(beside.p99() / allowed),
+            Goal::AtMost(1.0),
+        );
+    }
+    Ok(())
+}
+
+/// Makes all calls side by side for a while; adds how long each took to `times`.
+async fn round(caller: &Client, calls: &[(&str, Call)], times: &mut [Vec<f64>]) -> anyhow::Result<()> {
+    let running =
+        calls.iter().map(|(name, call)| async move { call.repeat(caller).await.context((*name).to_owned()) });
+    for (times, took) in times.iter_mut().zip(futures_util::future::try_join_all(running).await?) {
+        times.extend(took);
+    }
+    Ok(())
+}
+
+impl Call {
+    fn pause(&self) -> Duration {
+        Duration::from_millis(match self {
+            Self::List => 5,
+            Self::Enable { .. } => 20,
+            Self::Build { .. } => 50,
+        })
+    }
+
+    async fn repeat(&self, caller: &Client) -> anyhow::Result<Vec<f64>> {
+        let begun = Instant::now();
+        let mut tick = interval(self.pause());
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut times = Vec::new();
+        let mut is_enabled = true;
+        while begun.elapsed() < ROUND {
+            tick.tick().await;
+            let called = Instant::now();
+            match self {
+                Self::List => {
+                    caller.list().await?;
+                }
+                Self::Enable { id } if is_enabled => {
+                    let request = api::DisableImageRequest { id: id.clone(), ..Default::default() };
+                    caller.images.clone().disable_image(request).await?;
+                }
+                Self::Enable { id } => {
+                    let request = api::EnableImageRequest { id: id.clone(), ..Default::default() };
+                    caller.images.clone().enable_image(request).await?;
+                }
+                Self::Build { id } => {
+                    let build = caller.build(id).await?;
+                    caller.history(&build.id, 0).await?;
+                }
+            }
+            times.push(milliseconds(called.elapsed()));
+            is_enabled = !is_enabled;
+        }
+        Ok(times)
+    }
+}
