@@ -127,27 +127,7 @@ impl Catalogue {
         if backend == DbBackend::Sqlite {
             write_unsafely(&database).await?;
         }
-        let indexes = drop_indexes(&database).await?;
-        for table in ["grants", "image_references", "configurations", "images", "changes"] {
-            execute(&database, &format!("DELETE FROM {table}")).await?;
-        }
-        execute(&database, "BEGIN").await?;
-        for first in (0..self.images).step_by(BATCH as usize) {
-            let numbers = first..self.images.min(first + BATCH);
-            for statement in self.statements(&pattern, numbers, backend) {
-                execute(&database, &statement).await?;
-            }
-        }
-        let revisions = format!(
-            "UPDATE catalogue SET revision = {0}, compacted_revision = {0}, compacted_nonce = nonce",
-            self.images
-        );
-        execute(&database, &revisions).await?;
-        count_bytes(&database).await?;
-        execute(&database, "COMMIT").await?;
-        for statement in indexes {
-            execute(&database, &statement).await?;
-        }
+        self.write(&database, &pattern).await?;
         if backend == DbBackend::Sqlite {
             execute(&database, "PRAGMA journal_mode = WAL").await?;
         } else {
@@ -155,6 +135,32 @@ impl Catalogue {
         }
         database.close().await?;
         eprintln!("    {} images written in {:.0} s", self.images, begun.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Writes the images in the place of the pattern.
+    async fn write(&self, database: &DatabaseConnection, pattern: &Pattern) -> anyhow::Result<()> {
+        let indexes = drop_indexes(database).await?;
+        for table in ["grants", "image_references", "configurations", "images", "changes"] {
+            execute(database, &format!("DELETE FROM {table}")).await?;
+        }
+        execute(database, "BEGIN").await?;
+        for first in (0..self.images).step_by(BATCH as usize) {
+            let numbers = first..self.images.min(first + BATCH);
+            for statement in self.statements(pattern, numbers, database.get_database_backend()) {
+                execute(database, &statement).await?;
+            }
+        }
+        let revisions = format!(
+            "UPDATE catalogue SET revision = {0}, compacted_revision = {0}, compacted_nonce = nonce",
+            self.images
+        );
+        execute(database, &revisions).await?;
+        count_bytes(database).await?;
+        execute(database, "COMMIT").await?;
+        for statement in indexes {
+            execute(database, &statement).await?;
+        }
         Ok(())
     }
 
