@@ -76,14 +76,19 @@ impl Service {
         Ok(service)
     }
 
-    /// Waits until the catalogue is served.
+    /// Waits until the catalogue is served: it says so, and a list is answered.
     async fn answers(&mut self) -> anyhow::Result<()> {
         let begun = Instant::now();
+        let admin = self.admin();
         let mut health = HealthClient::new(client::channel(self.addr));
         let request = HealthCheckRequest { service: CATALOGUE.to_owned() };
         loop {
             match health.check(request.clone()).await {
-                Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => return Ok(()),
+                Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => {
+                    if admin.list().await.is_ok() {
+                        return Ok(());
+                    }
+                }
                 Ok(_) | Err(_) => {}
             }
             self.program.require_life()?;
