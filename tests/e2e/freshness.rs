@@ -7,13 +7,19 @@ use std::{
 
 use fastrand::Rng;
 use image_service::Role;
-use proto::images::{self as api, ListImagesRequest, Permission};
+use proto::images::{self as api, BuildState, ImageStatus, ListImagesRequest, Permission};
+use sea_orm::{ConnectionTrait as _, Database as Connection, TransactionTrait as _};
 use tonic::{Code, Status};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use crate::{
-    client::{Client, image},
+    answers::refused,
+    client::{Client, channel, image},
+    engine::FakeEngine,
     relay::Relay,
-    stack::{LIMIT, Service},
+    stack::{LIMIT, Service, Worker},
 };
 
 /// Renames an image.
@@ -86,8 +92,8 @@ async fn a_read_sees_what_was_written_through_any_replica() -> anyhow::Result<()
         alice(&mut random).grant(&id, "bob", &[Permission::View]).await?;
         assert_eq!(bob(&mut random).get(&id).await?.name, name);
         alice(&mut random).revoke(&id, "bob").await?;
-        let refused = bob(&mut random).get(&id).await.map_err(|status| status.code());
-        assert_eq!(refused, Err(Code::NotFound), "round {round}");
+        let hidden = bob(&mut random).get(&id).await.map_err(|status| status.code());
+        assert_eq!(hidden, Err(Code::NotFound), "round {round}");
         assert!(search(&bob(&mut random), &name).await?.is_empty(), "round {round}");
 
         alice(&mut random).delete(&id).await?;
@@ -193,5 +199,52 @@ async fn without_its_database_nothing_stale_is_answered() -> anyhow::Result<()> 
     }
     alice.grant(&shared.id, "bob", &[Permission::View]).await?;
     assert_eq!(bob.get(&shared.id).await?.name, "Shared");
+    Ok(())
+}
+
+/// As it is with a million images: they take seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_catalogue_is_loaded_builds_go_on() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let Some(url) = service.database().url() else {
+        // Nobody can keep a file from being read.
+        return Ok(());
+    };
+    let engine = FakeEngine::start().await?;
+    let alice = service.builder("alice");
+    let (built, build) = alice.create(image("Built meanwhile", "FROM scratch")).await?;
+    let database = service.end().await?;
+
+    let holder = Connection::connect(&url).await?;
+    let lock = holder.begin().await?;
+    // Builds do not look at grants.
+    lock.execute_unprepared("LOCK TABLE grants IN ACCESS EXCLUSIVE MODE").await?;
+    let service = Service::start_on(database, &[]).await?;
+    let alice = service.builder("alice");
+    let mut health = HealthClient::new(channel(service.addr));
+    let mut check = async |name: &str| -> anyhow::Result<ServingStatus> {
+        let request = HealthCheckRequest { service: name.to_owned() };
+        Ok(health.check(request).await?.into_inner().status())
+    };
+    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let succeeded = async {
+        while engine.tags().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, succeeded).await?;
+    assert_eq!(check("trailer.dispatch.v1.DispatchService").await?, ServingStatus::Serving);
+    assert_eq!(check("trailer.images.v1.ImageService").await?, ServingStatus::NotServing);
+    let unavailable = refused(alice.get(&built.id).await);
+    assert_eq!(unavailable, (Code::Unavailable, "CATALOGUE_LOADING".to_owned()));
+
+    lock.rollback().await?;
+    let begun = Instant::now();
+    while check("trailer.images.v1.ImageService").await? != ServingStatus::Serving {
+        anyhow::ensure!(begun.elapsed() < LIMIT, "it does not serve");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Succeeded);
+    assert_eq!(alice.get(&built.id).await?.status(), ImageStatus::BuildFinished);
     Ok(())
 }
