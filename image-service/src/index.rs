@@ -90,6 +90,13 @@ struct State {
     at: Option<Revision>,
 }
 
+/// A place in the order of slots.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SlotCursor {
+    load: u64,
+    slot: u32,
+}
+
 /// A page of images.
 #[derive(Debug)]
 pub(crate) struct Page {
@@ -208,35 +215,49 @@ impl Index {
         let filter = || Filter::new(Viewer::new(&caller.sight()), query.clone());
         let (mut total, mut searched) = (None, 0);
         if with_total {
-            let mut count = CountScan::new(&self.images(), filter());
-            count = self.0.scans.run(self, caller, count, CountScan::advance).await?;
+            let begin = |images: &Images| CountScan::new(images, filter());
+            let count = self.0.scans.run(self, caller, begin, CountScan::advance).await?;
             let (counted, of_count) = count.finish();
             total = Some(counted);
             searched = of_count;
         }
-        let scan = PageScan::new(&self.images(), filter(), after.cloned(), limit);
-        let scan = self.0.scans.run(self, caller, scan, PageScan::advance).await?;
+        let begin = |images: &Images| PageScan::new(images, filter(), after.cloned(), limit);
+        let scan = self.0.scans.run(self, caller, begin, PageScan::advance).await?;
         let FoundPage { images, next, searched: of_page } = scan.finish();
         Ok(Page { images, next, total, searched: searched + of_page })
     }
 
-    /// Returns the next images that match from a slot on, with their slots. An image keeps its slot as long as it exists, and
-    /// later ones may come into slots that are free.
+    /// Returns where to begin with the images in the order of their slots.
+    pub(crate) fn first_slot(&self) -> SlotCursor {
+        SlotCursor { load: self.images().load, slot: 0 }
+    }
+
+    /// Returns the next images that match from a slot on, each with where it goes on behind it. An image keeps its slot as long as
+    /// it exists, and later ones may come into slots that are free.
     ///
     /// # Errors
     ///
-    /// Those of [`fresh`](Self::fresh).
+    /// Those of [`fresh`](Self::fresh), and [`Error::Busy`] when the images were loaded anew since the cursor was made.
     pub(crate) async fn by_slot(
         &self,
         caller: &Principal,
         query: &Query,
-        first: u32,
+        cursor: SlotCursor,
         most: usize,
-    ) -> Result<Vec<(u32, VisibleImage)>, Error> {
+    ) -> Result<Vec<(VisibleImage, SlotCursor)>, Error> {
         self.fresh().await?;
         let filter = Filter::new(Viewer::new(&caller.sight()), query.clone());
-        let scan = SlotScan::new(&self.images(), filter, first, most);
-        Ok(self.0.scans.run(self, caller, scan, SlotScan::advance).await?.finish())
+        let begin = |images: &Images| {
+            let scan = SlotScan::new(images, filter, cursor.slot, most);
+            (images.load, scan)
+        };
+        let advance = |(_, scan): &mut (u64, SlotScan), images: &Images, budget| scan.advance(images, budget);
+        let (load, scan) = self.0.scans.run(self, caller, begin, advance).await?;
+        if load != cursor.load {
+            return Err(Error::Busy);
+        }
+        let behind = |slot| SlotCursor { load, slot: slot + 1 };
+        Ok(scan.finish().into_iter().map(|(slot, image)| (image, behind(slot))).collect())
     }
 
     /// Whether an image can be found by a term.

@@ -90,13 +90,21 @@ fn image_service_depends_downwards_only() -> anyhow::Result<()> {
     for (file, code) in sources("image-service")? {
         let module = module(&file);
         let (crates, upwards): (&[&str], Vec<&str>) = if NOUNS.contains(&module) {
-            (&FRAMEWORKS, ["grpc", "store"].into_iter().chain(OPERATIONS).collect())
+            (&FRAMEWORKS, ["grpc", "index", "store"].into_iter().chain(OPERATIONS).collect())
         } else if OPERATIONS.contains(&module) {
             (&["tonic", "proto", "prost", "sea_orm", "clap", "http", "tower"], vec!["grpc"])
+        } else if module == "index" {
+            (
+                &["tonic", "proto", "prost", "sea_orm", "clap", "http", "tower"],
+                ["grpc"]
+                    .into_iter()
+                    .chain(OPERATIONS.into_iter().filter(|name| *name != "signals"))
+                    .collect(),
+            )
         } else if module == "grpc" {
             (&["sea_orm", "clap"], vec!["store"])
         } else if module == "store" {
-            (&["tonic", "proto", "prost", "clap"], ["grpc"].into_iter().chain(OPERATIONS).collect())
+            (&["tonic", "proto", "prost", "clap"], ["grpc", "index"].into_iter().chain(OPERATIONS).collect())
         } else {
             assert!(ROOT.contains(&module), "{file} belongs to no layer");
             (&["sea_orm"], Vec::new())

@@ -23,7 +23,7 @@ use crate::{
     access::{Grantee, Principal, Sight},
     error::Error,
     image::{ImageId, Query, View},
-    index::{Batch, ChangedImage, Entry, Index, IndexEvent, Shown, Viewer, VisibleImage},
+    index::{Batch, ChangedImage, Entry, Index, IndexEvent, Shown, SlotCursor, Viewer, VisibleImage},
     store::{Revision, Store},
 };
 
@@ -59,7 +59,7 @@ pub(crate) struct ImageWatch {
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     /// Sending the images as they are, in the order of their slots, of which this is the next.
-    FirstState { next: u32 },
+    FirstState { next: SlotCursor },
     /// Reading the change log from `position`; with `announce` the end of it is told.
     CatchUp { announce: bool },
     /// Waiting for changes after `since`: they are told here, all of them, or this watch is told that it has missed some.
@@ -76,8 +76,8 @@ pub(crate) struct Notice {
 
 #[derive(Debug)]
 pub(crate) enum WatchEvent {
-    /// An image of the first state, and its slot.
-    Image(Shown, u32),
+    /// An image of the first state, and the place behind it.
+    Image(Shown, SlotCursor),
     Synced,
     Changed(Arc<Shown>),
     Removed(ImageId),
@@ -120,7 +120,11 @@ impl ImageWatch {
             finder: query.search.as_ref().map(|term| Finder::new(term.as_str()).into_owned()),
             query,
             view,
-            phase: if resumes { Phase::CatchUp { announce: true } } else { Phase::FirstState { next: 0 } },
+            phase: if resumes {
+                Phase::CatchUp { announce: true }
+            } else {
+                Phase::FirstState { next: feed.index.first_slot() }
+            },
             position: begin,
             delivered: begin,
             pending: VecDeque::new(),
@@ -170,7 +174,7 @@ impl ImageWatch {
 
     fn deliver(&mut self, notice: Notice, now: Instant) -> Notice {
         match &notice.event {
-            WatchEvent::Image(_, slot) => self.phase = Phase::FirstState { next: slot + 1 },
+            WatchEvent::Image(_, next) => self.phase = Phase::FirstState { next: *next },
             WatchEvent::Synced | WatchEvent::Changed(_) | WatchEvent::Removed(_) | WatchEvent::Bookmark => {
                 self.delivered = notice.revision;
             }
@@ -190,8 +194,8 @@ impl ImageWatch {
         }
     }
 
-    async fn read_page(&mut self, first: u32) -> Result<(), Error> {
-        let page = self.index.by_slot(&self.caller, &self.query, first, Self::PAGE).await?;
+    async fn read_page(&mut self, next: SlotCursor) -> Result<(), Error> {
+        let page = self.index.by_slot(&self.caller, &self.query, next, Self::PAGE).await?;
         self.read_at = Instant::now();
         if page.is_empty() {
             // There may be many watches, which have little to send from here on.
@@ -199,8 +203,8 @@ impl ImageWatch {
             self.phase = Phase::Live { since: self.position.number };
             self.push(self.position, WatchEvent::Synced);
         }
-        for (slot, image) in page {
-            self.push(Revision::NONE, WatchEvent::Image(Shown::new(image, None), slot));
+        for (image, next) in page {
+            self.push(Revision::NONE, WatchEvent::Image(Shown::new(image, None), next));
         }
         Ok(())
     }
@@ -304,7 +308,7 @@ impl ImageWatch {
             Ok((image, configuration)) => {
                 let shown = Shown::new(image, Some(configuration));
                 match event {
-                    WatchEvent::Image(_, slot) => WatchEvent::Image(shown, slot),
+                    WatchEvent::Image(_, next) => WatchEvent::Image(shown, next),
                     _ => WatchEvent::Changed(Arc::new(shown)),
                 }
             }

@@ -100,9 +100,13 @@ impl Index {
         let begun = Instant::now();
         self.0.state.send_modify(|state| state.at = None);
         let at = self.0.store.latest_revision().await?;
-        let images = loader::load(&self.0.store).await?;
+        let mut images = loader::load(&self.0.store).await?;
         let count = images.len();
-        let before = std::mem::replace(&mut *self.images_mut(), images);
+        let before = {
+            let mut current = self.images_mut();
+            images.load = current.load + 1;
+            std::mem::replace(&mut *current, images)
+        };
         // It takes a while, and nobody waits for it.
         tokio::task::spawn_blocking(move || drop(before));
         tracing::info!(images = count, seconds = begun.elapsed().as_secs_f64(), "the catalogue is loaded");

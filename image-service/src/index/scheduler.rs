@@ -48,29 +48,32 @@ impl Scans {
     ///
     /// # Errors
     ///
-    /// [`Error::Busy`] when too many scans of the caller wait, [`Error::Draining`] at the end of the process.
+    /// [`Error::Busy`] when too many scans of the caller wait, or the images are loaded anew meanwhile; [`Error::Draining`] at the
+    /// end of the process.
     pub(super) async fn run<S: Send + 'static>(
         &self,
         index: &Index,
         caller: &Principal,
-        mut scan: S,
+        begin: impl FnOnce(&Images) -> S,
         advance: fn(&mut S, &Images, Budget) -> bool,
     ) -> Result<S, Error> {
-        for _ in 0..Self::AT_ONCE {
-            if advance(&mut scan, &index.images(), Budget::STRETCH) {
-                return Ok(scan);
-            }
+        let (load, mut scan) = {
+            let images = index.images();
+            (images.load, begin(&images))
+        };
+        if index.advance(load, &mut scan, advance, Self::AT_ONCE)? {
+            return Ok(scan);
         }
         loop {
             let slice = self.turn(caller).await?;
             let index = index.clone();
             let advanced = tokio::task::spawn_blocking(move || {
-                let is_done = (0..Self::SLICE).any(|_| advance(&mut scan, &index.images(), Budget::STRETCH));
+                let is_done = index.advance(load, &mut scan, advance, Self::SLICE);
                 // Not before: a call that is cancelled leaves its slice to its end.
                 drop(slice);
-                (scan, is_done)
+                is_done.map(|is_done| (scan, is_done))
             });
-            let (advanced, is_done) = advanced.await.map_err(|_| Error::Draining)?;
+            let (advanced, is_done) = advanced.await.map_err(|_| Error::Draining)??;
             if is_done {
                 return Ok(advanced);
             }
@@ -93,6 +96,29 @@ impl Scans {
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Index {
+    /// Advances a scan by so many stretches of the images of one load. Returns whether it is done.
+    fn advance<S>(
+        &self,
+        load: u64,
+        scan: &mut S,
+        advance: fn(&mut S, &Images, Budget) -> bool,
+        stretches: usize,
+    ) -> Result<bool, Error> {
+        for _ in 0..stretches {
+            // Others have their turn between two stretches.
+            let images = self.images();
+            if images.load != load {
+                return Err(Error::Busy);
+            }
+            if advance(scan, &images, Budget::STRETCH) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
