@@ -120,6 +120,12 @@ impl Principal {
             Sight::Of(BTreeSet::from([Grantee::Subject(self.subject.clone())]))
         }
     }
+
+    /// Returns what the caller is to an image of this creator of which nothing was granted yet.
+    pub(crate) fn standing_to_new(&self, creator: &str) -> Standing {
+        let nothing = Permissions::default();
+        self.sight().standing(creator, |_| nothing).unwrap_or(Standing::Guest(nothing))
+    }
 }
 
 impl Action {

@@ -296,6 +296,12 @@ impl Build {
         Record { sequence: self.last_sequence, time, attempt: self.attempt, happening }
     }
 
+    /// Begins the history of a build that is in the queue.
+    pub(crate) fn record_queued(&mut self) -> Record {
+        let message = format!("queued by {}", self.requested_by);
+        self.record(self.queued_at, Happening::State { state: self.state, message })
+    }
+
     /// What the image says of this build: why it failed, for instance.
     pub(crate) fn message(&self) -> String {
         match &self.error {

@@ -8,7 +8,7 @@ use crate::{
     error::{Error, Refusal, Resource, Violations},
     image::{
         Artifact, BatchAction, EditDraft, Etag, HeldImage, ImageDraft, ImageId, ImageInView, Place, Query,
-        RepositoryPrefixes, Written,
+        RepositoryPrefixes, SnapshotOrder, Written,
     },
     index::{CachedConfiguration, Index, Page, VisibleImage},
     queue::Queue,
@@ -17,7 +17,7 @@ use crate::{
     store::{Effects, Store, WithBuild},
 };
 
-pub(crate) use crate::store::{BatchOutcome, BatchTarget, SnapshotOrder, WorkerRow};
+pub(crate) use crate::store::{BatchOutcome, BatchTarget, WorkerRow};
 
 /// The catalogue, as every caller meets it.
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use self::deciding::Deciding;
 use crate::{
     build::{Build, PendingReason, Record},
-    error::Refusal,
+    error::{Error, Refusal},
     image::{Artifact, Configuration},
     timestamp::Timestamp,
 };
@@ -90,6 +90,18 @@ impl Policy {
     /// When a worker that counts as online was last heard of.
     pub(crate) fn recent(&self, now: Timestamp) -> RangeInclusive<Timestamp> {
         now.before(self.offline_after)..=now.after(self.offline_after)
+    }
+
+    /// Checks that a requester may have one more build in the queue than those that are `pending` there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooManyPendingBuilds`].
+    pub(crate) fn require_room(&self, pending: u64) -> Result<(), Error> {
+        match self.max_pending {
+            Some(limit) if pending >= limit => Err(Error::TooManyPendingBuilds { limit }),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Returns the pause before the next attempt of a build that has failed this often; at most [`Build::MAX_BACKOFF`].

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     access::{Action, GranteeDigest, Permissions},
-    build::{BuildId, Kind, State},
+    build::{Build, BuildId, Job, Kind, State},
     search::SearchText,
     timestamp::Timestamp,
 };
@@ -18,6 +18,7 @@ pub(crate) use self::{
         Capability, Configuration, ConfigurationDraft, Dockerfile, File, Generate, Pull, Requirements,
         Service, Source,
     },
+    creation::{Creation, NewImage, SnapshotOrder, WantedReference},
     draft::ImageDraft,
     edit::EditDraft,
     generating::Written,
@@ -29,6 +30,7 @@ pub(crate) use self::{
 mod actions;
 mod cloning;
 mod configuration;
+mod creation;
 mod draft;
 mod edit;
 mod generating;
@@ -60,28 +62,6 @@ impl HeldImage {
         let of_build = |name: &String| *name == self.reference || name.starts_with(Self::ATTEMPTS);
         !self.names.is_empty() && self.names.iter().all(of_build)
     }
-}
-
-/// What a caller gives to create an image; every part has been checked.
-#[derive(Clone, Debug)]
-pub(crate) struct NewImage {
-    pub(crate) name: Name,
-    pub(crate) description: Description,
-    pub(crate) template: bool,
-    pub(crate) enabled: bool,
-    pub(crate) reference: WantedReference,
-    pub(crate) configuration: Configuration,
-}
-
-/// The reference that an image shall have.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum WantedReference {
-    /// This one, or none.
-    Given(Reference),
-    /// This one, derived from the name, or a variation of it that is free.
-    Derived(Reference),
-    /// This one, which it does not write.
-    Pulled(Reference),
 }
 
 /// A record of the catalogue, without its configuration, which is stored by revision.
@@ -223,6 +203,41 @@ impl Image {
     /// Whether builds of it write its reference.
     pub(crate) fn writes_reference(&self) -> bool {
         !self.template && !self.pulled
+    }
+
+    /// Returns its next build, in the queue, with the configuration that it has.
+    pub(crate) fn next_build(
+        &self,
+        number: i64,
+        configuration: &Configuration,
+        requested_by: String,
+        now: Timestamp,
+    ) -> Build {
+        let requirements = configuration.requirements();
+        let cached_on = self.artifact.as_ref().map(|artifact| artifact.worker.clone());
+        let job = Job {
+            kind: self.build_kind(),
+            configuration_revision: self.configuration_revision,
+            reference: self.reference.clone(),
+            preferred_worker: cached_on.filter(|_| requirements.worker.is_empty()),
+            requirements,
+            workspace: None,
+        };
+        Build::queued(self.id, number, requested_by, job, now)
+    }
+
+    /// Returns of which kind its next build is.
+    pub(crate) fn build_kind(&self) -> Kind {
+        if self.pulled { Kind::Pull } else { Kind::Build }
+    }
+}
+
+impl ImageInView {
+    /// Leaves out the long texts: a thousand images have to fit one message.
+    pub(crate) fn without_long_texts(mut self) -> Self {
+        self.image.description.clear();
+        self.image.status_message.clear();
+        self
     }
 }
 

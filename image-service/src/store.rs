@@ -32,7 +32,7 @@ pub(crate) use self::{
     changes::{Change, ChangeKind, Revision},
     contexts::KeptContext,
     dispatching::{CLAIMED_AT_ONCE, DispatchStore},
-    edits::{BatchOutcome, BatchTarget, SnapshotOrder, WithBuild},
+    edits::{BatchOutcome, BatchTarget, WithBuild},
     hints::Hint,
     histories::Excerpt,
     records::ChangedRecords,

@@ -1,8 +1,9 @@
 //! What can be done with an image now: the one table that callers are told of and that the service enforces.
 
-use super::{Image, Status};
+use super::{Etag, Image, Status};
 use crate::{
     access::{Action, Standing},
+    build::BuildId,
     error::{Error, Obstacle, Refusal},
 };
 
@@ -46,6 +47,45 @@ impl Image {
             return if obstacles.is_empty() { Ok(()) } else { Err(Error::NotResolvable(obstacles)) };
         }
         self.refusal(action).map_or(Ok(()), |refusal| Err(Error::Refused(refusal)))
+    }
+
+    /// Checks a write of somebody of this standing: the permission, the state that is meant, and whether it can be done.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Forbidden`], [`Error::EtagMismatch`], and those of [`require`](Self::require), in this order.
+    pub(crate) fn admit(&self, standing: Standing, etag: Option<Etag>, action: Action) -> Result<(), Error> {
+        if !standing.permits(action) {
+            return Err(Error::Forbidden(action));
+        }
+        if etag.is_some_and(|etag| etag != self.etag) {
+            return Err(Error::EtagMismatch);
+        }
+        self.require(standing, action)
+    }
+
+    /// Returns the build that a cancel is about: the latest one, if it is the one that is meant.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`admit`](Self::admit), and [`Refusal::OtherBuild`].
+    pub(crate) fn build_to_cancel(
+        &self,
+        standing: Standing,
+        etag: Option<Etag>,
+        meant: Option<BuildId>,
+    ) -> Result<BuildId, Error> {
+        let is_other = meant.is_some() && meant != self.latest_build;
+        match self.admit(standing, etag, Action::CancelBuild) {
+            // That another build is the latest one says more than that there is nothing to cancel.
+            Ok(()) | Err(Error::Refused(Refusal::NoBuildInProgress)) if is_other => {
+                Err(Error::Refused(Refusal::OtherBuild))
+            }
+            admitted => {
+                admitted?;
+                self.latest_build.ok_or(Error::Refused(Refusal::NoBuildInProgress))
+            }
+        }
     }
 
     /// Everything that keeps it from backing a workspace.

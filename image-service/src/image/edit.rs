@@ -71,6 +71,19 @@ impl EditDraft {
     }
 }
 
+impl Edit {
+    /// Changes an image that has the configuration `current`, but for its reference, which has to be free. Returns the new
+    /// configuration, if it is another.
+    pub(crate) fn apply(&self, image: &mut Image, current: &Configuration) -> Option<&Configuration> {
+        self.name.as_str().clone_into(&mut image.name);
+        self.description.as_str().clone_into(&mut image.description);
+        let configuration = self.configuration.as_ref().filter(|configuration| *configuration != current)?;
+        image.configuration_revision += 1;
+        image.pulled = configuration.is_pull() && !image.snapshot;
+        Some(configuration)
+    }
+}
+
 /// The reference that an image which is not pulled shall have.
 fn wanted(
     violations: &mut Violations,

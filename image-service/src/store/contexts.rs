@@ -234,17 +234,26 @@ pub(super) async fn require(
     configuration: &Configuration,
     now: Timestamp,
 ) -> Result<(), Error> {
+    if let Some(kept) = named(txn, configuration).await? {
+        touch(txn, kept.upload, now).await?;
+    }
+    Ok(())
+}
+
+/// Returns the archive that a configuration names, if it names one. Fails when that is not kept.
+pub(super) async fn named(
+    db: &impl ConnectionTrait,
+    configuration: &Configuration,
+) -> Result<Option<KeptContext>, Error> {
     let Some(archive) = configuration.archive() else {
-        return Ok(());
+        return Ok(None);
     };
     let unknown = || {
         let rule = "must be the digest of an archive that was uploaded and is still kept";
         Error::Invalid(Violations::one("image.config.dockerfile.archive", rule))
     };
     let digest = ContextDigest::parse(archive).map_err(|_| unknown())?;
-    let kept = kept(txn, &digest).await?.ok_or_else(unknown)?;
-    touch(txn, kept.upload, now).await?;
-    Ok(())
+    Ok(Some(kept(db, &digest).await?.ok_or_else(unknown)?))
 }
 
 /// The archives that an image has named are in use until now.

@@ -4,10 +4,11 @@ use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 
 use super::{Effects, Store, builds, entity::image, images, write::Write};
 use crate::{
-    build::{Build, BuildId, BuildInView, Workspace},
+    build::{Build, BuildId, BuildInView},
     error::{Error, Resource},
     image::{
         BatchAction, Configuration, EditDraft, Etag, ImageId, ImageInView, NewImage, RepositoryPrefixes,
+        SnapshotOrder,
     },
     request::Request,
 };
@@ -23,15 +24,6 @@ pub(crate) type BatchTarget = Result<(ImageId, Option<Etag>), Error>;
 
 /// What came of one image of a batch.
 pub(crate) type BatchOutcome = Result<ImageInView, Error>;
-
-/// The workspace that a snapshot is taken of.
-#[derive(Clone, Debug)]
-pub(crate) struct SnapshotOrder {
-    pub(crate) workspace: Workspace,
-    pub(crate) worker: String,
-    /// Who shall be the creator of the image.
-    pub(crate) creator: String,
-}
 
 impl Store {
     /// Creates an image; its first build is in the queue, unless it is a template.

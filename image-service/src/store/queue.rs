@@ -7,7 +7,7 @@ use std::iter;
 
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityTrait, ExprTrait, FromQueryResult, IntoActiveModel,
-    QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Statement,
+    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Statement,
     sea_query::{Expr, SimpleExpr},
 };
 
@@ -226,19 +226,20 @@ pub(super) async fn require_room(
     requester: &str,
     policy: &Policy,
 ) -> Result<(), Error> {
+    policy.require_room(pending_of(db, requester, policy).await?)
+}
+
+/// Counts the builds of a requester in the queue, up to the most that it may have there; 0 where that is any number.
+pub(super) async fn pending_of(
+    db: &impl ConnectionTrait,
+    requester: &str,
+    policy: &Policy,
+) -> Result<u64, DbErr> {
     let Some(limit) = policy.max_pending else {
-        return Ok(());
+        return Ok(0);
     };
-    let last_one = queued()
-        .select_only()
-        .column(build::Column::Round)
-        .filter(build::Column::RequestedBy.eq(requester))
-        .offset(limit.saturating_sub(1))
-        .limit(1)
-        .into_tuple::<i64>()
-        .one(db)
-        .await?;
-    if last_one.is_some() { Err(Error::TooManyPendingBuilds { limit }) } else { Ok(()) }
+    let own = queued().select_only().column(build::Column::Round);
+    own.filter(build::Column::RequestedBy.eq(requester)).limit(limit).count(db).await
 }
 
 #[cfg(test)]

@@ -27,18 +27,8 @@ pub(super) async fn choose(
     wanted: &WantedReference,
     writes: bool,
 ) -> Result<Reference, Error> {
-    match wanted {
-        WantedReference::Pulled(reference) | WantedReference::Given(reference) => Ok(reference.clone()),
-        WantedReference::Derived(reference) => {
-            let mut chosen = reference.clone();
-            let mut variation = image;
-            while writes && owner(txn, &chosen).await?.is_some_and(|owner| owner != image.0) {
-                chosen = reference.varied(variation);
-                variation = ImageId::new();
-            }
-            Ok(chosen)
-        }
-    }
+    let owner = |reference| async move { owner(txn, &reference).await };
+    Ok(wanted.choose(image, writes, owner).await?)
 }
 
 /// Takes every reference that the images write or have written, and gives the others back. Fails when one is another image's.
@@ -148,9 +138,13 @@ pub(super) fn purge(txn: &Writing, image: Uuid) {
     txn.later(image_reference::Entity::delete_many().filter(image_reference::Column::Image.eq(image)));
 }
 
-async fn owner(txn: &Writing, reference: &Reference) -> Result<Option<Uuid>, DbErr> {
-    let found = image_reference::Entity::find_by_id(parts(reference)).one(txn).await?;
-    Ok(found.map(|found| found.image))
+/// Reads which image a reference belongs to.
+pub(super) async fn owner(
+    db: &impl ConnectionTrait,
+    reference: &Reference,
+) -> Result<Option<ImageId>, DbErr> {
+    let found = image_reference::Entity::find_by_id(parts(reference)).one(db).await?;
+    Ok(found.map(|found| ImageId(found.image)))
 }
 
 fn parts(reference: &Reference) -> Parts {

@@ -48,6 +48,35 @@ pub(super) fn image_from_row(row: entity::image::Model) -> Result<Image, DbErr> 
     })
 }
 
+/// Returns the row of an image that is not deleted.
+pub(super) fn image_to_row(image: &Image) -> Result<entity::image::Model, DbErr> {
+    Ok(entity::image::Model {
+        id: image.id.0,
+        name: image.name.clone(),
+        description: image.description.clone(),
+        creator: image.creator.clone(),
+        status: image.status.map_or(NO_STATUS, status_to_code),
+        status_message: image.status_message.clone(),
+        repository: image.reference.repository().to_owned(),
+        tag: image.reference.tag().to_owned(),
+        reference_given: image.reference_given,
+        template: image.template,
+        snapshot: image.snapshot,
+        enabled: image.enabled,
+        pulled: image.pulled,
+        configuration_revision: image.configuration_revision,
+        artifact_json: image.artifact.as_ref().map(to_json).transpose()?,
+        artifact_image: image.artifact.as_ref().map(|artifact| artifact.image_id.clone()),
+        created_at: image.created_at.micros(),
+        updated_at: image.updated_at.micros(),
+        revision: image.revision,
+        edit_revision: image.etag.0,
+        latest_build: image.latest_build.map(|build| build.0),
+        deleted: false,
+        index_bytes: 0,
+    })
+}
+
 pub(super) fn build_from_row(row: entity::build::Model) -> Result<Build, DbErr> {
     Ok(Build {
         id: BuildId(row.id),

@@ -127,13 +127,20 @@ impl Write<'_> {
         Ok((answer, effects))
     }
 
-    /// An image as the caller may change it: it sees it, means this state of it, and may do this with it now.
+    /// Loads and locks an image, and checks that the caller may do this with this state of it now.
     pub(super) async fn target(
         &self,
         id: ImageId,
         etag: Option<Etag>,
         action: Action,
     ) -> Result<Target, Error> {
+        let target = self.seen(id).await?;
+        target.image.admit(target.standing, etag, action)?;
+        Ok(target)
+    }
+
+    /// Loads and locks an image that the caller sees.
+    pub(super) async fn seen(&self, id: ImageId) -> Result<Target, Error> {
         let row = image::Entity::find_by_id(id.0)
             .filter(image::Column::Deleted.eq(false))
             .lock_exclusive()
@@ -142,14 +149,7 @@ impl Write<'_> {
             .ok_or(Error::NotFound(Resource::Image))?;
         let standing = images::standing(&self.txn, &self.request.caller.sight(), &row).await?;
         let standing = standing.ok_or(Error::NotFound(Resource::Image))?;
-        if !standing.permits(action) {
-            return Err(Error::Forbidden(action));
-        }
         let image = rows::image_from_row(row.clone())?;
-        if etag.is_some_and(|etag| etag != image.etag) {
-            return Err(Error::EtagMismatch);
-        }
-        image.require(standing, action)?;
         Ok(Target { row, image, standing })
     }
 }

@@ -2,7 +2,7 @@
 
 use proto::images as wire;
 
-use crate::{build::Workspace, catalog::SnapshotOrder, error::Violations, grpc::field};
+use crate::{build::Workspace, error::Violations, grpc::field, image::SnapshotOrder};
 
 const MAX_CONTAINER: usize = 255;
 

@@ -7,12 +7,10 @@ use sea_orm::{
 use super::{BatchOutcome, creating::index_bytes};
 use crate::{
     access::Action,
-    build::{Build, BuildId, Job, Kind},
+    build::{Build, BuildId},
     dispatch::{self, Event, Rows},
-    error::{Error, Refusal},
-    image::{
-        BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, RepositoryPrefixes, View, WantedReference,
-    },
+    error::Error,
+    image::{BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, RepositoryPrefixes, View},
     store::{
         ChangeKind, builds,
         changes::{self, NewChange},
@@ -32,36 +30,28 @@ impl Write<'_> {
         edit: EditDraft,
         prefixes: &RepositoryPrefixes,
     ) -> Result<ImageInView, Error> {
-        let target = self.target(id, etag, Action::Edit).await?;
-        let edit = edit.check(&target.image, prefixes, self.request.caller.is_admin())?;
-        let current = images::configuration(&self.txn, id, target.image.configuration_revision).await?;
-        let configuration = edit.configuration.filter(|configuration| *configuration != current);
-        let mut row = target.row.clone();
-        edit.name.as_str().clone_into(&mut row.name);
-        edit.description.as_str().clone_into(&mut row.description);
-        if let Some(configuration) = &configuration {
+        let Target { row, image: before, standing } = self.target(id, etag, Action::Edit).await?;
+        let edit = edit.check(&before, prefixes, self.request.caller.is_admin())?;
+        let current = images::configuration(&self.txn, id, before.configuration_revision).await?;
+        let mut image = before.clone();
+        let configuration = edit.apply(&mut image, &current);
+        if let Some(configuration) = configuration {
             contexts::touch_named(&self.txn, id, self.now);
-            row.configuration_revision += 1;
-            row.pulled = configuration.is_pull() && !row.snapshot;
-            self.write_configuration(id, row.configuration_revision, configuration).await?;
+            self.write_configuration(id, image.configuration_revision, configuration).await?;
         }
         if let Some(wanted) = &edit.reference {
-            let reference = references::choose(&self.txn, id, wanted, !row.template && !row.pulled).await?;
-            reference.repository().clone_into(&mut row.repository);
-            reference.tag().clone_into(&mut row.tag);
-            row.reference_given = matches!(wanted, WantedReference::Given(_));
+            image.reference = references::choose(&self.txn, id, wanted, image.writes_reference()).await?;
+            image.reference_given = wanted.is_given();
         }
-        let mut image = target.image;
-        if row != target.row {
-            let new = rows::image_from_row(row.clone())?;
+        if image != before {
             let bytes =
-                index_bytes(&new, configuration.as_ref().unwrap_or(&current)) - index_bytes(&image, &current);
-            row.index_bytes += bytes;
-            self.charge(&row.creator, usage::Change { images: 0, bytes }).await?;
+                index_bytes(&image, configuration.unwrap_or(&current)) - index_bytes(&before, &current);
+            self.charge(&image.creator, usage::Change { images: 0, bytes }).await?;
+            let row = image::Model { index_bytes: row.index_bytes + bytes, ..rows::image_to_row(&image)? };
             references::settle(&self.txn, [&row]).await?;
             image = self.save_edit(row, ChangeKind::Content).await?;
         }
-        Ok(images::in_view(&self.txn, image, target.standing, View::Full).await?)
+        Ok(images::in_view(&self.txn, image, standing, View::Full).await?)
     }
 
     /// Writes the row that a client has changed, under a new revision and etag.
@@ -105,18 +95,8 @@ impl Write<'_> {
             Some(latest) => builds::one(&self.txn, latest).await?.number,
             None => 0,
         };
-        let requirements = configuration.requirements();
-        let cached_on = target.image.artifact.as_ref().map(|artifact| artifact.worker.clone());
-        let job = Job {
-            kind: if target.image.pulled { Kind::Pull } else { Kind::Build },
-            configuration_revision: revision,
-            reference: target.image.reference.clone(),
-            preferred_worker: cached_on.filter(|_| requirements.worker.is_empty()),
-            requirements,
-            workspace: None,
-        };
         let requested_by = self.request.caller.subject().to_owned();
-        let mut build = Build::queued(id, number + 1, requested_by, job, self.now);
+        let mut build = target.image.next_build(number + 1, &configuration, requested_by, self.now);
         self.txn.later(
             image::Entity::update_many()
                 .col_expr(image::Column::LatestBuild, Expr::value(build.id.0))
@@ -135,20 +115,8 @@ impl Write<'_> {
         etag: Option<Etag>,
         meant: Option<BuildId>,
     ) -> Result<(ImageInView, Build), Error> {
-        let target = self.target(id, etag, Action::CancelBuild).await;
-        // A build that is meant and is not the latest one says more than that there is nothing to cancel.
-        if let (Some(meant), Err(Error::Refused(Refusal::NoBuildInProgress))) = (meant, &target) {
-            let latest =
-                image::Entity::find_by_id(id.0).one(&self.txn).await?.and_then(|row| row.latest_build);
-            if latest != Some(meant.0) {
-                return Err(Error::Refused(Refusal::OtherBuild));
-            }
-        }
-        let target = target?;
-        let latest = target.image.latest_build.ok_or(Error::Refused(Refusal::NoBuildInProgress))?;
-        if meant.is_some_and(|meant| meant != latest) {
-            return Err(Error::Refused(Refusal::OtherBuild));
-        }
+        let target = self.seen(id).await?;
+        let latest = target.image.build_to_cancel(target.standing, etag, meant)?;
         let build = builds::one(&self.txn, latest.0).await?;
         let build = self.request_cancel(build).await?;
         Ok((self.basic(target).await?, build))
@@ -195,17 +163,14 @@ impl Write<'_> {
         id: ImageId,
         etag: Option<Etag>,
     ) -> BatchOutcome {
-        let mut image = match action {
+        let image = match action {
             BatchAction::Build => self.build(id, etag).await?.0,
             BatchAction::CancelBuild => self.cancel(id, etag, None).await?.0,
             BatchAction::Enable => self.enable(id, etag, true).await?,
             BatchAction::Disable => self.enable(id, etag, false).await?,
             BatchAction::Delete => self.delete(id, etag).await?,
         };
-        // A thousand rows have to fit one message.
-        image.image.description.clear();
-        image.image.status_message.clear();
-        Ok(image)
+        Ok(image.without_long_texts())
     }
 
     async fn basic(&self, target: Target) -> Result<ImageInView, Error> {
