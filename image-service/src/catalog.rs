@@ -1,9 +1,14 @@
 //! What callers can do with images, builds and grants: authorise, write, publish.
+//!
+//! What is only to be validated is answered by a [`Preview`]. What names no image that the caller sees is refused without a
+//! transaction, in which visibility is checked again.
 
 use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
+
 use crate::{
-    access::{Action, Grantee, Permissions, Principal, Role},
+    access::{Action, Grantee, Permissions, Principal, Role, Sight},
     build::{BuildId, BuildInView},
     error::{Error, Refusal, Resource, Violations},
     image::{
@@ -11,6 +16,7 @@ use crate::{
         RepositoryPrefixes, SnapshotOrder, Written,
     },
     index::{CachedConfiguration, Index, Page, VisibleImage},
+    preview::Preview,
     queue::Queue,
     request::Request,
     signals::Signals,
@@ -24,6 +30,7 @@ pub(crate) use crate::store::{BatchOutcome, BatchTarget, WorkerRow};
 pub(crate) struct Catalog {
     store: Store,
     index: Index,
+    preview: Preview,
     signals: Arc<Signals>,
     queue: Arc<Queue>,
     prefixes: RepositoryPrefixes,
@@ -37,7 +44,8 @@ impl Catalog {
         queue: Arc<Queue>,
         prefixes: RepositoryPrefixes,
     ) -> Self {
-        Self { store, index, signals, queue, prefixes }
+        let preview = Preview::new(store.clone(), index.clone());
+        Self { store, index, preview, signals, queue, prefixes }
     }
 
     /// Registers an image and, unless it is a template, queues its first build.
@@ -52,6 +60,9 @@ impl Catalog {
         request.caller.require(Role::Builder)?;
         let draft = given(draft, &violations)?;
         let new = draft.check(&self.prefixes, request.caller.is_admin(), violations)?;
+        if request.validate_only {
+            return self.preview.create_image(request, &new).await;
+        }
         Ok(self.publish(self.store.create_image(request, &new).await?))
     }
 
@@ -66,6 +77,12 @@ impl Catalog {
         request.caller.require(Role::Service)?;
         let draft = given(draft, &violations)?;
         let of_source = draft.check_snapshot(&self.prefixes, request.caller.is_admin(), violations)?;
+        if request.validate_only {
+            return self.preview.snapshot_workspace(request, of_source, &order).await;
+        }
+        if let Some(answer) = self.unseen(request, &Sight::Everything, order.workspace.source).await? {
+            return Ok(answer);
+        }
         Ok(self.publish(self.store.snapshot_workspace(request, of_source, &order).await?))
     }
 
@@ -115,7 +132,10 @@ impl Catalog {
         etag: Option<Etag>,
         edit: EditDraft,
     ) -> Result<ImageInView, Error> {
-        Ok(self.publish(self.store.update_image(request, id, etag, edit, &self.prefixes).await?))
+        if request.validate_only {
+            return self.preview.update_image(request, id, etag, edit, &self.prefixes).await;
+        }
+        self.write(request, id, || self.store.update_image(request, id, etag, edit, &self.prefixes)).await
     }
 
     /// Says whether an image can back workspaces.
@@ -126,7 +146,10 @@ impl Catalog {
         etag: Option<Etag>,
         enabled: bool,
     ) -> Result<ImageInView, Error> {
-        Ok(self.publish(self.store.enable_image(request, id, etag, enabled).await?))
+        if request.validate_only {
+            return self.preview.enable_image(request, id, etag, enabled).await;
+        }
+        self.write(request, id, || self.store.enable_image(request, id, etag, enabled)).await
     }
 
     /// Removes an image; work that is under way is cancelled.
@@ -136,9 +159,10 @@ impl Catalog {
         id: ImageId,
         etag: Option<Etag>,
     ) -> Result<(), Error> {
-        let deleted = self.store.delete_image(request, id, etag).await?;
-        self.publish(deleted);
-        Ok(())
+        if request.validate_only {
+            return self.preview.delete_image(request, id, etag).await;
+        }
+        self.write(request, id, || self.store.delete_image(request, id, etag)).await
     }
 
     /// Queues another build.
@@ -148,7 +172,10 @@ impl Catalog {
         id: ImageId,
         etag: Option<Etag>,
     ) -> Result<WithBuild, Error> {
-        Ok(self.publish(self.store.build_image(request, id, etag).await?))
+        if request.validate_only {
+            return self.preview.build_image(request, id, etag).await;
+        }
+        self.write(request, id, || self.store.build_image(request, id, etag)).await
     }
 
     /// Cancels the latest build, if it is the one that is meant.
@@ -158,7 +185,10 @@ impl Catalog {
         id: ImageId,
         meant: Option<BuildId>,
     ) -> Result<WithBuild, Error> {
-        Ok(self.publish(self.store.cancel_build(request, id, meant).await?))
+        if request.validate_only {
+            return self.preview.cancel_build(request, id, meant).await;
+        }
+        self.write(request, id, || self.store.cancel_build(request, id, meant)).await
     }
 
     /// Does one thing to each of the images, each for itself.
@@ -168,6 +198,17 @@ impl Catalog {
         action: BatchAction,
         targets: Vec<BatchTarget>,
     ) -> Result<Vec<BatchOutcome>, Error> {
+        if request.validate_only {
+            return self.preview.batch_images(request, action, targets).await;
+        }
+        let ids: Vec<ImageId> = targets.iter().flatten().map(|(id, _)| *id).collect();
+        if !self.index.shows_any(&request.caller.sight(), &ids).await? {
+            if let Some(answer) = self.store.remembered(request).await? {
+                return Ok(answer);
+            }
+            let missing = |_| Err(Error::NotFound(Resource::Image));
+            return Ok(targets.into_iter().map(|target| target.and_then(missing)).collect());
+        }
         Ok(self.publish(self.store.batch_images(request, action, targets).await?))
     }
 
@@ -229,7 +270,10 @@ impl Catalog {
         subject: &str,
         permissions: Permissions,
     ) -> Result<Permissions, Error> {
-        Ok(self.publish(self.store.grant(request, image, subject, permissions).await?))
+        if request.validate_only {
+            return self.preview.grant(request, image, subject, permissions).await;
+        }
+        self.write(request, image, || self.store.grant(request, image, subject, permissions)).await
     }
 
     /// Which images of a worker's engine nothing needs any more; what it has removed is forgotten.
@@ -256,7 +300,42 @@ impl Catalog {
         drained: bool,
     ) -> Result<WorkerRow, Error> {
         request.caller.require(Role::Admin)?;
+        if request.validate_only {
+            return self.preview.drain_worker(name, drained).await;
+        }
         Ok(self.publish(self.store.drain_worker(request, name, drained).await?))
+    }
+
+    /// Writes to an image, if the caller sees it.
+    async fn write<T: DeserializeOwned, F: Future<Output = Result<(T, Effects), Error>>>(
+        &self,
+        request: &Request,
+        id: ImageId,
+        write: impl FnOnce() -> F,
+    ) -> Result<T, Error> {
+        match self.unseen(request, &request.caller.sight(), id).await? {
+            Some(answer) => Ok(answer),
+            None => Ok(self.publish(write().await?)),
+        }
+    }
+
+    /// Answers a write of an image that is not in sight, where that needs no transaction: `None` when it is in sight, or the answer
+    /// that the same request got while it was.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] when there is neither, and [`Error::RequestIdReused`].
+    async fn unseen<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        sight: &Sight,
+        id: ImageId,
+    ) -> Result<Option<T>, Error> {
+        if self.index.shows_any(sight, &[id]).await? {
+            return Ok(None);
+        }
+        let answer = self.store.remembered(request).await?;
+        answer.ok_or(Error::NotFound(Resource::Image)).map(Some)
     }
 
     /// Tells whom it concerns of what is durable now.

@@ -10,6 +10,7 @@
 //! - Nobody holds the lock of the images for longer than a stretch of bounded work takes.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
@@ -114,6 +115,8 @@ impl Index {
     const BACKLOG: usize = 256;
     /// How long a read waits for the index to get as far as the database was when it began.
     const PATIENCE: Duration = Duration::from_secs(3);
+    /// How many images are looked up under the lock at once.
+    const STRETCH: usize = 512;
 
     pub(crate) fn new(store: Store) -> Self {
         Self(Arc::new(Inner {
@@ -160,6 +163,55 @@ impl Index {
         let entry = entry.ok_or(Error::NotFound(missing))?;
         let standing = Viewer::new(sight).standing(&entry).ok_or(Error::NotFound(missing))?;
         Ok(VisibleImage { entry, standing })
+    }
+
+    /// Returns those of the images that are in sight.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fresh`](Self::fresh).
+    pub(crate) async fn images_by_id(
+        &self,
+        sight: &Sight,
+        ids: &[ImageId],
+    ) -> Result<HashMap<ImageId, VisibleImage>, Error> {
+        self.fresh().await?;
+        let viewer = Viewer::new(sight);
+        let stretches = ids.chunks(Self::STRETCH);
+        Ok(stretches
+            .flat_map(|ids| self.shown(&viewer, ids))
+            .map(|found| (found.entry.image.id, found))
+            .collect())
+    }
+
+    /// Tells whether any of the images is in sight. It waits for the index to catch up only where none seems to be.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fresh`](Self::fresh).
+    pub(crate) async fn shows_any(&self, sight: &Sight, ids: &[ImageId]) -> Result<bool, Error> {
+        let viewer = Viewer::new(sight);
+        let shows_any = || ids.chunks(Self::STRETCH).any(|ids| !self.shown(&viewer, ids).is_empty());
+        if shows_any() {
+            return Ok(true);
+        }
+        self.fresh().await?;
+        Ok(shows_any())
+    }
+
+    /// Returns the number of the revision that the index is at; 0 while it is loaded.
+    pub(crate) fn revision(&self) -> i64 {
+        self.0.state.borrow().at.map_or(0, |at| at.number)
+    }
+
+    /// Returns those of a few images that a viewer sees, as far as the index has got.
+    fn shown(&self, viewer: &Viewer, ids: &[ImageId]) -> Vec<VisibleImage> {
+        let images = self.images();
+        let entries = ids.iter().filter_map(|id| images.get(*id));
+        let shown = entries.filter_map(|entry| {
+            Some(VisibleImage { standing: viewer.standing(entry)?, entry: Arc::clone(entry) })
+        });
+        shown.collect()
     }
 
     /// Returns one image that is in sight, and its configuration.

@@ -1,7 +1,7 @@
 //! The catalogue of Trailer Images: records and builds, dispatch to workers, and watching.
 //!
-//! The way down is one way: `grpc` (parse, call, convert) calls the operations (`catalog`, `contexts`, `queue`, `session`,
-//! `feed`, `history`), which authorise, read from `index`, write through `store` and announce through `signals`; `workers` knows who
+//! The way down is one way: `grpc` (parse, call, convert) calls the operations (`catalog`, `preview`, `contexts`, `queue`,
+//! `session`, `feed`, `history`), which authorise, read from `index`, write through `store` and announce through `signals`; `workers` knows who
 //! is connected, and `upkeep` hears other replicas and forgets what is old. `index` holds every image in memory and follows the
 //! change log. All rest on the nouns (`image`, `build`, `context`, `access`, `search`, `request`, `dispatch`, `error`, `timestamp`),
 //! which know no framework. Three of the nouns decide: `build::transition` is the table of a build's states, `image::actions` that of
@@ -61,6 +61,7 @@ mod grpc;
 mod history;
 mod image;
 mod index;
+mod preview;
 mod queue;
 mod request;
 mod search;

@@ -52,6 +52,7 @@ mod grants;
 mod hints;
 mod histories;
 mod images;
+mod lookups;
 mod made;
 mod migration;
 mod queue;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::text::Text;
 use crate::{
-    access::{Action, GranteeDigest, Permissions, Sight, Standing},
+    access::{Action, Grantee, GranteeDigest, Permissions, Sight, Standing},
     error::Error,
     image::{CatalogueEntry, Image},
 };
@@ -70,6 +70,16 @@ impl Entry {
     /// Returns what the transport has made of the image, which it does once.
     pub(crate) fn encoded(&self, encode: impl FnOnce(&Image) -> Bytes) -> &Bytes {
         self.encoded.get_or_init(|| encode(&self.image))
+    }
+
+    /// Returns what a grantee was granted.
+    pub(crate) fn granted(&self, grantee: &Grantee) -> Permissions {
+        self.granted_to(GranteeDigest::of(grantee))
+    }
+
+    /// Returns how many grants there are.
+    pub(crate) fn grant_count(&self) -> usize {
+        self.grants.len()
     }
 
     fn granted_to(&self, grantee: GranteeDigest) -> Permissions {

@@ -26,7 +26,8 @@ use crate::{
 const GRANT_BYTES: i64 = Image::GRANT_BYTES as i64;
 
 impl Store {
-    const MAX_GRANTS: u64 = 1_000;
+    /// How many grants an image has at most.
+    pub(crate) const MAX_GRANTS: u64 = 1_000;
 
     /// Says what a subject may do with an image; nothing when it is permitted nothing.
     pub(crate) async fn grant(

@@ -162,7 +162,7 @@ pub(super) async fn all(
     Ok(workers)
 }
 
-fn from_row(
+pub(super) fn from_row(
     row: worker::Model,
     slots_taken: i64,
     policy: &Policy,

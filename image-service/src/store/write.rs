@@ -1,9 +1,11 @@
-//! A write of a caller: one transaction that answers a repeated request as it did the first time, and that can end
-//! without a trace.
+//! A write of a caller: one transaction that answers a repeated request as it did the first time.
 
 use std::time::Duration;
 
-use sea_orm::{ColumnTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect,
+    sea_query::OnConflict,
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
@@ -67,6 +69,21 @@ impl Store {
         Ok(count == AT_ONCE)
     }
 
+    /// Reads the answer that the same request got before, without a transaction.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RequestIdReused`] when it was another request.
+    pub(crate) async fn remembered<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+    ) -> Result<Option<T>, Error> {
+        if request.id.is_none() {
+            return Ok(None);
+        }
+        remembered(&self.reader, request, self.now(&self.reader).await?).await
+    }
+
     pub(super) async fn begin<'a>(&'a self, request: &'a Request) -> Result<Write<'a>, Error> {
         let txn = self.write(Turn::Caller(&request.caller)).await?;
         let now = self.now(&txn).await?;
@@ -77,19 +94,7 @@ impl Store {
 impl Write<'_> {
     /// The answer that the same request got before, if it did.
     pub(super) async fn repeated<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
-        let Some(id) = self.request.id.as_ref().filter(|_| !self.request.validate_only) else {
-            return Ok(None);
-        };
-        let key = (self.request.caller.subject().to_owned(), id.as_str().to_owned());
-        match answer::Entity::find_by_id(key.clone()).one(&self.txn).await? {
-            None => Ok(None),
-            Some(found) if found.answered_at < self.now.before(Store::REMEMBERED).micros() => {
-                answer::Entity::delete_by_id(key).exec(&self.txn).await?;
-                Ok(None)
-            }
-            Some(found) if found.digest == id.digest() => Ok(Some(rows::from_json(&found.json)?)),
-            Some(_) => Err(Error::RequestIdReused),
-        }
+        remembered(&self.txn, self.request, self.now).await
     }
 
     /// Gives the answer of the first time again, once that is durable.
@@ -98,8 +103,8 @@ impl Write<'_> {
         Ok((answer, Effects::default()))
     }
 
-    /// Remembers the answer and commits. What is refused or only to be validated leaves no trace and has no effects, and is answered
-    /// once what it rests on is durable.
+    /// Remembers the answer and commits. What is refused leaves no trace and has no effects, and is answered once what it rests on is
+    /// durable.
     pub(super) async fn finish<T: Serialize>(self, answer: Result<T, Error>) -> Result<(T, Effects), Error> {
         let Self { request, txn, now, effects, .. } = self;
         let answer = match answer {
@@ -109,10 +114,6 @@ impl Write<'_> {
                 return Err(refused);
             }
         };
-        if request.validate_only {
-            txn.rollback().await?;
-            return Ok((answer, Effects::default()));
-        }
         if let Some(id) = &request.id {
             let row = answer::Model {
                 subject: request.caller.subject().to_owned(),
@@ -121,7 +122,11 @@ impl Write<'_> {
                 json: rows::to_json(&answer)?,
                 answered_at: now.micros(),
             };
-            txn.later(answer::Entity::insert(row.into_active_model()));
+            // Another answer that was to be remembered no longer may still be there.
+            let anew = OnConflict::columns([answer::Column::Subject, answer::Column::Request])
+                .update_columns([answer::Column::Digest, answer::Column::Json, answer::Column::AnsweredAt])
+                .to_owned();
+            txn.later(answer::Entity::insert(row.into_active_model()).on_conflict(anew));
         }
         txn.commit().await?;
         Ok((answer, effects))
@@ -151,6 +156,24 @@ impl Write<'_> {
         let standing = standing.ok_or(Error::NotFound(Resource::Image))?;
         let image = rows::image_from_row(row.clone())?;
         Ok(Target { row, image, standing })
+    }
+}
+
+/// Reads the answer that the same request got before, if that is still remembered.
+async fn remembered<T: DeserializeOwned>(
+    db: &impl ConnectionTrait,
+    request: &Request,
+    now: Timestamp,
+) -> Result<Option<T>, Error> {
+    let Some(id) = &request.id else {
+        return Ok(None);
+    };
+    let key = (request.caller.subject().to_owned(), id.as_str().to_owned());
+    let found = answer::Entity::find_by_id(key).one(db).await?;
+    match found.filter(|found| found.answered_at >= now.before(Store::REMEMBERED).micros()) {
+        None => Ok(None),
+        Some(found) if found.digest == id.digest() => Ok(Some(rows::from_json(&found.json)?)),
+        Some(_) => Err(Error::RequestIdReused),
     }
 }
 

@@ -1,0 +1,243 @@
+//! The answers that writes would give, for `validate_only`.
+//!
+//! They come from the index and from reads by key. The decisions are those of the writes: [`Image::admit`],
+//! [`Creation`](crate::image::Creation), [`dispatch::decide`](crate::dispatch::decide). What only a write can know is made up: the
+//! ids of what would be new, times, revisions, and etags.
+//!
+//! Invariants:
+//! - No preview begins a transaction that writes, or waits for one.
+//! - A batch decides on each row as if those before had been written: its [`Overlay`] holds what they would have changed.
+
+use std::sync::Arc;
+
+use tokio::{sync::Semaphore, task};
+
+use self::overlay::Overlay;
+use crate::{
+    access::{Action, Grantee, Permissions, Sight},
+    build::BuildId,
+    error::{Error, Refusal},
+    image::{BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, RepositoryPrefixes},
+    index::{Index, VisibleImage},
+    request::Request,
+    store::{BatchOutcome, BatchTarget, Store, WithBuild, WorkerRow},
+};
+
+mod creation;
+mod overlay;
+
+/// Says what writes would do.
+#[derive(Clone, Debug)]
+pub(crate) struct Preview {
+    store: Store,
+    index: Index,
+    batches: Arc<Semaphore>,
+}
+
+impl Preview {
+    /// How many batches are worked on at once: there are few processors and connections, and others need them, too.
+    const BATCHES: usize = 2;
+    /// How many rows of a batch are decided upon before others have their turn.
+    const STRETCH: usize = 64;
+
+    pub(crate) fn new(store: Store, index: Index) -> Self {
+        Self { store, index, batches: Arc::new(Semaphore::new(Self::BATCHES)) }
+    }
+
+    /// Returns the image as a client would have changed it.
+    ///
+    /// # Errors
+    ///
+    /// Those of the write.
+    pub(crate) async fn update_image(
+        &self,
+        request: &Request,
+        id: ImageId,
+        etag: Option<Etag>,
+        edit: EditDraft,
+        prefixes: &RepositoryPrefixes,
+    ) -> Result<ImageInView, Error> {
+        let (found, cached) = self.index.image_in_full(&request.caller.sight(), id).await?;
+        let before = &found.entry.image;
+        before.admit(found.standing, etag, Action::Edit)?;
+        let edit = edit.check(before, prefixes, request.caller.is_admin())?;
+        let mut image = before.clone();
+        let configuration = edit.apply(&mut image, &cached.configuration);
+        if let Some(configuration) = configuration {
+            self.store.require_archive(configuration).await?;
+        }
+        if let Some(wanted) = &edit.reference {
+            let owner = |reference| async move { self.store.reference_owner(&reference).await };
+            image.reference = wanted.choose(id, image.writes_reference(), owner).await?;
+            image.reference_given = wanted.is_given();
+        }
+        if image != *before {
+            self.require_reference(&image).await?;
+            image = self.overlay(request, [found.clone()]).await?.edit(image);
+        }
+        let configuration = configuration.unwrap_or(&cached.configuration).clone();
+        let actions = image.allowed_actions(found.standing);
+        Ok(ImageInView { image, configuration: Some(configuration), actions })
+    }
+
+    /// Returns the image as it would be after it was enabled or disabled.
+    ///
+    /// # Errors
+    ///
+    /// Those of the write.
+    pub(crate) async fn enable_image(
+        &self,
+        request: &Request,
+        id: ImageId,
+        etag: Option<Etag>,
+        enabled: bool,
+    ) -> Result<ImageInView, Error> {
+        let found = self.index.image(&request.caller.sight(), id).await?;
+        self.overlay(request, [found]).await?.enable(id, etag, enabled)
+    }
+
+    /// Checks whether an image could be deleted.
+    ///
+    /// # Errors
+    ///
+    /// Those of the write.
+    pub(crate) async fn delete_image(
+        &self,
+        request: &Request,
+        id: ImageId,
+        etag: Option<Etag>,
+    ) -> Result<(), Error> {
+        let found = self.index.image(&request.caller.sight(), id).await?;
+        found.entry.image.admit(found.standing, etag, Action::Delete)
+    }
+
+    /// Returns the image and the build that would be queued.
+    ///
+    /// # Errors
+    ///
+    /// Those of the write.
+    pub(crate) async fn build_image(
+        &self,
+        request: &Request,
+        id: ImageId,
+        etag: Option<Etag>,
+    ) -> Result<WithBuild, Error> {
+        let (found, cached) = self.index.image_in_full(&request.caller.sight(), id).await?;
+        let image = &found.entry.image;
+        image.admit(found.standing, etag, Action::Build)?;
+        let mut overlay = self.overlay(request, [found.clone()]).await?;
+        overlay.count_pending(&self.store).await?;
+        let latest = self.store.builds_by_id(image.latest_build).await?;
+        let number = latest.into_values().next().map_or(0, |latest| latest.number) + 1;
+        let requested_by = request.caller.subject().to_owned();
+        let mut build = image.next_build(number, &cached.configuration, requested_by, overlay.now());
+        let image = overlay.build(id, etag, build.id)?;
+        build.record_queued();
+        Ok((image, Some(self.store.queued_in_view(build).await?)))
+    }
+
+    /// Returns the image and its latest build as a cancel would leave them.
+    ///
+    /// # Errors
+    ///
+    /// Those of the write.
+    pub(crate) async fn cancel_build(
+        &self,
+        request: &Request,
+        id: ImageId,
+        meant: Option<BuildId>,
+    ) -> Result<WithBuild, Error> {
+        let found = self.index.image(&request.caller.sight(), id).await?;
+        let latest = found.entry.image.build_to_cancel(found.standing, None, meant)?;
+        let mut overlay = self.overlay(request, [found]).await?;
+        overlay.read_builds(&self.store, [latest]).await?;
+        let (image, build) = overlay.cancel(id, None, meant)?;
+        Ok((image, Some(self.store.build_in_view(build).await?)))
+    }
+
+    /// Returns what would come of each image of a batch.
+    ///
+    /// # Errors
+    ///
+    /// Those of the index and the database: what is wrong with an image is among the outcomes.
+    pub(crate) async fn batch_images(
+        &self,
+        request: &Request,
+        action: BatchAction,
+        targets: Vec<BatchTarget>,
+    ) -> Result<Vec<BatchOutcome>, Error> {
+        let _turn = self.batches.acquire().await.map_err(|_| Error::Draining)?;
+        let ids: Vec<ImageId> = targets.iter().flatten().map(|(id, _)| *id).collect();
+        let found = self.index.images_by_id(&request.caller.sight(), &ids).await?;
+        let mut overlay = self.overlay(request, found.into_values()).await?;
+        match action {
+            BatchAction::Build => overlay.count_pending(&self.store).await?,
+            BatchAction::CancelBuild => {
+                let builds = overlay.builds_to_cancel();
+                overlay.read_builds(&self.store, builds).await?;
+            }
+            BatchAction::Enable | BatchAction::Disable | BatchAction::Delete => {}
+        }
+        let mut outcomes = Vec::with_capacity(targets.len());
+        for target in targets {
+            if outcomes.len() % Self::STRETCH == Self::STRETCH - 1 {
+                task::yield_now().await;
+            }
+            let outcome = target.and_then(|(id, etag)| overlay.row(action, id, etag));
+            outcomes.push(outcome.map(ImageInView::without_long_texts));
+        }
+        Ok(outcomes)
+    }
+
+    /// Returns what a subject would be granted.
+    ///
+    /// # Errors
+    ///
+    /// Those of the write.
+    pub(crate) async fn grant(
+        &self,
+        request: &Request,
+        image: ImageId,
+        subject: &str,
+        permissions: Permissions,
+    ) -> Result<Permissions, Error> {
+        let found = self.index.image(&request.caller.sight(), image).await?;
+        found.require(Action::Share)?;
+        let granted = found.entry.granted(&Grantee::Subject(subject.to_owned()));
+        let is_one_more = !granted.can_view() && permissions.can_view();
+        if is_one_more && found.entry.grant_count() as u64 >= Store::MAX_GRANTS {
+            return Err(Error::Refused(Refusal::TooManyGrants));
+        }
+        Ok(permissions)
+    }
+
+    /// Returns the worker as it would be after it was drained or resumed.
+    ///
+    /// # Errors
+    ///
+    /// Those of the write.
+    pub(crate) async fn drain_worker(&self, name: &str, drained: bool) -> Result<WorkerRow, Error> {
+        Ok(WorkerRow { drained, ..self.store.worker(name).await? })
+    }
+
+    /// Lays out the images that a preview is about, none of them changed yet.
+    async fn overlay<'a>(
+        &'a self,
+        request: &'a Request,
+        images: impl IntoIterator<Item = VisibleImage>,
+    ) -> Result<Overlay<'a>, Error> {
+        let (policy, now) = (self.store.policy(), self.store.present().await?);
+        Ok(Overlay::new(request, policy, now, self.index.revision(), images))
+    }
+
+    /// Checks that the reference which builds of an image write is no other image's.
+    async fn require_reference(&self, image: &Image) -> Result<(), Error> {
+        if !image.writes_reference() {
+            return Ok(());
+        }
+        match self.store.reference_owner(&image.reference).await? {
+            Some(owner) if owner != image.id => Err(Error::ReferenceTaken(image.reference.to_string())),
+            Some(_) | None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What creating an image would answer.
+
+use super::{Preview, Sight};
+use crate::{
+    error::Error,
+    image::{Configuration, Creation, ImageId, NewImage, SnapshotOrder},
+    request::Request,
+    store::WithBuild,
+};
+
+impl Preview {
+    /// Returns the image that would be created, and its first build.
+    ///
+    /// # Errors
+    ///
+    /// Those of the write.
+    pub(crate) async fn create_image(&self, request: &Request, new: &NewImage) -> Result<WithBuild, Error> {
+        self.create(request, &Creation { new, creator: request.caller.subject(), snapshot: None }).await
+    }
+
+    /// Returns the image that a workspace would be committed into, and its snapshot.
+    ///
+    /// # Errors
+    ///
+    /// Those of the write.
+    pub(crate) async fn snapshot_workspace(
+        &self,
+        request: &Request,
+        new: impl FnOnce(Configuration) -> NewImage,
+        order: &SnapshotOrder,
+    ) -> Result<WithBuild, Error> {
+        // Who asks for a snapshot answers for it, and need not see the image that the workspace was started from.
+        let (_, cached) = self.index.image_in_full(&Sight::Everything, order.workspace.source).await?;
+        let new = new(cached.configuration.clone());
+        let creation = Creation { new: &new, creator: &order.creator, snapshot: Some(order) };
+        self.create(request, &creation).await
+    }
+
+    async fn create(&self, request: &Request, creation: &Creation<'_>) -> Result<WithBuild, Error> {
+        let new = creation.new;
+        if !new.template {
+            let pending = self.store.pending_builds(request.caller.subject()).await?;
+            self.store.policy().require_room(pending)?;
+        }
+        let (id, now) = (ImageId::new(), self.store.present().await?);
+        let owner = |reference| async move { self.store.reference_owner(&reference).await };
+        let reference = new.reference.choose(id, creation.writes_reference(), owner).await?;
+        let build = creation.first_build(id, &reference, request.caller.subject(), now);
+        self.store.require_archive(&new.configuration).await?;
+        let image = creation.record(id, reference, build.as_ref(), self.index.revision() + 1, now);
+        self.require_reference(&image).await?;
+        let build = match build {
+            Some(mut build) => {
+                build.record_queued();
+                Some(self.store.queued_in_view(build).await?)
+            }
+            None => None,
+        };
+        Ok((creation.in_view(image, &request.caller), build))
+    }
+}

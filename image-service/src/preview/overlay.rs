@@ -1,0 +1,200 @@
+//! The images of a preview as its rows change them, one after the other.
+
+use std::collections::HashMap;
+
+use crate::{
+    access::{Action, Standing},
+    build::{Build, BuildId, State},
+    dispatch::{self, Event, Policy, Rows},
+    error::{Error, Resource},
+    image::{BatchAction, Etag, Image, ImageId, ImageInView, Status},
+    index::VisibleImage,
+    request::Request,
+    store::Store,
+    timestamp::Timestamp,
+};
+
+/// Images that a caller sees, and what became of them.
+///
+/// References are not among what changes: no row of a batch takes one.
+#[derive(Debug)]
+pub(super) struct Overlay<'a> {
+    request: &'a Request,
+    policy: &'a Policy,
+    now: Timestamp,
+    /// The number of the latest revision.
+    revision: i64,
+    images: HashMap<ImageId, VisibleImage>,
+    /// Those of the images that are not as they were; `None` for one that is gone.
+    changed: HashMap<ImageId, Option<Image>>,
+    /// Those that may be cancelled.
+    builds: HashMap<BuildId, Build>,
+    /// How many builds the caller has in the queue, up to the most that it may have there.
+    pending: u64,
+}
+
+impl<'a> Overlay<'a> {
+    pub(super) fn new(
+        request: &'a Request,
+        policy: &'a Policy,
+        now: Timestamp,
+        revision: i64,
+        images: impl IntoIterator<Item = VisibleImage>,
+    ) -> Self {
+        let images = images.into_iter().map(|found| (found.entry.image.id, found)).collect();
+        let (changed, builds) = (HashMap::new(), HashMap::new());
+        Self { request, policy, now, revision, images, changed, builds, pending: 0 }
+    }
+
+    /// Returns the time at which everything happens.
+    pub(super) fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// Counts the builds that the caller has in the queue.
+    pub(super) async fn count_pending(&mut self, store: &Store) -> Result<(), Error> {
+        self.pending = store.pending_builds(self.request.caller.subject()).await?;
+        Ok(())
+    }
+
+    /// Returns the builds that a cancel of each image would be about.
+    pub(super) fn builds_to_cancel(&self) -> Vec<BuildId> {
+        let latest = |found: &VisibleImage| found.entry.image.build_to_cancel(found.standing, None, None);
+        self.images.values().filter_map(|found| latest(found).ok()).collect()
+    }
+
+    /// Reads builds that are to be cancelled.
+    pub(super) async fn read_builds(
+        &mut self,
+        store: &Store,
+        ids: impl IntoIterator<Item = BuildId>,
+    ) -> Result<(), Error> {
+        self.builds.extend(store.builds_by_id(ids).await?);
+        Ok(())
+    }
+
+    /// Does to an image what a batch does.
+    ///
+    /// # Errors
+    ///
+    /// Those that the row would have.
+    pub(super) fn row(
+        &mut self,
+        action: BatchAction,
+        id: ImageId,
+        etag: Option<Etag>,
+    ) -> Result<ImageInView, Error> {
+        match action {
+            BatchAction::Build => self.build(id, etag, BuildId::new()),
+            BatchAction::CancelBuild => Ok(self.cancel(id, etag, None)?.0),
+            BatchAction::Enable => self.enable(id, etag, true),
+            BatchAction::Disable => self.enable(id, etag, false),
+            BatchAction::Delete => self.delete(id, etag),
+        }
+    }
+
+    pub(super) fn enable(
+        &mut self,
+        id: ImageId,
+        etag: Option<Etag>,
+        enabled: bool,
+    ) -> Result<ImageInView, Error> {
+        let action = if enabled { Action::Enable } else { Action::Disable };
+        let (image, standing) = self.target(id, etag, action)?;
+        let mut image = image.clone();
+        if image.enabled != enabled {
+            image.enabled = enabled;
+            image = self.edit(image);
+        }
+        Ok(in_view(image, standing))
+    }
+
+    /// Queues a build of this id.
+    pub(super) fn build(
+        &mut self,
+        id: ImageId,
+        etag: Option<Etag>,
+        build: BuildId,
+    ) -> Result<ImageInView, Error> {
+        let (image, standing) = self.target(id, etag, Action::Build)?;
+        self.policy.require_room(self.pending)?;
+        let mut image = image.clone();
+        image.latest_build = Some(build);
+        image.status = Some(Status::of(image.build_kind(), State::Queued));
+        image.status_message.clear();
+        self.pending += 1;
+        Ok(in_view(self.save(image), standing))
+    }
+
+    /// Cancels the latest build, which was read before.
+    pub(super) fn cancel(
+        &mut self,
+        id: ImageId,
+        etag: Option<Etag>,
+        meant: Option<BuildId>,
+    ) -> Result<(ImageInView, Build), Error> {
+        let (image, standing) = self.seen(id)?;
+        let latest = image.build_to_cancel(standing, etag, meant)?;
+        // A build goes with its image only, which is gone since it was looked up.
+        let build = self.builds.get(&latest).cloned().ok_or(Error::NotFound(Resource::Image))?;
+        let mut image = image.clone();
+        let event = Event::Cancel { by: self.request.caller.subject().to_owned() };
+        let rows = Rows { build: build.clone(), configuration: None };
+        let decision = dispatch::decide(rows, &event, self.policy, self.now).map_err(Error::Refused)?;
+        let build = decision.build.unwrap_or(build);
+        let (status, message) = (Some(Status::of(build.kind, build.state)), build.message());
+        if image.status != status || image.status_message != message {
+            image.status = status;
+            image.status_message = message;
+            image = self.save(image);
+        }
+        self.builds.insert(latest, build.clone());
+        Ok((in_view(image, standing), build))
+    }
+
+    fn delete(&mut self, id: ImageId, etag: Option<Etag>) -> Result<ImageInView, Error> {
+        let (image, standing) = self.target(id, etag, Action::Delete)?;
+        let image = image.clone();
+        self.changed.insert(id, None);
+        Ok(in_view(image, standing))
+    }
+
+    /// Keeps what a client has changed of a record: that has a new etag, too.
+    pub(super) fn edit(&mut self, mut image: Image) -> Image {
+        image.etag = Etag(self.revision + 1);
+        self.save(image)
+    }
+
+    /// Keeps an image that has changed, under a new revision.
+    fn save(&mut self, mut image: Image) -> Image {
+        self.revision += 1;
+        image.revision = self.revision;
+        image.updated_at = self.now;
+        self.changed.insert(image.id, Some(image.clone()));
+        image
+    }
+
+    /// Returns an image with which the caller may do this.
+    fn target(&self, id: ImageId, etag: Option<Etag>, action: Action) -> Result<(&Image, Standing), Error> {
+        let (image, standing) = self.seen(id)?;
+        image.admit(standing, etag, action)?;
+        Ok((image, standing))
+    }
+
+    /// Returns an image that the caller sees.
+    fn seen(&self, id: ImageId) -> Result<(&Image, Standing), Error> {
+        let missing = Error::NotFound(Resource::Image);
+        let Some(found) = self.images.get(&id) else {
+            return Err(missing);
+        };
+        match self.changed.get(&id) {
+            None => Ok((&found.entry.image, found.standing)),
+            Some(Some(changed)) => Ok((changed, found.standing)),
+            Some(None) => Err(missing),
+        }
+    }
+}
+
+fn in_view(image: Image, standing: Standing) -> ImageInView {
+    ImageInView { actions: image.allowed_actions(standing), image, configuration: None }
+}
