@@ -4,7 +4,10 @@
 use std::{env, path::PathBuf, sync::Arc, thread};
 
 use anyhow::Context as _;
-use sea_orm::{ConnectionTrait as _, Database as Connection};
+use sea_orm::{
+    ConnectionTrait as _, Database as Connection, DatabaseConnection, DatabaseTransaction,
+    SqliteTransactionMode, TransactionOptions, TransactionTrait as _,
+};
 use tempfile::TempDir;
 
 const VARIABLE: &str = "TRAILER_TEST_POSTGRES_URL";
@@ -14,6 +17,13 @@ const VARIABLE: &str = "TRAILER_TEST_POSTGRES_URL";
 pub(crate) struct Database {
     directory: TempDir,
     postgres: Option<Postgres>,
+}
+
+/// A transaction that no other can write beside.
+#[derive(Debug)]
+pub(crate) struct HeldWriter {
+    connection: DatabaseConnection,
+    txn: DatabaseTransaction,
 }
 
 #[derive(Debug)]
@@ -79,13 +89,43 @@ impl Database {
 
     /// Runs a statement in the catalogue's database.
     pub(crate) async fn execute(&self, statement: &str) -> anyhow::Result<()> {
+        execute(&self.connect_url(), statement).await
+    }
+
+    fn connect_url(&self) -> String {
         let file = || format!("sqlite://{}", self.data_dir().join("catalogue.sqlite").display());
-        execute(&self.url().unwrap_or_else(file), statement).await
+        self.url().unwrap_or_else(file)
+    }
+
+    /// Keeps everybody else from writing, until it is released.
+    pub(crate) async fn hold_writer(&self) -> anyhow::Result<HeldWriter> {
+        /// The lock of all who write to a Postgres database.
+        const WRITE_LOCK: i64 = 0x7472_6169_6c65_7201;
+        let connection = Connection::connect(self.connect_url()).await?;
+        let options = TransactionOptions {
+            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+            ..TransactionOptions::default()
+        };
+        let txn = if self.postgres.is_some() {
+            let txn = connection.begin().await?;
+            txn.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({WRITE_LOCK})")).await?;
+            txn
+        } else {
+            connection.begin_with_options(options).await?
+        };
+        Ok(HeldWriter { connection, txn })
     }
 
     /// None on SQLite.
     pub(crate) fn url(&self) -> Option<String> {
         self.postgres.as_ref().map(Postgres::url)
+    }
+}
+
+impl HeldWriter {
+    pub(crate) async fn release(self) -> anyhow::Result<()> {
+        self.txn.rollback().await?;
+        Ok(self.connection.close().await?)
     }
 }
 

@@ -45,6 +45,7 @@ mod listing;
 mod main_job;
 mod patience;
 mod permissions;
+mod previews;
 #[path = "../faults/process.rs"]
 mod process;
 mod programs;

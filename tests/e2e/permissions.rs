@@ -19,6 +19,7 @@ use crate::{
 mod calls;
 mod cast;
 mod grants;
+mod predictions;
 mod table;
 
 /// Nothing is taken from a worker that says no more, as long as a test lasts.

@@ -17,7 +17,7 @@ use crate::{
     stack::Service,
 };
 
-const WORKER: &str = "w1";
+pub(super) const WORKER: &str = "w1";
 
 /// A caller of the table. Only the creator may create; nothing else depends on roles but the admin's.
 pub(super) fn client(service: &Service, caller: &str) -> Client {
@@ -62,6 +62,11 @@ impl<'a> Stage<'a> {
     pub(super) async fn set(service: &'a Service) -> anyhow::Result<Self> {
         let actor = Actor::connect(service, Hello { slots: 100, ..hello(WORKER, &[]) }).await?;
         Ok(Self { service, actor, source: None })
+    }
+
+    /// Leaves the worker to somebody else.
+    pub(super) fn leave(self) -> Actor {
+        self.actor
     }
 
     /// An image in each state, with a grant to each guest.
