@@ -56,8 +56,6 @@ mod scan;
 mod scheduler;
 mod shown;
 mod signatures;
-#[cfg(test)]
-mod tests;
 mod text;
 mod verifier;
 
@@ -401,3 +399,6 @@ fn covers(at: Revision, wanted: Revision) -> bool {
 fn configuration_key(image: &Image) -> configurations::Key {
     (image.id, image.configuration_revision)
 }
+
+#[cfg(test)]
+mod tests;
