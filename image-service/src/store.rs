@@ -71,6 +71,8 @@ mod writing;
 pub(crate) struct Store {
     reader: DatabaseConnection,
     writer: Writer,
+    /// A pool for the index alone, for which all reads wait: it waits for none of them.
+    index_reader: DatabaseConnection,
     /// A pool of one, for nobody but who asks whether the database answers: it waits for no other.
     asked: DatabaseConnection,
     history: Uuid,
@@ -102,6 +104,8 @@ pub(crate) struct Effects {
 
 impl Store {
     const READERS: u32 = 8;
+    /// The follower, an ask, and one that compares; the loader has them for itself.
+    const INDEX_READERS: u32 = 3;
 
     /// Opens the database at a `postgres://` URL, or else the one in the data directory, creating or migrating it where needed.
     pub(crate) async fn open(data_dir: &Path, url: Option<&str>, policy: Policy) -> Result<Self, DbErr> {
@@ -112,6 +116,7 @@ impl Store {
         let connection = connecting::connect(&url, 1).await?;
         connecting::migrate(&connection).await?;
         let reader = connecting::connect(&url, Self::READERS).await?;
+        let index_reader = connecting::connect(&url, Self::INDEX_READERS).await?;
         let asked = connecting::connect(&url, 1).await?;
         let catalogue = entity::catalogue::Entity::find_by_id(1)
             .one(&reader)
@@ -122,6 +127,7 @@ impl Store {
         Ok(Self {
             reader,
             writer,
+            index_reader,
             asked,
             history: catalogue.history,
             policy,
@@ -163,6 +169,7 @@ impl Store {
     pub(crate) async fn close(self) -> Result<(), DbErr> {
         self.writer.close().await;
         self.asked.close().await?;
+        self.index_reader.close().await?;
         self.reader.close().await
     }
 
@@ -226,12 +233,21 @@ impl Store {
 
     /// Begins a transaction that reads everything as of one moment.
     async fn read(&self) -> Result<DatabaseTransaction, DbErr> {
-        if self.backend() == DbBackend::Postgres {
-            let (isolation, access) = (IsolationLevel::RepeatableRead, AccessMode::ReadOnly);
-            return self.reader.begin_with_config(Some(isolation), Some(access)).await;
-        }
-        self.reader.begin().await
+        begin_to_read(&self.reader).await
     }
+
+    /// Begins such a transaction for the index.
+    async fn read_for_index(&self) -> Result<DatabaseTransaction, DbErr> {
+        begin_to_read(&self.index_reader).await
+    }
+}
+
+async fn begin_to_read(pool: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+    if pool.get_database_backend() == DbBackend::Postgres {
+        let (isolation, access) = (IsolationLevel::RepeatableRead, AccessMode::ReadOnly);
+        return pool.begin_with_config(Some(isolation), Some(access)).await;
+    }
+    pool.begin().await
 }
 
 impl From<DbErr> for Error {

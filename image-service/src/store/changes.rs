@@ -101,7 +101,7 @@ impl Store {
     /// Reads the latest revision.
     pub(crate) async fn latest_revision(&self) -> Result<Revision, Error> {
         let sql = "SELECT revision, nonce FROM catalogue";
-        let row = self.reader.query_one_raw(Statement::from_string(self.backend(), sql)).await?;
+        let row = self.index_reader.query_one_raw(Statement::from_string(self.backend(), sql)).await?;
         let row = row.ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
         Ok(Revision { number: row.try_get_by_index(0)?, nonce: row.try_get_by_index(1)? })
     }

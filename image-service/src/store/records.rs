@@ -49,12 +49,13 @@ impl Store {
             + " WHERE i.id > $1 AND i.id <= $2 AND NOT i.deleted ORDER BY i.id LIMIT $3";
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let values = [Value::from(after.0), until.0.into(), limit.into()];
-        Ok(entries(&self.reader, all, Statement::from_sql_and_values(self.backend(), sql, values)).await?)
+        Ok(entries(&self.index_reader, all, Statement::from_sql_and_values(self.backend(), sql, values))
+            .await?)
     }
 
     /// Reads images by their ids, those of them that exist, and the revision that they are as of.
     pub(crate) async fn records_of(&self, ids: &[ImageId]) -> Result<(Revision, Vec<CatalogueEntry>), Error> {
-        let txn = self.read().await?;
+        let txn = self.read_for_index().await?;
         let at = changes::revisions(&txn).await?.latest;
         let records = with_ids(&txn, Parts { grants: true, text: true }, ids).await?;
         txn.commit().await?;
@@ -64,7 +65,7 @@ impl Store {
     /// Returns ids that divide all images into so many parts of about the same number, in their order.
     pub(crate) async fn divide_records(&self, parts: u64) -> Result<Vec<ImageId>, Error> {
         let number = |sql: String| async move {
-            self.reader.query_one_raw(Statement::from_string(self.backend(), sql)).await
+            self.index_reader.query_one_raw(Statement::from_string(self.backend(), sql)).await
         };
         let row = number("SELECT COUNT(*) FROM images".to_owned()).await?;
         let count: i64 = row.map_or(Ok(0), |row| row.try_get_by_index(0))?;
@@ -91,7 +92,7 @@ impl Store {
         limit: u64,
         is_known: impl Fn(ImageId) -> bool + Send,
     ) -> Result<ChangedRecords, Error> {
-        let txn = self.read().await?;
+        let txn = self.read_for_index().await?;
         let changes = changes::changes_after(&txn, after, limit).await?;
         let mut parts: BTreeMap<ImageId, Parts> = BTreeMap::new();
         for change in &changes {
