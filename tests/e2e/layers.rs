@@ -10,8 +10,8 @@ use anyhow::Context as _;
 
 const NOUNS: [&str; 10] =
     ["access", "build", "context", "dispatch", "error", "image", "request", "search", "timestamp", "turns"];
-const OPERATIONS: [&str; 9] =
-    ["catalog", "contexts", "feed", "history", "queue", "session", "signals", "upkeep", "workers"];
+const OPERATIONS: [&str; 10] =
+    ["catalog", "contexts", "feed", "history", "preview", "queue", "session", "signals", "upkeep", "workers"];
 /// Beside the layers: the command line, the lock on the data directory, tokens, and the root that puts everything together.
 const ROOT: [&str; 6] = ["config", "data_dir", "lib", "main", "simulation", "token"];
 
