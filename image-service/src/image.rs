@@ -190,6 +190,12 @@ impl Image {
         FIXED + 2 * texts.iter().sum::<usize>() + text
     }
 
+    /// Returns what it takes in the memory of the index with this configuration, but for its grants. Bytes.
+    pub(crate) fn index_bytes_with(&self, configuration: &Configuration) -> i64 {
+        let text = search_text(&self.name, &self.description, configuration);
+        i64::try_from(self.index_bytes(text.as_str().len())).unwrap_or(i64::MAX)
+    }
+
     /// How many bytes a grant takes in the memory of the index.
     pub(crate) const GRANT_BYTES: u32 = 40;
 

@@ -20,7 +20,7 @@ use crate::{
     image::{BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, RepositoryPrefixes},
     index::{Index, VisibleImage},
     request::Request,
-    store::{BatchOutcome, BatchTarget, Store, WithBuild, WorkerRow},
+    store::{BatchOutcome, BatchTarget, Store, UsageChange, WithBuild, WorkerRow},
 };
 
 mod creation;
@@ -72,6 +72,10 @@ impl Preview {
             image.reference_given = wanted.is_given();
         }
         if image != *before {
+            let current = &cached.configuration;
+            let bytes =
+                image.index_bytes_with(configuration.unwrap_or(current)) - before.index_bytes_with(current);
+            self.store.require_quota(&image.creator, UsageChange { images: 0, bytes }).await?;
             self.require_reference(&image).await?;
             image = self.overlay(request, [found.clone()]).await?.edit(image);
         }
@@ -207,6 +211,10 @@ impl Preview {
         let is_one_more = !granted.can_view() && permissions.can_view();
         if is_one_more && found.entry.grant_count() as u64 >= Store::MAX_GRANTS {
             return Err(Error::Refused(Refusal::TooManyGrants));
+        }
+        if is_one_more {
+            let bytes = i64::from(Image::GRANT_BYTES);
+            self.store.require_quota(&found.entry.image.creator, UsageChange { images: 0, bytes }).await?;
         }
         Ok(permissions)
     }

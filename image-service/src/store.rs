@@ -36,6 +36,7 @@ pub(crate) use self::{
     hints::Hint,
     histories::Excerpt,
     records::ChangedRecords,
+    usage::UsageChange,
     workers::WorkerRow,
 };
 use self::{writer::Writer, writing::Writing};

@@ -66,8 +66,8 @@ async fn a_read_sees_what_was_written_through_any_replica() -> anyhow::Result<()
     let replicas = Replicas::start().await?;
     let mut random = Rng::with_seed(7);
     let mut stalling = tokio::task::JoinSet::new();
-    for relay in replicas.relays.iter().cloned() {
-        let mut random = random.fork();
+    for relay in &replicas.relays {
+        let (relay, mut random) = (Arc::clone(relay), random.fork());
         stalling.spawn(async move {
             loop {
                 relay.stall(random.bool());

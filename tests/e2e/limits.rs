@@ -310,3 +310,38 @@ async fn the_port_of_a_worker_blames_callers_for_what_is_no_message() -> anyhow:
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creator_has_so_many_images_and_no_more() -> anyhow::Result<()> {
+    let service = Service::start_with(&["--max-images", "2"]).await?;
+    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
+    let first = alice.create_template("First").await?;
+    alice.create_template("Second").await?;
+    let exceeded = (Code::ResourceExhausted, "CREATOR_QUOTA_EXCEEDED".to_owned());
+    assert_eq!(refused(alice.create_template("Third").await), exceeded);
+    let previewed = api::CreateImageRequest {
+        image: Some(image("Third", "FROM scratch")),
+        validate_only: true,
+        ..Default::default()
+    };
+    assert_eq!(refused(alice.images.clone().create_image(previewed).await), exceeded);
+    bob.create_template("Of another").await?;
+    alice.delete(&first.id).await?;
+    alice.create_template("Third").await?;
+    assert_eq!(refused(alice.create_template("Fourth").await), exceeded);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_catalogue_has_room_for_what_can_be_loaded_again() -> anyhow::Result<()> {
+    let service = Service::start_with(&["--index-memory", "100000"]).await?;
+    let alice = service.builder("alice");
+    let small = alice.create_template("Small").await?;
+    let large = format!("FROM scratch\n# {}", "x".repeat(99_000));
+    let (code, reason) = refused(alice.create(image("Large", &large)).await);
+    assert_eq!((code, reason.as_str()), (Code::ResourceExhausted, "CATALOGUE_FULL"));
+    alice.delete(&small.id).await?;
+    alice.create(image("Large", &large[..90_000])).await?;
+    alice.create_template("Small").await?;
+    Ok(())
+}

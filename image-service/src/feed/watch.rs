@@ -309,7 +309,10 @@ impl ImageWatch {
                 let shown = Shown::new(image, Some(configuration));
                 match event {
                     WatchEvent::Image(_, next) => WatchEvent::Image(shown, next),
-                    _ => WatchEvent::Changed(Arc::new(shown)),
+                    WatchEvent::Changed(_)
+                    | WatchEvent::Synced
+                    | WatchEvent::Removed(_)
+                    | WatchEvent::Bookmark => WatchEvent::Changed(Arc::new(shown)),
                 }
             }
             Err(Error::NotFound(_)) => WatchEvent::Removed(id),

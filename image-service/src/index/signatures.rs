@@ -126,7 +126,7 @@ impl Signatures {
         }
         hashes.sort_unstable();
         hashes.dedup();
-        let of_chunk = |rows: &Box<[u64]>| {
+        let of_chunk = |rows: &[u64]| {
             let mut all = u64::MAX;
             for hash in &hashes {
                 all &= rows[usize::from(*hash)];
@@ -136,7 +136,7 @@ impl Signatures {
             }
             all
         };
-        Some(self.chunks.iter().map(of_chunk).collect())
+        Some(self.chunks.iter().map(|rows| of_chunk(rows)).collect())
     }
 
     pub(super) fn bytes(&self) -> usize {

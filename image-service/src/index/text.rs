@@ -60,7 +60,10 @@ impl Text {
 
 /// The compressed text that was read last: many watches read the text of the same change.
 #[derive(Debug, Default)]
-pub(super) struct LastText(Mutex<Option<(Arc<Text>, Arc<[u8]>)>>);
+pub(super) struct LastText(Mutex<Option<ReadText>>);
+
+/// A text, and its bytes.
+type ReadText = (Arc<Text>, Arc<[u8]>);
 
 impl LastText {
     /// Calls `read` with the bytes of a text.

@@ -5,7 +5,7 @@ use crate::{
     error::Error,
     image::{Configuration, Creation, ImageId, NewImage, SnapshotOrder},
     request::Request,
-    store::WithBuild,
+    store::{UsageChange, WithBuild},
 };
 
 impl Preview {
@@ -46,8 +46,10 @@ impl Preview {
         let owner = |reference| async move { self.store.reference_owner(&reference).await };
         let reference = new.reference.choose(id, creation.writes_reference(), owner).await?;
         let build = creation.first_build(id, &reference, request.caller.subject(), now);
-        self.store.require_archive(&new.configuration).await?;
         let image = creation.record(id, reference, build.as_ref(), self.index.revision() + 1, now);
+        let bytes = image.index_bytes_with(&new.configuration);
+        self.store.require_quota(creation.creator, UsageChange { images: 1, bytes }).await?;
+        self.store.require_archive(&new.configuration).await?;
         self.require_reference(&image).await?;
         let build = match build {
             Some(mut build) => {

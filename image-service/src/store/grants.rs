@@ -9,10 +9,9 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    ChangeKind, Effects, Store,
+    ChangeKind, Effects, Store, UsageChange,
     changes::{self, NewChange},
     entity::{grant, image},
-    usage,
     write::{Target, Write},
     writing::Writing,
 };
@@ -102,7 +101,7 @@ impl Write<'_> {
                 GRANT_BYTES
             }
         };
-        self.charge(&target.image.creator, usage::Change { images: 0, bytes: added }).await?;
+        self.charge(&target.image.creator, UsageChange { images: 0, bytes: added }).await?;
         self.log_grant(&target, grantee, added).await?;
         Ok(permissions)
     }

@@ -6,6 +6,7 @@ use sea_orm::{
 };
 
 use super::{
+    Store,
     entity::{catalogue, creator},
     write::Write,
 };
@@ -16,9 +17,40 @@ use crate::{
 
 /// What a write adds; less than nothing where it takes away.
 #[derive(Copy, Clone, Debug)]
-pub(super) struct Change {
-    pub(super) images: i64,
-    pub(super) bytes: i64,
+pub(crate) struct UsageChange {
+    pub(crate) images: i64,
+    pub(crate) bytes: i64,
+}
+
+impl Store {
+    /// Checks that a write may add this to the images of a creator.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Quotas::admit`](crate::image::Quotas::admit).
+    pub(crate) async fn require_quota(&self, subject: &str, change: UsageChange) -> Result<(), Error> {
+        let of_creator = creator::Entity::find_by_id(subject).one(&self.reader).await?;
+        let of_all = catalogue::Entity::find_by_id(1).one(&self.reader).await?;
+        let (images, bytes) = of_creator.map_or((0, 0), |row| (row.images, row.index_bytes));
+        self.quotas.admit(usage(of_all.map_or(0, |row| row.index_bytes), images, bytes), change.growth())
+    }
+}
+
+/// Says what is there of it before a write.
+fn usage(catalogue_bytes: i64, creator_images: i64, creator_bytes: i64) -> Usage {
+    let count = |number: i64| u64::try_from(number).unwrap_or(0);
+    Usage {
+        catalogue_bytes: count(catalogue_bytes),
+        creator_images: count(creator_images),
+        creator_bytes: count(creator_bytes),
+    }
+}
+
+impl UsageChange {
+    fn growth(self) -> Growth {
+        let added = |number: i64| u64::try_from(number).unwrap_or(0);
+        Growth { images: added(self.images), bytes: added(self.bytes) }
+    }
 }
 
 impl Write<'_> {
@@ -27,8 +59,8 @@ impl Write<'_> {
     /// # Errors
     ///
     /// Those of [`Quotas::admit`](crate::image::Quotas::admit).
-    pub(super) async fn charge(&self, subject: &str, change: Change) -> Result<(), Error> {
-        let Change { images, bytes } = change;
+    pub(super) async fn charge(&self, subject: &str, change: UsageChange) -> Result<(), Error> {
+        let UsageChange { images, bytes } = change;
         if images <= 0 && bytes <= 0 {
             self.release(subject, change);
             return Ok(());
@@ -52,18 +84,12 @@ impl Write<'_> {
             .exec_with_returning(&self.txn)
             .await?;
         let of_all = of_all.first().map_or(bytes, |row| row.index_bytes);
-        let before = |now: i64, added: i64| u64::try_from(now - added).unwrap_or(0);
-        let used = Usage {
-            catalogue_bytes: before(of_all, bytes),
-            creator_images: before(of_creator.images, images),
-            creator_bytes: before(of_creator.index_bytes, bytes),
-        };
-        let added = |added: i64| u64::try_from(added).unwrap_or(0);
-        self.store.quotas.admit(used, Growth { images: added(images), bytes: added(bytes) })
+        let used = usage(of_all - bytes, of_creator.images - images, of_creator.index_bytes - bytes);
+        self.store.quotas.admit(used, change.growth())
     }
 
-    fn release(&self, subject: &str, change: Change) {
-        let Change { images, bytes } = change;
+    fn release(&self, subject: &str, change: UsageChange) {
+        let UsageChange { images, bytes } = change;
         if images == 0 && bytes == 0 {
             return;
         }

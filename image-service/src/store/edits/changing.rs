@@ -4,7 +4,7 @@ use sea_orm::{
     ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, Set, sea_query::Expr,
 };
 
-use super::{BatchOutcome, creating::index_bytes};
+use super::BatchOutcome;
 use crate::{
     access::Action,
     build::{Build, BuildId},
@@ -12,12 +12,12 @@ use crate::{
     error::Error,
     image::{BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, RepositoryPrefixes, View},
     store::{
-        ChangeKind, builds,
+        ChangeKind, UsageChange, builds,
         changes::{self, NewChange},
         contexts,
         decided::{self, Moved},
         entity::image,
-        grants, images, queue, references, rows, usage,
+        grants, images, queue, references, rows,
         write::{Target, Write},
     },
 };
@@ -45,8 +45,8 @@ impl Write<'_> {
         }
         if image != before {
             let bytes =
-                index_bytes(&image, configuration.unwrap_or(&current)) - index_bytes(&before, &current);
-            self.charge(&image.creator, usage::Change { images: 0, bytes }).await?;
+                image.index_bytes_with(configuration.unwrap_or(&current)) - before.index_bytes_with(&current);
+            self.charge(&image.creator, UsageChange { images: 0, bytes }).await?;
             let row = image::Model { index_bytes: row.index_bytes + bytes, ..rows::image_to_row(&image)? };
             references::settle(&self.txn, [&row]).await?;
             image = self.save_edit(row, ChangeKind::Content).await?;
@@ -140,7 +140,7 @@ impl Write<'_> {
         let change = NewChange { grantees, ..NewChange::new(id, ChangeKind::Deleted, &target.image.creator) };
         changes::log(&self.txn, change, self.now).await?;
         self.effects.committed.changed.insert(id);
-        let usage = usage::Change { images: -1, bytes: -target.row.index_bytes };
+        let usage = UsageChange { images: -1, bytes: -target.row.index_bytes };
         self.charge(&target.row.creator, usage).await?;
         let deleted = image::ActiveModel { id: Set(id.0), deleted: Set(true), ..Default::default() };
         self.txn.later(image::Entity::update(deleted).validate()?);

@@ -6,14 +6,14 @@ use super::WithBuild;
 use crate::{
     build::{Build, Record},
     error::Error,
-    image::{Configuration, Creation, Image, ImageId, NewImage, SnapshotOrder, search_text},
+    image::{Configuration, Creation, ImageId, NewImage, SnapshotOrder},
     store::{
-        ChangeKind, builds,
+        ChangeKind, UsageChange, builds,
         changes::{self, NewChange},
         contexts,
         decided::{self, Moved},
         entity::{self, configuration},
-        queue, references, rows, usage,
+        queue, references, rows,
         write::Write,
     },
 };
@@ -37,8 +37,8 @@ impl Write<'_> {
         let changes::Logged { revision, at } =
             changes::log(&self.txn, NewChange::new(id, ChangeKind::Content, creator), now).await?;
         let image = creation.record(id, reference, build.as_ref(), revision, at);
-        let bytes = index_bytes(&image, &new.configuration);
-        self.charge(creator, usage::Change { images: 1, bytes }).await?;
+        let bytes = image.index_bytes_with(&new.configuration);
+        self.charge(creator, UsageChange { images: 1, bytes }).await?;
         let row = entity::image::Model { index_bytes: bytes, ..rows::image_to_row(&image)? };
         self.txn.later(entity::image::Entity::insert(row.into_active_model()));
         self.write_configuration(id, 1, &new.configuration).await?;
@@ -83,10 +83,4 @@ impl Write<'_> {
         decided::record(&self.txn, &[Moved::queued(build, &first)], &mut self.effects.committed)?;
         Ok(first)
     }
-}
-
-/// Returns what an image takes in the memory of the index, but for its grants. Bytes.
-pub(super) fn index_bytes(image: &Image, configuration: &Configuration) -> i64 {
-    let text = search_text(&image.name, &image.description, configuration);
-    i64::try_from(image.index_bytes(text.as_str().len())).unwrap_or(i64::MAX)
 }
