@@ -334,14 +334,19 @@ async fn a_creator_has_so_many_images_and_no_more() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_catalogue_has_room_for_what_can_be_loaded_again() -> anyhow::Result<()> {
-    let service = Service::start_with(&["--index-memory", "100000"]).await?;
+    let service = Service::start_with(&["--index-memory", &(1024 * 1024).to_string()]).await?;
     let alice = service.builder("alice");
-    let small = alice.create_template("Small").await?;
-    let large = format!("FROM scratch\n# {}", "x".repeat(99_000));
-    let (code, reason) = refused(alice.create(image("Large", &large)).await);
-    assert_eq!((code, reason.as_str()), (Code::ResourceExhausted, "CATALOGUE_FULL"));
-    alice.delete(&small.id).await?;
-    alice.create(image("Large", &large[..90_000])).await?;
-    alice.create_template("Small").await?;
+    // Four of them take less than a MiB, and five more.
+    let large = |name: &str| image(name, &format!("FROM scratch\n# {}", "x".repeat(240_000)));
+    let (first, _) = alice.create(large("First")).await?;
+    for name in ["Second", "Third", "Fourth"] {
+        alice.create(large(name)).await?;
+    }
+    let full = (Code::ResourceExhausted, "CATALOGUE_FULL".to_owned());
+    assert_eq!(refused(alice.create(large("Fifth")).await), full);
+    alice.create(image("Small", "FROM scratch")).await?;
+    alice.delete(&first.id).await?;
+    alice.create(large("Fifth")).await?;
+    assert_eq!(refused(alice.create(large("Sixth")).await), full);
     Ok(())
 }
