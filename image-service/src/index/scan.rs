@@ -2,7 +2,7 @@
 //!
 //! Images are looked at in the order of the list. The default order is kept, and is walked while that finds enough; any other
 //! order, and the default one where candidates are few or far between, is that of the best of one pass over the candidates. When
-//! too few of these hold the term, another pass selects as many as one call may search.
+//! too few of these hold the term, another pass selects more, up to as many as one call may search.
 
 use std::{collections::VecDeque, ops::ControlFlow, sync::Arc};
 
@@ -139,7 +139,8 @@ impl PageScan {
     const MAX_SEARCHED: u64 = 64 * 1024 * 1024;
     /// Candidates that are so few are all selected by the first pass.
     const FEW: u64 = 1_000;
-    /// How many images are selected when those of the first pass were not enough, if their texts are of a usual size.
+    /// How many more each pass selects than the one before, and how many at most: about as many as one call may search.
+    const GROWTH: usize = 16;
     const MANY: usize = 128 * 1024;
     /// After so many steps it is decided anew whether the order is walked.
     const MIN_WALK: u64 = 4_096;
@@ -216,8 +217,10 @@ impl PageScan {
             return;
         }
         self.source = Source::Walk { steps };
-        // Now that they are known not to be among the first, it may be less work to go through the candidates.
-        let left = (images.len() as u64).saturating_sub(steps);
+        // As far as can be told by now it may be less work to go through the candidates.
+        let missing = (self.limit + 1 - self.found.len()) as u64;
+        let expected = (steps * missing).checked_div(self.found.len() as u64).unwrap_or(u64::MAX);
+        let left = (images.len() as u64).saturating_sub(steps).min(expected);
         if steps >= Self::MIN_WALK && 2 * self.candidates.count(images) < left {
             self.source = Source::pass(&self.order, self.selects);
         }
@@ -257,7 +260,7 @@ impl PageScan {
             ControlFlow::Continue(()) => {
                 let best = std::mem::replace(best, Best::new(order, 1));
                 self.source = Source::Selected(best.finish(Self::MAX_SEARCHED));
-                self.selects = Self::MANY;
+                self.selects = self.selects.saturating_mul(Self::GROWTH).min(Self::MANY);
             }
         }
     }
@@ -269,10 +272,11 @@ impl PageScan {
         let order = &self.order;
         while let Some(entry) = selection.entries.pop_front() {
             selection.found.extend(self.filter.look(&entry, budget));
-            if self.filter.searched() >= Self::MAX_SEARCHED && selection.is_sorted {
+            let is_enough = self.found.len() + selection.found.len() > self.limit;
+            if selection.is_sorted && (is_enough || self.filter.searched() >= Self::MAX_SEARCHED) {
                 self.found.append(&mut selection.found);
                 self.place = Some(order.place_of(&entry.image));
-                self.end = Some(End::Bounded);
+                self.end = Some(if is_enough { End::Full } else { End::Bounded });
                 return;
             }
             if budget.is_spent() {
@@ -357,7 +361,10 @@ impl Best {
         }
     }
 
-    /// Returns them, in their order if their texts have more bytes than one call may search.
+    /// How many are sorted before they are searched, so that the search ends when enough were found.
+    const SORTED: usize = 8 * 1024;
+
+    /// Returns them, in their order if they are not too many, or their texts have more bytes than one call may search.
     fn finish(mut self, most_text: u64) -> Selection {
         // With as many as were wanted there may be more.
         let is_all = self.worst.is_none() && self.entries.len() < self.most;
@@ -365,7 +372,7 @@ impl Best {
         let order = self.order;
         let last = self.entries.iter().max_by(|a, b| order.compare(&a.image, &b.image)).cloned();
         let text: u64 = self.entries.iter().map(|entry| entry.text_len() as u64).sum();
-        let is_sorted = text > most_text;
+        let is_sorted = self.entries.len() <= Self::SORTED || text > most_text;
         if is_sorted {
             self.entries.sort_unstable_by(|a, b| order.compare(&a.image, &b.image));
         }
