@@ -12,7 +12,7 @@ pub(crate) struct StepsUnderWay(Arc<Mutex<BTreeMap<String, Build>>>);
 #[derive(Debug, Default)]
 struct Build {
     steps: Vec<StepUnderWay>,
-    /// Whether it is to stop: it needs none of its steps any more.
+    /// Set when it is to stop: it needs none of its steps any more.
     is_stopping: bool,
 }
 

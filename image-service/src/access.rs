@@ -60,7 +60,7 @@ pub(crate) enum Standing {
     Guest(Permissions),
 }
 
-/// Whom images can be granted to. The creator of an image is one, too.
+/// A subject or group that images can be granted to. The creator of an image is one, too.
 ///
 /// Stored and serialised as a kind and a name, `subject:alice`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -74,7 +74,7 @@ pub(crate) enum Grantee {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Sight {
     Everything,
-    /// What any of these has created or was granted.
+    /// The images that any of these has created or was granted.
     Of(BTreeSet<Grantee>),
 }
 

@@ -1,7 +1,7 @@
 //! What callers can do with images, builds and grants: authorise, write, publish.
 //!
-//! What is only to be validated is answered by a [`Preview`]. What names no image that the caller sees is refused without a
-//! transaction, in which visibility is checked again.
+//! A write that is only to be validated is answered by a [`Preview`]. One that names no image that the caller sees is refused
+//! without a transaction, in which visibility is checked again.
 
 use std::sync::Arc;
 

@@ -37,7 +37,7 @@ pub(crate) enum Begun {
 #[derive(Debug)]
 pub(crate) struct Upload {
     contexts: Contexts,
-    /// Who uploads.
+    /// The caller that uploads.
     caller: Principal,
     id: uuid::Uuid,
     expected: Option<ContextDigest>,

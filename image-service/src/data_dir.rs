@@ -17,7 +17,7 @@ pub(crate) struct DataDirLock {
     _file: File,
 }
 
-/// Why a data directory cannot be locked.
+/// The reason why a data directory cannot be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process holds the lock.

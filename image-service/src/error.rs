@@ -103,7 +103,7 @@ impl fmt::Display for Resource {
     }
 }
 
-/// What one creator's images are bounded in.
+/// A quantity that one creator's images are bounded in.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum CreatorQuota {

@@ -196,7 +196,7 @@ impl Image {
         i64::try_from(self.index_bytes(text.as_str().len())).unwrap_or(i64::MAX)
     }
 
-    /// How many bytes a grant takes in the memory of the index.
+    /// The memory that a grant takes in the index. Bytes.
     pub(crate) const GRANT_BYTES: u32 = 40;
 
     /// Whether the configuration has changed since the artifact was built.

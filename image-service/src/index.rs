@@ -12,20 +12,17 @@
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Duration,
 };
 
 use memchr::memmem::Finder;
-use tokio::{
-    sync::{Notify, broadcast, watch},
-    time::timeout,
-};
+use tokio::sync::{Notify, broadcast, watch};
 
 use self::{
     configurations::Configurations,
+    filter::Filter,
     freshness::Asks,
     images::Images,
-    scan::{Budget, CountScan, Filter, FoundPage, PageScan, SlotScan},
+    scan::{CountScan, FoundPage, PageScan, SlotScan},
     scheduler::Scans,
     text::LastText,
 };
@@ -33,7 +30,7 @@ use crate::{
     access::{Principal, Sight},
     error::{Error, Resource},
     image::{Image, ImageId, Place, Query},
-    store::{CommittedRevision, Revision, Store},
+    store::{Revision, Store},
 };
 
 pub(crate) use self::{
@@ -47,6 +44,7 @@ mod batch;
 mod candidates;
 mod configurations;
 mod entry;
+mod filter;
 mod follower;
 mod freshness;
 mod images;
@@ -54,6 +52,7 @@ mod loader;
 mod order;
 mod scan;
 mod scheduler;
+mod selection;
 mod shown;
 mod signatures;
 mod text;
@@ -68,7 +67,7 @@ struct Inner {
     store: Store,
     images: RwLock<Images>,
     state: watch::Sender<State>,
-    /// Whether the index answers, as health tells.
+    /// Set while the index answers, as health tells.
     serves: watch::Sender<bool>,
     /// Bounded: a watch that falls behind by more reads what it has missed from the log, latest states only.
     events: broadcast::Sender<IndexEvent>,
@@ -80,10 +79,10 @@ struct Inner {
     texts: LastText,
 }
 
-/// How far the index is.
+/// The progress of the index.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 struct State {
-    /// How often it was loaded.
+    /// The number of times it was loaded.
     load: u64,
     /// The revision that it is at; none while it is loaded.
     at: Option<Revision>,
@@ -100,20 +99,18 @@ pub(crate) struct SlotCursor {
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) images: Vec<VisibleImage>,
-    /// Where the next page begins; none on the last one.
+    /// The place after which the next page begins; none on the last one.
     pub(crate) next: Option<Place>,
-    /// How many match on all pages together, if that was asked for.
+    /// The number of images that match on all pages together, if that was asked for.
     pub(crate) total: Option<u64>,
-    /// How much text was searched. Bytes.
+    /// The text that was searched. Bytes.
     pub(crate) searched: u64,
 }
 
 impl Index {
     /// Batches.
     const BACKLOG: usize = 256;
-    /// How long a read waits for the index to get as far as the database was when it began.
-    const PATIENCE: Duration = Duration::from_secs(3);
-    /// How many images are looked up under the lock at once.
+    /// The number of images that are looked up under the lock at once.
     const STRETCH: usize = 512;
 
     pub(crate) fn new(store: Store) -> Self {
@@ -157,8 +154,7 @@ impl Index {
         missing: Resource,
     ) -> Result<VisibleImage, Error> {
         self.fresh().await?;
-        let entry = self.images().get(id).cloned();
-        let entry = entry.ok_or(Error::NotFound(missing))?;
+        let entry = self.entry(id).ok_or(Error::NotFound(missing))?;
         let standing = Viewer::new(sight).standing(&entry).ok_or(Error::NotFound(missing))?;
         Ok(VisibleImage { entry, standing })
     }
@@ -222,7 +218,7 @@ impl Index {
         sight: &Sight,
         id: ImageId,
     ) -> Result<(VisibleImage, Arc<CachedConfiguration>), Error> {
-        /// How often the configuration may change while it is read.
+        /// The number of times the configuration may change while it is read.
         const CHANGES: usize = 5;
         for _ in 0..CHANGES {
             let found = self.image(sight, id).await?;
@@ -310,7 +306,7 @@ impl Index {
         Ok(scan.finish().into_iter().map(|(slot, image)| (image, behind(slot))).collect())
     }
 
-    /// Whether an image can be found by a term.
+    /// Tells whether an image can be found by a term.
     pub(crate) fn holds(&self, entry: &Entry, term: &Finder<'_>) -> bool {
         self.0.texts.read(&entry.text, |text| term.find(text).is_some())
     }
@@ -325,63 +321,6 @@ impl Index {
         self.0.events.subscribe()
     }
 
-    /// Waits until the index has got as far as the database is now, and returns the revision that it is at.
-    ///
-    /// # Errors
-    ///
-    /// - [`Error::CatalogueLoading`] when the index is loaded meanwhile.
-    /// - [`Error::Busy`] when the database does not answer, or the index does not catch up with it in time.
-    pub(crate) async fn fresh(&self) -> Result<Revision, Error> {
-        let begun = *self.0.state.borrow();
-        // Where nobody else writes, it is known what was committed.
-        if let CommittedRevision::Known(committed) = self.0.store.committed()
-            && let Some(at) = begun.at.filter(|at| covers(*at, committed))
-        {
-            return Ok(at);
-        }
-        match timeout(Self::PATIENCE, self.caught_up(begun)).await {
-            Ok(Some(at)) => Ok(at),
-            Ok(None) | Err(_) if self.0.state.borrow().at.is_none() => Err(Error::CatalogueLoading),
-            Ok(None) | Err(_) => Err(Error::Busy),
-        }
-    }
-
-    /// Waits until the index is at least at a revision of the change log.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Busy`] when that takes too long.
-    pub(crate) async fn reached(&self, revision: Revision) -> Result<(), Error> {
-        self.0.wanted.notify_one();
-        let mut state = self.0.state.subscribe();
-        let reached = state.wait_for(|state| state.at.is_some_and(|at| covers(at, revision)));
-        match timeout(Self::PATIENCE, reached).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Error::Busy),
-        }
-    }
-
-    /// Waits until the index is as far as the database is now; `None` when the database does not answer.
-    async fn caught_up(&self, begun: State) -> Option<Revision> {
-        let latest = match self.0.store.committed() {
-            CommittedRevision::Known(committed) => committed,
-            CommittedRevision::Unknown => self.0.asks.latest(&self.0.store).await?,
-        };
-        // A database that is behind what it was has lost its last changes, or is another one.
-        let is_other = begun.at.is_some_and(|at| {
-            latest.number < at.number || latest.number == at.number && latest.nonce != at.nonce
-        });
-        let has_caught_up = |state: &State| {
-            (!is_other || state.load > begun.load) && state.at.is_some_and(|at| covers(at, latest))
-        };
-        let mut state = self.0.state.subscribe();
-        if !has_caught_up(&state.borrow_and_update()) {
-            self.0.wanted.notify_one();
-        }
-        let state = state.wait_for(has_caught_up).await.ok()?;
-        state.at
-    }
-
     fn images(&self) -> RwLockReadGuard<'_, Images> {
         self.0.images.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -389,11 +328,6 @@ impl Index {
     fn images_mut(&self) -> RwLockWriteGuard<'_, Images> {
         self.0.images.write().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether everything up to `wanted` is known at `at`, of the same history.
-fn covers(at: Revision, wanted: Revision) -> bool {
-    at.number > wanted.number || at == wanted
 }
 
 fn configuration_key(image: &Image) -> configurations::Key {

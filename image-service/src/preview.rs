@@ -35,9 +35,9 @@ pub(crate) struct Preview {
 }
 
 impl Preview {
-    /// How many batches are worked on at once: there are few processors and connections, and others need them, too.
+    /// The number of batches that are worked on at once: there are few processors and connections, and others need them, too.
     const BATCHES: usize = 2;
-    /// How many rows of a batch are decided upon before others have their turn.
+    /// The number of rows of a batch that are decided upon before others have their turn.
     const STRETCH: usize = 64;
 
     pub(crate) fn new(store: Store, index: Index) -> Self {

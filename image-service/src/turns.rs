@@ -32,7 +32,7 @@ pub(crate) struct Turns<T> {
     /// The turns in a row that callers have had while background work waited.
     caller_run: u32,
     is_gone: fn(&T) -> bool,
-    /// How many tickets of one caller wait at most, and how many of background work.
+    /// The most tickets of one caller that wait, and of background work.
     most: usize,
 }
 
@@ -48,7 +48,7 @@ impl<T> Turns<T> {
     /// The turns that callers take in a row while background work waits.
     const CALLER_RUN: u32 = 32;
 
-    /// How many tickets of dispatch wait at most: one for each session and report under way, far more than a service of this size
+    /// The most tickets of dispatch that wait: one for each session and report under way, far more than a service of this size
     /// sees.
     const MOST_OF_DISPATCH: usize = 10_000;
 

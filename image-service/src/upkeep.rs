@@ -1,4 +1,4 @@
-//! What goes on beside the calls: hints from other replicas are passed on, what is kept for a time is forgotten, the database is
+//! The work beside the calls: hints from other replicas are passed on, what is kept for a time is forgotten, the database is
 //! asked whether it answers, and the queue is measured.
 
 use std::{error::Error as _, sync::Arc, time::Duration};

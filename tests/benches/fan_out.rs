@@ -31,7 +31,7 @@ const OWNER: &str = "owner";
 /// Every watcher sees them: by a grant, or as an admin where there are more than can be granted to.
 const MANY: usize = 10_000;
 
-/// What a steady load came to.
+/// The result of a steady load.
 #[derive(Debug)]
 struct Steady {
     times: Samples,

@@ -20,13 +20,13 @@ use crate::{
 
 mod cases;
 
-/// How often each list with a limit is asked for, unless that takes too long.
+/// The number of times each list with a limit is asked for, unless that takes too long.
 const CALLS: usize = 500;
 const TOO_LONG: Duration = Duration::from_secs(1);
 /// Rounds of a list and its peer, and how long each of the two is called in one.
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_millis(120);
-/// How many pages are asked for until one has an image.
+/// The most pages that are asked for until one has an image.
 const PAGES: usize = 100;
 /// To reach beside a peer that answers with the same bytes.
 const RATIO: f64 = 0.6;
@@ -39,7 +39,7 @@ const CALLERS: [&str; 4] = ["admin", seeding::TEN, seeding::TEN_THOUSAND, seedin
 struct First {
     /// The first page, encoded.
     answer: Vec<u8>,
-    /// How many pages it took to find an image, or that there is none.
+    /// The number of pages it took to find an image, or that there is none.
     pages: usize,
 }
 

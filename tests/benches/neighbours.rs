@@ -30,7 +30,7 @@ const LONGEST: Duration = Duration::from_secs(10);
 const GOOD: f64 = 5.0;
 const TIMES: f64 = 3.0;
 
-/// What the caller does who is measured, again and again in each round, each with its pause.
+/// The calls of the caller that is measured, again and again in each round, each with its pause.
 #[derive(Clone, Debug)]
 enum Call {
     List,

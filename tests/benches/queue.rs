@@ -22,7 +22,7 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(120);
 const RATE: f64 = 400.0;
 const WORKERS: usize = 4;
-/// How long the rate is measured, and how long beside a history.
+/// The time for which the rate is measured, and that beside a history.
 const SHORT: Duration = Duration::from_secs(8);
 const LONG: Duration = Duration::from_secs(60);
 
@@ -116,7 +116,7 @@ async fn jobs(server: Option<&str>, queued: usize, workers: usize) -> anyhow::Re
 async fn rate(service: Service, workers: usize, lasting: Duration) -> anyhow::Result<f64> {
     const CATCHING_UP: Duration = Duration::from_secs(20);
     const WARMING: Duration = Duration::from_secs(2);
-    /// How many builds are asked for at once.
+    /// The number of builds that are asked for at once.
     const CALLERS: usize = 8;
     let engine = FakeEngine::start().await?;
     engine.script(Script::new().step("[1/1] FROM scratch").succeed());

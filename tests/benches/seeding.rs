@@ -52,11 +52,11 @@ pub(crate) struct Catalogue {
     pub(crate) url: Option<String>,
 }
 
-/// What image-service wrote of the image that the others are like.
+/// The rows that image-service wrote of the image that the others are like.
 #[derive(Debug)]
 struct Pattern {
     configuration: String,
-    /// What its row says that the index needs for it.
+    /// The memory of the index that its row counts for it.
     index_bytes: i64,
 }
 

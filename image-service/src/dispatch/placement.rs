@@ -21,7 +21,7 @@ pub(crate) struct Candidate {
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) capabilities: BTreeSet<Capability>,
-    /// How many builds it can be given now; 0 for a worker that only another replica reaches.
+    /// The number of builds that it can be given now; 0 for a worker that only another replica reaches.
     pub(crate) free_slots: usize,
 }
 

@@ -86,7 +86,7 @@ pub(crate) enum WatchEvent {
 
 impl ImageWatch {
     const PAGE: usize = 100;
-    /// How many changes are read together from the log.
+    /// The number of changes that are read together from the log.
     const CHANGES: u64 = 256;
     /// How many images of the first state are written together: a watch keeps the room that this takes, and needs less of it
     /// from then on.

@@ -50,7 +50,7 @@ pub(super) struct Place {
     open_streams: UpDownCounter<i64>,
 }
 
-/// Where authentication leaves a call for the transport, which drops it when the call has ended.
+/// The slot in which authentication leaves a call for the transport, which drops it when the call has ended.
 ///
 /// A request carries one if its method is unary.
 #[derive(Clone, Debug, Default)]

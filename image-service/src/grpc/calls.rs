@@ -40,7 +40,7 @@ pub(super) struct CallsLayer {
     metrics: Metrics,
 }
 
-/// Whether the messages of a method come one by one in a stream, in either direction.
+/// Tells whether the messages of a method come one by one in a stream, in either direction.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Kind {
     Unary,

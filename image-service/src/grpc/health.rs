@@ -20,12 +20,12 @@ use tonic_health::{
 /// from the catalogue.
 const GROUPS: [&[&str]; 2] = [&[DISPATCH], &["", IMAGES, BUILDS, ACCESS, CONTEXTS, WORKERS]];
 
-/// What the statuses follow.
+/// The conditions that the statuses follow.
 #[derive(Clone, Debug)]
 pub(crate) struct Readiness {
-    /// Whether the database answers. The dispatch service needs nothing else.
+    /// Set while the database answers. The dispatch service needs nothing else.
     pub(crate) store_answers: watch::Receiver<bool>,
-    /// Whether the catalogue can be read.
+    /// Set while the catalogue can be read.
     pub(crate) catalogue_ready: watch::Receiver<bool>,
 }
 

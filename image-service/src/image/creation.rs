@@ -9,7 +9,7 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// What a caller gives to create an image; every part has been checked.
+/// The input for creating an image; every part has been checked.
 #[derive(Clone, Debug)]
 pub(crate) struct NewImage {
     pub(crate) name: Name,
@@ -36,7 +36,7 @@ pub(crate) enum WantedReference {
 pub(crate) struct SnapshotOrder {
     pub(crate) workspace: Workspace,
     pub(crate) worker: String,
-    /// Who shall be the creator of the image.
+    /// The creator that the image shall have.
     pub(crate) creator: String,
 }
 
@@ -45,12 +45,12 @@ pub(crate) struct SnapshotOrder {
 pub(crate) struct Creation<'a> {
     pub(crate) new: &'a NewImage,
     pub(crate) creator: &'a str,
-    /// What it is committed from; `None` when it is built or pulled.
+    /// The container that it is committed from; `None` when it is built or pulled.
     pub(crate) snapshot: Option<&'a SnapshotOrder>,
 }
 
 impl Creation<'_> {
-    /// Whether builds of it write its reference.
+    /// Tells whether builds of it write its reference.
     pub(crate) fn writes_reference(&self) -> bool {
         !self.new.template && !self.is_pulled()
     }
@@ -153,7 +153,7 @@ impl WantedReference {
         Ok(chosen)
     }
 
-    /// Whether a client has set it, rather than its being derived or pulled.
+    /// Tells whether a client has given it, rather than its being derived or pulled.
     pub(crate) fn is_given(&self) -> bool {
         matches!(self, Self::Given(_))
     }

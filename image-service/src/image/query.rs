@@ -118,7 +118,7 @@ impl Order {
         by_keys.fold(Ordering::Equal, Ordering::then).then(image.id.cmp(&place.id))
     }
 
-    /// Whether it is the default order, the latest update first.
+    /// Tells whether it is the default order, the latest update first.
     pub(crate) fn is_latest_first(&self) -> bool {
         self.0 == [(Key::UpdateTime, Direction::Descending)]
     }

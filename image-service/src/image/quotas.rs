@@ -13,7 +13,7 @@ pub(crate) struct Quotas {
     pub(crate) bytes: Option<u64>,
 }
 
-/// What is in the catalogue before a write.
+/// The use of the catalogue before a write.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Usage {
     /// The bytes of the index of all images.
@@ -24,7 +24,7 @@ pub(crate) struct Usage {
     pub(crate) creator_bytes: u64,
 }
 
-/// What a write adds: 0 where it takes away or changes nothing.
+/// The use that a write adds: 0 where it takes away or changes nothing.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Growth {
     pub(crate) images: u64,

@@ -92,7 +92,7 @@ impl Reference {
         self.repository.bytes().chain(self.separator().bytes()).chain(self.tag.bytes())
     }
 
-    /// What is pulled by digest has no tag.
+    /// An image that is pulled by digest has no tag.
     fn separator(&self) -> &'static str {
         if self.tag.is_empty() { "" } else { ":" }
     }

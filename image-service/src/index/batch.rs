@@ -1,4 +1,4 @@
-//! What the follower of the change log tells the watches.
+//! The events that the follower of the change log sends to the watches.
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -42,16 +42,16 @@ struct BySize;
 
 impl Weighter<Key, Arc<CachedConfiguration>> for BySize {
     fn weight(&self, _: &Key, cached: &Arc<CachedConfiguration>) -> u64 {
-        /// What it takes beside its texts, which are there twice: as they are, and encoded.
+        /// The memory that it takes beside its texts, which are there twice: as they are, and encoded.
         const FIXED: usize = 600;
         (FIXED + 2 * cached.size) as u64
     }
 }
 
 impl Configurations {
-    /// How much memory the cache takes at most. Bytes.
+    /// The most memory that the cache takes. Bytes.
     const MEMORY: u64 = 192 * 1024 * 1024;
-    /// How many configurations are expected in it.
+    /// The number of configurations that are expected in it.
     const EXPECTED: usize = 100_000;
 
     pub(super) fn new() -> Self {

@@ -14,7 +14,7 @@ use crate::{
     image::{CatalogueEntry, Image},
 };
 
-/// Who was granted what of an image, in the order of the digests.
+/// The grants of an image, in the order of the digests.
 type Grants = Arc<[(GranteeDigest, Permissions)]>;
 
 /// An image as of its last change. It never changes itself: another takes its place.
@@ -34,8 +34,8 @@ pub(crate) struct VisibleImage {
     pub(crate) standing: Standing,
 }
 
-/// Whose creations and grants count; nobody's when everything is in sight. It is a [`Sight`] by digests, which are compared
-/// a million times a second.
+/// The callers whose creations and grants count; nobody's when everything is in sight. It is a [`Sight`] by digests, which are
+/// compared a million times a second.
 #[derive(Clone, Debug)]
 pub(crate) struct Viewer(Option<Box<[GranteeDigest]>>);
 
@@ -87,7 +87,7 @@ impl Entry {
         found.map_or_else(|_| Permissions::default(), |at| self.grants[at].1)
     }
 
-    /// Whether two hold the same, whatever was made of them.
+    /// Tells whether two hold the same, whatever was made of them.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.image == other.image && self.grants == other.grants && self.text.bytes() == other.text.bytes()
     }

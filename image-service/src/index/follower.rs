@@ -25,13 +25,13 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// How long a lost hint can delay a change.
+/// The longest time that a lost hint can delay a change.
 const POLL: Duration = Duration::from_millis(500);
 /// From which silence of the database on reads are not answered.
 const SILENCE: Duration = Duration::from_secs(3);
-/// How many changes are read together.
+/// The number of changes that are read together.
 const READ_AT_ONCE: u64 = 256;
-/// How many changed images watches are told of together.
+/// The number of changed images that watches are told of together.
 const TOLD_AT_ONCE: usize = 32;
 
 /// An image that has changed, and the trigrams of its text where that is another.

@@ -17,7 +17,7 @@ use crate::{
 /// The images, and what finds them. Pure data: it is told of changes in the order of their revisions.
 #[derive(Debug, Default)]
 pub(super) struct Images {
-    /// How often the images were loaded: only of one load slots can be compared.
+    /// The number of the load that the images are of: only of one load slots can be compared.
     pub(super) load: u64,
     entries: Vec<Option<Arc<Entry>>>,
     /// The time of the last update of the image in each slot; of the image that it had, in a free one.

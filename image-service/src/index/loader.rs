@@ -11,10 +11,10 @@ use uuid::Uuid;
 use super::{entry::Entry, images::Images, signatures::Signatures};
 use crate::{error::Error, image::ImageId, store::Store};
 
-/// How many readers there are, and how many threads make signatures.
+/// The number of readers, and of threads that make signatures.
 const READERS: usize = 2;
 
-/// How many images one read brings. A configuration has up to 256 KiB.
+/// The number of images that one read brings. A configuration has up to 256 KiB.
 const READ_AT_ONCE: u64 = 200;
 
 /// Loads all images, each as it was at some time since the call.

@@ -4,96 +4,24 @@
 //! order, and the default one where candidates are few or far between, is that of the best of one pass over the candidates. When
 //! too few of these hold the term, another pass selects more, up to as many as one call may search.
 
-use std::{collections::VecDeque, ops::ControlFlow, sync::Arc};
-
-use memchr::memmem::Finder;
+use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
     candidates::Candidates,
-    entry::{Entry, Viewer, VisibleImage},
+    entry::{Entry, VisibleImage},
+    filter::{Budget, Filter},
     images::Images,
+    selection::{Best, Selection},
 };
-use crate::image::{ImageId, KeyValue, Order, Place, Query};
+use crate::image::{ImageId, KeyValue, Order, Place};
 
-/// How much work a stretch does: in steps of the order, or what takes as long.
-#[derive(Copy, Clone, Debug)]
-pub(super) struct Budget(u64);
-
-impl Budget {
-    /// At most 512 images that are looked into, or 1 MiB of text.
-    pub(super) const STRETCH: Self = Self(4_096);
-    /// What it takes to look into an image.
-    const IMAGE: u64 = 8;
-    /// How much text is searched in a step. Bytes.
-    const TEXT: u64 = 256;
-
-    #[cfg(test)]
-    pub(super) fn of(steps: u64) -> Self {
-        Self(steps)
-    }
-
-    fn spend(&mut self, steps: u64) {
-        self.0 = self.0.saturating_sub(steps);
-    }
-
-    fn is_spent(self) -> bool {
-        self.0 == 0
-    }
-}
-
-/// What decides whether an image is on a list.
-#[derive(Debug)]
-pub(super) struct Filter {
-    viewer: Viewer,
-    pub(super) query: Query,
-    finder: Option<Finder<'static>>,
-    /// How much text was searched. Bytes.
-    searched: u64,
-}
-
-impl Filter {
-    pub(super) fn new(viewer: Viewer, query: Query) -> Self {
-        let finder = query.search.as_ref().map(|term| Finder::new(term.as_str()).into_owned());
-        Self { viewer, query, finder, searched: 0 }
-    }
-
-    pub(super) fn candidates(&self, images: &Images) -> Candidates {
-        Candidates::new(images, &self.viewer, &self.query)
-    }
-
-    /// Returns how much text was searched. Bytes.
-    pub(super) fn searched(&self) -> u64 {
-        self.searched
-    }
-
-    pub(super) fn has_term(&self) -> bool {
-        self.finder.is_some()
-    }
-
-    /// Returns what the caller is to an image that it sees and that matches.
-    pub(super) fn look(&mut self, entry: &Arc<Entry>, budget: &mut Budget) -> Option<VisibleImage> {
-        budget.spend(Budget::IMAGE);
-        let standing = self.viewer.standing(entry)?;
-        if !self.query.admits(&entry.image) {
-            return None;
-        }
-        if let Some(finder) = &self.finder {
-            let text = entry.text();
-            self.searched += text.len() as u64;
-            budget.spend(text.len() as u64 / Budget::TEXT);
-            finder.find(&text)?;
-        }
-        Some(VisibleImage { entry: Arc::clone(entry), standing })
-    }
-}
-
-/// What comes of the work on a page.
+/// The result of a [`PageScan`].
 #[derive(Debug)]
 pub(super) struct FoundPage {
     pub(super) images: Vec<VisibleImage>,
     /// After which place the next page begins; none on the last one.
     pub(super) next: Option<Place>,
-    /// How much text was searched. Bytes.
+    /// The text that was searched. Bytes.
     pub(super) searched: u64,
 }
 
@@ -108,19 +36,19 @@ pub(super) struct PageScan {
     place: Option<Place>,
     found: Vec<VisibleImage>,
     source: Source,
-    /// How many images the next pass selects.
+    /// The number of images that the next pass selects.
     selects: usize,
     end: Option<End>,
 }
 
-/// Where the next images come from.
+/// The source of the next images.
 #[derive(Debug)]
 enum Source {
     /// The order itself, of which so many steps were made.
     Walk { steps: u64 },
     /// A pass that is under way, and the slot that it goes on with.
     Pass { best: Best, next: u32 },
-    /// What a pass has selected.
+    /// The selection of a pass.
     Selected(Selection),
 }
 
@@ -135,11 +63,12 @@ enum End {
 }
 
 impl PageScan {
-    /// How much text one call searches at most. Bytes.
+    /// The most text that one call searches. Bytes.
     const MAX_SEARCHED: u64 = 64 * 1024 * 1024;
     /// Candidates that are so few are all selected by the first pass.
     const FEW: u64 = 1_000;
-    /// How many more each pass selects than the one before, and how many at most: about as many as one call may search.
+    /// The factor by which a pass selects more than the one before, and the most that one selects: about as many as one call may
+    /// search.
     const GROWTH: usize = 16;
     const MANY: usize = 128 * 1024;
     /// After so many steps it is decided anew whether the order is walked.
@@ -158,10 +87,6 @@ impl PageScan {
         Self { filter, order, candidates, limit, place, found: Vec::new(), source, selects, end: None }
     }
 
-    pub(super) fn is_done(&self) -> bool {
-        self.end.is_some()
-    }
-
     /// Goes on for a stretch. Returns whether the page is done.
     pub(super) fn advance(&mut self, images: &Images, mut budget: Budget) -> bool {
         while self.end.is_none() && !budget.is_spent() {
@@ -171,7 +96,7 @@ impl PageScan {
                 Source::Selected(_) => self.look_at_selected(&mut budget),
             }
         }
-        self.is_done()
+        self.end.is_some()
     }
 
     pub(super) fn finish(mut self) -> FoundPage {
@@ -319,78 +244,6 @@ fn update_place(place: &Place) -> Option<(i64, ImageId)> {
         [KeyValue::Number(time)] => Some((*time, place.id)),
         _ => None,
     }
-}
-
-/// The first of the images that were offered, by an order.
-#[derive(Debug)]
-struct Best {
-    order: Order,
-    most: usize,
-    /// Up to twice as many as are wanted.
-    entries: Vec<Arc<Entry>>,
-    /// The last of as many as are wanted: what comes behind it is none of them.
-    worst: Option<Arc<Entry>>,
-}
-
-impl Best {
-    fn new(order: &Order, most: usize) -> Self {
-        Self { order: order.clone(), most, entries: Vec::new(), worst: None }
-    }
-
-    fn worst(&self) -> Option<&Entry> {
-        self.worst.as_deref()
-    }
-
-    fn offer(&mut self, entry: &Arc<Entry>) {
-        if self.worst().is_some_and(|worst| self.order.compare(&worst.image, &entry.image).is_lt()) {
-            return;
-        }
-        self.entries.push(Arc::clone(entry));
-        if self.entries.len() >= 2 * self.most {
-            self.drop_others();
-        }
-    }
-
-    fn drop_others(&mut self) {
-        let Self { order, most, entries, worst } = self;
-        if entries.len() > *most {
-            let (_, last, _) =
-                entries.select_nth_unstable_by(*most - 1, |a, b| order.compare(&a.image, &b.image));
-            *worst = Some(Arc::clone(last));
-            entries.truncate(*most);
-        }
-    }
-
-    /// How many are sorted before they are searched, so that the search ends when enough were found.
-    const SORTED: usize = 8 * 1024;
-
-    /// Returns them, in their order if they are not too many, or their texts have more bytes than one call may search.
-    fn finish(mut self, most_text: u64) -> Selection {
-        // With as many as were wanted there may be more.
-        let is_all = self.worst.is_none() && self.entries.len() < self.most;
-        self.drop_others();
-        let order = self.order;
-        let last = self.entries.iter().max_by(|a, b| order.compare(&a.image, &b.image)).cloned();
-        let text: u64 = self.entries.iter().map(|entry| entry.text_len() as u64).sum();
-        let is_sorted = self.entries.len() <= Self::SORTED || text > most_text;
-        if is_sorted {
-            self.entries.sort_unstable_by(|a, b| order.compare(&a.image, &b.image));
-        }
-        let last = last.filter(|_| !is_all);
-        Selection { entries: self.entries.into(), is_sorted, last, found: Vec::new() }
-    }
-}
-
-/// The first candidates by an order, and those of them that are on the list.
-#[derive(Debug)]
-struct Selection {
-    /// Those that were not looked at yet.
-    entries: VecDeque<Arc<Entry>>,
-    /// Whether these are in the order.
-    is_sorted: bool,
-    /// The last of all that were selected; none when there are no others behind it.
-    last: Option<Arc<Entry>>,
-    found: Vec<VisibleImage>,
 }
 
 /// The search for how many images match.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::{Budget, Index, images::Images};
+use super::{Index, filter::Budget, images::Images};
 use crate::{
     access::Principal,
     error::Error,
@@ -17,7 +17,7 @@ pub(super) struct Scans(Arc<Mutex<Queue>>);
 
 #[derive(Debug)]
 struct Queue {
-    /// Whether somebody has the turn.
+    /// Set while somebody has the turn.
     is_taken: bool,
     waiting: Turns<oneshot::Sender<Slice>>,
 }
@@ -37,11 +37,11 @@ impl Default for Scans {
 }
 
 impl Scans {
-    /// How many scans of one caller wait at most: as many as it may have calls and streams.
+    /// The most scans of one caller that wait: as many as it may have calls and streams.
     const MOST_WAITING: usize = 2_000;
-    /// How many stretches are done at once: most work is over then.
+    /// The number of stretches that are done at once: most work is over then.
     const AT_ONCE: usize = 8;
-    /// How many stretches a slice has: some two milliseconds.
+    /// The number of stretches in a slice: some two milliseconds.
     const SLICE: usize = 16;
 
     /// Advances a scan until it is done. Dropped, the scan ends with its slice.

@@ -11,12 +11,12 @@ use crate::{access::Standing, image::ImageId};
 #[derive(Debug)]
 pub(crate) struct Shown {
     pub(crate) image: VisibleImage,
-    /// Where it is shown in full.
+    /// The configuration, where it is shown in full.
     pub(crate) configuration: Option<Arc<CachedConfiguration>>,
     encoded: OnceLock<Encoded>,
 }
 
-/// What the transport makes of it.
+/// The parts of its message, encoded.
 #[derive(Debug)]
 pub(crate) struct Encoded {
     pub(crate) image: Bytes,

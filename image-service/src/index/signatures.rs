@@ -1,4 +1,4 @@
-//! Which blocks of slots can hold a term: signatures of the trigrams of their texts.
+//! The blocks of slots that can hold a term: signatures of the trigrams of their texts.
 //!
 //! A signature has a fixed number of bits, whatever the texts are, so that nobody can make it large. Bits are only added: those of
 //! texts that have gone stay until the block is made anew.
@@ -7,17 +7,17 @@ use std::sync::Arc;
 
 use super::entry::Entry;
 
-/// How many slots share a signature.
+/// The number of slots that share a signature.
 pub(super) const BLOCK: u32 = 64;
 
-/// How many bits a signature has. Trigrams are of bytes; those with the same hash share a bit.
+/// The number of bits of a signature. Trigrams are of bytes; those with the same hash share a bit.
 const BITS: usize = 1 << 16;
 
 /// The signatures of all blocks, 64 of them interleaved: a row of bits for each hash.
 #[derive(Debug, Default)]
 pub(super) struct Signatures {
     chunks: Vec<Box<[u64]>>,
-    /// How many texts of each block have gone since it was made.
+    /// The number of texts of each block that have gone since it was made.
     stale: Vec<u8>,
 }
 
@@ -55,7 +55,7 @@ impl Trigrams {
 }
 
 impl Signatures {
-    /// How many slots a chunk has.
+    /// The number of slots in a chunk.
     const CHUNK: usize = 64 * BLOCK as usize;
 
     pub(super) fn new(chunks: Vec<Box<[u64]>>) -> Self {
@@ -144,7 +144,7 @@ impl Signatures {
     }
 }
 
-/// Whether a bit is set; none is beyond the end.
+/// Tells whether a bit is set; none is beyond the end.
 pub(super) fn is_set(bits: &[u64], at: u32) -> bool {
     bits.get(at as usize / 64).is_some_and(|word| word >> (at % 64) & 1 == 1)
 }

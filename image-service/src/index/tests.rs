@@ -7,8 +7,9 @@ use uuid::Uuid;
 
 use super::{
     entry::{Entry, Viewer},
+    filter::{Budget, Filter},
     images::Images,
-    scan::{Budget, CountScan, Filter, PageScan, SlotScan},
+    scan::{CountScan, PageScan, SlotScan},
     signatures::Trigrams,
 };
 use crate::{
@@ -25,7 +26,7 @@ const SELDOM: &str = "seldom";
 const TERMS: [&str; 13] =
     ["ubuntu", "rust", "日本語", "q", "bu", "語", "st", "zzz", "z", "::;", ":::", SELDOM, "m"];
 
-/// What the index should hold, as it was given to it.
+/// The images that the index should hold, as they were given to it.
 struct Model {
     entries: Vec<CatalogueEntry>,
     granted_to: Vec<Vec<&'static str>>,

@@ -7,7 +7,7 @@ use std::{
 
 use crate::search::SearchText;
 
-/// What an image can be found by. Large ones are compressed.
+/// The text that an image can be found by. Large ones are compressed.
 #[derive(Debug)]
 pub(super) enum Text {
     Plain(Box<str>),

@@ -15,15 +15,15 @@ use crate::{
     store::Revision,
 };
 
-/// How many images are compared at once.
+/// The number of images that are compared at once.
 const AT_ONCE: u64 = 50;
-/// How often.
+/// The time between two comparisons.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Images that may not be as in the database, for the follower to look at.
 pub(super) type Suspects = Vec<ImageId>;
 
-/// How far the comparison is: by id in the database, and by slot in the index.
+/// The progress of the comparison: by id in the database, and by slot in the index.
 #[derive(Debug)]
 struct Cursor {
     after: ImageId,

@@ -1,4 +1,4 @@
-//! What creating an image would answer.
+//! The answer that creating an image would have.
 
 use super::{Preview, Sight};
 use crate::{

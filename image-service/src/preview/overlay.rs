@@ -29,7 +29,7 @@ pub(super) struct Overlay<'a> {
     changed: HashMap<ImageId, Option<Image>>,
     /// Those that may be cancelled.
     builds: HashMap<BuildId, Build>,
-    /// How many builds the caller has in the queue, up to the most that it may have there.
+    /// The number of builds that the caller has in the queue, up to the most that it may have there.
     pending: u64,
 }
 

@@ -38,7 +38,7 @@ struct Both {
     tables: Tables,
     builds: Vec<(ImageId, BuildId)>,
     sessions: Vec<(usize, Uuid)>,
-    /// How many builds prefer a worker.
+    /// The number of builds that prefer a worker.
     preferences: usize,
 }
 

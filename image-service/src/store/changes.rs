@@ -30,14 +30,14 @@ pub(crate) struct Change {
     pub(crate) at: Timestamp,
 }
 
-/// What of an image has changed.
+/// The parts of an image that have changed.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ChangeKind {
     /// It follows its latest build.
     Status,
-    /// What of the record it is not found by.
+    /// The parts of the record that it is not found by.
     Record,
-    /// What it is found by: the name, the description, the configuration. All of a new one.
+    /// The parts that it is found by: the name, the description, the configuration. All of a new one.
     Content,
     Grants,
     Deleted,

@@ -42,7 +42,7 @@ table! {
         pub first_round: i64,
         /// When the latest change was made.
         pub changed_at: i64,
-        /// What all images take in the memory of the index. Bytes.
+        /// The memory that all images take in the index. Bytes.
         pub index_bytes: i64,
 }
 
@@ -74,7 +74,7 @@ table! {
         pub latest_build: Option<Uuid>,
         /// A tombstone: invisible, and gone once the latest build is final.
         pub deleted: bool,
-        /// What it takes in the memory of the index. Bytes.
+        /// The memory that it takes in the index. Bytes.
         pub index_bytes: i64,
 }
 
@@ -92,7 +92,7 @@ table! {
 }
 
 table! {
-    /// What workers have reported as made, until they have removed it.
+    /// The artifacts that workers have reported as made, until they have removed it.
     made_image, "made_images"
         #[sea_orm(primary_key, auto_increment = false)]
         pub worker: String,
@@ -164,7 +164,7 @@ table! {
         pub configuration_revision: i64,
         pub repository: String,
         pub tag: String,
-        /// What a worker must be to take it.
+        /// The labels that a worker must have to take it.
         pub requirements_json: String,
         /// A digest of the requirements and the preferred worker: the queue is searched by it.
         pub requirements_key: String,
@@ -233,7 +233,7 @@ table! {
 }
 
 table! {
-    /// What may be done with an image by others than its creator.
+    /// The permissions that others than its creator have of an image.
     grant, "grants"
         #[sea_orm(primary_key, auto_increment = false)]
         pub image: Uuid,
@@ -245,7 +245,7 @@ table! {
 }
 
 table! {
-    /// Which image a reference belongs to: because it is set, because a build under way will write it, or because the artifact
+    /// The image that a reference belongs to: because it is set, because a build under way will write it, or because the artifact
     /// has it.
     image_reference, "image_references"
         #[sea_orm(primary_key, auto_increment = false)]
@@ -256,7 +256,7 @@ table! {
 }
 
 table! {
-    /// What the images of a creator take together.
+    /// The use of the images of a creator together.
     creator, "creators"
         #[sea_orm(primary_key, auto_increment = false)]
         pub subject: String,

@@ -25,7 +25,7 @@ use crate::{
 const GRANT_BYTES: i64 = Image::GRANT_BYTES as i64;
 
 impl Store {
-    /// How many grants an image has at most.
+    /// The most grants that an image has.
     pub(crate) const MAX_GRANTS: u64 = 1_000;
 
     /// Says what a subject may do with an image; nothing when it is permitted nothing.

@@ -53,14 +53,14 @@ pub(super) fn active() -> Select<build::Entity> {
     build::Entity::find().filter(is_active())
 }
 
-/// What a claim chooses from first.
+/// The queued builds that a claim chooses from first.
 #[derive(Debug, Default)]
 pub(super) struct Head {
     /// The round that the queue has come to.
     pub(super) round: i64,
     /// The first builds, in the order of their turn.
     pub(super) builds: Vec<Build>,
-    /// Whether no build is behind these.
+    /// Set when no build is behind these.
     pub(super) is_whole: bool,
 }
 

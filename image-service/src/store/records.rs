@@ -1,4 +1,4 @@
-//! What the index holds of images: read once at the start, and of those that have changed.
+//! The parts of images that the index holds: read once at the start, and of those that have changed.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -29,7 +29,7 @@ pub(crate) struct ChangedRecords {
     pub(crate) images: HashMap<ImageId, CatalogueEntry>,
 }
 
-/// What is read of an image.
+/// The parts of an image that are read.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Parts {
     grants: bool,

@@ -1,4 +1,4 @@
-//! What the images of each creator, and all together, take in the memory of the index: counted in the transaction of every write
+//! The memory that the images of each creator, and all together, take in the index: counted in the transaction of every write
 //! that changes it, so that the index can always be loaded again.
 
 use sea_orm::{
@@ -15,7 +15,7 @@ use crate::{
     image::{Growth, Usage},
 };
 
-/// What a write adds; less than nothing where it takes away.
+/// The use that a write adds; less than nothing where it takes away.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct UsageChange {
     pub(crate) images: i64,

@@ -12,7 +12,7 @@ pub(super) struct Case {
     pub(super) class: Class,
 }
 
-/// What lists have in common that are to reach the same.
+/// A group of lists that are to reach the same.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) enum Class {
     /// Any filter, no term, in the default order.
@@ -21,7 +21,7 @@ pub(super) enum Class {
     Term,
     /// One that only the oldest tenth of the images has.
     OldTerm,
-    /// What no structure helps with: short terms, terms of common trigrams, other orders, and terms with filters.
+    /// Lists that no structure helps with: short terms, terms of common trigrams, other orders, and terms with filters.
     Hostile,
 }
 

@@ -18,11 +18,11 @@ use tonic::{Code, Status};
 
 use crate::client::{self, Client};
 
-/// How long a call waits that was refused for its caller has too many.
+/// The pause after a call was refused because its caller has too many.
 const PAUSE: Duration = Duration::from_millis(50);
 const CONNECTIONS: usize = 10;
 
-/// What a greedy caller does.
+/// The behaviour of a greedy caller.
 #[derive(Clone, Debug)]
 pub(super) enum Greed {
     /// So many at a time search without end.

@@ -15,7 +15,7 @@ use crate::{
     service::{self, Service},
 };
 
-/// How many images the history is of, and how many finished builds each has: five times what is kept of them.
+/// The number of images of the history, and of finished builds of each: five times what is kept of them.
 const IMAGES: u64 = 100_000;
 const BUILDS_EACH: u64 = 100;
 

@@ -58,7 +58,7 @@ impl Seeded {
         fastrand::Rng::with_seed(self.number * 64 + salt).u64(..)
     }
 
-    /// Whether it is one of so many that lie evenly among all; `offset` keeps such sets apart.
+    /// Tells whether it is one of so many that lie evenly among all; `offset` keeps such sets apart.
     fn is_one_of(&self, count: u64, offset: u64) -> bool {
         self.number % (self.images / count) == offset
     }

@@ -1,4 +1,4 @@
-//! What a write is predicted to answer is what it answers, whatever is written, by whomever, to images in whatever state.
+//! A write answers as it was predicted to, whatever is written, by whomever, to images in whatever state.
 //!
 //! `TRAILER_TEST_SEED` begins another sequence of writes, and `TRAILER_TEST_PREDICTIONS` makes it longer.
 
@@ -24,7 +24,7 @@ mod answer;
 mod random;
 mod write;
 
-/// What random writes come to, sooner or later.
+/// The refusals that random writes come to, sooner or later.
 const REASONS: [&str; 16] = [
     "OK",
     "INVALID_FIELDS",

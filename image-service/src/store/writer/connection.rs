@@ -24,7 +24,8 @@ pub(super) struct Connection {
 impl Connection {
     /// The lock of all who write to a Postgres database.
     const WRITE_LOCK: i64 = 0x7472_6169_6c65_7201;
-    /// How long a server may take to begin or end a transaction. One that the network has lost says nothing for a quarter of an hour.
+    /// The time that a server may take to begin or end a transaction. One that the network has lost says nothing for a quarter of
+    /// an hour.
     const PATIENCE: Duration = Duration::from_secs(30);
 
     pub(super) async fn open(url: &str) -> Result<Self, DbErr> {

@@ -30,7 +30,7 @@ pub(super) struct Group {
     waiting: Vec<Answer>,
 }
 
-/// What is in the transaction.
+/// The content of the transaction.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum State {
     /// Nothing yet.
@@ -50,7 +50,7 @@ pub(in crate::store) struct Lent {
     back: Option<oneshot::Sender<Outcome>>,
 }
 
-/// What becomes of a write.
+/// The outcome of a write.
 #[derive(Debug)]
 pub(in crate::store) enum Outcome {
     /// It is kept, with the latest revision that it has logged.

@@ -32,7 +32,7 @@ impl Default for Queue {
 }
 
 impl Queue {
-    /// How many writes of one caller wait at most.
+    /// The most writes of one caller that wait.
     const MOST_WAITING: usize = 100;
 
     /// Adds a ticket.

@@ -92,7 +92,7 @@ fn commits(store: &Store) -> u64 {
     store.writer.handle.commits.load(Ordering::Relaxed)
 }
 
-/// What becomes of a write.
+/// The outcome of a write.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Fate {
     Committed,

@@ -7,7 +7,7 @@ use tonic::Status;
 
 use crate::permissions::calls::{said, wording};
 
-/// What any write answers.
+/// The answer of any write.
 #[derive(Debug, Default)]
 pub(super) struct Answer {
     pub(super) images: Vec<Result<api::Image, Status>>,

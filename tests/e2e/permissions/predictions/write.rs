@@ -77,7 +77,7 @@ impl Write {
         })
     }
 
-    /// Whether it does something to one image twice.
+    /// Tells whether it does something to one image twice.
     pub(super) fn repeats_a_row(&self) -> bool {
         let Self::Batch(batch) = self else {
             return false;

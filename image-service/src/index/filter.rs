@@ -1,0 +1,84 @@
+//! The condition for an image to be on a list, and the budget that checking it is paid from.
+
+use std::sync::Arc;
+
+use memchr::memmem::Finder;
+
+use super::{
+    candidates::Candidates,
+    entry::{Entry, Viewer, VisibleImage},
+    images::Images,
+};
+use crate::image::Query;
+
+/// The work that a stretch does: in steps of the order, or in units that take as long.
+#[derive(Copy, Clone, Debug)]
+pub(super) struct Budget(u64);
+
+impl Budget {
+    /// At most 512 images that are looked into, or 1 MiB of text.
+    pub(super) const STRETCH: Self = Self(4_096);
+    /// The steps that looking into an image takes as long as.
+    pub(super) const IMAGE: u64 = 8;
+    /// The text that is searched in a step. Bytes.
+    const TEXT: u64 = 256;
+
+    #[cfg(test)]
+    pub(super) fn of(steps: u64) -> Self {
+        Self(steps)
+    }
+
+    pub(super) fn spend(&mut self, steps: u64) {
+        self.0 = self.0.saturating_sub(steps);
+    }
+
+    pub(super) fn is_spent(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// The condition for an image to be on a list: the caller sees it, and the query matches.
+#[derive(Debug)]
+pub(super) struct Filter {
+    viewer: Viewer,
+    pub(super) query: Query,
+    finder: Option<Finder<'static>>,
+    /// The text that was searched so far. Bytes.
+    searched: u64,
+}
+
+impl Filter {
+    pub(super) fn new(viewer: Viewer, query: Query) -> Self {
+        let finder = query.search.as_ref().map(|term| Finder::new(term.as_str()).into_owned());
+        Self { viewer, query, finder, searched: 0 }
+    }
+
+    pub(super) fn candidates(&self, images: &Images) -> Candidates {
+        Candidates::new(images, &self.viewer, &self.query)
+    }
+
+    /// Returns how much text was searched. Bytes.
+    pub(super) fn searched(&self) -> u64 {
+        self.searched
+    }
+
+    pub(super) fn has_term(&self) -> bool {
+        self.finder.is_some()
+    }
+
+    /// Returns what the caller is to an image that it sees and that matches.
+    pub(super) fn look(&mut self, entry: &Arc<Entry>, budget: &mut Budget) -> Option<VisibleImage> {
+        budget.spend(Budget::IMAGE);
+        let standing = self.viewer.standing(entry)?;
+        if !self.query.admits(&entry.image) {
+            return None;
+        }
+        if let Some(finder) = &self.finder {
+            let text = entry.text();
+            self.searched += text.len() as u64;
+            budget.spend(text.len() as u64 / Budget::TEXT);
+            finder.find(&text)?;
+        }
+        Some(VisibleImage { entry: Arc::clone(entry), standing })
+    }
+}
