@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context as _;
 use image_service::Role;
 use proto::images::{self as api, ImageStatus, ImageView, WatchImagesRequest, watch_images_response::Event};
 use tonic::{Code, Status, Streaming};
@@ -175,7 +176,12 @@ async fn draining_ends_every_stream_and_tells_the_health_checks() -> anyhow::Res
     let request = tonic_health::pb::HealthCheckRequest::default();
     let mut health = health.watch(request).await?.into_inner();
     let serving = tonic_health::pb::health_check_response::ServingStatus::Serving;
-    assert_eq!(health.message().await?.map(|answer| answer.status()), Some(serving));
+    // The status follows the catalogue, which has just been loaded.
+    let is_serving = async {
+        while health.message().await?.context("the watch ended")?.status() != serving {}
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(LIMIT, is_serving).await??;
 
     let mut watcher = Watcher::begin(&alice, "").await?;
     watcher.synced().await?;
