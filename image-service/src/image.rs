@@ -22,7 +22,7 @@ pub(crate) use self::{
     draft::ImageDraft,
     edit::EditDraft,
     generating::Written,
-    query::{KeyValue, Order, Place, Query},
+    query::{Direction, Key, KeyValue, Order, Place, Query},
     quotas::{Growth, Quotas, Usage},
     reference::{PulledReference, Reference, RepositoryPrefixes},
 };

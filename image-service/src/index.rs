@@ -42,6 +42,7 @@ pub(crate) use self::{
 
 mod batch;
 mod candidates;
+mod columns;
 mod configurations;
 mod entry;
 mod filter;

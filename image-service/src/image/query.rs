@@ -107,15 +107,20 @@ impl Order {
 
     /// Compares two images by this order.
     pub(crate) fn compare(&self, a: &Image, b: &Image) -> Ordering {
-        let by_keys = self.0.iter().map(|(key, direction)| direction.apply(key.compare(a, b)));
-        by_keys.fold(Ordering::Equal, Ordering::then).then(a.id.cmp(&b.id))
+        let mut by_keys = self.0.iter().map(|(key, direction)| direction.apply(key.compare(a, b)));
+        by_keys.find(|ordering| ordering.is_ne()).unwrap_or_else(|| a.id.cmp(&b.id))
     }
 
     /// Compares an image with the one that a place is right after. The place has to [fit](Self::fits).
     pub(crate) fn compare_to_place(&self, image: &Image, place: &Place) -> Ordering {
         let by_keys = self.0.iter().zip(&place.keys);
-        let by_keys = by_keys.map(|((key, direction), value)| direction.apply(key.of(image).cmp(value)));
-        by_keys.fold(Ordering::Equal, Ordering::then).then(image.id.cmp(&place.id))
+        let mut by_keys = by_keys.map(|((key, direction), value)| direction.apply(key.of(image).cmp(value)));
+        by_keys.find(|ordering| ordering.is_ne()).unwrap_or_else(|| image.id.cmp(&place.id))
+    }
+
+    /// Returns the keys, the most significant one first.
+    pub(crate) fn keys(&self) -> &[(Key, Direction)] {
+        &self.0
     }
 
     /// Tells whether it is the default order, the latest update first.

@@ -85,11 +85,18 @@ impl Reference {
 
     /// Compares two as they are shown.
     pub(crate) fn compare_shown(&self, other: &Self) -> Ordering {
-        self.shown_bytes().cmp(other.shown_bytes())
+        let common = self.repository.len().min(other.repository.len());
+        let [ours, others] = [self, other].map(|reference| &reference.repository.as_bytes()[..common]);
+        ours.cmp(others).then_with(|| {
+            let [ours, others] =
+                [self, other].map(|reference| reference.shown().into_iter().flat_map(str::bytes));
+            ours.cmp(others)
+        })
     }
 
-    fn shown_bytes(&self) -> impl Iterator<Item = u8> {
-        self.repository.bytes().chain(self.separator().bytes()).chain(self.tag.bytes())
+    /// Returns the parts that it is shown as, one after the other.
+    pub(crate) fn shown(&self) -> [&str; 3] {
+        [&self.repository, self.separator(), &self.tag]
     }
 
     /// An image that is pulled by digest has no tag.

@@ -43,6 +43,7 @@ impl Candidates {
     /// Calls `look` for each slot from `first` on, in their order, until it breaks.
     pub(super) fn try_for_each<B>(
         &self,
+        images: &Images,
         first: u32,
         mut look: impl FnMut(u32) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
@@ -53,7 +54,10 @@ impl Candidates {
                 slots.advance_to(first);
                 slots.try_for_each(look)
             }
-            (None, Some(blocks)) => of_blocks(blocks, first, self.slot_count).try_for_each(look),
+            (None, Some(blocks)) => {
+                let slots = of_blocks(blocks, first, self.slot_count);
+                images.read_ahead(slots, |_| true).try_for_each(look)
+            }
             // To find the slots of a block takes as long as to pass over some.
             (Some(set), Some(blocks)) if 16 * self.block_count() < set.len() => {
                 let mut block = first / BLOCK;
@@ -66,7 +70,8 @@ impl Candidates {
             (Some(set), Some(_)) => {
                 let mut slots = set.iter();
                 slots.advance_to(first);
-                slots.filter(|slot| self.is_in_block(*slot)).try_for_each(look)
+                let slots = slots.filter(|slot| self.is_in_block(*slot));
+                images.read_ahead(slots, |_| true).try_for_each(look)
             }
         }
     }

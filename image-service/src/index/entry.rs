@@ -23,7 +23,7 @@ pub(crate) struct Entry {
     pub(crate) image: Image,
     pub(super) creator: GranteeDigest,
     pub(super) grants: Grants,
-    pub(super) text: Arc<Text>,
+    pub(super) text: Text,
     encoded: OnceLock<Bytes>,
 }
 
@@ -49,9 +49,9 @@ impl Entry {
             (None, None) => Arc::default(),
         };
         let text = match (text, before) {
-            (Some(text), _) => Arc::new(Text::new(&text)),
-            (None, Some(before)) => Arc::clone(&before.text),
-            (None, None) => Arc::new(Text::Plain(Box::default())),
+            (Some(text), _) => Text::new(&text),
+            (None, Some(before)) => before.text.clone(),
+            (None, None) => Text::Plain(Arc::default()),
         };
         let creator = GranteeDigest::of_subject(&image.creator);
         Self { image, creator, grants, text, encoded: OnceLock::new() }

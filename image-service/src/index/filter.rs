@@ -8,6 +8,7 @@ use super::{
     candidates::Candidates,
     entry::{Entry, Viewer, VisibleImage},
     images::Images,
+    text::Text,
 };
 use crate::image::Query;
 
@@ -66,19 +67,42 @@ impl Filter {
         self.finder.is_some()
     }
 
-    /// Returns what the caller is to an image that it sees and that matches.
-    pub(super) fn look(&mut self, entry: &Arc<Entry>, budget: &mut Budget) -> Option<VisibleImage> {
+    /// Returns the image in a slot if the caller sees it and it matches. The text comes first: most images do not hold it.
+    pub(super) fn look_into(
+        &mut self,
+        images: &Images,
+        slot: u32,
+        budget: &mut Budget,
+    ) -> Option<VisibleImage> {
         budget.spend(Budget::IMAGE);
-        let standing = self.viewer.standing(entry)?;
-        if !self.query.admits(&entry.image) {
+        if self.has_term() && !self.holds(images.text(slot)?, budget) {
             return None;
         }
-        if let Some(finder) = &self.finder {
-            let text = entry.text();
-            self.searched += text.len() as u64;
-            budget.spend(text.len() as u64 / Budget::TEXT);
-            finder.find(&text)?;
-        }
-        Some(VisibleImage { entry: Arc::clone(entry), standing })
+        self.show(images.in_slot(slot)?)
+    }
+
+    /// Returns an image if the caller sees it and it matches.
+    pub(super) fn look(&mut self, entry: &Arc<Entry>, budget: &mut Budget) -> Option<VisibleImage> {
+        budget.spend(Budget::IMAGE);
+        let found = self.show(entry)?;
+        self.holds(&entry.text, budget).then_some(found)
+    }
+
+    /// Tells whether a text holds the term, if there is one.
+    fn holds(&mut self, text: &Text, budget: &mut Budget) -> bool {
+        let Some(finder) = &self.finder else {
+            return true;
+        };
+        let text = text.bytes();
+        self.searched += text.len() as u64;
+        budget.spend(text.len() as u64 / Budget::TEXT);
+        finder.find(&text).is_some()
+    }
+
+    /// Returns an image if the caller sees it and the filters let it through.
+    fn show(&self, entry: &Arc<Entry>) -> Option<VisibleImage> {
+        let standing = self.viewer.standing(entry)?;
+        let is_shown = self.query.admits(&entry.image);
+        is_shown.then(|| VisibleImage { entry: Arc::clone(entry), standing })
     }
 }

@@ -5,9 +5,11 @@ use std::{collections::HashMap, sync::Arc};
 use roaring::RoaringBitmap;
 
 use super::{
+    columns::Columns,
     entry::Entry,
     order::UpdateOrder,
     signatures::{BLOCK, Signatures, Trigrams},
+    text::Text,
 };
 use crate::{
     access::GranteeDigest,
@@ -20,8 +22,9 @@ pub(super) struct Images {
     /// The number of the load that the images are of: only of one load slots can be compared.
     pub(super) load: u64,
     entries: Vec<Option<Arc<Entry>>>,
-    /// The time of the last update of the image in each slot; of the image that it had, in a free one.
-    updated_at: Vec<i64>,
+    pub(super) columns: Columns,
+    /// The text of the image in each slot.
+    texts: Vec<Option<Text>>,
     slots: HashMap<ImageId, u32>,
     free: Vec<u32>,
     pub(super) sets: Sets,
@@ -47,14 +50,16 @@ pub(super) struct Sets {
 impl Images {
     /// Puts images, the latest update last, into the slots of their places.
     pub(super) fn new(entries: &[Arc<Entry>], signatures: Signatures) -> Self {
-        let mut images = Self { signatures, ..Self::default() };
+        // A thousand of them tell what most begin with.
+        let columns =
+            Columns::for_images(entries.iter().step_by(entries.len() / 1_000 + 1).map(|entry| &**entry));
+        let mut images = Self { columns, signatures, ..Self::default() };
         let with_times = entries.iter().zip(0_u32..);
         images.by_update =
             UpdateOrder::sorted(with_times.map(|(entry, slot)| (entry.image.updated_at.micros(), slot)));
         for entry in entries {
             let slot = images.take_slot(entry.image.id);
             images.enter(slot, entry, None);
-            images.updated_at[slot as usize] = entry.image.updated_at.micros();
             images.entries[slot as usize] = Some(Arc::clone(entry));
         }
         images
@@ -83,9 +88,36 @@ impl Images {
         some.take(usize::try_from(most).unwrap_or(usize::MAX)).collect()
     }
 
-    /// Returns the time of the last update of the image in a slot.
-    pub(super) fn updated_at(&self, slot: u32) -> i64 {
-        self.updated_at[slot as usize]
+    /// Yields slots in small groups. The texts of those that are searched are read ahead, so that the memory is waited for once a
+    /// group and not once a text.
+    pub(super) fn read_ahead(
+        &self,
+        mut slots: impl Iterator<Item = u32>,
+        is_searched: impl Fn(u32) -> bool,
+    ) -> impl Iterator<Item = u32> {
+        const GROUP: usize = 16;
+        let mut group = [0; GROUP];
+        let (mut next, mut end) = (0, 0);
+        std::iter::from_fn(move || {
+            if next == end {
+                (next, end) = (0, 0);
+                for slot in slots.by_ref().take(GROUP) {
+                    group[end] = slot;
+                    end += 1;
+                }
+                let searched = group[..end].iter().filter(|slot| is_searched(**slot));
+                let first_bytes = searched.filter_map(|slot| Some(self.text(*slot)?.touch()));
+                std::hint::black_box(first_bytes.fold(0, |all, byte| all ^ byte));
+            }
+            let slot = *group[..end].get(next)?;
+            next += 1;
+            Some(slot)
+        })
+    }
+
+    /// Returns the text of the image in a slot.
+    pub(super) fn text(&self, slot: u32) -> Option<&Text> {
+        self.texts.get(slot as usize)?.as_ref()
     }
 
     /// Iterates over the slots from the latest update before a place on.
@@ -113,7 +145,6 @@ impl Images {
             self.signatures.add(slot, trigrams);
         }
         self.enter(slot, &entry, before.as_deref());
-        self.updated_at[slot as usize] = entry.image.updated_at.micros();
         let place = (entry.image.updated_at.micros(), id);
         self.entries[slot as usize] = Some(entry);
         self.by_update.insert(place, slot, id_in(&self.entries));
@@ -125,6 +156,7 @@ impl Images {
         let slot = self.slots.remove(&id)?;
         let entry = self.entries[slot as usize].take()?;
         self.leave(slot, &entry);
+        self.texts[slot as usize] = None;
         for grantee in grantees(&entry) {
             remove_from(&mut self.sets.visible, grantee, slot);
         }
@@ -152,7 +184,8 @@ impl Images {
     fn take_slot(&mut self, id: ImageId) -> u32 {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.entries.push(None);
-            self.updated_at.push(i64::MIN);
+            self.columns.push();
+            self.texts.push(None);
             self.slot_count() - 1
         });
         self.slots.insert(id, slot);
@@ -178,6 +211,8 @@ impl Images {
     }
 
     fn enter(&mut self, slot: u32, entry: &Entry, before: Option<&Entry>) {
+        self.columns.put(slot, &entry.image);
+        self.texts[slot as usize] = Some(entry.text.clone());
         self.sets.statuses[rank(entry)].insert(slot);
         for (set, is_in) in [
             (&mut self.sets.templates, entry.image.template),

@@ -2,16 +2,17 @@
 //!
 //! Images are looked at in the order of the list. The default order is kept, and is walked while that finds enough; any other
 //! order, and the default one where candidates are few or far between, is that of the best of one pass over the candidates. When
-//! too few of these hold the term, another pass selects more, up to as many as one call may search.
+//! too few of these hold the term, the next pass selects as many as should, or searches all candidates if one call may.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::ops::ControlFlow;
 
 use super::{
     candidates::Candidates,
-    entry::{Entry, VisibleImage},
+    entry::VisibleImage,
     filter::{Budget, Filter},
     images::Images,
     selection::{Best, Selection},
+    text::Text,
 };
 use crate::image::{ImageId, KeyValue, Order, Place};
 
@@ -36,8 +37,6 @@ pub(super) struct PageScan {
     place: Option<Place>,
     found: Vec<VisibleImage>,
     source: Source,
-    /// The number of images that the next pass selects.
-    selects: usize,
     end: Option<End>,
 }
 
@@ -46,10 +45,22 @@ pub(super) struct PageScan {
 enum Source {
     /// The order itself, of which so many steps were made.
     Walk { steps: u64 },
-    /// A pass that is under way, and the slot that it goes on with.
-    Pass { best: Best, next: u32 },
-    /// The selection of a pass.
-    Selected(Selection),
+    /// A pass that is under way.
+    Pass(Pass),
+    /// The selection of a pass, and the text of all candidates in bytes.
+    Selected { selection: Selection, text: u64 },
+}
+
+/// A pass over the candidates.
+#[derive(Debug)]
+struct Pass {
+    /// Set when what does not hold the term is none of the best.
+    searches: bool,
+    best: Best,
+    /// The slot that it goes on with.
+    next: u32,
+    /// The text of the candidates that it has passed. Bytes.
+    text: u64,
 }
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -67,9 +78,7 @@ impl PageScan {
     const MAX_SEARCHED: u64 = 64 * 1024 * 1024;
     /// Candidates that are so few are all selected by the first pass.
     const FEW: u64 = 1_000;
-    /// The factor by which a pass selects more than the one before, and the most that one selects: about as many as one call may
-    /// search.
-    const GROWTH: usize = 16;
+    /// The most that one pass selects: about as many as one call may search.
     const MANY: usize = 128 * 1024;
     /// After so many steps it is decided anew whether the order is walked.
     const MIN_WALK: u64 = 4_096;
@@ -78,13 +87,17 @@ impl PageScan {
         let candidates = filter.candidates(images);
         let count = candidates.count(images);
         let walks = filter.query.order.is_latest_first() && count > Self::FEW;
-        // With a term some of what is selected may not hold it.
-        let selects = if filter.has_term() { 4 * (limit + 1) } else { limit + 1 };
-        let selects = if count <= Self::FEW { Self::FEW as usize } else { selects };
-        let source =
-            if walks { Source::Walk { steps: 0 } } else { Source::pass(&filter.query.order, selects) };
         let order = filter.query.order.clone();
-        Self { filter, order, candidates, limit, place, found: Vec::new(), source, selects, end: None }
+        let selected =
+            if count <= Self::FEW { Self::FEW as usize } else { Self::selected_first(&filter, limit) };
+        let source = if walks { Source::Walk { steps: 0 } } else { Source::pass(&order, selected) };
+        Self { filter, order, candidates, limit, place, found: Vec::new(), source, end: None }
+    }
+
+    /// Returns how many images the first pass selects.
+    fn selected_first(filter: &Filter, limit: usize) -> usize {
+        // With a term some of what is selected may not hold it.
+        if filter.has_term() { 4 * (limit + 1) } else { limit + 1 }
     }
 
     /// Goes on for a stretch. Returns whether the page is done.
@@ -92,8 +105,8 @@ impl PageScan {
         while self.end.is_none() && !budget.is_spent() {
             match &self.source {
                 Source::Walk { .. } => self.walk(images, &mut budget),
-                Source::Pass { .. } => self.pass(images, &mut budget),
-                Source::Selected(_) => self.look_at_selected(&mut budget),
+                Source::Pass(_) => self.pass(images, &mut budget),
+                Source::Selected { .. } => self.look_at_selected(&mut budget),
             }
         }
         self.end.is_some()
@@ -116,19 +129,26 @@ impl PageScan {
             return;
         };
         let before = self.place.as_ref().and_then(update_place);
+        let Self { filter, candidates, found, .. } = self;
         let mut last = None;
         let mut is_over = true;
-        for (_, slot) in images.latest_first(before) {
+        let slots = images.latest_first(before).map(|(_, slot)| slot);
+        let has_term = filter.has_term();
+        for slot in images.read_ahead(slots, |slot| has_term && candidates.contains(slot)) {
             if self.end.is_some() || budget.is_spent() {
                 is_over = false;
                 break;
             }
             steps += 1;
             budget.spend(1);
-            let entry = images.in_slot(slot);
-            last = entry.or(last);
-            if let Some(entry) = entry.filter(|_| self.candidates.contains(slot)) {
-                self.look(entry, budget);
+            last = images.in_slot(slot).or(last);
+            if candidates.contains(slot) {
+                found.extend(filter.look_into(images, slot, budget));
+                if found.len() > self.limit {
+                    self.end = Some(End::Full);
+                } else if filter.searched() >= Self::MAX_SEARCHED {
+                    self.end = Some(End::Bounded);
+                }
             }
         }
         if let Some(last) = last {
@@ -147,51 +167,52 @@ impl PageScan {
         let expected = (steps * missing).checked_div(self.found.len() as u64).unwrap_or(u64::MAX);
         let left = (images.len() as u64).saturating_sub(steps).min(expected);
         if steps >= Self::MIN_WALK && 2 * self.candidates.count(images) < left {
-            self.source = Source::pass(&self.order, self.selects);
+            let selected = Self::selected_first(&self.filter, self.limit);
+            self.source = Source::pass(&self.order, selected);
         }
     }
 
     fn pass(&mut self, images: &Images, budget: &mut Budget) {
-        let Source::Pass { best, next } = &mut self.source else {
+        let Source::Pass(Pass { searches, best, next, text }) = &mut self.source else {
             return;
         };
-        let order = &self.order;
-        let is_latest_first = order.is_latest_first();
-        let oldest = self.place.as_ref().filter(|_| is_latest_first).and_then(update_place);
-        let stopped = self.candidates.try_for_each(*next, |slot| {
+        let (order, filter) = (&self.order, &mut self.filter);
+        let after = self.place.as_ref().map(|place| (place, images.columns.rank_of_place(order, place)));
+        let is_behind = |slot, rank: u128| match after {
+            Some((place, after)) if rank == after => {
+                images.in_slot(slot).is_some_and(|entry| order.compare_to_place(&entry.image, place).is_gt())
+            }
+            Some((_, after)) => rank > after,
+            None => true,
+        };
+        let stopped = self.candidates.try_for_each(images, *next, |slot| {
             if budget.is_spent() {
                 return ControlFlow::Break(slot);
             }
             budget.spend(1);
-            if is_latest_first {
-                // Most can be told by their times.
-                let time = images.updated_at(slot);
-                let is_beyond = oldest.is_none_or(|(oldest, _)| time <= oldest);
-                if !is_beyond || best.worst().is_some_and(|worst| time < worst.image.updated_at.micros()) {
-                    return ControlFlow::Continue(());
-                }
-            } else {
-                budget.spend(Budget::IMAGE);
-            }
-            if let Some(entry) = images.in_slot(slot)
-                && self.place.as_ref().is_none_or(|place| order.compare_to_place(&entry.image, place).is_gt())
+            *text += images.text(slot).map_or(0, Text::len) as u64;
+            let rank = images.columns.rank(order, slot);
+            if best.admits(rank)
+                && is_behind(slot, rank)
+                && images.in_slot(slot).is_some()
+                && (!*searches || filter.look_into(images, slot, budget).is_some())
             {
-                best.offer(entry);
+                best.offer(images, rank, slot);
             }
             ControlFlow::Continue(())
         });
+        best.keep(images);
         match stopped {
             ControlFlow::Break(slot) => *next = slot,
             ControlFlow::Continue(()) => {
                 let best = std::mem::replace(best, Best::new(order, 1));
-                self.source = Source::Selected(best.finish(Self::MAX_SEARCHED));
-                self.selects = self.selects.saturating_mul(Self::GROWTH).min(Self::MANY);
+                self.source = Source::Selected { selection: best.finish(Self::MAX_SEARCHED), text: *text };
             }
         }
     }
 
     fn look_at_selected(&mut self, budget: &mut Budget) {
-        let Source::Selected(selection) = &mut self.source else {
+        let Source::Selected { selection, text } = &mut self.source else {
             return;
         };
         let order = &self.order;
@@ -209,6 +230,7 @@ impl PageScan {
             }
         }
         selection.found.sort_unstable_by(|a, b| order.compare(&a.entry.image, &b.entry.image));
+        let (selected, held) = (selection.count, selection.found.len());
         self.found.append(&mut selection.found);
         self.place = selection.last.as_ref().map(|last| order.place_of(&last.image));
         if self.found.len() > self.limit {
@@ -218,23 +240,28 @@ impl PageScan {
         } else if self.filter.searched() >= Self::MAX_SEARCHED {
             self.end = Some(End::Bounded);
         } else {
-            self.source = Source::pass(order, self.selects);
-        }
-    }
-
-    fn look(&mut self, entry: &Arc<Entry>, budget: &mut Budget) {
-        self.found.extend(self.filter.look(entry, budget));
-        if self.found.len() > self.limit {
-            self.end = Some(End::Full);
-        } else if self.filter.searched() >= Self::MAX_SEARCHED {
-            self.end = Some(End::Bounded);
+            let missing = self.limit + 1 - self.found.len();
+            // Twice as many as hold the term if it is as common among them.
+            let expected = (2 * missing * selected).checked_div(held).unwrap_or(usize::MAX);
+            let may_search_all = *text <= Self::MAX_SEARCHED - self.filter.searched();
+            self.source = if expected > Best::SORTED && may_search_all {
+                Source::Pass(Pass { searches: true, ..Pass::new(order, missing) })
+            } else {
+                Source::pass(order, expected.min(Self::MANY))
+            };
         }
     }
 }
 
 impl Source {
-    fn pass(order: &Order, most: usize) -> Self {
-        Self::Pass { best: Best::new(order, most), next: 0 }
+    fn pass(order: &Order, selected: usize) -> Self {
+        Self::Pass(Pass::new(order, selected))
+    }
+}
+
+impl Pass {
+    fn new(order: &Order, selected: usize) -> Self {
+        Self { searches: false, best: Best::new(order, selected), next: 0, text: 0 }
     }
 }
 
@@ -270,12 +297,12 @@ impl CountScan {
         if self.is_done {
             return true;
         }
-        let stopped = self.candidates.try_for_each(self.next, |slot| {
+        let stopped = self.candidates.try_for_each(images, self.next, |slot| {
             if budget.is_spent() {
                 return ControlFlow::Break(slot);
             }
             budget.spend(1);
-            let found = images.in_slot(slot).and_then(|entry| self.filter.look(entry, &mut budget));
+            let found = self.filter.look_into(images, slot, &mut budget);
             self.count += u64::from(found.is_some());
             ControlFlow::Continue(())
         });
@@ -311,12 +338,12 @@ impl SlotScan {
     /// Goes on for a stretch. Returns whether enough were found, or there are no more.
     pub(super) fn advance(&mut self, images: &Images, mut budget: Budget) -> bool {
         let (filter, found, most) = (&mut self.filter, &mut self.found, self.most);
-        let stopped = self.candidates.try_for_each(self.next, |slot| {
+        let stopped = self.candidates.try_for_each(images, self.next, |slot| {
             if budget.is_spent() || found.len() >= most {
                 return ControlFlow::Break(slot);
             }
             budget.spend(1);
-            let looked = images.in_slot(slot).and_then(|entry| filter.look(entry, &mut budget));
+            let looked = filter.look_into(images, slot, &mut budget);
             found.extend(looked.map(|image| (slot, image)));
             ControlFlow::Continue(())
         });

@@ -1,8 +1,11 @@
 //! The first of the candidates by any order, found in one pass over them.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{cmp::Ordering, collections::VecDeque, sync::Arc};
 
-use super::entry::{Entry, VisibleImage};
+use super::{
+    entry::{Entry, VisibleImage},
+    images::Images,
+};
 use crate::image::Order;
 
 /// The first of the images that were offered, by an order.
@@ -11,63 +14,102 @@ pub(super) struct Best {
     order: Order,
     most: usize,
     /// Up to twice as many as are wanted.
-    entries: Vec<Arc<Entry>>,
-    /// The last of as many as are wanted: what comes behind it is none of them.
-    worst: Option<Arc<Entry>>,
+    ranked: Vec<Ranked>,
+    /// The number of those that were kept beyond their stretch, which come first.
+    kept: usize,
+    /// The rank of the last of as many as are wanted: what comes behind it is none of them.
+    worst: Option<u128>,
+}
+
+/// An image by its [rank](super::columns::Columns::rank).
+#[derive(Clone, Debug)]
+struct Ranked {
+    rank: u128,
+    slot: u32,
+    /// None until the end of the stretch in which it was offered: most are none of the best by then.
+    entry: Option<Arc<Entry>>,
+}
+
+impl Ranked {
+    fn compare(&self, other: &Self, order: &Order, images: &Images) -> Ordering {
+        self.rank.cmp(&other.rank).then_with(|| match (self.entry(images), other.entry(images)) {
+            (Some(entry), Some(other)) => order.compare(&entry.image, &other.image),
+            (entry, other) => entry.is_some().cmp(&other.is_some()),
+        })
+    }
+
+    fn entry<'a>(&'a self, images: &'a Images) -> Option<&'a Arc<Entry>> {
+        self.entry.as_ref().or_else(|| images.in_slot(self.slot))
+    }
 }
 
 impl Best {
     /// So many are sorted before they are searched, so that the search ends when enough were found.
-    const SORTED: usize = 8 * 1024;
+    pub(super) const SORTED: usize = 8 * 1024;
 
     pub(super) fn new(order: &Order, most: usize) -> Self {
-        Self { order: order.clone(), most, entries: Vec::new(), worst: None }
+        Self { order: order.clone(), most, ranked: Vec::new(), kept: 0, worst: None }
     }
 
-    pub(super) fn worst(&self) -> Option<&Entry> {
-        self.worst.as_deref()
+    /// Tells whether an image of this rank may be one of the best.
+    pub(super) fn admits(&self, rank: u128) -> bool {
+        self.worst.is_none_or(|worst| rank <= worst)
     }
 
-    pub(super) fn offer(&mut self, entry: &Arc<Entry>) {
-        if self.worst().is_some_and(|worst| self.order.compare(&worst.image, &entry.image).is_lt()) {
-            return;
-        }
-        self.entries.push(Arc::clone(entry));
-        if self.entries.len() >= 2 * self.most {
-            self.drop_others();
-        }
-    }
-
-    fn drop_others(&mut self) {
-        let Self { order, most, entries, worst } = self;
-        if entries.len() > *most {
-            let (_, last, _) =
-                entries.select_nth_unstable_by(*most - 1, |a, b| order.compare(&a.image, &b.image));
-            *worst = Some(Arc::clone(last));
-            entries.truncate(*most);
+    /// Offers the image in a slot. Before the images change, those that are left are to be [kept](Self::keep).
+    pub(super) fn offer(&mut self, images: &Images, rank: u128, slot: u32) {
+        self.ranked.push(Ranked { rank, slot, entry: None });
+        if self.ranked.len() >= 2 * self.most {
+            self.drop_others(images);
         }
     }
 
-    /// Returns them, in their order if they are not too many, or their texts have more bytes than one call may search.
-    pub(super) fn finish(mut self, most_text: u64) -> Selection {
+    /// Keeps the images that were offered as they are now.
+    pub(super) fn keep(&mut self, images: &Images) {
+        self.drop_others(images);
+        for ranked in &mut self.ranked[self.kept..] {
+            ranked.entry = ranked.entry(images).cloned();
+        }
+        self.kept = self.ranked.len();
+    }
+
+    fn drop_others(&mut self, images: &Images) {
+        let Self { order, most, ranked, kept, worst } = self;
+        if ranked.len() > *most {
+            let (_, last, _) = ranked.select_nth_unstable_by(*most - 1, |a, b| a.compare(b, order, images));
+            *worst = Some(last.rank);
+            ranked.truncate(*most);
+            *kept = 0;
+        }
+    }
+
+    /// Returns those that were kept, in their order if they are not too many, or their texts have more bytes than one call may
+    /// search.
+    pub(super) fn finish(self, most_text: u64) -> Selection {
         // With as many as were wanted there may be more.
-        let is_all = self.worst.is_none() && self.entries.len() < self.most;
-        self.drop_others();
+        let is_all = self.worst.is_none() && self.ranked.len() < self.most;
         let order = self.order;
-        let last = self.entries.iter().max_by(|a, b| order.compare(&a.image, &b.image)).cloned();
-        let text: u64 = self.entries.iter().map(|entry| entry.text_len() as u64).sum();
-        let is_sorted = self.entries.len() <= Self::SORTED || text > most_text;
+        let by_order = |a: &Arc<Entry>, b: &Arc<Entry>| order.compare(&a.image, &b.image);
+        let mut entries: Vec<_> = self.ranked.into_iter().filter_map(|ranked| ranked.entry).collect();
+        let text: u64 = entries.iter().map(|entry| entry.text_len() as u64).sum();
+        let is_sorted = entries.len() <= Self::SORTED || text > most_text;
         if is_sorted {
-            self.entries.sort_unstable_by(|a, b| order.compare(&a.image, &b.image));
+            entries.sort_unstable_by(by_order);
         }
-        let last = last.filter(|_| !is_all);
-        Selection { entries: self.entries.into(), is_sorted, last, found: Vec::new() }
+        let last = match entries.last() {
+            _ if is_all => None,
+            last if is_sorted => last.cloned(),
+            _ => entries.iter().max_by(|a, b| by_order(a, b)).cloned(),
+        };
+        Selection { count: entries.len(), entries: entries.into(), is_sorted, last, found: Vec::new() }
     }
 }
 
 /// The first candidates by an order, and those of them that are on the list.
 #[derive(Debug)]
 pub(super) struct Selection {
+    /// The number of all that were selected.
+    pub(super) count: usize,
     /// Those that were not looked at yet.
     pub(super) entries: VecDeque<Arc<Entry>>,
     /// Set when these are in the order.

@@ -32,7 +32,7 @@ struct Model {
     granted_to: Vec<Vec<&'static str>>,
 }
 
-fn entry(random: &mut Rng, number: i64) -> (CatalogueEntry, Vec<&'static str>) {
+pub(super) fn some_entry(random: &mut Rng, number: i64) -> (CatalogueEntry, Vec<&'static str>) {
     let status = (random.u8(0..5) > 0).then(|| Status::ALL[random.usize(0..Status::ALL.len())]);
     let mut words: Vec<&str> = WORDS.into_iter().filter(|_| random.u8(0..3) == 0).collect();
     words.extend((random.u8(0..15) == 0).then_some(SELDOM));
@@ -90,13 +90,13 @@ fn change(random: &mut Rng, images: &mut Images, model: &mut Model, number: i64)
             model.granted_to.swap_remove(at);
         }
         1 | 2 => {
-            let (added, granted_to) = entry(random, number);
+            let (added, granted_to) = some_entry(random, number);
             put(images, &added);
             model.entries.push(added);
             model.granted_to.push(granted_to);
         }
         3 => {
-            let (changed, _) = entry(random, number);
+            let (changed, _) = some_entry(random, number);
             let image = Image { id: model.entries[at].image.id, ..changed.image };
             let grants = model.entries[at].grants.clone();
             model.entries[at] = CatalogueEntry { image, grants, text: changed.text };
@@ -125,7 +125,7 @@ fn all_pages_together_are_what_sorting_gives() -> Result<(), String> {
         let mut model = Model { entries: Vec::new(), granted_to: Vec::new() };
         // Many enough for the order to be walked, in some.
         for number in 0..[90, 4_000][usize::from(seed % 2 == 1)] {
-            let (added, granted_to) = entry(&mut random, number);
+            let (added, granted_to) = some_entry(&mut random, number);
             put(&mut images, &added);
             model.entries.push(added);
             model.granted_to.push(granted_to);
@@ -185,7 +185,7 @@ fn all_pages_together_are_what_sorting_gives() -> Result<(), String> {
 fn what_is_removed_leaves_nothing_behind() {
     let mut random = Rng::with_seed(1);
     let mut images = Images::default();
-    let entries: Vec<CatalogueEntry> = (0..500).map(|number| entry(&mut random, number).0).collect();
+    let entries: Vec<CatalogueEntry> = (0..500).map(|number| some_entry(&mut random, number).0).collect();
     for read in &entries {
         put(&mut images, read);
     }

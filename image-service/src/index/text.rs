@@ -8,11 +8,11 @@ use std::{
 use crate::search::SearchText;
 
 /// The text that an image can be found by. Large ones are compressed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Text {
-    Plain(Box<str>),
-    /// With its length before.
-    Compressed(Box<[u8]>, usize),
+    Plain(Arc<str>),
+    /// With the length of the text before.
+    Compressed(Arc<[u8]>),
 }
 
 impl Text {
@@ -24,7 +24,7 @@ impl Text {
         if text.len() > Self::LARGE {
             let compressed = lz4_flex::compress_prepend_size(text.as_bytes());
             if compressed.len() < text.len() / 4 * 3 {
-                return Self::Compressed(compressed.into(), text.len());
+                return Self::Compressed(compressed.into());
             }
         }
         Self::Plain(text.into())
@@ -35,17 +35,28 @@ impl Text {
         match self {
             Self::Plain(text) => Cow::Borrowed(text.as_bytes()),
             // It was compressed here, and is found by nothing if it is damaged.
-            Self::Compressed(bytes, _) => {
+            Self::Compressed(bytes) => {
                 Cow::Owned(lz4_flex::decompress_size_prepended(bytes).unwrap_or_default())
             }
         }
+    }
+
+    /// Reads a byte of each of the first cache lines, so that they are at hand.
+    pub(super) fn touch(&self) -> u8 {
+        const LINES: usize = 8;
+        const LINE: usize = 64;
+        let bytes = match self {
+            Self::Plain(text) => text.as_bytes(),
+            Self::Compressed(bytes) => bytes,
+        };
+        bytes.iter().step_by(LINE).take(LINES).fold(0, |all, byte| all ^ byte)
     }
 
     /// Returns how many bytes of memory it takes.
     pub(super) fn size(&self) -> usize {
         match self {
             Self::Plain(text) => text.len(),
-            Self::Compressed(bytes, _) => bytes.len(),
+            Self::Compressed(bytes) => bytes.len(),
         }
     }
 
@@ -53,7 +64,9 @@ impl Text {
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Plain(text) => text.len(),
-            Self::Compressed(_, length) => *length,
+            Self::Compressed(bytes) => {
+                lz4_flex::block::uncompressed_size(bytes).map_or(0, |(length, _)| length)
+            }
         }
     }
 }
@@ -62,21 +75,22 @@ impl Text {
 #[derive(Debug, Default)]
 pub(super) struct LastText(Mutex<Option<ReadText>>);
 
-/// A text, and its bytes.
-type ReadText = (Arc<Text>, Arc<[u8]>);
+/// A compressed text, and its bytes.
+type ReadText = (Arc<[u8]>, Arc<[u8]>);
 
 impl LastText {
     /// Calls `read` with the bytes of a text.
-    pub(super) fn read<T>(&self, text: &Arc<Text>, read: impl FnOnce(&[u8]) -> T) -> T {
-        if let Text::Plain(plain) = &**text {
-            return read(plain.as_bytes());
-        }
+    pub(super) fn read<T>(&self, text: &Text, read: impl FnOnce(&[u8]) -> T) -> T {
+        let compressed = match text {
+            Text::Plain(plain) => return read(plain.as_bytes()),
+            Text::Compressed(compressed) => compressed,
+        };
         let last = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let bytes = match last.filter(|(last, _)| Arc::ptr_eq(last, text)) {
+        let bytes = match last.filter(|(last, _)| Arc::ptr_eq(last, compressed)) {
             Some((_, bytes)) => bytes,
             None => {
                 let bytes: Arc<[u8]> = text.bytes().into();
-                let last = Some((Arc::clone(text), Arc::clone(&bytes)));
+                let last = Some((Arc::clone(compressed), Arc::clone(&bytes)));
                 *self.0.lock().unwrap_or_else(PoisonError::into_inner) = last;
                 bytes
             }
