@@ -1,4 +1,5 @@
-//! Configurations that were read lately. One never changes under its image and revision.
+//! Configurations that were read lately. One never changes under its image and revision, unless the database goes back and gives
+//! the revision again.
 
 use std::{
     collections::HashMap,
@@ -56,6 +57,11 @@ impl Configurations {
 
     pub(super) fn new() -> Self {
         Self(Cache::with_weighter(Self::EXPECTED, Self::MEMORY, BySize))
+    }
+
+    /// Removes all of them from the cache.
+    pub(super) fn clear(&self) {
+        self.0.clear();
     }
 
     /// Returns those of the configurations that are kept.

@@ -107,6 +107,8 @@ impl Index {
             images.load = current.load + 1;
             std::mem::replace(&mut *current, images)
         };
+        // The database may have gone back, and have given their revisions to others.
+        self.0.configurations.clear();
         // It takes a while, and nobody waits for it.
         tokio::task::spawn_blocking(move || drop(before));
         tracing::info!(images = count, seconds = begun.elapsed().as_secs_f64(), "the catalogue is loaded");
