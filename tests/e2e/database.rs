@@ -26,6 +26,10 @@ pub(crate) struct HeldWriter {
     txn: DatabaseTransaction,
 }
 
+/// The rows of a database as they were.
+#[derive(Debug)]
+pub(crate) struct Saved<'a>(&'a Database);
+
 #[derive(Debug)]
 struct Postgres {
     server: String,
@@ -87,6 +91,15 @@ impl Database {
         Ok(true)
     }
 
+    /// Keeps the rows of all tables as they are, beside them. On Postgres alone.
+    pub(crate) async fn save(&self) -> anyhow::Result<Saved<'_>> {
+        let save = "CREATE SCHEMA saved; DO $$ DECLARE name text; BEGIN \
+                    FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' LOOP \
+                    EXECUTE format('CREATE TABLE saved.%I AS TABLE public.%I', name, name); END LOOP; END $$";
+        self.execute(save).await?;
+        Ok(Saved(self))
+    }
+
     /// Runs a statement in the catalogue's database.
     pub(crate) async fn execute(&self, statement: &str) -> anyhow::Result<()> {
         execute(&self.connect_url(), statement).await
@@ -119,6 +132,20 @@ impl Database {
     /// None on SQLite.
     pub(crate) fn url(&self) -> Option<String> {
         self.postgres.as_ref().map(Postgres::url)
+    }
+}
+
+impl Saved<'_> {
+    /// Breaks all connections and brings back what was saved, as a failover does to a server that has received no more.
+    pub(crate) async fn fail_over(self) -> anyhow::Result<()> {
+        let fail_over = "DO $$ DECLARE name text; BEGIN \
+                         PERFORM pg_terminate_backend(pid) FROM pg_stat_activity \
+                         WHERE datname = current_database() AND pid <> pg_backend_pid(); \
+                         FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'saved' LOOP \
+                         EXECUTE format('DELETE FROM public.%I', name); \
+                         EXECUTE format('INSERT INTO public.%I SELECT * FROM saved.%I', name, name); \
+                         END LOOP; END $$";
+        self.0.execute(fail_over).await
     }
 }
 

@@ -17,7 +17,8 @@ use crate::{
     stack::{Service, number},
 };
 
-async fn update(client: &Client, image: api::Image, paths: &[&str]) -> Result<api::Image, Status> {
+/// Changes what the paths name to what it is in `image`.
+pub(crate) async fn update(client: &Client, image: api::Image, paths: &[&str]) -> Result<api::Image, Status> {
     let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
     let request = api::UpdateImageRequest {
         image: Some(image),

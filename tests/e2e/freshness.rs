@@ -6,7 +6,6 @@ use std::{
 };
 
 use fastrand::Rng;
-use image_service::Role;
 use proto::images::{self as api, BuildState, ImageStatus, ListImagesRequest, Permission};
 use sea_orm::{ConnectionTrait as _, Database as Connection, TransactionTrait as _};
 use tonic::{Code, Status};
@@ -100,67 +99,6 @@ async fn a_read_sees_what_was_written_through_any_replica() -> anyhow::Result<()
         let gone = alice(&mut random).get(&id).await.map_err(|status| status.code());
         assert_eq!(gone, Err(Code::NotFound), "round {round}");
     }
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_change_that_was_not_logged_is_found_and_repaired() -> anyhow::Result<()> {
-    let service = Service::start().await?;
-    let alice = service.builder("alice");
-    let (planted, _) = alice.create(image("Before", "FROM scratch")).await?;
-    let (removed, _) = alice.create(image("Removed", "FROM scratch")).await?;
-    let database = service.database();
-    database.execute("UPDATE images SET name = 'Planted' WHERE name = 'Before'").await?;
-    database.execute("DELETE FROM images WHERE name = 'Removed'").await?;
-    let repaired = async {
-        loop {
-            let name = alice.get(&planted.id).await?.name;
-            let gone = alice.get(&removed.id).await.is_err_and(|status| status.code() == Code::NotFound);
-            if name == "Planted" && gone {
-                return Ok::<_, anyhow::Error>(());
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, repaired).await??;
-    assert_eq!(search(&alice, "planted").await?, [planted.id]);
-    Ok(())
-}
-
-/// As after a failover to a server that had not received them.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_has_lost_its_last_changes_is_not_answered_for() -> anyhow::Result<()> {
-    let service = Service::start().await?;
-    let database = service.database();
-    if database.url().is_none() {
-        // A file does not lose what was committed.
-        return Ok(());
-    }
-    let admin = service.client(&service.token("root", &[Role::Admin]));
-    let kept = admin.create_template("Kept").await?;
-    let lost = admin.create_template("Lost").await?;
-    assert_eq!(admin.list().await?.len(), 2);
-    database
-        .execute(
-            "BEGIN; DELETE FROM images WHERE name = 'Lost'; \
-             DELETE FROM changes WHERE revision = (SELECT revision FROM catalogue); \
-             UPDATE catalogue SET revision = c.revision, nonce = c.nonce \
-             FROM (SELECT revision, nonce FROM changes ORDER BY revision DESC LIMIT 1) c; COMMIT",
-        )
-        .await?;
-    let begun = Instant::now();
-    while begun.elapsed() < LIMIT {
-        match admin.get(&lost.id).await {
-            Ok(found) => anyhow::bail!("what was lost is answered: {found:?}"),
-            Err(status) if status.code() == Code::NotFound => break,
-            Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
-        }
-    }
-    assert_eq!(admin.list().await?.into_iter().map(|image| image.id).collect::<Vec<_>>(), [kept.id.as_str()]);
-
-    // The numbers that were lost are given again.
-    let another = admin.create_template("Another").await?;
-    assert_eq!(admin.get(&another.id).await?.name, "Another");
     Ok(())
 }
 

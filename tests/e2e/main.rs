@@ -25,6 +25,7 @@ mod database;
 mod debian_workspace;
 mod deploying;
 mod dispatch;
+mod divergence;
 #[path = "../faults/dockerd.rs"]
 #[expect(dead_code, reason = "the fault tests use the rest")]
 mod dockerd;

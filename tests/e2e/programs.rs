@@ -46,6 +46,10 @@ impl Catalogue {
         self.database.url().is_some()
     }
 
+    pub(crate) fn database(&self) -> &Database {
+        &self.database
+    }
+
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.database.data_dir()
     }
@@ -66,11 +70,20 @@ impl Catalogue {
         environment: &[&str],
         flags: &[&str],
     ) -> anyhow::Result<Listening> {
+        let url = self.database.url().map(|url| ["--database-url".to_owned(), url]);
+        let flags = flags.iter().map(|&flag| flag.to_owned()).chain(url.into_iter().flatten());
+        self.serve(name, environment, flags.collect()).await
+    }
+
+    /// Starts an image-service that reaches the database by another URL.
+    pub(crate) async fn replica_by(&self, name: &str, url: &str) -> anyhow::Result<Listening> {
+        self.serve(name, &[], vec!["--database-url".to_owned(), url.to_owned()]).await
+    }
+
+    async fn serve(&self, name: &str, environment: &[&str], flags: Vec<String>) -> anyhow::Result<Listening> {
         let data = self.database.data_dir().display().to_string();
-        let mut all = vec!["serve".to_owned(), "--data-dir".to_owned(), data];
-        all.extend(self.database.url().into_iter().flat_map(|url| ["--database-url".to_owned(), url]));
-        all.extend(flags.iter().map(|&flag| flag.to_owned()));
-        self.start("image-service", name, environment, all).await
+        let all = ["serve".to_owned(), "--data-dir".to_owned(), data].into_iter().chain(flags);
+        self.start("image-service", name, environment, all.collect()).await
     }
 
     /// Starts a build-worker of the service at `server`.

@@ -1,0 +1,238 @@
+//! An index that is not as the database is, by a failover, a feed that was cut for too long, or a change past the log: nothing
+//! false is answered, it heals, and the log says what happened.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use proto::{
+    images::{self as api, Permission, WatchImagesRequest, watch_images_response::Event},
+    watch::{ImagesWatch, Watched},
+};
+use tonic::{Code, Status};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::{
+    client::{Caller, Client, channel, image},
+    editing::update,
+    programs::{Catalogue, Listening},
+    relay::Relay,
+    stack::LIMIT,
+};
+
+const SERVICE: &str = "image-service";
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Calls until the catalogue answers; nothing else is told meanwhile than that it does not.
+async fn answered<T>(call: impl AsyncFn() -> Result<T, Status>) -> anyhow::Result<Result<T, Status>> {
+    let begun = Instant::now();
+    loop {
+        match call().await {
+            Err(status) if status.code() == Code::Unavailable && begun.elapsed() < LIMIT => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            answer => return Ok(answer),
+        }
+    }
+}
+
+/// The name of an image for a caller; `None` when it does not see it.
+async fn name(client: &Client, id: &str) -> anyhow::Result<Option<String>> {
+    match answered(async || client.get(id).await).await? {
+        Ok(image) => Ok(Some(image.name)),
+        Err(status) if status.code() == Code::NotFound => Ok(None),
+        Err(status) => Err(status.into()),
+    }
+}
+
+/// Gives an image this name and Dockerfile.
+async fn edit(client: &Client, id: &str, name: &str, dockerfile: &str) -> Result<api::Image, Status> {
+    let edited = api::Image { id: id.to_owned(), ..image(name, dockerfile) };
+    update(client, edited, &["name", "config"]).await
+}
+
+/// Waits until health says this of the catalogue.
+async fn health(replica: &Listening, status: ServingStatus) -> anyhow::Result<()> {
+    let mut health = HealthClient::new(channel(replica.addr));
+    let request = HealthCheckRequest { service: "trailer.images.v1.ImageService".to_owned() };
+    let begun = Instant::now();
+    while health.check(request.clone()).await?.into_inner().status() != status {
+        anyhow::ensure!(begun.elapsed() < LIMIT, "health does not say {status:?}");
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
+/// Waits until a program has logged all of these words in one line.
+async fn logged(catalogue: &Catalogue, program: &str, words: &[&str]) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    loop {
+        let log = catalogue.log(program)?;
+        if log.lines().any(|line| words.iter().all(|word| line.contains(word))) {
+            return Ok(());
+        }
+        anyhow::ensure!(begun.elapsed() < LIMIT, "{words:?} is not in the log:\n{log}");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// The names of images as a watch tells them.
+struct Watcher {
+    watch: ImagesWatch<Caller>,
+    names: BTreeMap<String, String>,
+    is_synced: bool,
+}
+
+impl Watcher {
+    fn new(client: &Client) -> Self {
+        let watch = ImagesWatch::new(client.images.clone(), WatchImagesRequest::default());
+        Self { watch, names: BTreeMap::new(), is_synced: false }
+    }
+
+    /// Follows until these names are known, and no others.
+    async fn until(&mut self, names: &[(&str, &str)]) -> anyhow::Result<()> {
+        let expected: BTreeMap<String, String> =
+            names.iter().map(|(id, name)| ((*id).to_owned(), (*name).to_owned())).collect();
+        match tokio::time::timeout(LIMIT, self.follow(&expected)).await {
+            Ok(followed) => followed,
+            Err(_) => anyhow::bail!("{:?} is known, not {expected:?}", self.names),
+        }
+    }
+
+    async fn follow(&mut self, expected: &BTreeMap<String, String>) -> anyhow::Result<()> {
+        while !self.is_synced || self.names != *expected {
+            match self.watch.next().await? {
+                Watched::Begun => {
+                    self.is_synced = false;
+                    self.names.clear();
+                }
+                Watched::Event(Event::Image(image) | Event::Changed(image)) => {
+                    self.names.insert(image.id, image.name);
+                }
+                Watched::Event(Event::Removed(removed)) => {
+                    self.names.remove(&removed.id);
+                }
+                Watched::Event(Event::Synced(_) | Event::Bookmark(_)) => self.is_synced = true,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_that_lost_the_last_changes_is_not_answered_for() -> anyhow::Result<()> {
+    let catalogue = Catalogue::create().await?;
+    if !catalogue.is_shared() {
+        // A file does not lose what was committed.
+        return Ok(());
+    }
+    let replica = catalogue.replica(SERVICE, &[], &[]).await?;
+    health(&replica, ServingStatus::Serving).await?;
+    let [alice, bob] = ["alice", "bob"].map(|subject| catalogue.builder(subject, replica.addr));
+    let kept = alice.create_template("Kept").await?;
+    let saved = catalogue.database().save().await?;
+    let lost = alice.create_template("Lost").await?;
+    let renamed = edit(&alice, &kept.id, "Renamed", "FROM scratch\nLABEL is=lost").await?;
+    alice.grant(&kept.id, "bob", &[Permission::View]).await?;
+    assert_eq!(bob.get(&kept.id).await?.config, renamed.config);
+    let mut watcher = Watcher::new(&alice);
+    watcher.until(&[(&kept.id, "Renamed"), (&lost.id, "Lost")]).await?;
+
+    saved.fail_over().await?;
+    for _ in 0..10 {
+        assert_eq!(name(&alice, &lost.id).await?, None);
+        assert_eq!(name(&alice, &kept.id).await?.as_deref(), Some("Kept"));
+        assert_eq!(name(&bob, &kept.id).await?, None);
+    }
+    watcher.until(&[(&kept.id, "Kept")]).await?;
+    logged(&catalogue, SERVICE, &["the database is not the one that was read", "loaded anew"]).await?;
+    health(&replica, ServingStatus::Serving).await?;
+
+    // The numbers that were lost are given again.
+    let another = alice.create_template("Another").await?;
+    assert_eq!(alice.get(&another.id).await?.name, "Another");
+    let edited = edit(&alice, &kept.id, "Edited", "FROM scratch\nLABEL is=new").await?;
+    assert_eq!(edited.config_revision, renamed.config_revision);
+    assert_eq!(alice.get(&kept.id).await?.config, edited.config);
+    assert_ne!(edited.config, renamed.config);
+    watcher.until(&[(&kept.id, "Edited"), (&another.id, "Another")]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_feed_that_was_cut_until_its_changes_were_forgotten_loads_anew() -> anyhow::Result<()> {
+    let catalogue = Catalogue::create().await?;
+    let Some(url) = catalogue.database().url() else {
+        // Nothing can be between a service and its file.
+        return Ok(());
+    };
+    let relay = Relay::start(&url)?;
+    let cut = catalogue.replica_by("cut", relay.url()).await?;
+    let other = catalogue.replica("other", &[], &[]).await?;
+    for replica in [&cut, &other] {
+        health(replica, ServingStatus::Serving).await?;
+    }
+    let (alice, bob) = (catalogue.builder("alice", other.addr), catalogue.builder("bob", cut.addr));
+    let [revoked, shared] = [alice.create_template("Revoked").await?, alice.create_template("Shared").await?];
+    for image in [&revoked, &shared] {
+        alice.grant(&image.id, "bob", &[Permission::View]).await?;
+    }
+    let mut watcher = Watcher::new(&bob);
+    watcher.until(&[(&revoked.id, "Revoked"), (&shared.id, "Shared")]).await?;
+
+    relay.close(true);
+    alice.revoke(&revoked.id, "bob").await?;
+    edit(&alice, &shared.id, "Renamed", "FROM scratch").await?;
+    let forget = "BEGIN; DELETE FROM changes; \
+                  UPDATE catalogue SET compacted_revision = revision, compacted_nonce = nonce; COMMIT";
+    catalogue.database().execute(forget).await?;
+    let unavailable = bob.get(&revoked.id).await.map_err(|status| status.code());
+    assert_eq!(unavailable, Err(Code::Unavailable));
+    logged(&catalogue, "cut", &["cannot read the change log"]).await?;
+    logged(&catalogue, "cut", &["the catalogue is behind", "NOT_SERVING"]).await?;
+    health(&cut, ServingStatus::NotServing).await?;
+
+    relay.close(false);
+    assert_eq!(name(&bob, &revoked.id).await?, None);
+    assert_eq!(name(&bob, &shared.id).await?.as_deref(), Some("Renamed"));
+    watcher.until(&[(&shared.id, "Renamed")]).await?;
+    logged(&catalogue, "cut", &["has forgotten changes too early", "loaded anew"]).await?;
+    health(&cut, ServingStatus::Serving).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_was_not_logged_is_found_and_repaired() -> anyhow::Result<()> {
+    let catalogue = Catalogue::create().await?;
+    let replica = catalogue.replica(SERVICE, &[], &[]).await?;
+    health(&replica, ServingStatus::Serving).await?;
+    let [alice, bob] = ["alice", "bob"].map(|subject| catalogue.builder(subject, replica.addr));
+    let renamed = alice.create_template("Before").await?;
+    let removed = alice.create_template("Removed").await?;
+    let revoked = alice.create_template("Revoked").await?;
+    alice.grant(&revoked.id, "bob", &[Permission::View]).await?;
+    assert_eq!(bob.get(&revoked.id).await?.name, "Revoked");
+    for planted in [
+        "UPDATE images SET name = 'Planted' WHERE name = 'Before'",
+        "DELETE FROM images WHERE name = 'Removed'",
+        "DELETE FROM grants",
+    ] {
+        catalogue.database().execute(planted).await?;
+    }
+    let begun = Instant::now();
+    while name(&alice, &renamed.id).await?.as_deref() != Some("Planted")
+        || name(&alice, &removed.id).await?.is_some()
+        || name(&bob, &revoked.id).await?.is_some()
+    {
+        anyhow::ensure!(begun.elapsed() < LIMIT, "it is not repaired:\n{}", catalogue.log(SERVICE)?);
+        tokio::time::sleep(PAUSE).await;
+    }
+    let by_term = api::ListImagesRequest { search: "planted".to_owned(), ..Default::default() };
+    let found = alice.images.clone().list_images(by_term).await?.into_inner().images;
+    assert_eq!(found.into_iter().map(|image| image.id).collect::<Vec<_>>(), [renamed.id.as_str()]);
+    for id in [&renamed.id, &removed.id, &revoked.id] {
+        logged(&catalogue, SERVICE, &["the index was not as the database is: repaired", id]).await?;
+    }
+    Ok(())
+}
