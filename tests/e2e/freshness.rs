@@ -14,9 +14,9 @@ use tonic_health::pb::{
 };
 
 use crate::{
-    answers::refused,
+    answers::{assert_gapless, lines, refused},
     client::{Client, channel, image},
-    engine::FakeEngine,
+    engine::{Ended, FakeEngine, Gate, Script, State},
     relay::Relay,
     stack::{LIMIT, Service, Worker},
 };
@@ -142,38 +142,41 @@ async fn without_its_database_nothing_stale_is_answered() -> anyhow::Result<()> 
 
 /// As it is with a million images: they take seconds.
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_catalogue_is_loaded_builds_go_on() -> anyhow::Result<()> {
+async fn a_restart_that_loads_the_catalogue_for_long_stops_no_build() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let Some(url) = service.database().url() else {
         // Nobody can keep a file from being read.
         return Ok(());
     };
     let engine = FakeEngine::start().await?;
+    let gate = Gate::new();
+    let script = Script::new().step("[1/1] RUN over").log("before\n").pause(&gate).log("after\n");
+    engine.on("RUN over", script.succeed());
     let alice = service.builder("alice");
-    let (built, build) = alice.create(image("Built meanwhile", "FROM scratch")).await?;
-    let database = service.end().await?;
+    let one = ["--slots", "1"];
+    let _worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &one).await?;
+    let (_, running) = alice.create(image("Running", "FROM scratch\nRUN over")).await?;
+    gate.reached().await;
+    let (waiting, queued) = alice.create(image("Waiting", "FROM scratch")).await?;
 
     let holder = Connection::connect(&url).await?;
     let lock = holder.begin().await?;
     // Builds do not look at grants.
     lock.execute_unprepared("LOCK TABLE grants IN ACCESS EXCLUSIVE MODE").await?;
-    let service = Service::start_on(database, &[]).await?;
+    let service = service.restart().await?;
     let alice = service.builder("alice");
     let mut health = HealthClient::new(channel(service.addr));
     let mut check = async |name: &str| -> anyhow::Result<ServingStatus> {
         let request = HealthCheckRequest { service: name.to_owned() };
         Ok(health.check(request).await?.into_inner().status())
     };
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
-    let succeeded = async {
-        while engine.tags().is_empty() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, succeeded).await?;
+    gate.open();
+    let both =
+        |state: &State| state.builds.iter().filter(|build| build.ended == Ended::Succeeded).count() == 2;
+    engine.wait_for(both, LIMIT).await?;
     assert_eq!(check("trailer.dispatch.v1.DispatchService").await?, ServingStatus::Serving);
     assert_eq!(check("trailer.images.v1.ImageService").await?, ServingStatus::NotServing);
-    let unavailable = refused(alice.get(&built.id).await);
+    let unavailable = refused(alice.get(&waiting.id).await);
     assert_eq!(unavailable, (Code::Unavailable, "CATALOGUE_LOADING".to_owned()));
 
     lock.rollback().await?;
@@ -182,7 +185,13 @@ async fn while_the_catalogue_is_loaded_builds_go_on() -> anyhow::Result<()> {
         anyhow::ensure!(begun.elapsed() < LIMIT, "it does not serve");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Succeeded);
-    assert_eq!(alice.get(&built.id).await?.status(), ImageStatus::BuildFinished);
+    for build in [&running, &queued] {
+        let finished = alice.finished(&build.id).await?;
+        assert_eq!((finished.state(), finished.attempt, finished.failures), (BuildState::Succeeded, 1, 0));
+    }
+    let events = alice.history(&running.id, 0).await?;
+    assert_gapless(&events, 1);
+    assert_eq!(lines(&events), ["before", "after"]);
+    assert_eq!(alice.get(&waiting.id).await?.status(), ImageStatus::BuildFinished);
     Ok(())
 }
