@@ -1,6 +1,6 @@
 //! What one caller may ask for, and for how long an answer is awaited.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, stream};
@@ -334,7 +334,9 @@ async fn a_creator_has_so_many_images_and_no_more() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_catalogue_has_room_for_what_can_be_loaded_again() -> anyhow::Result<()> {
-    let service = Service::start_with(&["--index-memory", &(1024 * 1024).to_string()]).await?;
+    let room = (1024 * 1024).to_string();
+    let flags = ["--index-memory", room.as_str()];
+    let service = Service::start_with(&flags).await?;
     let alice = service.builder("alice");
     // Four of them take less than a MiB, and five more.
     let large = |name: &str| image(name, &format!("FROM scratch\n# {}", "x".repeat(240_000)));
@@ -347,6 +349,14 @@ async fn the_catalogue_has_room_for_what_can_be_loaded_again() -> anyhow::Result
     alice.create(image("Small", "FROM scratch")).await?;
     alice.delete(&first.id).await?;
     alice.create(large("Fifth")).await?;
+    assert_eq!(refused(alice.create(large("Sixth")).await), full);
+
+    let database = service.end().await?;
+    let service = Service::start_on(database, &flags).await?;
+    let alice = service.builder("alice");
+    let accepted = alice.list().await?;
+    let names: BTreeSet<&str> = accepted.iter().map(|image| image.name.as_str()).collect();
+    assert_eq!(names, ["Second", "Third", "Fourth", "Small", "Fifth"].into());
     assert_eq!(refused(alice.create(large("Sixth")).await), full);
     Ok(())
 }
