@@ -100,8 +100,10 @@ async fn round(
 
 /// Returns an image as a watcher gets it, and the size of the whole message.
 async fn changed(service: &Service, token: &str, id: &str) -> anyhow::Result<(api::Image, usize)> {
-    let images = client::client(service.addr, token).list().await?;
-    let image = images.into_iter().find(|image| image.id == id).context("the watcher sees the image")?;
+    // As a watch has it: without its configuration.
+    let request = api::ListImagesRequest { page_size: 1_000, ..Default::default() };
+    let page = client::client(service.addr, token).images.list_images(request).await?.into_inner();
+    let image = page.images.into_iter().find(|image| image.id == id).context("the watcher sees the image")?;
     let message = api::WatchImagesResponse {
         event: Some(Event::Changed(Box::new(image.clone()))),
         resume_revision: "1234567.0123456789abcdef.0123456789abcdef".to_owned(),
