@@ -75,7 +75,7 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-const ROWS: [&str; 20] = [
+const ROWS: [&str; 21] = [
     "get_image sqlite",
     "get_image postgres",
     "list_images sqlite 100k",
@@ -86,7 +86,8 @@ const ROWS: [&str; 20] = [
     "start sqlite",
     "start postgres",
     "neighbours searches",
-    "neighbours crowd",
+    "neighbours crowd sqlite",
+    "neighbours crowd postgres",
     "writes",
     "fan_out throughput",
     "fan_out growth",
@@ -131,7 +132,12 @@ async fn measure(row: &str, goals: &mut Table) -> anyhow::Result<()> {
         "start sqlite" => start::run(None, goals).await,
         "start postgres" => start::run(Some(&server()?), goals).await,
         "neighbours searches" => neighbours::searches(&Catalogue::on_sqlite(MILLION).await?, goals).await,
-        "neighbours crowd" => neighbours::crowd(&Catalogue::on_sqlite(HUNDRED_THOUSAND).await?, goals).await,
+        "neighbours crowd sqlite" => {
+            neighbours::crowd(&Catalogue::on_sqlite(HUNDRED_THOUSAND).await?, goals).await
+        }
+        "neighbours crowd postgres" => {
+            neighbours::crowd(&Catalogue::on_postgres(&server()?, HUNDRED_THOUSAND).await?, goals).await
+        }
         "writes" => writes::run(goals).await,
         "fan_out throughput" => fan_out::throughput(goals).await,
         "fan_out growth" => fan_out::growth(goals).await,

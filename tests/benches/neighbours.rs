@@ -10,7 +10,10 @@ use proto::images as api;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::Status;
 
-use self::greedy::{Counts, Greed, Greedy, create_large};
+use self::{
+    greedy::{Counts, Greed, Greedy, create_large},
+    running_build::RunningBuild,
+};
 use crate::{
     client::{self, Client},
     engine::{FakeEngine, Script},
@@ -21,6 +24,7 @@ use crate::{
 };
 
 mod greedy;
+mod running_build;
 
 const ROUNDS: usize = 4;
 const ROUND: Duration = Duration::from_secs(6);
@@ -31,11 +35,16 @@ const GOOD: f64 = 5.0;
 const TIMES: f64 = 3.0;
 
 /// The calls of the caller that is measured, again and again in each round, each with its pause.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Call {
+    /// A page of 50.
     List,
+    /// Enables an image, and disables it the next time.
     Enable { id: String },
+    /// From the call to the end of the build, which prints a line.
     Build { id: String },
+    /// From the engine to a watcher, of a build that goes on.
+    Line(Box<RunningBuild>),
 }
 
 /// One caller searches and watches, another lists.
@@ -60,12 +69,12 @@ pub(crate) async fn searches(catalogue: &Catalogue, goals: &mut Table) -> anyhow
 
 /// Three callers who preview, watch and search, and a fourth who lists, enables and builds.
 pub(crate) async fn crowd(catalogue: &Catalogue, goals: &mut Table) -> anyhow::Result<()> {
-    let data = tempfile::tempdir()?;
-    catalogue.copy_to(data.path())?;
-    let service = Service::start_limited(data.path(), None, &[]).await?;
+    let copy = catalogue.copy().await?;
+    let service = Service::start_limited(copy.data.path(), copy.url.as_deref(), &[]).await?;
     let engine = FakeEngine::start().await?;
     engine.script(Script::new().step("[1/1] RUN print").log("a line\n").succeed());
-    let _worker = service.worker("w1", &engine.docker_host(), &[]).await?;
+    // One slot is for the build that goes on.
+    let _worker = service.worker("w1", &engine.docker_host(), &["--slots", "2"]).await?;
 
     let watcher = service.client("watcher", &[Role::Builder]);
     let changing = create_large(&watcher, 16).await?;
@@ -88,10 +97,12 @@ pub(crate) async fn crowd(catalogue: &Catalogue, goals: &mut Table) -> anyhow::R
         ("list", Call::List),
         ("enable", Call::Enable { id: enabled.id }),
         ("build", Call::Build { id: built.id }),
+        ("line of a running build", Call::Line(Box::new(RunningBuild::start(&engine, &fourth).await?))),
     ];
     let what = format!(
-        "{} images, beside 700 previews of 1,000 rows, 300 watches of large configurations and 40 searches",
-        figure(catalogue.images as f64)
+        "{} images, {}, beside 700 previews of 1,000 rows, 300 watches of large configurations and 40 searches",
+        figure(catalogue.images as f64),
+        catalogue.database()
     );
     measure(&service, &fourth, &calls, &greeds, &what, goals).await?;
     service.end().await
@@ -160,7 +171,7 @@ impl Call {
         Duration::from_millis(match self {
             Self::List => 5,
             Self::Enable { .. } => 20,
-            Self::Build { .. } => 50,
+            Self::Build { .. } | Self::Line(_) => 50,
         })
     }
 
@@ -203,6 +214,7 @@ impl Call {
                 let build = caller.build(id).await?;
                 caller.history(&build.id, 0).await?;
             }
+            Self::Line(build) => build.print().await?,
         }
         Ok(())
     }

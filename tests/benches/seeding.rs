@@ -13,9 +13,10 @@ use std::{
 use anyhow::Context as _;
 use proto::images as api;
 use sea_orm::{ConnectionTrait as _, Database, DatabaseConnection, DbBackend, Statement};
+use tempfile::TempDir;
 
 use self::{
-    database::{drop_indexes, has_database, url_of, write_unsafely},
+    database::{copy_database, drop_indexes, has_database, url_of, write_unsafely},
     images::{EPOCH, Seeded},
 };
 use crate::{
@@ -52,6 +53,13 @@ pub(crate) struct Catalogue {
     pub(crate) url: Option<String>,
 }
 
+/// A copy of a catalogue, which may be written to. Its files go when it is dropped, and a database with the next copy.
+#[derive(Debug)]
+pub(crate) struct CatalogueCopy {
+    pub(crate) data: TempDir,
+    pub(crate) url: Option<String>,
+}
+
 /// The rows that image-service wrote of the image that the others are like.
 #[derive(Debug)]
 struct Pattern {
@@ -76,7 +84,7 @@ impl Catalogue {
 
     /// Opens the catalogue on the server at `server`, and writes it where there is none.
     pub(crate) async fn on_postgres(server: &str, images: u64) -> anyhow::Result<Self> {
-        let name = format!("bench_{VERSION}_{images}");
+        let name = database_name(images);
         let data = service::kept(&format!("postgres-{images}"))?;
         if has_database(server, &name).await? {
             return Ok(Self { images, data, url: Some(url_of(server, &name)) });
@@ -99,9 +107,15 @@ impl Catalogue {
         if self.url.is_some() { "Postgres" } else { "SQLite" }
     }
 
-    /// Copies a catalogue on SQLite into an empty directory, where it may be written to.
-    pub(crate) fn copy_to(&self, data: &Path) -> anyhow::Result<()> {
-        copy(&self.data, data)
+    /// Copies it.
+    pub(crate) async fn copy(&self) -> anyhow::Result<CatalogueCopy> {
+        let data = tempfile::tempdir_in(service::kept("runs")?)?;
+        copy(&self.data, data.path())?;
+        let url = match &self.url {
+            Some(url) => Some(copy_database(url, &database_name(self.images), "bench_copy").await?),
+            None => None,
+        };
+        Ok(CatalogueCopy { data, url })
     }
 
     async fn connect(&self) -> anyhow::Result<DatabaseConnection> {
@@ -233,6 +247,11 @@ impl Pattern {
             index_bytes: one("SELECT index_bytes FROM images").await?.try_get_by_index(0)?,
         })
     }
+}
+
+/// Its name on a Postgres server.
+fn database_name(images: u64) -> String {
+    format!("bench_{VERSION}_{images}")
 }
 
 /// Returns how the table of grants names a subject.

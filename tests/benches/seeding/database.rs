@@ -20,6 +20,15 @@ pub(crate) async fn new_database(server: &str, name: &str) -> anyhow::Result<Str
     Ok(url_of(server, name))
 }
 
+/// Copies the database called `name` at `url`, in the place of one that is called `copy`; returns the URL of the copy.
+pub(super) async fn copy_database(url: &str, name: &str, copy: &str) -> anyhow::Result<String> {
+    let connection = Database::connect(url.replacen(name, "postgres", 1)).await?;
+    execute(&connection, &format!("DROP DATABASE IF EXISTS {copy} WITH (FORCE)")).await?;
+    execute(&connection, &format!("CREATE DATABASE {copy} TEMPLATE {name}")).await?;
+    connection.close().await?;
+    Ok(url.replacen(name, copy, 1))
+}
+
 pub(super) async fn has_database(server: &str, name: &str) -> anyhow::Result<bool> {
     let connection = Database::connect(server).await?;
     let sql = format!("SELECT 1 FROM pg_database WHERE datname = '{name}'");
