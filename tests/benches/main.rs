@@ -75,7 +75,7 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-const ROWS: [&str; 21] = [
+const ROWS: [&str; 23] = [
     "get_image sqlite",
     "get_image postgres",
     "list_images sqlite 100k",
@@ -85,6 +85,8 @@ const ROWS: [&str; 21] = [
     "list_images growth",
     "start sqlite",
     "start postgres",
+    "start hostile sqlite",
+    "start hostile postgres",
     "neighbours searches",
     "neighbours crowd sqlite",
     "neighbours crowd postgres",
@@ -131,6 +133,8 @@ async fn measure(row: &str, goals: &mut Table) -> anyhow::Result<()> {
         "list_images growth" => list_images::growth().await,
         "start sqlite" => start::run(None, goals).await,
         "start postgres" => start::run(Some(&server()?), goals).await,
+        "start hostile sqlite" => start::hostile(None, goals).await,
+        "start hostile postgres" => start::hostile(Some(&server()?), goals).await,
         "neighbours searches" => neighbours::searches(&Catalogue::on_sqlite(MILLION).await?, goals).await,
         "neighbours crowd sqlite" => {
             neighbours::crowd(&Catalogue::on_sqlite(HUNDRED_THOUSAND).await?, goals).await

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context as _;
 use proto::images as api;
-use sea_orm::{ConnectionTrait as _, Database, DatabaseConnection, DbBackend, Statement};
+use sea_orm::{ConnectionTrait as _, Database, DatabaseConnection, DbBackend, QueryResult, Statement};
 use tempfile::TempDir;
 
 use self::{
@@ -31,14 +31,14 @@ mod images;
 pub(crate) use self::{
     builds::{copy_history, history_on_postgres, multiply_builds},
     database::{execute, new_database, open, open_file},
-    images::{HALF, TEN, TEN_THOUSAND, creator, id, term},
+    images::{Contents, HALF, TEN, TEN_THOUSAND, creator, id, term},
 };
 
 /// The words of the pattern's text that the images replace.
 const WORDS: &str = "wordsofthisimage";
 const NAME: &str = "Nameofthisimage";
 /// Grows with every change of what is written here, and of the schema.
-const VERSION: &str = "2";
+const VERSION: &str = "3";
 /// The file that says that a data directory is complete, and of which version.
 const COMPLETE: &str = "complete";
 /// How many images one statement writes.
@@ -48,6 +48,7 @@ const BATCH: u64 = 250;
 #[derive(Debug)]
 pub(crate) struct Catalogue {
     pub(crate) images: u64,
+    contents: Contents,
     pub(crate) data: PathBuf,
     /// Its database's URL, on Postgres.
     pub(crate) url: Option<String>,
@@ -60,42 +61,64 @@ pub(crate) struct CatalogueCopy {
     pub(crate) url: Option<String>,
 }
 
+/// The bytes of a catalogue's texts and grants.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct StoredBytes {
+    /// As they are in the database, without its indexes.
+    pub(crate) stored: f64,
+    /// As they are counted against the memory of the index, with everything else of the images.
+    pub(crate) counted: f64,
+}
+
 /// The rows that image-service wrote of the image that the others are like.
 #[derive(Debug)]
 struct Pattern {
     configuration: String,
-    /// The memory of the index that its row counts for it.
+    /// The memory of the index that its row counts for it without its grant, and for the grant.
     index_bytes: i64,
+    grant_bytes: i64,
 }
 
 impl Catalogue {
     /// Opens the catalogue on SQLite that is kept in `target/bench`, and writes it where there is none.
     pub(crate) async fn on_sqlite(images: u64) -> anyhow::Result<Self> {
-        let data = service::kept(&format!("sqlite-{images}"))?;
-        let catalogue = Self { images, data, url: None };
-        if is_complete(&catalogue.data) {
-            return Ok(catalogue);
-        }
-        std::fs::remove_dir_all(&catalogue.data)?;
-        catalogue.make().await?;
-        set_complete(&catalogue.data)?;
-        Ok(catalogue)
+        Self::open(None, images, Contents::Ordinary).await
     }
 
     /// Opens the catalogue on the server at `server`, and writes it where there is none.
     pub(crate) async fn on_postgres(server: &str, images: u64) -> anyhow::Result<Self> {
-        let name = database_name(images);
-        let data = service::kept(&format!("postgres-{images}"))?;
-        if has_database(server, &name).await? {
-            return Ok(Self { images, data, url: Some(url_of(server, &name)) });
+        Self::open(Some(server), images, Contents::Ordinary).await
+    }
+
+    /// Opens a catalogue on the Postgres server at `server`, else on SQLite, and writes it where there is none.
+    pub(crate) async fn open(server: Option<&str>, images: u64, contents: Contents) -> anyhow::Result<Self> {
+        let kind = if server.is_some() { "postgres" } else { "sqlite" };
+        let data = service::kept(&format!("{kind}-{}", name_of(images, contents)))?;
+        let mut catalogue = Self { images, contents, data, url: None };
+        let Some(server) = server else {
+            if !is_complete(&catalogue.data) {
+                std::fs::remove_dir_all(&catalogue.data)?;
+                catalogue.make().await?;
+                set_complete(&catalogue.data)?;
+            }
+            return Ok(catalogue);
+        };
+        let name = catalogue.database_name();
+        if !has_database(server, &name).await? {
+            let unfinished = format!("{name}_unfinished");
+            catalogue.url = Some(new_database(server, &unfinished).await?);
+            catalogue.make().await?;
+            let connection = Database::connect(server).await?;
+            execute(&connection, &format!("ALTER DATABASE {unfinished} RENAME TO {name}")).await?;
+            connection.close().await?;
         }
-        let unfinished = format!("{name}_unfinished");
-        let url = new_database(server, &unfinished).await?;
-        Self { images, data: data.clone(), url: Some(url) }.make().await?;
-        let connection = Database::connect(server).await?;
-        execute(&connection, &format!("ALTER DATABASE {unfinished} RENAME TO {name}")).await?;
-        connection.close().await?;
-        Ok(Self { images, data, url: Some(url_of(server, &name)) })
+        catalogue.url = Some(url_of(server, &name));
+        Ok(catalogue)
+    }
+
+    /// Its name on a Postgres server.
+    fn database_name(&self) -> String {
+        format!("bench_{VERSION}_{}", name_of(self.images, self.contents))
     }
 
     pub(crate) async fn service(&self) -> anyhow::Result<Service> {
@@ -112,10 +135,22 @@ impl Catalogue {
         let data = tempfile::tempdir_in(service::kept("runs")?)?;
         copy(&self.data, data.path())?;
         let url = match &self.url {
-            Some(url) => Some(copy_database(url, &database_name(self.images), "bench_copy").await?),
+            Some(url) => Some(copy_database(url, &self.database_name(), "bench_copy").await?),
             None => None,
         };
         Ok(CatalogueCopy { data, url })
+    }
+
+    pub(crate) async fn bytes(&self) -> anyhow::Result<StoredBytes> {
+        let database = self.connect().await?;
+        // Of a grant: the image's id, the grantee, and three permissions.
+        let stored = "SELECT CAST((SELECT SUM(OCTET_LENGTH(json)) FROM configurations) \
+                      + (SELECT SUM(OCTET_LENGTH(grantee) + 19) FROM grants) AS bigint)";
+        let stored: i64 = one_row(&database, stored).await?.try_get_by_index(0)?;
+        let counted = "SELECT index_bytes FROM catalogue";
+        let counted: i64 = one_row(&database, counted).await?.try_get_by_index(0)?;
+        database.close().await?;
+        Ok(StoredBytes { stored: stored as f64, counted: counted as f64 })
     }
 
     async fn connect(&self) -> anyhow::Result<DatabaseConnection> {
@@ -132,12 +167,17 @@ impl Catalogue {
         let mut image = client::image(NAME, &format!("FROM ubuntu:24.04\nRUN echo {WORDS}\n"));
         image.template = true;
         let request = api::CreateImageRequest { image: Some(image), ..Default::default() };
-        service.admin().images.create_image(request).await?;
+        let created = service.admin().images.create_image(request).await?.into_inner();
+        let created = created.image.context("an image")?;
+        let without_grant = self.connect().await?;
+        let index_bytes = one_row(&without_grant, INDEX_BYTES).await?.try_get_by_index(0)?;
+        without_grant.close().await?;
+        service.admin().grant(&created.id, TEN, &[api::Permission::View]).await?;
         service.end().await?;
 
         let database = self.connect().await?;
         let backend = database.get_database_backend();
-        let pattern = Pattern::read(&database).await?;
+        let pattern = Pattern::read(&database, index_bytes).await?;
         if backend == DbBackend::Sqlite {
             write_unsafely(&database).await?;
         }
@@ -193,8 +233,9 @@ impl Catalogue {
             DbBackend::Postgres | DbBackend::MySql | _ => format!("'{}'", id(number)),
         };
         for number in numbers {
-            let seeded = Seeded::of(number, self.images);
+            let seeded = Seeded::of(number, self.images, self.contents);
             let (words, name, repository) = (seeded.words(), seeded.name(), seeded.repository());
+            let granted_to = seeded.granted_to();
             let (id, revision) = (id_of(number), seeded.place + 1);
             let updated_at = EPOCH + seeded.place as i64 * 1_000_000;
             let created_at = EPOCH - (self.images - number) as i64 * 1_000_000;
@@ -213,12 +254,13 @@ impl Catalogue {
                 template = truth(is_template),
                 enabled = truth(seeded.enabled()),
                 pulled = truth(seeded.pulled()),
-                index_bytes = pattern.index_bytes + words.len() as i64,
+                index_bytes =
+                    pattern.index_bytes + words.len() as i64 + pattern.grant_bytes * granted_to.len() as i64,
             );
             let configuration = pattern.configuration.replace(WORDS, &words);
             let _ = write!(configurations, "{comma}({id},1,'{configuration}',NULL,'ubuntu:24.04')");
             let _ = write!(references, "{comma}('{repository}','latest',{id})");
-            for subject in seeded.granted_to() {
+            for subject in granted_to {
                 let comma = if grants.is_empty() { "" } else { "," };
                 let _ = write!(grants, "{comma}({id},'{}',{yes},{no},{no})", grantee(&subject));
             }
@@ -237,21 +279,29 @@ impl Catalogue {
 }
 
 impl Pattern {
-    async fn read(database: &DatabaseConnection) -> anyhow::Result<Self> {
-        let one = async |sql: &str| {
-            let statement = Statement::from_string(database.get_database_backend(), sql);
-            database.query_one_raw(statement).await?.context("the pattern's row")
-        };
+    /// Reads the pattern, which counted so many bytes before it had its grant.
+    async fn read(database: &DatabaseConnection, index_bytes: i64) -> anyhow::Result<Self> {
+        let with_grant: i64 = one_row(database, INDEX_BYTES).await?.try_get_by_index(0)?;
         Ok(Self {
-            configuration: one("SELECT json FROM configurations").await?.try_get_by_index(0)?,
-            index_bytes: one("SELECT index_bytes FROM images").await?.try_get_by_index(0)?,
+            configuration: one_row(database, "SELECT json FROM configurations").await?.try_get_by_index(0)?,
+            index_bytes,
+            grant_bytes: with_grant - index_bytes,
         })
     }
 }
 
-/// Its name on a Postgres server.
-fn database_name(images: u64) -> String {
-    format!("bench_{VERSION}_{images}")
+const INDEX_BYTES: &str = "SELECT index_bytes FROM images";
+
+async fn one_row(database: &DatabaseConnection, sql: &str) -> anyhow::Result<QueryResult> {
+    let statement = Statement::from_string(database.get_database_backend(), sql);
+    database.query_one_raw(statement).await?.context("a row")
+}
+
+fn name_of(images: u64, contents: Contents) -> String {
+    match contents {
+        Contents::Ordinary => images.to_string(),
+        Contents::HostileTenth => format!("{images}_hostile"),
+    }
 }
 
 /// Returns how the table of grants names a subject.

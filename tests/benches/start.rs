@@ -6,12 +6,25 @@ use proto::images::ListImagesRequest;
 use crate::{
     load::milliseconds,
     report::{Goal, Samples, Table, figure},
-    seeding::{self, Catalogue},
+    seeding::{self, Catalogue, Contents},
     service::Service,
 };
 
 const IMAGES: [u64; 4] = [1_000, 10_000, 100_000, 1_000_000];
+/// With a tenth of them hostile, they are nearly as many as `--index-memory` admits unless it says otherwise.
+const BESIDE_HOSTILE: u64 = 50_000;
 const STARTS: usize = 3;
+
+/// The starts of a service on one catalogue.
+#[derive(Debug)]
+struct Starts {
+    /// Milliseconds until the catalogue is served.
+    times: Samples,
+    /// MiB when it is served.
+    ready: Samples,
+    /// MiB after every image was listed once.
+    listed: Samples,
+}
 
 /// Measures on SQLite, or on the Postgres server at `server`.
 pub(crate) async fn run(server: Option<&str>, goals: &mut Table) -> anyhow::Result<()> {
@@ -29,34 +42,22 @@ pub(crate) async fn run(server: Option<&str>, goals: &mut Table) -> anyhow::Resu
         ["images", "ready after ms", "MiB when ready", "MiB after all were listed", "MiB of the empty one"];
     let mut growth = Table::new(&header);
     for images in IMAGES {
-        let catalogue = match server {
-            Some(server) => Catalogue::on_postgres(server, images).await?,
-            None => Catalogue::on_sqlite(images).await?,
-        };
-        let (mut times, mut memory) = (Vec::new(), (Vec::new(), Vec::new()));
-        for _ in 0..STARTS {
-            let service = catalogue.service().await?;
-            times.push(milliseconds(service.ready_after));
-            memory.0.push(service.memory()?);
-            read_all(&service).await?;
-            memory.1.push(service.memory()?);
-            service.end().await?;
-        }
-        let (times, ready, read) = (Samples::new(times), Samples::new(memory.0), Samples::new(memory.1));
+        let catalogue = Catalogue::open(server, images, Contents::Ordinary).await?;
+        let Starts { times, ready, listed } = Starts::of(&catalogue).await?;
         growth.row(&[
             images.to_string(),
             times.to_string(),
             figure(ready.median()),
-            figure(read.median()),
+            figure(listed.median()),
             figure(base),
         ]);
         let Some((mebibytes, seconds)) = limits(images) else { continue };
         let what = format!("{} images, {}", figure(images as f64), catalogue.database());
         goals.compare(
             format!("{what}: memory above that of an empty catalogue, all listed once, MiB"),
-            format!("{} MiB, {} when ready", figure(read.median()), figure(ready.median())),
+            format!("{} MiB, {} when ready", figure(listed.median()), figure(ready.median())),
             format!("empty: {} MiB", figure(base)),
-            &Samples::one(read.median() - base),
+            &Samples::one(listed.median() - base),
             Goal::AtMost(mebibytes),
         );
         goals.compare(
@@ -69,6 +70,72 @@ pub(crate) async fn run(server: Option<&str>, goals: &mut Table) -> anyhow::Resu
     }
     growth.print(&format!("Memory and start, {}", if server.is_some() { "Postgres" } else { "SQLite" }));
     Ok(())
+}
+
+/// Measures by how much a hostile tenth of the images changes the memory and the start, beside its bytes.
+pub(crate) async fn hostile(server: Option<&str>, goals: &mut Table) -> anyhow::Result<()> {
+    const MIB: f64 = (1 << 20) as f64;
+    let ordinary = Catalogue::open(server, BESIDE_HOSTILE, Contents::Ordinary).await?;
+    let hostile = Catalogue::open(server, BESIDE_HOSTILE, Contents::HostileTenth).await?;
+    let (without, with) = (Starts::of(&ordinary).await?, Starts::of(&hostile).await?);
+    let (bytes_without, bytes_with) = (ordinary.bytes().await?, hostile.bytes().await?);
+    let stored = (bytes_with.stored - bytes_without.stored) / MIB;
+    let counted = (bytes_with.counted - bytes_without.counted) / MIB;
+    let what = format!(
+        "{} images, {}, a tenth with 256 KiB of random text and 1,000 grants each",
+        figure(BESIDE_HOSTILE as f64),
+        ordinary.database()
+    );
+    let memory = with.listed.median() - without.listed.median();
+    goals.compare(
+        format!("{what}: memory over the bytes that they have more in texts and grants"),
+        format!(
+            "{} MiB more: {} MiB, {} when ready",
+            figure(memory),
+            figure(with.listed.median()),
+            figure(with.ready.median())
+        ),
+        format!("{} MiB more stored; without: {} MiB", figure(stored), figure(without.listed.median())),
+        &Samples::one(memory / stored),
+        Goal::AtMost(1.0),
+    );
+    goals.compare(
+        "the same: memory over what is counted of it against --index-memory",
+        format!("{} MiB", figure(memory)),
+        format!("{} MiB", figure(counted)),
+        &Samples::one(memory / counted),
+        Goal::AtMost(1.0),
+    );
+    let start = with.times.median() - without.times.median();
+    goals.compare(
+        "the same: times longer to start, over times as many bytes of texts and grants",
+        format!("{} ms, {} ms for each MiB more", with.times, figure(start / stored)),
+        format!(
+            "without: {} ms, {} ms for each MiB",
+            without.times,
+            figure(without.times.median() / (bytes_without.stored / MIB))
+        ),
+        &Samples::one(
+            (with.times.median() / without.times.median()) / (bytes_with.stored / bytes_without.stored),
+        ),
+        Goal::AtMost(1.0),
+    );
+    Ok(())
+}
+
+impl Starts {
+    async fn of(catalogue: &Catalogue) -> anyhow::Result<Self> {
+        let (mut times, mut ready, mut listed) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..STARTS {
+            let service = catalogue.service().await?;
+            times.push(milliseconds(service.ready_after));
+            ready.push(service.memory()?);
+            read_all(&service).await?;
+            listed.push(service.memory()?);
+            service.end().await?;
+        }
+        Ok(Self { times: Samples::new(times), ready: Samples::new(ready), listed: Samples::new(listed) })
+    }
 }
 
 /// Returns the MiB and the seconds to reach.

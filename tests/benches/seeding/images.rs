@@ -32,6 +32,22 @@ pub(crate) mod term {
     pub(crate) const ONE_IN_NONE: &str = "ж";
 }
 
+/// The images of a catalogue, beside their number.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Contents {
+    /// All are like those of people who build workspaces.
+    Ordinary,
+    /// One of ten has a text and grants of the largest size that is accepted: the text is random, and each grant is to another
+    /// subject.
+    HostileTenth,
+}
+
+/// The text of a hostile image, with what else its Dockerfile says: 256 KiB. Bytes.
+const HOSTILE_TEXT: usize = 256 * 1024 - 64;
+const HOSTILE_GRANTS: u64 = 1_000;
+/// The number of creators of hostile images: each has its share of the memory of the index.
+const HOSTILE_CREATORS: u64 = 2;
+
 /// 2026-01-01, in microseconds. The images were updated a second after one another.
 pub(super) const EPOCH: i64 = 1_767_225_600_000_000;
 
@@ -47,11 +63,13 @@ pub(super) struct Seeded {
     /// In the order of updates, from the oldest.
     pub(super) place: u64,
     images: u64,
+    is_hostile: bool,
 }
 
 impl Seeded {
-    pub(super) fn of(number: u64, images: u64) -> Self {
-        Self { number, place: place(number, images), images }
+    pub(super) fn of(number: u64, images: u64, contents: Contents) -> Self {
+        let is_hostile = contents == Contents::HostileTenth && number % 10 == 3;
+        Self { number, place: place(number, images), images, is_hostile }
     }
 
     fn mixed(&self, salt: u64) -> u64 {
@@ -78,7 +96,9 @@ impl Seeded {
     }
 
     pub(super) fn creator(&self) -> String {
-        if self.number.is_multiple_of(2) {
+        if self.is_hostile {
+            format!("hostile-{}", self.number / 10 % HOSTILE_CREATORS)
+        } else if self.number.is_multiple_of(2) {
             HALF.to_owned()
         } else if self.is_of_ten_thousand(1) {
             TEN_THOUSAND.to_owned()
@@ -130,8 +150,11 @@ impl Seeded {
         format!("sha256:{:064x}", self.number)
     }
 
-    /// Three subjects.
-    pub(super) fn granted_to(&self) -> [String; 3] {
+    /// Three subjects, or a thousand that nothing else was granted to.
+    pub(super) fn granted_to(&self) -> Vec<String> {
+        if self.is_hostile {
+            return (0..HOSTILE_GRANTS).map(|grant| format!("stranger-{}-{grant}", self.number)).collect();
+        }
         let third = if self.is_of_ten_thousand(3) {
             TEN_THOUSAND.to_owned()
         } else if self.is_one_of(10, 5) {
@@ -139,11 +162,15 @@ impl Seeded {
         } else {
             format!("reader-{}", self.mixed(8) % 20_000)
         };
-        [format!("team-{}", self.mixed(6) % 5_000), format!("user-{}", self.mixed(9) % 1_000), third]
+        vec![format!("team-{}", self.mixed(6) % 5_000), format!("user-{}", self.mixed(9) % 1_000), third]
     }
 
-    /// About 400 characters of a Dockerfile's, with what is searched for.
+    /// About 400 characters of a Dockerfile's, with what is searched for; or much text that nothing can compress.
     pub(super) fn words(&self) -> String {
+        if self.is_hostile {
+            let mut random = fastrand::Rng::with_seed(self.number);
+            return (0..HOSTILE_TEXT).map(|_| random.alphanumeric()).collect();
+        }
         let mut words = String::from("hos ost sti til ile");
         let mut add = |word: &str| {
             words.push(' ');
