@@ -19,6 +19,7 @@ mod neighbours;
 mod process;
 mod queue;
 mod report;
+mod restart;
 mod seeding;
 mod service;
 mod start;
@@ -75,7 +76,7 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-const ROWS: [&str; 23] = [
+const ROWS: [&str; 25] = [
     "get_image sqlite",
     "get_image postgres",
     "list_images sqlite 100k",
@@ -87,6 +88,8 @@ const ROWS: [&str; 23] = [
     "start postgres",
     "start hostile sqlite",
     "start hostile postgres",
+    "restart beside build sqlite",
+    "restart beside build postgres",
     "neighbours searches",
     "neighbours crowd sqlite",
     "neighbours crowd postgres",
@@ -135,6 +138,10 @@ async fn measure(row: &str, goals: &mut Table) -> anyhow::Result<()> {
         "start postgres" => start::run(Some(&server()?), goals).await,
         "start hostile sqlite" => start::hostile(None, goals).await,
         "start hostile postgres" => start::hostile(Some(&server()?), goals).await,
+        "restart beside build sqlite" => restart::run(&Catalogue::on_sqlite(MILLION).await?, goals).await,
+        "restart beside build postgres" => {
+            restart::run(&Catalogue::on_postgres(&server()?, MILLION).await?, goals).await
+        }
         "neighbours searches" => neighbours::searches(&Catalogue::on_sqlite(MILLION).await?, goals).await,
         "neighbours crowd sqlite" => {
             neighbours::crowd(&Catalogue::on_sqlite(HUNDRED_THOUSAND).await?, goals).await

@@ -24,6 +24,8 @@ use crate::{
 pub(crate) const DATABASE: &str = "catalogue.sqlite";
 /// The last service to be ready, for it has everything to load.
 const CATALOGUE: &str = "trailer.images.v1.ImageService";
+/// The one that workers connect to.
+const DISPATCH: &str = "trailer.dispatch.v1.DispatchService";
 const PATIENCE: Duration = Duration::from_secs(1_800);
 /// Lifts the limits that are there for callers who ask for too much.
 const UNLIMITED: [&str; 8] =
@@ -36,7 +38,7 @@ pub(crate) struct Service {
     keys: TokenKeys,
     program: Program,
     directory: TempDir,
-    /// The time from its start until it served the catalogue.
+    /// The time from its last start until it served the catalogue.
     pub(crate) ready_after: Duration,
 }
 
@@ -78,23 +80,43 @@ impl Service {
 
     /// Waits until the catalogue is served: it says so, and a list is answered.
     async fn answers(&mut self) -> anyhow::Result<()> {
+        self.serves(CATALOGUE).await?;
         let begun = Instant::now();
         let admin = self.admin();
-        let mut health = HealthClient::new(client::channel(self.addr));
-        let request = HealthCheckRequest { service: CATALOGUE.to_owned() };
-        loop {
-            match health.check(request.clone()).await {
-                Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => {
-                    if admin.list().await.is_ok() {
-                        return Ok(());
-                    }
-                }
-                Ok(_) | Err(_) => {}
-            }
+        while admin.list().await.is_err() {
             self.program.require_life()?;
-            anyhow::ensure!(begun.elapsed() < PATIENCE, "it does not serve the catalogue");
+            anyhow::ensure!(begun.elapsed() < PATIENCE, "it does not answer a list");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+        Ok(())
+    }
+
+    /// Waits until one of its services says that it serves.
+    async fn serves(&mut self, name: &str) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let mut health = HealthClient::new(client::channel(self.addr));
+        let request = HealthCheckRequest { service: name.to_owned() };
+        loop {
+            let answer = health.check(request.clone()).await;
+            if answer.is_ok_and(|answer| answer.get_ref().status() == ServingStatus::Serving) {
+                return Ok(());
+            }
+            self.program.require_life()?;
+            anyhow::ensure!(begun.elapsed() < PATIENCE, "it does not serve {name}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Ends it in order and starts it again; returns how long it took from there until workers were served.
+    pub(crate) async fn restart(&mut self) -> anyhow::Result<Duration> {
+        self.program.end(Signal::TERM).await?;
+        let begun = Instant::now();
+        self.program.start_again()?;
+        self.serves(DISPATCH).await?;
+        let dispatch_after = begun.elapsed();
+        self.answers().await?;
+        self.ready_after = begun.elapsed();
+        Ok(dispatch_after)
     }
 
     pub(crate) fn token(&self, subject: &str, roles: &[Role]) -> String {
