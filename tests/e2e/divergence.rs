@@ -3,11 +3,12 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use proto::{
-    images::{self as api, Permission, WatchImagesRequest, watch_images_response::Event},
+    images::{self as api, BuildState, Permission, WatchImagesRequest, watch_images_response::Event},
     watch::{ImagesWatch, Watched},
 };
 use tonic::{Code, Status};
@@ -16,11 +17,13 @@ use tonic_health::pb::{
 };
 
 use crate::{
+    answers::{assert_gapless, lines},
     client::{Caller, Client, channel, image},
     editing::update,
+    engine::{FakeEngine, Gate, Script},
     programs::{Catalogue, Listening},
     relay::Relay,
-    stack::LIMIT,
+    stack::{LIMIT, Service, Worker},
 };
 
 const SERVICE: &str = "image-service";
@@ -234,5 +237,47 @@ async fn a_change_that_was_not_logged_is_found_and_repaired() -> anyhow::Result<
     for id in [&renamed.id, &removed.id, &revoked.id] {
         logged(&catalogue, SERVICE, &["the index was not as the database is: repaired", id]).await?;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_whose_last_lines_a_failover_has_lost_is_begun_anew() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let database = Arc::clone(service.database());
+    if database.url().is_none() {
+        // A file does not lose what was committed.
+        return Ok(());
+    }
+    let engine = FakeEngine::start().await?;
+    let gates = [Gate::new(), Gate::new()];
+    engine.script(
+        Script::new()
+            .step("[1/1] RUN talk")
+            .logs(10, |i| format!("a {i}\n"))
+            .pause(&gates[0])
+            .logs(10, |i| format!("b {i}\n"))
+            .pause(&gates[1])
+            .log("c\n")
+            .succeed(),
+    );
+    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let alice = service.builder("alice");
+    let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
+    gates[0].reached().await;
+    alice.until(&build.id, |build| build.log_bytes == 30).await?;
+    let saved = database.save().await?;
+    gates[0].open();
+    gates[1].reached().await;
+    alice.until(&build.id, |build| build.log_bytes == 60).await?;
+    engine.script(Script::new().step("[1/1] RUN talk").log("once more\n").succeed());
+
+    saved.fail_over().await?;
+    gates[1].open();
+    let events = answered(async || alice.history(&build.id, 0).await).await??;
+    assert_gapless(&events, 1);
+    assert_eq!(lines(&events).last(), Some(&"once more"));
+    let finished = alice.get_build(&build.id).await?;
+    assert_eq!((finished.state(), finished.attempt, finished.failures), (BuildState::Succeeded, 2, 1));
+    assert_eq!(engine.running(), 0);
     Ok(())
 }
