@@ -29,6 +29,7 @@ mod divergence;
 #[path = "../faults/dockerd.rs"]
 #[expect(dead_code, reason = "the fault tests use the rest")]
 mod dockerd;
+mod documents;
 mod draining;
 mod editing;
 mod engine;
