@@ -116,7 +116,7 @@ fn anchors(text: &str) -> Vec<String> {
         .map(|heading| {
             let heading = heading.trim_start_matches('#').trim().to_lowercase();
             let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(*c, ' ' | '-' | '_'));
-            kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+            kept.map(|c| if c == ' ' { '-' } else { c }).collect::<String>()
         })
         .collect()
 }
