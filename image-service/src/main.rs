@@ -9,6 +9,10 @@ use image_service::{Cli, Command, Config, PROGRAM, TokenArgs, TokenKeys};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// Calls make many small allocations beside the millions that the index keeps, which slow down the allocator of the C library.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Serve(config) => serve(config),

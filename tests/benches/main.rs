@@ -52,6 +52,10 @@ use self::{
 const HUNDRED_THOUSAND: u64 = 100_000;
 const MILLION: u64 = 1_000_000;
 
+/// The peer and the client have the allocator that the service has.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
