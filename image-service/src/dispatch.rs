@@ -19,11 +19,13 @@ pub(crate) use self::message::{
     Attempt, Hello, KeptAttempt, PROTOCOL_VERSION, Report, Reported, ToWorker, Welcome, WithheldAbility,
     WorkerEvent,
 };
-pub(crate) use self::placement::{Candidate, Placement, place};
+pub(crate) use self::placement::{Placement, candidates, place};
+pub(crate) use self::worker::{Worker, pending_reason};
 
 mod deciding;
 mod message;
 mod placement;
+mod worker;
 
 /// What may happen to one build, from either side.
 #[derive(Clone, Debug)]

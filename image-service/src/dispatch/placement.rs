@@ -5,10 +5,11 @@
 //! placed holds up nothing behind it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
 
+use super::{Connected, Worker};
 use crate::{
     build::{Build, BuildId},
     image::Capability,
@@ -36,6 +37,27 @@ impl Candidate {
 pub(crate) struct Placement {
     pub(crate) build: Build,
     pub(crate) worker: String,
+}
+
+/// Returns the workers that a queued build may go to or wait for: the connected ones, and those that are online at other replicas.
+///
+/// A session that speaks for its worker no more has no free slot.
+pub(crate) fn candidates(workers: Vec<Worker>, connected: &[Connected]) -> Vec<Candidate> {
+    let sessions: HashMap<_, _> =
+        connected.iter().map(|worker| (worker.name.as_str(), worker.session)).collect();
+    let candidate = |worker: Worker| {
+        let session = sessions.get(worker.name.as_str()).copied();
+        let is_elsewhere = worker.online && !worker.draining;
+        let is_candidate =
+            !worker.drained && worker.unsupported_reason.is_empty() && (session.is_some() || is_elsewhere);
+        is_candidate.then(|| Candidate {
+            free_slots: if session.is_some() && session == worker.session { worker.free_slots() } else { 0 },
+            name: worker.name,
+            labels: worker.labels,
+            capabilities: worker.capabilities,
+        })
+    };
+    workers.into_iter().filter_map(candidate).collect()
 }
 
 /// Returns which of the queued builds go to which worker now, in the order of their turn and at most `limit`.

@@ -9,7 +9,10 @@ use uuid::Uuid;
 
 use crate::{
     build::{Build, BuildId, Happening, PendingReason, Record, State},
-    dispatch::{self, Candidate, Connected, Decision, Event, Hello, Placement, Policy, Rows, place},
+    dispatch::{
+        self, Connected, Decision, Event, Hello, Placement, Policy, Rows, Worker, candidates, pending_reason,
+        place,
+    },
     error::{Error, Resource},
     image::{Artifact, Configuration},
     store::{CLAIMED_AT_ONCE, Committed, Decided},
@@ -102,7 +105,7 @@ impl Tables {
     ) -> Result<(Vec<Decision>, Committed), Error> {
         let (mut decisions, mut committed) = (Vec::new(), Committed::default());
         let queued: Vec<Build> = self.queued().cloned().collect();
-        let candidates = self.candidates(workers, now);
+        let candidates = candidates(self.workers(now), workers);
         for Placement { build, worker } in place(&queued, &candidates, now, CLAIMED_AT_ONCE) {
             self.round = self.round.max(build.round);
             let turn = self.turns.entry(build.requested_by.clone()).or_default();
@@ -117,23 +120,26 @@ impl Tables {
         Ok((decisions, committed))
     }
 
-    /// The workers that a queued build may go to or wait for.
-    fn candidates(&self, connected: &[Connected], now: Timestamp) -> Vec<Candidate> {
-        let takes_builds = |entry: &&WorkerEntry| !entry.drained && entry.hello.unsupported_reason.is_empty();
-        let of_entry = |entry: &WorkerEntry| {
-            let Hello { name, labels, capabilities, slots, .. } = &entry.hello;
-            let connected = connected.iter().find(|worker| worker.name == *name);
-            let is_elsewhere = !entry.draining && self.is_online(entry, now);
-            let has_session = connected.is_some_and(|worker| entry.session == Some(worker.session));
-            let free_slots = usize::try_from(*slots).unwrap_or(0).saturating_sub(self.held_by(name).len());
-            (connected.is_some() || is_elsewhere).then(|| Candidate {
-                name: name.clone(),
-                labels: labels.clone(),
-                capabilities: capabilities.clone(),
-                free_slots: if has_session { free_slots } else { 0 },
-            })
+    fn workers(&self, now: Timestamp) -> Vec<Worker> {
+        let worker = |entry: &WorkerEntry| Worker {
+            name: entry.hello.name.clone(),
+            labels: entry.hello.labels.clone(),
+            slots: entry.hello.slots,
+            slots_taken: i64::try_from(self.held_by(&entry.hello.name).len()).unwrap_or(i64::MAX),
+            engine_version: entry.hello.engine_version.clone(),
+            capabilities: entry.hello.capabilities.clone(),
+            session: entry.session,
+            online: entry.session.is_some() && self.policy.is_recent(entry.heard_at, now),
+            connected_at: entry.heard_at,
+            heard_at: entry.heard_at,
+            drained: entry.drained,
+            draining: entry.draining,
+            protocol_version: entry.hello.protocol_version,
+            unsupported_reason: entry.hello.unsupported_reason.clone(),
+            withheld: entry.hello.withheld.clone(),
+            engine_warning: entry.hello.engine_warning.clone(),
         };
-        self.workers.values().filter(takes_builds).filter_map(of_entry).collect()
+        self.workers.values().map(worker).collect()
     }
 
     /// Deletes the image of a build: the build is cancelled, and goes when it is final.
@@ -163,7 +169,8 @@ impl Tables {
         let before = now.before(self.policy.queue_timeout);
         let mut waiting: Vec<&Build> = self.queued().filter(|build| build.queued_at <= before).collect();
         waiting.sort_by_key(|build| build.queued_at);
-        waiting.into_iter().map(|build| (build.id, self.pending_reason(build, now))).collect()
+        let workers = self.workers(now);
+        waiting.into_iter().map(|build| (build.id, pending_reason(build, &workers, now))).collect()
     }
 
     pub(crate) fn open_session(&mut self, hello: &Hello, session: Uuid, now: Timestamp) -> Result<(), Error> {
@@ -248,41 +255,6 @@ impl Tables {
 
     fn queued(&self) -> impl Iterator<Item = &Build> {
         self.builds.values().filter(|build| build.state == State::Queued)
-    }
-
-    fn is_online(&self, entry: &WorkerEntry, now: Timestamp) -> bool {
-        entry.session.is_some() && self.policy.is_recent(entry.heard_at, now)
-    }
-
-    fn pending_reason(&self, build: &Build, now: Timestamp) -> PendingReason {
-        if build.is_backing_off(now) {
-            return PendingReason::BackingOff;
-        }
-        let mut online: Vec<&WorkerEntry> =
-            self.workers.values().filter(|entry| self.is_online(entry, now)).collect();
-        if online.is_empty() && build.requirements.worker.is_empty() {
-            return PendingReason::NoWorkerOnline;
-        }
-        online.retain(|entry| {
-            let Hello { name, labels, capabilities, .. } = &entry.hello;
-            build.requirements.fit(name, labels, capabilities)
-        });
-        if online.is_empty() {
-            return PendingReason::NoSuitableWorker;
-        }
-        online.retain(|entry| entry.hello.unsupported_reason.is_empty());
-        if online.is_empty() {
-            return PendingReason::WorkersUnsupported;
-        }
-        online.retain(|entry| !entry.drained && !entry.draining);
-        if online.is_empty() {
-            return PendingReason::WorkersDraining;
-        }
-        let has_slot = |entry: &&WorkerEntry| {
-            i64::try_from(self.held_by(&entry.hello.name).len()).unwrap_or(i64::MAX)
-                < i64::from(entry.hello.slots)
-        };
-        if online.iter().any(has_slot) { PendingReason::Dispatching } else { PendingReason::AllSlotsTaken }
     }
 
     fn apply(&mut self, decision: &Decision) -> Committed {
