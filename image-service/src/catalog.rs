@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     access::{Action, Grantee, Permissions, Principal, Role, Sight},
     build::{BuildId, BuildInView},
+    dispatch::Worker,
     error::{Error, Refusal, Resource, Violations},
     image::{
         Artifact, BatchAction, EditDraft, Etag, HeldImage, ImageDraft, ImageId, ImageInView, Place, Query,
@@ -20,10 +21,10 @@ use crate::{
     queue::Queue,
     request::Request,
     signals::Signals,
-    store::{Effects, Store, WithBuild},
+    store::{Store, WithBuild, Write},
 };
 
-pub(crate) use crate::store::{BatchOutcome, BatchTarget, WorkerRow};
+pub(crate) use crate::store::{BatchOutcome, BatchTarget};
 
 /// The catalogue, as every caller meets it.
 #[derive(Clone, Debug)]
@@ -63,7 +64,7 @@ impl Catalog {
         if request.validate_only {
             return self.preview.create_image(request, &new).await;
         }
-        Ok(self.publish(self.store.create_image(request, &new).await?))
+        self.transact(request, async |write| write.create(&new).await).await
     }
 
     /// Registers an image and queues the commit of a running workspace into it.
@@ -83,7 +84,7 @@ impl Catalog {
         if let Some(answer) = self.unseen(request, &Sight::Everything, order.workspace.source).await? {
             return Ok(answer);
         }
-        Ok(self.publish(self.store.snapshot_workspace(request, of_source, &order).await?))
+        self.transact(request, async |write| write.snapshot(of_source, &order).await).await
     }
 
     /// Returns one image, and its configuration.
@@ -135,7 +136,7 @@ impl Catalog {
         if request.validate_only {
             return self.preview.update_image(request, id, etag, edit, &self.prefixes).await;
         }
-        self.write(request, id, || self.store.update_image(request, id, etag, edit, &self.prefixes)).await
+        self.write(request, id, async |write| write.update(id, etag, edit, &self.prefixes).await).await
     }
 
     /// Says whether an image can back workspaces.
@@ -149,7 +150,7 @@ impl Catalog {
         if request.validate_only {
             return self.preview.enable_image(request, id, etag, enabled).await;
         }
-        self.write(request, id, || self.store.enable_image(request, id, etag, enabled)).await
+        self.write(request, id, async |write| write.enable(id, etag, enabled).await).await
     }
 
     /// Removes an image; work that is under way is cancelled.
@@ -162,7 +163,7 @@ impl Catalog {
         if request.validate_only {
             return self.preview.delete_image(request, id, etag).await;
         }
-        self.write(request, id, || self.store.delete_image(request, id, etag)).await
+        self.write(request, id, async |write| write.delete(id, etag).await.map(drop)).await
     }
 
     /// Queues another build.
@@ -175,7 +176,7 @@ impl Catalog {
         if request.validate_only {
             return self.preview.build_image(request, id, etag).await;
         }
-        self.write(request, id, || self.store.build_image(request, id, etag)).await
+        self.write(request, id, async |write| write.build(id, etag).await).await
     }
 
     /// Cancels the latest build, if it is the one that is meant.
@@ -188,7 +189,7 @@ impl Catalog {
         if request.validate_only {
             return self.preview.cancel_build(request, id, meant).await;
         }
-        self.write(request, id, || self.store.cancel_build(request, id, meant)).await
+        self.write(request, id, async |write| write.cancel(id, meant).await).await
     }
 
     /// Does one thing to each of the images, each for itself.
@@ -209,7 +210,7 @@ impl Catalog {
             let missing = |_| Err(Error::NotFound(Resource::Image));
             return Ok(targets.into_iter().map(|target| target.and_then(missing)).collect());
         }
-        Ok(self.publish(self.store.batch_images(request, action, targets).await?))
+        self.transact(request, async |write| write.batch(action, targets).await).await
     }
 
     /// Returns a draft of another image like this one.
@@ -273,7 +274,7 @@ impl Catalog {
         if request.validate_only {
             return self.preview.grant(request, image, subject, permissions).await;
         }
-        self.write(request, image, || self.store.grant(request, image, subject, permissions)).await
+        self.write(request, image, async |write| write.grant(image, subject, permissions).await).await
     }
 
     /// Which images of a worker's engine nothing needs any more; what it has removed is forgotten.
@@ -288,7 +289,7 @@ impl Catalog {
     }
 
     /// Reads the next workers by name; every caller may.
-    pub(crate) async fn workers(&self, after: Option<&str>, limit: u64) -> Result<Vec<WorkerRow>, Error> {
+    pub(crate) async fn workers(&self, after: Option<&str>, limit: u64) -> Result<Vec<Worker>, Error> {
         self.store.workers(after, limit).await
     }
 
@@ -298,24 +299,24 @@ impl Catalog {
         request: &Request,
         name: &str,
         drained: bool,
-    ) -> Result<WorkerRow, Error> {
+    ) -> Result<Worker, Error> {
         request.caller.require(Role::Admin)?;
         if request.validate_only {
             return self.preview.drain_worker(name, drained).await;
         }
-        Ok(self.publish(self.store.drain_worker(request, name, drained).await?))
+        self.transact(request, async |write| write.drain(name, drained).await).await
     }
 
     /// Writes to an image, if the caller sees it.
-    async fn write<T: DeserializeOwned, F: Future<Output = Result<(T, Effects), Error>>>(
+    async fn write<T: Serialize + DeserializeOwned>(
         &self,
         request: &Request,
         id: ImageId,
-        write: impl FnOnce() -> F,
+        write: impl AsyncFnOnce(&mut Write<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         match self.unseen(request, &request.caller.sight(), id).await? {
             Some(answer) => Ok(answer),
-            None => Ok(self.publish(write().await?)),
+            None => self.transact(request, write).await,
         }
     }
 
@@ -338,11 +339,16 @@ impl Catalog {
         answer.ok_or(Error::NotFound(Resource::Image)).map(Some)
     }
 
-    /// Tells whom it concerns of what is durable now.
-    fn publish<T>(&self, (answer, effects): (T, Effects)) -> T {
+    /// Writes, and tells whom it concerns of what is durable then.
+    async fn transact<T: Serialize + DeserializeOwned>(
+        &self,
+        request: &Request,
+        write: impl AsyncFnOnce(&mut Write<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let (answer, effects) = self.store.transact(request, write).await?;
         self.queue.deliver(effects.messages);
         self.signals.announce(&effects.committed);
-        answer
+        Ok(answer)
     }
 }
 

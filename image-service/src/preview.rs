@@ -16,11 +16,12 @@ use self::overlay::Overlay;
 use crate::{
     access::{Action, Grantee, Permissions, Sight},
     build::BuildId,
+    dispatch::Worker,
     error::{Error, Refusal},
     image::{BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, RepositoryPrefixes},
     index::{Index, VisibleImage},
     request::Request,
-    store::{BatchOutcome, BatchTarget, Store, UsageChange, WithBuild, WorkerRow},
+    store::{BatchOutcome, BatchTarget, Store, UsageChange, WithBuild},
 };
 
 mod creation;
@@ -224,8 +225,8 @@ impl Preview {
     /// # Errors
     ///
     /// Those of the write.
-    pub(crate) async fn drain_worker(&self, name: &str, drained: bool) -> Result<WorkerRow, Error> {
-        Ok(WorkerRow { drained, ..self.store.worker(name).await? })
+    pub(crate) async fn drain_worker(&self, name: &str, drained: bool) -> Result<Worker, Error> {
+        Ok(Worker { drained, ..self.store.worker(name).await? })
     }
 
     /// Lays out the images that a preview is about, none of them changed yet.

@@ -37,7 +37,7 @@ pub(crate) use self::{
     histories::Excerpt,
     records::ChangedRecords,
     usage::UsageChange,
-    workers::WorkerRow,
+    write::Write,
 };
 use self::{writer::Writer, writing::Writing};
 
@@ -45,6 +45,7 @@ mod builds;
 mod changes;
 mod connecting;
 mod contexts;
+mod creation;
 mod decided;
 mod dispatching;
 mod edits;
@@ -62,6 +63,7 @@ mod references;
 mod retention;
 mod rows;
 mod usage;
+mod values;
 mod workers;
 mod write;
 mod writer;
@@ -152,8 +154,8 @@ impl Store {
     /// The row of a build.
     #[cfg(all(test, feature = "simulation"))]
     pub(crate) async fn row(&self, id: BuildId) -> Result<Option<crate::build::Build>, DbErr> {
-        let row = entity::build::Entity::find_by_id(id.0).one(&self.reader).await?;
-        row.map(rows::build_from_row).transpose()
+        let row = entity::build::Entity::find_by_id(id).one(&self.reader).await?;
+        Ok(row.map(Into::into))
     }
 
     /// Names this database. One that was restored from a backup has the same name, and is told by the nonces of its revisions.

@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use super::{authentication::caller, cursor::Binding, field, page, write};
 use crate::{
-    catalog::{Catalog, WorkerRow},
-    dispatch::WithheldAbility,
+    catalog::Catalog,
+    dispatch::{WithheldAbility, Worker},
     image::View,
 };
 
@@ -25,7 +25,7 @@ impl AllWorkers {
     }
 
     /// A worker, with what only admins are told.
-    fn on_wire(worker: WorkerRow, for_admin: bool) -> wire::Worker {
+    fn on_wire(worker: Worker, for_admin: bool) -> wire::Worker {
         let draining = !worker.takes_builds();
         let public = wire::Worker {
             name: worker.name,

@@ -76,7 +76,11 @@ impl Both {
             10 | 11 => self.heartbeat(now).await,
             12 => {
                 let (worker, drained) = (WORKERS[self.random.usize(0..3)], self.random.bool());
-                let stored = self.store.drain_worker(&request("root"), worker, drained).await.map(|_| ());
+                let stored = self
+                    .store
+                    .transact(&request("root"), async |write| write.drain(worker, drained).await)
+                    .await
+                    .map(|_| ());
                 (outcome(stored), outcome(self.tables.drain_worker(worker, drained)))
             }
             13 => {
@@ -115,7 +119,11 @@ impl Both {
         };
         let prefixes = RepositoryPrefixes::parse(&["trailer/".to_owned()]).expect("a prefix");
         let new = draft.check(&prefixes, false, Violations::default()).expect("a draft");
-        let (created, _) = self.store.create_image(&request(subject), &new).await.expect("created");
+        let (created, _) = self
+            .store
+            .transact(&request(subject), async |write| write.create(&new).await)
+            .await
+            .expect("created");
         let stored = created.1.expect("its first build");
         // What the database has made of it, before anything was counted.
         let mut build = Build { round: 0, last_sequence: 0, ..stored.build.clone() };
@@ -138,7 +146,11 @@ impl Both {
         let artifact = of_image.iter().rev().find_map(|build| self.tables.artifact(build.id));
         let pin = of_image.last().map(|build| build.requirements.worker.clone()).unwrap_or_default();
         let preferred = artifact.filter(|_| pin.is_empty()).map(|artifact| artifact.worker.clone());
-        let (built, _) = self.store.build_image(&request("alice"), image, None).await.expect("queued");
+        let (built, _) = self
+            .store
+            .transact(&request("alice"), async |write| write.build(image, None).await)
+            .await
+            .expect("queued");
         let stored = built.1.expect("its build").build;
         assert_eq!((stored.queued_at, &stored.preferred_worker), (now, &preferred));
         self.preferences += usize::from(preferred.is_some());
@@ -158,10 +170,11 @@ impl Both {
         for (_, earlier) in earlier {
             let _ = self.tables.delete(*earlier, now);
         }
-        let stored = self.store.delete_image(&request("root"), image, None).await;
+        let stored =
+            self.store.transact(&request("root"), async |write| write.delete(image, None).await).await;
         let (deleted, _) = self.tables.delete(*build, now);
         let messages = deleted.map(|decided| decided.map_or_else(Vec::new, |decision| decision.messages));
-        (outcome(stored.map(|((), effects)| effects.messages)), outcome(messages))
+        (outcome(stored.map(|(_, effects)| effects.messages)), outcome(messages))
     }
 
     async fn open_session(&mut self, now: Timestamp) -> (String, String) {

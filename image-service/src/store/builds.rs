@@ -6,12 +6,11 @@ use sea_orm::{
     ColumnTrait, ConnectionTrait, DbErr, EntityTrait, ExprTrait, PaginatorTrait, QueryFilter, QueryOrder,
     QuerySelect, sea_query::Expr,
 };
-use uuid::Uuid;
 
-use super::{Store, entity::build, queue, rows, workers, writing::Writing};
+use super::{Store, entity::build, queue, workers, writing::Writing};
 use crate::{
     build::{Build, BuildId, BuildInView, Pending, PendingReason, State},
-    dispatch::Policy,
+    dispatch::{Policy, pending_reason},
     error::{Error, Resource},
     image::ImageId,
     timestamp::Timestamp,
@@ -41,18 +40,15 @@ impl Store {
     ) -> Result<Vec<BuildInView>, Error> {
         let txn = self.read().await?;
         let mut query = build::Entity::find()
-            .filter(build::Column::Image.eq(image.0))
+            .filter(build::Column::Image.eq(image))
             .order_by_desc(build::Column::Number)
             .limit(limit);
         if let Some(number) = before {
             query = query.filter(build::Column::Number.lt(number));
         }
         let now = self.now(&txn).await?;
-        let mut builds = Vec::new();
-        for row in query.all(&txn).await? {
-            let build = rows::build_from_row(row)?;
-            builds.push(in_view(&txn, build, &self.policy, now).await?);
-        }
+        let builds = query.into_model().all(&txn).await?;
+        let builds = all_in_view(&txn, builds, &self.policy, now).await?;
         txn.commit().await?;
         Ok(builds)
     }
@@ -67,79 +63,84 @@ impl Store {
             .column(build::Column::QueuedAt)
             .order_by_asc(build::Column::QueuedAt)
             .limit(1)
-            .into_tuple::<i64>()
+            .into_tuple::<Timestamp>()
             .one(&self.reader)
             .await?;
         let now = self.now(&self.reader).await?;
-        let waits = oldest.map_or(0, |oldest| now.micros().saturating_sub(oldest));
+        let waits = oldest.map_or(0, |oldest| now.micros().saturating_sub(oldest.micros()));
         Ok((depth, Duration::from_micros(u64::try_from(waits).unwrap_or(0))))
     }
 }
 
-/// A build as callers see it: with why it is pending, while it is.
+/// Returns the worker that holds a build, if one does.
+fn holder(build: &Build) -> Option<&str> {
+    build.worker.as_deref().filter(|_| build.state.is_held())
+}
+
+/// Returns a build as callers see it.
 pub(super) async fn in_view(
     db: &impl ConnectionTrait,
     build: Build,
     policy: &Policy,
     now: Timestamp,
 ) -> Result<BuildInView, DbErr> {
-    let pending = match build.state {
-        State::Queued => Some(pending(db, &build, policy, now).await?),
-        State::Claimed => Some(Pending { reason: PendingReason::Dispatching, queue_position: 0 }),
-        State::Running | State::Publishing | State::Succeeded | State::Failed | State::Cancelled => None,
-    };
-    let worker_offline = match build.worker.as_deref().filter(|_| build.state.is_held()) {
-        Some(worker) => !workers::is_online_now(db, worker, policy, now).await?,
-        None => false,
-    };
-    Ok(BuildInView { build, pending, worker_offline })
+    let all = all_in_view(db, vec![build], policy, now).await?;
+    all.into_iter().next().ok_or_else(|| DbErr::RecordNotFound("a build".to_owned()))
 }
 
-async fn pending(
+/// Returns builds as callers see them: with why each is pending, while it is.
+async fn all_in_view(
     db: &impl ConnectionTrait,
-    build: &Build,
+    builds: Vec<Build>,
     policy: &Policy,
     now: Timestamp,
-) -> Result<Pending, DbErr> {
-    let before = queued_before(db, build).await?;
-    let reason = workers::pending_reason(db, build, policy, now).await?;
-    Ok(Pending { reason, queue_position: i64::try_from(before).unwrap_or(i64::MAX).saturating_add(1) })
+) -> Result<Vec<BuildInView>, DbErr> {
+    let workers = if builds.iter().any(|build| build.state == State::Queued) {
+        workers::reached(db, &[], policy, now).await?
+    } else {
+        workers::named(db, builds.iter().filter_map(holder).collect(), policy, now).await?
+    };
+    let mut all = Vec::with_capacity(builds.len());
+    for build in builds {
+        let pending = match build.state {
+            State::Queued => Some(Pending {
+                reason: pending_reason(&build, &workers, now),
+                queue_position: queued_before(db, &build).await?.saturating_add(1),
+            }),
+            State::Claimed => Some(Pending { reason: PendingReason::Dispatching, queue_position: 0 }),
+            State::Running | State::Publishing | State::Succeeded | State::Failed | State::Cancelled => None,
+        };
+        let is_online = |name| workers.iter().any(|worker| worker.name == name && worker.online);
+        let worker_offline = holder(&build).is_some_and(|name| !is_online(name));
+        all.push(BuildInView { build, pending, worker_offline });
+    }
+    Ok(all)
 }
 
 /// How many queued builds are before this one, counted to [`Pending::MOST_BEFORE`].
-async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<u64, DbErr> {
+async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<i64, DbErr> {
     use build::Column::{Id, QueuedAt, Round};
     let turn = Expr::tuple([Round, QueuedAt, Id].map(Expr::col));
     let (round, queued_at, id) = of.turn();
-    let earlier =
-        turn.lt(Expr::tuple([Expr::value(round), Expr::value(queued_at.micros()), Expr::value(id.0)]));
-    queue::queued().filter(earlier).select_only().column(Id).limit(Pending::MOST_BEFORE).count(db).await
+    let earlier = turn.lt(Expr::tuple([Expr::value(round), Expr::value(queued_at), Expr::value(id)]));
+    let before = queue::queued().filter(earlier).select_only().column(Id).limit(Pending::MOST_BEFORE);
+    Ok(i64::try_from(before.count(db).await?).unwrap_or(i64::MAX))
 }
 
-pub(super) async fn one(txn: &Writing, id: Uuid) -> Result<Build, DbErr> {
-    let row = build::Entity::find_by_id(id)
-        .lock_exclusive()
-        .one(txn)
-        .await?
-        .ok_or_else(|| DbErr::RecordNotFound("a build".to_owned()))?;
-    rows::build_from_row(row)
+pub(super) async fn one(txn: &Writing, id: BuildId) -> Result<Build, DbErr> {
+    let row = build::Entity::find_by_id(id).lock_exclusive().one(txn).await?;
+    Ok(row.ok_or_else(|| DbErr::RecordNotFound("a build".to_owned()))?.into())
 }
 
 /// The build of an image that is not final yet.
 pub(super) async fn active_of(txn: &Writing, image: ImageId) -> Result<Option<Build>, DbErr> {
-    queue::active()
-        .filter(build::Column::Image.eq(image.0))
-        .one(txn)
-        .await?
-        .map(rows::build_from_row)
-        .transpose()
+    queue::active().filter(build::Column::Image.eq(image)).into_model().one(txn).await
 }
 
-pub(super) async fn held_by(db: &impl ConnectionTrait, worker: &str) -> Result<u64, DbErr> {
-    queue::held().filter(build::Column::Worker.eq(worker)).count(db).await
+pub(super) async fn held_by(db: &impl ConnectionTrait, worker: &str) -> Result<Vec<Build>, DbErr> {
+    queue::held().filter(build::Column::Worker.eq(worker)).into_model().all(db).await
 }
 
 pub(super) async fn one_build(db: &impl ConnectionTrait, id: BuildId) -> Result<Build, Error> {
-    let row = build::Entity::find_by_id(id.0).one(db).await?.ok_or(Error::NotFound(Resource::Build))?;
-    Ok(rows::build_from_row(row)?)
+    Ok(build::Entity::find_by_id(id).one(db).await?.ok_or(Error::NotFound(Resource::Build))?.into())
 }

@@ -13,7 +13,7 @@ use super::{
     Store,
     entity::{catalogue, change},
     hints,
-    rows::{from_json, to_json},
+    values::AsJson,
     writing::Writing,
 };
 use crate::{access::Grantee, error::Error, image::ImageId, timestamp::Timestamp, turns::Turn};
@@ -66,29 +66,6 @@ impl Revision {
     pub(crate) const NONE: Self = Self { number: 0, nonce: 0 };
 }
 
-impl ChangeKind {
-    fn to_code(self) -> i32 {
-        match self {
-            Self::Status => 1,
-            Self::Record => 2,
-            Self::Content => 3,
-            Self::Grants => 4,
-            Self::Deleted => 5,
-        }
-    }
-
-    fn from_code(code: i32) -> Result<Self, DbErr> {
-        Ok(match code {
-            1 => Self::Status,
-            2 => Self::Record,
-            3 => Self::Content,
-            4 => Self::Grants,
-            5 => Self::Deleted,
-            _ => return Err(DbErr::Type(format!("unknown kind of change {code}"))),
-        })
-    }
-}
-
 impl Store {
     /// How many changes are forgotten in one transaction.
     const FORGOTTEN_AT_ONCE: u64 = 500;
@@ -127,9 +104,9 @@ impl Store {
                 .columns([change::Column::Revision, change::Column::Nonce, change::Column::ChangedAt])
                 .order_by_asc(change::Column::Revision)
                 .limit(Self::FORGOTTEN_AT_ONCE)
-                .into_tuple::<(i64, i64, i64)>()
+                .into_tuple::<(i64, i64, Timestamp)>()
         };
-        let is_due = |(_, _, changed_at): &(i64, i64, i64)| *changed_at < before.micros();
+        let is_due = |(_, _, changed_at): &(i64, i64, Timestamp)| *changed_at < before;
         if !oldest().one(&self.reader).await?.as_ref().is_some_and(is_due) {
             return Ok(false);
         }
@@ -171,18 +148,20 @@ pub(super) async fn changes_after(
     if !is_given {
         return Err(Error::RevisionUnavailable { oldest: oldest.number });
     }
-    found.into_iter().filter(|row| row.revision > after.number).map(change_from_row).collect()
+    Ok(found.into_iter().filter(|row| row.revision > after.number).map(Change::from).collect())
 }
 
-fn change_from_row(row: change::Model) -> Result<Change, Error> {
-    Ok(Change {
-        revision: Revision { number: row.revision, nonce: row.nonce },
-        image: ImageId(row.image),
-        kind: ChangeKind::from_code(row.kind)?,
-        creator: row.creator,
-        grantees: from_json(&row.grantees_json)?,
-        at: Timestamp::from_micros(row.changed_at),
-    })
+impl From<change::Model> for Change {
+    fn from(row: change::Model) -> Self {
+        Self {
+            revision: Revision { number: row.revision, nonce: row.nonce },
+            image: row.image,
+            kind: row.kind,
+            creator: row.creator,
+            grantees: row.grantees_json.into_noun(),
+            at: row.changed_at,
+        }
+    }
 }
 
 pub(super) async fn revisions(db: &impl ConnectionTrait) -> Result<Revisions, DbErr> {
@@ -242,7 +221,7 @@ pub(super) async fn log_all(
     }
     let nonces: Vec<i64> = changes.iter().map(|_| nonce()).collect();
     let last = || Expr::col(Column::ChangedAt);
-    let later = Expr::case(last().gte(now.micros()), last().add(count)).finally(now.micros() + count - 1);
+    let later = Expr::case(last().gte(now), last().add(count)).finally(now.micros() + count - 1);
     let updated = Entity::update_many()
         .col_expr(Column::Revision, Expr::col(Column::Revision).add(count))
         .col_expr(Column::Nonce, Expr::value(nonces.last().copied()))
@@ -253,18 +232,19 @@ pub(super) async fn log_all(
     txn.reach(Revision { number: row.revision, nonce: row.nonce });
     let (mut rows, mut logged) = (Vec::with_capacity(changes.len()), Vec::with_capacity(changes.len()));
     for ((change, nonce), before) in changes.iter().zip(nonces).zip((0..count).rev()) {
-        let (revision, at) = (row.revision - before, row.changed_at - before);
+        let revision = row.revision - before;
+        let at = Timestamp::from_micros(row.changed_at.micros() - before);
         let change = change::Model {
             revision,
             nonce,
-            image: change.image.0,
-            kind: change.kind.to_code(),
+            image: change.image,
+            kind: change.kind,
             creator: change.creator.to_owned(),
-            grantees_json: to_json(&change.grantees)?,
+            grantees_json: AsJson(change.grantees.clone()),
             changed_at: at,
         };
         rows.push(change.into_active_model());
-        logged.push(Logged { revision, at: Timestamp::from_micros(at) });
+        logged.push(Logged { revision, at });
     }
     txn.later(change::Entity::insert_many(rows));
     hints::send(txn, hints::Hint::Changed);

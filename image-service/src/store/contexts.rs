@@ -12,11 +12,12 @@ use uuid::Uuid;
 use super::{
     Store,
     entity::{build, configuration, context, context_chunk, image},
-    queue, rows,
+    queue,
     writing::Writing,
 };
 use crate::{
     access::Principal,
+    build::Build,
     context::{ContextDigest, Inspected},
     dispatch::Attempt,
     error::{Error, Violations},
@@ -45,7 +46,7 @@ impl Store {
             size_bytes: 0,
             gzip: false,
             tar_end: 0,
-            used_at: self.now(&self.reader).await?.micros(),
+            used_at: self.now(&self.reader).await?,
         };
         let upload = row.upload;
         let txn = self.write(Turn::Caller(caller)).await?;
@@ -105,11 +106,11 @@ impl Store {
         };
         let row = context::Model {
             upload: kept.upload,
-            digest: Some(found.digest.as_str().to_owned()),
+            digest: Some(found.digest.clone()),
             size_bytes: kept.size_bytes,
             gzip: kept.gzip,
             tar_end: kept.end,
-            used_at: now.micros(),
+            used_at: now,
         };
         context::Entity::update(row.into_active_model().reset_all()).exec(&txn).await?;
         txn.commit().await?;
@@ -146,10 +147,10 @@ impl Store {
         attempt: Attempt,
     ) -> Result<Option<KeptContext>, Error> {
         let txn = self.read().await?;
-        let Some(row) = build::Entity::find_by_id(attempt.build.0).one(&txn).await? else {
+        let Some(row) = build::Entity::find_by_id(attempt.build).one(&txn).await? else {
             return Ok(None);
         };
-        let build = rows::build_from_row(row)?;
+        let build = Build::from(row);
         let is_held = build.state.is_held()
             && build.attempt == attempt.number
             && build.worker.as_deref() == Some(worker)
@@ -157,7 +158,7 @@ impl Store {
         if !is_held {
             return Ok(None);
         }
-        let key = (build.image.0, build.configuration_revision);
+        let key = (build.image, build.configuration_revision);
         let named = configuration::Entity::find_by_id(key).one(&txn).await?.and_then(|row| row.archive);
         let digest = named.and_then(|named| ContextDigest::parse(&named).ok());
         match digest {
@@ -179,7 +180,7 @@ impl Store {
         const UNFINISHED: Duration = Duration::from_secs(600);
         const AT_ONCE: u64 = 16;
         let now = self.now(&self.reader).await?;
-        let unused_since = |long: Duration| context::Column::UsedAt.lt(now.before(long).micros());
+        let unused_since = |long: Duration| context::Column::UsedAt.lt(now.before(long));
         let is_whole = context::Column::Digest.is_not_null();
         let unfinished =
             Condition::all().add(is_whole.clone().not()).add(unused_since(UNFINISHED.min(retain)));
@@ -261,33 +262,33 @@ pub(super) fn touch_named(txn: &Writing, image: ImageId, now: Timestamp) {
     let named = configuration::Entity::find()
         .select_only()
         .column(configuration::Column::Archive)
-        .filter(configuration::Column::Image.eq(image.0))
+        .filter(configuration::Column::Image.eq(image))
         .filter(configuration::Column::Archive.is_not_null())
         .into_query();
     txn.later(
         context::Entity::update_many()
-            .col_expr(context::Column::UsedAt, Expr::value(now.micros()))
+            .col_expr(context::Column::UsedAt, Expr::value(now))
             .filter(context::Column::Digest.in_subquery(named)),
     );
 }
 
 async fn kept(db: &impl ConnectionTrait, digest: &ContextDigest) -> Result<Option<KeptContext>, DbErr> {
-    let row = context::Entity::find().filter(context::Column::Digest.eq(digest.as_str())).one(db).await?;
+    let row = context::Entity::find().filter(context::Column::Digest.eq(digest.clone())).one(db).await?;
     Ok(row.map(|row| KeptContext {
         upload: row.upload,
         size_bytes: row.size_bytes,
         gzip: row.gzip,
         end: row.tar_end,
-        used_at: Timestamp::from_micros(row.used_at),
+        used_at: row.used_at,
     }))
 }
 
 /// How many there are of it: one, or none. What is being forgotten counts as gone.
 async fn touch(db: &impl ConnectionTrait, upload: Uuid, now: Timestamp) -> Result<u64, DbErr> {
     let touched = context::Entity::update_many()
-        .col_expr(context::Column::UsedAt, Expr::value(now.micros()))
+        .col_expr(context::Column::UsedAt, Expr::value(now))
         .filter(context::Column::Upload.eq(upload))
-        .filter(context::Column::UsedAt.ne(0))
+        .filter(context::Column::UsedAt.ne(Timestamp::from_micros(0)))
         .exec(db)
         .await?;
     Ok(touched.rows_affected)

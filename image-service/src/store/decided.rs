@@ -6,14 +6,14 @@ use sea_orm::{
     ActiveModelTrait, ColumnTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect, QueryTrait,
     Set,
 };
-use uuid::Uuid;
 
 use super::{
     ChangeKind, Committed, Hint,
     changes::{self, NewChange},
     contexts,
     entity::{build, build_record, configuration, image},
-    grants, hints, made, queue, references, rows,
+    grants, hints, made, queue, references,
+    values::{AsJson, StatusCode, to_json},
     writing::Writing,
 };
 use crate::{
@@ -67,7 +67,7 @@ pub(super) async fn apply<'a>(
     // Those that write the same columns together: fewer statements are to be prepared.
     all.sort_by_key(Moved::enters_a_state);
     for moved in &all {
-        let mut standing = rows::build_to_standing(moved.build)?;
+        let mut standing = build::ActiveModel::standing(moved.build);
         if !moved.enters_a_state() {
             // Three indexes begin with it, and would be written anew.
             standing.not_set(build::Column::State);
@@ -85,10 +85,10 @@ pub(super) fn record(txn: &Writing, all: &[Moved<'_>], committed: &mut Committed
         for records in records {
             if let (Some(first), Some(last)) = (records.first(), records.last()) {
                 let chunk = build_record::Model {
-                    build: build.id.0,
+                    build: build.id,
                     first_sequence: first.sequence,
                     last_sequence: last.sequence,
-                    json: rows::to_json(records)?,
+                    json: to_json(records)?,
                 };
                 chunks.push(chunk.into_active_model());
             }
@@ -124,13 +124,13 @@ pub(super) async fn follow(
     if all.is_empty() {
         return Ok(());
     }
-    let ids = all.iter().map(|moved| moved.build.image.0);
+    let ids = all.iter().map(|moved| moved.build.image);
     let images = image::Entity::find().filter(image::Column::Id.is_in(ids)).all(txn).await?;
-    let mut images: HashMap<Uuid, image::Model> = images.into_iter().map(|row| (row.id, row)).collect();
+    let mut images: HashMap<ImageId, image::Model> = images.into_iter().map(|row| (row.id, row)).collect();
     let mut kept = Vec::with_capacity(all.len());
     for moved in all {
         let image = images
-            .remove(&moved.build.image.0)
+            .remove(&moved.build.image)
             .ok_or_else(|| DbErr::RecordNotFound("the image of a build".to_owned()))?;
         if !image.deleted {
             kept.push((image, moved));
@@ -153,9 +153,9 @@ async fn follow_latest(
     let changed: Vec<_> = images
         .iter_mut()
         .filter_map(|(image, moved)| {
-            let status = rows::status_to_code(Status::of(moved.build.kind, moved.build.state));
+            let status = StatusCode(Some(Status::of(moved.build.kind, moved.build.state)));
             let message = moved.build.message();
-            let is_latest = image.latest_build == Some(moved.build.id.0);
+            let is_latest = image.latest_build == Some(moved.build.id);
             (is_latest && (image.status != status || image.status_message != message)).then(|| {
                 image.status = status;
                 image.status_message = message;
@@ -163,15 +163,14 @@ async fn follow_latest(
             })
         })
         .collect();
-    let changes = changed
-        .iter()
-        .map(|(image, _)| NewChange::new(ImageId(image.id), ChangeKind::Status, &image.creator));
+    let changes =
+        changed.iter().map(|(image, _)| NewChange::new(image.id, ChangeKind::Status, &image.creator));
     let logged = changes::log_all(txn, &changes.collect::<Vec<_>>(), now).await?;
     for ((image, artifact), logged) in changed.into_iter().zip(logged) {
         image.revision = logged.revision;
-        image.updated_at = logged.at.micros();
+        image.updated_at = logged.at;
         if let Some(artifact) = artifact {
-            image.artifact_json = Some(rows::to_json(artifact)?);
+            image.artifact_json = Some(AsJson(artifact.clone()));
             image.artifact_image = Some(artifact.image_id.clone());
         }
         let row = image::ActiveModel {
@@ -185,7 +184,7 @@ async fn follow_latest(
             ..Default::default()
         };
         txn.later(image::Entity::update(row).validate()?);
-        committed.changed.insert(ImageId(image.id));
+        committed.changed.insert(image.id);
     }
     Ok(())
 }
@@ -196,12 +195,12 @@ pub(super) fn purge(txn: &Writing, image: ImageId, now: Timestamp) {
     let builds = build::Entity::find()
         .select_only()
         .column(build::Column::Id)
-        .filter(build::Column::Image.eq(image.0))
+        .filter(build::Column::Image.eq(image))
         .into_query();
     txn.later(build_record::Entity::delete_many().filter(build_record::Column::Build.in_subquery(builds)));
-    txn.later(build::Entity::delete_many().filter(build::Column::Image.eq(image.0)));
-    txn.later(configuration::Entity::delete_many().filter(configuration::Column::Image.eq(image.0)));
-    grants::purge(txn, image.0);
-    references::purge(txn, image.0);
-    txn.later(image::Entity::delete_many().filter(image::Column::Id.eq(image.0)));
+    txn.later(build::Entity::delete_many().filter(build::Column::Image.eq(image)));
+    txn.later(configuration::Entity::delete_many().filter(configuration::Column::Image.eq(image)));
+    grants::purge(txn, image);
+    references::purge(txn, image);
+    txn.later(image::Entity::delete_many().filter(image::Column::Id.eq(image)));
 }

@@ -13,14 +13,16 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    Committed, Store,
+    Committed, Store, builds,
     decided::apply,
     entity::{build, worker},
-    images, queue, rows, workers,
+    images, queue, workers,
 };
 use crate::{
     build::{Build, BuildId, PendingReason},
-    dispatch::{self, Connected, Decision, Event, Hello, Placement, Policy, Rows, place},
+    dispatch::{
+        self, Connected, Decision, Event, Hello, Placement, Policy, Rows, candidates, pending_reason, place,
+    },
     error::Error,
     timestamp::Timestamp,
     turns::Turn,
@@ -86,13 +88,10 @@ impl DispatchStore for Store {
     async fn decide(&self, events: &[(BuildId, Arc<Event>)]) -> Result<(Vec<Decided>, Committed), Error> {
         let txn = self.write(Turn::Dispatch).await?;
         let now = self.now(&txn).await?;
-        let ids: BTreeSet<Uuid> = events.iter().map(|(id, _)| id.0).collect();
+        let ids: BTreeSet<BuildId> = events.iter().map(|(id, _)| *id).collect();
         let found = build::Entity::find().filter(build::Column::Id.is_in(ids)).lock_exclusive();
-        let mut builds = HashMap::new();
-        for row in found.all(&txn).await? {
-            let build = rows::build_from_row(row)?;
-            builds.insert(build.id, build);
-        }
+        let found: Vec<Build> = found.into_model().all(&txn).await?;
+        let mut builds: HashMap<_, _> = found.into_iter().map(|build| (build.id, build)).collect();
         let mut decided = Vec::with_capacity(events.len());
         for (id, event) in events {
             let Some(build) = builds.get_mut(id) else {
@@ -120,7 +119,8 @@ impl DispatchStore for Store {
         }
         let txn = self.write(Turn::Dispatch).await?;
         let now = self.now(&txn).await?;
-        let candidates = workers::candidates(&txn, workers, &self.policy, now).await?;
+        let reached = workers::reached(&txn, workers, &self.policy, now).await?;
+        let candidates = candidates(reached, workers);
         let free_slots = candidates.iter().map(|candidate| candidate.free_slots).sum::<usize>();
         let limit = free_slots.min(CLAIMED_AT_ONCE);
         if limit == 0 {
@@ -160,12 +160,13 @@ impl DispatchStore for Store {
         let found = queue::held()
             .filter(
                 Condition::any()
-                    .add(build::Column::LeaseExpiresAt.lte(now.micros()))
-                    .add(build::Column::CancelRequestedAt.lte(cancelled_before.micros())),
+                    .add(build::Column::LeaseExpiresAt.lte(now))
+                    .add(build::Column::CancelRequestedAt.lte(cancelled_before)),
             )
+            .into_model()
             .all(&self.reader)
             .await?;
-        Ok(found.into_iter().map(rows::build_from_row).collect::<Result<_, _>>()?)
+        Ok(found)
     }
 
     async fn waiting_too_long(&self) -> Result<Vec<(BuildId, PendingReason)>, Error> {
@@ -173,18 +174,18 @@ impl DispatchStore for Store {
         let now = self.now(&self.reader).await?;
         let before = now.before(self.policy.queue_timeout);
         let found = queue::queued()
-            .filter(build::Column::QueuedAt.lte(before.micros()))
+            .filter(build::Column::QueuedAt.lte(before))
             .order_by_asc(build::Column::QueuedAt)
             .limit(AT_ONCE)
+            .into_model::<Build>()
             .all(&self.reader)
             .await?;
-        let mut waiting = Vec::with_capacity(found.len());
-        for row in found {
-            let build = rows::build_from_row(row)?;
-            let reason = workers::pending_reason(&self.reader, &build, &self.policy, now).await?;
-            waiting.push((build.id, reason));
+        if found.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(waiting)
+        let workers = workers::reached(&self.reader, &[], &self.policy, now).await?;
+        let waiting = found.iter().map(|build| (build.id, pending_reason(build, &workers, now)));
+        Ok(waiting.collect())
     }
 
     async fn open_session(&self, hello: &Hello, session: Uuid) -> Result<(), Error> {
@@ -207,14 +208,14 @@ impl DispatchStore for Store {
     }
 
     async fn held_by(&self, name: &str) -> Result<Vec<Build>, Error> {
-        Ok(workers::held_by(&self.reader, name).await?)
+        Ok(builds::held_by(&self.reader, name).await?)
     }
 
     async fn heartbeat(&self, name: &str, session: Uuid, draining: bool) -> Result<Vec<Build>, Error> {
         let txn = self.write(Turn::Dispatch).await?;
         let now = self.now(&txn).await?;
         let heard = worker::Entity::update_many()
-            .col_expr(worker::Column::HeardAt, Expr::value(now.micros()))
+            .col_expr(worker::Column::HeardAt, Expr::value(now))
             .col_expr(worker::Column::Draining, Expr::value(draining))
             .filter(worker::Column::Name.eq(name))
             .filter(worker::Column::Session.eq(session))
@@ -223,25 +224,19 @@ impl DispatchStore for Store {
         if heard.rows_affected == 0 {
             return Err(Error::SessionLost);
         }
-        let held = workers::held_by(&txn, name).await?;
-        let claimed = held.iter().map(|build| build.claimed_at.map_or(0, Timestamp::micros));
+        let held = builds::held_by(&txn, name).await?;
+        let claimed = held.iter().map(|build| build.claimed_at.unwrap_or(Timestamp::from_micros(0)));
         txn.later(
             worker::Entity::update_many()
-                .col_expr(
-                    worker::Column::HeldSince,
-                    Expr::value(claimed.min().unwrap_or_else(|| now.micros())),
-                )
+                .col_expr(worker::Column::HeldSince, Expr::value(claimed.min().unwrap_or(now)))
                 .filter(worker::Column::Name.eq(name)),
         );
-        let extended: Vec<Uuid> = held
-            .iter()
-            .filter(|build| build.may_go_on(now, self.policy.lease))
-            .map(|build| build.id.0)
-            .collect();
+        let extended = held.iter().filter(|build| build.may_go_on(now, self.policy.lease));
+        let extended: Vec<BuildId> = extended.map(|build| build.id).collect();
         if !extended.is_empty() {
             let lease_end = now.after(self.policy.lease);
             build::Entity::update_many()
-                .col_expr(build::Column::LeaseExpiresAt, Expr::value(lease_end.micros()))
+                .col_expr(build::Column::LeaseExpiresAt, Expr::value(lease_end))
                 .filter(build::Column::Id.is_in(extended))
                 .exec(&txn)
                 .await?;
@@ -256,19 +251,19 @@ impl DispatchStore for Store {
         let last_heard = worker::Entity::find()
             .select_only()
             .column(worker::Column::HeardAt)
-            .filter(worker::Column::HeardAt.lte(now.micros()))
+            .filter(worker::Column::HeardAt.lte(now))
             .order_by_desc(worker::Column::HeardAt)
             .limit(1)
-            .into_tuple::<i64>()
+            .into_tuple::<Timestamp>()
             .one(&txn)
             .await?;
-        if last_heard.is_some_and(|heard| self.policy.is_recent(Timestamp::from_micros(heard), now)) {
+        if last_heard.is_some_and(|heard| self.policy.is_recent(heard, now)) {
             // Other replicas serve, or did a moment ago: who does not connect to them has nobody to blame but itself.
             return Ok(());
         }
         let until = now.after(self.policy.lease);
         build::Entity::update_many()
-            .col_expr(build::Column::LeaseExpiresAt, Expr::value(until.micros()))
+            .col_expr(build::Column::LeaseExpiresAt, Expr::value(until))
             .filter(queue::is_held())
             .exec(&txn)
             .await?;

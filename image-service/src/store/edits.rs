@@ -1,20 +1,27 @@
-//! What callers change: images created, edited, enabled, built, cancelled and deleted.
+//! What callers change: images edited, enabled, built, cancelled and deleted.
+//!
+//! Each method of [`Write`] takes the image as the caller may change it, and writes what follows.
 
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
-
-use super::{Effects, Store, builds, entity::image, images, write::Write};
-use crate::{
-    build::{Build, BuildId, BuildInView},
-    error::{Error, Resource},
-    image::{
-        BatchAction, Configuration, EditDraft, Etag, ImageId, ImageInView, NewImage, RepositoryPrefixes,
-        SnapshotOrder,
-    },
-    request::Request,
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, Set, sea_query::Expr,
 };
 
-mod changing;
-mod creating;
+use super::{
+    ChangeKind, UsageChange, builds,
+    changes::{self, NewChange},
+    contexts,
+    decided::{self, Moved},
+    entity::image,
+    grants, images, queue, references,
+    write::{Target, Write},
+};
+use crate::{
+    access::Action,
+    build::{Build, BuildId, BuildInView},
+    dispatch::{self, Event, Rows},
+    error::Error,
+    image::{BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, RepositoryPrefixes, View},
+};
 
 /// An image and the build that was asked for, if it has one.
 pub(crate) type WithBuild = (ImageInView, Option<BuildInView>);
@@ -25,140 +32,163 @@ pub(crate) type BatchTarget = Result<(ImageId, Option<Etag>), Error>;
 /// What came of one image of a batch.
 pub(crate) type BatchOutcome = Result<ImageInView, Error>;
 
-impl Store {
-    /// Creates an image; its first build is in the queue, unless it is a template.
-    pub(crate) async fn create_image(
-        &self,
-        request: &Request,
-        new: &NewImage,
-    ) -> Result<(WithBuild, Effects), Error> {
-        let mut write = self.begin(request).await?;
-        if let Some(answer) = write.repeated().await? {
-            return write.repeat(answer).await;
-        }
-        let answer = write.create(new, request.caller.subject(), None).await;
-        write.finish(answer).await
-    }
-
-    /// Creates an image from a running workspace; the snapshot is in the queue.
-    pub(crate) async fn snapshot_workspace(
-        &self,
-        request: &Request,
-        new: impl FnOnce(Configuration) -> NewImage,
-        order: &SnapshotOrder,
-    ) -> Result<(WithBuild, Effects), Error> {
-        let mut write = self.begin(request).await?;
-        if let Some(answer) = write.repeated().await? {
-            return write.repeat(answer).await;
-        }
-        let source = image::Entity::find_by_id(order.workspace.source.0)
-            .filter(image::Column::Deleted.eq(false))
-            .one(&write.txn)
-            .await?
-            .ok_or(Error::NotFound(Resource::Image))?;
-        let configuration =
-            images::configuration(&write.txn, ImageId(source.id), source.configuration_revision).await?;
-        let new = new(configuration);
-        let answer = write.create(&new, &order.creator, Some(order)).await;
-        write.finish(answer).await
-    }
-
+impl Write<'_> {
     /// Changes what clients may write.
-    pub(crate) async fn update_image(
-        &self,
-        request: &Request,
+    pub(crate) async fn update(
+        &mut self,
         id: ImageId,
         etag: Option<Etag>,
         edit: EditDraft,
         prefixes: &RepositoryPrefixes,
-    ) -> Result<(ImageInView, Effects), Error> {
-        let mut write = self.begin(request).await?;
-        if let Some(answer) = write.repeated().await? {
-            return write.repeat(answer).await;
+    ) -> Result<ImageInView, Error> {
+        let Target { row, image: before, standing } = self.target(id, etag, Action::Edit).await?;
+        let edit = edit.check(&before, prefixes, self.request.caller.is_admin())?;
+        let current = images::configuration(&self.txn, id, before.configuration_revision).await?;
+        let mut image = before.clone();
+        let configuration = edit.apply(&mut image, &current);
+        if let Some(configuration) = configuration {
+            contexts::touch_named(&self.txn, id, self.now);
+            self.write_configuration(id, image.configuration_revision, configuration).await?;
         }
-        let answer = write.update(id, etag, edit, prefixes).await;
-        write.finish(answer).await
+        if let Some(wanted) = &edit.reference {
+            image.reference = references::choose(&self.txn, id, wanted, image.writes_reference()).await?;
+            image.reference_given = wanted.is_given();
+        }
+        if image != before {
+            let bytes =
+                image.index_bytes_with(configuration.unwrap_or(&current)) - before.index_bytes_with(&current);
+            self.charge(&image.creator, UsageChange { images: 0, bytes }).await?;
+            let row = image::Model { index_bytes: row.index_bytes + bytes, ..image.into() };
+            references::settle(&self.txn, [&row]).await?;
+            image = self.save_edit(row, ChangeKind::Content).await?;
+        }
+        Ok(images::in_view(&self.txn, image, standing, View::Full).await?)
     }
 
-    /// Says whether an image can back workspaces.
-    pub(crate) async fn enable_image(
-        &self,
-        request: &Request,
+    /// Writes the row that a client has changed, under a new revision and etag.
+    async fn save_edit(&mut self, mut row: image::Model, kind: ChangeKind) -> Result<Image, Error> {
+        let id = row.id;
+        let logged = changes::log(&self.txn, NewChange::new(id, kind, &row.creator), self.now).await?;
+        row.revision = logged.revision;
+        row.edit_revision = Etag(logged.revision);
+        row.updated_at = logged.at;
+        self.txn.later(image::Entity::update(row.clone().into_active_model().reset_all()).validate()?);
+        self.effects.committed.changed.insert(id);
+        Ok(row.into())
+    }
+
+    /// Sets whether an image can back workspaces.
+    pub(crate) async fn enable(
+        &mut self,
         id: ImageId,
         etag: Option<Etag>,
         enabled: bool,
-    ) -> Result<(ImageInView, Effects), Error> {
-        let mut write = self.begin(request).await?;
-        if let Some(answer) = write.repeated().await? {
-            return write.repeat(answer).await;
-        }
-        let answer = write.enable(id, etag, enabled).await;
-        write.finish(answer).await
+    ) -> Result<ImageInView, Error> {
+        let action = if enabled { Action::Enable } else { Action::Disable };
+        let target = self.target(id, etag, action).await?;
+        let image = if target.row.enabled == enabled {
+            target.image
+        } else {
+            self.save_edit(image::Model { enabled, ..target.row }, ChangeKind::Record).await?
+        };
+        Ok(images::in_view(&self.txn, image, target.standing, View::Basic).await?)
     }
 
     /// Queues another build of an image.
-    pub(crate) async fn build_image(
-        &self,
-        request: &Request,
-        id: ImageId,
-        etag: Option<Etag>,
-    ) -> Result<(WithBuild, Effects), Error> {
-        let mut write = self.begin(request).await?;
-        if let Some(answer) = write.repeated().await? {
-            return write.repeat(answer).await;
-        }
-        let built = write.build(id, etag).await;
-        let answer = write.in_view(built).await;
-        write.finish(answer).await
+    pub(crate) async fn build(&mut self, id: ImageId, etag: Option<Etag>) -> Result<WithBuild, Error> {
+        let (image, build) = self.queue_next(id, etag).await?;
+        self.with_build(image, build).await
+    }
+
+    async fn queue_next(&mut self, id: ImageId, etag: Option<Etag>) -> Result<(ImageInView, Build), Error> {
+        let target = self.target(id, etag, Action::Build).await?;
+        queue::require_room(&self.txn, self.request.caller.subject(), self.store.policy()).await?;
+        let revision = target.image.configuration_revision;
+        let configuration = images::configuration(&self.txn, id, revision).await?;
+        let number = match target.row.latest_build {
+            Some(latest) => builds::one(&self.txn, latest).await?.number,
+            None => 0,
+        };
+        let requested_by = self.request.caller.subject().to_owned();
+        let mut build = target.image.next_build(number + 1, &configuration, requested_by, self.now);
+        self.txn.later(
+            image::Entity::update_many()
+                .col_expr(image::Column::LatestBuild, Expr::value(build.id))
+                .filter(image::Column::Id.eq(id)),
+        );
+        let first = self.enqueue(&mut build).await?;
+        let queued = vec![Moved::queued(&build, &first)];
+        decided::follow(&self.txn, queued, self.now, &mut self.effects.committed).await?;
+        references::settle(&self.txn, [&target.row]).await?;
+        Ok((self.basic(target).await?, build))
     }
 
     /// Cancels the latest build, if it is the one that is meant.
-    pub(crate) async fn cancel_build(
-        &self,
-        request: &Request,
+    pub(crate) async fn cancel(&mut self, id: ImageId, meant: Option<BuildId>) -> Result<WithBuild, Error> {
+        let (image, build) = self.cancel_latest(id, None, meant).await?;
+        self.with_build(image, build).await
+    }
+
+    async fn cancel_latest(
+        &mut self,
         id: ImageId,
+        etag: Option<Etag>,
         meant: Option<BuildId>,
-    ) -> Result<(WithBuild, Effects), Error> {
-        let mut write = self.begin(request).await?;
-        if let Some(answer) = write.repeated().await? {
-            return write.repeat(answer).await;
-        }
-        let cancelled = write.cancel(id, None, meant).await;
-        let answer = write.in_view(cancelled).await;
-        write.finish(answer).await
+    ) -> Result<(ImageInView, Build), Error> {
+        let target = self.seen(id).await?;
+        let latest = target.image.build_to_cancel(target.standing, etag, meant)?;
+        let build = builds::one(&self.txn, latest).await?;
+        let build = self.request_cancel(build).await?;
+        Ok((self.basic(target).await?, build))
+    }
+
+    /// Decides a cancel and writes what follows from it.
+    async fn request_cancel(&mut self, build: Build) -> Result<Build, Error> {
+        let event = Event::Cancel { by: self.request.caller.subject().to_owned() };
+        let rows = Rows { build: build.clone(), configuration: None };
+        let mut decision =
+            dispatch::decide(rows, &event, self.store.policy(), self.now).map_err(Error::Refused)?;
+        decided::apply(&self.txn, [&decision], self.now, &mut self.effects.committed).await?;
+        self.effects.messages.append(&mut decision.messages);
+        Ok(decision.build.unwrap_or(build))
     }
 
     /// Makes an image invisible, and cancels the build that is under way. What is left of it is removed at once when no
     /// work is under way, else when that has stopped.
-    pub(crate) async fn delete_image(
-        &self,
-        request: &Request,
-        id: ImageId,
-        etag: Option<Etag>,
-    ) -> Result<((), Effects), Error> {
-        let mut write = self.begin(request).await?;
-        if let Some(answer) = write.repeated().await? {
-            return write.repeat(answer).await;
+    pub(crate) async fn delete(&mut self, id: ImageId, etag: Option<Etag>) -> Result<ImageInView, Error> {
+        let target = self.target(id, etag, Action::Delete).await?;
+        let actions = target.image.allowed_actions(target.standing);
+        let grantees = grants::grantees(&self.txn, id).await?;
+        let change = NewChange { grantees, ..NewChange::new(id, ChangeKind::Deleted, &target.image.creator) };
+        changes::log(&self.txn, change, self.now).await?;
+        self.effects.committed.changed.insert(id);
+        let usage = UsageChange { images: -1, bytes: -target.row.index_bytes };
+        self.charge(&target.row.creator, usage).await?;
+        let deleted = image::ActiveModel { id: Set(id), deleted: Set(true), ..Default::default() };
+        self.txn.later(image::Entity::update(deleted).validate()?);
+        let active = builds::active_of(&self.txn, id).await?;
+        if let Some(build) = active {
+            // A snapshot that has begun ends by itself.
+            match self.request_cancel(build).await {
+                Ok(_) | Err(Error::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
+        } else {
+            decided::purge(&self.txn, id, self.now);
         }
-        let deleted = write.delete(id, etag).await.map(drop);
-        write.finish(deleted).await
+        Ok(ImageInView { image: target.image, configuration: None, actions })
     }
 
-    /// Does one thing to each of the images, each for itself, in one transaction.
-    pub(crate) async fn batch_images(
-        &self,
-        request: &Request,
+    /// Does one thing to each of the images, each for itself.
+    pub(crate) async fn batch(
+        &mut self,
         action: BatchAction,
         targets: Vec<BatchTarget>,
-    ) -> Result<(Vec<BatchOutcome>, Effects), Error> {
-        let mut write = self.begin(request).await?;
-        if let Some(answer) = write.repeated().await? {
-            return write.repeat(answer).await;
-        }
+    ) -> Result<Vec<BatchOutcome>, Error> {
         let mut outcomes = Vec::with_capacity(targets.len());
         for target in targets {
             let outcome = match target {
-                Ok((id, etag)) => write.one_of_batch(action, id, etag).await,
+                Ok((id, etag)) => self.one_of_batch(action, id, etag).await,
                 Err(error) => Err(error),
             };
             // What is refused has written nothing; when the database fails, all fail.
@@ -167,15 +197,28 @@ impl Store {
             }
             outcomes.push(outcome);
         }
-        write.finish(Ok(outcomes)).await
+        Ok(outcomes)
     }
-}
 
-impl Write<'_> {
+    async fn one_of_batch(&mut self, action: BatchAction, id: ImageId, etag: Option<Etag>) -> BatchOutcome {
+        let image = match action {
+            BatchAction::Build => self.queue_next(id, etag).await?.0,
+            BatchAction::CancelBuild => self.cancel_latest(id, etag, None).await?.0,
+            BatchAction::Enable => self.enable(id, etag, true).await?,
+            BatchAction::Disable => self.enable(id, etag, false).await?,
+            BatchAction::Delete => self.delete(id, etag).await?,
+        };
+        Ok(image.without_long_texts())
+    }
+
     /// Adds what the caller sees of a build.
-    async fn in_view(&self, done: Result<(ImageInView, Build), Error>) -> Result<WithBuild, Error> {
-        let (image, build) = done?;
+    async fn with_build(&self, image: ImageInView, build: Build) -> Result<WithBuild, Error> {
         let build = builds::in_view(&self.txn, build, self.store.policy(), self.now).await?;
         Ok((image, Some(build)))
+    }
+
+    async fn basic(&self, target: Target) -> Result<ImageInView, Error> {
+        let (image, standing) = target.reread(&self.txn).await?;
+        Ok(images::in_view(&self.txn, image, standing, View::Basic).await?)
     }
 }

@@ -6,10 +6,9 @@ use sea_orm::{
     ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel, PaginatorTrait,
     QueryFilter, QueryOrder, QuerySelect, Set,
 };
-use uuid::Uuid;
 
 use super::{
-    ChangeKind, Effects, Store, UsageChange,
+    ChangeKind, Store, UsageChange,
     changes::{self, NewChange},
     entity::{grant, image},
     write::{Target, Write},
@@ -19,7 +18,6 @@ use crate::{
     access::{Action, Grantee, Permissions, Sight},
     error::{Error, Refusal},
     image::{Image, ImageId},
-    request::Request,
 };
 
 const GRANT_BYTES: i64 = Image::GRANT_BYTES as i64;
@@ -27,22 +25,6 @@ const GRANT_BYTES: i64 = Image::GRANT_BYTES as i64;
 impl Store {
     /// The most grants that an image has.
     pub(crate) const MAX_GRANTS: u64 = 1_000;
-
-    /// Says what a subject may do with an image; nothing when it is permitted nothing.
-    pub(crate) async fn grant(
-        &self,
-        request: &Request,
-        id: ImageId,
-        subject: &str,
-        permissions: Permissions,
-    ) -> Result<(Permissions, Effects), Error> {
-        let mut write = self.begin(request).await?;
-        if let Some(answer) = write.repeated().await? {
-            return write.repeat(answer).await;
-        }
-        let granted = write.grant(id, subject, permissions).await;
-        write.finish(granted).await
-    }
 
     /// Reads the next grants of an image, in the order of their grantees.
     pub(crate) async fn grants(
@@ -52,18 +34,19 @@ impl Store {
         limit: u64,
     ) -> Result<Vec<(Grantee, Permissions)>, Error> {
         let mut query = grant::Entity::find()
-            .filter(grant::Column::Image.eq(id.0))
+            .filter(grant::Column::Image.eq(id))
             .order_by_asc(grant::Column::Grantee)
             .limit(limit);
         if let Some(grantee) = after {
-            query = query.filter(grant::Column::Grantee.gt(grantee.to_string()));
+            query = query.filter(grant::Column::Grantee.gt(grantee.clone()));
         }
-        query.all(&self.reader).await?.into_iter().map(from_row).collect()
+        Ok(query.all(&self.reader).await?.into_iter().map(from_row).collect())
     }
 }
 
 impl Write<'_> {
-    async fn grant(
+    /// Sets what a subject may do with an image; nothing when it is permitted nothing.
+    pub(crate) async fn grant(
         &mut self,
         id: ImageId,
         subject: &str,
@@ -71,13 +54,13 @@ impl Write<'_> {
     ) -> Result<Permissions, Error> {
         let target = self.target(id, None, Action::Share).await?;
         let grantee = Grantee::Subject(subject.to_owned());
-        let found = grant::Entity::find_by_id((id.0, grantee.to_string())).one(&self.txn).await?;
+        let found = grant::Entity::find_by_id((id, grantee.clone())).one(&self.txn).await?;
         if found.as_ref().map(permissions_of).unwrap_or_default() == permissions {
             return Ok(permissions);
         }
         let row = grant::Model {
-            image: id.0,
-            grantee: grantee.to_string(),
+            image: id,
+            grantee: grantee.clone(),
             view: permissions.can_view(),
             modify: permissions.can_modify(),
             delete: permissions.can_delete(),
@@ -93,7 +76,7 @@ impl Write<'_> {
                 0
             }
             (None, _) => {
-                let of_image = grant::Entity::find().filter(grant::Column::Image.eq(id.0));
+                let of_image = grant::Entity::find().filter(grant::Column::Image.eq(id));
                 if of_image.count(&self.txn).await? >= Store::MAX_GRANTS {
                     return Err(Error::Refused(Refusal::TooManyGrants));
                 }
@@ -114,7 +97,7 @@ impl Write<'_> {
         let change = NewChange { grantees: [grantee].into(), ..change };
         let revision = changes::log(&self.txn, change, self.now).await?.revision;
         let row = image::ActiveModel {
-            id: Set(id.0),
+            id: Set(id),
             revision: Set(revision),
             index_bytes: Set(target.row.index_bytes + added),
             ..Default::default()
@@ -135,25 +118,24 @@ pub(super) async fn granted(
         return Ok(BTreeMap::new());
     };
     let found = grant::Entity::find()
-        .filter(grant::Column::Image.eq(image.0))
-        .filter(grant::Column::Grantee.is_in(grantees.iter().map(Grantee::to_string)));
-    found.all(db).await?.into_iter().map(from_row).collect()
+        .filter(grant::Column::Image.eq(image))
+        .filter(grant::Column::Grantee.is_in(grantees.iter().cloned()));
+    Ok(found.all(db).await?.into_iter().map(from_row).collect())
 }
 
 /// Reads all to whom an image was granted.
 pub(super) async fn grantees(txn: &Writing, image: ImageId) -> Result<BTreeSet<Grantee>, Error> {
-    let found = grant::Entity::find().filter(grant::Column::Image.eq(image.0)).all(txn).await?;
-    found.into_iter().map(|row| Ok(from_row(row)?.0)).collect()
+    let found = grant::Entity::find().filter(grant::Column::Image.eq(image)).all(txn).await?;
+    Ok(found.into_iter().map(|row| row.grantee).collect())
 }
 
-pub(super) fn purge(txn: &Writing, image: Uuid) {
+pub(super) fn purge(txn: &Writing, image: ImageId) {
     txn.later(grant::Entity::delete_many().filter(grant::Column::Image.eq(image)));
 }
 
-fn from_row(row: grant::Model) -> Result<(Grantee, Permissions), Error> {
+fn from_row(row: grant::Model) -> (Grantee, Permissions) {
     let permissions = permissions_of(&row);
-    let grantee = Grantee::try_from(row.grantee).map_err(|wrong| Error::Internal(wrong.into()))?;
-    Ok((grantee, permissions))
+    (row.grantee, permissions)
 }
 
 fn permissions_of(row: &grant::Model) -> Permissions {

@@ -3,7 +3,7 @@
 use futures_util::TryStreamExt as _;
 use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
-use super::{Store, builds::one_build, entity::build_record, rows};
+use super::{Store, builds::one_build, entity::build_record, values::from_json};
 use crate::{
     build::{Build, BuildId, Record},
     error::Error,
@@ -33,7 +33,7 @@ impl Store {
             // The chunk that holds the next record begins at or before it, so the primary key finds it.
             let first = first_sequence_of_chunk(&txn, id, after.saturating_add(1)).await?;
             let mut chunks = build_record::Entity::find()
-                .filter(build_record::Column::Build.eq(id.0))
+                .filter(build_record::Column::Build.eq(id))
                 .filter(build_record::Column::FirstSequence.gte(first))
                 .order_by_asc(build_record::Column::FirstSequence)
                 .stream(&txn)
@@ -43,7 +43,7 @@ impl Store {
                 && let Some(chunk) = chunks.try_next().await?
             {
                 bytes += chunk.json.len();
-                let chunk: Vec<Record> = rows::from_json(&chunk.json)?;
+                let chunk: Vec<Record> = from_json(&chunk.json)?;
                 records.extend(chunk.into_iter().filter(|record| record.sequence > after));
             }
         }
@@ -61,7 +61,7 @@ async fn first_sequence_of_chunk(
     let first = build_record::Entity::find()
         .select_only()
         .column(build_record::Column::FirstSequence)
-        .filter(build_record::Column::Build.eq(id.0))
+        .filter(build_record::Column::Build.eq(id))
         .filter(build_record::Column::FirstSequence.lte(sequence))
         .order_by_desc(build_record::Column::FirstSequence)
         .limit(1)

@@ -7,7 +7,8 @@ use sea_orm::{ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, ExprT
 use super::{
     Store,
     entity::{configuration, image},
-    grants, rows,
+    grants,
+    values::from_json,
 };
 use crate::{
     access::{Permissions, Sight, Standing},
@@ -24,13 +25,13 @@ impl Store {
         let mut named = Condition::any();
         for (image, revision) in keys {
             let key =
-                configuration::Column::Image.eq(image.0).and(configuration::Column::Revision.eq(*revision));
+                configuration::Column::Image.eq(*image).and(configuration::Column::Revision.eq(*revision));
             named = named.add(key);
         }
         let found = configuration::Entity::find().filter(named).all(&self.reader).await?;
         let found = found.into_iter().map(|row| {
             let size = row.json.len();
-            Ok(((ImageId(row.image), row.revision), (rows::from_json(&row.json)?, size)))
+            Ok(((row.image, row.revision), (from_json(&row.json)?, size)))
         });
         found.collect()
     }
@@ -47,7 +48,7 @@ pub(super) async fn standing(
     if let Some(standing) = sight.standing(&row.creator, nothing) {
         return Ok(Some(standing));
     }
-    let granted = grants::granted(db, sight, ImageId(row.id)).await?;
+    let granted = grants::granted(db, sight, row.id).await?;
     Ok(sight.standing(&row.creator, |grantee| granted.get(grantee).copied().unwrap_or_default()))
 }
 
@@ -69,11 +70,11 @@ pub(super) async fn configuration(
     image: ImageId,
     revision: i64,
 ) -> Result<Configuration, DbErr> {
-    let row = configuration::Entity::find_by_id((image.0, revision))
+    let row = configuration::Entity::find_by_id((image, revision))
         .one(db)
         .await?
         .ok_or_else(|| DbErr::RecordNotFound("a configuration".to_owned()))?;
-    rows::from_json(&row.json)
+    from_json(&row.json)
 }
 
 /// Reads the configurations of these images and revisions.
@@ -84,11 +85,8 @@ pub(super) async fn configurations(
     let mut named = Condition::any();
     for (image, revision) in of {
         named = named
-            .add(configuration::Column::Image.eq(image.0).and(configuration::Column::Revision.eq(revision)));
+            .add(configuration::Column::Image.eq(image).and(configuration::Column::Revision.eq(revision)));
     }
     let found = configuration::Entity::find().filter(named).all(db).await?;
-    found
-        .into_iter()
-        .map(|row| Ok(((ImageId(row.image), row.revision), Arc::new(rows::from_json(&row.json)?))))
-        .collect()
+    found.into_iter().map(|row| Ok(((row.image, row.revision), Arc::new(from_json(&row.json)?)))).collect()
 }

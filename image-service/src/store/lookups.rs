@@ -4,14 +4,10 @@ use std::collections::HashMap;
 
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 
-use super::{
-    Store, WorkerRow, builds, contexts,
-    entity::{build, worker},
-    queue, references, rows, workers,
-};
+use super::{Store, builds, contexts, entity::build, queue, references};
 use crate::{
     build::{Build, BuildId, BuildInView},
-    error::{Error, Resource},
+    error::Error,
     image::{Configuration, ImageId, Reference},
     timestamp::Timestamp,
 };
@@ -42,13 +38,12 @@ impl Store {
         &self,
         ids: impl IntoIterator<Item = BuildId>,
     ) -> Result<HashMap<BuildId, Build>, Error> {
-        let ids: Vec<_> = ids.into_iter().map(|id| id.0).collect();
+        let ids: Vec<_> = ids.into_iter().collect();
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
         let found = build::Entity::find().filter(build::Column::Id.is_in(ids)).all(&self.reader).await?;
-        let found = found.into_iter().map(|row| Ok((BuildId(row.id), rows::build_from_row(row)?)));
-        found.collect()
+        Ok(found.into_iter().map(|row| (row.id, row.into())).collect())
     }
 
     /// Counts the builds of a requester in the queue, up to the most that it may have there; 0 where that is any number.
@@ -69,18 +64,5 @@ impl Store {
         let build = builds::in_view(&txn, build, &self.policy, now).await?;
         txn.commit().await?;
         Ok(build)
-    }
-
-    /// Reads a worker.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotFound`] when there is none.
-    pub(crate) async fn worker(&self, name: &str) -> Result<WorkerRow, Error> {
-        let row = worker::Entity::find_by_id(name).one(&self.reader).await?;
-        let row = row.ok_or(Error::NotFound(Resource::Worker))?;
-        let slots_taken = builds::held_by(&self.reader, name).await?;
-        let slots_taken = i64::try_from(slots_taken).unwrap_or(i64::MAX);
-        Ok(workers::from_row(row, slots_taken, &self.policy, self.present().await?)?)
     }
 }

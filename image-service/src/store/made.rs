@@ -3,18 +3,18 @@
 use std::collections::BTreeSet;
 
 use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect};
-use uuid::Uuid;
 
 use super::{
     Store, contexts,
     entity::{build, configuration, image, made_image},
-    queue, rows,
+    queue,
+    values::AsJson,
     writing::Writing,
 };
 use crate::{
     build::Kind,
     error::Error,
-    image::{Artifact, HeldImage},
+    image::{Artifact, HeldImage, ImageId},
     turns::Turn,
 };
 
@@ -38,11 +38,11 @@ impl Store {
     /// for what is pulled may be one of them.
     pub(crate) async fn unneeded(&self, worker: &str, held: Vec<HeldImage>) -> Result<Vec<String>, Error> {
         let txn = self.read().await?;
-        let records: BTreeSet<Uuid> = held.iter().map(|held| held.image.0).collect();
+        let records: BTreeSet<ImageId> = held.iter().map(|held| held.image).collect();
         let ids: BTreeSet<&str> = held.iter().map(|held| held.engine_id.as_str()).collect();
         let names: BTreeSet<&str> = held.iter().flat_map(|held| &held.names).map(String::as_str).collect();
         let pulls = queue::held()
-            .filter(build::Column::Kind.eq(rows::kind_to_code(Kind::Pull)))
+            .filter(build::Column::Kind.eq(Kind::Pull))
             .filter(build::Column::Worker.eq(worker))
             .one(&txn)
             .await?;
@@ -51,15 +51,14 @@ impl Store {
         }
         let mut elsewhere = BTreeSet::new();
         for row in image::Entity::find().filter(image::Column::Id.is_in(records.clone())).all(&txn).await? {
-            let image = rows::image_from_row(row)?;
-            let is_elsewhere = image.artifact.is_some_and(|artifact| artifact.worker != worker);
-            elsewhere.extend(is_elsewhere.then_some(image.id.0));
+            let is_elsewhere = row.artifact_json.is_some_and(|AsJson(artifact)| artifact.worker != worker);
+            elsewhere.extend(is_elsewhere.then_some(row.id));
         }
         let active = queue::active()
             .select_only()
             .column(build::Column::Image)
             .filter(build::Column::Image.is_in(records));
-        let active: BTreeSet<Uuid> = active.into_tuple::<Uuid>().all(&txn).await?.into_iter().collect();
+        let active: BTreeSet<ImageId> = active.into_tuple::<ImageId>().all(&txn).await?.into_iter().collect();
         let artifacts = image::Entity::find()
             .select_only()
             .column(image::Column::ArtifactImage)
@@ -80,10 +79,10 @@ impl Store {
         txn.commit().await?;
         let is_unneeded = |held: &HeldImage| {
             // What an attempt has made that was lost before it was told: another's artifact is in its place.
-            let is_lost = held.is_named_by_builds() && elsewhere.contains(&held.image.0);
+            let is_lost = held.is_named_by_builds() && elsewhere.contains(&held.image);
             (made.contains(&held.engine_id) || is_lost)
                 && !artifacts.contains(&held.engine_id)
-                && !active.contains(&held.image.0)
+                && !active.contains(&held.image)
                 && held.names.iter().all(|name| !bases.contains(name))
         };
         Ok(held.into_iter().filter(is_unneeded).map(|held| held.engine_id).collect())

@@ -13,7 +13,6 @@ use sea_orm::{
 
 use super::{
     entity::{build, catalogue, turn},
-    rows,
     writing::Writing,
 };
 use crate::{
@@ -82,7 +81,7 @@ pub(super) async fn head(db: &impl ConnectionTrait, limit: usize) -> Result<Head
     let mut head = Head::default();
     for row in db.query_all(&query).await? {
         head.round = row.try_get("", REACHED)?;
-        head.builds.push(rows::build_from_row(build::Model::from_query_result(&row, "")?)?);
+        head.builds.push(Build::from_query_result(&row, "")?);
     }
     head.is_whole = head.builds.len() < read;
     Ok(head)
@@ -133,14 +132,13 @@ pub(super) async fn first_of_groups(
         format!("{GROUPS}SELECT builds.* FROM queued JOIN builds ON builds.id IN ({first})")
     };
     let values = [
-        now.micros().into(),
-        now.after(Build::MAX_BACKOFF).micros().into(),
-        now.before(Build::MAX_CACHE_WAIT).micros().into(),
+        now.into(),
+        now.after(Build::MAX_BACKOFF).into(),
+        now.before(Build::MAX_CACHE_WAIT).into(),
         i64::try_from(limit).unwrap_or(i64::MAX).into(),
     ];
     let statement = Statement::from_sql_and_values(db.get_database_backend(), sql, values);
-    let found = build::Entity::find().from_raw_sql(statement).all(db).await?;
-    let mut builds = found.into_iter().map(rows::build_from_row).collect::<Result<Vec<_>, _>>()?;
+    let mut builds: Vec<Build> = build::Entity::find().from_raw_sql(statement).into_model().all(db).await?;
     builds.sort_by_key(Build::turn);
     builds.dedup_by_key(|build| build.id);
     Ok(builds)

@@ -9,15 +9,11 @@ use sea_orm::{
     ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, FromQueryResult, QueryResult, Statement, Value,
 };
 
-use super::{
-    Change, ChangeKind, Revision, Store, changes,
-    entity::image,
-    rows::{self, from_json},
-};
+use super::{Change, ChangeKind, Revision, Store, changes, entity::image, values::from_json};
 use crate::{
     access::{GranteeDigest, Permissions},
     error::Error,
-    image::{CatalogueEntry, Configuration, ImageId, search_text},
+    image::{CatalogueEntry, Configuration, Image, ImageId, search_text},
 };
 
 /// The next changes, and the images that they are of, as of one moment.
@@ -48,7 +44,7 @@ impl Store {
         let sql = select(self.backend(), all)
             + " WHERE i.id > $1 AND i.id <= $2 AND NOT i.deleted ORDER BY i.id LIMIT $3";
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let values = [Value::from(after.0), until.0.into(), limit.into()];
+        let values = [Value::from(after), until.into(), limit.into()];
         Ok(entries(&self.index_reader, all, Statement::from_sql_and_values(self.backend(), sql, values))
             .await?)
     }
@@ -74,7 +70,7 @@ impl Store {
         for place in (1..parts).map(|number| number * part).filter(|place| *place > 0) {
             let sql = format!("SELECT id FROM images ORDER BY id LIMIT 1 OFFSET {place}");
             if let Some(row) = number(sql).await? {
-                divisions.push(ImageId(row.try_get_by_index(0)?));
+                divisions.push(row.try_get_by_index(0)?);
             }
         }
         Ok(divisions)
@@ -127,7 +123,7 @@ async fn with_ids(
         let _ = write!(sql, "{}${number}", if number == 1 { "" } else { ", " });
     }
     sql.push(')');
-    let values = ids.iter().map(|id| Value::from(id.0));
+    let values = ids.iter().copied().map(Value::from);
     entries(txn, parts, Statement::from_sql_and_values(txn.get_database_backend(), sql, values)).await
 }
 
@@ -165,7 +161,7 @@ async fn entries(
 }
 
 fn entry(row: &QueryResult, parts: Parts) -> Result<CatalogueEntry, DbErr> {
-    let image = rows::image_from_row(image::Model::from_query_result(row, "")?)?;
+    let image = Image::from(image::Model::from_query_result(row, "")?);
     let mut text = None;
     if parts.text {
         let configuration: Configuration = from_json(&row.try_get::<String>("", "configuration_json")?)?;

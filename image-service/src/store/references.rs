@@ -7,17 +7,17 @@ use sea_orm::{
     ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect, QueryTrait,
     sea_query::{Expr, UnionType},
 };
-use uuid::Uuid;
 
 use super::{
     entity::{build, image, image_reference},
-    queue, rows,
+    queue,
+    values::AsJson,
     writing::Writing,
 };
 use crate::{
     build::Kind,
     error::Error,
-    image::{Artifact, ImageId, Reference, WantedReference},
+    image::{ImageId, Reference, WantedReference},
 };
 
 /// The reference that an image gets: what is derived is varied until it is free.
@@ -46,8 +46,8 @@ pub(super) async fn settle(
         if !row.template && !row.pulled && !row.deleted {
             wanted.insert((row.repository.clone(), row.tag.clone()));
         }
-        let artifact: Option<Artifact> = row.artifact_json.as_deref().map(rows::from_json).transpose()?;
-        if let Some(artifact) = artifact.filter(|artifact| !artifact.pulled) {
+        if let Some(AsJson(artifact)) = row.artifact_json.as_ref().filter(|AsJson(artifact)| !artifact.pulled)
+        {
             wanted.extend(artifact.reference.as_ref().map(parts));
         }
         for (repository, tag) in held.difference(&wanted) {
@@ -67,7 +67,7 @@ pub(super) async fn settle(
 /// Takes the reference that was [chosen](choose) for a new image. Fails when it is another image's.
 pub(super) async fn take_chosen(
     txn: &Writing,
-    image: Uuid,
+    image: ImageId,
     wanted: &WantedReference,
     chosen: &Reference,
 ) -> Result<(), Error> {
@@ -79,7 +79,7 @@ pub(super) async fn take_chosen(
 }
 
 /// Takes a reference that the image does not hold. Fails when it is another image's.
-async fn take(txn: &Writing, image: Uuid, reference: &Reference) -> Result<(), Error> {
+async fn take(txn: &Writing, image: ImageId, reference: &Reference) -> Result<(), Error> {
     if owner(txn, reference).await?.is_some() {
         return Err(Error::ReferenceTaken(reference.to_string()));
     }
@@ -87,7 +87,7 @@ async fn take(txn: &Writing, image: Uuid, reference: &Reference) -> Result<(), E
     Ok(())
 }
 
-fn hold(txn: &Writing, image: Uuid, reference: &Reference) {
+fn hold(txn: &Writing, image: ImageId, reference: &Reference) {
     let (repository, tag) = parts(reference);
     let held = image_reference::Model { repository, tag, image };
     txn.later(image_reference::Entity::insert(held.into_active_model()));
@@ -105,8 +105,8 @@ struct Known {
 
 async fn held_and_writing(
     txn: &Writing,
-    images: impl Iterator<Item = Uuid> + Clone,
-) -> Result<HashMap<Uuid, Known>, DbErr> {
+    images: impl Iterator<Item = ImageId> + Clone,
+) -> Result<HashMap<ImageId, Known>, DbErr> {
     let mut both = image_reference::Entity::find()
         .select_only()
         .columns([
@@ -123,9 +123,9 @@ async fn held_and_writing(
         .expr_as(Expr::value(false), "held")
         .filter(build::Column::Image.is_in(images))
         .filter(queue::is_active())
-        .filter(build::Column::Kind.ne(rows::kind_to_code(Kind::Pull)));
+        .filter(build::Column::Kind.ne(Kind::Pull));
     both.union(UnionType::All, writing.into_query());
-    let mut all: HashMap<Uuid, Known> = HashMap::new();
+    let mut all: HashMap<ImageId, Known> = HashMap::new();
     for row in txn.query_all(&both).await? {
         let known = all.entry(row.try_get_by_index(0)?).or_default();
         let of = if row.try_get_by_index(3)? { &mut known.held } else { &mut known.writing };
@@ -134,7 +134,7 @@ async fn held_and_writing(
     Ok(all)
 }
 
-pub(super) fn purge(txn: &Writing, image: Uuid) {
+pub(super) fn purge(txn: &Writing, image: ImageId) {
     txn.later(image_reference::Entity::delete_many().filter(image_reference::Column::Image.eq(image)));
 }
 
@@ -144,7 +144,7 @@ pub(super) async fn owner(
     reference: &Reference,
 ) -> Result<Option<ImageId>, DbErr> {
     let found = image_reference::Entity::find_by_id(parts(reference)).one(db).await?;
-    Ok(found.map(|found| ImageId(found.image)))
+    Ok(found.map(|found| found.image))
 }
 
 fn parts(reference: &Reference) -> Parts {

@@ -1,20 +1,14 @@
 //! Older builds of an image are forgotten, in small transactions beside the work.
 
 use sea_orm::{ColumnTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait};
-use uuid::Uuid;
 
 use super::{
     Store, contexts,
     entity::{build, build_record, configuration, image},
-    rows,
+    values::AsJson,
     writing::Writing,
 };
-use crate::{
-    build::State,
-    error::Error,
-    image::{Artifact, ImageId},
-    turns::Turn,
-};
+use crate::{build::BuildId, error::Error, image::ImageId, turns::Turn};
 
 impl Store {
     /// Looks through the builds of the next images, by id, and forgets those that are too many; the last image that was looked at, none
@@ -29,17 +23,17 @@ impl Store {
             .select_only()
             .column(build::Column::Image)
             .column_as(build::Column::Id.count(), "builds")
-            .filter(build::Column::Image.gt(after.0))
+            .filter(build::Column::Image.gt(after))
             .group_by(build::Column::Image)
             .order_by_asc(build::Column::Image)
             .limit(AT_ONCE)
-            .into_tuple::<(Uuid, i64)>()
+            .into_tuple::<(ImageId, i64)>()
             .all(&self.reader)
             .await?;
-        let last = found.last().map(|(image, _)| ImageId(*image));
+        let last = found.last().map(|(image, _)| *image);
         for (image, builds) in found {
             if u64::try_from(builds).is_ok_and(|builds| builds > keep) {
-                self.forget_builds_of(ImageId(image), keep).await?;
+                self.forget_builds_of(image, keep).await?;
             }
         }
         Ok(last)
@@ -50,7 +44,7 @@ impl Store {
     pub(crate) async fn forget_builds_of(&self, of: ImageId, keep: u64) -> Result<(), Error> {
         const AT_ONCE: u64 = 100;
         let beyond = build::Entity::find()
-            .filter(build::Column::Image.eq(of.0))
+            .filter(build::Column::Image.eq(of))
             .order_by_desc(build::Column::Number)
             .offset(keep)
             .limit(AT_ONCE)
@@ -59,22 +53,19 @@ impl Store {
         if beyond.is_empty() {
             return Ok(());
         }
-        let Some(record) = image::Entity::find_by_id(of.0).one(&self.reader).await? else {
+        let Some(record) = image::Entity::find_by_id(of).one(&self.reader).await? else {
             return Ok(());
         };
-        let artifact = match record.artifact_json.as_deref() {
-            Some(json) => Some(rows::from_json::<Artifact>(json)?.build.0),
-            None => None,
-        };
-        let is_over = |build: &build::Model| build.state >= rows::state_to_code(State::Succeeded);
-        for old in beyond.iter().rev().filter(|build| is_over(build) && Some(build.id) != artifact) {
+        let artifact = record.artifact_json.map(|AsJson(artifact)| artifact.build);
+        let is_due = |build: &&build::Model| build.state.is_final() && Some(build.id) != artifact;
+        for old in beyond.iter().rev().filter(is_due) {
             self.forget_build(of, old.id).await?;
         }
         Ok(())
     }
 
     /// Forgets one build that is over, at once: whoever watches it sees all of its history or none.
-    async fn forget_build(&self, image: ImageId, build: Uuid) -> Result<(), Error> {
+    async fn forget_build(&self, image: ImageId, build: BuildId) -> Result<(), Error> {
         let txn = self.write(Turn::Background).await?;
         txn.later(build::Entity::delete_many().filter(build::Column::Id.eq(build)));
         txn.later(build_record::Entity::delete_many().filter(build_record::Column::Build.eq(build)));
@@ -84,19 +75,19 @@ impl Store {
 
     /// Forgets the configurations of an image that are neither its own nor a build's.
     async fn forget_configurations(&self, txn: &Writing, of: ImageId) -> Result<(), DbErr> {
-        let current = image::Entity::find_by_id(of.0)
+        let current = image::Entity::find_by_id(of)
             .select_only()
             .column(image::Column::ConfigurationRevision)
             .into_query();
         let of_builds = build::Entity::find()
             .select_only()
             .column(build::Column::ConfigurationRevision)
-            .filter(build::Column::Image.eq(of.0))
+            .filter(build::Column::Image.eq(of))
             .into_query();
         contexts::touch_named(txn, of, self.now(txn).await?);
         txn.later(
             configuration::Entity::delete_many()
-                .filter(configuration::Column::Image.eq(of.0))
+                .filter(configuration::Column::Image.eq(of))
                 .filter(configuration::Column::Revision.not_in_subquery(current))
                 .filter(configuration::Column::Revision.not_in_subquery(of_builds)),
         );

@@ -11,7 +11,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     Effects, Store,
     entity::{answer, image},
-    images, rows,
+    images,
+    values::{from_json, to_json},
     writing::Writing,
 };
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
 
 /// A transaction for a caller's request.
 #[derive(Debug)]
-pub(super) struct Write<'a> {
+pub(crate) struct Write<'a> {
     pub(super) store: &'a Store,
     pub(super) request: &'a Request,
     pub(super) txn: Writing,
@@ -52,7 +53,7 @@ impl Store {
         let due = answer::Entity::find()
             .select_only()
             .columns([answer::Column::Subject, answer::Column::Request])
-            .filter(answer::Column::AnsweredAt.lt(now.before(Self::REMEMBERED).micros()))
+            .filter(answer::Column::AnsweredAt.lt(now.before(Self::REMEMBERED)))
             .limit(AT_ONCE)
             .into_tuple::<(String, String)>()
             .all(&self.reader)
@@ -84,29 +85,23 @@ impl Store {
         remembered(&self.reader, request, self.now(&self.reader).await?).await
     }
 
-    pub(super) async fn begin<'a>(&'a self, request: &'a Request) -> Result<Write<'a>, Error> {
+    /// Answers a request by a write, or as it was answered before.
+    ///
+    /// What is refused leaves no trace and has no effects. Every answer waits until what it rests on is durable.
+    pub(crate) async fn transact<T: Serialize + DeserializeOwned>(
+        &self,
+        request: &Request,
+        write: impl AsyncFnOnce(&mut Write<'_>) -> Result<T, Error>,
+    ) -> Result<(T, Effects), Error> {
         let txn = self.write(Turn::Caller(&request.caller)).await?;
         let now = self.now(&txn).await?;
-        Ok(Write { store: self, request, txn, now, effects: Effects::default() })
-    }
-}
-
-impl Write<'_> {
-    /// The answer that the same request got before, if it did.
-    pub(super) async fn repeated<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
-        remembered(&self.txn, self.request, self.now).await
-    }
-
-    /// Gives the answer of the first time again, once that is durable.
-    pub(super) async fn repeat<T>(self, answer: T) -> Result<(T, Effects), Error> {
-        self.txn.rollback().await?;
-        Ok((answer, Effects::default()))
-    }
-
-    /// Remembers the answer and commits. What is refused leaves no trace and has no effects, and is answered once what it rests on is
-    /// durable.
-    pub(super) async fn finish<T: Serialize>(self, answer: Result<T, Error>) -> Result<(T, Effects), Error> {
-        let Self { request, txn, now, effects, .. } = self;
+        if let Some(answer) = remembered(&txn, request, now).await? {
+            txn.rollback().await?;
+            return Ok((answer, Effects::default()));
+        }
+        let mut begun = Write { store: self, request, txn, now, effects: Effects::default() };
+        let answer = write(&mut begun).await;
+        let Write { txn, effects, .. } = begun;
         let answer = match answer {
             Ok(answer) => answer,
             Err(refused) => {
@@ -119,8 +114,8 @@ impl Write<'_> {
                 subject: request.caller.subject().to_owned(),
                 request: id.as_str().to_owned(),
                 digest: id.digest().to_owned(),
-                json: rows::to_json(&answer)?,
-                answered_at: now.micros(),
+                json: to_json(&answer)?,
+                answered_at: now,
             };
             // Another answer that was to be remembered no longer may still be there.
             let anew = OnConflict::columns([answer::Column::Subject, answer::Column::Request])
@@ -131,7 +126,9 @@ impl Write<'_> {
         txn.commit().await?;
         Ok((answer, effects))
     }
+}
 
+impl Write<'_> {
     /// Loads and locks an image, and checks that the caller may do this with this state of it now.
     pub(super) async fn target(
         &self,
@@ -146,7 +143,7 @@ impl Write<'_> {
 
     /// Loads and locks an image that the caller sees.
     pub(super) async fn seen(&self, id: ImageId) -> Result<Target, Error> {
-        let row = image::Entity::find_by_id(id.0)
+        let row = image::Entity::find_by_id(id)
             .filter(image::Column::Deleted.eq(false))
             .lock_exclusive()
             .one(&self.txn)
@@ -154,8 +151,7 @@ impl Write<'_> {
             .ok_or(Error::NotFound(Resource::Image))?;
         let standing = images::standing(&self.txn, &self.request.caller.sight(), &row).await?;
         let standing = standing.ok_or(Error::NotFound(Resource::Image))?;
-        let image = rows::image_from_row(row.clone())?;
-        Ok(Target { row, image, standing })
+        Ok(Target { image: row.clone().into(), row, standing })
     }
 }
 
@@ -170,9 +166,9 @@ async fn remembered<T: DeserializeOwned>(
     };
     let key = (request.caller.subject().to_owned(), id.as_str().to_owned());
     let found = answer::Entity::find_by_id(key).one(db).await?;
-    match found.filter(|found| found.answered_at >= now.before(Store::REMEMBERED).micros()) {
+    match found.filter(|found| found.answered_at >= now.before(Store::REMEMBERED)) {
         None => Ok(None),
-        Some(found) if found.digest == id.digest() => Ok(Some(rows::from_json(&found.json)?)),
+        Some(found) if found.digest == id.digest() => Ok(Some(from_json(&found.json)?)),
         Some(_) => Err(Error::RequestIdReused),
     }
 }
@@ -184,6 +180,6 @@ impl Target {
             .one(txn)
             .await?
             .ok_or_else(|| DbErr::RecordNotFound("an image that was written".to_owned()))?;
-        Ok((rows::image_from_row(row)?, self.standing))
+        Ok((row.into(), self.standing))
     }
 }

@@ -15,7 +15,7 @@ use crate::{
         Capability, ConfigurationDraft, Dockerfile, ImageDraft, ImageId, NewImage, RepositoryPrefixes, Source,
     },
     request::Request,
-    store::{DispatchStore as _, Store, connecting::record_statements},
+    store::{DispatchStore as _, Store, connecting::record_statements, values::Stored as _},
     turns::Turn,
 };
 
@@ -74,7 +74,9 @@ async fn open(directory: &tempfile::TempDir, max_pending: Option<u64>) -> Result
 
 /// Queues the first build of a new image, and returns both with the build's round.
 async fn queue(store: &Store, subject: &str) -> Result<(ImageId, BuildId, i64), Box<dyn Error>> {
-    let ((image, build), _) = store.create_image(&request(subject), &image("An image")?).await?;
+    let image = image("An image")?;
+    let ((image, build), _) =
+        store.transact(&request(subject), async |write| write.create(&image).await).await?;
     let build = build.ok_or("its first build")?.build;
     Ok((image.image.id, build.id, build.round))
 }
@@ -92,7 +94,7 @@ fn the_conditions_name_the_states() {
     let codes = |holds: fn(State) -> bool| {
         use State::{Cancelled, Claimed, Failed, Publishing, Queued, Running, Succeeded};
         let states = [Queued, Claimed, Running, Publishing, Succeeded, Failed, Cancelled];
-        states.into_iter().filter(|state| holds(*state)).map(rows::state_to_code).collect::<Vec<_>>()
+        states.into_iter().filter(|state| holds(*state)).map(|state| state.to_simple()).collect::<Vec<_>>()
     };
     assert_eq!(codes(|state| state == State::Queued), [1]);
     assert_eq!(codes(State::is_held), [2, 3, 4]);
@@ -105,12 +107,12 @@ async fn a_turn_is_used_by_a_claim_and_by_nothing_else() -> Outcome {
     let store = open(&directory, None).await?;
     let (first, _, round) = queue(&store, "alice").await?;
     assert_eq!(round, 0);
-    store.delete_image(&request("alice"), first, None).await?;
+    store.transact(&request("alice"), async |write| write.delete(first, None).await).await?;
     let (second, build, round) = queue(&store, "alice").await?;
     assert_eq!(round, 0, "what was given up in the queue has used no turn");
     assert_eq!(queue(&store, "alice").await?.2, 1);
     assert_eq!(claim(&store, 1).await?, [build]);
-    store.delete_image(&request("alice"), second, None).await?;
+    store.transact(&request("alice"), async |write| write.delete(second, None).await).await?;
     assert_eq!(queue(&store, "alice").await?.2, 2);
     assert_eq!(queue(&store, "bob").await?.2, 0);
     let kept = turn::Entity::find().all(&store.reader).await?;
@@ -144,7 +146,7 @@ async fn what_waits_at_the_head_holds_up_nothing_behind_it() -> Outcome {
     txn.later(
         build::Entity::update_many()
             .col_expr(build::Column::QueuedAt, Expr::cust("queued_at - 5000000"))
-            .filter(build::Column::Id.eq(last.0)),
+            .filter(build::Column::Id.eq(last)),
     );
     txn.commit().await?;
     assert_eq!(claim(&store, 2).await?, [last], "of the same group, and has waited for long enough");
@@ -216,7 +218,7 @@ async fn the_queue_never_looks_at_what_is_finished() -> Outcome {
     store.queue_load().await?;
     first_of_groups(&store.reader, 1, store.now(&store.reader).await?).await?;
     store.workers(None, 10).await?;
-    store.cancel_build(&request("alice"), image, None).await?;
+    store.transact(&request("alice"), async |write| write.cancel(image, None).await).await?;
     store.unneeded("w1", Vec::new()).await?;
     let statements = statements.take();
     let searches = searches(&store, statements).await?;

@@ -1,0 +1,101 @@
+//! What makes an image: its record, its configuration, its first build.
+
+use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter};
+
+use super::{
+    ChangeKind, UsageChange, WithBuild, builds,
+    changes::{self, NewChange},
+    contexts,
+    decided::{self, Moved},
+    entity::{self, configuration, image},
+    images, queue, references,
+    values::to_json,
+    write::Write,
+};
+use crate::{
+    build::{Build, Record},
+    error::{Error, Resource},
+    image::{Configuration, Creation, ImageId, NewImage, SnapshotOrder},
+};
+
+impl Write<'_> {
+    /// Creates an image; its first build is in the queue, unless it is a template.
+    pub(crate) async fn create(&mut self, new: &NewImage) -> Result<WithBuild, Error> {
+        self.add(Creation { new, creator: self.request.caller.subject(), snapshot: None }).await
+    }
+
+    /// Creates an image from a running workspace; the snapshot is in the queue.
+    pub(crate) async fn snapshot(
+        &mut self,
+        new: impl FnOnce(Configuration) -> NewImage,
+        order: &SnapshotOrder,
+    ) -> Result<WithBuild, Error> {
+        let source = image::Entity::find_by_id(order.workspace.source)
+            .filter(image::Column::Deleted.eq(false))
+            .one(&self.txn)
+            .await?
+            .ok_or(Error::NotFound(Resource::Image))?;
+        let revision = source.configuration_revision;
+        let new = new(images::configuration(&self.txn, source.id, revision).await?);
+        self.add(Creation { new: &new, creator: &order.creator, snapshot: Some(order) }).await
+    }
+
+    async fn add(&mut self, creation: Creation<'_>) -> Result<WithBuild, Error> {
+        let Creation { new, creator, .. } = creation;
+        if !new.template {
+            queue::require_room(&self.txn, self.request.caller.subject(), self.store.policy()).await?;
+        }
+        let (now, id) = (self.now, ImageId::new());
+        let writes = creation.writes_reference();
+        let reference = references::choose(&self.txn, id, &new.reference, writes).await?;
+        let mut build = creation.first_build(id, &reference, self.request.caller.subject(), now);
+        let changes::Logged { revision, at } =
+            changes::log(&self.txn, NewChange::new(id, ChangeKind::Content, creator), now).await?;
+        let image = creation.record(id, reference, build.as_ref(), revision, at);
+        let bytes = image.index_bytes_with(&new.configuration);
+        self.charge(creator, UsageChange { images: 1, bytes }).await?;
+        let row = image::Model { index_bytes: bytes, ..image.clone().into() };
+        self.txn.later(image::Entity::insert(row.into_active_model()));
+        self.write_configuration(id, 1, &new.configuration).await?;
+        if writes {
+            references::take_chosen(&self.txn, id, &new.reference, &image.reference).await?;
+        }
+        self.effects.committed.changed.insert(id);
+        let build = match &mut build {
+            Some(build) => {
+                self.enqueue(build).await?;
+                Some(builds::in_view(&self.txn, build.clone(), self.store.policy(), now).await?)
+            }
+            None => None,
+        };
+        Ok((creation.in_view(image, &self.request.caller), build))
+    }
+
+    pub(super) async fn write_configuration(
+        &self,
+        image: ImageId,
+        revision: i64,
+        configuration: &Configuration,
+    ) -> Result<(), Error> {
+        contexts::require(&self.txn, configuration, self.now).await?;
+        let row = configuration::Model {
+            image,
+            revision,
+            json: to_json(configuration)?,
+            archive: configuration.archive().map(str::to_owned),
+            base: configuration.base().map(str::to_owned),
+        };
+        self.txn.later(configuration::Entity::insert(row.into_active_model()));
+        Ok(())
+    }
+
+    /// Puts a build into the queue: its row, and the first record of its history, which is the answer.
+    pub(super) async fn enqueue(&mut self, build: &mut Build) -> Result<Record, Error> {
+        build.round = queue::next_round(&self.txn, &build.requested_by).await?;
+        build.trace.clone_from(&self.request.trace);
+        let first = build.record_queued();
+        self.txn.later(entity::build::Entity::insert(entity::build::ActiveModel::queued(build)?));
+        decided::record(&self.txn, &[Moved::queued(build, &first)], &mut self.effects.committed)?;
+        Ok(first)
+    }
+}
