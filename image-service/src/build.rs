@@ -265,6 +265,11 @@ impl Build {
         }
     }
 
+    /// Returns whether a worker holds it by this attempt.
+    pub(crate) fn is_attempt_of(&self, worker: &str, attempt: i32) -> bool {
+        self.state.is_held() && self.attempt == attempt && self.worker.as_deref() == Some(worker)
+    }
+
     /// Whether a heartbeat of its worker extends its lease: not when the worker has had it for a lease and not begun.
     pub(crate) fn may_go_on(&self, now: Timestamp, lease: Duration) -> bool {
         self.state != State::Claimed || self.claimed_at.is_none_or(|claimed| claimed.after(lease) > now)

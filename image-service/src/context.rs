@@ -8,8 +8,10 @@ use std::{
 use flate2::write::MultiGzDecoder;
 use ring::digest::{Context as Hashing, SHA256};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use self::archive::Archive;
+use crate::timestamp::Timestamp;
 
 mod archive;
 mod paths;
@@ -28,6 +30,17 @@ pub(crate) struct Inspected {
     pub(crate) gzip: bool,
     /// How many bytes of the tar come before the blocks that mark its end.
     pub(crate) end: i64,
+}
+
+/// An archive that is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeptContext {
+    pub(crate) upload: Uuid,
+    pub(crate) size_bytes: i64,
+    pub(crate) gzip: bool,
+    pub(crate) end: i64,
+    /// When it was uploaded or named last.
+    pub(crate) used_at: Timestamp,
 }
 
 /// Looks at an archive as it comes, and keeps nothing of it but what the rules need.

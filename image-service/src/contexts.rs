@@ -7,10 +7,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     access::{Principal, Role},
-    context::{ContextDigest, Inspected, Inspection, Refused},
+    context::{ContextDigest, Inspected, Inspection, KeptContext, Refused},
     dispatch::Attempt,
     error::{Error, Resource, Violations},
-    store::{KeptContext, Store},
+    store::Store,
     timestamp::Timestamp,
 };
 

@@ -20,11 +20,13 @@ pub(crate) use self::message::{
     WorkerEvent,
 };
 pub(crate) use self::placement::{Placement, candidates, place};
+pub(crate) use self::store::{CLAIMED_AT_ONCE, Committed, Decided, DispatchStore, Effects};
 pub(crate) use self::worker::{Worker, pending_reason};
 
 mod deciding;
 mod message;
 mod placement;
+mod store;
 mod worker;
 
 /// What may happen to one build, from either side.

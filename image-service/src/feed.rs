@@ -15,7 +15,7 @@ use crate::{
 };
 
 pub(crate) use self::watch::{ImageWatch, Notice, WatchEvent};
-pub(crate) use crate::store::Revision;
+pub(crate) use crate::change::Revision;
 
 mod watch;
 

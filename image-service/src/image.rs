@@ -23,7 +23,7 @@ pub(crate) use self::{
     edit::EditDraft,
     generating::Written,
     query::{Direction, Key, KeyValue, Order, Place, Query},
-    quotas::{Growth, Quotas, Usage},
+    quotas::{Quotas, Usage, UsageChange},
     reference::{PulledReference, Reference, RepositoryPrefixes},
 };
 

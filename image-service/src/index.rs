@@ -28,9 +28,10 @@ use self::{
 };
 use crate::{
     access::{Principal, Sight},
+    change::Revision,
     error::{Error, Resource},
     image::{Image, ImageId, Place, Query},
-    store::{Revision, Store},
+    store::Store,
 };
 
 pub(crate) use self::{

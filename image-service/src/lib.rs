@@ -50,6 +50,7 @@ use self::{
 mod access;
 mod build;
 mod catalog;
+mod change;
 mod config;
 mod context;
 mod contexts;
@@ -75,6 +76,7 @@ mod token;
 mod turns;
 mod upkeep;
 mod workers;
+mod writer;
 
 /// How the program names itself in what it tells.
 pub const PROGRAM: &str = "image-service";

@@ -18,10 +18,10 @@ use crate::{
     build::BuildId,
     dispatch::Worker,
     error::{Error, Refusal},
-    image::{BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, RepositoryPrefixes},
+    image::{BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, RepositoryPrefixes, UsageChange},
     index::{Index, VisibleImage},
     request::Request,
-    store::{BatchOutcome, BatchTarget, Store, UsageChange, WithBuild},
+    store::{BatchOutcome, BatchTarget, Store, WithBuild},
 };
 
 mod creation;

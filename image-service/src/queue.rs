@@ -15,10 +15,9 @@ use uuid::Uuid;
 use self::{retries::Retries, telling::Telling};
 use crate::{
     build::BuildId,
-    dispatch::{Decision, Event, Policy, ToWorker},
+    dispatch::{CLAIMED_AT_ONCE, Decision, DispatchStore, Event, Policy, ToWorker},
     error::Error,
     signals::Signals,
-    store::{CLAIMED_AT_ONCE, DispatchStore},
     workers::Workers,
 };
 

@@ -6,7 +6,7 @@
 //! survives a power cut (`synchronous=FULL` on SQLite). Times that are stored, and the present that they are compared with, are of
 //! one clock: the database's on Postgres, whichever replica asks.
 
-use std::{borrow::Cow, collections::BTreeSet, path::Path};
+use std::{borrow::Cow, path::Path};
 
 use sea_orm::{
     AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
@@ -15,35 +15,30 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
-    build::BuildId,
-    dispatch::{Policy, ToWorker},
+    change::{CommittedRevision, Revision},
+    dispatch::Policy,
     error::Error,
-    image::{ImageId, Quotas},
+    image::Quotas,
     timestamp::Timestamp,
     turns::Turn,
+    writer::Writer,
 };
 
 #[cfg(all(test, feature = "simulation"))]
 pub(crate) use self::connecting::execute;
-#[cfg(feature = "simulation")]
-pub(crate) use self::dispatching::Decided;
-pub(crate) use self::writer::CommittedRevision;
+use self::{connection::Connection, writing::Writing};
 pub(crate) use self::{
-    changes::{Change, ChangeKind, Revision},
-    contexts::KeptContext,
-    dispatching::{CLAIMED_AT_ONCE, DispatchStore},
     edits::{BatchOutcome, BatchTarget, WithBuild},
     hints::Hint,
     histories::Excerpt,
     records::ChangedRecords,
-    usage::UsageChange,
     write::Write,
 };
-use self::{writer::Writer, writing::Writing};
 
 mod builds;
 mod changes;
 mod connecting;
+mod connection;
 mod contexts;
 mod creation;
 mod decided;
@@ -54,7 +49,6 @@ mod grants;
 mod hints;
 mod histories;
 mod images;
-mod lookups;
 mod made;
 mod migration;
 mod queue;
@@ -66,14 +60,13 @@ mod usage;
 mod values;
 mod workers;
 mod write;
-mod writer;
 mod writing;
 
 /// A handle to the catalogue's database.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     reader: DatabaseConnection,
-    writer: Writer,
+    writer: Writer<Connection>,
     /// A pool for the index alone, for which all reads wait: it waits for none of them.
     index_reader: DatabaseConnection,
     /// A pool of one, for nobody but who asks whether the database answers: it waits for no other.
@@ -84,25 +77,6 @@ pub(crate) struct Store {
     /// Stands for the clock.
     #[cfg(all(test, feature = "simulation"))]
     clock: Option<std::sync::Arc<std::sync::atomic::AtomicI64>>,
-}
-
-/// What else a committed transaction calls for: the feed and the watchers of builds read on.
-#[derive(Debug, Default)]
-pub(crate) struct Committed {
-    /// The images that changed, so that the change log has new rows.
-    pub(crate) changed: BTreeSet<ImageId>,
-    /// The builds whose histories have grown.
-    pub(crate) recorded: Vec<BuildId>,
-    /// A build is in the queue, or has left a slot.
-    pub(crate) queue_moved: bool,
-}
-
-/// What a committed write calls for.
-#[derive(Debug, Default)]
-pub(crate) struct Effects {
-    pub(crate) committed: Committed,
-    /// To which worker to send what.
-    pub(crate) messages: Vec<(String, ToWorker)>,
 }
 
 impl Store {
@@ -126,7 +100,7 @@ impl Store {
             .await?
             .ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
         let latest = Revision { number: catalogue.revision, nonce: catalogue.nonce };
-        let writer = Writer::start(&url, connection, latest).await?;
+        let writer = Writer::start(&url, Connection::of(connection).await?, latest);
         Ok(Self {
             reader,
             writer,
@@ -153,7 +127,7 @@ impl Store {
 
     /// The row of a build.
     #[cfg(all(test, feature = "simulation"))]
-    pub(crate) async fn row(&self, id: BuildId) -> Result<Option<crate::build::Build>, DbErr> {
+    pub(crate) async fn row(&self, id: crate::build::BuildId) -> Result<Option<crate::build::Build>, DbErr> {
         let row = entity::build::Entity::find_by_id(id).one(&self.reader).await?;
         Ok(row.map(Into::into))
     }
@@ -213,7 +187,12 @@ impl Store {
     ///
     /// [`Error::TooManyWrites`], and [`Error::Busy`] when the turn does not come.
     async fn write(&self, turn: Turn<'_>) -> Result<Writing, Error> {
-        self.writer.begin(turn).await
+        Ok(Writing::new(self.writer.begin(turn).await?))
+    }
+
+    /// Returns the present, by the clock that all who share the database have in common.
+    pub(crate) async fn present(&self) -> Result<Timestamp, Error> {
+        Ok(self.now(&self.reader).await?)
     }
 
     /// The present, by the clock that all who share the database have in common: its own on Postgres, this machine's on SQLite.

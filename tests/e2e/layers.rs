@@ -8,8 +8,19 @@ use std::{
 
 use anyhow::Context as _;
 
-const NOUNS: [&str; 10] =
-    ["access", "build", "context", "dispatch", "error", "image", "request", "search", "timestamp", "turns"];
+const NOUNS: [&str; 11] = [
+    "access",
+    "build",
+    "change",
+    "context",
+    "dispatch",
+    "error",
+    "image",
+    "request",
+    "search",
+    "timestamp",
+    "turns",
+];
 const OPERATIONS: [&str; 10] =
     ["catalog", "contexts", "feed", "history", "preview", "queue", "session", "signals", "upkeep", "workers"];
 /// Beside the layers: the command line, the lock on the data directory, tokens, and the root that puts everything together.
@@ -93,6 +104,9 @@ fn image_service_depends_downwards_only() -> anyhow::Result<()> {
             (&FRAMEWORKS, ["grpc", "index", "store"].into_iter().chain(OPERATIONS).collect())
         } else if OPERATIONS.contains(&module) {
             (&["tonic", "proto", "prost", "sea_orm", "clap", "http", "tower"], vec!["grpc"])
+        } else if module == "writer" {
+            let upwards = ["grpc", "index", "store"].into_iter().chain(OPERATIONS).collect();
+            (&["tonic", "proto", "prost", "sea_orm", "clap", "http", "tower"], upwards)
         } else if module == "index" {
             (
                 &["tonic", "proto", "prost", "sea_orm", "clap", "http", "tower"],

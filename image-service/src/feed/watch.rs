@@ -21,10 +21,11 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::{Feed, deadline};
 use crate::{
     access::{Grantee, Principal, Sight},
+    change::Revision,
     error::Error,
     image::{ImageId, Query, View},
     index::{Batch, ChangedImage, Entry, Index, IndexEvent, Shown, SlotCursor, Viewer, VisibleImage},
-    store::{Revision, Store},
+    store::Store,
 };
 
 /// Holds no more than a batch of images, without their configurations.

@@ -13,22 +13,22 @@ pub(crate) struct Quotas {
     pub(crate) bytes: Option<u64>,
 }
 
-/// The use of the catalogue before a write.
+/// The use of the catalogue after a write.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Usage {
     /// The bytes of the index of all images.
-    pub(crate) catalogue_bytes: u64,
+    pub(crate) catalogue_bytes: i64,
     /// The images of the creator of what is written.
-    pub(crate) creator_images: u64,
+    pub(crate) creator_images: i64,
     /// The bytes of the index of these.
-    pub(crate) creator_bytes: u64,
+    pub(crate) creator_bytes: i64,
 }
 
-/// The use that a write adds: 0 where it takes away or changes nothing.
+/// The use that a write adds; less than nothing where it takes away.
 #[derive(Copy, Clone, Debug)]
-pub(crate) struct Growth {
-    pub(crate) images: u64,
-    pub(crate) bytes: u64,
+pub(crate) struct UsageChange {
+    pub(crate) images: i64,
+    pub(crate) bytes: i64,
 }
 
 impl Quotas {
@@ -41,8 +41,10 @@ impl Quotas {
     ///
     /// [`Error::CreatorQuotaExceeded`] when the creator would have more than it may, [`Error::CatalogueFull`] when all
     /// images would.
-    pub(crate) fn admit(&self, used: Usage, added: Growth) -> Result<(), Error> {
-        let exceeds = |used: u64, added: u64, limit: u64| added > 0 && used.saturating_add(added) > limit;
+    pub(crate) fn admit(&self, used: Usage, added: UsageChange) -> Result<(), Error> {
+        let exceeds = |used: i64, added: i64, limit: u64| {
+            added > 0 && u64::try_from(used).is_ok_and(|used| used > limit)
+        };
         let of_creator = [
             (CreatorQuota::Images, used.creator_images, added.images, self.images),
             (CreatorQuota::Bytes, used.creator_bytes, added.bytes, self.bytes),
@@ -66,9 +68,13 @@ mod tests {
     const QUOTAS: Quotas = Quotas { index_memory: 1_000, images: Some(3), bytes: Some(400) };
 
     /// The outcome of adding to what is used, in the order of the fields.
-    fn outcome(quotas: Quotas, used: (u64, u64, u64), added: (u64, u64)) -> &'static str {
-        let used = Usage { catalogue_bytes: used.0, creator_images: used.1, creator_bytes: used.2 };
-        match quotas.admit(used, Growth { images: added.0, bytes: added.1 }) {
+    fn outcome(quotas: Quotas, used: (i64, i64, i64), added: (i64, i64)) -> &'static str {
+        let after = Usage {
+            catalogue_bytes: used.0.saturating_add(added.1),
+            creator_images: used.1.saturating_add(added.0),
+            creator_bytes: used.2.saturating_add(added.1),
+        };
+        match quotas.admit(after, UsageChange { images: added.0, bytes: added.1 }) {
             Ok(()) => "admitted",
             Err(Error::CreatorQuotaExceeded { quota: CreatorQuota::Images, limit: 3 }) => "images",
             Err(Error::CreatorQuotaExceeded { quota: CreatorQuota::Bytes, limit: 400 }) => "bytes",
@@ -88,7 +94,7 @@ mod tests {
             ((601, 2, 0), (1, 400), "full"),
             // The creator can do something about its own.
             ((1_000, 3, 400), (1, 1), "images"),
-            ((u64::MAX, 0, 0), (1, u64::MAX), "bytes"),
+            ((i64::MAX, 0, 0), (1, i64::MAX), "bytes"),
         ] {
             assert_eq!(outcome(QUOTAS, used, added), expected, "{used:?} {added:?}");
         }
@@ -97,6 +103,7 @@ mod tests {
     #[test]
     fn a_write_that_adds_nothing_is_admitted_beyond_the_quotas() {
         assert_eq!(outcome(QUOTAS, (5_000, 9, 5_000), (0, 0)), "admitted");
+        assert_eq!(outcome(QUOTAS, (5_000, 9, 5_000), (-1, -400)), "admitted");
     }
 
     #[test]

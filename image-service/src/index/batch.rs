@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use super::{entry::Entry, shown::ByStanding};
 use crate::{
     access::Grantee,
+    change::{Change, Revision},
     image::ImageId,
-    store::{Change, Revision},
 };
 
 /// An event of the change log.

@@ -18,10 +18,11 @@ use super::{
     verifier::Suspects,
 };
 use crate::{
+    change::Revision,
     error::Error,
     image::{CatalogueEntry, ImageId},
     signals::Signals,
-    store::{ChangedRecords, Revision},
+    store::ChangedRecords,
     timestamp::Timestamp,
 };
 

@@ -16,8 +16,9 @@ use tokio::time::timeout;
 
 use super::{Index, State};
 use crate::{
+    change::{CommittedRevision, Revision},
     error::Error,
-    store::{CommittedRevision, Revision, Store},
+    store::Store,
 };
 
 /// The time that a read waits for the index to get as far as the database was when it began.

@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use super::{Index, entry::Entry};
 use crate::{
+    change::Revision,
     error::Error,
     image::{CatalogueEntry, ImageId},
-    store::Revision,
 };
 
 /// The number of images that are compared at once.

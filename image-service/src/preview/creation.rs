@@ -3,9 +3,9 @@
 use super::{Preview, Sight};
 use crate::{
     error::Error,
-    image::{Configuration, Creation, ImageId, NewImage, SnapshotOrder},
+    image::{Configuration, Creation, ImageId, NewImage, SnapshotOrder, UsageChange},
     request::Request,
-    store::{UsageChange, WithBuild},
+    store::WithBuild,
 };
 
 impl Preview {

@@ -8,9 +8,8 @@ use uuid::Uuid;
 use super::{Fate, Surroundings, Tables};
 use crate::{
     build::{Build, BuildId, PendingReason},
-    dispatch::{Connected, Decision, Event, Hello, Policy},
+    dispatch::{Committed, Connected, Decided, Decision, DispatchStore, Event, Hello, Policy},
     error::Error,
-    store::{Committed, Decided, DispatchStore},
     timestamp::Timestamp,
 };
 

@@ -10,12 +10,11 @@ use uuid::Uuid;
 use crate::{
     build::{Build, BuildId, Happening, PendingReason, Record, State},
     dispatch::{
-        self, Connected, Decision, Event, Hello, Placement, Policy, Rows, Worker, candidates, pending_reason,
-        place,
+        self, CLAIMED_AT_ONCE, Committed, Connected, Decided, Decision, Event, Hello, Placement, Policy,
+        Rows, Worker, candidates, pending_reason, place,
     },
     error::{Error, Resource},
     image::{Artifact, Configuration},
-    store::{CLAIMED_AT_ONCE, Committed, Decided},
     timestamp::Timestamp,
 };
 

@@ -16,7 +16,8 @@ use crate::{
     access::{Principal, Role},
     build::{Build, BuildId, Failure, Fault, Happening, LogStream, PendingReason},
     dispatch::{
-        Attempt, Connected, Decision, Event, Hello, PROTOCOL_VERSION, Policy, Report, Reported, WorkerEvent,
+        Attempt, Connected, Decision, DispatchStore as _, Event, Hello, PROTOCOL_VERSION, Policy, Report,
+        Reported, WorkerEvent,
     },
     error::{Error, Violations},
     image::{
@@ -24,7 +25,7 @@ use crate::{
         Source,
     },
     request::Request,
-    store::{DispatchStore as _, Store, execute},
+    store::{Store, execute},
     timestamp::Timestamp,
 };
 

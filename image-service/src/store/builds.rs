@@ -1,13 +1,21 @@
 //! Builds: the queue, what is decided about it, and the histories.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DbErr, EntityTrait, ExprTrait, PaginatorTrait, QueryFilter, QueryOrder,
     QuerySelect, sea_query::Expr,
 };
 
-use super::{Store, entity::build, queue, workers, writing::Writing};
+use super::{
+    Store,
+    entity::{build, worker},
+    queue, workers,
+    writing::Writing,
+};
 use crate::{
     build::{Build, BuildId, BuildInView, Pending, PendingReason, State},
     dispatch::{Policy, pending_reason},
@@ -24,7 +32,7 @@ impl Store {
     /// [`Error::NotFound`] when there is none.
     pub(crate) async fn build(&self, id: BuildId) -> Result<BuildInView, Error> {
         let txn = self.read().await?;
-        let build = one_build(&txn, id).await?;
+        let build = one(&txn, id).await?;
         let now = self.now(&txn).await?;
         let build = in_view(&txn, build, &self.policy, now).await?;
         txn.commit().await?;
@@ -52,9 +60,35 @@ impl Store {
         txn.commit().await?;
         Ok(builds)
     }
-}
 
-impl Store {
+    /// Reads builds, those of them that there are.
+    pub(crate) async fn builds_by_id(
+        &self,
+        ids: impl IntoIterator<Item = BuildId>,
+    ) -> Result<HashMap<BuildId, Build>, Error> {
+        let ids: Vec<_> = ids.into_iter().collect();
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let found = build::Entity::find().filter(build::Column::Id.is_in(ids)).all(&self.reader).await?;
+        Ok(found.into_iter().map(|row| (row.id, row.into())).collect())
+    }
+
+    /// Returns a build as callers would see it once it were in the queue.
+    pub(crate) async fn queued_in_view(&self, mut build: Build) -> Result<BuildInView, Error> {
+        build.round = queue::next_round(&self.reader, &build.requested_by).await?;
+        self.build_in_view(build).await
+    }
+
+    /// Returns a build as callers would see it if it were in this state.
+    pub(crate) async fn build_in_view(&self, build: Build) -> Result<BuildInView, Error> {
+        let txn = self.read().await?;
+        let now = self.now(&txn).await?;
+        let build = in_view(&txn, build, &self.policy, now).await?;
+        txn.commit().await?;
+        Ok(build)
+    }
+
     /// How many builds are in the queue, and for how long the oldest.
     pub(crate) async fn queue_load(&self) -> Result<(u64, Duration), Error> {
         let depth = queue::queued().count(&self.reader).await?;
@@ -95,10 +129,16 @@ async fn all_in_view(
     policy: &Policy,
     now: Timestamp,
 ) -> Result<Vec<BuildInView>, DbErr> {
-    let workers = if builds.iter().any(|build| build.state == State::Queued) {
-        workers::reached(db, &[], policy, now).await?
+    let holders: BTreeSet<&str> = builds.iter().filter_map(holder).collect();
+    let concerned = if builds.iter().any(|build| build.state == State::Queued) {
+        Some(workers::reached(&[], policy, now))
     } else {
-        workers::named(db, builds.iter().filter_map(holder).collect(), policy, now).await?
+        let of_these = worker::Column::Name.is_in(holders.iter().copied());
+        (!holders.is_empty()).then(|| worker::Entity::find().filter(of_these))
+    };
+    let workers = match concerned {
+        Some(concerned) => workers::read(db, concerned, policy, now).await?,
+        None => Vec::new(),
     };
     let mut all = Vec::with_capacity(builds.len());
     for build in builds {
@@ -127,11 +167,6 @@ async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<i64, DbE
     Ok(i64::try_from(before.count(db).await?).unwrap_or(i64::MAX))
 }
 
-pub(super) async fn one(txn: &Writing, id: BuildId) -> Result<Build, DbErr> {
-    let row = build::Entity::find_by_id(id).lock_exclusive().one(txn).await?;
-    Ok(row.ok_or_else(|| DbErr::RecordNotFound("a build".to_owned()))?.into())
-}
-
 /// The build of an image that is not final yet.
 pub(super) async fn active_of(txn: &Writing, image: ImageId) -> Result<Option<Build>, DbErr> {
     queue::active().filter(build::Column::Image.eq(image)).into_model().one(txn).await
@@ -141,6 +176,7 @@ pub(super) async fn held_by(db: &impl ConnectionTrait, worker: &str) -> Result<V
     queue::held().filter(build::Column::Worker.eq(worker)).into_model().all(db).await
 }
 
-pub(super) async fn one_build(db: &impl ConnectionTrait, id: BuildId) -> Result<Build, Error> {
+/// Reads one build.
+pub(super) async fn one(db: &impl ConnectionTrait, id: BuildId) -> Result<Build, Error> {
     Ok(build::Entity::find_by_id(id).one(db).await?.ok_or(Error::NotFound(Resource::Build))?.into())
 }

@@ -6,7 +6,6 @@ use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, ExprTrait, IntoActiveModel,
     QueryFilter, QueryOrder, QuerySelect, Statement, sea_query::Expr,
 };
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
@@ -16,55 +15,14 @@ use super::{
     values::AsJson,
     writing::Writing,
 };
-use crate::{access::Grantee, error::Error, image::ImageId, timestamp::Timestamp, turns::Turn};
-
-/// A change of an image.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Change {
-    pub(crate) revision: Revision,
-    pub(crate) image: ImageId,
-    pub(crate) kind: ChangeKind,
-    pub(crate) creator: String,
-    /// Those who may have gained or lost sight of it.
-    pub(crate) grantees: BTreeSet<Grantee>,
-    pub(crate) at: Timestamp,
-}
-
-/// The parts of an image that have changed.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ChangeKind {
-    /// It follows its latest build.
-    Status,
-    /// The parts of the record that it is not found by.
-    Record,
-    /// The parts that it is found by: the name, the description, the configuration. All of a new one.
-    Content,
-    Grants,
-    Deleted,
-}
-
-/// A place in the change log.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Revision {
-    pub(crate) number: i64,
-    /// Chosen at random with the change: a database that was restored from a backup goes on with other changes of the same
-    /// numbers.
-    pub(crate) nonce: i64,
-}
-
-/// The ends of the change log.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Revisions {
-    /// The latest revision.
-    pub(crate) latest: Revision,
-    /// The oldest revision that can be resumed from.
-    pub(crate) oldest: Revision,
-}
-
-impl Revision {
-    /// Before the first change.
-    pub(crate) const NONE: Self = Self { number: 0, nonce: 0 };
-}
+use crate::{
+    access::Grantee,
+    change::{Change, ChangeKind, Revision, Revisions},
+    error::Error,
+    image::ImageId,
+    timestamp::Timestamp,
+    turns::Turn,
+};
 
 impl Store {
     /// How many changes are forgotten in one transaction.

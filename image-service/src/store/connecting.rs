@@ -18,8 +18,8 @@ use super::migration;
 
 /// How long to wait for a lock that another process holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long to wait for one's turn to write, or to read.
-pub(super) const TURN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long to wait for a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The lock of all who migrate a Postgres database.
 const MIGRATION_LOCK: i64 = 0x7472_6169_6c65_7202;
 
@@ -141,7 +141,7 @@ async fn postgres(url: &str, connections: u32) -> Result<DatabaseConnection, DbE
         .disable_statement_logging();
     let pool = PgPoolOptions::new()
         .max_connections(connections)
-        .acquire_timeout(TURN_TIMEOUT)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(false)
         // A caller that goes away while its transaction begins leaves it open: the next one must not be within it. Nobody waits for
         // this, but for the connection. Where there is none, ROLLBACK alone would be a warning in the server's log.
@@ -158,7 +158,7 @@ fn sqlite_options(url: &str, connections: u32) -> ConnectOptions {
     let mut options = ConnectOptions::new(url);
     options
         .max_connections(connections)
-        .acquire_timeout(TURN_TIMEOUT)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
         // A file does not go away, and to ask takes as long as to read a row.
         .test_before_acquire(false)
         .sqlx_logging(false)

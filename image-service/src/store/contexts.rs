@@ -18,24 +18,13 @@ use super::{
 use crate::{
     access::Principal,
     build::Build,
-    context::{ContextDigest, Inspected},
+    context::{ContextDigest, Inspected, KeptContext},
     dispatch::Attempt,
     error::{Error, Violations},
     image::{Configuration, ImageId},
     timestamp::Timestamp,
     turns::Turn,
 };
-
-/// An archive that is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct KeptContext {
-    pub(crate) upload: Uuid,
-    pub(crate) size_bytes: i64,
-    pub(crate) gzip: bool,
-    pub(crate) end: i64,
-    /// When it was uploaded or named last.
-    pub(crate) used_at: Timestamp,
-}
 
 impl Store {
     /// Begins to keep an archive.
@@ -91,30 +80,23 @@ impl Store {
             // It took longer than what does not come whole is kept.
             return Err(Error::Busy);
         }
-        let kept = match kept(&txn, &found.digest).await? {
-            Some(kept) => {
-                forget_soon(&txn, upload).await?;
-                kept
-            }
-            None => KeptContext {
-                upload,
-                size_bytes: found.size_bytes,
-                gzip: found.gzip,
-                end: found.end,
-                used_at: now,
-            },
-        };
+        if let Some(kept) = kept(&txn, &found.digest).await? {
+            forget_soon(&txn, upload).await?;
+            touch(&txn, kept.upload, now).await?;
+            txn.commit().await?;
+            return Ok(KeptContext { used_at: now, ..kept });
+        }
         let row = context::Model {
-            upload: kept.upload,
+            upload,
             digest: Some(found.digest.clone()),
-            size_bytes: kept.size_bytes,
-            gzip: kept.gzip,
-            tar_end: kept.end,
+            size_bytes: found.size_bytes,
+            gzip: found.gzip,
+            tar_end: found.end,
             used_at: now,
         };
-        context::Entity::update(row.into_active_model().reset_all()).exec(&txn).await?;
+        context::Entity::update(row.clone().into_active_model().reset_all()).exec(&txn).await?;
         txn.commit().await?;
-        Ok(KeptContext { used_at: now, ..kept })
+        Ok(row.into())
     }
 
     /// Nothing comes of an upload: what it has left is removed with the next round.
@@ -151,11 +133,7 @@ impl Store {
             return Ok(None);
         };
         let build = Build::from(row);
-        let is_held = build.state.is_held()
-            && build.attempt == attempt.number
-            && build.worker.as_deref() == Some(worker)
-            && build.workspace.is_none();
-        if !is_held {
+        if !build.is_attempt_of(worker, attempt.number) || build.workspace.is_some() {
             return Ok(None);
         }
         let key = (build.image, build.configuration_revision);
@@ -165,6 +143,16 @@ impl Store {
             Some(digest) => Ok(kept(&txn, &digest).await?),
             None => Ok(None),
         }
+    }
+
+    /// Checks that the archive is kept that a configuration names, if it names one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] when it is not.
+    pub(crate) async fn require_archive(&self, configuration: &Configuration) -> Result<(), Error> {
+        named(&self.reader, configuration).await?;
+        Ok(())
     }
 
     /// A part of an archive; none after the last.
@@ -274,13 +262,14 @@ pub(super) fn touch_named(txn: &Writing, image: ImageId, now: Timestamp) {
 
 async fn kept(db: &impl ConnectionTrait, digest: &ContextDigest) -> Result<Option<KeptContext>, DbErr> {
     let row = context::Entity::find().filter(context::Column::Digest.eq(digest.clone())).one(db).await?;
-    Ok(row.map(|row| KeptContext {
-        upload: row.upload,
-        size_bytes: row.size_bytes,
-        gzip: row.gzip,
-        end: row.tar_end,
-        used_at: row.used_at,
-    }))
+    Ok(row.map(KeptContext::from))
+}
+
+impl From<context::Model> for KeptContext {
+    fn from(row: context::Model) -> Self {
+        let context::Model { upload, size_bytes, gzip, tar_end: end, used_at, .. } = row;
+        Self { upload, size_bytes, gzip, end, used_at }
+    }
 }
 
 /// How many there are of it: one, or none. What is being forgotten counts as gone.

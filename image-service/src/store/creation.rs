@@ -3,7 +3,7 @@
 use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter};
 
 use super::{
-    ChangeKind, UsageChange, WithBuild, builds,
+    WithBuild, builds,
     changes::{self, NewChange},
     contexts,
     decided::{self, Moved},
@@ -14,8 +14,9 @@ use super::{
 };
 use crate::{
     build::{Build, Record},
+    change::ChangeKind,
     error::{Error, Resource},
-    image::{Configuration, Creation, ImageId, NewImage, SnapshotOrder},
+    image::{Configuration, Creation, ImageId, NewImage, SnapshotOrder, UsageChange},
 };
 
 impl Write<'_> {
@@ -43,7 +44,7 @@ impl Write<'_> {
     async fn add(&mut self, creation: Creation<'_>) -> Result<WithBuild, Error> {
         let Creation { new, creator, .. } = creation;
         if !new.template {
-            queue::require_room(&self.txn, self.request.caller.subject(), self.store.policy()).await?;
+            self.require_room().await?;
         }
         let (now, id) = (self.now, ImageId::new());
         let writes = creation.writes_reference();

@@ -8,7 +8,7 @@ use sea_orm::{
 };
 
 use super::{
-    ChangeKind, Committed, Hint,
+    Hint,
     changes::{self, NewChange},
     contexts,
     entity::{build, build_record, configuration, image},
@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{
     build::{Build, BuildId, Happening, Record, State},
-    dispatch::Decision,
+    change::ChangeKind,
+    dispatch::{Committed, Decision},
     error::Error,
     image::{Artifact, ImageId, Status},
     timestamp::Timestamp,

@@ -1,8 +1,7 @@
-//! What the queue needs of a store, so that it can be driven over another one than the database.
+//! The queue in the database.
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fmt::Debug,
     sync::Arc,
 };
 
@@ -13,7 +12,7 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    Committed, Store, builds,
+    Store, builds,
     decided::apply,
     entity::{build, worker},
     images, queue, workers,
@@ -21,63 +20,13 @@ use super::{
 use crate::{
     build::{Build, BuildId, PendingReason},
     dispatch::{
-        self, Connected, Decision, Event, Hello, Placement, Policy, Rows, candidates, pending_reason, place,
+        self, CLAIMED_AT_ONCE, Committed, Connected, Decided, Decision, DispatchStore, Event, Hello,
+        Placement, Policy, Rows, candidates, pending_reason, place,
     },
     error::Error,
     timestamp::Timestamp,
     turns::Turn,
 };
-
-/// How many builds are claimed in one transaction at most.
-pub(crate) const CLAIMED_AT_ONCE: usize = 32;
-
-/// What came of an event; `None` when there is no such build.
-pub(crate) type Decided = Result<Option<Decision>, Error>;
-
-/// Where the queue is kept. Every operation is one transaction: when it fails with [`Error::Busy`], it may have been
-/// committed all the same.
-#[async_trait]
-pub(crate) trait DispatchStore: Debug + Send + Sync {
-    /// The times and limits of dispatch.
-    fn policy(&self) -> &Policy;
-
-    /// Decides what each event does to its build, one after the other, and writes it.
-    async fn decide(&self, events: &[(BuildId, Arc<Event>)]) -> Result<(Vec<Decided>, Committed), Error>;
-
-    /// Gives queued builds to the connected workers as [`place`] has it; [`CLAIMED_AT_ONCE`] at most. A worker that its session speaks
-    /// for no more gets none.
-    async fn claim(&self, workers: &[Connected]) -> Result<(Vec<Decision>, Committed), Error>;
-
-    /// The builds of which [`Event::Tick`] may end something.
-    async fn overdue(&self) -> Result<Vec<Build>, Error>;
-
-    /// Some of the builds that have been in the queue for too long, and why they are there.
-    async fn waiting_too_long(&self) -> Result<Vec<(BuildId, PendingReason)>, Error>;
-
-    /// Lets a session speak for a worker, unless one of another process does and was heard of lately.
-    async fn open_session(&self, hello: &Hello, session: Uuid) -> Result<(), Error>;
-
-    /// Records a worker that is refused for its `unsupported_reason`: no session speaks for it afterwards.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`open_session`](Self::open_session).
-    async fn refuse_worker(&self, hello: &Hello) -> Result<(), Error>;
-
-    /// Notes that a session no longer speaks for its worker.
-    async fn close_session(&self, worker: &str, session: Uuid) -> Result<(), Error>;
-
-    /// What a worker holds.
-    async fn held_by(&self, worker: &str) -> Result<Vec<Build>, Error>;
-
-    /// Notes that a worker lives and extends the lease on what it holds, which is the answer; not on what it has had for a
-    /// lease and not begun.
-    async fn heartbeat(&self, worker: &str, session: Uuid, draining: bool) -> Result<Vec<Build>, Error>;
-
-    /// Gives every held build a full lease, if the service was away as a whole, so that its workers could not reach it: none has
-    /// been heard of lately.
-    async fn renew_leases(&self) -> Result<(), Error>;
-}
 
 #[async_trait]
 impl DispatchStore for Store {
@@ -119,7 +68,8 @@ impl DispatchStore for Store {
         }
         let txn = self.write(Turn::Dispatch).await?;
         let now = self.now(&txn).await?;
-        let reached = workers::reached(&txn, workers, &self.policy, now).await?;
+        let reached = workers::reached(workers, &self.policy, now);
+        let reached = workers::read(&txn, reached, &self.policy, now).await?;
         let candidates = candidates(reached, workers);
         let free_slots = candidates.iter().map(|candidate| candidate.free_slots).sum::<usize>();
         let limit = free_slots.min(CLAIMED_AT_ONCE);
@@ -183,7 +133,8 @@ impl DispatchStore for Store {
         if found.is_empty() {
             return Ok(Vec::new());
         }
-        let workers = workers::reached(&self.reader, &[], &self.policy, now).await?;
+        let online = workers::reached(&[], &self.policy, now);
+        let workers = workers::read(&self.reader, online, &self.policy, now).await?;
         let waiting = found.iter().map(|build| (build.id, pending_reason(build, &workers, now)));
         Ok(waiting.collect())
     }

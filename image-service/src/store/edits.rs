@@ -3,24 +3,27 @@
 //! Each method of [`Write`] takes the image as the caller may change it, and writes what follows.
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, Set, sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter, Set, sea_query::Expr,
 };
 
 use super::{
-    ChangeKind, UsageChange, builds,
+    builds,
     changes::{self, NewChange},
     contexts,
     decided::{self, Moved},
     entity::image,
-    grants, images, queue, references,
+    grants, images, references,
     write::{Target, Write},
 };
 use crate::{
     access::Action,
     build::{Build, BuildId, BuildInView},
+    change::ChangeKind,
     dispatch::{self, Event, Rows},
     error::Error,
-    image::{BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, RepositoryPrefixes, View},
+    image::{
+        BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, RepositoryPrefixes, UsageChange, View,
+    },
 };
 
 /// An image and the build that was asked for, if it has one.
@@ -102,7 +105,7 @@ impl Write<'_> {
 
     async fn queue_next(&mut self, id: ImageId, etag: Option<Etag>) -> Result<(ImageInView, Build), Error> {
         let target = self.target(id, etag, Action::Build).await?;
-        queue::require_room(&self.txn, self.request.caller.subject(), self.store.policy()).await?;
+        self.require_room().await?;
         let revision = target.image.configuration_revision;
         let configuration = images::configuration(&self.txn, id, revision).await?;
         let number = match target.row.latest_build {
@@ -217,8 +220,10 @@ impl Write<'_> {
         Ok((image, Some(build)))
     }
 
+    /// Returns an image as it is after it was written.
     async fn basic(&self, target: Target) -> Result<ImageInView, Error> {
-        let (image, standing) = target.reread(&self.txn).await?;
-        Ok(images::in_view(&self.txn, image, standing, View::Basic).await?)
+        let row = image::Entity::find_by_id(target.row.id).one(&self.txn).await?;
+        let row = row.ok_or_else(|| DbErr::RecordNotFound("an image that was written".to_owned()))?;
+        Ok(images::in_view(&self.txn, row.into(), target.standing, View::Basic).await?)
     }
 }

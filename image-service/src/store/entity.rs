@@ -2,13 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    ChangeKind,
-    values::{AsJson, StatusCode},
-};
+use super::values::{AsJson, StatusCode};
 use crate::{
     access::Grantee,
     build::{BuildId, Failure, Kind, State, Workspace},
+    change::ChangeKind,
     context::ContextDigest,
     dispatch::WithheldAbility,
     image::{Artifact, Capability, Etag, ImageId, Requirements},

@@ -3,21 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect, Set,
+    ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel, ModelTrait, PaginatorTrait, QueryFilter,
+    QueryOrder, QuerySelect, Set, sea_query::OnConflict,
 };
 
 use super::{
-    ChangeKind, Store, UsageChange,
+    Store,
     changes::{self, NewChange},
     entity::{grant, image},
-    write::{Target, Write},
+    write::Write,
     writing::Writing,
 };
 use crate::{
     access::{Action, Grantee, Permissions, Sight},
+    change::ChangeKind,
     error::{Error, Refusal},
-    image::{Image, ImageId},
+    image::{Image, ImageId, UsageChange},
 };
 
 const GRANT_BYTES: i64 = Image::GRANT_BYTES as i64;
@@ -58,6 +59,15 @@ impl Write<'_> {
         if found.as_ref().map(permissions_of).unwrap_or_default() == permissions {
             return Ok(permissions);
         }
+        let added = match (found.is_some(), permissions.can_view()) {
+            (true, false) => -GRANT_BYTES,
+            (false, true) => GRANT_BYTES,
+            _ => 0,
+        };
+        let of_image = grant::Entity::find().filter(grant::Column::Image.eq(id));
+        if added > 0 && of_image.count(&self.txn).await? >= Store::MAX_GRANTS {
+            return Err(Error::Refused(Refusal::TooManyGrants));
+        }
         let row = grant::Model {
             image: id,
             grantee: grantee.clone(),
@@ -65,34 +75,16 @@ impl Write<'_> {
             modify: permissions.can_modify(),
             delete: permissions.can_delete(),
         };
-        let row = row.into_active_model().reset_all();
-        let added = match (found, permissions.can_view()) {
-            (Some(found), false) => {
-                grant::Entity::delete_by_id((found.image, found.grantee)).exec(&self.txn).await?;
-                -GRANT_BYTES
-            }
-            (Some(_), true) => {
-                row.update(&self.txn).await?;
-                0
-            }
-            (None, _) => {
-                let of_image = grant::Entity::find().filter(grant::Column::Image.eq(id));
-                if of_image.count(&self.txn).await? >= Store::MAX_GRANTS {
-                    return Err(Error::Refused(Refusal::TooManyGrants));
-                }
-                grant::Entity::insert(row).exec_without_returning(&self.txn).await?;
-                GRANT_BYTES
-            }
-        };
+        if permissions.can_view() {
+            let anew = OnConflict::columns([grant::Column::Image, grant::Column::Grantee])
+                .update_columns([grant::Column::View, grant::Column::Modify, grant::Column::Delete])
+                .to_owned();
+            self.txn.later(grant::Entity::insert(row.into_active_model()).on_conflict(anew));
+        } else {
+            row.delete(&self.txn).await?;
+        }
         self.charge(&target.image.creator, UsageChange { images: 0, bytes: added }).await?;
-        self.log_grant(&target, grantee, added).await?;
-        Ok(permissions)
-    }
-
-    /// Logs a change of grants: a new revision, but no update of the record. It takes so many bytes more in the memory of the
-    /// index.
-    async fn log_grant(&mut self, target: &Target, grantee: Grantee, added: i64) -> Result<(), Error> {
-        let id = target.image.id;
+        // A new revision, but no update of the record.
         let change = NewChange::new(id, ChangeKind::Grants, &target.image.creator);
         let change = NewChange { grantees: [grantee].into(), ..change };
         let revision = changes::log(&self.txn, change, self.now).await?.revision;
@@ -104,7 +96,7 @@ impl Write<'_> {
         };
         self.txn.later(image::Entity::update(row).validate()?);
         self.effects.committed.changed.insert(id);
-        Ok(())
+        Ok(permissions)
     }
 }
 

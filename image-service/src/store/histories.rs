@@ -1,9 +1,9 @@
 //! The histories of builds, chunk by chunk.
 
 use futures_util::TryStreamExt as _;
-use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
-use super::{Store, builds::one_build, entity::build_record, values::from_json};
+use super::{Store, builds, entity::build_record, values::from_json};
 use crate::{
     build::{Build, BuildId, Record},
     error::Error,
@@ -27,14 +27,21 @@ impl Store {
     /// [`Error::NotFound`] when there is no such build.
     pub(crate) async fn excerpt(&self, id: BuildId, after: i64) -> Result<Excerpt, Error> {
         let txn = self.read().await?;
-        let build = one_build(&txn, id).await?;
+        let build = builds::one(&txn, id).await?;
         let mut records: Vec<Record> = Vec::new();
         if after < build.last_sequence {
             // The chunk that holds the next record begins at or before it, so the primary key finds it.
-            let first = first_sequence_of_chunk(&txn, id, after.saturating_add(1)).await?;
+            let first = build_record::Entity::find()
+                .select_only()
+                .column_as(build_record::Column::FirstSequence.max(), "first")
+                .filter(build_record::Column::Build.eq(id))
+                .filter(build_record::Column::FirstSequence.lte(after.saturating_add(1)))
+                .into_tuple::<Option<i64>>()
+                .one(&txn)
+                .await?;
             let mut chunks = build_record::Entity::find()
                 .filter(build_record::Column::Build.eq(id))
-                .filter(build_record::Column::FirstSequence.gte(first))
+                .filter(build_record::Column::FirstSequence.gte(first.flatten().unwrap_or(after)))
                 .order_by_asc(build_record::Column::FirstSequence)
                 .stream(&txn)
                 .await?;
@@ -50,23 +57,4 @@ impl Store {
         txn.commit().await?;
         Ok(Excerpt { build, records })
     }
-}
-
-/// Where the chunk begins that holds the record of this number, or that will.
-async fn first_sequence_of_chunk(
-    db: &impl ConnectionTrait,
-    id: BuildId,
-    sequence: i64,
-) -> Result<i64, DbErr> {
-    let first = build_record::Entity::find()
-        .select_only()
-        .column(build_record::Column::FirstSequence)
-        .filter(build_record::Column::Build.eq(id))
-        .filter(build_record::Column::FirstSequence.lte(sequence))
-        .order_by_desc(build_record::Column::FirstSequence)
-        .limit(1)
-        .into_tuple::<i64>()
-        .one(db)
-        .await?;
-    Ok(first.unwrap_or(sequence))
 }

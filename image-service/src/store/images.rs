@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use sea_orm::{ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, ExprTrait, QueryFilter};
+use sea_orm::{ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, ExprTrait, QueryFilter, Select};
 
 use super::{
     Store,
@@ -22,19 +22,21 @@ impl Store {
         &self,
         keys: &[(ImageId, i64)],
     ) -> Result<HashMap<(ImageId, i64), (Configuration, usize)>, Error> {
-        let mut named = Condition::any();
-        for (image, revision) in keys {
-            let key =
-                configuration::Column::Image.eq(*image).and(configuration::Column::Revision.eq(*revision));
-            named = named.add(key);
-        }
-        let found = configuration::Entity::find().filter(named).all(&self.reader).await?;
+        let found = of_revisions(keys.iter().copied()).all(&self.reader).await?;
         let found = found.into_iter().map(|row| {
             let size = row.json.len();
             Ok(((row.image, row.revision), (from_json(&row.json)?, size)))
         });
         found.collect()
     }
+}
+
+/// Selects the configurations of these images and revisions.
+fn of_revisions(keys: impl Iterator<Item = (ImageId, i64)>) -> Select<configuration::Entity> {
+    let one = |(image, revision)| {
+        configuration::Column::Image.eq(image).and(configuration::Column::Revision.eq(revision))
+    };
+    configuration::Entity::find().filter(keys.map(one).fold(Condition::any(), Condition::add))
 }
 
 /// Returns what the caller is to an image, if it sees it.
@@ -82,11 +84,6 @@ pub(super) async fn configurations(
     db: &impl ConnectionTrait,
     of: impl Iterator<Item = (ImageId, i64)>,
 ) -> Result<HashMap<(ImageId, i64), Arc<Configuration>>, DbErr> {
-    let mut named = Condition::any();
-    for (image, revision) in of {
-        named = named
-            .add(configuration::Column::Image.eq(image).and(configuration::Column::Revision.eq(revision)));
-    }
-    let found = configuration::Entity::find().filter(named).all(db).await?;
+    let found = of_revisions(of).all(db).await?;
     found.into_iter().map(|row| Ok(((row.image, row.revision), Arc::new(from_json(&row.json)?)))).collect()
 }

@@ -12,7 +12,9 @@ use sea_orm::{
 };
 
 use super::{
+    Store,
     entity::{build, catalogue, turn},
+    write::Write,
     writing::Writing,
 };
 use crate::{
@@ -214,17 +216,19 @@ pub(super) fn reopen_round(txn: &Writing, round: i64) {
     );
 }
 
-/// Checks that a requester has fewer builds in the queue than it may have.
-///
-/// # Errors
-///
-/// [`Error::TooManyPendingBuilds`] otherwise.
-pub(super) async fn require_room(
-    db: &impl ConnectionTrait,
-    requester: &str,
-    policy: &Policy,
-) -> Result<(), Error> {
-    policy.require_room(pending_of(db, requester, policy).await?)
+impl Write<'_> {
+    /// Checks that the caller has fewer builds in the queue than it may have.
+    pub(super) async fn require_room(&self) -> Result<(), Error> {
+        let policy = self.store.policy();
+        policy.require_room(pending_of(&self.txn, self.request.caller.subject(), policy).await?)
+    }
+}
+
+impl Store {
+    /// Counts the builds of a requester in the queue, up to the most that it may have there; 0 where that is any number.
+    pub(crate) async fn pending_builds(&self, requester: &str) -> Result<u64, Error> {
+        Ok(pending_of(&self.reader, requester, &self.policy).await?)
+    }
 }
 
 /// Counts the builds of a requester in the queue, up to the most that it may have there; 0 where that is any number.

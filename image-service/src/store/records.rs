@@ -9,9 +9,10 @@ use sea_orm::{
     ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, FromQueryResult, QueryResult, Statement, Value,
 };
 
-use super::{Change, ChangeKind, Revision, Store, changes, entity::image, values::from_json};
+use super::{Store, changes, entity::image, values::from_json};
 use crate::{
     access::{GranteeDigest, Permissions},
+    change::{Change, ChangeKind, Revision},
     error::Error,
     image::{CatalogueEntry, Configuration, Image, ImageId, search_text},
 };

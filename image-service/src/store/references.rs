@@ -9,6 +9,7 @@ use sea_orm::{
 };
 
 use super::{
+    Store,
     entity::{build, image, image_reference},
     queue,
     values::AsJson,
@@ -19,6 +20,13 @@ use crate::{
     error::Error,
     image::{ImageId, Reference, WantedReference},
 };
+
+impl Store {
+    /// Returns the image that a reference belongs to.
+    pub(crate) async fn reference_owner(&self, reference: &Reference) -> Result<Option<ImageId>, Error> {
+        Ok(owner(&self.reader, reference).await?)
+    }
+}
 
 /// The reference that an image gets: what is derived is varied until it is free.
 pub(super) async fn choose(

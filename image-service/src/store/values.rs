@@ -7,10 +7,10 @@ use sea_orm::{
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use super::ChangeKind;
 use crate::{
     access::Grantee,
     build::{BuildId, Kind, State},
+    change::ChangeKind,
     context::ContextDigest,
     image::{Etag, ImageId, Status},
     timestamp::Timestamp,

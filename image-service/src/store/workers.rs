@@ -1,7 +1,5 @@
 //! Workers and the sessions that speak for them.
 
-use std::collections::BTreeSet;
-
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, ExprTrait,
     FromQueryResult, IntoActiveModel, QueryFilter, QueryOrder, QueryResult, QuerySelect, QueryTrait, Select,
@@ -114,7 +112,7 @@ async fn one(
 }
 
 /// Reads workers in the order of their names, each with the number of its slots that are taken.
-async fn read(
+pub(super) async fn read(
     db: &impl ConnectionTrait,
     workers: Select<worker::Entity>,
     policy: &Policy,
@@ -150,33 +148,17 @@ async fn read(
     rows.iter().map(worker).collect()
 }
 
-/// Reads the workers that are online, and those that are connected.
-pub(super) async fn reached(
-    db: &impl ConnectionTrait,
-    connected: &[Connected],
-    policy: &Policy,
-    now: Timestamp,
-) -> Result<Vec<Worker>, DbErr> {
-    let names = connected.iter().map(|worker| worker.name.as_str());
+/// Selects the workers that are online, and those that are connected.
+pub(super) fn reached(connected: &[Connected], policy: &Policy, now: Timestamp) -> Select<worker::Entity> {
     let recent = policy.recent(now);
     let online = Condition::all()
         .add(worker::Column::Session.is_not_null())
         .add(worker::Column::HeardAt.between(*recent.start(), *recent.end()));
-    let reached = Condition::any().add(worker::Column::Name.is_in(names)).add(online);
-    read(db, worker::Entity::find().filter(reached), policy, now).await
+    worker::Entity::find().filter(Condition::any().add(is_one_of(connected)).add(online))
 }
 
-/// Reads the workers with these names.
-pub(super) async fn named(
-    db: &impl ConnectionTrait,
-    names: BTreeSet<&str>,
-    policy: &Policy,
-    now: Timestamp,
-) -> Result<Vec<Worker>, DbErr> {
-    if names.is_empty() {
-        return Ok(Vec::new());
-    }
-    read(db, worker::Entity::find().filter(worker::Column::Name.is_in(names)), policy, now).await
+fn is_one_of(connected: &[Connected]) -> Expr {
+    worker::Column::Name.is_in(connected.iter().map(|worker| worker.name.as_str()))
 }
 
 impl worker::Model {
@@ -187,13 +169,12 @@ impl worker::Model {
 
 /// Returns whether a build is queued and one of the connected workers may have a free slot.
 pub(super) async fn may_claim(db: &impl ConnectionTrait, connected: &[Connected]) -> Result<bool, DbErr> {
-    let names = connected.iter().map(|worker| worker.name.as_str());
     // The last round, because on Postgres many a dead entry may lie before the first one.
     let last = queue::queued().select_only().column_as(build::Column::Round.max(), "last").into_query();
     let workers = worker::Entity::find()
         .select_only()
         .column(worker::Column::Name)
-        .filter(worker::Column::Name.is_in(names))
+        .filter(is_one_of(connected))
         .filter(worker::Column::Drained.eq(false))
         .filter(worker::Column::UnsupportedReason.eq(""))
         .filter(Expr::SubQuery(None, Box::new(last.into())).is_not_null())

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect,
-    sea_query::OnConflict,
+    ColumnTrait, ConnectionTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QuerySelect,
+    QueryTrait,
+    sea_query::{Expr, OnConflict},
 };
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    Effects, Store,
+    Store,
     entity::{answer, image},
     images,
     values::{from_json, to_json},
@@ -17,6 +18,7 @@ use super::{
 };
 use crate::{
     access::{Action, Standing},
+    dispatch::Effects,
     error::{Error, Resource},
     image::{Etag, Image, ImageId},
     request::Request,
@@ -49,25 +51,22 @@ impl Store {
     /// Forgets a batch of answers that need not be remembered any more; whether there may be more.
     pub(crate) async fn forget_answers(&self) -> Result<bool, Error> {
         const AT_ONCE: u64 = 100;
-        let now = self.now(&self.reader).await?;
+        let end = self.now(&self.reader).await?.before(Self::REMEMBERED);
         let due = answer::Entity::find()
             .select_only()
             .columns([answer::Column::Subject, answer::Column::Request])
-            .filter(answer::Column::AnsweredAt.lt(now.before(Self::REMEMBERED)))
-            .limit(AT_ONCE)
-            .into_tuple::<(String, String)>()
-            .all(&self.reader)
-            .await?;
-        if due.is_empty() {
+            .filter(answer::Column::AnsweredAt.lt(end))
+            .limit(AT_ONCE);
+        // Read first without waiting for the writer.
+        if due.clone().into_tuple::<(String, String)>().one(&self.reader).await?.is_none() {
             return Ok(false);
         }
         let txn = self.write(Turn::Background).await?;
-        let count = due.len() as u64;
-        for key in due {
-            answer::Entity::delete_by_id(key).exec(&txn).await?;
-        }
+        let key = Expr::tuple([answer::Column::Subject, answer::Column::Request].map(Expr::col));
+        let forgotten = answer::Entity::delete_many().filter(key.in_subquery(due.into_query()));
+        let forgotten = forgotten.exec(&txn).await?.rows_affected;
         txn.commit().await?;
-        Ok(count == AT_ONCE)
+        Ok(forgotten == AT_ONCE)
     }
 
     /// Reads the answer that the same request got before, without a transaction.
@@ -170,16 +169,5 @@ async fn remembered<T: DeserializeOwned>(
         None => Ok(None),
         Some(found) if found.digest == id.digest() => Ok(Some(from_json(&found.json)?)),
         Some(_) => Err(Error::RequestIdReused),
-    }
-}
-
-impl Target {
-    /// The image as it is after it was written.
-    pub(super) async fn reread(self, txn: &Writing) -> Result<(Image, Standing), Error> {
-        let row = image::Entity::find_by_id(self.row.id)
-            .one(txn)
-            .await?
-            .ok_or_else(|| DbErr::RecordNotFound("an image that was written".to_owned()))?;
-        Ok((row.into(), self.standing))
     }
 }

@@ -10,19 +10,16 @@ use sea_orm::{
     ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, ExecResult, QueryResult, QueryTrait, Statement,
 };
 
-use super::{
-    Revision,
-    writer::{Lent, Outcome},
-};
-use crate::error::Error;
+use super::connection::Connection;
+use crate::{change::Revision, error::Error, writer::Lent};
 
-/// A write within the transaction that the [`Writer`](super::writer::Writer) has lent to it. Unless it is committed, it is undone.
+/// A write within the transaction that the [`Writer`](crate::writer::Writer) has lent to it. Unless it is committed, it is undone.
 ///
 /// What it writes [`later`](Self::later) is written before the next of its statements, or before it commits. On SQLite that is in
 /// one message to the connection's thread, the way to which and back takes longer than most statements.
 #[derive(Debug)]
 pub(super) struct Writing {
-    lent: Lent,
+    lent: Lent<Connection>,
     later: Mutex<Vec<Statement>>,
     /// A statement has failed.
     failed: AtomicBool,
@@ -34,7 +31,7 @@ impl Writing {
     /// How many statements are sent together at most: the connection keeps them prepared.
     const TOGETHER: usize = 20;
 
-    pub(super) fn new(lent: Lent) -> Self {
+    pub(super) fn new(lent: Lent<Connection>) -> Self {
         Self { lent, later: Mutex::default(), failed: AtomicBool::new(false), reached: Mutex::default() }
     }
 
@@ -64,7 +61,7 @@ impl Writing {
             return Err(DbErr::Custom("a statement of the transaction failed".to_owned()).into());
         }
         let reached = self.reached.into_inner().unwrap_or_else(PoisonError::into_inner);
-        self.lent.end(|answer| Outcome::Commit(reached, answer)).await
+        self.lent.commit(reached).await
     }
 
     /// Undoes it, and waits until whatever it has read is committed, so that the caller can be told of it.
@@ -73,11 +70,11 @@ impl Writing {
     ///
     /// [`Error::Busy`] when that was not committed.
     pub(super) async fn rollback(self) -> Result<(), Error> {
-        self.lent.end(|answer| Outcome::Rollback(Some(answer))).await
+        self.lent.rollback().await
     }
 
     fn txn(&self) -> &DatabaseTransaction {
-        self.lent.statements()
+        self.lent.connection().statements()
     }
 
     /// Notes whether a statement has failed.

@@ -9,13 +9,13 @@ use super::*;
 use crate::{
     access::{Principal, Role},
     build::{BuildId, State},
-    dispatch::{Connected, Event, Hello, PROTOCOL_VERSION},
+    dispatch::{Connected, DispatchStore as _, Event, Hello, PROTOCOL_VERSION},
     error::Violations,
     image::{
         Capability, ConfigurationDraft, Dockerfile, ImageDraft, ImageId, NewImage, RepositoryPrefixes, Source,
     },
     request::Request,
-    store::{DispatchStore as _, Store, connecting::record_statements, values::Stored as _},
+    store::{Store, connecting::record_statements, values::Stored as _},
     turns::Turn,
 };
 

@@ -5,12 +5,14 @@ use tempfile::TempDir;
 
 use super::Writing;
 use crate::{
+    change::Revision,
     error::Error,
-    store::{Revision, connecting, writer::Writer},
+    store::{connecting, connection::Connection},
     turns::Turn,
+    writer::Writer,
 };
 
-async fn table() -> (TempDir, Writer) {
+async fn table() -> (TempDir, Writer<Connection>) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = format!("sqlite://{}?mode=rwc", directory.path().join("writing.sqlite").display());
     let connection = connecting::connect(&url, 1).await.expect("a database");
@@ -18,7 +20,8 @@ async fn table() -> (TempDir, Writer) {
         .execute_unprepared("CREATE TABLE numbers (n INTEGER PRIMARY KEY, of TEXT)")
         .await
         .expect("a table");
-    let writer = Writer::start(&url, connection, Revision::NONE).await.expect("a writer");
+    let connection = Connection::of(connection).await.expect("a connection");
+    let writer = Writer::start(&url, connection, Revision::NONE);
     (directory, writer)
 }
 
@@ -30,8 +33,8 @@ fn insert(txn: &Writing, n: i64) {
     txn.later_raw(statement("INSERT INTO numbers VALUES (?, ?)", [n.into(), format!("of {n}").into()]));
 }
 
-async fn begin(writer: &Writer) -> Writing {
-    writer.begin(Turn::Background).await.expect("begun")
+async fn begin(writer: &Writer<Connection>) -> Writing {
+    Writing::new(writer.begin(Turn::Background).await.expect("begun"))
 }
 
 /// How many numbers there are that are less than one.

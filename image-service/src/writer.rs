@@ -4,128 +4,164 @@
 //! that of [`Turns`](crate::turns::Turns). The task alone begins and ends transactions, so a call that is cancelled neither leaves
 //! one open nor interrupts a COMMIT and what follows it.
 
-use std::sync::Arc;
+use std::{
+    fmt::{Debug, Display},
+    sync::Arc,
+    time::Duration,
+};
 
-use sea_orm::{DatabaseConnection, DbErr};
 use tokio::{
     sync::{oneshot, watch},
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(super) use self::group::{Lent, Outcome};
-use self::{connection::Connection, group::Group, queue::Queue};
-use super::{Revision, changes, connecting::TURN_TIMEOUT, is_disconnected, writing::Writing};
-use crate::{error::Error, turns::Turn};
+pub(crate) use self::group::Lent;
+use self::{
+    group::{Group, Ticket},
+    queue::Queue,
+};
+use crate::{
+    change::{CommittedRevision, Revision},
+    error::Error,
+    turns::Turn,
+};
 
-mod connection;
 mod group;
 mod queue;
 
-/// The latest revision of the change log, as far as this process has committed it.
+/// The connection that writes.
+pub(crate) trait Connection: Debug + Send + Sync + Sized + 'static {
+    type Error: Clone + Debug + Display + Into<Error> + Send + Sync;
+
+    /// Opens another one, after one has broken.
+    fn open(url: &str) -> impl Future<Output = Result<Self, Self::Error>> + Send;
+
+    /// Executes a step of a transaction.
+    fn execute(&self, step: Step) -> impl Future<Output = Result<(), Self::Error>> + Send;
+
+    /// Reads the latest revision, within a transaction.
+    fn latest(&self) -> impl Future<Output = Result<Revision, Self::Error>> + Send;
+
+    /// Closes it, once nobody holds it any more.
+    fn close(self: Arc<Self>) -> impl Future<Output = ()> + Send;
+
+    /// Returns whether a connection is of no use any more after this error.
+    fn is_lost(error: &Self::Error) -> bool;
+}
+
+/// A step of a transaction.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(crate) enum CommittedRevision {
-    /// This process has committed no later one. On Postgres, other replicas may have.
-    Known(Revision),
-    /// The outcome of a COMMIT is unknown, so only the database can tell. The next transaction finds it out.
-    Unknown,
+pub(crate) enum Step {
+    /// Begins a transaction that no other writes beside.
+    Begin,
+    /// Sets the savepoint for the first time.
+    Save,
+    /// Sets the savepoint anew, after what was written since.
+    SaveAgain,
+    /// Undoes what was written since the savepoint, which stays.
+    Undo,
+    Commit,
+    Rollback,
 }
 
 /// A handle to the writer's task, which ends when it is closed or the last handle is dropped.
-#[derive(Clone, Debug)]
-pub(super) struct Writer {
-    handle: Arc<Handle>,
+#[derive(Debug)]
+pub(crate) struct Writer<C: Connection> {
+    handle: Arc<Handle<C>>,
 }
 
 #[derive(Debug)]
-struct Handle {
-    queue: Arc<Queue>,
+struct Handle<C: Connection> {
+    queue: Arc<Queue<Ticket<C>>>,
     committed: watch::Receiver<CommittedRevision>,
     closing: CancellationToken,
     task: TaskTracker,
-    #[cfg(test)]
-    commits: Arc<std::sync::atomic::AtomicU64>,
 }
 
 /// The task, which owns the connection.
 #[derive(Debug)]
-struct Task {
+struct Task<C: Connection> {
     url: String,
     /// None after it has broken.
-    connection: Option<Arc<Connection>>,
-    queue: Arc<Queue>,
+    connection: Option<Arc<C>>,
+    queue: Arc<Queue<Ticket<C>>>,
     committed: watch::Sender<CommittedRevision>,
-    #[cfg(test)]
-    commits: Arc<std::sync::atomic::AtomicU64>,
 }
 
-impl Writer {
-    /// Starts the task on the connection of a pool of one, in a database whose latest revision is `latest`.
+impl<C: Connection> Writer<C> {
+    /// The longest wait for a turn.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Starts the task on a connection to a database whose latest revision is `latest`.
     ///
     /// A connection that breaks is replaced by another one to `url`.
-    pub(super) async fn start(url: &str, pool: DatabaseConnection, latest: Revision) -> Result<Self, DbErr> {
-        let queue = Arc::new(Queue::default());
+    pub(crate) fn start(url: &str, connection: C, latest: Revision) -> Self {
+        let queue = Arc::new(Queue::new(Ticket::is_closed));
         let (sender, committed) = watch::channel(CommittedRevision::Known(latest));
         let task = Task {
             url: url.to_owned(),
-            connection: Some(Arc::new(Connection::of(pool).await?)),
+            connection: Some(Arc::new(connection)),
             queue: Arc::clone(&queue),
             committed: sender,
-            #[cfg(test)]
-            commits: Arc::default(),
         };
-        let handle = Handle {
-            queue,
-            committed,
-            closing: CancellationToken::new(),
-            task: TaskTracker::new(),
-            #[cfg(test)]
-            commits: Arc::clone(&task.commits),
-        };
-        handle.task.spawn(task.run(handle.closing.clone()));
-        handle.task.close();
-        Ok(Self { handle: Arc::new(handle) })
+        let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
+        tasks.spawn(task.run(closing.clone()));
+        tasks.close();
+        Self { handle: Arc::new(Handle { queue, committed, closing, task: tasks }) }
     }
 
-    /// Waits for a turn, and begins a write that no other writes beside.
+    /// Waits for a turn, and lends the transaction.
     ///
     /// # Errors
     ///
     /// - [`Error::TooManyWrites`] at once, when as many of the same caller wait as may.
     /// - [`Error::Busy`] when the turn does not come within a minute, or no more; or the database cannot be written to now.
-    pub(super) async fn begin(&self, turn: Turn<'_>) -> Result<Writing, Error> {
+    pub(crate) async fn begin(&self, turn: Turn<'_>) -> Result<Lent<C>, Error> {
         let (ticket, turn_comes) = oneshot::channel();
         self.handle.queue.push(turn, ticket)?;
-        match timeout(TURN_TIMEOUT, turn_comes).await {
-            Ok(Ok(lent)) => Ok(Writing::new(lent?)),
+        match timeout(Self::PATIENCE, turn_comes).await {
+            Ok(Ok(lent)) => lent.map_err(Into::into),
             Ok(Err(_)) | Err(_) => Err(Error::Busy),
         }
     }
 
     /// Follows the latest committed revision, which is published before the write that has logged it is answered.
-    pub(super) fn committed(&self) -> watch::Receiver<CommittedRevision> {
+    pub(crate) fn committed(&self) -> watch::Receiver<CommittedRevision> {
         self.handle.committed.clone()
     }
 
+    /// Returns how many writes wait.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.handle.queue.len()
+    }
+
     /// Finishes the writes under way, refuses those that wait, and closes the connection.
-    pub(super) async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.handle.closing.cancel();
         self.ended().await;
     }
 
     /// Waits for the end of the task. Before [`close`](Self::close), only a panic ends it.
-    pub(super) async fn ended(&self) {
+    pub(crate) async fn ended(&self) {
         self.handle.task.wait().await;
     }
 }
 
-impl Drop for Handle {
+impl<C: Connection> Clone for Writer<C> {
+    fn clone(&self) -> Self {
+        Self { handle: Arc::clone(&self.handle) }
+    }
+}
+
+impl<C: Connection> Drop for Handle<C> {
     fn drop(&mut self) {
         self.closing.cancel();
     }
 }
 
-impl Task {
+impl<C: Connection> Task<C> {
     async fn run(mut self, closing: CancellationToken) {
         while closing.run_until_cancelled(self.queue.arrival()).await.is_some() {
             match closing.run_until_cancelled(self.begin()).await {
@@ -141,36 +177,35 @@ impl Task {
     }
 
     /// Begins a transaction, on a fresh connection if the former one has broken.
-    async fn begin(&mut self) -> Result<Arc<Connection>, DbErr> {
+    async fn begin(&mut self) -> Result<Arc<C>, C::Error> {
         if let Some(connection) = self.connection.take() {
             let begun = self.begin_on(&connection).await;
             // After a lock that could not be had, the connection is as good as before.
-            if begun.is_ok() || connection.rollback().await.is_ok() {
+            if begun.is_ok() || connection.execute(Step::Rollback).await.is_ok() {
                 self.connection = Some(Arc::clone(&connection));
             }
             match begun {
-                Err(error) if is_disconnected(&error) => {}
+                Err(error) if C::is_lost(&error) => {}
                 begun => return begun.map(|()| connection),
             }
         }
-        let connection = Arc::new(Connection::open(&self.url).await?);
+        let connection = Arc::new(C::open(&self.url).await?);
         self.begin_on(&connection).await?;
         self.connection = Some(Arc::clone(&connection));
         Ok(connection)
     }
 
-    async fn begin_on(&self, connection: &Connection) -> Result<(), DbErr> {
-        connection.begin().await?;
+    async fn begin_on(&self, connection: &C) -> Result<(), C::Error> {
+        connection.execute(Step::Begin).await?;
         if *self.committed.borrow() == CommittedRevision::Unknown {
             // Whoever held the lock before has committed or not: now the rows tell.
-            let latest = changes::revisions(connection.statements()).await?.latest;
-            self.committed.send_replace(CommittedRevision::Known(latest));
+            self.committed.send_replace(CommittedRevision::Known(connection.latest().await?));
         }
         Ok(())
     }
 
     /// Serves whoever waits within one transaction, as long as the group has room.
-    async fn serve(&mut self, connection: Arc<Connection>) {
+    async fn serve(&mut self, connection: Arc<C>) {
         let mut group = Group::new(connection);
         while group.has_room()
             && let Some(ticket) = self.queue.pop()
@@ -178,11 +213,9 @@ impl Task {
             if let Err(error) = group.lend(ticket).await {
                 tracing::warn!(%error, "the connection broke: a group of writes is undone");
                 self.connection = None;
-                return group.fail(error);
+                return group.fail(&error);
             }
         }
-        #[cfg(test)]
-        self.commits.fetch_add(u64::from(group.has_writes()), std::sync::atomic::Ordering::Relaxed);
         if let Err(error) = group.end(&self.committed).await {
             tracing::warn!(%error, "cannot end a transaction; its outcome is unknown if it was to be committed");
             self.connection = None;
@@ -190,7 +223,7 @@ impl Task {
     }
 
     /// Tells the next that no transaction can be begun now.
-    fn refuse(&self, error: DbErr) {
+    fn refuse(&self, error: C::Error) {
         if let Some(ticket) = self.queue.pop() {
             // Its call may be cancelled meanwhile.
             let _ = ticket.send(Err(error));
@@ -198,7 +231,7 @@ impl Task {
     }
 }
 
-impl Drop for Task {
+impl<C: Connection> Drop for Task<C> {
     /// Keeps nobody waiting for a task that has panicked.
     fn drop(&mut self) {
         self.queue.close();

@@ -2,45 +2,36 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use sea_orm::DbErr;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
-use super::Lent;
 use crate::{
     error::Error,
     turns::{Full, Turn, Turns},
 };
 
-/// Takes the transaction to the write that waits for it.
-pub(super) type Ticket = oneshot::Sender<Result<Lent, DbErr>>;
-
 /// The writes that wait; the writer's task takes them out. Each class and caller has a bounded number, beyond which more are refused.
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(super) struct Queue<T> {
     /// None after it was closed.
-    turns: Mutex<Option<Turns<Ticket>>>,
+    turns: Mutex<Option<Turns<T>>>,
     arrived: Notify,
 }
 
-impl Default for Queue {
-    fn default() -> Self {
-        Self {
-            turns: Mutex::new(Some(Turns::new(Ticket::is_closed, Self::MOST_WAITING))),
-            arrived: Notify::new(),
-        }
-    }
-}
-
-impl Queue {
+impl<T> Queue<T> {
     /// The most writes of one caller that wait.
     const MOST_WAITING: usize = 100;
+
+    /// Creates a queue whose tickets are passed over once `is_gone` says that nobody waits for them.
+    pub(super) fn new(is_gone: fn(&T) -> bool) -> Self {
+        Self { turns: Mutex::new(Some(Turns::new(is_gone, Self::MOST_WAITING))), arrived: Notify::new() }
+    }
 
     /// Adds a ticket.
     ///
     /// # Errors
     ///
     /// [`Error::TooManyWrites`] when as many wait as may, and [`Error::Busy`] after it was closed.
-    pub(super) fn push(&self, turn: Turn<'_>, ticket: Ticket) -> Result<(), Error> {
+    pub(super) fn push(&self, turn: Turn<'_>, ticket: T) -> Result<(), Error> {
         let mut turns = self.turns();
         let turns = turns.as_mut().ok_or(Error::Busy)?;
         turns.push(turn, ticket).map_err(|Full { limit }| Error::TooManyWrites { limit })?;
@@ -49,7 +40,7 @@ impl Queue {
     }
 
     /// Removes the ticket whose turn it is.
-    pub(super) fn pop(&self) -> Option<Ticket> {
+    pub(super) fn pop(&self) -> Option<T> {
         self.turns().as_mut()?.pop()
     }
 
@@ -72,7 +63,7 @@ impl Queue {
         drop(refused);
     }
 
-    fn turns(&self) -> MutexGuard<'_, Option<Turns<Ticket>>> {
+    fn turns(&self) -> MutexGuard<'_, Option<Turns<T>>> {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,22 +1,17 @@
-use std::{
-    error::Error as StdError,
-    sync::{Arc, Mutex, atomic::Ordering},
-    time::Duration,
-};
+//! Writes that share a transaction of a database.
+
+use std::{error::Error as StdError, time::Duration};
 
 use futures_util::poll;
 use sea_orm::{ConnectionTrait, DbBackend, Statement};
-use tokio::{
-    task::{JoinSet, yield_now},
-    time::timeout,
-};
+use tokio::{task::yield_now, time::timeout};
 
-use super::CommittedRevision;
 use crate::{
     access::Principal,
+    change::{CommittedRevision, Revision},
     dispatch::Policy,
     error::Error,
-    store::{Revision, Store, Writing, connecting},
+    store::{Store, Writing, connecting},
     timestamp::Timestamp,
     turns::Turn,
 };
@@ -81,15 +76,11 @@ async fn numbers(store: &Store) -> Result<Vec<i64>, Error> {
 /// Waits until so many writes wait.
 async fn until_waiting(store: &Store, count: usize) {
     let waiting = async {
-        while store.writer.handle.queue.len() != count {
+        while store.writer.waiting() != count {
             yield_now().await;
         }
     };
     timeout(LIMIT, waiting).await.expect("they wait");
-}
-
-fn commits(store: &Store) -> u64 {
-    store.writer.handle.commits.load(Ordering::Relaxed)
 }
 
 /// The outcome of a write.
@@ -154,20 +145,6 @@ async fn run_together(store: &Store, fates: &[Fate]) -> Result<Vec<Result<(), Er
 }
 
 #[tokio::test]
-async fn writes_that_wait_share_commits() -> Tested {
-    on_each_database(async |store| {
-        let before = commits(&store);
-        let results = run_together(&store, &[Fate::Committed; 50]).await?;
-        assert!(results.iter().all(Result::is_ok), "{results:?}");
-        assert_eq!(numbers(&store).await?, (0..=50).collect::<Vec<_>>());
-        let commits = commits(&store) - before;
-        assert!(commits < 51, "{commits} commits of 51 writes");
-        Ok(())
-    })
-    .await
-}
-
-#[tokio::test]
 async fn what_is_not_committed_leaves_no_trace_and_its_neighbours_stay() -> Tested {
     use Fate::{Cancelled, Committed, Dropped, Failed, Reckless, RolledBack};
     on_each_database(async |store| {
@@ -188,92 +165,6 @@ async fn what_is_not_committed_leaves_no_trace_and_its_neighbours_stay() -> Test
             assert_eq!(numbers(&store).await?, expected, "seed {seed}: {fates:?}");
             store.execute("DELETE FROM numbers").await?;
         }
-        Ok(())
-    })
-    .await
-}
-
-#[tokio::test]
-async fn who_wants_to_write_a_thousand_times_delays_another_by_a_turn() -> Tested {
-    on_each_database(async |store| {
-        let first = store.write(Turn::Background).await?;
-        let served = Arc::new(Mutex::new(Vec::new()));
-        let mut writes = JoinSet::new();
-        let mut spawn = |who: &'static str| {
-            let (store, served) = (store.clone(), Arc::clone(&served));
-            writes.spawn(async move {
-                let caller = caller(who);
-                let turn = if who == "dispatch" { Turn::Dispatch } else { Turn::Caller(&caller) };
-                let txn = store.write(turn).await?;
-                served.lock().expect("one at a time").push(who);
-                txn.commit().await
-            });
-        };
-        for _ in 0..1_000 {
-            spawn("greedy");
-        }
-        until_waiting(&store, 100).await;
-        for (who, waiting) in [("modest", 101), ("dispatch", 102)] {
-            spawn(who);
-            until_waiting(&store, waiting).await;
-        }
-        first.commit().await?;
-        let (mut done, mut refused) = (0, 0);
-        for result in writes.join_all().await {
-            match result {
-                Ok(()) => done += 1,
-                Err(Error::TooManyWrites { limit: 100 }) => refused += 1,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        assert_eq!((done, refused), (102, 900));
-        let served = served.lock().expect("all are done");
-        assert_eq!(served[..4], ["dispatch", "greedy", "modest", "greedy"]);
-        Ok(())
-    })
-    .await
-}
-
-#[tokio::test]
-async fn who_goes_away_while_it_waits_keeps_no_turn() -> Tested {
-    on_each_database(async |store| {
-        let first = store.write(Turn::Background).await?;
-        for _ in 0..150 {
-            let caller = caller("impatient");
-            let mut waits = Box::pin(store.write(Turn::Caller(&caller)));
-            assert!(poll!(&mut waits).is_pending());
-        }
-        let stays = tokio::spawn({
-            let store = store.clone();
-            async move { store.write(Turn::Caller(&caller("impatient"))).await?.commit().await }
-        });
-        first.commit().await?;
-        Ok(stays.await??)
-    })
-    .await
-}
-
-#[tokio::test]
-async fn a_commit_goes_on_after_its_call_was_cancelled_and_its_revision_is_published() -> Tested {
-    on_each_database(async |store| {
-        let mut committed = store.writer.committed();
-        assert_eq!(*committed.borrow(), CommittedRevision::Known(Revision::NONE));
-        let revision = Revision { number: 7, nonce: 8 };
-        let txn = store.write(Turn::Background).await?;
-        insert(&txn, 1).await?;
-        txn.reach(revision);
-        let mut commit = Box::pin(txn.commit());
-        assert!(poll!(&mut commit).is_pending());
-        drop(commit);
-        timeout(LIMIT, committed.wait_for(|committed| *committed == CommittedRevision::Known(revision)))
-            .await??;
-        assert_eq!(numbers(&store).await?, [1]);
-        // A revision that is rolled back is not published.
-        let txn = store.write(Turn::Background).await?;
-        txn.reach(Revision { number: 9, nonce: 9 });
-        txn.rollback().await?;
-        store.execute("DELETE FROM numbers").await?;
-        assert_eq!(*committed.borrow(), CommittedRevision::Known(revision));
         Ok(())
     })
     .await
@@ -304,47 +195,6 @@ async fn when_the_commit_fails_all_are_told_and_the_next_write_finds_out_what_is
         }
     })
     .await
-}
-
-#[tokio::test]
-async fn closing_waits_for_what_is_under_way_and_refuses_what_waits() -> Tested {
-    on_each_database(async |store| {
-        let first = store.write(Turn::Background).await?;
-        insert(&first, 1).await?;
-        let waits = tokio::spawn({
-            let store = store.clone();
-            async move { store.write(Turn::Dispatch).await?.commit().await }
-        });
-        until_waiting(&store, 1).await;
-        let mut closing = Box::pin(store.writer.close());
-        assert!(poll!(&mut closing).is_pending());
-        first.commit().await?;
-        closing.await;
-        assert_eq!(numbers(&store).await?, [1]);
-        let refused = store.write(Turn::Dispatch).await;
-        assert!(matches!(refused, Err(Error::Busy)), "{refused:?}");
-        // It may have had its turn in the same transaction.
-        let waited = waits.await?;
-        assert!(matches!(waited, Ok(()) | Err(Error::Busy)), "{waited:?}");
-        Ok(())
-    })
-    .await
-}
-
-#[test]
-fn writes_fail_when_the_task_has_gone() -> Tested {
-    let directory = tempfile::tempdir()?;
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let of_the_task = runtime()?;
-    let store = of_the_task.block_on(Store::open(directory.path(), None, policy()))?;
-    // As a panic does, this ends the task in the middle of its work.
-    drop(of_the_task);
-    runtime()?.block_on(async {
-        let refused = timeout(LIMIT, store.write(Turn::Dispatch)).await?;
-        assert!(matches!(refused, Err(Error::Busy)), "{refused:?}");
-        assert_eq!(*store.writer.committed().borrow(), CommittedRevision::Unknown);
-        Ok(timeout(LIMIT, store.writer_ended()).await?)
-    })
 }
 
 /// The number of the server's process that serves the connection.

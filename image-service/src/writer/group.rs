@@ -5,13 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sea_orm::{DatabaseTransaction, DbErr};
 use tokio::sync::{oneshot, watch};
 
-use super::{CommittedRevision, connection::Connection, queue::Ticket};
+use super::{Connection, Step};
 use crate::{
+    change::{CommittedRevision, Revision},
     error::Error,
-    store::{Revision, is_passing},
 };
 
 /// Writes that share a transaction and its COMMIT.
@@ -19,8 +18,8 @@ use crate::{
 /// The first has the transaction to itself: if it is not kept, all is rolled back, and nobody else is concerned. Each later one begins
 /// at a savepoint, to which the transaction goes back if it is not kept. So a write that is alone costs no savepoint.
 #[derive(Debug)]
-pub(super) struct Group {
-    connection: Arc<Connection>,
+pub(super) struct Group<C> {
+    connection: Arc<C>,
     begun: Instant,
     lent: usize,
     state: State,
@@ -45,14 +44,17 @@ enum State {
 
 /// The transaction, for as long as one write has it.
 #[derive(Debug)]
-pub(in crate::store) struct Lent {
-    connection: Arc<Connection>,
+pub(crate) struct Lent<C> {
+    connection: Arc<C>,
     back: Option<oneshot::Sender<Outcome>>,
 }
 
+/// Takes the transaction to the write that waits for it.
+pub(super) type Ticket<C> = oneshot::Sender<Result<Lent<C>, <C as Connection>::Error>>;
+
 /// The outcome of a write.
 #[derive(Debug)]
-pub(in crate::store) enum Outcome {
+enum Outcome {
     /// It is kept, with the latest revision that it has logged.
     Commit(Option<Revision>, Answer),
     /// It is undone. Who wants to know learns when what it has read is committed.
@@ -60,25 +62,16 @@ pub(in crate::store) enum Outcome {
 }
 
 /// Answers a write after the shared COMMIT.
-pub(in crate::store) type Answer = oneshot::Sender<Result<(), Failure>>;
+type Answer = oneshot::Sender<Result<(), Error>>;
 
-/// The reason why a group was not committed.
-#[derive(Clone, Debug)]
-pub(in crate::store) enum Failure {
-    /// The COMMIT failed: it may have happened all the same.
-    OutcomeUnknown,
-    /// The transaction was lost before it.
-    Undone(Arc<DbErr>),
-}
-
-impl Group {
+impl<C: Connection> Group<C> {
     /// The most writes of a group. Postgres is slower with more than 64 savepoints in a transaction.
     const MOST: usize = 32;
     /// The time after which no other write joins: the first waits for the last.
     const LONGEST: Duration = Duration::from_millis(5);
 
     /// Forms a group in a transaction that has just begun.
-    pub(super) fn new(connection: Arc<Connection>) -> Self {
+    pub(super) fn new(connection: Arc<C>) -> Self {
         Self {
             connection,
             begun: Instant::now(),
@@ -110,7 +103,7 @@ impl Group {
     /// # Errors
     ///
     /// Those of savepoints: the transaction is lost.
-    pub(super) async fn lend(&mut self, ticket: Ticket) -> Result<(), DbErr> {
+    pub(super) async fn lend(&mut self, ticket: Ticket<C>) -> Result<(), C::Error> {
         if ticket.is_closed() {
             return Ok(());
         }
@@ -135,10 +128,10 @@ impl Group {
     }
 
     /// Has the savepoint after the writes that are kept, if there are any.
-    async fn save(&mut self) -> Result<(), DbErr> {
+    async fn save(&mut self) -> Result<(), C::Error> {
         match self.state {
-            State::Kept { has_savepoint: false } => self.connection.save().await?,
-            State::Kept { has_savepoint: true } => self.connection.save_again().await?,
+            State::Kept { has_savepoint: false } => self.connection.execute(Step::Save).await?,
+            State::Kept { has_savepoint: true } => self.connection.execute(Step::SaveAgain).await?,
             State::Empty | State::Saved | State::Spoilt => return Ok(()),
         }
         self.state = State::Saved;
@@ -146,9 +139,9 @@ impl Group {
     }
 
     /// Undoes what was written since the savepoint; without one, the end undoes it.
-    async fn undo(&mut self) -> Result<(), DbErr> {
+    async fn undo(&mut self) -> Result<(), C::Error> {
         if self.state == State::Saved {
-            return self.connection.rollback_to_savepoint().await;
+            return self.connection.execute(Step::Undo).await;
         }
         self.state = State::Spoilt;
         Ok(())
@@ -159,74 +152,77 @@ impl Group {
     /// # Errors
     ///
     /// Those of the statement that ends the transaction: the connection is not to be used any more.
-    pub(super) async fn end(self, committed: &watch::Sender<CommittedRevision>) -> Result<(), DbErr> {
+    pub(super) async fn end(self, committed: &watch::Sender<CommittedRevision>) -> Result<(), C::Error> {
         if !self.has_writes() {
-            let ended = self.connection.rollback().await;
-            answer(self.waiting, &Ok(()));
+            let ended = self.connection.execute(Step::Rollback).await;
+            answer(self.waiting, || Ok(()));
             return ended;
         }
-        let ended = self.connection.commit().await;
+        let ended = self.connection.execute(Step::Commit).await;
         match (&ended, self.latest) {
             (Ok(()), Some(latest)) => drop(committed.send_replace(CommittedRevision::Known(latest))),
             (Ok(()), None) => {}
             (Err(_), _) => drop(committed.send_replace(CommittedRevision::Unknown)),
         }
-        answer(self.waiting, &ended.as_ref().map(drop).map_err(|_| Failure::OutcomeUnknown));
+        // A COMMIT that failed may have happened all the same.
+        answer(self.waiting, || if ended.is_ok() { Ok(()) } else { Err(Error::Busy) });
         ended
     }
 
     /// Answers all of a transaction that was lost before its COMMIT.
-    pub(super) fn fail(self, error: DbErr) {
-        answer(self.waiting, &Err(Failure::Undone(Arc::new(error))));
+    pub(super) fn fail(self, error: &C::Error) {
+        answer(self.waiting, || Err(error.clone().into()));
     }
 }
 
-fn answer(waiting: Vec<Answer>, result: &Result<(), Failure>) {
+fn answer(waiting: Vec<Answer>, result: impl Fn() -> Result<(), Error>) {
     for answer in waiting {
         // Its call may be cancelled meanwhile.
-        let _ = answer.send(result.clone());
+        let _ = answer.send(result());
     }
 }
 
-impl Lent {
-    /// Executes statements within the transaction.
-    pub(in crate::store) fn statements(&self) -> &DatabaseTransaction {
-        self.connection.statements()
+impl<C> Lent<C> {
+    /// Returns the connection, to execute statements within the transaction.
+    pub(crate) fn connection(&self) -> &C {
+        &self.connection
     }
 
-    /// Gives the transaction back, and waits until the group has ended.
+    /// Commits with the others that share the transaction, and publishes the latest revision that was logged. If the call is
+    /// cancelled meanwhile, it is committed all the same.
     ///
     /// # Errors
     ///
-    /// [`Error::Busy`] when the group was not committed, or it is unknown whether it was.
-    pub(in crate::store) async fn end(
-        mut self,
-        outcome: impl FnOnce(Answer) -> Outcome,
-    ) -> Result<(), Error> {
+    /// [`Error::Busy`] also when it is unknown whether it was committed.
+    pub(crate) async fn commit(self, latest: Option<Revision>) -> Result<(), Error> {
+        self.end(|answer| Outcome::Commit(latest, answer)).await
+    }
+
+    /// Undoes it, and waits until whatever it has read is committed, so that the caller can be told of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] when that was not committed.
+    pub(crate) async fn rollback(self) -> Result<(), Error> {
+        self.end(|answer| Outcome::Rollback(Some(answer))).await
+    }
+
+    async fn end(mut self, outcome: impl FnOnce(Answer) -> Outcome) -> Result<(), Error> {
         let (answer, answered) = oneshot::channel();
         if let Some(back) = self.back.take() {
             let _ = back.send(outcome(answer));
         }
         drop(self);
         // Without an answer, the writer's task has ended, and what it did last is unknown.
-        Ok(answered.await.unwrap_or(Err(Failure::OutcomeUnknown))?)
+        answered.await.unwrap_or(Err(Error::Busy))
     }
 }
 
-impl Drop for Lent {
+impl<C> Drop for Lent<C> {
     /// Gives back what a write has left that failed, or whose call was cancelled.
     fn drop(&mut self) {
         if let Some(back) = self.back.take() {
             let _ = back.send(Outcome::Rollback(None));
-        }
-    }
-}
-
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Undone(error) if !is_passing(&error) => Self::Internal(Box::new(error)),
-            Failure::Undone(_) | Failure::OutcomeUnknown => Self::Busy,
         }
     }
 }
