@@ -11,7 +11,7 @@ use crate::{
 };
 
 pub(crate) use self::{
-    record::{Happening, LogStream, Record, StepState},
+    record::{Excerpt, Happening, LogStream, Record, StepState},
     transition::{Event, Fault, Next, transition},
 };
 

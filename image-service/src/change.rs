@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{access::Grantee, image::ImageId, timestamp::Timestamp};
 
@@ -61,4 +62,9 @@ pub(crate) enum CommittedRevision {
 impl Revision {
     /// Before the first change.
     pub(crate) const NONE: Self = Self { number: 0, nonce: 0 };
+
+    /// Returns a nonce, which is positive, so that it reads back from hexadecimal digits.
+    pub(crate) fn random_nonce() -> i64 {
+        i64::try_from(Uuid::new_v4().as_u64_pair().1 >> 1).unwrap_or(i64::MAX)
+    }
 }

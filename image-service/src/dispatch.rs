@@ -15,6 +15,7 @@ use crate::{
     timestamp::Timestamp,
 };
 
+pub(crate) use self::build_change::BuildChange;
 pub(crate) use self::message::{
     Attempt, Hello, KeptAttempt, PROTOCOL_VERSION, Report, Reported, ToWorker, Welcome, WithheldAbility,
     WorkerEvent,
@@ -23,6 +24,7 @@ pub(crate) use self::placement::{Placement, candidates, place};
 pub(crate) use self::store::{CLAIMED_AT_ONCE, Committed, Decided, DispatchStore, Effects};
 pub(crate) use self::worker::{Worker, pending_reason};
 
+mod build_change;
 mod deciding;
 mod message;
 mod placement;
@@ -85,6 +87,18 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
+    /// Times and limits as tests want them.
+    #[cfg(test)]
+    pub(crate) const OF_TESTS: Self = Self {
+        lease: Duration::from_secs(45),
+        stop_deadline: Duration::from_secs(10),
+        offline_after: Duration::from_secs(5),
+        queue_timeout: Duration::from_secs(300),
+        max_failures: 3,
+        retry_backoff: Duration::from_secs(1),
+        max_pending: None,
+    };
+
     /// Whether a worker that was heard of at `heard_at` counts as online. What lies in the future is of before a clock was put
     /// back, and tells nothing of now.
     pub(crate) fn is_recent(&self, heard_at: Timestamp, now: Timestamp) -> bool {

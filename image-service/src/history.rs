@@ -7,12 +7,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     access::{Principal, Sight},
-    build::{Build, BuildId, Happening, Record},
+    build::{Build, BuildId, Excerpt, Happening, Record},
     error::{Error, Resource},
     feed::deadline,
     index::Index,
     signals::Signals,
-    store::{Excerpt, Store},
+    store::Store,
 };
 
 /// Where watches of builds begin.

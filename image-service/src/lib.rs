@@ -59,6 +59,7 @@ mod dispatch;
 mod error;
 mod feed;
 mod grpc;
+mod hint;
 mod history;
 mod image;
 mod index;

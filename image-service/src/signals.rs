@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 
-use crate::{build::BuildId, dispatch::Committed, image::ImageId, store::Hint};
+use crate::{build::BuildId, dispatch::Committed, hint::Hint, image::ImageId};
 
 /// Where committed transactions are announced. One feed and one dispatcher wait here, and any number of watchers.
 #[derive(Debug, Default)]

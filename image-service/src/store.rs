@@ -29,8 +29,6 @@ pub(crate) use self::connecting::execute;
 use self::{connection::Connection, writing::Writing};
 pub(crate) use self::{
     edits::{BatchOutcome, BatchTarget, WithBuild},
-    hints::Hint,
-    histories::Excerpt,
     records::ChangedRecords,
     write::Write,
 };
@@ -95,10 +93,7 @@ impl Store {
         let reader = connecting::connect(&url, Self::READERS).await?;
         let index_reader = connecting::connect(&url, Self::INDEX_READERS).await?;
         let asked = connecting::connect(&url, 1).await?;
-        let catalogue = entity::catalogue::Entity::find_by_id(1)
-            .one(&reader)
-            .await?
-            .ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
+        let catalogue = required(entity::catalogue::Entity::find_by_id(1).one(&reader).await?, "catalogue")?;
         let latest = Revision { number: catalogue.revision, nonce: catalogue.nonce };
         let writer = Writer::start(&url, Connection::of(connection).await?, latest);
         Ok(Self {
@@ -206,21 +201,13 @@ impl Store {
         }
         // The time of the transaction would be that from before it waited for its turn.
         let sql = "SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint";
-        let row = db
-            .query_one_raw(Statement::from_string(DbBackend::Postgres, sql))
-            .await?
-            .ok_or_else(|| DbErr::RecordNotFound("the time".to_owned()))?;
-        Ok(Timestamp::from_micros(row.try_get_by_index(0)?))
+        let row = db.query_one_raw(Statement::from_string(DbBackend::Postgres, sql)).await?;
+        required(row, "the time")?.try_get_by_index(0)
     }
 
     /// Begins a transaction that reads everything as of one moment.
     async fn read(&self) -> Result<DatabaseTransaction, DbErr> {
         begin_to_read(&self.reader).await
-    }
-
-    /// Begins such a transaction for the index.
-    async fn read_for_index(&self) -> Result<DatabaseTransaction, DbErr> {
-        begin_to_read(&self.index_reader).await
     }
 }
 
@@ -265,27 +252,19 @@ fn is_disconnected(error: &DbErr) -> bool {
 /// lock_not_available), two were in each other's way, this process was too slow in the middle of a transaction, or the database has
 /// gone and comes back.
 fn is_passing(error: &DbErr) -> bool {
+    const OF_SQLITE: [&str; 3] = ["5", "261", "517"];
+    const OF_POSTGRES: [&str; 9] =
+        ["55P03", "57014", "40P01", "40001", "57P01", "57P02", "57P03", "25P03", "53300"];
     if let Some(code) = error_code(error) {
-        return matches!(
-            code.as_ref(),
-            "5" | "261"
-                | "517"
-                | "55P03"
-                | "57014"
-                | "40P01"
-                | "40001"
-                | "57P01"
-                | "57P02"
-                | "57P03"
-                | "25P03"
-                | "53300"
-        ) || code.len() == 5 && code.starts_with("08");
+        return OF_SQLITE.iter().chain(&OF_POSTGRES).any(|passing| *passing == code)
+            || code.len() == 5 && code.starts_with("08");
     }
+    use SqlxError::{Io, PoolClosed, PoolTimedOut, WorkerCrashed};
     matches!(error, DbErr::ConnectionAcquire(_))
-        || matches!(
-            sqlx_error(error),
-            Some(
-                SqlxError::Io(_) | SqlxError::PoolTimedOut | SqlxError::PoolClosed | SqlxError::WorkerCrashed
-            )
-        )
+        || matches!(sqlx_error(error), Some(Io(_) | PoolTimedOut | PoolClosed | WorkerCrashed))
+}
+
+/// Returns what was read of a row that is there.
+fn required<T>(row: Option<T>, what: &str) -> Result<T, DbErr> {
+    row.ok_or_else(|| DbErr::RecordNotFound(what.to_owned()))
 }

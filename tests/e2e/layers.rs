@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 
-const NOUNS: [&str; 11] = [
+const NOUNS: [&str; 12] = [
     "access",
     "build",
     "change",

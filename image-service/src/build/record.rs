@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::State;
+use super::{Build, State};
 use crate::timestamp::Timestamp;
 
 /// One numbered thing that happened. Serialised, it is what the store keeps.
@@ -12,6 +12,13 @@ pub(crate) struct Record {
     pub(crate) time: Timestamp,
     pub(crate) attempt: i32,
     pub(crate) happening: Happening,
+}
+
+/// A piece of a build's history, and the build as it stood then.
+#[derive(Debug)]
+pub(crate) struct Excerpt {
+    pub(crate) build: Build,
+    pub(crate) records: Vec<Record>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,15 +8,7 @@ use crate::{
     image::{ConfigurationDraft, Dockerfile, ImageId, Reference, Source},
 };
 
-const POLICY: Policy = Policy {
-    lease: Duration::from_secs(45),
-    stop_deadline: Duration::from_secs(10),
-    offline_after: Duration::from_secs(5),
-    queue_timeout: Duration::from_secs(300),
-    max_failures: 3,
-    retry_backoff: Duration::from_secs(1),
-    max_pending: None,
-};
+const POLICY: Policy = Policy::OF_TESTS;
 
 /// Numbers that look random and are the same for the same seed (xorshift64).
 struct Random(u64);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{ImageId, Name};
 
 /// A repository and a tag that the Docker Engine accepts.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Reference {
     repository: String,
     tag: String,

@@ -327,15 +327,7 @@ impl Both {
 
 /// Returns how many builds have preferred a worker.
 async fn follow(url: Option<&str>, seed: u64) -> usize {
-    let policy = Policy {
-        lease: Duration::from_secs(45),
-        stop_deadline: Duration::from_secs(10),
-        offline_after: Duration::from_secs(20),
-        queue_timeout: Duration::from_secs(300),
-        max_failures: 3,
-        retry_backoff: Duration::from_secs(1),
-        max_pending: None,
-    };
+    let policy = Policy { offline_after: Duration::from_secs(20), ..Policy::OF_TESTS };
     let directory = tempfile::tempdir().expect("a directory");
     let clock = Arc::new(AtomicI64::new(1_800_000_000_000_000));
     let store = Store::open(directory.path(), url, policy).await.expect("a database");

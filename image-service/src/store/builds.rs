@@ -13,7 +13,7 @@ use sea_orm::{
 use super::{
     Store,
     entity::{build, worker},
-    queue, workers,
+    queue, required, workers,
     writing::Writing,
 };
 use crate::{
@@ -91,18 +91,18 @@ impl Store {
 
     /// How many builds are in the queue, and for how long the oldest.
     pub(crate) async fn queue_load(&self) -> Result<(u64, Duration), Error> {
-        let depth = queue::queued().count(&self.reader).await?;
-        let oldest = queue::queued()
+        let load = queue::queued()
             .select_only()
-            .column(build::Column::QueuedAt)
-            .order_by_asc(build::Column::QueuedAt)
-            .limit(1)
-            .into_tuple::<Timestamp>()
+            .expr_as(Expr::cust("COUNT(*)"), "depth")
+            .column_as(build::Column::QueuedAt.min(), "oldest")
+            .into_tuple::<(i64, Option<Timestamp>)>()
             .one(&self.reader)
             .await?;
+        let (depth, oldest) = load.unwrap_or_default();
         let now = self.now(&self.reader).await?;
         let waits = oldest.map_or(0, |oldest| now.micros().saturating_sub(oldest.micros()));
-        Ok((depth, Duration::from_micros(u64::try_from(waits).unwrap_or(0))))
+        let count = |number: i64| u64::try_from(number).unwrap_or(0);
+        Ok((count(depth), Duration::from_micros(count(waits))))
     }
 }
 
@@ -119,7 +119,7 @@ pub(super) async fn in_view(
     now: Timestamp,
 ) -> Result<BuildInView, DbErr> {
     let all = all_in_view(db, vec![build], policy, now).await?;
-    all.into_iter().next().ok_or_else(|| DbErr::RecordNotFound("a build".to_owned()))
+    required(all.into_iter().next(), "a build")
 }
 
 /// Returns builds as callers see them: with why each is pending, while it is.

@@ -6,12 +6,11 @@ use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, ExprTrait, IntoActiveModel,
     QueryFilter, QueryOrder, QuerySelect, Statement, sea_query::Expr,
 };
-use uuid::Uuid;
 
 use super::{
     Store,
     entity::{catalogue, change},
-    hints,
+    hints, required,
     values::AsJson,
     writing::Writing,
 };
@@ -19,6 +18,7 @@ use crate::{
     access::Grantee,
     change::{Change, ChangeKind, Revision, Revisions},
     error::Error,
+    hint::Hint,
     image::ImageId,
     timestamp::Timestamp,
     turns::Turn,
@@ -37,7 +37,7 @@ impl Store {
     pub(crate) async fn latest_revision(&self) -> Result<Revision, Error> {
         let sql = "SELECT revision, nonce FROM catalogue";
         let row = self.index_reader.query_one_raw(Statement::from_string(self.backend(), sql)).await?;
-        let row = row.ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
+        let row = required(row, "catalogue")?;
         Ok(Revision { number: row.try_get_by_index(0)?, nonce: row.try_get_by_index(1)? })
     }
 
@@ -123,10 +123,7 @@ impl From<change::Model> for Change {
 }
 
 pub(super) async fn revisions(db: &impl ConnectionTrait) -> Result<Revisions, DbErr> {
-    let row = catalogue::Entity::find_by_id(1)
-        .one(db)
-        .await?
-        .ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
+    let row = required(catalogue::Entity::find_by_id(1).one(db).await?, "catalogue")?;
     Ok(Revisions {
         latest: Revision { number: row.revision, nonce: row.nonce },
         oldest: Revision { number: row.compacted_revision, nonce: row.compacted_nonce },
@@ -162,7 +159,7 @@ impl<'a> NewChange<'a> {
 /// Appends a change of an image to the change log, under a new revision.
 pub(super) async fn log(txn: &Writing, change: NewChange<'_>, now: Timestamp) -> Result<Logged, DbErr> {
     let logged = log_all(txn, &[change], now).await?;
-    logged.into_iter().next().ok_or_else(|| DbErr::RecordNotFound("a change".to_owned()))
+    required(logged.into_iter().next(), "a change")
 }
 
 /// Appends changes of images to the change log, each under a new revision, within a transaction that no other writes beside: so
@@ -177,7 +174,7 @@ pub(super) async fn log_all(
     if count == 0 {
         return Ok(Vec::new());
     }
-    let nonces: Vec<i64> = changes.iter().map(|_| nonce()).collect();
+    let nonces: Vec<i64> = changes.iter().map(|_| Revision::random_nonce()).collect();
     let last = || Expr::col(Column::ChangedAt);
     let later = Expr::case(last().gte(now), last().add(count)).finally(now.micros() + count - 1);
     let updated = Entity::update_many()
@@ -186,7 +183,7 @@ pub(super) async fn log_all(
         .col_expr(Column::ChangedAt, later.into())
         .exec_with_returning(txn)
         .await?;
-    let row = updated.first().ok_or_else(|| DbErr::RecordNotFound("catalogue".to_owned()))?;
+    let row = required(updated.first(), "catalogue")?;
     txn.reach(Revision { number: row.revision, nonce: row.nonce });
     let (mut rows, mut logged) = (Vec::with_capacity(changes.len()), Vec::with_capacity(changes.len()));
     for ((change, nonce), before) in changes.iter().zip(nonces).zip((0..count).rev()) {
@@ -205,11 +202,6 @@ pub(super) async fn log_all(
         logged.push(Logged { revision, at });
     }
     txn.later(change::Entity::insert_many(rows));
-    hints::send(txn, hints::Hint::Changed);
+    hints::send(txn, Hint::Changed);
     Ok(logged)
-}
-
-/// Positive, so that it reads back from hexadecimal digits.
-fn nonce() -> i64 {
-    i64::try_from(Uuid::new_v4().as_u64_pair().1 >> 1).unwrap_or(i64::MAX)
 }

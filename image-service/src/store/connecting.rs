@@ -90,7 +90,9 @@ pub(super) async fn connect(url: &str, connections: u32) -> Result<DatabaseConne
 /// Tells how long statements take, as the conventions of OpenTelemetry have it.
 fn measure(connection: &mut DatabaseConnection, url: &str) {
     #[cfg(test)]
-    let records = records::of(url);
+    let recorded = RECORDED.lock().expect("nobody panics with it").clone();
+    #[cfg(test)]
+    let recorded = recorded.into_iter().find(|(part, _)| url.contains(part));
     #[cfg(not(test))]
     let _ = url;
     let system = match connection.get_database_backend() {
@@ -106,7 +108,9 @@ fn measure(connection: &mut DatabaseConnection, url: &str) {
         .build();
     connection.set_metric_callback(move |done| {
         #[cfg(test)]
-        records.add(done.statement);
+        if let Some((_, statements)) = &recorded {
+            statements.lock().expect("nobody panics with it").push(done.statement.clone());
+        }
         let sql = done.statement.sql.as_str();
         // Some were sent together.
         let operation = if sql.contains("; ") { "BATCH" } else { sql.split(' ').next().unwrap_or_default() };
@@ -186,54 +190,21 @@ pub(crate) async fn execute(url: &str, statement: &str) -> Result<(), DbErr> {
     connection.close().await
 }
 
+/// Statements that were executed in a test.
 #[cfg(test)]
-pub(super) use self::records::record_statements;
+pub(super) type Statements = std::sync::Arc<std::sync::Mutex<Vec<Statement>>>;
 
-/// The statements that stores execute in a test.
+/// Where to record the statements that are executed in a database, by a part of its URL.
 #[cfg(test)]
-mod records {
-    use std::{
-        collections::HashMap,
-        path::Path,
-        sync::{Arc, LazyLock, Mutex, PoisonError},
-    };
+static RECORDED: std::sync::Mutex<Vec<(String, Statements)>> = std::sync::Mutex::new(Vec::new());
 
-    use sea_orm::Statement;
-
-    /// By the directory of the database.
-    static RECORDS: LazyLock<Mutex<HashMap<String, Records>>> = LazyLock::new(Mutex::default);
-
-    /// Statements, where they are recorded.
-    #[derive(Clone, Debug, Default)]
-    pub(in crate::store) struct Records(Option<Arc<Mutex<Vec<Statement>>>>);
-
-    /// Records the statements of a store that is opened in a directory from now on.
-    pub(in crate::store) fn record_statements(directory: &Path) -> Records {
-        let records = Records(Some(Arc::default()));
-        let mut all = RECORDS.lock().unwrap_or_else(PoisonError::into_inner);
-        all.insert(directory.display().to_string(), records.clone());
-        records
-    }
-
-    pub(super) fn of(url: &str) -> Records {
-        let all = RECORDS.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = all.iter().find(|(directory, _)| url.contains(directory.as_str()));
-        found.map(|(_, records)| records.clone()).unwrap_or_default()
-    }
-
-    impl Records {
-        pub(super) fn add(&self, statement: &Statement) {
-            if let Some(records) = &self.0 {
-                records.lock().unwrap_or_else(PoisonError::into_inner).push(statement.clone());
-            }
-        }
-
-        /// Returns those that were executed since the last call.
-        pub(in crate::store) fn take(&self) -> Vec<Statement> {
-            let records = self.0.iter().map(|records| records.lock().unwrap_or_else(PoisonError::into_inner));
-            records.flat_map(|mut records| std::mem::take(&mut *records)).collect()
-        }
-    }
+/// Records the statements of a store that is opened in a directory from now on.
+#[cfg(test)]
+pub(super) fn record_statements(directory: &std::path::Path) -> Statements {
+    let statements = Statements::default();
+    let recorded = (directory.display().to_string(), statements.clone());
+    RECORDED.lock().expect("nobody panics with it").push(recorded);
+    statements
 }
 
 #[cfg(test)]

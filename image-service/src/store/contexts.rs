@@ -5,7 +5,7 @@ use std::time::Duration;
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel,
     PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
-    sea_query::{Expr, ExprTrait, Query, SimpleExpr},
+    sea_query::{Expr, ExprTrait, IntoTableRef, Query, SimpleExpr},
 };
 use uuid::Uuid;
 
@@ -290,39 +290,25 @@ async fn forget_soon(db: &impl ConnectionTrait, upload: Uuid) -> Result<(), DbEr
 
 /// Whether a configuration in use names the archive.
 fn is_named() -> SimpleExpr {
-    let named = Query::select()
-        .expr(Expr::value(1))
-        .from(configuration::Entity)
-        .and_where(
-            Expr::col((configuration::Entity, configuration::Column::Archive))
-                .equals((context::Entity, context::Column::Digest)),
-        )
-        .and_where(is_in_use())
-        .take();
-    Expr::exists(named)
+    let of_archive = Expr::col((configuration::Entity, configuration::Column::Archive))
+        .equals((context::Entity, context::Column::Digest));
+    exists(configuration::Entity, Condition::all().add(of_archive).add(is_in_use()))
 }
 
 /// Whether an image is configured so now, or a build that is not over was queued so.
 pub(super) fn is_in_use() -> SimpleExpr {
-    let of = |column| (configuration::Entity, column);
-    let current = Query::select()
-        .expr(Expr::value(1))
-        .from(image::Entity)
-        .and_where(Expr::col((image::Entity, image::Column::Id)).equals(of(configuration::Column::Image)))
-        .and_where(
-            Expr::col((image::Entity, image::Column::ConfigurationRevision))
-                .equals(of(configuration::Column::Revision)),
-        )
-        .take();
-    let active = Query::select()
-        .expr(Expr::value(1))
-        .from(build::Entity)
-        .and_where(Expr::col((build::Entity, build::Column::Image)).equals(of(configuration::Column::Image)))
-        .and_where(
-            Expr::col((build::Entity, build::Column::ConfigurationRevision))
-                .equals(of(configuration::Column::Revision)),
-        )
-        .and_where(queue::is_active())
-        .take();
-    Expr::exists(current).or(Expr::exists(active))
+    let is_of = |(image, revision): (Expr, Expr)| {
+        Condition::all()
+            .add(image.equals((configuration::Entity, configuration::Column::Image)))
+            .add(revision.equals((configuration::Entity, configuration::Column::Revision)))
+    };
+    let of_image = |column| Expr::col((image::Entity, column));
+    let current = is_of((of_image(image::Column::Id), of_image(image::Column::ConfigurationRevision)));
+    let of_build = |column| Expr::col((build::Entity, column));
+    let active = is_of((of_build(build::Column::Image), of_build(build::Column::ConfigurationRevision)));
+    exists(image::Entity, current).or(exists(build::Entity, active.add(queue::is_active())))
+}
+
+fn exists(table: impl IntoTableRef, condition: Condition) -> SimpleExpr {
+    Expr::exists(Query::select().expr(Expr::value(1)).from(table).cond_where(condition).take())
 }

@@ -5,8 +5,7 @@ use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter};
 use super::{
     WithBuild, builds,
     changes::{self, NewChange},
-    contexts,
-    decided::{self, Moved},
+    contexts, decided,
     entity::{self, configuration, image},
     images, queue, references,
     values::to_json,
@@ -15,6 +14,7 @@ use super::{
 use crate::{
     build::{Build, Record},
     change::ChangeKind,
+    dispatch::BuildChange,
     error::{Error, Resource},
     image::{Configuration, Creation, ImageId, NewImage, SnapshotOrder, UsageChange},
 };
@@ -96,7 +96,7 @@ impl Write<'_> {
         build.trace.clone_from(&self.request.trace);
         let first = build.record_queued();
         self.txn.later(entity::build::Entity::insert(entity::build::ActiveModel::queued(build)?));
-        decided::record(&self.txn, &[Moved::queued(build, &first)], &mut self.effects.committed)?;
+        decided::record(&self.txn, &[BuildChange::queued(build, &first)], &mut self.effects.committed)?;
         Ok(first)
     }
 }

@@ -1,6 +1,6 @@
 //! What was decided about builds: their rows and histories, and what follows from it for their images.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect, QueryTrait,
@@ -8,43 +8,22 @@ use sea_orm::{
 };
 
 use super::{
-    Hint,
     changes::{self, NewChange},
     contexts,
     entity::{build, build_record, configuration, image},
-    grants, hints, made, queue, references,
+    grants, hints, made, queue, references, required,
     values::{AsJson, StatusCode, to_json},
     writing::Writing,
 };
 use crate::{
-    build::{Build, BuildId, Happening, Record, State},
+    build::State,
     change::ChangeKind,
-    dispatch::{Committed, Decision},
+    dispatch::{BuildChange, Committed, Decision},
     error::Error,
-    image::{Artifact, ImageId, Status},
+    hint::Hint,
+    image::{ImageId, Status},
     timestamp::Timestamp,
 };
-
-/// What was decided about one build, all together.
-#[derive(Debug)]
-pub(super) struct Moved<'a> {
-    build: &'a Build,
-    /// Of each decision those that it has brought.
-    records: Vec<&'a [Record]>,
-    artifact: Option<&'a Artifact>,
-}
-
-impl<'a> Moved<'a> {
-    /// A build that has just been queued.
-    pub(super) fn queued(build: &'a Build, first: &'a Record) -> Self {
-        Self { build, records: vec![std::slice::from_ref(first)], artifact: None }
-    }
-
-    fn enters_a_state(&self) -> bool {
-        let is_state = |record: &Record| matches!(record.happening, Happening::State { .. });
-        self.records.iter().any(|records| records.iter().any(is_state))
-    }
-}
 
 /// Writes what was decided about builds, and what follows from it for their images.
 pub(super) async fn apply<'a>(
@@ -53,20 +32,9 @@ pub(super) async fn apply<'a>(
     now: Timestamp,
     committed: &mut Committed,
 ) -> Result<(), Error> {
-    let mut all: BTreeMap<BuildId, Moved<'a>> = BTreeMap::new();
-    for decision in decisions {
-        let Some(build) = &decision.build else {
-            continue;
-        };
-        let moved = Moved { build, records: Vec::new(), artifact: None };
-        let moved = all.entry(build.id).or_insert(moved);
-        moved.build = build;
-        moved.records.extend((!decision.records.is_empty()).then_some(decision.records.as_slice()));
-        moved.artifact = decision.artifact.as_ref().or(moved.artifact);
-    }
-    let mut all: Vec<Moved<'a>> = all.into_values().collect();
+    let mut all = BuildChange::of_decisions(decisions);
     // Those that write the same columns together: fewer statements are to be prepared.
-    all.sort_by_key(Moved::enters_a_state);
+    all.sort_by_key(BuildChange::enters_a_state);
     for moved in &all {
         let mut standing = build::ActiveModel::standing(moved.build);
         if !moved.enters_a_state() {
@@ -80,9 +48,9 @@ pub(super) async fn apply<'a>(
 }
 
 /// Appends what has happened to the histories of builds.
-pub(super) fn record(txn: &Writing, all: &[Moved<'_>], committed: &mut Committed) -> Result<(), DbErr> {
+pub(super) fn record(txn: &Writing, all: &[BuildChange<'_>], committed: &mut Committed) -> Result<(), DbErr> {
     let mut chunks = Vec::new();
-    for Moved { build, records, .. } in all {
+    for BuildChange { build, records, .. } in all {
         for records in records {
             if let (Some(first), Some(last)) = (records.first(), records.last()) {
                 let chunk = build_record::Model {
@@ -116,12 +84,12 @@ pub(super) fn record(txn: &Writing, all: &[Moved<'_>], committed: &mut Committed
 /// Brings images to where their builds stand.
 pub(super) async fn follow(
     txn: &Writing,
-    mut all: Vec<Moved<'_>>,
+    mut all: Vec<BuildChange<'_>>,
     now: Timestamp,
     committed: &mut Committed,
 ) -> Result<(), Error> {
     // Only a state that a build has entered says anything of its image.
-    all.retain(Moved::enters_a_state);
+    all.retain(BuildChange::enters_a_state);
     if all.is_empty() {
         return Ok(());
     }
@@ -130,9 +98,7 @@ pub(super) async fn follow(
     let mut images: HashMap<ImageId, image::Model> = images.into_iter().map(|row| (row.id, row)).collect();
     let mut kept = Vec::with_capacity(all.len());
     for moved in all {
-        let image = images
-            .remove(&moved.build.image)
-            .ok_or_else(|| DbErr::RecordNotFound("the image of a build".to_owned()))?;
+        let image = required(images.remove(&moved.build.image), "the image of a build")?;
         if !image.deleted {
             kept.push((image, moved));
         } else if moved.build.state.is_final() {
@@ -147,7 +113,7 @@ pub(super) async fn follow(
 /// Brings images to where their latest builds stand.
 async fn follow_latest(
     txn: &Writing,
-    images: &mut [(image::Model, Moved<'_>)],
+    images: &mut [(image::Model, BuildChange<'_>)],
     now: Timestamp,
     committed: &mut Committed,
 ) -> Result<(), DbErr> {

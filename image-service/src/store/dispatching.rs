@@ -6,16 +6,14 @@ use std::{
 };
 
 use async_trait::async_trait;
-use sea_orm::{
-    ColumnTrait, Condition, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
-};
+use sea_orm::{ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect, sea_query::Expr};
 use uuid::Uuid;
 
 use super::{
     Store, builds,
     decided::apply,
     entity::{build, worker},
-    images, queue, workers,
+    images, queue, required, workers,
 };
 use crate::{
     build::{Build, BuildId, PendingReason},
@@ -92,9 +90,8 @@ impl DispatchStore for Store {
         let configurations = images::configurations(&txn, named).await?;
         let mut decisions = Vec::with_capacity(placements.len());
         for Placement { build, worker } in placements {
-            let configuration = configurations
-                .get(&(build.image, build.configuration_revision))
-                .ok_or_else(|| DbErr::RecordNotFound("a configuration".to_owned()))?;
+            let configuration = configurations.get(&(build.image, build.configuration_revision));
+            let configuration = required(configuration, "a configuration")?;
             let rows = Rows { build, configuration: Some(Arc::clone(configuration)) };
             let event = Event::Claim { worker };
             decisions.push(dispatch::decide(rows, &event, &self.policy, now).map_err(Error::Refused)?);

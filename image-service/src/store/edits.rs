@@ -3,23 +3,22 @@
 //! Each method of [`Write`] takes the image as the caller may change it, and writes what follows.
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter, Set, sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, Set, sea_query::Expr,
 };
 
 use super::{
     builds,
     changes::{self, NewChange},
-    contexts,
-    decided::{self, Moved},
+    contexts, decided,
     entity::image,
-    grants, images, references,
+    grants, images, references, required,
     write::{Target, Write},
 };
 use crate::{
     access::Action,
     build::{Build, BuildId, BuildInView},
     change::ChangeKind,
-    dispatch::{self, Event, Rows},
+    dispatch::{self, BuildChange, Event, Rows},
     error::Error,
     image::{
         BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, RepositoryPrefixes, UsageChange, View,
@@ -120,7 +119,7 @@ impl Write<'_> {
                 .filter(image::Column::Id.eq(id)),
         );
         let first = self.enqueue(&mut build).await?;
-        let queued = vec![Moved::queued(&build, &first)];
+        let queued = vec![BuildChange::queued(&build, &first)];
         decided::follow(&self.txn, queued, self.now, &mut self.effects.committed).await?;
         references::settle(&self.txn, [&target.row]).await?;
         Ok((self.basic(target).await?, build))
@@ -223,7 +222,7 @@ impl Write<'_> {
     /// Returns an image as it is after it was written.
     async fn basic(&self, target: Target) -> Result<ImageInView, Error> {
         let row = image::Entity::find_by_id(target.row.id).one(&self.txn).await?;
-        let row = row.ok_or_else(|| DbErr::RecordNotFound("an image that was written".to_owned()))?;
-        Ok(images::in_view(&self.txn, row.into(), target.standing, View::Basic).await?)
+        let image = required(row, "an image that was written")?.into();
+        Ok(images::in_view(&self.txn, image, target.standing, View::Basic).await?)
     }
 }

@@ -2,31 +2,15 @@
 //!
 //! A hint that is lost costs time and nothing else: every reader polls, too.
 
-use std::fmt;
-
 use sea_orm::{
     ConnectionTrait, DbBackend, DbErr, Statement,
     sqlx::{Error as SqlxError, postgres::PgListener},
 };
-use uuid::Uuid;
 
 use super::{Store, writing::Writing};
-use crate::build::BuildId;
+use crate::hint::Hint;
 
 const CHANNEL: &str = "trailer_hints";
-
-/// What somebody may want to read on.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Hint {
-    /// The change log has grown.
-    Changed,
-    /// A build is in the queue, or has left a slot.
-    QueueMoved,
-    /// The history of a build has grown.
-    Recorded(BuildId),
-    /// Anything may have happened: the connection was lost for a while.
-    Anything,
-}
 
 /// Hears what is committed by all replicas.
 #[derive(Debug)]
@@ -51,7 +35,7 @@ impl Hints {
     pub(crate) async fn next(&mut self) -> Result<Hint, SqlxError> {
         let heard = self.0.try_recv().await?;
         // Whatever was committed while nobody listened was not heard.
-        Ok(heard.map_or(Hint::Anything, |heard| read(heard.payload())))
+        Ok(heard.map_or(Hint::Anything, |heard| Hint::parse(heard.payload())))
     }
 }
 
@@ -61,37 +45,5 @@ pub(super) fn send(txn: &Writing, hint: Hint) {
         let values = [CHANNEL.into(), hint.to_string().into()];
         let notify = Statement::from_sql_and_values(DbBackend::Postgres, "SELECT pg_notify($1, $2)", values);
         txn.later_raw(notify);
-    }
-}
-
-impl fmt::Display for Hint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Changed => f.write_str("changed"),
-            Self::QueueMoved => f.write_str("queue"),
-            Self::Recorded(build) => build.fmt(f),
-            Self::Anything => f.write_str("anything"),
-        }
-    }
-}
-
-fn read(payload: &str) -> Hint {
-    match (payload, Uuid::try_parse(payload)) {
-        ("changed", _) => Hint::Changed,
-        ("queue", _) => Hint::QueueMoved,
-        (_, Ok(build)) => Hint::Recorded(BuildId(build)),
-        (_, Err(_)) => Hint::Anything,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_hint_reads_back() {
-        for hint in [Hint::Changed, Hint::QueueMoved, Hint::Recorded(BuildId::new()), Hint::Anything] {
-            assert_eq!(read(&hint.to_string()), hint);
-        }
     }
 }

@@ -5,16 +5,9 @@ use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use super::{Store, builds, entity::build_record, values::from_json};
 use crate::{
-    build::{Build, BuildId, Record},
+    build::{BuildId, Excerpt, Record},
     error::Error,
 };
-
-/// A piece of a build's history, and the build as it stood then.
-#[derive(Debug)]
-pub(crate) struct Excerpt {
-    pub(crate) build: Build,
-    pub(crate) records: Vec<Record>,
-}
 
 impl Store {
     /// How much of a history one read brings: about this much, and at least one chunk.

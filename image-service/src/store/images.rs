@@ -7,7 +7,7 @@ use sea_orm::{ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, ExprT
 use super::{
     Store,
     entity::{configuration, image},
-    grants,
+    grants, required,
     values::from_json,
 };
 use crate::{
@@ -72,11 +72,8 @@ pub(super) async fn configuration(
     image: ImageId,
     revision: i64,
 ) -> Result<Configuration, DbErr> {
-    let row = configuration::Entity::find_by_id((image, revision))
-        .one(db)
-        .await?
-        .ok_or_else(|| DbErr::RecordNotFound("a configuration".to_owned()))?;
-    from_json(&row.json)
+    let row = configuration::Entity::find_by_id((image, revision)).one(db).await?;
+    from_json(&required(row, "a configuration")?.json)
 }
 
 /// Reads the configurations of these images and revisions.

@@ -49,22 +49,21 @@ impl Store {
         if pulls.is_some() {
             return Ok(Vec::new());
         }
-        let mut elsewhere = BTreeSet::new();
-        for row in image::Entity::find().filter(image::Column::Id.is_in(records.clone())).all(&txn).await? {
-            let is_elsewhere = row.artifact_json.is_some_and(|AsJson(artifact)| artifact.worker != worker);
-            elsewhere.extend(is_elsewhere.then_some(row.id));
-        }
+        let is_elsewhere = |row: &image::Model| {
+            row.artifact_json.as_ref().is_some_and(|AsJson(artifact)| artifact.worker != worker)
+        };
+        let found = image::Entity::find().filter(image::Column::Id.is_in(records.clone())).all(&txn).await?;
+        let elsewhere: BTreeSet<_> = found.iter().filter(|row| is_elsewhere(row)).map(|row| row.id).collect();
         let active = queue::active()
             .select_only()
             .column(build::Column::Image)
             .filter(build::Column::Image.is_in(records));
-        let active: BTreeSet<ImageId> = active.into_tuple::<ImageId>().all(&txn).await?.into_iter().collect();
+        let active: BTreeSet<ImageId> = active.into_tuple().all(&txn).await?.into_iter().collect();
         let artifacts = image::Entity::find()
             .select_only()
             .column(image::Column::ArtifactImage)
             .filter(image::Column::ArtifactImage.is_in(ids.iter().copied()));
-        let artifacts = artifacts.into_tuple::<Option<String>>().all(&txn).await?;
-        let artifacts: BTreeSet<String> = artifacts.into_iter().flatten().collect();
+        let artifacts: BTreeSet<String> = artifacts.into_tuple().all(&txn).await?.into_iter().collect();
         let made = made_image::Entity::find()
             .filter(made_image::Column::Worker.eq(worker))
             .filter(made_image::Column::EngineId.is_in(ids));
@@ -74,8 +73,7 @@ impl Store {
             .column(configuration::Column::Base)
             .filter(configuration::Column::Base.is_in(names))
             .filter(contexts::is_in_use());
-        let bases = bases.into_tuple::<Option<String>>().all(&txn).await?;
-        let bases: BTreeSet<String> = bases.into_iter().flatten().collect();
+        let bases: BTreeSet<String> = bases.into_tuple().all(&txn).await?.into_iter().collect();
         txn.commit().await?;
         let is_unneeded = |held: &HeldImage| {
             // What an attempt has made that was lost before it was told: another's artifact is in its place.

@@ -9,7 +9,7 @@ use sea_orm::{
     ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, FromQueryResult, QueryResult, Statement, Value,
 };
 
-use super::{Store, changes, entity::image, values::from_json};
+use super::{Store, begin_to_read, changes, entity::image, values::from_json};
 use crate::{
     access::{GranteeDigest, Permissions},
     change::{Change, ChangeKind, Revision},
@@ -52,7 +52,7 @@ impl Store {
 
     /// Reads images by their ids, those of them that exist, and the revision that they are as of.
     pub(crate) async fn records_of(&self, ids: &[ImageId]) -> Result<(Revision, Vec<CatalogueEntry>), Error> {
-        let txn = self.read_for_index().await?;
+        let txn = begin_to_read(&self.index_reader).await?;
         let at = changes::revisions(&txn).await?.latest;
         let records = with_ids(&txn, Parts { grants: true, text: true }, ids).await?;
         txn.commit().await?;
@@ -89,7 +89,7 @@ impl Store {
         limit: u64,
         is_known: impl Fn(ImageId) -> bool + Send,
     ) -> Result<ChangedRecords, Error> {
-        let txn = self.read_for_index().await?;
+        let txn = begin_to_read(&self.index_reader).await?;
         let changes = changes::changes_after(&txn, after, limit).await?;
         let mut parts: BTreeMap<ImageId, Parts> = BTreeMap::new();
         for change in &changes {
@@ -137,8 +137,8 @@ fn select(backend: DbBackend, parts: Parts) -> String {
     };
     let grants = if parts.grants {
         format!(
-            ", CAST((SELECT {all}({array}(g.grantee, g.view, g.modify, g.\"delete\")) FROM grants g \
-             WHERE g.image = i.id) AS text) AS grants_json"
+            ", CAST((SELECT {all}({array}(g.grantee, CAST(g.view AS integer), CAST(g.modify AS integer), \
+             CAST(g.\"delete\" AS integer))) FROM grants g WHERE g.image = i.id) AS text) AS grants_json"
         )
     } else {
         String::new()
@@ -176,31 +176,15 @@ fn entry(row: &QueryResult, parts: Parts) -> Result<CatalogueEntry, DbErr> {
     Ok(CatalogueEntry { image, grants: granted, text })
 }
 
-/// Reads `[[grantee, view, modify, delete], ...]`, in which SQLite writes numbers.
+/// Reads `[[grantee, view, modify, delete], ...]`.
 fn grants(json: &str) -> Result<Vec<(GranteeDigest, Permissions)>, DbErr> {
-    let read: Vec<(String, Flag, Flag, Flag)> = from_json(json)?;
+    let read: Vec<(String, u8, u8, u8)> = from_json(json)?;
     let mut grants: Vec<_> = read
         .into_iter()
         .map(|(grantee, view, modify, delete)| {
-            (GranteeDigest::of_stored(&grantee), Permissions::new(view.into(), modify.into(), delete.into()))
+            (GranteeDigest::of_stored(&grantee), Permissions::new(view > 0, modify > 0, delete > 0))
         })
         .collect();
     grants.sort_unstable_by_key(|(grantee, _)| *grantee);
     Ok(grants)
-}
-
-#[derive(serde::Deserialize)]
-#[serde(untagged)]
-enum Flag {
-    Truth(bool),
-    Number(i64),
-}
-
-impl From<Flag> for bool {
-    fn from(flag: Flag) -> Self {
-        match flag {
-            Flag::Truth(truth) => truth,
-            Flag::Number(number) => number != 0,
-        }
-    }
 }

@@ -52,21 +52,21 @@ pub(super) async fn settle(
     for row in images {
         let Known { held, writing: mut wanted } = known.remove(&row.id).unwrap_or_default();
         if !row.template && !row.pulled && !row.deleted {
-            wanted.insert((row.repository.clone(), row.tag.clone()));
+            wanted.insert(Reference::from_stored(row.repository.clone(), row.tag.clone()));
         }
         if let Some(AsJson(artifact)) = row.artifact_json.as_ref().filter(|AsJson(artifact)| !artifact.pulled)
         {
-            wanted.extend(artifact.reference.as_ref().map(parts));
+            wanted.extend(artifact.reference.clone());
         }
-        for (repository, tag) in held.difference(&wanted) {
+        for given_back in held.difference(&wanted) {
             txn.later(
                 image_reference::Entity::delete_many()
-                    .filter(image_reference::Column::Repository.eq(repository))
-                    .filter(image_reference::Column::Tag.eq(tag)),
+                    .filter(image_reference::Column::Repository.eq(given_back.repository()))
+                    .filter(image_reference::Column::Tag.eq(given_back.tag())),
             );
         }
-        for (repository, tag) in wanted.difference(&held).cloned() {
-            take(txn, row.id, &Reference::from_stored(repository, tag)).await?;
+        for taken in wanted.difference(&held) {
+            take(txn, row.id, taken).await?;
         }
     }
     Ok(())
@@ -96,19 +96,17 @@ async fn take(txn: &Writing, image: ImageId, reference: &Reference) -> Result<()
 }
 
 fn hold(txn: &Writing, image: ImageId, reference: &Reference) {
-    let (repository, tag) = parts(reference);
+    let (repository, tag) = (reference.repository().to_owned(), reference.tag().to_owned());
     let held = image_reference::Model { repository, tag, image };
     txn.later(image_reference::Entity::insert(held.into_active_model()));
 }
 
-type Parts = (String, String);
-
 /// What is known of the references of one image.
 #[derive(Debug, Default)]
 struct Known {
-    held: BTreeSet<Parts>,
+    held: BTreeSet<Reference>,
     /// What a build under way will write.
-    writing: BTreeSet<Parts>,
+    writing: BTreeSet<Reference>,
 }
 
 async fn held_and_writing(
@@ -137,7 +135,7 @@ async fn held_and_writing(
     for row in txn.query_all(&both).await? {
         let known = all.entry(row.try_get_by_index(0)?).or_default();
         let of = if row.try_get_by_index(3)? { &mut known.held } else { &mut known.writing };
-        of.insert((row.try_get_by_index(1)?, row.try_get_by_index(2)?));
+        of.insert(Reference::from_stored(row.try_get_by_index(1)?, row.try_get_by_index(2)?));
     }
     Ok(all)
 }
@@ -151,10 +149,7 @@ pub(super) async fn owner(
     db: &impl ConnectionTrait,
     reference: &Reference,
 ) -> Result<Option<ImageId>, DbErr> {
-    let found = image_reference::Entity::find_by_id(parts(reference)).one(db).await?;
+    let key = (reference.repository().to_owned(), reference.tag().to_owned());
+    let found = image_reference::Entity::find_by_id(key).one(db).await?;
     Ok(found.map(|found| found.image))
-}
-
-fn parts(reference: &Reference) -> Parts {
-    (reference.repository().to_owned(), reference.tag().to_owned())
 }

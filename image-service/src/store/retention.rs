@@ -1,12 +1,11 @@
 //! Older builds of an image are forgotten, in small transactions beside the work.
 
-use sea_orm::{ColumnTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait};
 
 use super::{
     Store, contexts,
     entity::{build, build_record, configuration, image},
     values::AsJson,
-    writing::Writing,
 };
 use crate::{build::BuildId, error::Error, image::ImageId, turns::Turn};
 
@@ -64,17 +63,12 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets one build that is over, at once: whoever watches it sees all of its history or none.
-    async fn forget_build(&self, image: ImageId, build: BuildId) -> Result<(), Error> {
+    /// Forgets one build that is over, and the configurations of its image that are neither the image's own nor a build's, at once:
+    /// whoever watches the build sees all of its history or none.
+    async fn forget_build(&self, of: ImageId, build: BuildId) -> Result<(), Error> {
         let txn = self.write(Turn::Background).await?;
         txn.later(build::Entity::delete_many().filter(build::Column::Id.eq(build)));
         txn.later(build_record::Entity::delete_many().filter(build_record::Column::Build.eq(build)));
-        self.forget_configurations(&txn, image).await?;
-        txn.commit().await
-    }
-
-    /// Forgets the configurations of an image that are neither its own nor a build's.
-    async fn forget_configurations(&self, txn: &Writing, of: ImageId) -> Result<(), DbErr> {
         let current = image::Entity::find_by_id(of)
             .select_only()
             .column(image::Column::ConfigurationRevision)
@@ -84,13 +78,13 @@ impl Store {
             .column(build::Column::ConfigurationRevision)
             .filter(build::Column::Image.eq(of))
             .into_query();
-        contexts::touch_named(txn, of, self.now(txn).await?);
+        contexts::touch_named(&txn, of, self.now(&txn).await?);
         txn.later(
             configuration::Entity::delete_many()
                 .filter(configuration::Column::Image.eq(of))
                 .filter(configuration::Column::Revision.not_in_subquery(current))
                 .filter(configuration::Column::Revision.not_in_subquery(of_builds)),
         );
-        Ok(())
+        txn.commit().await
     }
 }

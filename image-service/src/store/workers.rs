@@ -8,7 +8,7 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    Hint, Store,
+    Store,
     entity::{build, worker},
     hints, queue,
     values::AsJson,
@@ -17,6 +17,7 @@ use super::{
 use crate::{
     dispatch::{Connected, Hello, Policy, Worker},
     error::{Error, Resource},
+    hint::Hint,
     timestamp::Timestamp,
     turns::Turn,
 };

@@ -20,24 +20,11 @@ type Tested = Result<(), Box<dyn StdError>>;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn policy() -> Policy {
-    let any = Duration::from_secs(1);
-    Policy {
-        lease: any,
-        stop_deadline: any,
-        offline_after: any,
-        queue_timeout: any,
-        max_failures: 1,
-        retry_backoff: Duration::ZERO,
-        max_pending: None,
-    }
-}
-
 /// Tests an empty store on SQLite, and another on Postgres where there is one.
 async fn on_each_database(test: impl AsyncFn(Store) -> Tested) -> Tested {
     let directory = tempfile::tempdir()?;
     let run = async |url: Option<&str>| {
-        let store = Store::open(directory.path(), url, policy()).await?;
+        let store = Store::open(directory.path(), url, Policy::OF_TESTS).await?;
         store.execute("CREATE TABLE numbers (n BIGINT PRIMARY KEY)").await?;
         timeout(LIMIT, test(store.clone())).await??;
         Tested::Ok(timeout(LIMIT, store.close()).await??)
@@ -92,6 +79,10 @@ enum Fate {
     /// Its call is cancelled in the middle of a statement.
     Cancelled,
     Failed,
+    /// Something fails that was to be written later: before the next question, or before it is committed.
+    FailedLate {
+        is_asked: bool,
+    },
     /// It goes on after a statement has failed.
     Reckless,
     /// It is committed, but for a constraint that COMMIT checks.
@@ -113,6 +104,12 @@ impl Fate {
                 Ok(())
             }
             Self::Failed => insert(&txn, n).await,
+            Self::FailedLate { is_asked } => {
+                let sql = format!("INSERT INTO numbers VALUES ({n})");
+                txn.later_raw(Statement::from_string(store.backend(), sql));
+                let select = Statement::from_string(store.backend(), "SELECT n FROM numbers");
+                if is_asked { Ok(txn.query_all_raw(select).await.map(drop)?) } else { txn.commit().await }
+            }
             Self::Inconsistent => {
                 txn.execute_unprepared("INSERT INTO numbered VALUES (-1)").await?;
                 txn.reach(Revision { number: 1, nonce: 1 });
@@ -146,20 +143,23 @@ async fn run_together(store: &Store, fates: &[Fate]) -> Result<Vec<Result<(), Er
 
 #[tokio::test]
 async fn what_is_not_committed_leaves_no_trace_and_its_neighbours_stay() -> Tested {
-    use Fate::{Cancelled, Committed, Dropped, Failed, Reckless, RolledBack};
+    use Fate::{Cancelled, Committed, Dropped, Failed, FailedLate, Reckless, RolledBack};
+    let late = |is_asked| FailedLate { is_asked };
+    let failing = [Failed, Reckless, late(false), late(true)];
     on_each_database(async |store| {
         for seed in 0..20 {
             let mut random = fastrand::Rng::with_seed(seed);
             let mut fates: Vec<Fate> = (0..random.usize(1..20))
                 .filter_map(|_| {
-                    random.choice([Committed, Committed, RolledBack, Dropped, Cancelled, Failed, Reckless])
+                    let others = [Committed, Committed, Committed, RolledBack, Dropped, Cancelled];
+                    random.choice(others.into_iter().chain(failing).collect::<Vec<_>>())
                 })
                 .collect();
             let results = run_together(&store, &fates).await?;
             fates.insert(0, Committed);
             let mut expected = Vec::new();
             for ((n, fate), result) in (0..).zip(&fates).zip(&results) {
-                assert_eq!(result.is_err(), [Failed, Reckless].contains(fate), "{fate:?}: {result:?}");
+                assert_eq!(result.is_err(), failing.contains(fate), "{fate:?}: {result:?}");
                 expected.extend((*fate == Committed).then_some(n));
             }
             assert_eq!(numbers(&store).await?, expected, "seed {seed}: {fates:?}");

@@ -1,29 +1,11 @@
-use std::error::Error as _;
+//! Statements that are sent together.
+
+use std::error::Error;
 
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, Value};
-use tempfile::TempDir;
 
 use super::Writing;
-use crate::{
-    change::Revision,
-    error::Error,
-    store::{connecting, connection::Connection},
-    turns::Turn,
-    writer::Writer,
-};
-
-async fn table() -> (TempDir, Writer<Connection>) {
-    let directory = tempfile::tempdir().expect("a directory");
-    let url = format!("sqlite://{}?mode=rwc", directory.path().join("writing.sqlite").display());
-    let connection = connecting::connect(&url, 1).await.expect("a database");
-    connection
-        .execute_unprepared("CREATE TABLE numbers (n INTEGER PRIMARY KEY, of TEXT)")
-        .await
-        .expect("a table");
-    let connection = Connection::of(connection).await.expect("a connection");
-    let writer = Writer::start(&url, connection, Revision::NONE);
-    (directory, writer)
-}
+use crate::{dispatch::Policy, store::Store, turns::Turn};
 
 fn statement(sql: &str, values: impl IntoIterator<Item = Value>) -> Statement {
     Statement::from_sql_and_values(DbBackend::Sqlite, sql, values)
@@ -31,10 +13,6 @@ fn statement(sql: &str, values: impl IntoIterator<Item = Value>) -> Statement {
 
 fn insert(txn: &Writing, n: i64) {
     txn.later_raw(statement("INSERT INTO numbers VALUES (?, ?)", [n.into(), format!("of {n}").into()]));
-}
-
-async fn begin(writer: &Writer<Connection>) -> Writing {
-    Writing::new(writer.begin(Turn::Background).await.expect("begun"))
 }
 
 /// How many numbers there are that are less than one.
@@ -45,9 +23,11 @@ async fn below(db: &impl ConnectionTrait, limit: i64) -> Result<i64, DbErr> {
 }
 
 #[tokio::test]
-async fn what_is_written_later_is_there_when_something_is_asked() {
-    let (_directory, writer) = table().await;
-    let txn = begin(&writer).await;
+async fn what_is_written_later_is_there_when_something_is_asked() -> Result<(), Box<dyn Error>> {
+    let directory = tempfile::tempdir()?;
+    let store = Store::open(directory.path(), None, Policy::OF_TESTS).await?;
+    store.execute("CREATE TABLE numbers (n INTEGER PRIMARY KEY, of TEXT)").await?;
+    let txn = store.write(Turn::Background).await?;
     let count = 3 * i64::try_from(Writing::TOGETHER).expect("few") + 1;
     for n in 0..count {
         insert(&txn, n);
@@ -66,25 +46,6 @@ async fn what_is_written_later_is_there_when_something_is_asked() {
     assert_eq!(found.try_get_by_index::<i64>(0), Ok(count - 1));
     insert(&txn, 0);
     txn.commit().await.expect("committed");
-    assert_eq!(below(&begin(&writer).await, i64::MAX).await, Ok(count + 1));
-}
-
-#[tokio::test]
-async fn what_is_rolled_back_or_cannot_be_written_leaves_nothing() {
-    let (_directory, writer) = table().await;
-    let txn = begin(&writer).await;
-    insert(&txn, 1);
-    txn.rollback().await.expect("rolled back");
-    for is_asked in [true, false] {
-        let txn = begin(&writer).await;
-        insert(&txn, 1);
-        insert(&txn, 1);
-        insert(&txn, 2);
-        let failed: Result<(), Error> =
-            if is_asked { below(&txn, 9).await.map(drop).map_err(Error::from) } else { txn.commit().await };
-        let failed = failed.expect_err("the same twice");
-        let source = failed.source().map(ToString::to_string).unwrap_or_default();
-        assert!(source.contains("UNIQUE"), "{failed}: {source}");
-    }
-    assert_eq!(below(&begin(&writer).await, i64::MAX).await, Ok(0));
+    assert_eq!(below(&store.reader, i64::MAX).await, Ok(count + 1));
+    Ok(store.close().await?)
 }
