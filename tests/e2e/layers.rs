@@ -15,6 +15,7 @@ const NOUNS: [&str; 12] = [
     "context",
     "dispatch",
     "error",
+    "hint",
     "image",
     "request",
     "search",

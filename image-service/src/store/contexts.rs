@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel,
-    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
+    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Set,
     sea_query::{Expr, ExprTrait, IntoTableRef, Query, SimpleExpr},
 };
 use uuid::Uuid;
@@ -82,7 +82,9 @@ impl Store {
         }
         if let Some(kept) = kept(&txn, &found.digest).await? {
             forget_soon(&txn, upload).await?;
-            touch(&txn, kept.upload, now).await?;
+            // Even one that was given up.
+            let used = context::ActiveModel { used_at: Set(now), upload: Set(kept.upload), ..Default::default() };
+            context::Entity::update(used).exec(&txn).await?;
             txn.commit().await?;
             return Ok(KeptContext { used_at: now, ..kept });
         }

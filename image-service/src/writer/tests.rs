@@ -119,7 +119,10 @@ async fn writes_that_wait_share_commits_and_their_fates_are_their_own() -> Teste
                 insert(&lent, n);
                 match fate {
                     0 => lent.rollback().await,
-                    1 => Ok(drop(lent)),
+                    1 => {
+                        drop(lent);
+                        Ok(())
+                    }
                     _ => lent.commit(None).await,
                 }
             });
