@@ -3,8 +3,8 @@
 //! The way down is one way: `grpc` (parse, call, convert) calls the operations (`catalog`, `preview`, `contexts`, `queue`,
 //! `session`, `feed`, `history`), which authorise, read from `index`, write through `store` and announce through `signals`; `workers` knows who
 //! is connected, and `upkeep` hears other replicas and forgets what is old. `index` holds every image in memory and follows the
-//! change log. All rest on the nouns (`image`, `build`, `context`, `access`, `search`, `request`, `dispatch`, `error`, `timestamp`),
-//! which know no framework. Three of the nouns decide: `build::transition` is the table of a build's states, `image::actions` that of
+//! change log. `writer` lets the writes of `store` share transactions. All rest on the nouns (`image`, `build`, `change`, `context`,
+//! `access`, `search`, `request`, `dispatch`, `hint`, `error`, `timestamp`, `turns`), which know no framework. Three of the nouns decide: `build::transition` is the table of a build's states, `image::actions` that of
 //! what can be done with an image, and `dispatch::decide` says what every event writes and sends. `simulation` is the queue over
 //! tables in memory.
 //!

@@ -47,8 +47,8 @@ pub(crate) trait DispatchStore: Debug + Send + Sync {
     /// Decides what each event does to its build, one after the other, and writes it.
     async fn decide(&self, events: &[(BuildId, Arc<Event>)]) -> Result<(Vec<Decided>, Committed), Error>;
 
-    /// Gives queued builds to the connected workers as [`place`](super::place) has it; [`CLAIMED_AT_ONCE`] at most. A worker that its session speaks
-    /// for no more gets none.
+    /// Gives queued builds to the connected workers as [`place`](super::place) has it; [`CLAIMED_AT_ONCE`] at most. A worker that its
+    /// session speaks for no more gets none.
     async fn claim(&self, workers: &[Connected]) -> Result<(Vec<Decision>, Committed), Error>;
 
     /// The builds of which [`Event::Tick`] may end something.

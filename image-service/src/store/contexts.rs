@@ -83,7 +83,8 @@ impl Store {
         if let Some(kept) = kept(&txn, &found.digest).await? {
             forget_soon(&txn, upload).await?;
             // Even one that was given up.
-            let used = context::ActiveModel { used_at: Set(now), upload: Set(kept.upload), ..Default::default() };
+            let used =
+                context::ActiveModel { used_at: Set(now), upload: Set(kept.upload), ..Default::default() };
             context::Entity::update(used).exec(&txn).await?;
             txn.commit().await?;
             return Ok(KeptContext { used_at: now, ..kept });
