@@ -120,13 +120,6 @@ impl Store {
         Self { clock: Some(clock), ..self }
     }
 
-    /// The row of a build.
-    #[cfg(all(test, feature = "simulation"))]
-    pub(crate) async fn row(&self, id: crate::build::BuildId) -> Result<Option<crate::build::Build>, DbErr> {
-        let row = entity::build::Entity::find_by_id(id).one(&self.reader).await?;
-        Ok(row.map(Into::into))
-    }
-
     /// Names this database. One that was restored from a backup has the same name, and is told by the nonces of its revisions.
     pub(crate) fn history(&self) -> Uuid {
         self.history

@@ -10,8 +10,8 @@ use sea_orm::{
 use super::{
     changes::{self, NewChange},
     contexts,
-    entity::{build, build_record, configuration, image},
-    grants, hints, made, queue, references, required,
+    entity::{build, build_record, configuration, grant, image, image_reference},
+    hints, made, queue, references, required,
     values::{AsJson, StatusCode, to_json},
     writing::Writing,
 };
@@ -167,7 +167,7 @@ pub(super) fn purge(txn: &Writing, image: ImageId, now: Timestamp) {
     txn.later(build_record::Entity::delete_many().filter(build_record::Column::Build.in_subquery(builds)));
     txn.later(build::Entity::delete_many().filter(build::Column::Image.eq(image)));
     txn.later(configuration::Entity::delete_many().filter(configuration::Column::Image.eq(image)));
-    grants::purge(txn, image);
-    references::purge(txn, image);
+    txn.later(grant::Entity::delete_many().filter(grant::Column::Image.eq(image)));
+    txn.later(image_reference::Entity::delete_many().filter(image_reference::Column::Image.eq(image)));
     txn.later(image::Entity::delete_many().filter(image::Column::Id.eq(image)));
 }

@@ -121,10 +121,6 @@ pub(super) async fn grantees(txn: &Writing, image: ImageId) -> Result<BTreeSet<G
     Ok(found.into_iter().map(|row| row.grantee).collect())
 }
 
-pub(super) fn purge(txn: &Writing, image: ImageId) {
-    txn.later(grant::Entity::delete_many().filter(grant::Column::Image.eq(image)));
-}
-
 fn from_row(row: grant::Model) -> (Grantee, Permissions) {
     let permissions = permissions_of(&row);
     (row.grantee, permissions)

@@ -140,10 +140,6 @@ async fn held_and_writing(
     Ok(all)
 }
 
-pub(super) fn purge(txn: &Writing, image: ImageId) {
-    txn.later(image_reference::Entity::delete_many().filter(image_reference::Column::Image.eq(image)));
-}
-
 /// Reads which image a reference belongs to.
 pub(super) async fn owner(
     db: &impl ConnectionTrait,
