@@ -150,7 +150,8 @@ async fn every_write_is_recorded_with_its_outcome_and_its_trace() -> anyhow::Res
         validate_only: true,
         ..Default::default()
     };
-    alice.images.clone().batch_images(batch).await?;
+    alice.images.clone().batch_images(batch.clone()).await?;
+    alice.images.clone().batch_images(api::BatchImagesRequest { validate_only: false, ..batch }).await?;
     alice.get(&created.id).await?;
 
     let log = catalogue.log("image-service")?;
@@ -171,6 +172,7 @@ async fn every_write_is_recorded_with_its_outcome_and_its_trace() -> anyhow::Res
             ["alice", "CreateImage", id, "OK"],
             ["alice", "GrantAccess", id, "OK"],
             ["bob", "DeleteImage", id, "PERMISSION_DENIED"],
+            ["alice", "BatchImages", "1 images", "OK"],
             ["alice", "BatchImages", id, "OK"],
             ["alice", "BatchImages", "1 images", "OK"],
         ]

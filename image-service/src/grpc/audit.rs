@@ -73,7 +73,12 @@ impl Audit {
             action: self.action.unwrap_or_default(),
             target: cut(&about.target),
             detail: cut(&about.detail),
-            parts: about.parts.iter().map(|part| cut(part)).collect(),
+            // A preview writes nothing, and may be asked for again and again.
+            parts: if validate_only {
+                Vec::new()
+            } else {
+                about.parts.iter().map(|part| cut(part)).collect()
+            },
             request_id: cut(request_id),
             validate_only,
         });
