@@ -37,6 +37,8 @@ pub(super) struct CallsLayer {
     known: Arc<HashMap<Arc<str>, Kind>>,
     /// Of the calls that need no token.
     places: Arc<Semaphore>,
+    /// Of the refusals that are held back.
+    held_back: Arc<Semaphore>,
     metrics: Metrics,
 }
 
@@ -56,6 +58,11 @@ struct Metrics {
 impl CallsLayer {
     /// How many calls without a token there are at a time: of health and reflection, by whoever reaches the port.
     const WITHOUT_TOKEN: u32 = 1_000;
+    /// The number of refusals that are held back at a time; those beyond it are sent at once.
+    const HELD_BACK: usize = 1_000;
+    /// The time for which it is held back that a caller asks for too much. Most who are refused call again at once: without a pause
+    /// some hundred calls keep a processor busy with refusals.
+    const HOLD: Duration = Duration::from_secs(1);
 
     /// `described` are the descriptor sets of the methods that are told apart.
     pub(super) fn new(described: &[&[u8]]) -> Result<Self, prost::DecodeError> {
@@ -90,7 +97,8 @@ impl CallsLayer {
                 .build(),
         };
         let places = Arc::new(Semaphore::new(Self::WITHOUT_TOKEN as usize));
-        Ok(Self { known: Arc::new(known), places, metrics })
+        let held_back = Arc::new(Semaphore::new(Self::HELD_BACK));
+        Ok(Self { known: Arc::new(known), places, held_back, metrics })
     }
 }
 
@@ -150,6 +158,7 @@ where
         }
         let deadline = timeout(request.headers()).map(|timeout| Instant::now() + timeout);
         let span = call.span.clone();
+        let held_back = Arc::clone(&self.layer.held_back);
         // Authentication happens here already.
         let answering = span.in_scope(|| self.inner.call(request));
         let answer = async move {
@@ -167,6 +176,9 @@ where
                 .get("grpc-status")
                 .map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
             audited.conclude(code);
+            if code == Code::ResourceExhausted {
+                hold_back(&held_back, deadline).await;
+            }
             let mut call = call;
             call.end((code != Code::Ok).then_some(code));
             Ok(answered.map(|body| {
@@ -175,6 +187,14 @@ where
             }))
         };
         Box::pin(answer.instrument(span))
+    }
+}
+
+/// Waits before a refusal is sent, for at most half the time that the caller waits.
+async fn hold_back(places: &Semaphore, deadline: Option<Instant>) {
+    if let Ok(_place) = places.try_acquire() {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()) / 2);
+        tokio::time::sleep(left.map_or(CallsLayer::HOLD, |left| left.min(CallsLayer::HOLD))).await;
     }
 }
 
