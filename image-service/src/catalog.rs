@@ -229,7 +229,7 @@ impl Catalog {
         let artifact =
             artifact.ok_or_else(|| Error::Internal("a finished build has left no artifact".into()))?;
         let reference = artifact.reference.clone().unwrap_or_else(|| image.reference.clone());
-        Ok(Artifact { reference: Some(reference), ..artifact })
+        Ok(Artifact { reference: Some(reference), ..*artifact })
     }
 
     /// Reads one build.

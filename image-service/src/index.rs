@@ -57,6 +57,7 @@ mod scheduler;
 mod selection;
 mod shown;
 mod signatures;
+mod slot_set;
 mod text;
 mod verifier;
 

@@ -89,7 +89,7 @@ fn basic(image: Image) -> wire::Image {
         tag: image.reference.tag().to_owned(),
         config: None,
         config_revision: image.configuration_revision,
-        artifact: image.artifact.map(Into::into),
+        artifact: image.artifact.map(|artifact| (*artifact).into()),
         create_time: Some(field::time(image.created_at)),
         update_time: Some(field::time(image.updated_at)),
         revision: image.revision,

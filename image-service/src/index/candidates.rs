@@ -8,6 +8,7 @@ use super::{
     entry::Viewer,
     images::Images,
     signatures::{BLOCK, is_set},
+    slot_set::SlotSet,
 };
 use crate::{access::GranteeDigest, image::Query};
 
@@ -118,14 +119,18 @@ fn matching(images: &Images, viewer: &Viewer, query: &Query) -> Option<RoaringBi
     };
     // What is mostly smallest comes first.
     if let Some(creator) = &query.creator {
-        intersect(sets.creators.get(&GranteeDigest::of_subject(creator)).unwrap_or(&none));
+        let of_creator = sets.creators.get(&GranteeDigest::of_subject(creator)).map(SlotSet::bitmap);
+        intersect(of_creator.as_deref().unwrap_or(&none));
     }
     match viewer.grantees() {
         None => {}
-        Some([grantee]) => intersect(sets.visible.get(grantee).unwrap_or(&none)),
+        Some([grantee]) => {
+            let visible = sets.visible.get(grantee).map(SlotSet::bitmap);
+            intersect(visible.as_deref().unwrap_or(&none));
+        }
         Some(grantees) => {
             let of_all = grantees.iter().filter_map(|grantee| sets.visible.get(grantee));
-            intersect(&of_all.fold(RoaringBitmap::new(), |all, set| all | set));
+            intersect(&of_all.fold(RoaringBitmap::new(), |all, set| all | &*set.bitmap()));
         }
     }
     if !query.statuses.is_empty() {

@@ -59,6 +59,17 @@ impl Columns {
         }
     }
 
+    /// Makes room for so many slots, and no more.
+    pub(super) fn reserve_exact(&mut self, slots: usize) {
+        self.updated_at.reserve_exact(slots);
+        self.created_at.reserve_exact(slots);
+        self.flags.reserve_exact(slots);
+        self.ids.reserve_exact(slots);
+        for column in [&mut self.names, &mut self.creators, &mut self.references] {
+            column.bytes.reserve_exact(slots);
+        }
+    }
+
     /// Adds a slot.
     pub(super) fn push(&mut self) {
         self.updated_at.push(Timestamp::from_micros(0));

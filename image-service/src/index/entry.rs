@@ -24,7 +24,7 @@ pub(crate) struct Entry {
     pub(super) creator: GranteeDigest,
     pub(super) grants: Grants,
     pub(super) text: Text,
-    encoded: OnceLock<Bytes>,
+    encoded: OnceLock<Box<Bytes>>,
 }
 
 /// An image, and what the caller is to it.
@@ -69,7 +69,7 @@ impl Entry {
 
     /// Returns what the transport has made of the image, which it does once.
     pub(crate) fn encoded(&self, encode: impl FnOnce(&Image) -> Bytes) -> &Bytes {
-        self.encoded.get_or_init(|| encode(&self.image))
+        self.encoded.get_or_init(|| Box::new(encode(&self.image)))
     }
 
     /// Returns what a grantee was granted.

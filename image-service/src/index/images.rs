@@ -9,6 +9,7 @@ use super::{
     entry::Entry,
     order::UpdateOrder,
     signatures::{BLOCK, Signatures, Trigrams},
+    slot_set::SlotSet,
     text::Text,
 };
 use crate::{
@@ -38,8 +39,8 @@ pub(super) struct Images {
 pub(super) struct Sets {
     pub(super) all: RoaringBitmap,
     /// Of the images that a grantee sees: its own, and those that it was granted.
-    pub(super) visible: HashMap<GranteeDigest, RoaringBitmap>,
-    pub(super) creators: HashMap<GranteeDigest, RoaringBitmap>,
+    pub(super) visible: HashMap<GranteeDigest, SlotSet>,
+    pub(super) creators: HashMap<GranteeDigest, SlotSet>,
     /// By [rank](Status::rank); templates have none.
     pub(super) statuses: [RoaringBitmap; Status::ALL.len() + 1],
     pub(super) templates: RoaringBitmap,
@@ -54,6 +55,11 @@ impl Images {
         let columns =
             Columns::for_images(entries.iter().step_by(entries.len() / 1_000 + 1).map(|entry| &**entry));
         let mut images = Self { columns, signatures, ..Self::default() };
+        // As much as is needed: what a vector grows by is another third.
+        images.entries.reserve_exact(entries.len());
+        images.texts.reserve_exact(entries.len());
+        images.columns.reserve_exact(entries.len());
+        images.slots.reserve(entries.len());
         let with_times = entries.iter().zip(0_u32..);
         images.by_update =
             UpdateOrder::sorted(with_times.map(|(entry, slot)| (entry.image.updated_at.micros(), slot)));
@@ -235,9 +241,9 @@ impl Images {
                 remove_from(&mut self.sets.creators, before.creator, slot);
             }
             for grantee in grantees(entry) {
-                self.sets.visible.entry(grantee).or_default().insert(slot);
+                insert_into(&mut self.sets.visible, grantee, slot);
             }
-            self.sets.creators.entry(entry.creator).or_default().insert(slot);
+            insert_into(&mut self.sets.creators, entry.creator, slot);
         }
         self.bytes += entry.size();
     }
@@ -261,8 +267,12 @@ fn rank(entry: &Entry) -> usize {
     entry.image.status.map_or(0, |status| usize::try_from(status.rank()).unwrap_or(0))
 }
 
+fn insert_into(sets: &mut HashMap<GranteeDigest, SlotSet>, key: GranteeDigest, slot: u32) {
+    sets.entry(key).and_modify(|set| set.insert(slot)).or_insert_with(|| SlotSet::of_one(slot));
+}
+
 /// Takes a slot out of a set, and the set away when it was the last: names are strangers' choice.
-fn remove_from(sets: &mut HashMap<GranteeDigest, RoaringBitmap>, key: GranteeDigest, slot: u32) {
+fn remove_from(sets: &mut HashMap<GranteeDigest, SlotSet>, key: GranteeDigest, slot: u32) {
     if let Some(set) = sets.get_mut(&key) {
         set.remove(slot);
         if set.is_empty() {
