@@ -35,7 +35,7 @@ use crate::{
 };
 
 pub(crate) use self::{
-    batch::{Batch, ChangedImage, IndexEvent},
+    batch::{Batch, ChangedImage, IndexEvent, Repair},
     configurations::CachedConfiguration,
     entry::{Entry, Viewer, VisibleImage},
     shown::{Encoded, Shown},

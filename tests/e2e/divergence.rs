@@ -216,6 +216,9 @@ async fn a_change_that_was_not_logged_is_found_and_repaired() -> anyhow::Result<
     let revoked = alice.create_template("Revoked").await?;
     alice.grant(&revoked.id, "bob", &[Permission::View]).await?;
     assert_eq!(bob.get(&revoked.id).await?.name, "Revoked");
+    let (mut of_alice, mut of_bob) = (Watcher::new(&alice), Watcher::new(&bob));
+    of_alice.until(&[(&renamed.id, "Before"), (&removed.id, "Removed"), (&revoked.id, "Revoked")]).await?;
+    of_bob.until(&[(&revoked.id, "Revoked")]).await?;
     for planted in [
         "UPDATE images SET name = 'Planted' WHERE name = 'Before'",
         "DELETE FROM images WHERE name = 'Removed'",
@@ -234,6 +237,8 @@ async fn a_change_that_was_not_logged_is_found_and_repaired() -> anyhow::Result<
     let by_term = api::ListImagesRequest { search: "planted".to_owned(), ..Default::default() };
     let found = alice.images.clone().list_images(by_term).await?.into_inner().images;
     assert_eq!(found.into_iter().map(|image| image.id).collect::<Vec<_>>(), [renamed.id.as_str()]);
+    of_alice.until(&[(&renamed.id, "Planted"), (&revoked.id, "Revoked")]).await?;
+    of_bob.until(&[]).await?;
     for id in [&renamed.id, &removed.id, &revoked.id] {
         logged(&catalogue, SERVICE, &["the index was not as the database is: repaired", id]).await?;
     }

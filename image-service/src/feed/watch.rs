@@ -24,7 +24,7 @@ use crate::{
     change::Revision,
     error::Error,
     image::{ImageId, Query, View},
-    index::{Batch, ChangedImage, Entry, Index, IndexEvent, Shown, SlotCursor, Viewer, VisibleImage},
+    index::{Batch, ChangedImage, Entry, Index, IndexEvent, Repair, Shown, SlotCursor, Viewer, VisibleImage},
     store::Store,
 };
 
@@ -241,6 +241,12 @@ impl ImageWatch {
                         self.take(changed);
                     }
                 }
+                Ok(IndexEvent::Repaired(repairs)) => {
+                    self.read_at = Instant::now();
+                    for repair in repairs.iter() {
+                        self.take_repair(repair);
+                    }
+                }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {
                     // What is read from here on is at least as new as whatever has been waiting.
                     self.events = self.events.resubscribe();
@@ -270,11 +276,7 @@ impl ImageWatch {
             return;
         }
         self.position = revision;
-        let visible = changed.entry.as_ref().and_then(|entry| {
-            let standing = self.viewer.standing(entry)?;
-            Some(VisibleImage { entry: Arc::clone(entry), standing })
-        });
-        let event = match visible {
+        let event = match self.visible(changed.entry.as_ref()) {
             Some(image) if self.matches(&image.entry) => WatchEvent::Changed(changed.shown.show(image)),
             Some(_) => WatchEvent::Removed(changed.id),
             // Only who could see it before is told that it is gone.
@@ -282,6 +284,25 @@ impl ImageWatch {
             None => return,
         };
         self.push(revision, event);
+    }
+
+    /// Takes in how an image is that was not as in the database; reports it, if it is or was in sight.
+    fn take_repair(&mut self, repair: &Repair) {
+        let event = match self.visible(repair.entry.as_ref()) {
+            Some(image) if self.matches(&image.entry) => {
+                WatchEvent::Changed(Arc::new(Shown::new(image, None)))
+            }
+            Some(_) => WatchEvent::Removed(repair.id),
+            None if self.visible(repair.before.as_ref()).is_some() => WatchEvent::Removed(repair.id),
+            None => return,
+        };
+        self.push(self.position, event);
+    }
+
+    fn visible(&self, entry: Option<&Arc<Entry>>) -> Option<VisibleImage> {
+        let entry = entry?;
+        let standing = self.viewer.standing(entry)?;
+        Some(VisibleImage { entry: Arc::clone(entry), standing })
     }
 
     fn matches(&self, entry: &Entry) -> bool {

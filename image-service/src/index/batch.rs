@@ -18,8 +18,18 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) enum IndexEvent {
     Changed(Arc<Batch>),
+    /// The images were not as the database is, which no change says.
+    Repaired(Arc<[Repair]>),
     /// Changes were missed and the index was loaded anew: whoever waited for them has to read the log.
     Reloaded,
+}
+
+/// An image that was not as in the database, as the index had it and as it is.
+#[derive(Debug)]
+pub(crate) struct Repair {
+    pub(crate) id: ImageId,
+    pub(crate) before: Option<Arc<Entry>>,
+    pub(crate) entry: Option<Arc<Entry>>,
 }
 
 /// Changes that were read together, in the order of their revisions: every watch wakes up for all of them once.

@@ -2,13 +2,17 @@
 //!
 //! There is none unless a row was changed past the change log, or the index is wrong.
 
-use std::{error::Error as _, time::Duration};
+use std::{error::Error as _, sync::Arc, time::Duration};
 
 use opentelemetry::metrics::Counter;
 use tokio::{sync::mpsc, time::sleep};
 use uuid::Uuid;
 
-use super::{Index, entry::Entry};
+use super::{
+    Index,
+    batch::{IndexEvent, Repair},
+    entry::Entry,
+};
 use crate::{
     change::Revision,
     error::Error,
@@ -94,7 +98,16 @@ impl Index {
             }
         }
         differences.add(differing.len() as u64, &[]);
+        let ids: Vec<ImageId> = differing.iter().map(|(id, _)| *id).collect();
+        let before: Vec<_> = ids.iter().map(|id| self.entry(*id)).collect();
         self.put(differing);
+        let repairs = ids.into_iter().zip(before);
+        let repairs: Arc<[Repair]> =
+            repairs.map(|(id, before)| Repair { id, before, entry: self.entry(id) }).collect();
+        if !repairs.is_empty() {
+            // There may be no watch.
+            let _ = self.0.events.send(IndexEvent::Repaired(repairs));
+        }
         Ok(())
     }
 }
