@@ -221,7 +221,6 @@ impl Bound {
             calls: config.max_calls,
             streams: config.max_streams,
         };
-        // Nothing has to be loaded: the catalogue is read from the database.
         let serving = Serving {
             listener,
             tls: tls.as_ref().map(ServerTls::current),
