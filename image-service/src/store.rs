@@ -1,10 +1,10 @@
 //! The database: one method, one transaction. The only place that knows sea-orm.
 //!
 //! SQLite or Postgres, with the same promises: no two transactions write at once, so a decision is committed upon the rows that
-//! it was made from, and revisions are in the order of commits. One task writes ([`writer`]): its transactions begin IMMEDIATE on
-//! SQLite, and with a lock that all replicas share on Postgres. Readers never wait for writers. Whatever a method has returned
-//! survives a power cut (`synchronous=FULL` on SQLite). Times that are stored, and the present that they are compared with, are of
-//! one clock: the database's on Postgres, whichever replica asks.
+//! it was made from, and revisions are in the order of commits. One task writes (the [writer](crate::writer)): its transactions
+//! begin IMMEDIATE on SQLite, and with a lock that all replicas share on Postgres. Readers never wait for writers. Whatever a
+//! method has returned survives a power cut (`synchronous=FULL` on SQLite). Times that are stored, and the present that they are
+//! compared with, are of one clock: the database's on Postgres, whichever replica asks.
 
 use std::{borrow::Cow, path::Path};
 
