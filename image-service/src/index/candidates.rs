@@ -41,30 +41,32 @@ impl Candidates {
         self.set.as_ref().is_none_or(|set| set.contains(slot)) && self.is_in_block(slot)
     }
 
-    /// Calls `look` for each slot from `first` on, in their order, until it breaks.
+    /// Calls `look` for each slot from `first` on, in their order, until it breaks. The texts are read ahead if `look` searches them.
     pub(super) fn try_for_each<B>(
         &self,
         images: &Images,
         first: u32,
+        searches: bool,
         mut look: impl FnMut(u32) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         match (&self.set, &self.blocks) {
-            (None, None) => (first..self.slot_count).try_for_each(look),
+            (None, None) => images.read_ahead(first..self.slot_count, |_| searches).try_for_each(look),
             (Some(set), None) => {
                 let mut slots = set.iter();
                 slots.advance_to(first);
-                slots.try_for_each(look)
+                images.read_ahead(slots, |_| searches).try_for_each(look)
             }
             (None, Some(blocks)) => {
                 let slots = of_blocks(blocks, first, self.slot_count);
-                images.read_ahead(slots, |_| true).try_for_each(look)
+                images.read_ahead(slots, |_| searches).try_for_each(look)
             }
             // To find the slots of a block takes as long as to pass over some.
             (Some(set), Some(blocks)) if 16 * self.block_count() < set.len() => {
                 let mut block = first / BLOCK;
                 while let Some(next) = next_set(blocks, block) {
                     block = next + 1;
-                    set.range(first.max(next * BLOCK)..block * BLOCK).try_for_each(&mut look)?;
+                    let slots = set.range(first.max(next * BLOCK)..block * BLOCK);
+                    images.read_ahead(slots, |_| searches).try_for_each(&mut look)?;
                 }
                 ControlFlow::Continue(())
             }
@@ -72,7 +74,7 @@ impl Candidates {
                 let mut slots = set.iter();
                 slots.advance_to(first);
                 let slots = slots.filter(|slot| self.is_in_block(*slot));
-                images.read_ahead(slots, |_| true).try_for_each(look)
+                images.read_ahead(slots, |_| searches).try_for_each(look)
             }
         }
     }

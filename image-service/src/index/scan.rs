@@ -185,7 +185,7 @@ impl PageScan {
             Some((_, after)) => rank > after,
             None => true,
         };
-        let stopped = self.candidates.try_for_each(images, *next, |slot| {
+        let stopped = self.candidates.try_for_each(images, *next, *searches, |slot| {
             if budget.is_spent() {
                 return ControlFlow::Break(slot);
             }
@@ -297,7 +297,8 @@ impl CountScan {
         if self.is_done {
             return true;
         }
-        let stopped = self.candidates.try_for_each(images, self.next, |slot| {
+        let has_term = self.filter.has_term();
+        let stopped = self.candidates.try_for_each(images, self.next, has_term, |slot| {
             if budget.is_spent() {
                 return ControlFlow::Break(slot);
             }
@@ -338,7 +339,8 @@ impl SlotScan {
     /// Goes on for a stretch. Returns whether enough were found, or there are no more.
     pub(super) fn advance(&mut self, images: &Images, mut budget: Budget) -> bool {
         let (filter, found, most) = (&mut self.filter, &mut self.found, self.most);
-        let stopped = self.candidates.try_for_each(images, self.next, |slot| {
+        let has_term = filter.has_term();
+        let stopped = self.candidates.try_for_each(images, self.next, has_term, |slot| {
             if budget.is_spent() || found.len() >= most {
                 return ControlFlow::Break(slot);
             }
