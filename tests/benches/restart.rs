@@ -18,9 +18,7 @@ const AT_ONCE: f64 = 1_000.0;
 
 pub(crate) async fn run(catalogue: &Catalogue, goals: &mut Table) -> anyhow::Result<()> {
     let copy = catalogue.copy().await?;
-    // More are counted than the default admits.
-    let room = ["--index-memory", &(8_u64 << 30).to_string()];
-    let mut service = Service::start(copy.data.path(), copy.url.as_deref(), &room).await?;
+    let mut service = Service::start(copy.data.path(), copy.url.as_deref(), &[]).await?;
     let engine = FakeEngine::start().await?;
     let _worker = service.worker("w1", &engine.docker_host(), &[]).await?;
     let (mut kept, mut of_dispatch, mut of_catalogue) = (0, Vec::new(), Vec::new());

@@ -28,8 +28,23 @@ const CATALOGUE: &str = "trailer.images.v1.ImageService";
 const DISPATCH: &str = "trailer.dispatch.v1.DispatchService";
 const PATIENCE: Duration = Duration::from_secs(1_800);
 /// Lifts the limits that are there for callers who ask for too much.
-const UNLIMITED: [&str; 8] =
-    ["--max-call-rate", "0", "--max-calls", "0", "--max-streams", "0", "--max-pending-builds", "0"];
+const UNLIMITED: [&str; 14] = [
+    "--max-call-rate",
+    "0",
+    "--max-calls",
+    "0",
+    "--max-streams",
+    "0",
+    "--max-pending-builds",
+    "0",
+    "--max-images",
+    "0",
+    "--max-image-bytes",
+    "0",
+    // Bytes.
+    "--index-memory",
+    "8589934592",
+];
 
 /// An image-service, and what else its callers and workers need.
 #[derive(Debug)]
