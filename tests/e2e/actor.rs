@@ -1,5 +1,7 @@
 //! A worker played by the test: it speaks the dispatch protocol, and says what the test makes it say.
 
+use std::collections::VecDeque;
+
 use image_service::Role;
 use proto::dispatch::{
     Assignment, Attempt, Built, ConnectRequest, ConnectResponse, Heartbeat, Hello, Report, ReportEvent,
@@ -17,6 +19,8 @@ pub(crate) struct Actor {
     pub(crate) requests: mpsc::Sender<ConnectRequest>,
     pub(crate) responses: Streaming<ConnectResponse>,
     pub(crate) welcome: Welcome,
+    /// Assignments that came before the acknowledgement of the report that freed the slot: both are sent as soon as may be.
+    early: VecDeque<FromService>,
 }
 
 pub(crate) fn hello(name: &str, holds: &[Attempt]) -> Hello {
@@ -47,7 +51,7 @@ impl Actor {
         let Some(FromService::Welcome(welcome)) = first else {
             panic!("{first:?} is no welcome");
         };
-        Ok(Self { requests, responses, welcome })
+        Ok(Self { requests, responses, welcome, early: VecDeque::new() })
     }
 
     /// Connects, and lives: the service takes it at its word.
@@ -72,6 +76,13 @@ impl Actor {
     }
 
     pub(crate) async fn next(&mut self) -> anyhow::Result<FromService> {
+        if let Some(said) = self.early.pop_front() {
+            return Ok(said);
+        }
+        self.receive().await
+    }
+
+    async fn receive(&mut self) -> anyhow::Result<FromService> {
         let response = tokio::time::timeout(LIMIT, self.responses.message()).await??;
         response.and_then(|response| response.message).ok_or_else(|| anyhow::anyhow!("the connection ended"))
     }
@@ -108,10 +119,13 @@ impl Actor {
     }
 
     pub(crate) async fn acknowledged(&mut self) -> anyhow::Result<i64> {
-        let said = self.next().await?;
-        let FromService::ReportAck(ack) = said else {
-            anyhow::bail!("{said:?} is no acknowledgement");
-        };
-        Ok(ack.sequence)
+        loop {
+            let said = self.receive().await?;
+            if let FromService::ReportAck(ack) = said {
+                return Ok(ack.sequence);
+            }
+            anyhow::ensure!(matches!(said, FromService::Assignment(_)), "{said:?} is no acknowledgement");
+            self.early.push_back(said);
+        }
     }
 }
