@@ -276,27 +276,35 @@ impl ImageWatch {
             return;
         }
         self.position = revision;
-        let event = match self.visible(changed.entry.as_ref()) {
-            Some(image) if self.matches(&image.entry) => WatchEvent::Changed(changed.shown.show(image)),
-            Some(_) => WatchEvent::Removed(changed.id),
-            // Only who could see it before is told that it is gone.
-            None if self.could_see(&changed.creator, &changed.grantees) => WatchEvent::Removed(changed.id),
-            None => return,
-        };
-        self.push(revision, event);
+        let could_see = || self.could_see(&changed.creator, &changed.grantees);
+        let show = |image| changed.shown.show(image);
+        if let Some(event) = self.event(changed.id, changed.entry.as_ref(), show, could_see) {
+            self.push(revision, event);
+        }
     }
 
     /// Takes in how an image is that was not as in the database; reports it, if it is or was in sight.
     fn take_repair(&mut self, repair: &Repair) {
-        let event = match self.visible(repair.entry.as_ref()) {
-            Some(image) if self.matches(&image.entry) => {
-                WatchEvent::Changed(Arc::new(Shown::new(image, None)))
-            }
-            Some(_) => WatchEvent::Removed(repair.id),
-            None if self.visible(repair.before.as_ref()).is_some() => WatchEvent::Removed(repair.id),
-            None => return,
-        };
-        self.push(self.position, event);
+        let could_see = || self.visible(repair.before.as_ref()).is_some();
+        let show = |image| Arc::new(Shown::new(image, None));
+        if let Some(event) = self.event(repair.id, repair.entry.as_ref(), show, could_see) {
+            self.push(self.position, event);
+        }
+    }
+
+    /// Returns what to report of an image as it is now. That it is gone, only a caller is told that could see it before.
+    fn event(
+        &self,
+        id: ImageId,
+        entry: Option<&Arc<Entry>>,
+        show: impl FnOnce(VisibleImage) -> Arc<Shown>,
+        could_see: impl FnOnce() -> bool,
+    ) -> Option<WatchEvent> {
+        match self.visible(entry) {
+            Some(image) if self.matches(&image.entry) => Some(WatchEvent::Changed(show(image))),
+            Some(_) => Some(WatchEvent::Removed(id)),
+            None => could_see().then_some(WatchEvent::Removed(id)),
+        }
     }
 
     fn visible(&self, entry: Option<&Arc<Entry>>) -> Option<VisibleImage> {
