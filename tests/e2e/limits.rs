@@ -1,6 +1,9 @@
 //! What one caller may ask for, and for how long an answer is awaited.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, stream};
@@ -47,6 +50,23 @@ async fn whoever_calls_too_often_is_told_when_to_come_again() -> anyhow::Result<
     bob.list().await.context("nobody else is kept from calling")?;
     tokio::time::sleep(pause + Duration::from_millis(600)).await;
     alice.list().await.context("the hint is true")?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_held_back_but_not_beyond_the_deadline() -> anyhow::Result<()> {
+    const HOLD: Duration = Duration::from_secs(1);
+    let service = Service::start_with(&["--max-call-rate", "1"]).await?;
+    let list = async |subject: &str, deadline: Duration| {
+        let mut request = Request::new(api::ListImagesRequest::default());
+        request.set_timeout(deadline);
+        service.builder(subject).images.list_images(request).await
+    };
+    let begun = Instant::now();
+    one_of_two(async || list("alice", LIMIT).await).await?;
+    assert!(begun.elapsed() >= HOLD, "refused after {:?}", begun.elapsed());
+    // Not the end of the deadline, which would say nothing of why.
+    one_of_two(async || list("bob", HOLD + HOLD / 2).await).await?;
     Ok(())
 }
 
