@@ -22,6 +22,7 @@ use crate::{
     editing::update,
     engine::{FakeEngine, Gate, Script},
     programs::{Catalogue, Listening},
+    recovery::talk,
     relay::Relay,
     stack::{LIMIT, Service, Worker},
 };
@@ -255,16 +256,7 @@ async fn a_build_whose_last_lines_a_failover_has_lost_is_begun_anew() -> anyhow:
     }
     let engine = FakeEngine::start().await?;
     let gates = [Gate::new(), Gate::new()];
-    engine.script(
-        Script::new()
-            .step("[1/1] RUN talk")
-            .logs(10, |i| format!("a {i}\n"))
-            .pause(&gates[0])
-            .logs(10, |i| format!("b {i}\n"))
-            .pause(&gates[1])
-            .log("c\n")
-            .succeed(),
-    );
+    engine.script(talk(&gates).log("c\n").succeed());
     let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;

@@ -84,19 +84,21 @@ async fn a_restarted_service_goes_on_with_what_runs() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A build that writes 30 bytes before each of two gates.
+pub(crate) fn talk(gates: &[Gate; 2]) -> Script {
+    Script::new()
+        .step("[1/1] RUN talk")
+        .logs(10, |i| format!("a {i}\n"))
+        .pause(&gates[0])
+        .logs(10, |i| format!("b {i}\n"))
+        .pause(&gates[1])
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_a_restored_backup_knows_less_of_is_begun_anew() -> anyhow::Result<()> {
     let engine = FakeEngine::start().await?;
     let gates = [Gate::new(), Gate::new()];
-    engine.script(
-        Script::new()
-            .step("[1/1] RUN talk")
-            .logs(10, |i| format!("a {i}\n"))
-            .pause(&gates[0])
-            .logs(10, |i| format!("b {i}\n"))
-            .pause(&gates[1])
-            .hang(),
-    );
+    engine.script(talk(&gates).hang());
     let service = Service::start().await?;
     let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
     let alice = service.builder("alice");
