@@ -39,7 +39,7 @@ pub(crate) struct KeptContext {
     pub(crate) size_bytes: i64,
     pub(crate) gzip: bool,
     pub(crate) end: i64,
-    /// When it was uploaded or named last.
+    /// The time of its upload, or of the last time that a configuration named it.
     pub(crate) used_at: Timestamp,
 }
 

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::build::BuildId;
 
-/// What somebody may want to read on.
+/// A part of the store that somebody may want to read on.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Hint {
     /// The change log has grown.

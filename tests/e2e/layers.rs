@@ -179,7 +179,7 @@ fn the_documents_name_real_functions() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether a file has a function of a type or of a module.
+/// Tells whether a file has a function of a type or of a module.
 fn defines(file: &str, code: &str, name: &str, function: &str) -> bool {
     let is_type = name.starts_with(char::is_uppercase);
     let is_of_it = if is_type {

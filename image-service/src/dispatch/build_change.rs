@@ -1,4 +1,4 @@
-//! What is to be written of a build.
+//! The change that decisions make to a build, as it is to be written.
 
 use std::{collections::BTreeMap, slice};
 
@@ -8,7 +8,7 @@ use crate::{
     image::Artifact,
 };
 
-/// What was decided about one build, all together.
+/// The decisions about one build, together.
 #[derive(Debug)]
 pub(crate) struct BuildChange<'a> {
     pub(crate) build: &'a Build,
@@ -18,12 +18,12 @@ pub(crate) struct BuildChange<'a> {
 }
 
 impl<'a> BuildChange<'a> {
-    /// Returns that of a build that has just been queued.
+    /// Makes the change of a build that has just been queued.
     pub(crate) fn queued(build: &'a Build, first: &'a Record) -> Self {
         Self { build, records: vec![slice::from_ref(first)], artifact: None }
     }
 
-    /// Returns what decisions change, in the order of the builds. Of each build its last row counts.
+    /// Makes a change of each build from decisions, in the order of the builds. The last row of a build counts.
     pub(crate) fn of_decisions(decisions: impl IntoIterator<Item = &'a Decision>) -> Vec<Self> {
         let mut all: BTreeMap<BuildId, Self> = BTreeMap::new();
         for decision in decisions {

@@ -1,4 +1,4 @@
-//! What the queue needs of a store, so that it can be driven over another one than the database.
+//! The store as the queue sees it, so that the queue can be driven over another one than the database.
 
 use std::{collections::BTreeSet, fmt::Debug, sync::Arc};
 
@@ -12,10 +12,10 @@ use crate::{
     image::ImageId,
 };
 
-/// How many builds are claimed in one transaction at most.
+/// The most builds that one transaction claims.
 pub(crate) const CLAIMED_AT_ONCE: usize = 32;
 
-/// What else a committed transaction calls for: the feed and the watchers of builds read on.
+/// The news of a committed transaction: the feed and the watches of builds read on.
 #[derive(Debug, Default)]
 pub(crate) struct Committed {
     /// The images that changed, so that the change log has new rows.
@@ -26,22 +26,22 @@ pub(crate) struct Committed {
     pub(crate) queue_moved: bool,
 }
 
-/// What a committed write calls for.
+/// The work that follows a committed write.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     pub(crate) committed: Committed,
-    /// To which worker to send what.
+    /// Messages, each with the name of its worker.
     pub(crate) messages: Vec<(String, ToWorker)>,
 }
 
-/// What came of an event; `None` when there is no such build.
+/// The outcome of an event; `None` when there is no such build.
 pub(crate) type Decided = Result<Option<Decision>, Error>;
 
-/// Where the queue is kept. Every operation is one transaction: when it fails with [`Error::Busy`], it may have been
+/// A store that keeps the queue. Every operation is one transaction: when it fails with [`Error::Busy`], it may have been
 /// committed all the same.
 #[async_trait]
 pub(crate) trait DispatchStore: Debug + Send + Sync {
-    /// The times and limits of dispatch.
+    /// Returns the times and limits of dispatch.
     fn policy(&self) -> &Policy;
 
     /// Decides what each event does to its build, one after the other, and writes it.
@@ -51,10 +51,10 @@ pub(crate) trait DispatchStore: Debug + Send + Sync {
     /// session speaks for no more gets none.
     async fn claim(&self, workers: &[Connected]) -> Result<(Vec<Decision>, Committed), Error>;
 
-    /// The builds of which [`Event::Tick`] may end something.
+    /// Returns the builds of which [`Event::Tick`] may end something.
     async fn overdue(&self) -> Result<Vec<Build>, Error>;
 
-    /// Some of the builds that have been in the queue for too long, and why they are there.
+    /// Returns some of the builds that have been in the queue for too long, and why they are there.
     async fn waiting_too_long(&self) -> Result<Vec<(BuildId, PendingReason)>, Error>;
 
     /// Lets a session speak for a worker, unless one of another process does and was heard of lately.
@@ -70,7 +70,7 @@ pub(crate) trait DispatchStore: Debug + Send + Sync {
     /// Notes that a session no longer speaks for its worker.
     async fn close_session(&self, worker: &str, session: Uuid) -> Result<(), Error>;
 
-    /// What a worker holds.
+    /// Returns the builds that a worker holds.
     async fn held_by(&self, worker: &str) -> Result<Vec<Build>, Error>;
 
     /// Notes that a worker lives and extends the lease on what it holds, which is the answer; not on what it has had for a

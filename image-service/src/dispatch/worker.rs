@@ -25,22 +25,22 @@ pub(crate) struct Worker {
     /// The connection that speaks for it, if one does.
     #[serde(skip)]
     pub(crate) session: Option<Uuid>,
-    /// Whether a connection speaks for it, and it has been heard of lately.
+    /// Set while a connection speaks for it and it has been heard of lately.
     pub(crate) online: bool,
     pub(crate) connected_at: Timestamp,
     pub(crate) heard_at: Timestamp,
-    /// Whether an operator wants it to get no more builds.
+    /// Set when an operator wants it to get no more builds.
     pub(crate) drained: bool,
-    /// Whether it takes no more builds by itself.
+    /// Set when it takes no more builds by itself.
     pub(crate) draining: bool,
     #[serde(default)]
     pub(crate) protocol_version: i32,
-    /// Why it gets no builds at all; empty when it takes some.
+    /// The reason for which it gets no builds at all; empty when it takes some.
     #[serde(default)]
     pub(crate) unsupported_reason: String,
     #[serde(default)]
     pub(crate) withheld: Vec<WithheldAbility>,
-    /// What an operator has to know of its engine; empty when there is nothing.
+    /// A warning to operators about its engine; empty when there is none.
     #[serde(default)]
     pub(crate) engine_warning: String,
 }
@@ -67,7 +67,7 @@ impl Worker {
     }
 }
 
-/// What a build waits for whose nearest worker is so far from taking it.
+/// The reasons of waiting builds, by the distance of the nearest worker.
 const BY_DISTANCE: [PendingReason; 4] = [
     PendingReason::Dispatching,
     PendingReason::AllSlotsTaken,

@@ -1,7 +1,7 @@
 //! The keys that images are sorted by, in columns by slot: a pass over many images reads these instead of the images.
 //!
-//! Of all keys of an order the first 128 bits are put together, its ranks; only where two images have the same, they are compared
-//! themselves.
+//! The rank of an image is the first 128 bits of all keys of an order, one behind the other. Two images are compared themselves only
+//! when their ranks are equal.
 
 use std::collections::BTreeMap;
 
@@ -155,8 +155,8 @@ impl TextColumn {
         Self { common, bytes: Vec::new() }
     }
 
-    /// Returns the first bytes of a text behind the common ones, below a bit that is set. Of the texts that begin otherwise some come
-    /// before all that do, the others behind.
+    /// Returns the first bytes of a text behind the common ones, below a bit that is set. A text that does not begin with the common
+    /// ones comes before or behind all that do.
     fn rank(&self, text: &str) -> u128 {
         match text.strip_prefix(&*self.common) {
             Some(rest) => {
@@ -172,8 +172,8 @@ impl TextColumn {
 }
 
 impl Bits {
-    /// Makes those of the [rank](TextColumn::rank) of a text. Where all of it is there they end behind a zero, which is less than
-    /// what any longer one goes on with; otherwise nothing else tells before the rest of it has.
+    /// Makes the bits of the [rank](TextColumn::rank) of a text. A text that is there as a whole ends with a zero, which is less than
+    /// whatever a longer one continues with. Of any other no key behind it counts, because the rest of it counts first.
     fn of_text(rank: u128) -> Self {
         let width = match rank.checked_ilog2() {
             Some(127) => {

@@ -1,6 +1,6 @@
 //! The wait of a read until the index has everything that was committed before the read began.
 //!
-//! Where others write too, the database is asked for its latest revision. An answer is good for a reader only if its ask was
+//! A database that others write to, too, is asked for its latest revision. An answer is good for a reader only if its ask was
 //! sent after the reader had begun. One ask is under way at a time, and all who come meanwhile share the next one.
 
 use std::{

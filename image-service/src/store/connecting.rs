@@ -18,7 +18,7 @@ use super::migration;
 
 /// How long to wait for a lock that another process holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long to wait for a connection.
+/// The longest wait for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The lock of all who migrate a Postgres database.
 const MIGRATION_LOCK: i64 = 0x7472_6169_6c65_7202;
@@ -194,7 +194,7 @@ pub(crate) async fn execute(url: &str, statement: &str) -> Result<(), DbErr> {
 #[cfg(test)]
 pub(super) type Statements = std::sync::Arc<std::sync::Mutex<Vec<Statement>>>;
 
-/// Where to record the statements that are executed in a database, by a part of its URL.
+/// Recorders of the statements that are executed in a database, by a part of its URL.
 #[cfg(test)]
 static RECORDED: std::sync::Mutex<Vec<(String, Statements)>> = std::sync::Mutex::new(Vec::new());
 

@@ -1,4 +1,4 @@
-//! What callers change: images edited, enabled, built, cancelled and deleted.
+//! Changes by callers: images edited, enabled, built, cancelled and deleted.
 //!
 //! Each method of [`Write`] takes the image as the caller may change it, and writes what follows.
 
@@ -28,10 +28,10 @@ use crate::{
 /// An image and the build that was asked for, if it has one.
 pub(crate) type WithBuild = (ImageInView, Option<BuildInView>);
 
-/// One image of a batch, or what is wrong with how it was named.
+/// One image of a batch, or the error in how it was named.
 pub(crate) type BatchTarget = Result<(ImageId, Option<Etag>), Error>;
 
-/// What came of one image of a batch.
+/// The outcome of one image of a batch.
 pub(crate) type BatchOutcome = Result<ImageInView, Error>;
 
 impl Write<'_> {

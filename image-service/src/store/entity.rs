@@ -49,17 +49,17 @@ table! {
     history: Uuid,
     /// The revision of the latest change.
     revision: i64,
-    /// That of the latest change.
+    /// The nonce of the latest change.
     nonce: i64,
     /// Changes up to this revision are no longer in the change log.
     compacted_revision: i64,
-    /// That of the last change that was forgotten.
+    /// The nonce of the last change that was forgotten.
     compacted_nonce: i64,
     /// The round that the queue is in.
     round: i64,
     /// No queued build is of a round before this one.
     first_round: i64,
-    /// When the latest change was made.
+    /// The time of the latest change.
     changed_at: Timestamp,
     /// The memory that all images take in the index. Bytes.
     index_bytes: i64,
@@ -116,9 +116,9 @@ table! {
     digest: Option<ContextDigest>,
     size_bytes: i64,
     gzip: bool,
-    /// Where the blocks that mark the end of the tar begin.
+    /// The offset of the blocks that mark the end of the tar. Bytes.
     tar_end: i64,
-    /// When it was uploaded or named last.
+    /// The time of its upload, or of the last time that a configuration named it.
     used_at: Timestamp,
 }
 
@@ -206,16 +206,16 @@ table! {
     session: Option<Uuid>,
     connected_at: Timestamp,
     heard_at: Timestamp,
-    /// Whether an operator wants it to get nothing more.
+    /// Set when an operator wants it to get no more builds.
     drained: bool,
-    /// Whether it says so itself.
+    /// Set when it takes no more builds by itself.
     draining: bool,
     /// The version of the dispatch protocol that it speaks; 0 where an earlier version wrote the row.
     protocol_version: i32,
-    /// Why it gets no builds at all; empty when it takes some.
+    /// The reason for which it gets no builds at all; empty when it takes some.
     unsupported_reason: String,
     withheld_json: AsJson<Vec<WithheldAbility>>,
-    /// What an operator has to know of its engine; empty when there is nothing.
+    /// A warning to operators about its engine; empty when there is none.
     engine_warning: String,
     /// It holds no build that was claimed before this.
     held_since: Timestamp,

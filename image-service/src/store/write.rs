@@ -86,7 +86,7 @@ impl Store {
 
     /// Answers a request by a write, or as it was answered before.
     ///
-    /// What is refused leaves no trace and has no effects. Every answer waits until what it rests on is durable.
+    /// A write that is refused leaves no trace and has no effects. Every answer waits until what it rests on is durable.
     pub(crate) async fn transact<T: Serialize + DeserializeOwned>(
         &self,
         request: &Request,

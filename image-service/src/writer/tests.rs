@@ -24,7 +24,7 @@ struct Numbers(Arc<Mutex<Transaction>>);
 struct Transaction {
     committed: Vec<i64>,
     written: Vec<i64>,
-    /// What was written before the savepoint.
+    /// The numbers that were written before the savepoint.
     saved: Vec<i64>,
     commits: usize,
 }

@@ -1,4 +1,4 @@
-//! Why a build waits, by table.
+//! The reasons for which builds wait, by table.
 
 use std::time::Duration;
 
