@@ -148,7 +148,7 @@ pub struct Config {
 
     /// How many bytes of memory the index of all images may have, which lists, searches and reads are answered from. What would not
     /// fit is refused when it is written, so that the service can always start again. At least 1 MiB.
-    #[arg(long, env = "TRAILER_INDEX_MEMORY", default_value_t = 2 << 30, value_parser = clap::value_parser!(u64).range(1 << 20..=1 << 50))]
+    #[arg(long, env = "TRAILER_INDEX_MEMORY", default_value_t = 3 << 30, value_parser = clap::value_parser!(u64).range(1 << 20..=1 << 50))]
     pub index_memory: u64,
 
     /// How many images one creator may have; 0 for any number.

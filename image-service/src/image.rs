@@ -185,10 +185,9 @@ impl fmt::Display for Etag {
 impl Image {
     /// Returns about how many bytes it takes in the memory of the index, with a folded text of so many bytes, but for its grants.
     pub(crate) fn index_bytes(&self, text: usize) -> usize {
-        /// The record and what the transport makes of it, an artifact, its places in the sets, its part of a signature.
-        const FIXED: usize = 2_000;
-        let texts = [self.name.len(), self.description.len(), self.creator.len()];
-        FIXED + 2 * texts.iter().sum::<usize>() + text
+        /// The record, an artifact, its keys in the columns, its places in the sets, its part of a signature.
+        const FIXED: usize = 1_400;
+        FIXED + self.name.len() + self.description.len() + self.creator.len() + text
     }
 
     /// Returns what it takes in the memory of the index with this configuration, but for its grants. Bytes.

@@ -1,15 +1,21 @@
 //! Images on the wire.
 
+use std::{
+    ptr,
+    sync::{Arc, Weak},
+};
+
 use bytes::Bytes;
 use prost::Message as _;
 use proto::images as wire;
+use quick_cache::{Weighter, sync::Cache};
 
 use super::field;
 use crate::{
     access::Action,
     error::Violations,
-    image::{Artifact, Image, ImageDraft, ImageInView, Status},
-    index::{CachedConfiguration, VisibleImage},
+    image::{Artifact, Image, ImageDraft, ImageId, ImageInView, Status},
+    index::{CachedConfiguration, Entry, VisibleImage},
 };
 
 /// Takes what a caller may set.
@@ -57,23 +63,69 @@ impl From<ImageInView> for wire::Image {
     }
 }
 
-/// Encodes an image as its caller sees it: one message after the other is one that has the fields of both.
-pub(super) fn encode(found: &VisibleImage, configuration: Option<&CachedConfiguration>) -> Bytes {
-    let record = found.entry.encoded(|image| basic(image.clone()).encode_to_vec().into());
-    let actions = found.actions().into_iter().map(|action| wire::ImageAction::from(action).into());
-    let actions = wire::Image { allowed_actions: actions.collect(), ..wire::Image::default() };
-    let configuration = configuration.map_or(&[][..], |cached| {
-        cached.encoded(|configuration| {
-            let config = Some((**configuration).clone().into());
-            wire::Image { config, ..wire::Image::default() }.encode_to_vec().into()
-        })
-    });
-    let mut encoded = Vec::with_capacity(record.len() + configuration.len() + actions.encoded_len());
-    encoded.extend_from_slice(record);
-    encoded.extend_from_slice(configuration);
-    // A vector has room for whatever comes.
-    actions.encode_raw(&mut encoded);
-    encoded.into()
+/// Encodes images as their callers see them. What is the same for all callers is kept for those that were encoded lately.
+#[derive(Debug)]
+pub(super) struct Encoder(Cache<ImageId, EncodedRecord, ByLength>);
+
+/// The encoding of a record, and the entry that it is of: an image that has changed has another one.
+#[derive(Clone, Debug)]
+struct EncodedRecord {
+    entry: Weak<Entry>,
+    record: Bytes,
+}
+
+#[derive(Clone, Debug)]
+struct ByLength;
+
+impl Weighter<ImageId, EncodedRecord> for ByLength {
+    fn weight(&self, _: &ImageId, encoded: &EncodedRecord) -> u64 {
+        /// Its place in the cache, and that of an entry which is gone.
+        const FIXED: usize = 512;
+        (FIXED + encoded.record.len()) as u64
+    }
+}
+
+impl Encoder {
+    /// The most memory that the records take. Bytes.
+    const MEMORY: u64 = 16 * 1024 * 1024;
+    /// The number of records that are expected to fit.
+    const EXPECTED: usize = 16_000;
+
+    pub(super) fn new() -> Self {
+        Self(Cache::with_weighter(Self::EXPECTED, Self::MEMORY, ByLength))
+    }
+
+    /// Encodes an image as its caller sees it: a message behind another is one that has the fields of both.
+    pub(super) fn encode(&self, found: &VisibleImage, configuration: Option<&CachedConfiguration>) -> Bytes {
+        let record = self.record(&found.entry);
+        let actions = found.actions().into_iter().map(|action| wire::ImageAction::from(action).into());
+        let actions = wire::Image { allowed_actions: actions.collect(), ..wire::Image::default() };
+        let configuration = configuration.map_or(&[][..], |cached| {
+            cached.encoded(|configuration| {
+                let config = Some((**configuration).clone().into());
+                wire::Image { config, ..wire::Image::default() }.encode_to_vec().into()
+            })
+        });
+        let mut encoded = Vec::with_capacity(record.len() + configuration.len() + actions.encoded_len());
+        encoded.extend_from_slice(&record);
+        encoded.extend_from_slice(configuration);
+        // A vector has room for whatever comes.
+        actions.encode_raw(&mut encoded);
+        encoded.into()
+    }
+
+    fn record(&self, entry: &Arc<Entry>) -> Bytes {
+        let id = entry.image.id;
+        let known = self.0.get(&id).filter(|known| ptr::eq(known.entry.as_ptr(), Arc::as_ptr(entry)));
+        known.map_or_else(
+            || {
+                let record: Bytes = basic(entry.image.clone()).encode_to_vec().into();
+                self.0.insert(id, EncodedRecord { entry: Arc::downgrade(entry), record: record.clone() });
+                record
+            },
+            |known| known.record,
+        )
+    }
 }
 
 fn basic(image: Image) -> wire::Image {

@@ -17,7 +17,9 @@ use super::{
     callers::{self, Callers},
     configuration, cost,
     cursor::Binding,
-    field, image, listing, page, write,
+    field,
+    image::{self, Encoder},
+    listing, page, write,
 };
 use crate::{
     build::BuildId,
@@ -41,12 +43,13 @@ pub(super) struct Images {
     catalog: Catalog,
     feed: Feed,
     callers: Arc<Callers>,
+    encoder: Arc<Encoder>,
     history: Uuid,
 }
 
 impl Images {
     pub(super) fn new(catalog: Catalog, feed: Feed, callers: Arc<Callers>, history: Uuid) -> Self {
-        Self { catalog, feed, callers, history }
+        Self { catalog, feed, callers, encoder: Arc::new(Encoder::new()), history }
     }
 }
 
@@ -74,7 +77,7 @@ impl ImageService for Images {
         let caller = caller(&request)?;
         let id = ImageId(field::id("id", &request.into_inner().id)?);
         let (found, configuration) = self.catalog.image(&caller, id).await?;
-        let image = image::encode(&found, Some(&configuration));
+        let image = self.encoder.encode(&found, Some(&configuration));
         Ok(Response::new(encoded::GetImageResponse { image }))
     }
 
@@ -108,7 +111,7 @@ impl ImageService for Images {
             View::Full => self.catalog.configurations(&page.images).await?,
         };
         let encoded = page.images.iter().zip(&configurations);
-        let encoded = encoded.map(|(found, cached)| image::encode(found, cached.as_deref()));
+        let encoded = encoded.map(|(found, cached)| self.encoder.encode(found, cached.as_deref()));
         let images = page::fitting_by(encoded, bytes::Bytes::len);
         // What did not fit the message is on the next page.
         let next = match page.images.get(images.len()) {
@@ -312,11 +315,11 @@ impl ImageService for Images {
         let place = self.callers.open_stream(&caller)?;
         let watch = self.feed.watch(&caller, query, after, view).await?;
         // It is large, and the stream moves its state with every message.
-        let watch = Box::new(OpenWatch { watch, binding, _place: place });
+        let watch = Box::new(OpenWatch { watch, binding, encoder: Arc::clone(&self.encoder), _place: place });
         let messages = stream::unfold(Some(watch), async |watch| {
             let mut watch = watch?;
             match watch.watch.next().await {
-                Ok(notice) => Some((Ok(message(notice, &watch.binding)), Some(watch))),
+                Ok(notice) => Some((Ok(watch.message(notice)), Some(watch))),
                 Err(error) => Some((Err(Status::from(error)), None)),
             }
         });
@@ -328,7 +331,32 @@ impl ImageService for Images {
 struct OpenWatch {
     watch: ImageWatch,
     binding: Binding,
+    encoder: Arc<Encoder>,
     _place: callers::Place,
+}
+
+impl OpenWatch {
+    fn message(&self, notice: Notice) -> encoded::WatchImagesResponse {
+        use encoded::Event;
+        let encode = |shown: &Shown| self.encoder.encode(&shown.image, shown.configuration.as_deref());
+        let event = match notice.event {
+            WatchEvent::Changed(shown) => {
+                // Once for all watches, of which there are many.
+                let Encoded { image, revision } = shown.encoded(|shown| Encoded {
+                    image: encode(shown),
+                    revision: write_revision(notice.revision),
+                });
+                let (resume_revision, event) = (self.binding.seal(revision), Event::Changed(image.clone()));
+                return encoded::WatchImagesResponse { resume_revision, event: Some(event) };
+            }
+            WatchEvent::Image(shown, _) => Event::Image(encode(&shown)),
+            WatchEvent::Synced => Event::Synced(wire::Synced {}),
+            WatchEvent::Removed(id) => Event::Removed(wire::ImageRemoved { id: id.to_string() }),
+            WatchEvent::Bookmark => Event::Bookmark(wire::Bookmark {}),
+        };
+        let resume_revision = self.binding.seal(&write_revision(notice.revision));
+        encoded::WatchImagesResponse { resume_revision, event: Some(event) }
+    }
 }
 
 fn read_revision(text: &str) -> Option<Revision> {
@@ -338,24 +366,4 @@ fn read_revision(text: &str) -> Option<Revision> {
 
 fn write_revision(Revision { number, nonce }: Revision) -> String {
     format!("{number}.{nonce:x}")
-}
-
-fn message(notice: Notice, binding: &Binding) -> encoded::WatchImagesResponse {
-    use encoded::Event;
-    let encode = |shown: &Shown| image::encode(&shown.image, shown.configuration.as_deref());
-    let event = match notice.event {
-        WatchEvent::Changed(shown) => {
-            // Once for all watches, of which there are many.
-            let Encoded { image, revision } = shown
-                .encoded(|shown| Encoded { image: encode(shown), revision: write_revision(notice.revision) });
-            let (resume_revision, event) = (binding.seal(revision), Event::Changed(image.clone()));
-            return encoded::WatchImagesResponse { resume_revision, event: Some(event) };
-        }
-        WatchEvent::Image(shown, _) => Event::Image(encode(&shown)),
-        WatchEvent::Synced => Event::Synced(wire::Synced {}),
-        WatchEvent::Removed(id) => Event::Removed(wire::ImageRemoved { id: id.to_string() }),
-        WatchEvent::Bookmark => Event::Bookmark(wire::Bookmark {}),
-    };
-    let resume_revision = binding.seal(&write_revision(notice.revision));
-    encoded::WatchImagesResponse { resume_revision, event: Some(event) }
 }

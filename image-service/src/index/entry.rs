@@ -1,11 +1,6 @@
 //! One image as the index holds it, and who asks for it.
 
-use std::{
-    borrow::Cow,
-    sync::{Arc, OnceLock},
-};
-
-use bytes::Bytes;
+use std::{borrow::Cow, sync::Arc};
 
 use super::text::Text;
 use crate::{
@@ -24,7 +19,6 @@ pub(crate) struct Entry {
     pub(super) creator: GranteeDigest,
     pub(super) grants: Grants,
     pub(super) text: Text,
-    encoded: OnceLock<Box<Bytes>>,
 }
 
 /// An image, and what the caller is to it.
@@ -54,7 +48,7 @@ impl Entry {
             (None, None) => Text::Plain(Arc::default()),
         };
         let creator = GranteeDigest::of_subject(&image.creator);
-        Self { image, creator, grants, text, encoded: OnceLock::new() }
+        Self { image, creator, grants, text }
     }
 
     /// Returns the folded text that the image can be found by.
@@ -65,11 +59,6 @@ impl Entry {
     /// Returns how many bytes the text has.
     pub(super) fn text_len(&self) -> usize {
         self.text.len()
-    }
-
-    /// Returns what the transport has made of the image, which it does once.
-    pub(crate) fn encoded(&self, encode: impl FnOnce(&Image) -> Bytes) -> &Bytes {
-        self.encoded.get_or_init(|| Box::new(encode(&self.image)))
     }
 
     /// Returns what a grantee was granted.
