@@ -1,4 +1,4 @@
-//! Compiles the .proto files with protox, so that nobody needs protoc.
+//! Compilation of the `.proto` files with protox, which needs no protoc.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -25,20 +25,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("descriptor_set.bin"), compiler.encode_file_descriptor_set())?;
     let services = tonic_prost_build::configure()
         .bytes(".")
-        // One content has one encoding: repeated requests are told by it.
+        // Equal values have equal encodings, by which repeated requests are recognized.
         .btree_map(".")
-        // Clients hand on many of these, mostly small ones.
+        // Clients pass on many of these events, most of them small.
         .boxed(".trailer.images.v1.WatchImagesResponse.event.image")
         .boxed(".trailer.images.v1.WatchImagesResponse.event.changed")
-        // Workers hold what they do in the order of it.
+        // Workers keep attempts in ordered maps.
         .type_attribute(".trailer.dispatch.v1.Attempt", "#[derive(PartialOrd, Ord)]")
         .extern_path(".google.rpc", "::tonic_types::pb")
-        // The clients' `connect(endpoint)` would clash with the RPC `Connect`: build clients from a channel.
+        // The clients' `connect(endpoint)` would clash with the RPC `Connect`; clients are built from a channel.
         .build_transport(false);
     let mut config = prost_build::Config::new();
     config.service_generator(Box::new(ClientsAndServers {
         clients: services.clone().build_server(false).service_generator(),
-        servers: services.clone().build_client(false).codec_path("crate::encoded::Codec").service_generator(),
+        servers: services.clone().build_client(false).codec_path("crate::codec::Codec").service_generator(),
     }));
     services
         .build_client(false)
@@ -47,7 +47,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Makes the code of both ends, which differ: a server sends images that it has encoded once for many answers.
+/// A generator of clients and servers, which differ.
+///
+/// A server sends images that it has encoded once for many responses.
 struct ClientsAndServers {
     clients: Box<dyn ServiceGenerator>,
     servers: Box<dyn ServiceGenerator>,
@@ -58,7 +60,7 @@ impl ServiceGenerator for ClientsAndServers {
         self.clients.generate(service.clone(), code);
         for method in &mut service.methods {
             if ["GetImage", "ListImages", "WatchImages"].contains(&method.proto_name.as_str()) {
-                method.output_type = format!("crate::encoded::{}Response", method.proto_name);
+                method.output_type = format!("crate::codec::{}Response", method.proto_name);
             }
         }
         self.servers.generate(service, code);

@@ -1,4 +1,4 @@
-//! The command line: every flag has an environment variable of the same name with `TRAILER_` before it.
+//! Command line. Every flag has an environment variable of the same name with the prefix `TRAILER_`.
 
 use std::{
     collections::BTreeMap,
@@ -8,12 +8,12 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use edge::{health::Question, telemetry, tls::ServerFiles};
 use http::Uri;
+use service_runtime::{health::Question, telemetry, tls::ServerFiles};
 
 use crate::{
-    collecting::Collector,
     engine_support::{self, Exceptions},
+    image_gc::ImageGc,
 };
 
 /// Runs Docker builds for an image-service.
@@ -22,28 +22,28 @@ use crate::{
 pub struct Cli {
     #[command(subcommand)]
     question: Option<Asking>,
-    /// For --help, and to refuse what is no flag; a subcommand needs none of them.
+    /// Flags of the default command, for `--help` and to reject unknown flags.
     #[command(flatten)]
     _flags: Option<Config>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Asking {
-    /// Ask a program whether it serves: for health checks of containers. Ends with 0 if it does.
+    /// Check whether a program is serving, for health checks of containers. Exits with 0 if it is.
     Health(Question),
 }
 
-/// What to do.
+/// The command to run.
 #[derive(Debug)]
 pub enum Command {
-    /// Take builds.
+    /// The worker, which takes builds.
     Work(Box<Config>),
-    /// Ask a program whether it serves.
+    /// A health check of a program.
     Health(Question),
 }
 
 impl Cli {
-    /// What the command line says; ends the process where it is wrong.
+    /// Parses the command line; exits the process if it is invalid.
     pub fn parse_command() -> Command {
         match Self::parse().question {
             Some(Asking::Health(question)) => Command::Health(question),
@@ -52,107 +52,106 @@ impl Cli {
     }
 }
 
-/// How to work.
+/// The configuration of a worker.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "build-worker")]
 pub struct Config {
-    /// The image-service to take builds from.
+    /// Address of the image-service to take builds from.
     #[arg(long, env = "TRAILER_SERVER", default_value = "http://127.0.0.1:50051")]
     pub server: String,
 
-    /// The authorities that an https --server is trusted by, a PEM file; those of the system when absent. Where the service asks
-    /// for a certificate, the worker shows that of --tls-cert.
+    /// PEM file with the certificate authorities to trust for an https --server; the system's if absent. If the service
+    /// asks for a client certificate, the worker presents --tls-cert.
     #[arg(long, env = "TRAILER_SERVER_CA", value_name = "FILE")]
     pub server_ca: Option<PathBuf>,
 
-    /// Use a --server or a --listen beyond loopback although the traffic, the token included, is not encrypted: for a network
-    /// that is trusted.
+    /// Allow an unencrypted --server or --listen beyond loopback. The token is not encrypted either: only for a trusted
+    /// network.
     #[arg(long, env = "TRAILER_ALLOW_PLAINTEXT", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_plaintext: bool,
 
     #[command(flatten)]
     pub tls: ServerFiles,
 
-    /// The file that holds the bearer token; read again at every connection, so that it can be renewed.
+    /// File with the bearer token; read again for every connection, so that the token can be renewed.
     #[arg(long, env = "TRAILER_TOKEN_FILE")]
     pub token_file: PathBuf,
 
-    /// The worker's name: the subject of its token.
+    /// Name of the worker: the subject of its token.
     #[arg(long, env = "TRAILER_NAME")]
     pub name: String,
 
-    /// How many builds to run at a time.
+    /// Maximum number of concurrent builds.
     #[arg(long, env = "TRAILER_SLOTS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub slots: u16,
 
-    /// What this worker says of itself, as `key=value`. Repeatable, or separated by commas.
+    /// Labels of this worker, as `key=value`; repeatable, or separated by commas.
     #[arg(long, env = "TRAILER_LABELS", value_delimiter = ',', value_parser = label)]
     pub labels: Vec<(String, String)>,
 
-    /// Where to answer health checks and reflection.
+    /// Address that serves health checks and reflection.
     #[arg(long, env = "TRAILER_LISTEN", default_value = "127.0.0.1:50052")]
     pub listen: SocketAddr,
 
-    /// The Docker Engine: `unix:///path` or `tcp://host:port`.
+    /// Address of the Docker Engine: `unix:///path` or `tcp://host:port`.
     #[arg(long, env = "TRAILER_DOCKER_HOST", default_value = "unix:///var/run/docker.sock")]
     pub docker_host: String,
 
-    /// The control group that the control group of this worker's builds is below, such as `/builds.slice`: bounds set on it hold for
-    /// all builds together. It takes the place of dockerd's --cgroup-parent.
+    /// Parent of the control group of this worker's builds, such as `/builds.slice`. Limits set on it apply to all
+    /// builds together. Overrides dockerd's --cgroup-parent.
     #[arg(long, env = "TRAILER_CGROUP_PARENT", default_value = "", value_parser = cgroup_parent)]
     pub cgroup_parent: String,
 
-    /// The compression of images' layers, where the engine keeps its images in containerd; the engine's choice, gzip, when absent.
-    /// `uncompressed` and `zstd` are faster.
+    /// Compression of image layers, if the engine keeps its images in containerd. The engine's default, gzip, if
+    /// absent; `uncompressed` and `zstd` are faster.
     #[arg(long, env = "TRAILER_COMPRESSION", value_parser = ["uncompressed", "gzip", "estargz", "zstd"])]
     pub compression: Option<String>,
 
-    /// Build although the Docker Engine is too old, for trying out: its builds may reach files of its host, and cancels may not be
-    /// confirmed.
+    /// Build even if the Docker Engine is too old; for evaluation only. Builds may reach files of the engine's host,
+    /// and cancellations may not be confirmed.
     #[arg(long, env = "TRAILER_ALLOW_OLD_ENGINE", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_old_engine: bool,
 
-    /// A known flaw that the Docker Engine does not have although its version says so, such as CVE-2026-33748: for distributions
-    /// that mend older versions. Repeatable, or separated by commas.
+    /// Known flaw, such as CVE-2026-33748, that is fixed in this Docker Engine despite its version. For distributions
+    /// that backport fixes; repeatable, or separated by commas.
     #[arg(long, env = "TRAILER_ENGINE_HAS_FIX", value_name = "CVE", value_delimiter = ',',
         value_parser = clap::builder::PossibleValuesParser::new(engine_support::flaws()))]
     pub engine_has_fix: Vec<String>,
 
-    /// The directory that the engine keeps its images in, for --min-free-disk. The default is the engine's own directory and, where
-    /// containerd keeps its images, /var/lib/containerd.
+    /// Directory in which the engine keeps its images, for --min-free-disk. Defaults to the engine's data directory
+    /// and, if containerd keeps the images, /var/lib/containerd.
     #[arg(long, env = "TRAILER_IMAGE_DIR")]
     pub image_dir: Option<PathBuf>,
 
-    /// The directory of the Docker configuration, whose `config.json` holds credentials for registries or names credential
-    /// helpers, and the proxies of builds; it need not exist. The default is `$DOCKER_CONFIG`, or else `.docker` in the home directory.
+    /// Docker configuration directory; need not exist. Its `config.json` holds registry credentials or names credential
+    /// helpers, and sets the proxies of builds. Defaults to `$DOCKER_CONFIG`, or else `.docker` in the home directory.
     #[arg(long, env = "TRAILER_DOCKER_CONFIG")]
     pub docker_config: Option<PathBuf>,
 
-    /// How many bytes of log lines to keep of one build, 32 more counted for each line; of what is over it, only the end
-    /// is kept.
+    /// Maximum size of a build's log, in bytes, with 32 more counted for each line. Of the excess only the end is kept.
     #[arg(long, env = "TRAILER_LOG_LIMIT", default_value_t = 64 * 1024 * 1024)]
     pub log_limit: usize,
 
-    /// Where to keep what the service has not taken yet and memory cannot hold; made when missing. The default is
-    /// `trailer-spool-` with the worker's name in the system's directory for temporary files.
+    /// Directory for unacknowledged events that do not fit in memory; created if missing. Defaults to `trailer-spool-`
+    /// and the worker's name in the system's temporary directory.
     #[arg(long, env = "TRAILER_SPOOL_DIR")]
     pub spool_dir: Option<PathBuf>,
 
-    /// How many bytes of one build to keep there at most; with 0 none are.
+    /// Maximum size of a build's events in the spool, in bytes; 0 to use no disk.
     #[arg(long, env = "TRAILER_SPOOL_LIMIT", default_value_t = 256 * 1024 * 1024)]
     pub spool_limit: u64,
 
-    /// How many bytes have to be free where the spool is, and where the engine keeps its images if that is on this host: below,
-    /// no build is begun and health says NOT_SERVING.
+    /// Minimum free disk space for the spool, and for the engine's images if on this host, in bytes. Below it no build
+    /// starts and health is NOT_SERVING.
     #[arg(long, env = "TRAILER_MIN_FREE_DISK", default_value_t = 512 * 1024 * 1024)]
     pub min_free_disk: u64,
 
-    /// How often to look for images that this worker has made and nothing needs any more, at least 100ms; what a build has replaced
-    /// is looked for soon after it.
+    /// Interval between garbage collections of the images that this worker has made, at least 100ms. An image that a
+    /// build has replaced is collected soon after the build.
     #[arg(long, env = "TRAILER_COLLECT_EVERY", default_value = "1m", value_parser = humantime::parse_duration)]
     pub collect_every: Duration,
 
-    /// How long running builds may go on after SIGTERM before they are handed back.
+    /// Time that running builds may take to finish after SIGTERM before they are handed back.
     #[arg(long, env = "TRAILER_DRAIN_GRACE", default_value = "30s", value_parser = humantime::parse_duration)]
     pub drain_grace: Duration,
 
@@ -161,7 +160,11 @@ pub struct Config {
 }
 
 impl Config {
-    /// Checks what no single flag can: `Err` says which flags do not fit, and why.
+    /// Checks the constraints that parsing a single flag cannot check.
+    ///
+    /// # Errors
+    ///
+    /// Returns a message that names the flag at fault and the reason.
     pub(crate) fn check(&self) -> Result<(), String> {
         let server: Uri = self.server.parse().map_err(|_| format!("--server {:?} is no URL", self.server))?;
         let host = server.host().unwrap_or_default().trim_matches(['[', ']']);
@@ -195,13 +198,13 @@ impl Config {
         {
             return Err(format!("--image-dir {} is no directory", directory.display()));
         }
-        if self.collect_every < Collector::SHORTEST_PAUSE {
-            return Err(format!("--collect-every must be at least {:?}", Collector::SHORTEST_PAUSE));
+        if self.collect_every < ImageGc::SHORTEST_PAUSE {
+            return Err(format!("--collect-every must be at least {:?}", ImageGc::SHORTEST_PAUSE));
         }
         Ok(())
     }
 
-    /// Returns the operator's exceptions from what an engine's version says.
+    /// Returns the operator's exceptions to the rules about engine versions.
     pub(crate) fn exceptions(&self) -> Exceptions {
         Exceptions { allow_old: self.allow_old_engine, fixed: self.engine_has_fix.clone() }
     }
@@ -225,7 +228,9 @@ impl Config {
     }
 }
 
-/// A name is any text. Two that become the same may share a directory.
+/// Replaces a character that is unsafe in a path.
+///
+/// A worker's name is any text. Two names that become the same may share a directory.
 fn safe_in_a_path(character: char) -> char {
     if character.is_ascii_alphanumeric() || "-_.".contains(character) { character } else { '_' }
 }
@@ -237,7 +242,9 @@ fn label(text: &str) -> Result<(String, String), String> {
         .ok_or_else(|| "must be key=value".to_owned())
 }
 
-/// A path without detours. BuildKit takes a name that ends in a colon for something else.
+/// Parses the path of a control group, without `.` or `..` in it.
+///
+/// BuildKit gives a name that ends in a colon another meaning.
 fn cgroup_parent(text: &str) -> Result<String, String> {
     let is_plain = |part: &str| !matches!(part, "." | "..") && !part.contains(char::is_control);
     if text.split('/').all(is_plain) && !text.ends_with(':') {

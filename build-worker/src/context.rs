@@ -1,5 +1,6 @@
-//! The build context: a small tar of single files, made in memory; an archive that was uploaded, fetched into the spool; or what
-//! the engine itself gets from a URL.
+//! Build contexts: a small tar packed in memory, an uploaded archive in the spool, or a remote URL.
+//!
+//! The tar holds single files; the archive is fetched from the service; the URL is fetched by the engine itself.
 
 use std::{
     fmt,
@@ -18,29 +19,31 @@ use ring::digest::{Context as Hashing, SHA256};
 
 use crate::spool::SpoolFile;
 
-/// Where the engine finds a Dockerfile that is given as a text.
+/// Path of a Dockerfile that is given as text, in its context.
 pub(crate) const DOCKERFILE: &str = "Dockerfile";
 
-/// Where the engine gets a context from.
+/// The source of a build context.
 pub(crate) enum Context {
     /// An archive in memory.
     Small(Bytes),
     /// An archive in the spool.
     Large(Arc<LargeContext>),
-    /// A URL.
+    /// A URL that the engine fetches.
     Remote(String),
 }
 
-/// An archive on its way into the spool. A Dockerfile that is given as a text takes the place of its own.
+/// An archive that is being received into the spool.
+///
+/// A Dockerfile that is given as text replaces the archive's own.
 pub(crate) struct Incoming<'a> {
     build: &'a DockerBuild,
     hashing: Hashing,
-    /// None as long as its bytes are kept as they come.
+    /// Decoder of the archive; `None` while its bytes are stored unchanged.
     tar: Option<Tar>,
     context: LargeContext,
 }
 
-/// An archive in the spool. It is gone when it is dropped.
+/// An archive in the spool; dropping it removes it.
 #[derive(Debug)]
 pub(crate) struct LargeContext {
     file: Box<dyn SpoolFile>,
@@ -48,10 +51,14 @@ pub(crate) struct LargeContext {
 }
 
 impl Context {
-    /// The bytes of one message to the engine.
+    /// Size of a message to the engine, in bytes.
     const CHUNK: usize = 256 * 1024;
 
-    /// Returns the archive, from its beginning; none when the engine itself gets it.
+    /// Returns the archive from its beginning, or `None` if the engine fetches the context itself.
+    ///
+    /// # Errors
+    ///
+    /// The stream yields an error if the spool cannot be read.
     pub(crate) fn bytes(&self) -> Option<BoxStream<'static, io::Result<Bytes>>> {
         match self {
             Self::Small(archive) => {
@@ -68,26 +75,34 @@ impl Context {
     }
 }
 
-/// Where the Dockerfile of a build lies in its context.
+/// Returns the path of a build's Dockerfile in its context.
 pub(crate) fn dockerfile_path(build: &DockerBuild) -> String {
     let path = if build.dockerfile_path.is_empty() { DOCKERFILE } else { &build.dockerfile_path };
     path.to_owned()
 }
 
-/// Returns the names of a Dockerfile's stages in their order, as BuildKit shows them; none of a text that it would not take.
+/// Returns the names of a Dockerfile's stages in order, as BuildKit shows them.
+///
+/// Returns no names for text that BuildKit would reject.
 pub(crate) fn stages(dockerfile: &str) -> Vec<String> {
     let Ok(dockerfile) = parse_dockerfile::parse(dockerfile) else { return Vec::new() };
     let count = dockerfile.stages().len();
     let name = |(number, stage): (usize, parse_dockerfile::Stage<'_, '_>)| match &stage.from.as_ {
         Some((_, name)) => name.value.to_lowercase(),
-        // BuildKit gives a Dockerfile's only stage no name.
+        // BuildKit does not name the only stage of a Dockerfile.
         None if count == 1 => String::new(),
         None => format!("stage-{number}"),
     };
     dockerfile.stages().enumerate().map(name).collect()
 }
 
-/// Packs a build's Dockerfile and files. Equal builds give equal bytes, so that the engine's cache knows them again.
+/// Packs a build's Dockerfile and files into a tar.
+///
+/// Equal builds give equal bytes, so that they hit the engine's cache.
+///
+/// # Errors
+///
+/// Returns an error if a path does not fit in a tar.
 pub(crate) fn pack(build: &DockerBuild) -> io::Result<Bytes> {
     let mut archive = tar::Builder::new(Vec::new());
     append(&mut archive, DOCKERFILE, build.dockerfile.as_bytes(), 0o644)?;
@@ -107,13 +122,17 @@ fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, content: &[u8], mode:
 }
 
 impl<'a> Incoming<'a> {
-    /// Nothing has come yet. `file` has no content.
+    /// Starts receiving an archive into `file`, which must be empty.
     pub(crate) fn new(build: &'a DockerBuild, file: Box<dyn SpoolFile>) -> Self {
         let context = LargeContext { file, length: 0 };
         Self { build, hashing: Hashing::new(&SHA256), tar: None, context }
     }
 
-    /// Takes in the next part.
+    /// Receives the next part.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the part cannot be unpacked or written to the spool.
     pub(crate) async fn take(&mut self, part: FetchContextResponse) -> io::Result<()> {
         let FetchContextResponse { chunk, gzip, end } = part;
         self.hashing.update(&chunk);
@@ -127,7 +146,11 @@ impl<'a> Incoming<'a> {
         Ok(())
     }
 
-    /// All of it has come; none if it is not what was named.
+    /// Completes the archive; returns `None` if its digest is not the one that the build names.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the archive is truncated or cannot be written to the spool.
     pub(crate) async fn finish(self) -> io::Result<Option<LargeContext>> {
         let Self { build, hashing, tar, mut context } = self;
         let digits: String = hashing.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
@@ -136,7 +159,7 @@ impl<'a> Incoming<'a> {
         }
         if let Some(tar) = tar {
             context.append(tar.finish()?).await?;
-            // What comes last counts.
+            // The last entry of a path wins.
             let mut rest = tar::Builder::new(Vec::new());
             append(&mut rest, DOCKERFILE, build.dockerfile.as_bytes(), 0o644)?;
             context.append(rest.into_inner()?).await?;
@@ -145,20 +168,20 @@ impl<'a> Incoming<'a> {
     }
 }
 
-/// An archive on its way to become a tar without an end, so that something can be appended.
+/// A decoder that strips the end of a tar, so that entries can be appended.
 enum Tar {
     Plain(Beginning),
     Gzip(Box<MultiGzDecoder<Beginning>>),
 }
 
-/// The bytes before the end, as they come.
+/// The bytes before the end of a tar.
 struct Beginning {
     left: usize,
     bytes: Vec<u8>,
 }
 
 impl Tar {
-    /// How much is unpacked at once. It may unpack to a thousand times as much.
+    /// Number of bytes to unpack at once; they may unpack to a thousand times as many.
     const SLICE: usize = 4 * 1024;
 
     fn new(gzip: bool, end: i64) -> Self {
@@ -194,7 +217,7 @@ impl Write for Beginning {
         let taken = bytes.len().min(self.left);
         self.left -= taken;
         self.bytes.extend(&bytes[..taken]);
-        // What marks the end is passed over.
+        // The bytes of the end are discarded.
         Ok(bytes.len())
     }
 
@@ -215,7 +238,7 @@ impl LargeContext {
         Ok(())
     }
 
-    /// Its bytes, from the beginning.
+    /// Streams the archive from its beginning.
     fn into_stream(self: Arc<Self>) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
         stream::try_unfold((self, 0), |(context, offset)| async move {
             let length = Self::READ.min(context.length - offset);

@@ -1,7 +1,7 @@
-//! The Docker Engine: builds by BuildKit's Control API; pulls, pushes, commits, tags and images by the engine's own. Only this
-//! module names bollard.
+//! Client of the Docker Engine. Only this module names bollard.
 //!
-//! Every piece of work gets connections of its own, so that it can be ended by closing them, and leaves no session behind.
+//! Builds use BuildKit's Control API; pulls, pushes, commits, tags and images use the engine's own. Each piece of work
+//! has its own connections, so that closing them ends it and leaves no session behind.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -27,12 +27,12 @@ use self::{
 };
 use crate::{
     engine::{
-        BuildOrder, BuiltImage, Engine, EngineError, EngineImage, EngineInfo, LabelledImage, RunningWork,
-        Told,
+        BuildOrder, BuiltImage, Engine, EngineError, EngineEvent, EngineImage, EngineInfo, LabelledImage,
+        RunningWork,
     },
     fault::Fault,
     reference,
-    registries::Registries,
+    registry_credentials::DockerConfig,
 };
 
 mod connection;
@@ -44,54 +44,54 @@ mod solve;
 mod squash;
 mod transfers;
 
-/// A Docker Engine.
+/// A client of a Docker Engine.
 #[derive(Clone, Debug)]
 pub(crate) struct DockerEngine {
     docker: Docker,
     connections: Connections,
-    registries: Registries,
+    docker_config: DockerConfig,
 }
 
-/// Something that the engine runs, over connections of its own.
+/// Work that the engine runs over connections of its own.
 #[derive(Debug)]
 struct DockerWork {
     runs_processes: bool,
     cancel: CancellationToken,
-    /// Bounded: when nobody reads on, the engine's stream is not read either.
-    told: mpsc::Receiver<Result<Told, EngineError>>,
+    /// Progress of the work. The channel is bounded, so that a slow reader applies backpressure to the engine.
+    told: mpsc::Receiver<Result<EngineEvent, EngineError>>,
     _reader: AbortOnDropHandle<()>,
     _close: DropGuard,
 }
 
 impl DockerEngine {
     const TIMEOUT_SECONDS: u64 = 60;
-    /// Nothing bounds how long a pull, a push or a commit takes but whoever waits for it.
+    /// Timeout of pulls, pushes and commits, in seconds; so long that only the caller limits them.
     const WORK_TIMEOUT_SECONDS: u64 = 24 * 3600;
     const TOLD: usize = 16;
-    /// The times that a list is asked for, which fails when an image is removed meanwhile.
+    /// Maximum number of attempts to list images, which fails if an image is removed meanwhile.
     const LIST_TRIES: u32 = 3;
-    /// A reference that no image has: whether its lookup works shows that the image store does.
+    /// A reference that no image has; looking it up shows whether the image store works.
     const NO_REFERENCE: &str = "trailer.invalid/none";
     const CONTAINERD_STORE: &str = "io.containerd.snapshotter.v1";
 
-    /// Takes an address, `unix:///path` or `tcp://host:port`. Nothing is sent yet.
+    /// Creates a client of the engine at `unix:///path` or `tcp://host:port`; sends nothing yet.
     ///
     /// # Errors
     ///
-    /// The address is none.
-    pub(crate) fn new(address: &str, registries: Registries) -> Result<Self, EngineError> {
+    /// Returns [`EngineError::Refused`] if the address is invalid.
+    pub(crate) fn new(address: &str, docker_config: DockerConfig) -> Result<Self, EngineError> {
         let host = Host::parse(address).map_err(EngineError::Refused)?;
         let connections = Connections::new(host);
         let docker = connect(&connections, Self::TIMEOUT_SECONDS)?;
-        Ok(Self { docker, connections, registries })
+        Ok(Self { docker, connections, docker_config })
     }
 
-    /// Returns whether the engine's processes run on this host, as far as the address tells.
+    /// Reports whether the engine's processes run on this host, as far as the address tells.
     pub(crate) fn is_local(&self) -> bool {
         matches!(self.connections.host(), Host::Unix(_))
     }
 
-    /// Runs something over connections of its own, and passes on what the engine says of it.
+    /// Runs work over connections of its own and relays the engine's messages about it.
     fn run<F>(
         connections: Connections,
         cancel: CancellationToken,
@@ -111,7 +111,7 @@ impl DockerEngine {
         })
     }
 
-    /// Builds, and squashes where that is wanted; none when it was cancelled.
+    /// Builds an image, and squashes it if requested; returns `None` if the build was cancelled.
     async fn build_image(
         &self,
         connections: &Connections,
@@ -126,7 +126,7 @@ impl DockerEngine {
             return Ok(Some(built));
         }
         let squashed = self.solve(connections, &squash::order(connections, order).await?, cancel, tell).await;
-        // It has lost its only name, or goes with that.
+        // The squashed image has taken its only name, or else it is removed with that name.
         if let Err(error) = self.remove(&built.id).await {
             tracing::warn!(id = built.id, %error, "cannot remove what was squashed");
         }
@@ -140,7 +140,7 @@ impl DockerEngine {
         cancel: &CancellationToken,
         tell: &Teller,
     ) -> Result<Option<BuiltImage>, EngineError> {
-        let open = Control::open(connections, Arc::clone(&order.context), self.registries.clone());
+        let open = Control::open(connections, Arc::clone(&order.context), self.docker_config.clone());
         let Some(control) = cancel.run_until_cancelled(open).await else {
             return Ok(None);
         };
@@ -160,7 +160,9 @@ impl DockerEngine {
         }
     }
 
-    /// Returns the bytes that an image takes on the engine's disk. Where containerd stores it, inspecting it tells less.
+    /// Returns the size of an image on the engine's disk, in bytes.
+    ///
+    /// Inspecting an image reports less if containerd stores it, so its size is then taken from the list of images.
     async fn size(&self, name: &str, image: &ImageInspect) -> Result<i64, EngineError> {
         let inspected = image.size.unwrap_or(0);
         if has_graph_driver(image) {
@@ -173,13 +175,16 @@ impl DockerEngine {
     }
 }
 
-/// Returns whether a graph driver holds an image. Only containerd's store tells nothing of the driver's data.
+/// Reports whether a graph driver holds an image.
+///
+/// Only containerd's store returns no data of the driver.
 fn has_graph_driver(image: &ImageInspect) -> bool {
     image.graph_driver.as_ref().is_some_and(|driver| !driver.data.is_empty())
 }
 
-/// Returns the digest of an image's configuration; empty when the engine does not tell it, as Docker before 28 does not where
-/// containerd stores the images.
+/// Returns the digest of an image's configuration; empty if the engine does not report it.
+///
+/// Docker before 28 does not report it for images that containerd stores.
 fn config_digest(image: &ImageInspect) -> String {
     if has_graph_driver(image) {
         return image.id.clone().unwrap_or_default();
@@ -213,10 +218,10 @@ impl Engine for DockerEngine {
             async move |tell: Teller| {
                 let last = match engine.build_image(&connections, &order, &cancel, &tell).await {
                     Ok(None) => return,
-                    Ok(Some(built)) => Ok(Told::Built(built)),
+                    Ok(Some(built)) => Ok(EngineEvent::Built(built)),
                     Err(error) => Err(error),
                 };
-                // Whoever does not listen any more need not hear it.
+                // The receiver may be gone.
                 let _ = tell.send(last).await;
             }
         };
@@ -324,7 +329,7 @@ impl Engine for DockerEngine {
 
 #[tonic::async_trait]
 impl RunningWork for DockerWork {
-    async fn next(&mut self) -> Option<Result<Told, EngineError>> {
+    async fn next(&mut self) -> Option<Result<EngineEvent, EngineError>> {
         self.told.recv().await
     }
 
@@ -338,7 +343,7 @@ impl RunningWork for DockerWork {
 }
 
 fn connect(connections: &Connections, timeout_seconds: u64) -> Result<Docker, EngineError> {
-    // The host of this address is of no account: the connections know where to.
+    // The host in this address is ignored, because the transport knows the engine's address.
     let docker = Docker::connect_with_custom_transport(
         connections.transport(),
         Some("http://docker"),

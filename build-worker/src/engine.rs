@@ -1,4 +1,6 @@
-//! What a worker needs of a Docker Engine. `docker` is the real one; a simulation brings its own.
+//! The parts of a Docker Engine that a worker needs.
+//!
+//! The real implementation is in `docker`; a simulation has its own.
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
@@ -8,11 +10,11 @@ use crate::{context::Context, fault::Fault};
 /// A Docker Engine with BuildKit.
 #[tonic::async_trait]
 pub(crate) trait Engine: fmt::Debug + Send + Sync {
-    /// Returns the engine's description of itself. It answers, and so does its image store.
+    /// Returns the engine's description of itself, if the engine and its image store respond.
     ///
     /// # Errors
     ///
-    /// The engine or its image store is away.
+    /// Returns an error if the engine or its image store is unavailable.
     async fn info(&self) -> Result<EngineInfo, EngineError>;
 
     /// Starts a build.
@@ -21,24 +23,28 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// Starts a pull.
     fn pull(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError>;
 
-    /// Starts a push of what has that name.
+    /// Starts a push of the image with this name.
     fn push(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError>;
 
-    /// The digest that the registry of a reference has for it.
+    /// Returns the digest that the registry has for a reference.
     async fn registry_digest(&self, reference: &str) -> Result<String, EngineError>;
 
-    /// Gives an image another name, `repository:tag`.
+    /// Adds a name, `repository:tag`, to an image.
     async fn tag(&self, image: &str, name: &str) -> Result<(), EngineError>;
 
-    /// Takes a name from its image; the image goes, too, if that was its last one. Fine when there is no such name.
+    /// Removes a name from its image, and the image itself if that was its last name.
+    ///
+    /// Succeeds if there is no such name.
     async fn untag(&self, name: &str) -> Result<(), EngineError>;
 
-    /// The labels of a container; `None` when there is no such container.
+    /// Returns the labels of a container, or `None` if there is no such container.
     async fn container_labels(&self, container: &str)
     -> Result<Option<HashMap<String, String>>, EngineError>;
 
-    /// Commits a container into an image of that name, with these labels beside its own, and answers the image's id. The
-    /// container is paused meanwhile, and goes on whatever becomes of the caller.
+    /// Commits a container to an image with this name and returns the image's ID.
+    ///
+    /// The image has these labels in addition to the container's. The container is paused meanwhile, and resumes even
+    /// if the caller goes away.
     async fn commit(
         &self,
         container: &str,
@@ -46,109 +52,111 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
         labels: HashMap<String, String>,
     ) -> Result<String, EngineError>;
 
-    /// The images that have all of these labels.
+    /// Returns the images that have all of these labels.
     async fn labelled(&self, labels: &[(&str, &str)]) -> Result<Vec<LabelledImage>, EngineError>;
 
-    /// Removes an image of that id, with its name; whether it is gone. What has names in several repositories, or is used by a
-    /// container, stays.
+    /// Removes the image with this ID, including its name, and reports whether it is gone.
+    ///
+    /// An image with names in several repositories, or in use by a container, is kept.
     async fn remove(&self, id: &str) -> Result<bool, EngineError>;
 
-    /// Returns the image of that name or id.
+    /// Returns the image with this name or ID.
     async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError>;
 }
 
-/// A build, a pull or a push that the engine runs. Dropping it closes its connections, which makes the engine stop, too, but
-/// nobody sees it.
+/// A build, pull or push that the engine runs.
+///
+/// Dropping it closes its connections. That makes the engine stop, too, but unobserved.
 #[tonic::async_trait]
 pub(crate) trait RunningWork: fmt::Debug + Send {
-    /// Returns what the engine says next; `None` when it has ended. May be dropped and called again: nothing is lost.
-    async fn next(&mut self) -> Option<Result<Told, EngineError>>;
+    /// Returns the engine's next message, or `None` once the work has ended. Cancel safe.
+    async fn next(&mut self) -> Option<Result<EngineEvent, EngineError>>;
 
-    /// Returns whether its steps are processes on the engine's host.
+    /// Reports whether its steps are processes on the engine's host.
     fn runs_processes(&self) -> bool;
 
-    /// Makes the engine end it. It has ended when [`Self::next`] says so.
+    /// Makes the engine end the work, which has ended once [`Self::next`] returns `None`.
     fn cancel(&self);
 }
 
-/// What the engine shall build.
+/// A build for the engine to run.
 #[derive(Debug)]
 pub(crate) struct BuildOrder {
-    /// Unique to the attempt: names the build to the engine.
+    /// Name of the build in the engine, unique to the attempt.
     pub(crate) name: String,
-    /// The tag that the image gets, `repository:tag`.
+    /// Tag of the resulting image, `repository:tag`.
     pub(crate) tag: String,
-    /// The context, the Dockerfile included.
+    /// Build context, including the Dockerfile.
     pub(crate) context: Arc<Context>,
-    /// Where the Dockerfile lies in it.
+    /// Path of the Dockerfile in the context.
     pub(crate) dockerfile: String,
-    /// The names of the Dockerfile's stages in their order, as the engine calls them; empty when they are not known.
+    /// Names of the Dockerfile's stages in order, as the engine shows them; empty if unknown.
     pub(crate) stages: Vec<String>,
-    /// The labels of the image.
+    /// Labels of the image.
     pub(crate) labels: HashMap<String, String>,
-    /// The values of ARG instructions.
+    /// Values of `ARG` instructions.
     pub(crate) build_args: HashMap<String, String>,
-    /// The stage to build; the last one when empty.
+    /// Stage to build; the last one if empty.
     pub(crate) target: String,
-    /// Whether registries are asked for newer base images.
+    /// Set if registries are asked for newer base images.
     pub(crate) pull_base: bool,
-    /// Whether nothing is taken from the cache.
+    /// Set if the cache is not used.
     pub(crate) no_cache: bool,
-    /// Whether the layers are squashed into one.
+    /// Set if the layers are squashed into one.
     pub(crate) squash: bool,
-    /// The control group below which the processes of its steps are.
+    /// Parent control group of the processes of its steps.
     pub(crate) cgroup_parent: String,
-    /// The compression of layers, where the engine's image store compresses them; the engine's choice when empty.
+    /// Compression of layers, if the engine's image store compresses them; the engine's default if empty.
     pub(crate) compression: String,
 }
 
-/// What the engine says of its work.
+/// A message of the engine about its work.
 #[derive(Debug)]
-pub(crate) enum Told {
-    /// Steps and what they print.
+pub(crate) enum EngineEvent {
+    /// Changes of steps, and their output.
     Progress(Vec<Progress>),
-    /// The image is built.
+    /// The image that was built.
     Built(BuiltImage),
-    /// Some of the progress could not be had, for this reason.
+    /// A gap in the progress, with its reason.
     Gap(&'static str),
 }
 
-/// An image that a build has made.
+/// An image that a build has produced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BuiltImage {
-    /// The engine's identifier of it.
+    /// ID of the image in the engine.
     pub(crate) id: String,
-    /// The digest of its configuration, the same on every engine; empty when the engine does not tell it.
+    /// Digest of its configuration, the same on every engine; empty if the engine does not report it.
     pub(crate) config_digest: String,
 }
 
 /// An engine's description of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct EngineInfo {
-    /// Identifies the engine, for as long as it keeps its data.
+    /// ID of the engine, stable for as long as it keeps its data.
     pub(crate) id: String,
-    /// Its version, such as `26.1.5+dfsg1`.
+    /// Version of the engine, such as `26.1.5+dfsg1`.
     pub(crate) version: String,
-    /// The directory that it keeps its data in, on its host.
+    /// Data directory of the engine, on its host.
     pub(crate) root: String,
-    /// Whether containerd stores its images, rather than a graph driver below `root`.
+    /// Set if containerd stores the images, rather than a graph driver below `root`.
     pub(crate) has_containerd_store: bool,
-    /// Its process, when that can be seen from here.
+    /// Process of the engine, if it is visible from here.
     pub(crate) pid: Option<i32>,
 }
 
 /// An image in the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct EngineImage {
-    /// The engine's identifier of it.
+    /// ID of the image in the engine.
     pub(crate) id: String,
-    /// The digest of its configuration; empty when the engine does not tell it.
+    /// Digest of its configuration; empty if the engine does not report it.
     pub(crate) config_digest: String,
-    /// The bytes that it takes on the engine's disk, layers that it shares with others included.
+    /// Size on the engine's disk, in bytes, including layers that it shares with other images.
     pub(crate) size_bytes: i64,
-    /// The names that registries have for it, `repository@sha256:…`, as far as it was pulled or pushed.
+    /// Names in registries, `repository@sha256:…`, known from pulls and pushes.
     pub(crate) repo_digests: Vec<String>,
-    /// Its names, each `repository:tag`.
+    /// Names of the image, each `repository:tag`.
     pub(crate) names: Vec<String>,
     pub(crate) labels: HashMap<String, String>,
 }
@@ -156,23 +164,23 @@ pub(crate) struct EngineImage {
 /// An image that was found by its labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LabelledImage {
-    /// The engine's identifier of it.
+    /// ID of the image in the engine.
     pub(crate) id: String,
-    /// Its names, each `repository:tag`.
+    /// Names of the image, each `repository:tag`.
     pub(crate) names: Vec<String>,
     pub(crate) labels: HashMap<String, String>,
 }
 
-/// What the engine could not do.
+/// A failure of the engine to do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EngineError {
-    /// The engine works, and refuses or has failed what it was asked for.
+    /// A request that was refused or failed, while the engine works.
     #[error("{0}")]
     Refused(String),
-    /// The engine works, and could not reach something that it needed for it.
+    /// A request that failed because another system could not be reached, while the engine works.
     #[error("{0}")]
     Unreachable(String),
-    /// The engine does not work, or cannot be reached.
+    /// An engine that does not work or cannot be reached.
     #[error("the Docker Engine: {0}")]
     Broken(String),
 }

@@ -1,6 +1,7 @@
-//! The engines that are built on, and the known flaws of those that are.
+//! Supported engines, and their known flaws.
 //!
-//! An engine tells its own version only: neither that of its BuildKit nor what a distribution has mended in it.
+//! An engine reports only its own version: neither that of its BuildKit nor the fixes that a distribution has
+//! backported.
 
 use std::fmt;
 
@@ -8,46 +9,48 @@ use proto::dispatch::WithheldAbility;
 
 use crate::engine::EngineInfo;
 
-/// The use that can be made of an engine.
+/// The extent to which an engine is supported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct EngineSupport {
-    /// Why nothing is built on it; none when builds are.
+    /// Reason why no builds run on it; `None` if builds run.
     pub(crate) unsupported: Option<String>,
-    /// The abilities that are withheld although it is built on.
+    /// Abilities that are withheld because of flaws, even if builds run.
     pub(crate) withheld: Vec<WithheldAbility>,
 }
 
 /// The operator's exceptions.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Exceptions {
-    /// Build on engines that are too old.
+    /// Set if builds may run on engines that are too old.
     pub(crate) allow_old: bool,
-    /// The flaws that the engine does not have although its version says so, such as `CVE-2026-33748`.
+    /// Flaws that the engine does not have despite its version, such as `CVE-2026-33748`.
     pub(crate) fixed: Vec<String>,
 }
 
-/// The version of an engine: of `26.1.5+dfsg1` the numbers.
+/// The version of an engine, such as the numbers of `26.1.5+dfsg1`.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Version(u16, u16, u16);
 
-/// A flaw of BuildKit that lets a build reach what is not its own.
+/// A flaw of BuildKit that lets a build reach resources that are not its own.
 struct Flaw {
     name: &'static str,
-    /// What is withheld; none where nothing may be built.
+    /// Ability to withhold; `None` if no builds may run at all.
     ability: Option<&'static str>,
-    /// The first version of each branch that does not have it; later branches do not, either.
+    /// First version of each branch without the flaw; later branches do not have it, either.
     fixed_in: &'static [Version],
 }
 
-/// Builds of a remote Git repository of which only a directory is the context.
+/// Ability to build a remote Git repository of which only a directory is the context.
 pub(crate) const REMOTE_DIRECTORY: &str = "remote-directory";
 
-/// Docker before 25.0.2 has all of the first three; 24.0.9 has mended its runc, and not its BuildKit.
+/// Known flaws of BuildKit.
+///
+/// Docker before 25.0.2 has all of the first three; 24.0.9 has a fixed runc, but no fixed BuildKit.
 const FLAWS: [Flaw; 5] = [
     Flaw { name: "CVE-2024-23651", ability: None, fixed_in: &[Version(25, 0, 2)] },
     Flaw { name: "CVE-2024-23652", ability: None, fixed_in: &[Version(25, 0, 2)] },
     Flaw { name: "CVE-2024-23653", ability: None, fixed_in: &[Version(25, 0, 2)] },
-    // Frontends that a Dockerfile names are never run, on no engine.
+    // A frontend that a Dockerfile names is never run, on any engine.
     Flaw {
         name: "CVE-2026-33747",
         ability: Some("foreign-frontends"),
@@ -61,10 +64,10 @@ const FLAWS: [Flaw; 5] = [
 ];
 
 impl EngineSupport {
-    /// The oldest version that is built on.
+    /// Oldest supported version.
     const OLDEST: Version = Version(25, 0, 2);
 
-    /// Returns what an engine of this version is good for.
+    /// Returns the support for an engine, given the operator's exceptions.
     pub(crate) fn new(engine: &EngineInfo, exceptions: &Exceptions) -> Self {
         let Some(version) = Version::parse(&engine.version) else {
             let unsupported =
@@ -104,12 +107,12 @@ impl EngineSupport {
                 fixed_in: flaw.fixed_in.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
             })
         });
-        // An operator who says what a flawed engine does not have has to say so of each, and the age stays.
+        // An operator has to name each flaw that is fixed, and the age of the engine still counts.
         let is_refused = (is_old || !fatal.is_empty()) && !exceptions.allow_old;
         Self { unsupported: is_refused.then(reasons), withheld: withheld.collect() }
     }
 
-    /// Logs what an operator may not expect.
+    /// Logs the reason why no builds run, or else the withheld abilities.
     pub(crate) fn log(&self) {
         if let Some(reason) = &self.unsupported {
             tracing::error!("{reason}; nothing is built");
@@ -125,14 +128,14 @@ impl EngineSupport {
         }
     }
 
-    /// Returns whether an ability is withheld.
+    /// Reports whether an ability is withheld.
     pub(crate) fn withholds(&self, ability: &str) -> bool {
         self.withheld.iter().any(|withheld| withheld.ability == ability)
     }
 }
 
 impl Exceptions {
-    /// Returns what the operator has to know of them; none when there is nothing to say.
+    /// Returns a warning for the operator about these exceptions, if one is needed.
     pub(crate) fn warning(&self) -> Option<&'static str> {
         self.allow_old.then_some(
             "--allow-old-engine: builds run although the Docker Engine is too old; they may reach files of its host, and cancels \
@@ -141,7 +144,7 @@ impl Exceptions {
     }
 }
 
-/// Returns the names of flaws that an operator may say are mended.
+/// Returns the names of the flaws that an operator may declare fixed.
 pub(crate) fn flaws() -> impl Iterator<Item = &'static str> {
     FLAWS.iter().map(|flaw| flaw.name)
 }

@@ -1,25 +1,26 @@
-//! Whose fault an error of the engine is: one table for builds, base images, contexts, pulls and pushes.
+//! Attribution of engine errors: one table for builds, base images, contexts, pulls and pushes.
 //!
-//! An engine passes on what registries, Git servers and its own parts have said as text, so most of it can only be told by its
-//! words. What cannot be reached, or is busy, is worth another attempt and says nothing about the engine.
+//! An engine passes on as text what registries, Git servers and its own parts have reported, so most errors can only be
+//! told apart by their words. An error about a system that is unreachable or busy is worth a retry and says nothing
+//! about the engine.
 
-/// The party that has to act.
+/// The party that has to act on an error.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Whoever wrote the configuration: a step has failed, or something was refused or does not exist.
+    /// The author of the configuration: a step failed, or something was refused or does not exist.
     User,
-    /// Something that the engine talks to: it cannot be reached, or is too busy to answer.
+    /// A system that the engine talks to: it cannot be reached, or is too busy to respond.
     Remote,
-    /// The engine itself, or the containerd that it stores images with.
+    /// The engine itself, or the containerd that stores its images.
     Engine,
 }
 
-/// Words of an engine that is itself the cause, in lower case.
+/// Phrases of errors that the engine itself has caused, in lower case.
 const ENGINE: [&str; 12] = [
     "transport: error while dialing",
     "connection error: desc",
     "code = unavailable",
-    "dial unix",
+    "service unix",
     "transport is closing",
     "error reading from server: eof",
     "failed to create lease",
@@ -30,9 +31,9 @@ const ENGINE: [&str; 12] = [
     "no such job",
 ];
 
-/// Words of what is away or busy, in lower case.
+/// Phrases of errors about unreachable or busy systems, in lower case.
 const REMOTE: [&str; 37] = [
-    "dial tcp",
+    "service tcp",
     "connection refused",
     "connection reset by peer",
     "connection timed out",
@@ -71,7 +72,7 @@ const REMOTE: [&str; 37] = [
     "invalid response status 429",
 ];
 
-/// Words of a registry that has refused, in lower case. An engine answers much of it as an error of its own.
+/// Phrases of a registry's refusal, in lower case. An engine reports many of them as errors of its own.
 const REFUSED: [&str; 9] = [
     "unauthorized",
     "authentication required",
@@ -85,9 +86,10 @@ const REFUSED: [&str; 9] = [
 ];
 
 impl Fault {
-    /// Returns whose fault an error with this message is; none when its words do not tell.
+    /// Attributes an error by its message; returns `None` if its words do not tell.
     pub(crate) fn of_message(message: &str) -> Option<Self> {
-        // It quotes the command of the step, which may hold anything. One that is killed for its memory has no exit code.
+        // The message quotes the step's command, which may contain any phrase. A process that is killed for its memory
+        // use has no exit code.
         if message.contains("process \"") && message.contains("\" did not complete successfully: ") {
             return Some(Self::User);
         }
@@ -116,17 +118,17 @@ mod tests {
                 Some(Fault::User),
             ),
             (
-                r#"failed to create lease: connection error: desc = "transport: Error while dialing: dial unix /run/containerd/containerd.sock: connect: connection refused""#,
+                r#"failed to create lease: connection error: desc = "transport: Error while dialing: service unix /run/containerd/containerd.sock: connect: connection refused""#,
                 Some(Fault::Engine),
             ),
             ("failed to copy: write /x: no space left on device", Some(Fault::Engine)),
             ("context canceled", Some(Fault::Engine)),
             (
-                r#"127.0.0.1:1/x:1: failed to resolve source metadata for 127.0.0.1:1/x:1: failed to do request: Head "http://127.0.0.1:1/v2/x/manifests/1": dial tcp 127.0.0.1:1: connect: connection refused"#,
+                r#"127.0.0.1:1/x:1: failed to resolve source metadata for 127.0.0.1:1/x:1: failed to do request: Head "http://127.0.0.1:1/v2/x/manifests/1": service tcp 127.0.0.1:1: connect: connection refused"#,
                 Some(Fault::Remote),
             ),
             (
-                r#"failed to do request: Head "https://r.invalid/v2/x/manifests/1": dial tcp: lookup r.invalid: no such host"#,
+                r#"failed to do request: Head "https://r.invalid/v2/x/manifests/1": service tcp: lookup r.invalid: no such host"#,
                 Some(Fault::Remote),
             ),
             (

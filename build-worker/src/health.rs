@@ -1,5 +1,6 @@
-//! Whether the worker can work: its engine answers and is supported, and its disks have room. While one of them is not so, it
-//! takes no builds and its health is NOT_SERVING.
+//! Health of the worker: its engine responds and is supported, and its disks have room.
+//!
+//! Otherwise the worker takes no builds and its health is `NOT_SERVING`.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -11,32 +12,32 @@ use crate::{
     readiness::Readiness,
 };
 
-/// Looks after a worker's health.
+/// The health monitor of a worker.
 #[derive(Debug)]
 pub(crate) struct Health {
     pub(crate) engine: Arc<dyn Engine>,
-    /// The directory of the spool, on whose file system there has to be room.
+    /// Directory of the spool, whose file system needs free space.
     pub(crate) spool: PathBuf,
-    /// The directory that the engine keeps its images in, where the operator names it.
+    /// Directory of the engine's images, if the operator names it.
     pub(crate) images: Option<PathBuf>,
-    /// Whether the engine's directories are on this host.
+    /// Set if the engine's directories are on this host.
     pub(crate) is_local: bool,
-    /// How many bytes of room.
+    /// Minimum free space, in bytes.
     pub(crate) min_free: u64,
     pub(crate) reporter: HealthReporter,
 }
 
 impl Health {
     const EVERY: Duration = Duration::from_secs(1);
-    /// The directory of a containerd that was not started by the engine.
+    /// Data directory of a containerd that the engine did not start.
     const CONTAINERD: &str = "/var/lib/containerd";
 
-    /// Looks again and again, and tells the worker's readiness and whoever asks for its health.
+    /// Checks the engine and the disks periodically; updates readiness and the health service.
     pub(crate) async fn watch(&self, readiness: &Readiness) {
         let mut served = None;
         let mut told = None;
         loop {
-            // While it is suspected already, others ask it.
+            // While the engine is suspect, `EngineMonitor::run` asks it.
             if readiness.engine.answers() && !readiness.engine.ask(self.engine.as_ref()).await {
                 readiness.engine.suspect();
             }
@@ -66,14 +67,15 @@ impl Health {
         }
     }
 
-    /// Returns the directories on whose file systems there has to be room.
+    /// Returns the directories whose file systems need free space.
     fn directories(&self, engine: &EngineInfo) -> Vec<PathBuf> {
         let mut directories = vec![self.spool.clone()];
         match &self.images {
             Some(images) => directories.push(images.clone()),
             None if self.is_local => {
                 directories.push(PathBuf::from(&engine.root));
-                // The engine does not tell where its containerd keeps the images; one of its own has them below its root.
+                // The engine does not report where its containerd keeps the images; a containerd of its own keeps them
+                // below its root.
                 if engine.has_containerd_store {
                     directories.push(PathBuf::from(Self::CONTAINERD));
                 }
@@ -83,7 +85,9 @@ impl Health {
         directories
     }
 
-    /// Returns a directory that lacks room, and the bytes that are free there. One that cannot be asked does not count.
+    /// Returns a directory without enough free space, and its free bytes.
+    ///
+    /// A directory that cannot be queried does not count.
     fn full<'a>(&self, directories: &'a [PathBuf]) -> Option<(&'a PathBuf, u64)> {
         directories
             .iter()

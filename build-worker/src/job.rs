@@ -1,4 +1,4 @@
-//! One attempt at one build, from its assignment to its last report.
+//! One attempt at a build, from its assignment to its last report.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -10,18 +10,18 @@ use tokio::time::Instant;
 
 use crate::{
     context::{self, Context},
-    dial::Dial,
-    engine::{BuildOrder, BuiltImage, Engine, EngineError, RunningWork, Told},
-    fetching,
+    context_download,
+    engine::{BuildOrder, BuiltImage, Engine, EngineError, EngineEvent, RunningWork},
     labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
-    leftovers::ATTEMPTS,
     outbox::Outbox,
     output::Output,
     readiness::Readiness,
+    service_client::ServiceClient,
     spool::Spool,
+    stale_tags::ATTEMPTS,
     step_processes::{StepGroup, StepProcesses},
     steps::StepsUnderWay,
-    telling::StepSpans,
+    telemetry::StepSpans,
 };
 
 pub(crate) use self::control::{Control, StopReason};
@@ -29,12 +29,12 @@ use self::outcome::{Artifact, Ended, Rest, Stop};
 
 mod control;
 mod outcome;
-mod publishing;
-mod pulling;
+mod publication;
+mod pull;
 mod snapshot;
-mod stopping;
+mod stop;
 
-/// What a job works with.
+/// An attempt, with everything that it needs to run.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) assignment: Assignment,
@@ -42,36 +42,38 @@ pub(crate) struct Job {
     pub(crate) catalogue: String,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) readiness: Arc<Readiness>,
-    pub(crate) dial: Arc<dyn Dial>,
-    /// Where a large context waits for the engine.
+    pub(crate) service: Arc<dyn ServiceClient>,
+    /// Storage for a large context until the engine fetches it.
     pub(crate) spool: Arc<dyn Spool>,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) control: Arc<Control>,
     pub(crate) steps: StepsUnderWay,
-    /// The control group that the steps run below.
+    /// Parent control group of the steps.
     pub(crate) group: StepGroup,
-    /// None when the engine's processes are not on this host.
+    /// Processes of steps; `None` if the engine's processes are not on this host.
     pub(crate) processes: Option<StepProcesses>,
-    /// The build arguments that name the proxies of builds.
+    /// Build arguments that name the proxies of builds.
     pub(crate) proxies: HashMap<String, String>,
-    /// How layers are compressed; the engine's choice when empty.
+    /// Compression of layers; the engine's default if empty.
     pub(crate) compression: String,
     pub(crate) log_limit: usize,
-    /// How long stopping may take before it counts as not confirmed.
-    pub(crate) stop_limit: Duration,
-    /// The service may have given it to others afterwards, if it has not begun.
+    /// Time after which a stop counts as unconfirmed.
+    pub(crate) stop_timeout: Duration,
+    /// Deadline for the start, after which the service may have given the attempt to another worker.
     pub(crate) begin_by: Instant,
 }
 
 impl Job {
-    /// How long a build waits for an engine that does not answer.
+    /// Maximum time that a build waits for an engine that does not respond.
     const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
-    /// How long the last report may wait for the attempt's tag to go.
+    /// Maximum time that the last report waits for the removal of the attempt's tag.
     const UNTAG_LIMIT: Duration = Duration::from_secs(1);
-    /// How long a worker that ends waits for the grant of what it has built.
+    /// Maximum time that a terminating worker waits for the grant of a finished build.
     const LAST_GRANT: Duration = Duration::from_secs(5);
 
-    /// Works, reports, and waits until every report is durable. What has not stopped by then is left to [`Self::linger`].
+    /// Runs the attempt, reports on it, and waits until every report is durable.
+    ///
+    /// Work that has not stopped by then is left to [`Self::reap`].
     pub(crate) async fn run(&self) -> Rest {
         let ended = {
             let work = self.work();
@@ -103,7 +105,7 @@ impl Job {
             Err(Ended::NotBegun(reason)) => Some(Event::HandedBack(HandedBack { reason })),
             Err(Ended::Failed { failed, doubts_engine }) => {
                 if doubts_engine {
-                    // Before the service hears of it, which gives the build back.
+                    // This comes before the report, upon which the service reassigns the build.
                     self.readiness.engine.suspect();
                 }
                 Some(Event::Failed(failed))
@@ -123,11 +125,11 @@ impl Job {
             Some(event) => self.outbox.push(None, event).await,
             None => self.outbox.drop_all(),
         }
-        self.outbox.settled().await;
+        self.outbox.flushed().await;
         rest
     }
 
-    /// Returns what to tell of an attempt that was to stop.
+    /// Returns the report on an attempt that was told to stop.
     fn stopped(&self, stop: &Stop) -> Option<Event> {
         let has_ended = !matches!(stop, Stop::Failed(_));
         match self.control.reason.get() {
@@ -142,7 +144,7 @@ impl Job {
                 ),
                 ..Failed::default()
             })),
-            // What has been granted cannot be handed back.
+            // A granted attempt cannot be handed back.
             Some(StopReason::HandBack) if has_ended && self.control.granted.is_cancelled() => {
                 Some(Event::Failed(Failed {
                     kind: FailureKind::Infrastructure.into(),
@@ -153,17 +155,17 @@ impl Job {
             Some(StopReason::HandBack) if has_ended => {
                 Some(Event::HandedBack(HandedBack { reason: "the worker is shutting down".to_owned() }))
             }
-            // Work that may still go on is not given to others before the lease is over.
+            // Work that may still go on is not given to other workers before the lease expires.
             Some(StopReason::HandBack | StopReason::Fenced) | None => None,
         }
     }
 
-    /// How long the attempt may run.
+    /// Returns the maximum duration of the attempt.
     fn timeout(&self) -> Option<Duration> {
         self.assignment.timeout.as_ref().and_then(|&timeout| Duration::try_from(timeout).ok())
     }
 
-    /// Waits until the attempt has run for as long as it may.
+    /// Waits until the attempt has reached its maximum duration.
     async fn run_out(&self) {
         match self.timeout() {
             Some(timeout) => tokio::time::sleep(timeout).await,
@@ -208,9 +210,9 @@ impl Job {
         }
     }
 
-    /// Returns why nothing can be begun here now.
+    /// Returns the reason why nothing can start here now, if there is one.
     fn obstacle(&self) -> Option<String> {
-        if self.readiness.has_doubts() {
+        if self.readiness.has_unconfirmed_stops() {
             return Some("a build that was to stop goes on here".to_owned());
         }
         if self.readiness.is_disk_full() {
@@ -228,7 +230,7 @@ impl Job {
             biased;
             () = self.control.granted.cancelled() => Ok(()),
             () = self.control.stop.cancelled() => {
-                // What is built need not be built again because the worker ends: the grant is on its way.
+                // A finished build need not be repeated because the worker terminates: its grant is on the way.
                 let wanted = self.control.reason.get() == Some(&StopReason::HandBack);
                 let granted = tokio::time::timeout(Self::LAST_GRANT, self.control.granted.cancelled());
                 if wanted && granted.await.is_ok() { Ok(()) } else { Err(Ended::Stopped(Stop::Confirmed)) }
@@ -236,7 +238,7 @@ impl Job {
         }
     }
 
-    /// Reports what the engine says of its work, until that has ended; the image, where the engine has built one.
+    /// Reports the engine's progress until the work has ended; returns the image, if one was built.
     async fn follow(
         &self,
         mut work: Box<dyn RunningWork>,
@@ -257,7 +259,7 @@ impl Job {
             let is_over = told.is_none();
             let mut events = Vec::new();
             match told {
-                Some(Ok(Told::Progress(progress))) => {
+                Some(Ok(EngineEvent::Progress(progress))) => {
                     for progress in progress {
                         output.take(progress, &mut events);
                     }
@@ -265,8 +267,8 @@ impl Job {
                         self.steps.set(&self.name(), output.steps_under_way());
                     }
                 }
-                Some(Ok(Told::Built(image))) => built = Some(image),
-                Some(Ok(Told::Gap(why))) => output.leave_out(why, &mut events),
+                Some(Ok(EngineEvent::Built(image))) => built = Some(image),
+                Some(Ok(EngineEvent::Gap(why))) => output.leave_out(why, &mut events),
                 Some(Err(error)) => failure = Some(error),
                 None => output.finish(&mut events),
             }
@@ -300,7 +302,8 @@ impl Job {
 
     async fn context(&self, order: &DockerBuild) -> Result<Context, Ended> {
         let attempt = self.assignment.attempt.clone().unwrap_or_default();
-        let context = fetching::context_of(order, &attempt, self.dial.as_ref(), self.spool.as_ref()).await;
+        let context =
+            context_download::context_of(order, &attempt, self.service.as_ref(), self.spool.as_ref()).await;
         context.map_err(|error| {
             let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
             Ended::by_infrastructure(format!("{error}{}", source.unwrap_or_default()))
@@ -327,7 +330,7 @@ impl Job {
         })
     }
 
-    /// The labels of what is made.
+    /// Returns the labels of the images that the attempt makes.
     fn labels(&self) -> HashMap<String, String> {
         HashMap::from([
             (IMAGE_LABEL.to_owned(), self.assignment.image_id.clone()),
@@ -337,7 +340,7 @@ impl Job {
         ])
     }
 
-    /// Names the build in the engine, uniquely.
+    /// Returns the name of the build in the engine, unique to the attempt.
     fn name(&self) -> String {
         let attempt = self.assignment.attempt.clone().unwrap_or_default();
         format!("{}-{}", attempt.build_id, attempt.number)

@@ -1,4 +1,4 @@
-//! The attempts that this worker works on, or has reports of that are not durable.
+//! Attempts that this worker works on, or whose reports are not durable yet.
 
 use std::{
     collections::BTreeMap,
@@ -13,24 +13,24 @@ use crate::{
     outbox::Outbox,
 };
 
-/// An attempt that this worker works on, or has reports of that are not durable.
+/// An attempt that this worker works on, or whose reports are not durable yet.
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) control: Arc<Control>,
 }
 
-/// The one owner of what is held.
+/// The owner of all held attempts.
 #[derive(Debug, Default)]
 pub(crate) struct Jobs {
     held: Mutex<BTreeMap<Attempt, Held>>,
-    /// One has ended.
+    /// Signal that a job has ended.
     removed: Notify,
-    /// One that the service still wants was given up.
+    /// Signal that an attempt was given up although the service still wants it.
     given_up: watch::Sender<()>,
 }
 
-/// A job's entry, removed when the job ends, however it ends.
+/// The entry of a job, removed when the job ends for any reason.
 #[derive(Debug)]
 pub(crate) struct Entry {
     jobs: Arc<Jobs>,
@@ -38,20 +38,20 @@ pub(crate) struct Entry {
 }
 
 impl Held {
-    /// Nobody wants the attempt any more: its work is to stop, and nothing more is reported of it.
+    /// Stops the work on an attempt that the service does not want any more, and drops its reports.
     pub(crate) fn fence(&self) {
         self.outbox.drop_all();
         self.control.stop(StopReason::Fenced);
     }
 
-    /// Whether the attempt is only held until its work has stopped.
+    /// Reports whether the attempt is held only until its work has stopped.
     pub(crate) fn is_fenced(&self) -> bool {
         self.outbox.is_dropped()
     }
 }
 
 impl Entry {
-    /// See [`Jobs::give_up`].
+    /// Gives up the attempt, as [`Jobs::give_up`] does.
     pub(crate) fn give_up(&self) {
         self.jobs.give_up(&self.attempt);
     }
@@ -65,7 +65,9 @@ impl Drop for Entry {
 }
 
 impl Jobs {
-    /// Adds an attempt; its entry goes when it is dropped. None when it was there already.
+    /// Adds an attempt and returns its entry, or `None` if it is already held.
+    ///
+    /// Dropping the entry removes the attempt.
     pub(crate) fn insert(self: &Arc<Self>, attempt: Attempt, job: Held) -> Option<Entry> {
         let mut held = self.held();
         if held.contains_key(&attempt) {
@@ -75,8 +77,10 @@ impl Jobs {
         Some(Entry { jobs: Arc::clone(self), attempt })
     }
 
-    /// Fences an attempt that the service still wants. The connection has to end, so that the next one is begun without it:
-    /// then the service queues the build again.
+    /// Fences an attempt that the service still wants.
+    ///
+    /// The connection has to end, so that the next one starts without the attempt: then the service queues the build
+    /// again.
     pub(crate) fn give_up(&self, attempt: &Attempt) {
         if let Some(held) = self.held().get(attempt) {
             held.fence();
@@ -84,7 +88,7 @@ impl Jobs {
         self.given_up.send_replace(());
     }
 
-    /// Changes whenever an attempt is given up from now on.
+    /// Returns a receiver that changes whenever an attempt is given up from now on.
     pub(crate) fn given_up(&self) -> watch::Receiver<()> {
         self.given_up.subscribe()
     }
@@ -94,7 +98,7 @@ impl Jobs {
         held.iter().map(|(attempt, job)| (attempt.clone(), job.clone())).collect()
     }
 
-    /// Waits until a condition holds, which jobs fulfil by ending.
+    /// Waits until a condition holds; checks it again whenever a job ends.
     pub(crate) async fn until(&self, condition: impl Fn(&BTreeMap<Attempt, Held>) -> bool) {
         loop {
             let removed = self.removed.notified();

@@ -1,10 +1,10 @@
-//! The labels of whatever a worker makes.
+//! Labels of the images that a worker makes.
 
-/// The record that it was made for.
+/// Label with the ID of the record that the image was made for.
 pub(crate) const IMAGE_LABEL: &str = "trailer.image-id";
-/// The worker that has made it.
+/// Label with the name of the worker that made the image.
 pub(crate) const WORKER_LABEL: &str = "trailer.worker";
-/// The reference that it was made to have.
+/// Label with the reference that the image was made for.
 pub(crate) const REFERENCE_LABEL: &str = "trailer.reference";
-/// The catalogue that has the record.
+/// Label with the ID of the catalogue that has the record.
 pub(crate) const CATALOGUE_LABEL: &str = "trailer.catalogue";

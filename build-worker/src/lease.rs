@@ -1,11 +1,13 @@
-//! How long the worker may go on without the service: counted monotonically from the sending of the last heartbeat that
-//! was acknowledged, so that the service never counts shorter.
+//! Lease of the worker: the time that it may go on without the service.
+//!
+//! The worker counts it by its monotonic clock from the sending of the last acknowledged heartbeat, so that the service
+//! never counts less.
 
 use std::time::Duration;
 
 use tokio::{sync::watch, time::Instant};
 
-/// When the work has to stop.
+/// A lease, at the end of which the work has to stop.
 #[derive(Debug)]
 pub(crate) struct Lease(watch::Sender<State>);
 
@@ -13,46 +15,48 @@ pub(crate) struct Lease(watch::Sender<State>);
 struct State {
     since: Instant,
     stop_after: Duration,
-    stop_within: Duration,
+    stop_timeout: Duration,
 }
 
 impl Lease {
     const STOP_AFTER: Duration = Duration::from_secs(30);
-    const STOP_WITHIN: Duration = Duration::from_secs(10);
+    const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
     pub(crate) fn new() -> Self {
         Self(watch::Sender::new(State {
             since: Instant::now(),
             stop_after: Self::STOP_AFTER,
-            stop_within: Self::STOP_WITHIN,
+            stop_timeout: Self::STOP_TIMEOUT,
         }))
     }
 
-    /// The service gives these times.
-    pub(crate) fn set_times(&self, stop_after: Option<Duration>, stop_within: Option<Duration>) {
+    /// Sets the times that the service prescribes; `None` leaves a time as it is.
+    pub(crate) fn set_times(&self, stop_after: Option<Duration>, stop_timeout: Option<Duration>) {
         self.0.send_modify(|state| {
             state.stop_after = stop_after.unwrap_or(state.stop_after);
-            state.stop_within = stop_within.unwrap_or(state.stop_within);
+            state.stop_timeout = stop_timeout.unwrap_or(state.stop_timeout);
         });
     }
 
-    /// The service has acknowledged what was sent at `since`.
+    /// Extends the lease after the service has acknowledged a message that was sent at `since`.
     pub(crate) fn extend(&self, since: Instant) {
         self.0.send_modify(|state| state.since = state.since.max(since));
     }
 
-    /// When the work has to stop, unless the lease is extended.
+    /// Returns the time at which the work has to stop, unless the lease is extended.
     pub(crate) fn end(&self) -> Instant {
         let state = self.0.borrow();
         state.since + state.stop_after
     }
 
-    /// How long stopping a build may take until the service is told how it went: some time is left for the telling.
-    pub(crate) fn stop_limit(&self) -> Duration {
-        self.0.borrow().stop_within.mul_f32(0.8)
+    /// Returns the maximum time to stop a build, which leaves some time for the report.
+    pub(crate) fn stop_timeout(&self) -> Duration {
+        self.0.borrow().stop_timeout.mul_f32(0.8)
     }
 
-    /// Waits until the work has to stop. It has to stop again a while later, unless the lease was extended.
+    /// Waits until the lease expires.
+    ///
+    /// Unless it is extended, it expires again after the same time.
     pub(crate) async fn over(&self) {
         let mut changes = self.0.subscribe();
         loop {
@@ -68,9 +72,9 @@ impl Lease {
         }
     }
 
-    /// Waits until the service has acknowledged something that was sent after `since`.
+    /// Waits until the service has acknowledged a message that was sent after `since`.
     pub(crate) async fn extended_after(&self, since: Instant) {
-        // The sender is ours: it cannot be gone.
+        // The sender is in `self`, so the channel cannot be closed.
         let _ = self.0.subscribe().wait_for(|state| state.since > since).await;
     }
 }

@@ -1,23 +1,24 @@
-//! The build worker of Trailer Images: takes builds from image-service and runs them on a Docker Engine.
+//! Build worker of Trailer Images: takes builds from image-service and runs them on a Docker Engine.
 //!
-//! `dial` reaches the service, `session` holds the connection, `worker` what is held over it, `job` is one attempt at one
-//! build; `fetching` gets its `context`; `engine` is what it needs of an engine and `docker` the real one, with credentials
-//! from `registries`; `engine_support` says which are built on, and `fault` whose fault an error of theirs is; `output` turns its progress into events, `outbox` keeps them until they are durable, with a `spool` for
-//! what is too much for memory, `lease` says when all work has to stop, `step_processes` sees whether it has, `orphans` ends what a
-//! killed engine has left behind, and `leftovers` removes what a killed worker has, `collecting` the images that nothing needs
-//! any more. `simulation` puts models around all of it.
+//! `service_client` calls the service, `session` holds the connection, `worker` the attempts of the connection, and `job`
+//! is one attempt at a build. `context_download` fetches its `context`. `engine` is the interface to an engine and `docker`
+//! the real one, with `registry_credentials`; `engine_support` lists the supported versions, and `fault` attributes their
+//! errors. `output` turns progress into events, and `outbox` keeps them until they are durable, with a `spool` for events
+//! that memory cannot hold. `lease` decides when all work has to stop, `step_processes` observes whether it has,
+//! `orphaned_steps` kills the steps that a killed engine has left running, `stale_tags` removes the tags of a killed
+//! worker, and `image_gc` the images that nothing needs any more. `simulation` surrounds the worker with models.
 //!
 //! Invariants:
 //! - A build runs under a tag of its attempt; the image's own tag is set after the service has granted it.
 //! - An event leaves the outbox when the service has acknowledged it, not when it was sent.
-//! - What the service has not acknowledged is in memory up to a bound, then on disk up to a bound; then the engine is read
-//!   no further.
-//! - A cancel is confirmed after the engine's answer has ended and no process of the build is left.
-//! - While something goes on that was to stop, nothing is begun.
+//! - Unacknowledged events are in memory up to a limit, then on disk up to a limit; then the engine is not read any
+//!   further.
+//! - A cancel is confirmed after the engine's response has ended and no process of the build is left.
+//! - While anything goes on that was told to stop, nothing starts.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use edge::{listener::Incoming, tls::ServerTls};
+use service_runtime::{listener::Incoming, tls::ServerTls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, body::Body};
@@ -27,48 +28,48 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 pub use self::config::{Cli, Command, Config};
 use self::{
-    dial::GrpcDial,
     docker::DockerEngine,
     engine::{Engine, EngineInfo},
     health::Health,
     outbox::Settings,
-    registries::Registries,
+    registry_credentials::DockerConfig,
+    service_client::GrpcServiceClient,
     spool::{DiskSpool, Spool},
     worker::{Surroundings, TokioSpawn, Worker},
 };
 
-mod collecting;
 mod config;
 mod context;
-mod dial;
+mod context_download;
 mod docker;
 mod engine;
+mod engine_monitor;
 mod engine_support;
-mod engine_watch;
 mod fault;
-mod fetching;
 mod health;
+mod image_gc;
 mod job;
 mod jobs;
 mod labels;
 mod lease;
-mod leftovers;
-mod orphans;
+mod orphaned_steps;
 mod outbox;
 mod output;
 mod readiness;
 mod reference;
-mod registries;
+mod registry_credentials;
+mod service_client;
 mod session;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod spool;
+mod stale_tags;
 mod step_processes;
 mod steps;
-mod telling;
+mod telemetry;
 mod worker;
 
-/// How the program names itself in what it tells.
+/// Name of the program in its logs and telemetry.
 pub const PROGRAM: &str = "build-worker";
 
 /// A worker that listens for health checks and takes no builds yet.
@@ -77,55 +78,70 @@ pub struct Bound {
     config: Config,
     engine: DockerEngine,
     spool: Arc<dyn Spool>,
-    dial: GrpcDial,
+    service: GrpcServiceClient,
     tls: Option<ServerTls>,
     listener: TcpListener,
 }
 
-/// Why a worker cannot run.
+/// The reason why a worker cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The configuration.
+    /// An invalid configuration.
     #[error("{0}")]
     Config(String),
-    /// The listener.
+    /// A failure of the listener.
     #[error("cannot listen")]
     Listen(#[from] io::Error),
-    /// Serving health checks.
+    /// A failure to serve health checks.
     #[error("cannot serve health checks")]
     Serve(#[from] tonic::transport::Error),
-    /// The descriptor set.
+    /// An invalid descriptor set.
     #[error("cannot describe the services")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Checks the configuration and binds the port. The engine and the service may come later.
+/// Checks the configuration and binds the port. The engine and the service may start later.
+///
+/// # Errors
+///
+/// Returns [`WorkerError::Config`] if a flag or a file that it names is invalid, and [`WorkerError::Listen`] if the
+/// port cannot be bound.
 pub async fn bind(config: Config) -> Result<Bound, WorkerError> {
     config.check().map_err(WorkerError::Config)?;
     let tls = ServerTls::open(&config.tls).map_err(|error| WorkerError::Config(format!("TLS: {error:#}")))?;
-    let dial = GrpcDial::of(&config);
-    dial.endpoint().map_err(|error| WorkerError::Config(format!("--server {}: {error:#}", config.server)))?;
+    let service = GrpcServiceClient::new(&config);
+    service
+        .endpoint()
+        .map_err(|error| WorkerError::Config(format!("--server {}: {error:#}", config.server)))?;
     std::fs::read(&config.token_file).map_err(|error| {
         WorkerError::Config(format!("--token-file {}: {error}", config.token_file.display()))
     })?;
-    let engine = DockerEngine::new(&config.docker_host, Registries::of(config.docker_config()))
+    let engine = DockerEngine::new(&config.docker_host, DockerConfig::new(config.docker_config()))
         .map_err(|error| WorkerError::Config(error.to_string()))?;
     let spool_dir = config.spool_dir();
     let spool = DiskSpool::open(spool_dir.clone())
         .map_err(|error| WorkerError::Config(format!("--spool-dir {}: {error}", spool_dir.display())))?;
     let listener = TcpListener::bind(config.listen).await?;
-    Ok(Bound { config, engine, spool: Arc::new(spool), dial, tls, listener })
+    Ok(Bound { config, engine, spool: Arc::new(spool), service, tls, listener })
 }
 
 impl Bound {
     const ENGINE_POLL: Duration = Duration::from_secs(1);
 
-    /// The address that answers health checks.
+    /// Returns the address that serves health checks.
+    ///
+    /// # Errors
+    ///
+    /// Returns the operating system's error if it does not know the address of the socket.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Takes builds until `shutdown`, and then finishes or hands back what runs.
+    /// Takes builds until `shutdown`, and then finishes or hands back the running ones.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`WorkerError::Reflection`] or [`WorkerError::Serve`] if reflection or health checks cannot be served.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), WorkerError> {
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_service_status("", ServingStatus::NotServing).await;
@@ -134,7 +150,7 @@ impl Bound {
         let reflection_alpha = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
         let worker_ended = CancellationToken::new();
-        let serving = edge::listener::server()
+        let serving = service_runtime::listener::server()
             .layer(MapResponseLayer::new(blame))
             .layer(CatchPanicLayer::new())
             .add_service(health)
@@ -152,7 +168,7 @@ impl Bound {
         };
         let working = async {
             let working = async {
-                work(self.config, self.engine, self.spool, self.dial, &reporter, shutdown).await;
+                work(self.config, self.engine, self.spool, self.service, &reporter, shutdown).await;
                 worker_ended.cancel();
             };
             tokio::join!(working, keeping_fresh);
@@ -160,7 +176,7 @@ impl Bound {
         tokio::pin!(serving);
         tokio::select! {
             served = &mut serving => served?,
-            // Whoever watches the health of a worker that has ended has nothing more to see.
+            // Clients that watch the health of a worker have nothing more to see once it has ended.
             () = working => {}
         }
         Ok(())
@@ -171,7 +187,7 @@ async fn work(
     config: Config,
     engine: DockerEngine,
     spool: Arc<dyn Spool>,
-    dial: GrpcDial,
+    service: GrpcServiceClient,
     reporter: &HealthReporter,
     shutdown: CancellationToken,
 ) {
@@ -201,7 +217,7 @@ async fn work(
         is_local,
         engine,
         outbox: Settings::new(spool, config.spool_limit),
-        dial: Arc::new(dial),
+        service: Arc::new(service),
         spawn: Arc::new(TokioSpawn),
     };
     let worker = Worker::new(config, info, surroundings);
@@ -216,7 +232,7 @@ async fn work(
     }
 }
 
-/// Blames the caller for bytes that are no message, for which tonic blames itself.
+/// Blames the caller for bytes that are not a message, for which tonic blames the server.
 fn blame<B>(response: http::Response<B>) -> http::Response<Body>
 where
     B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
@@ -231,7 +247,7 @@ where
     }
 }
 
-/// Waits until the engine answers.
+/// Waits until the engine responds, and returns its description.
 async fn engine_info(engine: &dyn Engine) -> EngineInfo {
     let mut is_first = true;
     loop {

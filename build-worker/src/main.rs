@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use build_worker::{Cli, Command, Config, PROGRAM};
-use edge::{health::Question, telemetry::Telemetry};
+use service_runtime::{health::Question, telemetry::Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 

@@ -1,5 +1,6 @@
-//! The reports of one attempt that are not acknowledged yet: numbered, bounded, sent again after a reconnect. What memory
-//! cannot hold goes to a spool; when that is full too, the job waits.
+//! Unacknowledged reports of one attempt: numbered, bounded, and sent again after a reconnect.
+//!
+//! Reports that memory cannot hold go to a spool; when that is full, too, the job waits.
 
 use std::{
     io,
@@ -20,48 +21,48 @@ use crate::spool::{Spool, SpoolFile};
 
 mod backlog;
 
-/// Where a job puts its events and the session takes them from.
+/// The queue of events from a job to the session.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     attempt: Attempt,
     settings: Settings,
     state: Mutex<State>,
-    /// There is room again.
+    /// Signal that there is room again.
     room: Notify,
-    /// Everything is acknowledged, or the attempt was dropped.
-    settled: Notify,
-    /// There may be something to do with the spool.
+    /// Signal that everything is acknowledged, or the attempt was dropped.
+    flushed: Notify,
+    /// Signal that the spool may have to be read or written.
     spool_due: Notify,
-    /// There is something to send; shared by all jobs of the worker.
+    /// Signal that there is something to send; shared by all jobs of the worker.
     ready: Arc<Notify>,
 }
 
-/// What the outboxes of a worker have in common.
+/// The settings that all outboxes of a worker share.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) spool: Arc<dyn Spool>,
     pub(crate) limits: Limits,
-    /// The worker's clock.
+    /// Clock of the worker.
     pub(crate) now: fn() -> Timestamp,
 }
 
-/// The service needs reports that have been forgotten: the attempt can never be told to its end.
+/// The error of a service that needs discarded reports: the attempt cannot be reported to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Forgotten;
 
-/// What is in the spool cannot be read back: the attempt can never be told to its end.
+/// The error of a spool that cannot be read back: the attempt cannot be reported to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unreadable;
 
 #[derive(Debug)]
 struct State {
     backlog: Backlog,
-    /// No more reports: they are of no use.
+    /// Set once reports are of no use and are discarded.
     dropped: bool,
 }
 
 impl Settings {
-    /// How much of an attempt is kept in memory, where the spool takes `spool_limit` bytes.
+    /// Returns the default limits of memory for an attempt, with a spool of `spool_limit` bytes.
     pub(crate) fn new(spool: Arc<dyn Spool>, spool_limit: u64) -> Self {
         let limits =
             Limits { window: 4 * 1024 * 1024, batch: 256 * 1024, newest: 1024 * 1024, spool: spool_limit };
@@ -70,7 +71,7 @@ impl Settings {
 }
 
 impl Outbox {
-    /// After how long a spool that could not be written to is tried again, if nothing in it was freed before.
+    /// Pause before a failed write to the spool is retried, unless space in it is freed earlier.
     const SPOOL_RETRY: Duration = Duration::from_secs(1);
 
     pub(crate) fn new(attempt: Attempt, settings: Settings, ready: Arc<Notify>) -> Self {
@@ -79,13 +80,13 @@ impl Outbox {
             state: Mutex::new(State { backlog: Backlog::new(settings.limits), dropped: false }),
             settings,
             room: Notify::new(),
-            settled: Notify::new(),
+            flushed: Notify::new(),
             spool_due: Notify::new(),
             ready,
         }
     }
 
-    /// Adds an event, after waiting for room. Events of a dropped attempt are forgotten.
+    /// Adds an event after waiting for room; discards it if the attempt was dropped.
     pub(crate) async fn push(&self, at: Option<Timestamp>, event: Event) {
         loop {
             let room = self.room.notified();
@@ -106,17 +107,20 @@ impl Outbox {
         self.spool_due.notify_one();
     }
 
-    /// The next report to send, if there is one.
+    /// Returns the next report to send, if there is one.
     pub(crate) fn next_report(&self) -> Option<Report> {
         let (first_sequence, events) = self.state().backlog.next_report()?;
         Some(Report { attempt: Some(self.attempt.clone()), first_sequence, events })
     }
 
-    /// Everything up to `sequence` is durable. An answer that acknowledges nothing new means that the service has missed
-    /// something: it is sent again.
+    /// Discards the events up to `sequence`, which are durable.
     ///
-    /// Fails when that is forgotten here already, for it was durable once: the service has been restored from a backup, or
-    /// its answer was overtaken by a later one.
+    /// An acknowledgement of nothing new means that the service has missed a report: the events are sent again.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Forgotten`] if the service lacks events that were durable once: it has been restored from a backup, or
+    /// a later acknowledgement has overtaken this one.
     pub(crate) fn acknowledge(&self, sequence: i64) -> Result<(), Forgotten> {
         let mut state = self.state();
         let backlog = &mut state.backlog;
@@ -131,7 +135,11 @@ impl Outbox {
         Ok(())
     }
 
-    /// A new connection: everything that is not durable is to be sent again.
+    /// Starts over on a new connection, which sends every event that is not durable again.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Forgotten`] under the conditions of [`Self::acknowledge`].
     pub(crate) fn rewind(&self, acknowledged: i64) -> Result<(), Forgotten> {
         self.acknowledge(acknowledged)?;
         self.state().backlog.unsend();
@@ -139,7 +147,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// The attempt is fenced: nothing more is sent.
+    /// Drops the fenced attempt, of which nothing more is sent.
     pub(crate) fn drop_all(&self) {
         let mut state = self.state();
         state.dropped = true;
@@ -147,31 +155,33 @@ impl Outbox {
         self.moved(&state);
     }
 
-    /// Whether the attempt was dropped.
+    /// Reports whether the attempt was dropped.
     pub(crate) fn is_dropped(&self) -> bool {
         self.state().dropped
     }
 
     /// Waits until everything is acknowledged.
-    pub(crate) async fn settled(&self) {
+    pub(crate) async fn flushed(&self) {
         loop {
-            let settled = self.settled.notified();
+            let flushed = self.flushed.notified();
             if self.state().backlog.is_empty() {
                 return;
             }
-            settled.await;
+            flushed.await;
         }
     }
 
-    /// Brings events to the spool and back, for as long as it is polled: the job's task has to. What was written and is not
-    /// known to be whole was not taken out of memory, so a spool that fails is like one that is full.
+    /// Moves events to the spool and back for as long as the job's task polls it.
+    ///
+    /// Returns when the spool cannot be read back. Events stay in memory until they are written completely, so a spool
+    /// that fails is like one that is full.
     pub(crate) async fn serve_spool(&self) -> Unreadable {
         let mut file: Option<Box<dyn SpoolFile>> = None;
         let mut rests_until = None;
         let mut has_warned = false;
         loop {
             if !self.state().backlog.is_spooled() {
-                // Its space is given back.
+                // Frees the disk space.
                 file = None;
             }
             let task = self.state().backlog.next_task(rests_until.is_some());
@@ -237,13 +247,13 @@ impl Outbox {
         file.write(offset, bytes).await
     }
 
-    /// Tells everyone who waits for events to go on their way.
+    /// Wakes all tasks that wait for events to move on.
     fn moved(&self, state: &State) {
         if state.backlog.has_room() {
             self.room.notify_waiters();
         }
         if state.backlog.is_empty() {
-            self.settled.notify_waiters();
+            self.flushed.notify_waiters();
         }
         self.ready.notify_one();
         self.spool_due.notify_one();

@@ -1,7 +1,7 @@
-//! What a build prints, from the engine's progress to the events that are reported.
+//! Output of a build: converts the engine's progress to events.
 //!
 //! Steps are numbered as the engine announces them; bytes become lines; a log over its limit keeps its beginning and
-//! its end, with the gap between them told.
+//! its end, with a gap reported between them.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -13,61 +13,62 @@ use crate::steps::StepUnderWay;
 
 mod tail;
 
-/// The progress of a build, as the engine tells it.
+/// The progress of a build, as the engine reports it.
 #[derive(Debug)]
 pub(crate) enum Progress {
-    /// A step was announced, or changed.
+    /// An announcement or a change of a step.
     Step {
-        /// The engine's identifier of the step.
+        /// ID of the step in the engine.
         id: String,
-        /// How the engine calls it.
+        /// Name of the step in the engine.
         name: String,
-        /// Where it stands.
+        /// State of the step.
         state: StepState,
-        /// Why it failed.
+        /// Error of the step; empty unless it failed.
         error: String,
-        /// When, by the engine's clock.
+        /// Time of the change, by the engine's clock.
         at: Option<Timestamp>,
     },
-    /// A step printed bytes.
+    /// Output of a step.
     Output {
-        /// The engine's identifier of the step.
+        /// ID of the step in the engine.
         step: String,
-        /// Whether to standard error.
+        /// Set for standard error.
         stderr: bool,
-        /// What it printed: not always whole lines.
+        /// Bytes of the output, not always whole lines.
         bytes: Vec<u8>,
-        /// When, by the engine's clock.
+        /// Time of the output, by the engine's clock.
         at: Option<Timestamp>,
     },
 }
 
-/// An event, and when it happened by the engine's clock.
+/// An event and its time, by the engine's clock.
 pub(crate) type Timed = (Option<Timestamp>, Event);
 
-/// Turns the progress of one build into events.
+/// The conversion of one build's progress to events.
 #[derive(Debug)]
 pub(crate) struct Output {
     steps: Vec<StepOutput>,
     index: HashMap<String, usize>,
-    /// What lines may still cost that are reported at once. None when it was used up: from then on everything goes to the
-    /// tail, so that the lines keep their order.
+    /// Remaining budget for lines that are reported at once; `None` once it is used up.
+    ///
+    /// From then on all lines go to the tail, so that they keep their order.
     budget: Option<usize>,
     tail: Tail,
 }
 
 #[derive(Debug)]
 struct StepOutput {
-    /// The engine's.
+    /// ID of the step in the engine.
     id: String,
     name: String,
-    /// As it was told.
+    /// Last reported state.
     state: StepState,
-    /// Whether it runs now: the engine may run a step again that was over.
+    /// Set while the step runs; the engine may run a step again after its end.
     runs: bool,
     ended_at: Option<Timestamp>,
     error: String,
-    /// The unfinished lines of standard output and standard error.
+    /// Unfinished lines of standard output and standard error.
     partial: [Vec<u8>; 2],
     last_lines: VecDeque<String>,
 }
@@ -83,14 +84,14 @@ pub(crate) struct FailedStep {
 impl Output {
     const LAST_LINES: usize = 20;
     const MAX_LINE: usize = 16 * 1024;
-    /// How the engine itself says that it has clipped a log.
+    /// Beginning of the line by which the engine reports that it has clipped a log.
     const CLIPPED: &str = "[output clipped, log ";
 
     pub(crate) fn new(log_limit: usize) -> Self {
         Self { steps: Vec::new(), index: HashMap::new(), budget: Some(log_limit), tail: Tail::default() }
     }
 
-    /// Takes progress in; what of it is to be reported comes out.
+    /// Takes in progress, and appends the resulting events to `events`.
     pub(crate) fn take(&mut self, progress: Progress, events: &mut Vec<Timed>) {
         match progress {
             Progress::Step { id, name, state, error, at } => {
@@ -102,12 +103,12 @@ impl Output {
         }
     }
 
-    /// What comes from here on is not known.
+    /// Reports that the following progress is missing.
     pub(crate) fn leave_out(&mut self, why: &str, events: &mut Vec<Timed>) {
         events.push((None, Event::Gap(Gap { lines: 0, message: why.to_owned() })));
     }
 
-    /// Nothing more comes: the unfinished lines, and the end of a log that was over its limit.
+    /// Ends the output: reports unfinished lines, and the end of a log that is over its limit.
     pub(crate) fn finish(&mut self, events: &mut Vec<Timed>) {
         for step in 0..self.steps.len() {
             self.finish_lines(step, events);
@@ -120,8 +121,9 @@ impl Output {
         events.extend(tail.lines.into_iter().map(|(at, line)| (at, Event::Line(line))));
     }
 
-    /// The step that failed, if one did. When one fails, the engine cancels those beside it, which count only if there is
-    /// no other.
+    /// Returns the step that failed, if there is one.
+    ///
+    /// When a step fails, the engine cancels the steps beside it. These count only if no other step has failed.
     pub(crate) fn failed_step(&self) -> Option<FailedStep> {
         let failed = || self.steps.iter().filter(|step| step.state == StepState::Failed);
         let step =
@@ -133,7 +135,7 @@ impl Output {
         })
     }
 
-    /// The steps that the engine has announced and not finished.
+    /// Returns the steps that the engine has announced and not finished.
     pub(crate) fn steps_under_way(&self) -> Vec<StepUnderWay> {
         let unfinished = |step: &&StepOutput| step.runs || !is_over(step.state);
         self.steps
@@ -157,14 +159,15 @@ impl Output {
         if is_over(state) {
             (known.runs, known.ended_at) = (false, at);
         } else if state == StepState::Started {
-            // The engine repeats itself; only a later beginning is another run of the step.
+            // The engine repeats itself; only a later start is another run of the step.
             known.runs |= known.ended_at.is_none() || order(at) > order(known.ended_at);
         }
-        // A step that was over is told of again only when another run of it has failed.
+        // A step is reported after its end only if another run of it has failed.
         if known.state == state || (is_over(known.state) && state != StepState::Failed) {
             return;
         }
-        // An unfinished line of a step that is over may go on: the engine tells the end of a step before the rest of its output.
+        // An unfinished line may continue after the end of its step: the engine reports the end before the rest of the
+        // output.
         let known = &mut self.steps[step];
         known.state = state;
         known.error.clone_from(&error);
@@ -233,7 +236,7 @@ impl Output {
         }
     }
 
-    /// The index of a step; one that the engine has not announced yet is new.
+    /// Returns the index of a step, which is new if the engine has not announced it yet.
     fn step(&mut self, id: &str, name: String) -> usize {
         if let Some(&step) = self.index.get(id) {
             if self.steps[step].name.is_empty() {
@@ -309,7 +312,7 @@ mod tests {
         events.iter().map(text).collect()
     }
 
-    /// How many events a state of the step `a` gives, `second` being the engine's clock.
+    /// Returns the number of events for a state of the step `a`, `second` being the engine's clock.
     fn step(output: &mut Output, state: StepState, second: i64) -> usize {
         let mut events = Vec::new();
         let progress = Progress::Step {

@@ -1,4 +1,4 @@
-//! Whether builds can be begun here: the engine answers, the disks have room, and what was to stop has stopped.
+//! Readiness for builds: the engine responds, the disks have room, and stopped builds have ended.
 
 use std::sync::{
     Arc,
@@ -9,40 +9,40 @@ use tokio::sync::watch;
 
 use crate::{
     engine::EngineInfo,
+    engine_monitor::EngineMonitor,
     engine_support::{EngineSupport, Exceptions},
-    engine_watch::EngineWatch,
 };
 
-/// What is known of it, shared by the worker and its jobs.
+/// The readiness of a worker, shared with its jobs.
 #[derive(Debug)]
 pub(crate) struct Readiness {
-    pub(crate) engine: EngineWatch,
+    pub(crate) engine: EngineMonitor,
     exceptions: Exceptions,
     disk_full: AtomicBool,
-    /// How many builds were to stop and have not.
-    doubts: AtomicUsize,
+    /// Number of builds that go on although they were told to stop.
+    unconfirmed_stops: AtomicUsize,
 }
 
-/// A build that was to stop and has not: no other is begun meanwhile.
+/// A build that goes on although it was told to stop; no other build starts meanwhile.
 #[derive(Debug)]
-pub(crate) struct Doubt(Arc<Readiness>);
+pub(crate) struct UnconfirmedStop(Arc<Readiness>);
 
 impl Readiness {
     pub(crate) fn new(engine: EngineInfo, exceptions: Exceptions) -> Self {
         Self {
-            engine: EngineWatch::new(engine),
+            engine: EngineMonitor::new(engine),
             exceptions,
             disk_full: AtomicBool::new(false),
-            doubts: AtomicUsize::new(0),
+            unconfirmed_stops: AtomicUsize::new(0),
         }
     }
 
-    /// Returns whether there is what builds need: an engine that answers, and room on the disks.
+    /// Reports whether the engine responds and the disks have room.
     pub(crate) fn can_work(&self) -> bool {
         self.engine.answers() && !self.is_disk_full()
     }
 
-    /// Returns what the engine is good for, in its present version.
+    /// Returns the support for the engine, in its current version.
     pub(crate) fn support(&self) -> EngineSupport {
         EngineSupport::new(&self.engine_info().borrow(), &self.exceptions)
     }
@@ -55,25 +55,25 @@ impl Readiness {
         self.disk_full.load(Ordering::Relaxed)
     }
 
-    /// Notes whether a disk is nearly full; whether one was.
+    /// Sets whether a disk is nearly full; returns the previous value.
     pub(crate) fn set_disk_full(&self, full: bool) -> bool {
         self.disk_full.swap(full, Ordering::Relaxed)
     }
 
-    pub(crate) fn has_doubts(&self) -> bool {
-        self.doubts.load(Ordering::Relaxed) > 0
+    pub(crate) fn has_unconfirmed_stops(&self) -> bool {
+        self.unconfirmed_stops.load(Ordering::Relaxed) > 0
     }
 }
 
-impl Doubt {
-    pub(crate) fn of(readiness: &Arc<Readiness>) -> Self {
-        readiness.doubts.fetch_add(1, Ordering::Relaxed);
+impl UnconfirmedStop {
+    pub(crate) fn new(readiness: &Arc<Readiness>) -> Self {
+        readiness.unconfirmed_stops.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(readiness))
     }
 }
 
-impl Drop for Doubt {
+impl Drop for UnconfirmedStop {
     fn drop(&mut self) {
-        self.0.doubts.fetch_sub(1, Ordering::Relaxed);
+        self.0.unconfirmed_stops.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,21 +1,23 @@
 //! References to images, as Docker writes them.
 
-/// The key by which Docker configures Docker Hub.
+/// Key of Docker Hub in Docker's configuration.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 
-/// The repository, and the tag or digest; `latest` when it has neither.
+/// Splits a reference into its repository and its tag or digest; `latest` if it has neither.
 pub(crate) fn parts(reference: &str) -> (&str, &str) {
     if let Some(parts) = reference.split_once('@') {
         return parts;
     }
     match reference.rsplit_once(':') {
         Some((repository, tag)) if !tag.contains('/') => (repository, tag),
-        // The colon is that of a port.
+        // The colon precedes a port.
         Some(_) | None => (reference, "latest"),
     }
 }
 
-/// The registry, by the name that it is configured by: a first part that cannot be a folder of Docker Hub.
+/// Returns the registry of a reference, by its key in Docker's configuration.
+///
+/// It is the first part, if that cannot be a folder of Docker Hub.
 pub(crate) fn registry(reference: &str) -> &str {
     match reference.split_once('/') {
         Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => registry_of_host(host),
@@ -23,7 +25,7 @@ pub(crate) fn registry(reference: &str) -> &str {
     }
 }
 
-/// Returns the name that a registry is configured by, by the host that it is reached at.
+/// Returns the key of a registry in Docker's configuration, by its host.
 pub(crate) fn registry_of_host(host: &str) -> &str {
     match host {
         "docker.io" | "index.docker.io" | "registry-1.docker.io" => DOCKER_HUB,

@@ -1,4 +1,4 @@
-//! The connection to image-service: says that the worker lives, takes builds, sends reports, and reconnects.
+//! Connection to image-service: sends heartbeats and reports, takes builds, and reconnects.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -13,26 +13,28 @@ use tokio::{
 };
 
 use crate::{
-    dial::{DialError, Responses},
     engine_support::REMOTE_DIRECTORY,
     job::StopReason,
     jobs::Held,
     outbox::Forgotten,
+    service_client::{Responses, ServiceError},
     worker::Worker,
 };
 
 const PROTOCOL_VERSION: i32 = 1;
-/// How many messages may wait for the network, and a heartbeat behind them; reports beyond wait in their outboxes.
+/// Maximum number of messages that wait for the network, which a heartbeat waits behind.
+///
+/// Further reports wait in their outboxes.
 const OUTBOUND: usize = 4;
-/// After how much silence of the service the connection counts as dead; three heartbeats, where that is longer.
+/// Silence after which the connection counts as dead; three heartbeats, if that is longer.
 const SILENCE: Duration = Duration::from_secs(10);
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why a connection ended.
+/// The reason why a connection ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SessionError {
     #[error(transparent)]
-    Dial(#[from] DialError),
+    ServiceClient(#[from] ServiceError),
     #[error("the service closed the connection")]
     Closed,
     #[error("the service was silent")]
@@ -43,25 +45,31 @@ pub(crate) enum SessionError {
     Forgotten,
 }
 
-/// One connection, once it is welcomed.
+/// A connection after its welcome.
 struct Session<'a> {
     worker: &'a Worker,
     requests: mpsc::Sender<ConnectRequest>,
     responses: Responses,
     heartbeat_interval: Duration,
-    /// The heartbeats that are not acknowledged, with when they were sent.
+    /// Unacknowledged heartbeats, and the times at which they were sent.
     sent: VecDeque<(i64, Instant)>,
     heartbeats: i64,
     heard: Instant,
 }
 
-/// Connects once and serves until the connection ends; `welcomed` is called when it has begun well.
+/// Connects once and serves until the connection ends.
+///
+/// Calls `welcomed` after the service has sent its welcome.
+///
+/// # Errors
+///
+/// Returns the reason why the connection ended.
 pub(crate) async fn connect(worker: &Worker, welcomed: impl FnOnce()) -> Result<(), SessionError> {
     let (requests, stream) = mpsc::channel(OUTBOUND);
     let said_hello = Instant::now();
     requests.send(request(ToService::Hello(hello(worker)))).await.map_err(|_| SessionError::Closed)?;
     let mut responses =
-        timeout(SILENCE, worker.dial.dial(stream)).await.map_err(|_| SessionError::Silent)??;
+        timeout(SILENCE, worker.service.connect(stream)).await.map_err(|_| SessionError::Silent)??;
     let first = timeout(SILENCE, responses.next())
         .await
         .map_err(|_| SessionError::Silent)?
@@ -70,7 +78,7 @@ pub(crate) async fn connect(worker: &Worker, welcomed: impl FnOnce()) -> Result<
         return Err(SessionError::NoWelcome);
     };
     welcomed();
-    worker.lease.set_times(duration(welcome.stop_after.as_ref()), duration(welcome.stop_within.as_ref()));
+    worker.lease.set_times(duration(welcome.stop_after.as_ref()), duration(welcome.stop_timeout.as_ref()));
     if worker.holds().is_empty() {
         // Nothing is held yet, so every lease will begin later than this.
         worker.lease.extend(said_hello);
@@ -94,7 +102,7 @@ pub(crate) async fn connect(worker: &Worker, welcomed: impl FnOnce()) -> Result<
 }
 
 impl Session<'_> {
-    /// Goes on with what the service still wants, and gives up the rest.
+    /// Continues the attempts that the service keeps, and fences those that it drops.
     fn take_up(&self, welcome: Welcome) -> Result<(), SessionError> {
         for attempt in welcome.drop {
             self.worker.fence(&attempt);
@@ -116,7 +124,9 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Ends an attempt and with it the connection: the next one is begun without it, so that the service queues the build again.
+    /// Gives up an attempt, and with it the connection.
+    ///
+    /// The next connection starts without the attempt, so that the service queues the build again.
     fn give_up(&self, attempt: Option<&Attempt>) -> SessionError {
         if let Some(attempt) = attempt {
             tracing::error!(
@@ -176,7 +186,8 @@ impl Session<'_> {
             Some(FromService::Assignment(assignment)) => self.worker.accept(assignment),
             Some(FromService::ReportAck(ack)) => {
                 if let Some(held) = self.held(ack.attempt.as_ref()) {
-                    // An answer to a connection before this one can come late. The next welcome shows which it is.
+                    // A late acknowledgement of an earlier connection looks the same. The next welcome tells them
+                    // apart.
                     held.outbox.acknowledge(ack.sequence).map_err(|Forgotten| SessionError::Forgotten)?;
                 }
             }
@@ -195,7 +206,7 @@ impl Session<'_> {
                     self.worker.fence(attempt);
                 }
             }
-            // A later version's message, or a second welcome: nothing that this version could do.
+            // A message of a later version, or a second welcome, which this version cannot act on.
             Some(FromService::Welcome(_)) | None => {
                 tracing::warn!("a message that this worker does not know")
             }
@@ -219,7 +230,7 @@ impl Session<'_> {
     }
 }
 
-/// The abilities of every worker, unless its engine has a flaw.
+/// Abilities of every worker, unless a flaw of its engine withholds them.
 const CAPABILITIES: [&str; 8] =
     ["dockerfile", "archive", "remote", REMOTE_DIRECTORY, "pull", "push", "snapshot", "squash"];
 
@@ -245,7 +256,7 @@ fn request(message: ToService) -> ConnectRequest {
     ConnectRequest { message: Some(message) }
 }
 
-/// What the service says, which is a day at most: longer times cannot all be added to others.
+/// Converts a duration of the service to at most a day, because longer times might overflow in sums.
 fn duration(wire: Option<&prost_types::Duration>) -> Option<Duration> {
     const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
     wire.and_then(|&wire| Duration::try_from(wire).ok()).map(|duration| duration.min(LONGEST))
@@ -263,6 +274,6 @@ mod tests {
         let lease = Lease::new();
         lease.set_times(time, time);
         assert!(lease.end().elapsed().is_zero(), "it is over much later");
-        assert!(lease.stop_limit().checked_mul(10).is_some(), "several times as long can be waited for");
+        assert!(lease.stop_timeout().checked_mul(10).is_some(), "several times as long can be waited for");
     }
 }

@@ -1,4 +1,4 @@
-//! A worker among models of an engine, a spool and a network, for simulations: the worker is the real code.
+//! Simulation of a worker: the real code among models of an engine, a spool and a network.
 
 use std::{
     fmt::Debug,
@@ -9,48 +9,50 @@ use std::{
     time::Duration,
 };
 
-use edge::{
+use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
+use proto::dispatch::{Attempt, ConnectRequest, ConnectResponse, FindUnusedImagesRequest};
+use service_runtime::{
     telemetry::{LogFormat, Options},
     tls::ServerFiles,
 };
-use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
-use proto::dispatch::{Attempt, ConnectRequest, ConnectResponse, FindUnneededRequest};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-pub use self::engine::{ModelEngine, Outcome, Plan, Witness};
+pub use self::model_engine::{ModelEngine, Outcome, Plan, Witness};
 use crate::{
     config::Config,
-    dial::{Chunks, Dial, DialError, Responses},
     outbox::{Limits, Settings},
+    service_client::{Chunks, Responses, ServiceClient, ServiceError},
     spool::{Spool, SpoolFile},
     worker::{Spawn, Surroundings as Parts, Worker},
 };
 
-mod engine;
+mod model_engine;
 
-/// What a worker lives in.
+/// The environment of a worker.
 pub trait Surroundings: Debug + Send + Sync {
     /// Runs a task of the worker's process.
     fn spawn(&self, task: BoxFuture<'static, ()>);
 
-    /// Reaches the service: what comes out of `requests` goes there, and what it says comes back.
-    fn dial(&self, requests: mpsc::Receiver<ConnectRequest>) -> BoxFuture<'_, Result<Answers, Status>>;
+    /// Connects to the service: sends the messages from `requests` and returns the answers.
+    fn connect(&self, requests: mpsc::Receiver<ConnectRequest>) -> BoxFuture<'_, Result<Answers, Status>>;
 
-    /// Whether the next write to the spool is torn: half of it is written, and it fails.
+    /// Reports whether the next write to the spool is torn: half of it is written, and it fails.
     fn tears(&self) -> bool;
 }
 
-/// What the service says over one connection.
+/// The messages of the service over one connection.
 pub type Answers = BoxStream<'static, Result<ConnectResponse, Status>>;
 
-/// A process of a worker. It keeps little of a build's reports in memory, so that its spool is used.
+/// The process of a worker.
+///
+/// It keeps few of a build's reports in memory, so that its spool is used.
 #[derive(Debug)]
 pub struct Process(Worker);
 
 impl Process {
-    /// A process that has not begun to work.
+    /// Creates a process that has not started to work.
     pub fn new(
         name: &str,
         slots: u16,
@@ -90,14 +92,14 @@ impl Process {
             engine: Arc::new(engine.clone()),
             is_local: false,
             outbox,
-            dial: Arc::new(around.clone()),
+            service: Arc::new(around.clone()),
             spawn: Arc::new(around),
         };
         let info = ModelEngine::info();
         Self(Worker::new(config, info, parts))
     }
 
-    /// Works until shutdown, and then drains.
+    /// Works until `shutdown`, and then drains.
     pub async fn work(self, shutdown: CancellationToken) {
         self.0.run(shutdown).await;
     }
@@ -112,23 +114,29 @@ impl Spawn for Around {
     }
 }
 
-impl Dial for Around {
-    fn dial(&self, requests: mpsc::Receiver<ConnectRequest>) -> BoxFuture<'_, Result<Responses, DialError>> {
-        let refused = |status| DialError::Refused(Box::new(status));
+impl ServiceClient for Around {
+    fn connect(
+        &self,
+        requests: mpsc::Receiver<ConnectRequest>,
+    ) -> BoxFuture<'_, Result<Responses, ServiceError>> {
+        let refused = |status| ServiceError::Refused(Box::new(status));
         async move {
-            let answers = self.0.dial(requests).await.map_err(refused)?;
+            let answers = self.0.connect(requests).await.map_err(refused)?;
             Ok(answers.map_err(refused).boxed())
         }
         .boxed()
     }
 
-    fn find_unneeded(&self, _request: FindUnneededRequest) -> BoxFuture<'_, Result<Vec<String>, DialError>> {
+    fn find_unused_images(
+        &self,
+        _request: FindUnusedImagesRequest,
+    ) -> BoxFuture<'_, Result<Vec<String>, ServiceError>> {
         async { Ok(Vec::new()) }.boxed()
     }
 
-    fn fetch_context(&self, _attempt: Attempt) -> BoxFuture<'_, Result<Chunks, DialError>> {
+    fn fetch_context(&self, _attempt: Attempt) -> BoxFuture<'_, Result<Chunks, ServiceError>> {
         let refused = Status::unimplemented("builds of simulations have small contexts");
-        async move { Err(DialError::Refused(Box::new(refused))) }.boxed()
+        async move { Err(ServiceError::Refused(Box::new(refused))) }.boxed()
     }
 }
 

@@ -1,6 +1,6 @@
-//! Where an outbox keeps what is too much for memory.
+//! Spool of an outbox: storage for events that memory cannot hold.
 //!
-//! Nothing in a spool is ever read by another process: a worker that starts gives up what its predecessor held.
+//! No other process ever reads a spool: a worker that starts gives up the attempts of its predecessor.
 
 use std::{fmt::Debug, io};
 
@@ -10,17 +10,19 @@ pub(crate) use self::disk::DiskSpool;
 
 mod disk;
 
-/// Makes files, one for each attempt that needs it.
+/// A source of files, one for each attempt that needs one.
 pub(crate) trait Spool: Debug + Send + Sync {
-    /// A new file without content.
+    /// Creates an empty file.
     fn create(&self) -> BoxFuture<'_, io::Result<Box<dyn SpoolFile>>>;
 }
 
-/// A file of one attempt. It is gone, and its space is free, when it is dropped.
+/// A file of one attempt; dropping it removes it and frees its space.
 pub(crate) trait SpoolFile: Debug + Send + Sync {
-    /// Writes all of `bytes` at `offset`. If it fails, any of them may have been written there, and nothing elsewhere.
+    /// Writes all of `bytes` at `offset`.
+    ///
+    /// A failed write may have written any of them there, and nothing elsewhere.
     fn write(&self, offset: u64, bytes: Vec<u8>) -> BoxFuture<'_, io::Result<()>>;
 
-    /// Reads `length` bytes at `offset`.
+    /// Reads `length` bytes at `offset`, or fails.
     fn read(&self, offset: u64, length: usize) -> BoxFuture<'_, io::Result<Vec<u8>>>;
 }

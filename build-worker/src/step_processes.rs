@@ -1,9 +1,9 @@
-//! The processes of build steps, as far as they can be seen from here.
+//! Processes of build steps, as far as they are visible from here.
 //!
-//! BuildKit's steps are no containers, so no list of the engine shows them. The worker has every step run below a control group
-//! of its own name, `<parent>/trailer-<worker>-<digest>/buildkit/<step>`, which `/proc/PID/cgroup` shows to everybody. Marking the
-//! steps themselves, by their environment say, would make equal steps of two builds differ for the engine, which then runs them
-//! once but shows the output to one build only.
+//! BuildKit's steps are not containers, so the engine does not list them. The worker runs every step below a control
+//! group of its own name, `<parent>/trailer-<worker>-<digest>/buildkit/<step>`, which is visible to everyone in
+//! `/proc/PID/cgroup`. Marking the steps themselves, for example by their environment, would make equal steps of two
+//! builds differ to the engine, which then runs them once but shows the output to one build only.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +19,7 @@ use std::{
 use ring::digest::{SHA256, digest};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The control group that the steps of one worker on one engine run below.
+/// The control group below which the steps of one worker on one engine run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StepGroup {
     path: String,
@@ -31,25 +31,27 @@ pub(crate) struct StepGroup {
 pub(crate) struct StepProcesses {
     proc: PathBuf,
     group: StepGroup,
-    /// Whether a process of a step was ever seen.
+    /// Set once a process of a step was seen.
     seen: Arc<AtomicBool>,
 }
 
 /// The first process of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct StepProcess {
-    /// In seconds since the host was booted.
+    /// Start time, in seconds since the host was booted.
     started: f64,
-    /// Its arguments, joined by spaces.
+    /// Arguments, joined by spaces.
     command: String,
 }
 
 impl StepGroup {
-    /// The characters of a worker's name that are kept in the name of its group.
+    /// Maximum number of characters of a worker's name in the name of its group.
     const LONGEST_NAME: usize = 40;
 
-    /// Returns the group of a worker on an engine, below `parent`. It is the same whenever the two are, for it is a part of
-    /// what the engine's cache knows a step by.
+    /// Returns the group of a worker on an engine, below `parent`.
+    ///
+    /// It is always the same for the same worker and engine, because it is part of the key of a step in the engine's
+    /// cache.
     pub(crate) fn new(parent: &str, worker: &str, engine_id: &str) -> Self {
         let digest = digest(&SHA256, format!("{engine_id}\n{worker}").as_bytes());
         let digits: String = digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
@@ -59,12 +61,12 @@ impl StepGroup {
         Self { path: format!("{}/{name}", parent.trim_end_matches('/')), name }
     }
 
-    /// Returns the path of the group, as the engine is told it.
+    /// Returns the path of the group, as it is given to the engine.
     pub(crate) fn path(&self) -> &str {
         &self.path
     }
 
-    /// Returns the step whose process is in these control groups, the content of `/proc/PID/cgroup`.
+    /// Returns the step of a process by its control groups, the content of `/proc/PID/cgroup`.
     fn step<'a>(&self, groups: &'a str) -> Option<&'a str> {
         let below = |group: &'a str| {
             let (_, rest) = group.split_once(&self.name)?;
@@ -75,19 +77,21 @@ impl StepGroup {
 }
 
 impl StepProcesses {
-    /// How coarse the kernel counts the ages of processes.
+    /// Precision of the kernel's process ages.
     const SLACK: Duration = Duration::from_millis(50);
-    /// `USER_HZ`, which Linux fixes for what it shows in /proc.
+    /// Ticks per second in `/proc`: `USER_HZ`, which Linux fixes.
     const TICKS_A_SECOND: f64 = 100.0;
-    /// How many processes may be between a step's and the first of the host.
+    /// Maximum number of ancestors of a step's process to look at.
     const LONGEST_DESCENT: usize = 1_000;
 
-    /// Returns the processes below a group. `seen`: whether one was seen before, and from then on whether one was.
+    /// Creates a view of the processes below a group.
+    ///
+    /// `seen` tells whether a process was ever seen, and is updated.
     pub(crate) fn new(group: StepGroup, seen: Arc<AtomicBool>) -> Self {
         Self { proc: PathBuf::from("/proc"), group, seen }
     }
 
-    /// Returns whether processes of steps would be seen: one was, or the engine's own process is.
+    /// Reports whether processes of steps are visible: one was seen, or the engine's own process is.
     pub(crate) fn can_be_seen(&self, engine: Option<i32>) -> bool {
         let is_engine = |pid: i32| {
             let name = fs::read_to_string(self.proc.join(pid.to_string()).join("comm"));
@@ -96,11 +100,11 @@ impl StepProcesses {
         self.seen.load(Ordering::Relaxed) || engine.is_some_and(is_engine)
     }
 
-    /// Returns the steps, by their ids, that have processes and were begun no longer than `age` ago.
+    /// Returns the steps that have processes and started at most `age` ago, by their IDs.
     ///
     /// # Errors
     ///
-    /// /proc cannot be read.
+    /// Returns an error if `/proc` cannot be read.
     pub(crate) fn younger_than(&self, age: Duration) -> io::Result<BTreeMap<String, StepProcess>> {
         let uptime = first_number(&fs::read_to_string(self.proc.join("uptime"))?)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/uptime has no number"))?;
@@ -126,30 +130,31 @@ impl StepProcesses {
         Ok(steps)
     }
 
-    /// Kills every process of the steps that no engine runs any more: they outlive one that is killed, and its successor does
-    /// not know them. Returns how many there were.
+    /// Kills all processes of steps that no engine runs any more; returns their number.
+    ///
+    /// Steps outlive an engine that is killed, and its successor does not know them.
     ///
     /// # Errors
     ///
-    /// /proc cannot be read, or a process may not be killed by this user.
+    /// Returns an error if `/proc` cannot be read or this user may not kill a process.
     pub(crate) fn kill_orphans(&self) -> io::Result<usize> {
         self.kill_where(|process| self.is_orphan(process))
     }
 
-    /// Kills every process of these steps. Returns how many there were.
+    /// Kills all processes of these steps; returns their number.
     ///
     /// # Errors
     ///
-    /// /proc cannot be read, or a process may not be killed by this user.
+    /// Returns an error if `/proc` cannot be read or this user may not kill a process.
     pub(crate) fn kill(&self, steps: &BTreeSet<String>) -> io::Result<usize> {
         self.kill_where(|process| self.step_process(process).is_some_and(|(step, _)| steps.contains(&step)))
     }
 
-    /// Kills every process of every step. Returns how many there were.
+    /// Kills all processes of all steps; returns their number.
     ///
     /// # Errors
     ///
-    /// As of [`Self::kill`].
+    /// Returns an error if `/proc` cannot be read or this user may not kill a process.
     pub(crate) fn kill_all(&self) -> io::Result<usize> {
         self.kill_where(|process| self.step_process(process).is_some())
     }
@@ -161,7 +166,7 @@ impl StepProcesses {
             let pid = process.file_name().and_then(|name| Pid::from_raw(name.to_str()?.parse().ok()?));
             let Some(pid) = pid.filter(|_| is_meant(&process)) else { continue };
             match kill_process(pid, Signal::KILL) {
-                // It has just ended by itself.
+                // `SRCH`: the process has just ended by itself.
                 Ok(()) | Err(rustix::io::Errno::SRCH) => ended += 1,
                 Err(error) => return Err(error.into()),
             }
@@ -169,13 +174,13 @@ impl StepProcesses {
         Ok(ended)
     }
 
-    /// Returns whether a process belongs to a step and has certainly no engine above it.
+    /// Reports whether a process belongs to a step and certainly has no engine above it.
     fn is_orphan(&self, process: &Path) -> bool {
         fs::read_to_string(process.join("cgroup")).is_ok_and(|groups| self.group.step(&groups).is_some())
             && self.has_engine_above(process) == Some(false)
     }
 
-    /// Whether a process descends from a dockerd; `None` when one between them has just ended.
+    /// Reports whether a process descends from a dockerd; `None` if a process between them has just ended.
     fn has_engine_above(&self, process: &Path) -> Option<bool> {
         let mut stat = fs::read_to_string(process.join("stat")).ok()?;
         for _ in 0..Self::LONGEST_DESCENT {
@@ -191,7 +196,7 @@ impl StepProcesses {
         None
     }
 
-    /// Returns the step that a process belongs to, if it belongs to one.
+    /// Returns the process with the step that it belongs to, if it belongs to one.
     fn step_process(&self, process: &Path) -> Option<(String, StepProcess)> {
         let groups = fs::read_to_string(process.join("cgroup")).ok()?;
         let step = self.group.step(&groups)?.to_owned();
@@ -203,8 +208,10 @@ impl StepProcesses {
 }
 
 impl StepProcess {
-    /// Whether this may be the process of a step of that name, such as `[2/3] RUN make`: when at least half of its words
-    /// are in the name. The name shows variables expanded, and of a here-document the first line only.
+    /// Reports whether this may be the process of a step with this name, such as `[2/3] RUN make`.
+    ///
+    /// At least half of its words have to be in the name. The name shows expanded variables, and of a here-document
+    /// only the first line.
     pub(crate) fn may_be_of(&self, step: &str) -> bool {
         let is_telling = |word: &&str| !word.contains('$') && *word != "-c" && !word.ends_with("sh");
         let words: Vec<&str> = self.command.split_whitespace().filter(is_telling).collect();
@@ -217,13 +224,13 @@ fn first_number(text: &str) -> Option<f64> {
     text.split_whitespace().next()?.parse().ok()
 }
 
-/// The process that has started one, or else adopted it: the 4th field.
+/// Returns the parent of a process, or else the process that adopted it: the 4th field.
 fn parent(stat: &str) -> Option<u32> {
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// When a process was started: the 22nd field, after a name that may hold anything.
+/// Returns the start time of a process in ticks: the 22nd field, after a name that may hold anything.
 fn start_ticks(stat: &str) -> Option<f64> {
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_whitespace().nth(19)?.parse().ok()
@@ -251,7 +258,7 @@ mod tests {
         StepProcesses { proc: proc.to_owned(), group, seen: Arc::default() }
     }
 
-    /// As the engine puts it, and as it is seen from another control group namespace.
+    /// Path of the group, as the engine sets it and as another control group namespace shows it.
     const OURS: [&str; 2] =
         ["/trailer-w_1-ca13afeec4569bcc/buildkit/", "/../../pod/trailer-w_1-ca13afeec4569bcc/buildkit/"];
 

@@ -1,4 +1,4 @@
-//! Which steps the builds of this worker have under way: the engine runs equal steps of several builds once.
+//! Unfinished steps of this worker's builds. The engine runs equal steps of several builds once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,52 +12,53 @@ pub(crate) struct StepsUnderWay(Arc<Mutex<BTreeMap<String, Build>>>);
 #[derive(Debug, Default)]
 struct Build {
     steps: Vec<StepUnderWay>,
-    /// Set when it is to stop: it needs none of its steps any more.
+    /// Set once the build is told to stop and needs none of its steps any more.
     is_stopping: bool,
 }
 
 /// A step that the engine has announced and not finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StepUnderWay {
-    /// What the engine tells steps apart by.
+    /// ID of the step in the engine.
     pub(crate) id: String,
     pub(crate) name: String,
     pub(crate) started: bool,
 }
 
 impl StepUnderWay {
-    /// Returns whether it is a step whose processes run on the engine's host: other steps are the engine's own work.
+    /// Reports whether its processes run on the engine's host; other steps are the engine's own work.
     fn runs_processes(&self) -> bool {
         self.name.contains("RUN ")
     }
 }
 
 impl StepsUnderWay {
-    /// These steps of a build are under way now.
+    /// Replaces the unfinished steps of a build.
     pub(crate) fn set(&self, build: &str, steps: Vec<StepUnderWay>) {
         self.builds().entry(build.to_owned()).or_default().steps = steps;
     }
 
-    /// Notes that a build is to stop.
+    /// Marks a build that is told to stop.
     pub(crate) fn stop(&self, build: &str) {
         self.builds().entry(build.to_owned()).or_default().is_stopping = true;
     }
 
-    /// The build is over.
+    /// Removes a build that has ended.
     pub(crate) fn forget(&self, build: &str) {
         self.builds().remove(build);
     }
 
-    /// Returns the names of the steps of this build that run processes.
+    /// Returns the names of the started steps of a build that run processes.
     pub(crate) fn running(&self, build: &str) -> Vec<String> {
         let builds = self.builds();
         let steps = builds.get(build).into_iter().flat_map(|build| &build.steps);
         steps.filter(|step| step.started && step.runs_processes()).map(|step| step.name.clone()).collect()
     }
 
-    /// How many steps may go on running when this build has stopped, because other builds need them: those that they have
-    /// started, and one that they wait for while this build has started one of the same name. Only steps count whose name
-    /// `is_left` accepts.
+    /// Returns the number of steps that may go on after a build has stopped, because others need them.
+    ///
+    /// These are the steps that other builds have started, and one that they wait for while this build has started one
+    /// of the same name. Only steps whose name `is_left` accepts count.
     pub(crate) fn needed_by_others(&self, build: &str, is_left: impl Fn(&str) -> bool) -> usize {
         let builds = self.builds();
         let ours: BTreeSet<&str> = builds
@@ -100,18 +101,18 @@ mod tests {
         let steps = StepsUnderWay::default();
         steps.set("a", vec![step("1", "RUN make", true)]);
         assert_eq!(steps.needed_by_others("a", |_| true), 0);
-        // The engine runs one step for both, and says so to both.
+        // The engine runs one step for both builds, and reports it to both.
         steps.set("b", vec![step("1", "RUN make", true)]);
         steps.set("c", vec![step("1", "RUN make", true)]);
         assert_eq!(steps.needed_by_others("a", |_| true), 1);
-        // The engine runs one step for both, and says so to one.
+        // The engine runs one step for both builds, and reports it to one.
         steps.set("b", vec![step("2", "RUN make", false)]);
         steps.set("c", vec![step("3", "RUN test", false)]);
         assert_eq!(steps.needed_by_others("a", |_| true), 1);
         assert_eq!(steps.needed_by_others("a", |step| step == "RUN test"), 0);
         steps.forget("b");
         assert_eq!(steps.needed_by_others("a", |_| true), 0);
-        // A build that is to stop needs nothing.
+        // A build that is told to stop needs nothing.
         steps.set("b", vec![step("4", "RUN make", true)]);
         assert_eq!(steps.needed_by_others("a", |_| true), 1);
         steps.stop("b");

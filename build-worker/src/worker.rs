@@ -1,4 +1,4 @@
-//! The worker: what it holds, and how that begins and ends.
+//! The worker: the attempts that it holds, and how they begin and end.
 
 use std::{
     collections::BTreeMap,
@@ -21,41 +21,41 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::{
-    collecting::Collector,
     config::Config,
-    dial::Dial,
     engine::{Engine, EngineInfo},
+    image_gc::ImageGc,
     job::{Control, Job, StopReason},
     jobs::{Held, Jobs},
     lease::Lease,
-    leftovers, orphans,
+    orphaned_steps,
     outbox::{Outbox, Settings, Unreadable},
     readiness::Readiness,
-    registries::Registries,
-    session,
+    registry_credentials::DockerConfig,
+    service_client::ServiceClient,
+    session, stale_tags,
     step_processes::{StepGroup, StepProcesses},
     steps::StepsUnderWay,
-    telling,
+    telemetry,
 };
 
-/// What a worker works with.
+/// The environment of a worker.
 #[derive(Debug)]
 pub(crate) struct Surroundings {
     pub(crate) engine: Arc<dyn Engine>,
-    /// Whether the engine's processes are on this host.
+    /// Set if the engine's processes are on this host.
     pub(crate) is_local: bool,
     pub(crate) outbox: Settings,
-    pub(crate) dial: Arc<dyn Dial>,
+    pub(crate) service: Arc<dyn ServiceClient>,
     pub(crate) spawn: Arc<dyn Spawn>,
 }
 
-/// Runs the worker's tasks.
+/// A spawner of the worker's tasks.
 pub(crate) trait Spawn: Debug + Send + Sync {
     /// Runs a task to its end.
     fn spawn(&self, task: BoxFuture<'static, ()>);
 }
 
-/// Runs tasks where the worker itself runs.
+/// A spawner on the worker's own Tokio runtime.
 #[derive(Debug)]
 pub(crate) struct TokioSpawn;
 
@@ -65,36 +65,37 @@ impl Spawn for TokioSpawn {
     }
 }
 
-/// Everything that lives as long as the worker's process.
+/// The state of a worker's process.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) config: Config,
-    /// Names this process to the service.
+    /// ID of this process, for the service.
     pub(crate) instance: String,
     pub(crate) lease: Lease,
-    /// Some outbox has something to send.
+    /// Signal that an outbox has something to send.
     pub(crate) reports_ready: Arc<Notify>,
-    pub(crate) dial: Arc<dyn Dial>,
+    pub(crate) service: Arc<dyn ServiceClient>,
     spawn: Arc<dyn Spawn>,
     engine: Arc<dyn Engine>,
     pub(crate) readiness: Arc<Readiness>,
     steps: StepsUnderWay,
     is_local: bool,
-    /// Whether a process of a step was ever seen.
+    /// Set once a process of a step was seen.
     seen: Arc<AtomicBool>,
-    /// Whether the steps that predecessors have left were ended.
+    /// Set once the steps that predecessors have left were ended.
     swept: AtomicBool,
     outbox_settings: Settings,
     jobs: Arc<Jobs>,
     tasks: TaskTracker,
-    /// Whatever runs by then is left.
+    /// Token that ends the tasks still running after the shutdown.
     ended: CancellationToken,
-    /// How many builds run at a time. A job that ends frees its slot after the service has freed it, so the next one may
-    /// have to wait for a moment.
+    /// Slots for concurrent builds.
+    ///
+    /// A job that ends frees its slot after the service has freed it, so the next job may have to wait for a moment.
     slots: Arc<Semaphore>,
-    /// Whose report was sent last: every job gets its turn.
+    /// Turn among the attempts, so that each of them gets to report.
     turn: AtomicUsize,
-    pub(crate) collector: Collector,
+    pub(crate) collector: ImageGc,
     draining: AtomicBool,
     draining_begun: Notify,
 }
@@ -102,24 +103,24 @@ pub(crate) struct Worker {
 impl Worker {
     const FIRST_PAUSE: Duration = Duration::from_millis(100);
     const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-    /// How long the service may take to hear that no more builds are taken.
+    /// Maximum time for the service to hear that no more builds are taken.
     const LAST_ASSIGNMENTS: Duration = Duration::from_secs(2);
-    /// How long reports may take to become durable at the very end.
+    /// Maximum time for reports to become durable at the very end.
     const LAST_REPORTS: Duration = Duration::from_secs(10);
 
     pub(crate) fn new(config: Config, info: EngineInfo, surroundings: Surroundings) -> Self {
-        let Surroundings { engine, is_local, outbox, dial, spawn } = surroundings;
-        let collector = Collector {
+        let Surroundings { engine, is_local, outbox, service, spawn } = surroundings;
+        let collector = ImageGc {
             worker: config.name.clone(),
             engine: Arc::clone(&engine),
-            dial: Arc::clone(&dial),
+            service: Arc::clone(&service),
             records: Arc::default(),
             catalogue: Mutex::default(),
             replaced: Arc::default(),
             every: config.collect_every,
         };
         let slots = Arc::new(Semaphore::new(usize::from(config.slots)));
-        telling::slots(config.slots, &slots);
+        telemetry::slots(config.slots, &slots);
         Self {
             outbox_settings: outbox,
             is_local,
@@ -129,7 +130,7 @@ impl Worker {
             lease: Lease::new(),
             reports_ready: Arc::new(Notify::new()),
             engine,
-            dial,
+            service,
             spawn,
             collector,
             readiness: Arc::new(Readiness::new(info, config.exceptions())),
@@ -145,7 +146,9 @@ impl Worker {
         }
     }
 
-    /// Serves builds until shutdown; then finishes what runs within the grace, and hands back the rest.
+    /// Serves builds until `shutdown`, and then drains.
+    ///
+    /// Running builds may finish within the grace period; the rest is handed back.
     pub(crate) async fn run(&self, shutdown: CancellationToken) {
         tokio::select! {
             biased;
@@ -167,13 +170,13 @@ impl Worker {
     /// Ends and removes what predecessors have left behind, and then serves.
     async fn begin(&self) {
         if let Some(processes) = self.step_processes() {
-            orphans::end(&processes).await;
+            orphaned_steps::kill(&processes).await;
         }
-        leftovers::remove(self.engine.as_ref(), &self.config.name).await;
+        stale_tags::remove(self.engine.as_ref(), &self.config.name).await;
         self.stay_connected().await;
     }
 
-    /// Connects again and again, with a growing pause.
+    /// Connects to the service, again and again with a growing pause.
     async fn stay_connected(&self) {
         let mut pause = Self::FIRST_PAUSE;
         loop {
@@ -185,9 +188,9 @@ impl Worker {
                 ended = session::connect(self, || was_welcome = true) => ended,
                 // The service must hear that nothing is held any more.
                 () = self.keep_lease() => Ok(()),
-                // The sender is ours: it cannot be gone.
+                // The sender is in `self`, so the channel cannot be closed.
                 _ = given_up.changed() => Ok(()),
-                // The service must hear what another engine is good for.
+                // The service must hear of the abilities of a different engine.
                 _ = engine.changed() => Ok(()),
             };
             if let Err(error) = ended {
@@ -200,7 +203,7 @@ impl Worker {
                 () = self.keep_lease() => {}
                 () = tokio::time::sleep(pause) => {}
             }
-            // Whoever says that it does not hold an attempt must not be working on it.
+            // A worker that claims not to hold an attempt must not be working on it.
             let none_is_fenced = self.jobs.until(|held| held.values().all(|held| !held.is_fenced()));
             tokio::pin!(none_is_fenced);
             loop {
@@ -213,8 +216,9 @@ impl Worker {
         }
     }
 
-    /// Stops all work when the service has not been heard of for too long: it may give it to others. Returns when there
-    /// was some.
+    /// Stops all work when the lease expires, because the service may then give it to other workers.
+    ///
+    /// Returns once there was work to stop.
     async fn keep_lease(&self) {
         loop {
             self.lease.over().await;
@@ -234,7 +238,7 @@ impl Worker {
         self.draining.store(true, Ordering::Relaxed);
         let begun = Instant::now();
         self.draining_begun.notify_one();
-        // From the answer on no more assignments are on their way.
+        // After the service has acknowledged the heartbeat, no more assignments are on the way.
         if tokio::time::timeout(Self::LAST_ASSIGNMENTS, self.lease.extended_after(begun)).await.is_err() {
             tracing::warn!("the service does not know that this worker is shutting down");
         }
@@ -253,13 +257,15 @@ impl Worker {
         }
     }
 
-    /// Completes once when draining begins.
+    /// Waits until draining begins; completes once.
     pub(crate) async fn draining_begun(&self) {
         self.draining_begun.notified().await;
     }
 
-    /// Kills the steps that a process of this name before this one has left, once: an engine may go on with a build whose worker was
-    /// killed while it started a step. To be called when the service has let this process in, for then no other is at work.
+    /// Kills the steps that a predecessor of the same name has left, once per process.
+    ///
+    /// An engine may go on with a build whose worker was killed while it started a step. Must be called after the
+    /// service has accepted this process, because then no other process of the name is at work.
     pub(crate) async fn sweep(&self) {
         let is_first = !self.swept.swap(true, Ordering::Relaxed);
         let Some(processes) = self.step_processes().filter(|_| is_first && self.jobs.all().is_empty()) else {
@@ -276,27 +282,27 @@ impl Worker {
         }
     }
 
-    /// Returns the control group that steps run below on the present engine.
+    /// Returns the control group below which steps run on the current engine.
     fn step_group(&self) -> StepGroup {
         let engine = self.readiness.engine_info();
         StepGroup::new(&self.config.cgroup_parent, &self.config.name, &engine.borrow().id)
     }
 
-    /// Returns a view of the processes of steps; none when they are not on this host.
+    /// Returns a view of the processes of steps, or `None` if they are not on this host.
     fn step_processes(&self) -> Option<StepProcesses> {
         self.is_local.then(|| StepProcesses::new(self.step_group(), Arc::clone(&self.seen)))
     }
 
-    /// Whether more builds may come.
+    /// Reports whether the worker takes more builds.
     pub(crate) fn takes_builds(&self) -> bool {
-        !self.is_draining() && self.readiness.can_work() && !self.readiness.has_doubts()
+        !self.is_draining() && self.readiness.can_work() && !self.readiness.has_unconfirmed_stops()
     }
 
     fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Begins an attempt as soon as a slot is free, or hands it back while draining.
+    /// Starts an attempt as soon as a slot is free, or hands it back while draining.
     pub(crate) fn accept(&self, assignment: Assignment) {
         let Some(attempt) = assignment.attempt.clone() else {
             tracing::warn!("an assignment without an attempt");
@@ -311,8 +317,8 @@ impl Worker {
             control: Arc::new(Control::default()),
         };
         let Some(entry) = self.jobs.insert(attempt.clone(), held.clone()) else {
-            // The assignment came twice; or a service that was restored from a backup has given a number again, whose first
-            // bearer still stops.
+            // The assignment was repeated; or a service that was restored from a backup has reused the number of an
+            // attempt that still stops here.
             if self.held(&attempt).is_some_and(|held| held.is_fenced()) {
                 self.give_up(&attempt);
             }
@@ -323,7 +329,7 @@ impl Worker {
             self.spawn(async move {
                 let reason = "the worker is shutting down".to_owned();
                 held.outbox.push(None, Event::HandedBack(HandedBack { reason })).await;
-                held.outbox.settled().await;
+                held.outbox.flushed().await;
                 drop(entry);
             });
             return;
@@ -336,15 +342,15 @@ impl Worker {
             outbox: held.outbox,
             control: held.control,
             readiness: Arc::clone(&self.readiness),
-            dial: Arc::clone(&self.dial),
+            service: Arc::clone(&self.service),
             spool: Arc::clone(&self.outbox_settings.spool),
             steps: self.steps.clone(),
             group: self.step_group(),
             processes: self.step_processes(),
-            proxies: Registries::of(self.config.docker_config()).proxy_arguments(&self.config.docker_host),
+            proxies: DockerConfig::new(self.config.docker_config()).proxy_arguments(&self.config.docker_host),
             compression: self.config.compression.clone().unwrap_or_default(),
             log_limit: self.config.log_limit,
-            stop_limit: self.lease.stop_limit(),
+            stop_timeout: self.lease.stop_timeout(),
             begin_by: self.lease.end(),
         };
         let slots = Arc::clone(&self.slots);
@@ -352,11 +358,11 @@ impl Worker {
         let replaced = Arc::clone(&self.collector.replaced);
         self.spawn(async move {
             let may_begin = async {
-                let at_work = records.work_on(&job.assignment.image_id).await;
+                let at_work = records.lock_shared(&job.assignment.image_id).await;
                 // The semaphore is never closed.
                 (at_work, slots.acquire().await.ok())
             };
-            // A job that is to stop while it waits ends as soon as it begins.
+            // A job that is told to stop while it waits ends as soon as it starts.
             let _begun = tokio::select! {
                 biased;
                 () = control.stopping() => None,
@@ -364,7 +370,7 @@ impl Worker {
             };
             let outbox = Arc::clone(&job.outbox);
             let rest = {
-                let running = job.run().instrument(telling::attempt(&job.assignment));
+                let running = job.run().instrument(telemetry::attempt(&job.assignment));
                 tokio::pin!(running);
                 tokio::select! {
                     biased;
@@ -377,7 +383,7 @@ impl Worker {
             };
             drop(entry);
             if let Some(left) = rest.left {
-                job.linger(left).await;
+                job.reap(left).await;
             }
             if let Some(image) = rest.replaced {
                 replaced.add(image);
@@ -392,14 +398,14 @@ impl Worker {
         })));
     }
 
-    /// The service gives this attempt to nobody, or to somebody else.
+    /// Fences an attempt that the service has withdrawn or given to another worker.
     pub(crate) fn fence(&self, attempt: &Attempt) {
         if let Some(held) = self.held(attempt) {
             held.fence();
         }
     }
 
-    /// The service wants this attempt, and it cannot be gone on with.
+    /// Gives up an attempt that the service wants but that cannot go on.
     pub(crate) fn give_up(&self, attempt: &Attempt) {
         self.jobs.give_up(attempt);
     }
@@ -408,7 +414,7 @@ impl Worker {
         self.jobs.held().get(attempt).cloned()
     }
 
-    /// The attempts that the service may still want.
+    /// Returns the attempts that the service may still want.
     pub(crate) fn holds(&self) -> Vec<Attempt> {
         self.jobs
             .all()
@@ -418,7 +424,7 @@ impl Worker {
             .collect()
     }
 
-    /// The next report of any attempt; each gets its turn.
+    /// Returns the next report of any attempt, in turn.
     pub(crate) fn next_report(&self) -> Option<Report> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let held = self.jobs.held();

@@ -1,10 +1,18 @@
-//! Who may do what: callers, their roles, and the one table of permissions.
+//! Authorisation: callers, their roles, and the table of permissions.
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{error::Error, timestamp::Timestamp};
+
+pub(crate) use self::{
+    grantee::{Grantee, GranteeDigest},
+    visibility::Visibility,
+};
+
+mod grantee;
+mod visibility;
 
 /// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,21 +22,21 @@ pub(crate) struct Principal {
     expires_at: Timestamp,
 }
 
-/// What a token's bearer may do beyond its own images.
+/// A role of a token's bearer, which permits more than access to its own images.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Everything, with every image.
+    /// Full access to every image.
     Admin,
-    /// Create images.
+    /// Permission to create images.
     Builder,
-    /// Act for a platform service: snapshots.
+    /// Permission to act for a platform service, which takes snapshots.
     Service,
-    /// The dispatch API, and nothing else.
+    /// Access to the dispatch API, and to nothing else.
     Worker,
 }
 
-/// What can be done with an image, in the order in which callers are told of it.
+/// An action on an image, in the order in which actions are listed for callers.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Action {
@@ -43,7 +51,7 @@ pub(crate) enum Action {
     Delete,
 }
 
-/// What may be granted to one subject for one image. Modify and delete imply view.
+/// The permissions that a subject is granted on an image. Modify and delete imply view.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Permissions {
     view: bool,
@@ -51,31 +59,13 @@ pub(crate) struct Permissions {
     delete: bool,
 }
 
-/// What a caller is to an image that it can see.
+/// The relation of a caller to an image that it can see.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// An admin, or its creator.
+    /// An admin, or the creator of the image.
     Owner,
-    /// Somebody whom the owner has let in.
+    /// A caller that was granted permissions by an owner.
     Guest(Permissions),
-}
-
-/// A subject or group that images can be granted to. The creator of an image is one, too.
-///
-/// Stored and serialised as a kind and a name, `subject:alice`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub(crate) enum Grantee {
-    /// The subject of a token.
-    Subject(String),
-}
-
-/// The images that a caller can see; no query of the catalogue can be begun without one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Sight {
-    Everything,
-    /// The images that any of these has created or was granted.
-    Of(BTreeSet<Grantee>),
 }
 
 impl Principal {
@@ -99,12 +89,16 @@ impl Principal {
         self.has(Role::Admin)
     }
 
-    /// Whether only the dispatch API is open to this caller.
+    /// Reports whether the caller may use the dispatch API only.
     pub(crate) fn is_worker(&self) -> bool {
         self.has(Role::Worker)
     }
 
-    /// Fails without the role; admins have every role but that of a worker.
+    /// Checks that the caller has a role. Admins have every role except that of a worker.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::RoleMissing`] if the caller does not have the role.
     pub(crate) fn require(&self, role: Role) -> Result<(), Error> {
         if self.has(role) || (self.is_admin() && role != Role::Worker) {
             Ok(())
@@ -113,18 +107,18 @@ impl Principal {
         }
     }
 
-    pub(crate) fn sight(&self) -> Sight {
+    pub(crate) fn visibility(&self) -> Visibility {
         if self.is_admin() {
-            Sight::Everything
+            Visibility::Everything
         } else {
-            Sight::Of(BTreeSet::from([Grantee::Subject(self.subject.clone())]))
+            Visibility::Of(BTreeSet::from([Grantee::Subject(self.subject.clone())]))
         }
     }
 
-    /// Returns what the caller is to an image of this creator of which nothing was granted yet.
+    /// Returns the standing of the caller to an image of `creator` without any grants.
     pub(crate) fn standing_to_new(&self, creator: &str) -> Standing {
         let nothing = Permissions::default();
-        self.sight().standing(creator, |_| nothing).unwrap_or(Standing::Guest(nothing))
+        self.visibility().standing(creator, |_| nothing).unwrap_or(Standing::Guest(nothing))
     }
 }
 
@@ -165,10 +159,10 @@ impl Permissions {
 }
 
 impl Standing {
-    /// How many there are.
+    /// Number of distinct standings.
     pub(crate) const COUNT: usize = 9;
 
-    /// Returns which of them it is, below [`Self::COUNT`].
+    /// Returns the index of the standing, below [`Self::COUNT`].
     pub(crate) fn index(self) -> usize {
         match self {
             Self::Owner => 0,
@@ -178,14 +172,15 @@ impl Standing {
         }
     }
 
-    /// Returns the standing of somebody who is none of an image's owners and was granted all of this together; `None` when that
-    /// is not even to see it.
+    /// Returns the standing of a caller that is not an owner and has these grants, taken together.
+    ///
+    /// Returns `None` if they do not include permission to view the image.
     pub(crate) fn guest(granted: impl IntoIterator<Item = Permissions>) -> Option<Self> {
         let all = granted.into_iter().fold(Permissions::default(), Permissions::union);
         all.view.then_some(Self::Guest(all))
     }
 
-    /// The table of permissions.
+    /// Reports whether an action is permitted. This is the table of permissions.
     pub(crate) fn permits(self, action: Action) -> bool {
         match self {
             Self::Owner => true,
@@ -201,85 +196,9 @@ impl Standing {
     }
 }
 
-impl Sight {
-    /// Returns what the caller is to an image of this creator; `None` when it cannot see it. `granted` is what a grantee was
-    /// granted of it.
-    pub(crate) fn standing(
-        &self,
-        creator: &str,
-        granted: impl Fn(&Grantee) -> Permissions,
-    ) -> Option<Standing> {
-        let Self::Of(grantees) = self else {
-            return Some(Standing::Owner);
-        };
-        if grantees.contains(&Grantee::Subject(creator.to_owned())) {
-            return Some(Standing::Owner);
-        }
-        Standing::guest(grantees.iter().map(granted))
-    }
-
-    /// Returns whose creations and grants are in sight; `None` when everything is.
-    pub(crate) fn grantees(&self) -> Option<&BTreeSet<Grantee>> {
-        match self {
-            Self::Everything => None,
-            Self::Of(grantees) => Some(grantees),
-        }
-    }
-}
-
-impl Grantee {
-    const SUBJECT: &str = "subject:";
-}
-
-impl fmt::Display for Grantee {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Subject(subject) => write!(f, "{}{subject}", Self::SUBJECT),
-        }
-    }
-}
-
-impl From<Grantee> for String {
-    fn from(grantee: Grantee) -> Self {
-        grantee.to_string()
-    }
-}
-
-impl TryFrom<String> for Grantee {
-    type Error = String;
-
-    fn try_from(stored: String) -> Result<Self, String> {
-        match stored.strip_prefix(Self::SUBJECT) {
-            Some(subject) => Ok(Self::Subject(subject.to_owned())),
-            None => Err(format!("{stored:?} is no grantee")),
-        }
-    }
-}
-
-/// Identifies a grantee among very many: 128 bits of the SHA-256 of its stored form.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct GranteeDigest([u8; 16]);
-
-impl GranteeDigest {
-    pub(crate) fn of(grantee: &Grantee) -> Self {
-        Self::of_stored(&grantee.to_string())
-    }
-
-    /// Returns that of a subject.
-    pub(crate) fn of_subject(subject: &str) -> Self {
-        Self::of(&Grantee::Subject(subject.to_owned()))
-    }
-
-    /// Returns that of the grantee with this stored form.
-    pub(crate) fn of_stored(stored: &str) -> Self {
-        let digest = ring::digest::digest(&ring::digest::SHA256, stored.as_bytes());
-        let mut first = [0; 16];
-        first.copy_from_slice(&digest.as_ref()[..16]);
-        Self(first)
-    }
-}
-
-/// Whether this can be a subject: it becomes a creator, the name of a worker, and whom something is granted to.
+/// Reports whether a text is a valid subject.
+///
+/// Subjects also serve as creators, names of workers, and grantees.
 pub(crate) fn is_subject(text: &str) -> bool {
     const MAX_BYTES: usize = 255;
     !text.trim().is_empty() && text.len() <= MAX_BYTES && !text.chars().any(char::is_control)
@@ -332,8 +251,8 @@ mod tests {
 
     #[test]
     fn every_standing_permits_what_the_contract_says() {
-        // One letter an action, in the order of `Action::ALL`: Workspace, Build, Cancel, Enable, Disable, cLone, eDit, Share,
-        // delete.
+        // One letter per action, in the order of `Action::ALL`: Workspace, Build, Cancel, Enable, Disable, cLone, eDit,
+        // Share, delete.
         let row = |standing: Standing| -> String {
             Action::ALL.map(|action| if standing.permits(action) { 'y' } else { 'n' }).iter().collect()
         };
@@ -349,28 +268,9 @@ mod tests {
     }
 
     #[test]
-    fn nobody_sees_what_was_not_granted() {
-        let bob = Sight::Of(BTreeSet::from([Grantee::Subject("bob".to_owned())]));
-        let nothing = |_: &Grantee| Permissions::default();
-        assert_eq!(bob.standing("alice", nothing), None);
-        assert_eq!(bob.standing("bob", nothing), Some(Standing::Owner));
-        assert_eq!(Sight::Everything.standing("alice", nothing), Some(Standing::Owner));
-        for permissions in [Permissions::new(false, true, false), Permissions::new(false, false, true)] {
-            assert_eq!(bob.standing("alice", |_| permissions), Some(Standing::Guest(permissions)));
-        }
-    }
-
-    #[test]
     fn grants_to_several_grantees_of_a_caller_add_up() {
         let granted = [Permissions::new(false, true, false), Permissions::new(false, false, true)];
         assert_eq!(Standing::guest(granted), Some(Standing::Guest(Permissions::new(true, true, true))));
         assert_eq!(Standing::guest([]), None);
-    }
-
-    #[test]
-    fn a_grantee_reads_back_from_its_stored_form() {
-        let alice = Grantee::Subject("alice:bob".to_owned());
-        assert_eq!(Grantee::try_from(alice.to_string()), Ok(alice));
-        assert!(Grantee::try_from("alice".to_owned()).is_err());
     }
 }

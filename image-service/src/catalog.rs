@@ -1,19 +1,19 @@
-//! What callers can do with images, builds and grants: authorise, write, publish.
+//! Operations of callers on images, builds and grants: authorise, write, publish.
 //!
-//! A write that is only to be validated is answered by a [`Preview`]. One that names no image that the caller sees is refused
-//! without a transaction, in which visibility is checked again.
+//! A write that is only validated is handled by a [`Preview`]. A write to images that the caller cannot see is refused
+//! without a transaction; a transaction checks the visibility again.
 
 use std::sync::Arc;
 
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    access::{Action, Grantee, Permissions, Principal, Role, Sight},
+    access::{Action, Grantee, Permissions, Principal, Role, Visibility},
     build::{BuildId, BuildInView},
     dispatch::Worker,
     error::{Error, Refusal, Resource, Violations},
     image::{
-        Artifact, BatchAction, EditDraft, Etag, HeldImage, ImageDraft, ImageId, ImageInView, Place, Query,
+        Artifact, BatchAction, EditDraft, Etag, HeldImage, ImageDraft, ImageId, ImageInView, Position, Query,
         RepositoryPrefixes, SnapshotOrder, Written,
     },
     index::{CachedConfiguration, Index, Page, VisibleImage},
@@ -21,12 +21,12 @@ use crate::{
     queue::Queue,
     request::Request,
     signals::Signals,
-    store::{Store, WithBuild, Write},
+    store::{RequestTransaction, Store, WithBuild},
 };
 
 pub(crate) use crate::store::{BatchOutcome, BatchTarget};
 
-/// The catalogue, as every caller meets it.
+/// The operations of the catalogue, for all callers.
 #[derive(Clone, Debug)]
 pub(crate) struct Catalog {
     store: Store,
@@ -51,7 +51,12 @@ impl Catalog {
 
     /// Registers an image and, unless it is a template, queues its first build.
     ///
-    /// `violations` are those that were found before; all are reported together.
+    /// `violations` are those found so far; all violations are reported together.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::RoleMissing`] unless the caller is a builder, [`Error::Invalid`] with all violations, and the
+    /// errors of [`RequestTransaction::create`].
     pub(crate) async fn create_image(
         &self,
         request: &Request,
@@ -67,7 +72,12 @@ impl Catalog {
         self.transact(request, async |write| write.create(&new).await).await
     }
 
-    /// Registers an image and queues the commit of a running workspace into it.
+    /// Registers an image and queues a build that commits a running workspace into it.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::RoleMissing`] unless the caller is a service, [`Error::Invalid`] with all violations,
+    /// [`Error::NotFound`] if the source image does not exist, and the errors of [`RequestTransaction::snapshot`].
     pub(crate) async fn snapshot_workspace(
         &self,
         request: &Request,
@@ -81,22 +91,30 @@ impl Catalog {
         if request.validate_only {
             return self.preview.snapshot_workspace(request, of_source, &order).await;
         }
-        if let Some(answer) = self.unseen(request, &Sight::Everything, order.workspace.source).await? {
+        if let Some(answer) = self.unseen(request, &Visibility::Everything, order.workspace.source).await? {
             return Ok(answer);
         }
         self.transact(request, async |write| write.snapshot(of_source, &order).await).await
     }
 
-    /// Returns one image, and its configuration.
+    /// Returns an image and its configuration.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of [`Index::fresh`].
     pub(crate) async fn image(
         &self,
         caller: &Principal,
         id: ImageId,
     ) -> Result<(VisibleImage, Arc<CachedConfiguration>), Error> {
-        self.index.image_in_full(&caller.sight(), id).await
+        self.index.image_in_full(&caller.visibility(), id).await
     }
 
-    /// Renders the Dockerfile that an image is built from, and its context.
+    /// Renders the Dockerfile and the context that an image is built from.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`image`](Self::image), and [`Error::Refused`] if the image has no Dockerfile to show.
     pub(crate) async fn dockerfile(&self, caller: &Principal, id: ImageId) -> Result<Written, Error> {
         let (found, cached) = self.image(caller, id).await?;
         if found.entry.image.snapshot {
@@ -105,19 +123,27 @@ impl Catalog {
         cached.configuration.rendered().map_err(Error::Refused)
     }
 
-    /// Returns the next images that the caller sees and that match.
+    /// Returns the next images that the caller can see and that match a query.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`Index::fresh`].
     pub(crate) async fn images(
         &self,
         caller: &Principal,
         query: &Query,
-        after: Option<&Place>,
+        after: Option<&Position>,
         limit: usize,
         with_total: bool,
     ) -> Result<Page, Error> {
         self.index.list(caller, query, after, limit, with_total).await
     }
 
-    /// Returns the configurations of images, where they are kept.
+    /// Returns the configurations of images; `None` for an image whose configuration is no longer kept.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the store cannot be read.
     pub(crate) async fn configurations(
         &self,
         images: &[VisibleImage],
@@ -125,7 +151,11 @@ impl Catalog {
         self.index.configurations(images).await
     }
 
-    /// Changes what clients may write.
+    /// Updates the fields of an image that clients may write.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of [`RequestTransaction::update`].
     pub(crate) async fn update_image(
         &self,
         request: &Request,
@@ -139,7 +169,11 @@ impl Catalog {
         self.write(request, id, async |write| write.update(id, etag, edit, &self.prefixes).await).await
     }
 
-    /// Says whether an image can back workspaces.
+    /// Enables or disables an image for workspaces.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of [`RequestTransaction::enable`].
     pub(crate) async fn enable_image(
         &self,
         request: &Request,
@@ -153,7 +187,11 @@ impl Catalog {
         self.write(request, id, async |write| write.enable(id, etag, enabled).await).await
     }
 
-    /// Removes an image; work that is under way is cancelled.
+    /// Deletes an image and cancels its build in progress.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of [`RequestTransaction::delete`].
     pub(crate) async fn delete_image(
         &self,
         request: &Request,
@@ -166,7 +204,11 @@ impl Catalog {
         self.write(request, id, async |write| write.delete(id, etag).await.map(drop)).await
     }
 
-    /// Queues another build.
+    /// Queues another build of an image.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of [`RequestTransaction::build`].
     pub(crate) async fn build_image(
         &self,
         request: &Request,
@@ -179,7 +221,13 @@ impl Catalog {
         self.write(request, id, async |write| write.build(id, etag).await).await
     }
 
-    /// Cancels the latest build, if it is the one that is meant.
+    /// Cancels the latest build of an image.
+    ///
+    /// If a build is `meant`, it has to be the latest one.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of [`RequestTransaction::cancel`].
     pub(crate) async fn cancel_build(
         &self,
         request: &Request,
@@ -192,7 +240,12 @@ impl Catalog {
         self.write(request, id, async |write| write.cancel(id, meant).await).await
     }
 
-    /// Does one thing to each of the images, each for itself.
+    /// Applies an action to each of the images independently.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the store fails or the request id was used before. Errors of single images are among the
+    /// outcomes.
     pub(crate) async fn batch_images(
         &self,
         request: &Request,
@@ -203,7 +256,7 @@ impl Catalog {
             return self.preview.batch_images(request, action, targets).await;
         }
         let ids: Vec<ImageId> = targets.iter().flatten().map(|(id, _)| *id).collect();
-        if !self.index.shows_any(&request.caller.sight(), &ids).await? {
+        if !self.index.shows_any(&request.caller.visibility(), &ids).await? {
             if let Some(answer) = self.store.remembered(request).await? {
                 return Ok(answer);
             }
@@ -213,16 +266,26 @@ impl Catalog {
         self.transact(request, async |write| write.batch(action, targets).await).await
     }
 
-    /// Returns a draft of another image like this one.
+    /// Returns a draft for a clone of an image.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`image`](Self::image), [`Error::Forbidden`] without permission to clone it, and
+    /// [`Error::Refused`] for an unfinished snapshot.
     pub(crate) async fn clone_image(&self, caller: &Principal, id: ImageId) -> Result<ImageDraft, Error> {
         let (found, cached) = self.image(caller, id).await?;
         found.require(Action::Clone)?;
         Ok(found.entry.image.clone_draft(&cached.configuration))
     }
 
-    /// Returns what to start a workspace from.
+    /// Returns the artifact to start a workspace from.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, [`Error::Forbidden`] without permission to use
+    /// it, and [`Error::NotResolvable`] if the image cannot back workspaces now.
     pub(crate) async fn resolve_image(&self, caller: &Principal, id: ImageId) -> Result<Artifact, Error> {
-        let found = self.index.image(&caller.sight(), id).await?;
+        let found = self.index.image(&caller.visibility(), id).await?;
         found.require(Action::CreateWorkspace)?;
         let image = &found.entry.image;
         let artifact = image.artifact.clone();
@@ -232,14 +295,22 @@ impl Catalog {
         Ok(Artifact { reference: Some(reference), ..*artifact })
     }
 
-    /// Reads one build.
+    /// Returns a build.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the build does not exist or the caller cannot see its image.
     pub(crate) async fn build(&self, caller: &Principal, id: BuildId) -> Result<BuildInView, Error> {
         let build = self.store.build(id).await?;
-        self.index.visible(&caller.sight(), build.build.image, Resource::Build).await?;
+        self.index.visible(&caller.visibility(), build.build.image, Resource::Build).await?;
         Ok(build)
     }
 
-    /// Reads the next builds of an image, the newest first.
+    /// Returns the next builds of an image, newest first.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the caller cannot see the image.
     pub(crate) async fn builds(
         &self,
         caller: &Principal,
@@ -247,11 +318,15 @@ impl Catalog {
         before: Option<i64>,
         limit: u64,
     ) -> Result<Vec<BuildInView>, Error> {
-        self.index.image(&caller.sight(), image).await?;
+        self.index.image(&caller.visibility(), image).await?;
         self.store.builds(image, before, limit).await
     }
 
-    /// Reads the next grants of an image, in the order of their grantees.
+    /// Returns the next grants of an image, ordered by grantee.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, and [`Error::Forbidden`] if it may not share it.
     pub(crate) async fn grants(
         &self,
         caller: &Principal,
@@ -259,11 +334,15 @@ impl Catalog {
         after: Option<&Grantee>,
         limit: u64,
     ) -> Result<Vec<(Grantee, Permissions)>, Error> {
-        self.index.image(&caller.sight(), image).await?.require(Action::Share)?;
+        self.index.image(&caller.visibility(), image).await?.require(Action::Share)?;
         self.store.grants(image, after, limit).await
     }
 
-    /// Says what a subject may do with an image.
+    /// Sets the permissions of a subject on an image.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of [`RequestTransaction::grant`].
     pub(crate) async fn grant(
         &self,
         request: &Request,
@@ -277,23 +356,38 @@ impl Catalog {
         self.write(request, image, async |write| write.grant(image, subject, permissions).await).await
     }
 
-    /// Which images of a worker's engine nothing needs any more; what it has removed is forgotten.
-    pub(crate) async fn unneeded(
+    /// Returns the images of a worker's engine that are no longer needed.
+    ///
+    /// Forgets the images that the worker has `removed`.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the store cannot be read or written.
+    pub(crate) async fn unused(
         &self,
         worker: &Principal,
         held: Vec<HeldImage>,
         removed: &[String],
     ) -> Result<Vec<String>, Error> {
-        self.store.forget_made(worker.subject(), removed).await?;
-        self.store.unneeded(worker.subject(), held).await
+        self.store.delete_engine_images(worker.subject(), removed).await?;
+        self.store.unused(worker.subject(), held).await
     }
 
-    /// Reads the next workers by name; every caller may.
+    /// Returns the next workers, ordered by name. Every caller may read them.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the store cannot be read.
     pub(crate) async fn workers(&self, after: Option<&str>, limit: u64) -> Result<Vec<Worker>, Error> {
         self.store.workers(after, limit).await
     }
 
-    /// Says whether a worker gets no more builds; for admins.
+    /// Drains a worker, so that it gets no more builds, or reverts that.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::RoleMissing`] unless the caller is an admin, and [`Error::NotFound`] if there is no such
+    /// worker.
     pub(crate) async fn drain_worker(
         &self,
         request: &Request,
@@ -307,43 +401,45 @@ impl Catalog {
         self.transact(request, async |write| write.drain(name, drained).await).await
     }
 
-    /// Writes to an image, if the caller sees it.
+    /// Writes to an image, provided that the caller can see it.
     async fn write<T: Serialize + DeserializeOwned>(
         &self,
         request: &Request,
         id: ImageId,
-        write: impl AsyncFnOnce(&mut Write<'_>) -> Result<T, Error>,
+        write: impl AsyncFnOnce(&mut RequestTransaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        match self.unseen(request, &request.caller.sight(), id).await? {
+        match self.unseen(request, &request.caller.visibility(), id).await? {
             Some(answer) => Ok(answer),
             None => self.transact(request, write).await,
         }
     }
 
-    /// Answers a write of an image that is not in sight, where that needs no transaction: `None` when it is in sight, or the answer
-    /// that the same request got while it was.
+    /// Answers a write to an image that is not visible to the caller, which needs no transaction.
+    ///
+    /// Returns `None` if the image is visible, and otherwise the response that the same request got while it was.
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`] when there is neither, and [`Error::RequestIdReused`].
+    /// Returns [`Error::NotFound`] if there is no such response, and [`Error::RequestIdReused`] if the id belongs to
+    /// another request.
     async fn unseen<T: DeserializeOwned>(
         &self,
         request: &Request,
-        sight: &Sight,
+        visibility: &Visibility,
         id: ImageId,
     ) -> Result<Option<T>, Error> {
-        if self.index.shows_any(sight, &[id]).await? {
+        if self.index.shows_any(visibility, &[id]).await? {
             return Ok(None);
         }
         let answer = self.store.remembered(request).await?;
         answer.ok_or(Error::NotFound(Resource::Image)).map(Some)
     }
 
-    /// Writes, and tells whom it concerns of what is durable then.
+    /// Writes in a transaction, and announces its effects once they are durable.
     async fn transact<T: Serialize + DeserializeOwned>(
         &self,
         request: &Request,
-        write: impl AsyncFnOnce(&mut Write<'_>) -> Result<T, Error>,
+        write: impl AsyncFnOnce(&mut RequestTransaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let (answer, effects) = self.store.transact(request, write).await?;
         self.queue.deliver(effects.messages);
@@ -352,7 +448,7 @@ impl Catalog {
     }
 }
 
-/// The image that a request was to give: that there is none is among the violations.
+/// Returns the draft of a request. If there is none, the violations say so.
 fn given(draft: Option<ImageDraft>, violations: &Violations) -> Result<ImageDraft, Error> {
     draft.ok_or_else(|| Error::Invalid(violations.clone()))
 }

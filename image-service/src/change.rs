@@ -1,4 +1,4 @@
-//! Changes of images, and their places in the change log.
+//! Changes of images, and revisions of the change log.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ pub(crate) struct Change {
     pub(crate) image: ImageId,
     pub(crate) kind: ChangeKind,
     pub(crate) creator: String,
-    /// Those who may have gained or lost sight of it.
+    /// Grantees who may have gained or lost visibility of the image.
     pub(crate) grantees: BTreeSet<Grantee>,
     pub(crate) at: Timestamp,
 }
@@ -22,48 +22,47 @@ pub(crate) struct Change {
 /// The parts of an image that have changed.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ChangeKind {
-    /// It follows its latest build.
+    /// Status, which follows the latest build.
     Status,
-    /// The parts of the record that it is not found by.
+    /// Parts of the record that are not searchable.
     Record,
-    /// The parts that it is found by: the name, the description, the configuration. All of a new one.
+    /// Searchable parts: name, description and configuration. Everything of a new image.
     Content,
     Grants,
     Deleted,
 }
 
-/// A place in the change log.
+/// A position in the change log.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Revision {
     pub(crate) number: i64,
-    /// Chosen at random with the change: a database that was restored from a backup goes on with other changes of the same
-    /// numbers.
+    /// Random number chosen with the change. A database restored from a backup reuses numbers for other changes.
     pub(crate) nonce: i64,
 }
 
 /// The ends of the change log.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Revisions {
-    /// The latest revision.
+    /// Latest revision.
     pub(crate) latest: Revision,
-    /// The oldest revision that can be resumed from.
+    /// Oldest revision that a watch can be resumed from.
     pub(crate) oldest: Revision,
 }
 
-/// The latest revision of the change log, as far as this process has committed it.
+/// The latest revision that this process has committed.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum CommittedRevision {
-    /// This process has committed no later one. On Postgres, other replicas may have.
+    /// Latest revision committed by this process. On Postgres, other replicas may have committed later ones.
     Known(Revision),
-    /// The outcome of a COMMIT is unknown, so only the database can tell. The next transaction finds it out.
+    /// Unknown outcome of a COMMIT, until the next transaction reads the revision from the database.
     Unknown,
 }
 
 impl Revision {
-    /// Before the first change.
+    /// Position before the first change.
     pub(crate) const NONE: Self = Self { number: 0, nonce: 0 };
 
-    /// Returns a nonce, which is positive, so that it reads back from hexadecimal digits.
+    /// Returns a random nonce, which is not negative, so that it reads back from hexadecimal digits.
     pub(crate) fn random_nonce() -> i64 {
         i64::try_from(Uuid::new_v4().as_u64_pair().1 >> 1).unwrap_or(i64::MAX)
     }

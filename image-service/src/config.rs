@@ -1,64 +1,65 @@
-//! The command line: every flag of `serve`, and `--data-dir`, has an environment variable of the same name with `TRAILER_`
-//! before it.
+//! The command line. Every flag of `serve`, and `--data-dir`, can also be set by an environment variable: the name of
+//! the flag prefixed with `TRAILER_`.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
 
-use edge::{health::Question, telemetry, tls::ServerFiles};
+use service_runtime::{health::Question, telemetry, tls::ServerFiles};
 
-use crate::{access::Role, build::Build, token::JwksSource};
+use crate::{access::Role, build::Build, jwt::JwksSource};
 
 /// The catalogue of container images that workspaces are built from.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Cli {
-    /// What to do.
+    /// Subcommand to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What the program can do.
+/// Subcommands of the program.
 #[expect(clippy::large_enum_variant, reason = "a process has one")]
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the catalogue and dispatch builds to workers.
     Serve(Config),
-    /// Print a bearer token, signed with the key pair of the data directory.
+    /// Print a bearer token signed with the key pair of the data directory.
     Token(TokenArgs),
-    /// Ask a program whether it serves: for health checks of containers. Ends with 0 if it does.
+    /// Check whether a program is serving, for health checks of containers. Exits with status 0 if it is.
     Health(Question),
 }
 
-/// How to serve.
+/// Flags of `serve`.
 #[derive(Clone, Debug, Args)]
 pub struct Config {
-    /// The address to listen on.
+    /// Address to listen on.
     #[arg(long, env = "TRAILER_LISTEN", default_value = "127.0.0.1:50051")]
     pub listen: SocketAddr,
 
-    /// The directory of the SQLite database and of the key pair that tokens are signed with; made when missing.
+    /// Directory of the SQLite database and of the key pair that signs tokens; created if missing.
     #[arg(long, env = "TRAILER_DATA_DIR", default_value = "./data")]
     pub data_dir: PathBuf,
 
-    /// The Postgres database (15 or later) to keep the catalogue in, `postgres://user:password@host/name`; it must exist.
-    /// SQLite in the data directory when absent.
+    /// Postgres database (15 or later) that holds the catalogue, as `postgres://user:password@host/name`; it must
+    /// exist. Without this flag, the catalogue is in a SQLite database in the data directory.
     #[arg(long, env = "TRAILER_DATABASE_URL", hide_env_values = true, value_parser = postgres_url)]
     pub database_url: Option<String>,
 
-    /// Listen beyond loopback although the traffic, tokens included, is not encrypted: for a network that is trusted.
+    /// Listen beyond loopback even though the traffic, including tokens, is not encrypted; only for trusted networks.
     #[arg(long, env = "TRAILER_ALLOW_PLAINTEXT", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_plaintext: bool,
 
     #[command(flatten)]
     pub tls: ServerFiles,
 
-    /// Accept the tokens of an identity provider: signed with EdDSA, RS256 or ES256 by a key of this JWKS, a file (read
-    /// again when it changes) or an http or https URL. The key pair of the data directory is not trusted then.
+    /// Accept the tokens of an identity provider, signed with EdDSA, RS256 or ES256 by a key of this JWKS: a file (read
+    /// again when it changes) or an http or https URL. The key pair of the data directory is then not trusted.
     #[arg(long, env = "TRAILER_JWKS", value_name = "FILE|URL")]
     pub jwks: Option<JwksSource>,
 
-    /// How often the URL of the JWKS is fetched again; also at once, every 10 s at most, when a token names an unknown key.
+    /// Interval at which the JWKS is fetched from its URL; a token with an unknown key triggers a fetch too, at most
+    /// every 10 s.
     #[arg(long, env = "TRAILER_JWKS_REFRESH", default_value = "5m", requires = "jwks", value_parser = humantime::parse_duration)]
     pub jwks_refresh: Duration,
 
@@ -66,11 +67,11 @@ pub struct Config {
     #[arg(long, env = "TRAILER_ISSUER", requires = "jwks", value_parser = NonEmptyStringValueParser::new())]
     pub issuer: Option<String>,
 
-    /// Accept only tokens whose `aud` is this, or contains it.
+    /// Accept only tokens whose `aud` is or contains this value.
     #[arg(long, env = "TRAILER_AUDIENCE", requires = "jwks", value_parser = NonEmptyStringValueParser::new())]
     pub audience: Option<String>,
 
-    /// The claim with the roles: an array, or one text with spaces between. Roles that mean nothing here are ignored.
+    /// Claim that holds the roles: an array, or a string of roles separated by spaces. Unknown roles are ignored.
     #[arg(
         long,
         env = "TRAILER_ROLES_CLAIM",
@@ -80,12 +81,13 @@ pub struct Config {
     )]
     pub roles_claim: String,
 
-    /// Let callers in who have no token: as `anonymous`, with the role builder. For trying out on one's own machine only,
-    /// and refused unless --listen is a loopback address.
+    /// Admit callers without a token as `anonymous` with the role builder. For local trials only: rejected unless
+    /// --listen is a loopback address.
     #[arg(long, env = "TRAILER_ANONYMOUS", value_parser = clap::builder::FalseyValueParser::new())]
     pub anonymous: bool,
 
-    /// Where images may be tagged by callers other than admins; derived references lie under the first. Repeatable.
+    /// Repository prefix under which callers other than admins may tag images; derived references use the first one.
+    /// Repeatable.
     #[arg(
         long = "repository-prefix",
         env = "TRAILER_REPOSITORY_PREFIX",
@@ -94,89 +96,91 @@ pub struct Config {
     )]
     pub repository_prefixes: Vec<String>,
 
-    /// How often workers say that they live.
+    /// Interval between the heartbeats of a worker.
     #[arg(long, env = "TRAILER_HEARTBEAT", default_value = "1s", value_parser = humantime::parse_duration)]
     pub heartbeat: Duration,
 
-    /// After how much silence a worker counts as offline.
+    /// Time without contact after which a worker counts as offline.
     #[arg(long, env = "TRAILER_OFFLINE_AFTER", default_value = "5s", value_parser = humantime::parse_duration)]
     pub offline_after: Duration,
 
-    /// After how much silence a worker begins to stop its builds by itself.
+    /// Time without contact after which a worker begins to stop its builds by itself.
     #[arg(long, env = "TRAILER_STOP_AFTER", default_value = "30s", value_parser = humantime::parse_duration)]
     pub stop_after: Duration,
 
-    /// How long a worker may take to stop a build; then a cancelled build counts as cancelled all the same.
-    #[arg(long, env = "TRAILER_STOP_WITHIN", default_value = "10s", value_parser = humantime::parse_duration)]
-    pub stop_within: Duration,
+    /// Maximum time for a worker to stop a build; after that, a cancelled build counts as cancelled even if
+    /// unconfirmed.
+    #[arg(long, env = "TRAILER_STOP_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub stop_timeout: Duration,
 
-    /// After how much silence the builds of a worker are given to others.
+    /// Time without contact after which the builds of a worker are assigned to other workers.
     #[arg(long, env = "TRAILER_LEASE", default_value = "45s", value_parser = humantime::parse_duration)]
     pub lease: Duration,
 
-    /// How often the infrastructure may fail a build before the build fails.
+    /// Number of infrastructure failures after which a build fails.
     #[arg(long, env = "TRAILER_MAX_ATTEMPT_FAILURES", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     pub max_attempt_failures: u16,
 
-    /// How long a build waits for its next attempt after the first failure of the infrastructure that its worker reports; the pause
-    /// doubles with each further failure, up to 30s. 0s for no pause.
+    /// Pause before the next attempt after the first infrastructure failure that a worker reports; it doubles with each
+    /// further failure, up to 30s. 0s for no pause.
     #[arg(long, env = "TRAILER_RETRY_BACKOFF", default_value = "1s", value_parser = humantime::parse_duration)]
     pub retry_backoff: Duration,
 
-    /// How long a build may be in the queue, counted from when it was queued first; then it fails with the kind TIMEOUT.
+    /// Maximum time in the queue, counted from when a build was first queued; after that, it fails with the kind
+    /// TIMEOUT.
     #[arg(long, env = "TRAILER_QUEUE_TIMEOUT", default_value = "24h", value_parser = humantime::parse_duration)]
     pub queue_timeout: Duration,
 
-    /// How many builds of one caller may be in the queue; 0 for any number.
+    /// Maximum number of queued builds per caller; 0 for no limit.
     #[arg(long, env = "TRAILER_MAX_PENDING_BUILDS", default_value_t = 2000)]
     pub max_pending_builds: u64,
 
-    /// How many plain calls one caller may make a second, those of one second at once; 0 for any number. A call that asks for more
-    /// counts as several: 1 more for each 16 KiB of a write's message, 10 targets of a batch, 100 images of a page (10 with their
-    /// configurations); 10 for a watch with a search term. Workers are not counted.
+    /// Maximum call rate per caller, in calls per second, with bursts of up to one second's worth; 0 for no limit. An
+    /// expensive call counts as several: 1 more for each 16 KiB of a write's message, 10 targets of a batch, or 100
+    /// images of a page (10 with their configurations), and 10 for a watch with a search term. Workers are exempt.
     #[arg(long, env = "TRAILER_MAX_CALL_RATE", default_value_t = 2000)]
     pub max_call_rate: u32,
 
-    /// How many calls of one caller may be under way at a time, watches and uploads aside; 0 for any number. Workers are not
-    /// counted.
+    /// Maximum number of concurrent calls per caller, not counting watches and uploads; 0 for no limit. Workers are
+    /// exempt.
     #[arg(long, env = "TRAILER_MAX_CALLS", default_value_t = 100)]
     pub max_calls: u32,
 
-    /// How many watches and uploads one caller may have open at a time; 0 for any number.
+    /// Maximum number of open watches and uploads per caller; 0 for no limit.
     #[arg(long, env = "TRAILER_MAX_STREAMS", default_value_t = 1000)]
     pub max_streams: u32,
 
-    /// How many bytes of memory the index of all images may have, which lists, searches and reads are answered from. What would not
-    /// fit is refused when it is written, so that the service can always start again. At least 1 MiB.
+    /// Maximum memory of the index of all images, in bytes; at least 1 MiB. Lists, searches and reads are served from
+    /// the index. A write that would exceed the limit is rejected, so that the service can always start again.
     #[arg(long, env = "TRAILER_INDEX_MEMORY", default_value_t = 3 << 30, value_parser = clap::value_parser!(u64).range(1 << 20..=1 << 50))]
     pub index_memory: u64,
 
-    /// How many images one creator may have; 0 for any number.
+    /// Maximum number of images per creator; 0 for no limit.
     #[arg(long, env = "TRAILER_MAX_IMAGES", default_value_t = 100_000)]
     pub max_images: u64,
 
-    /// How many bytes of --index-memory the images of one creator may have, their grants included; 0 for any number.
+    /// Maximum share of --index-memory per creator, in bytes, including grants; 0 for no limit.
     #[arg(long, env = "TRAILER_MAX_IMAGE_BYTES", default_value_t = 1 << 30)]
     pub max_image_bytes: u64,
 
-    /// How many builds of an image are kept, with their logs; of the older ones that of its artifact. Others are forgotten soon
-    /// after a build of the image has ended, in any case within a few hours.
+    /// Number of builds per image that are kept with their logs; of the older ones, only the build of the artifact is
+    /// kept. The rest is removed soon after a build of the image ends, and within a few hours in any case.
     #[arg(long, env = "TRAILER_RETAIN_BUILDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub retain_builds: u32,
 
-    /// For how long changes are kept that a watch can be resumed from.
+    /// Retention period of changes, and so the time for which a watch can be resumed.
     #[arg(long, env = "TRAILER_RETAIN_CHANGES", default_value = "24h", value_parser = humantime::parse_duration)]
     pub retain_changes: Duration,
 
-    /// How many bytes an uploaded build context may have, also when it is unpacked.
+    /// Maximum size of an uploaded build context in bytes, both as uploaded and unpacked.
     #[arg(long, env = "TRAILER_CONTEXT_LIMIT", default_value_t = 256 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(1024..=1 << 40))]
     pub context_limit: u64,
 
-    /// For how long an uploaded build context is kept that no image names; at least 1s.
+    /// Retention period of an uploaded build context that no image refers to; at least 1s.
     #[arg(long, env = "TRAILER_RETAIN_CONTEXTS", default_value = "24h", value_parser = humantime::parse_duration)]
     pub retain_contexts: Duration,
 
-    /// How long calls under way may go on after SIGTERM.
+    /// Grace period for calls in progress after SIGTERM.
     #[arg(long, env = "TRAILER_DRAIN_GRACE", default_value = "30s", value_parser = humantime::parse_duration)]
     pub drain_grace: Duration,
 
@@ -184,27 +188,27 @@ pub struct Config {
     pub telemetry: telemetry::Options,
 }
 
-/// Which token to print.
+/// Flags of `token`.
 #[derive(Debug, Args)]
 pub struct TokenArgs {
-    /// The data directory of the image-service that shall accept the token.
+    /// Data directory of the image-service that is to accept the token.
     #[arg(long, env = "TRAILER_DATA_DIR", default_value = "./data")]
     pub data_dir: PathBuf,
 
-    /// Whom the token names: a user, a service, or a worker by its name.
+    /// Subject of the token: a user, a service, or the name of a worker.
     #[arg(long)]
     pub subject: String,
 
-    /// What the subject may do beyond its own images: admin, builder, service or worker. Repeatable.
+    /// Role of the subject: admin, builder, service or worker. Repeatable.
     #[arg(long = "role")]
     pub roles: Vec<Role>,
 
-    /// How long the token is valid.
+    /// Lifetime of the token.
     #[arg(long, default_value = "24h", value_parser = humantime::parse_duration)]
     pub ttl: Duration,
 }
 
-/// Takes the URL of a Postgres database. What is wrong is said without the URL, which may hold a password.
+/// Checks the URL of a Postgres database. The error omits the URL, which may contain a password.
 fn postgres_url(url: &str) -> Result<String, String> {
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         Ok(url.to_owned())
@@ -214,7 +218,11 @@ fn postgres_url(url: &str) -> Result<String, String> {
 }
 
 impl Config {
-    /// Checks what no single flag can: `Err` says which flags do not fit, and why.
+    /// Checks the rules that involve several flags or are not checked by the parser of a flag.
+    ///
+    /// # Errors
+    ///
+    /// Returns a message that names the flags and the violated rule.
     pub fn check(&self) -> Result<(), String> {
         if !self.listen.ip().is_loopback() && self.tls.tls_cert.is_none() && !self.allow_plaintext {
             return Err(format!(
@@ -247,8 +255,8 @@ impl Config {
         if self.retry_backoff > Build::MAX_BACKOFF {
             return Err("--retry-backoff must be at most 30s".to_owned());
         }
-        if self.lease < self.stop_after + self.stop_within + self.heartbeat {
-            return Err("--lease must be at least --stop-after, --stop-within and --heartbeat together: \
+        if self.lease < self.stop_after + self.stop_timeout + self.heartbeat {
+            return Err("--lease must be at least --stop-after, --stop-timeout and --heartbeat together: \
                         or a build could run twice"
                 .to_owned());
         }

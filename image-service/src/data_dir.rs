@@ -1,4 +1,4 @@
-//! The lock on the data directory: a SQLite catalogue has one process that serves it.
+//! The lock on the data directory, with which only one process serves a SQLite catalogue.
 
 use std::{
     fs::{File, OpenOptions},
@@ -9,21 +9,21 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
-/// The exclusive right to serve from a data directory, until this is dropped or the process is gone, however it ended.
+/// An exclusive lock on a data directory, held until it is dropped or the process ends in any way.
 ///
-/// It belongs to the open file and not to its name, so a file that is left over locks nothing.
+/// The lock belongs to the open file, not to its name, so a file that is left over locks nothing.
 #[derive(Debug)]
 pub(crate) struct DataDirLock {
     _file: File,
 }
 
-/// The reason why a data directory cannot be locked.
+/// An error in locking a data directory.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another process holds the lock.
+    /// Lock held by another process.
     #[error("another process serves the data directory {}", .0.display())]
     Held(PathBuf),
-    /// The file cannot be opened or locked.
+    /// Failure to open or lock the file.
     #[error("cannot lock the data directory {}", .0.display())]
     Io(PathBuf, #[source] io::Error),
 }
@@ -31,11 +31,12 @@ pub enum LockError {
 impl DataDirLock {
     const FILE: &str = "lock";
 
-    /// Locks a data directory, which must exist, without waiting.
+    /// Locks an existing data directory without waiting.
     ///
     /// # Errors
     ///
-    /// [`LockError::Held`] when another process serves from it, or another service of this one.
+    /// Returns [`LockError::Held`] if another process, or another service of this one, holds the lock, and [`LockError::Io`] if the
+    /// file cannot be opened or locked.
     pub(crate) fn acquire(data_dir: &Path) -> Result<Self, LockError> {
         let failed = |error: io::Error| LockError::Io(data_dir.to_owned(), error);
         let path = data_dir.join(Self::FILE);

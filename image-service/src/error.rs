@@ -1,4 +1,4 @@
-//! What can go wrong for a caller. The gRPC codes are chosen in `grpc::status`, and only there.
+//! Errors that are reported to callers. Only `grpc::status` maps them to gRPC codes.
 
 use std::{fmt, time::Duration};
 
@@ -9,7 +9,7 @@ use crate::{
     dispatch::PROTOCOL_VERSION,
 };
 
-/// The outcome of an operation that failed. Serialised, it is remembered as the answer to a row of a batch.
+/// Reason why an operation failed. The store keeps the serialised form as the response to a row of a batch.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Error {
@@ -84,7 +84,7 @@ pub(crate) enum Error {
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// What can be missing, or out of the caller's sight, which is the same to it.
+/// A resource that does not exist or that the caller cannot see; callers cannot tell the two apart.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Resource {
@@ -103,7 +103,7 @@ impl fmt::Display for Resource {
     }
 }
 
-/// A quantity that one creator's images are bounded in.
+/// A quantity that is limited for the images of one creator.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum CreatorQuota {
@@ -120,7 +120,7 @@ impl fmt::Display for CreatorQuota {
     }
 }
 
-/// Why the state of an image or a build refuses what was asked.
+/// Reason why the state of an image or a build rejects a request.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Refusal {
@@ -148,7 +148,7 @@ pub(crate) enum Refusal {
     OtherBuild,
 }
 
-/// What keeps an image from backing a workspace.
+/// Reason why an image cannot back a workspace.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Obstacle {
@@ -164,7 +164,7 @@ fn list(obstacles: &[Obstacle]) -> String {
     obstacles.iter().map(Obstacle::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// The rules that a request violates, each with the path of its field: as many as an answer can carry.
+/// The rules that a request violates, each with the path of its field; as many as a response can carry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Violations {
     kept: Vec<Violation>,
@@ -180,10 +180,11 @@ pub(crate) struct Violation {
 }
 
 impl Violations {
-    /// Errors travel in headers, of which clients take 8 KiB, some of them twice.
+    /// Maximum size of all kept violations. Errors travel in headers, of which clients accept 8 KiB, some of them
+    /// twice.
     const MAX_BYTES: usize = 3 * 1024;
     const MAX_TEXT_CHARS: usize = 200;
-    /// How much of them the message repeats.
+    /// Size of the violations after which the message omits the remaining ones.
     const MAX_MESSAGE_BYTES: usize = 800;
 
     pub(crate) fn one(field: impl Into<String>, rule: impl Into<String>) -> Self {
@@ -206,12 +207,16 @@ impl Violations {
         self.kept.push(violation);
     }
 
-    /// Keeps the value, or notes the violation.
+    /// Returns the value, or records the violation and returns `None`.
     pub(crate) fn take<T>(&mut self, field: &str, parsed: Result<T, String>) -> Option<T> {
         parsed.map_err(|rule| self.add(field, rule)).ok()
     }
 
-    /// Fails when anything was noted.
+    /// Checks that no violation was recorded.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Invalid`] with all recorded violations.
     pub(crate) fn check(self) -> Result<(), Error> {
         if self.kept.is_empty() { Ok(()) } else { Err(Error::Invalid(self)) }
     }
@@ -220,7 +225,7 @@ impl Violations {
         self.kept.iter()
     }
 
-    /// How many more there are.
+    /// Returns the number of violations that were recorded but not kept.
     pub(crate) fn omitted(&self) -> usize {
         self.omitted
     }

@@ -1,4 +1,4 @@
-//! Watches of images: each is one caller's view of the catalogue as it changes.
+//! Watches of images: each is one caller's live view of the catalogue.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub(crate) use crate::change::Revision;
 
 mod watch;
 
-/// Where watches of images begin.
+/// The entry point for watches of images.
 #[derive(Clone, Debug)]
 pub(crate) struct Feed {
     store: Store,
@@ -32,11 +32,12 @@ impl Feed {
         Self { store, index, shutdown }
     }
 
-    /// Begins a watch of all that the caller sees and that matches, or of what has changed since `after`.
+    /// Starts a watch of all matching images that the caller can see, or of changes since `after`.
     ///
     /// # Errors
     ///
-    /// [`Error::RevisionUnavailable`] when it cannot be resumed from there, and [`Error::Busy`].
+    /// Returns [`Error::RevisionUnavailable`] if the watch cannot be resumed from `after`, and the errors of [`Index::fresh`] and
+    /// of the database.
     pub(crate) async fn watch(
         &self,
         caller: &Principal,
@@ -44,7 +45,7 @@ impl Feed {
         after: Option<Revision>,
         view: View,
     ) -> Result<ImageWatch, Error> {
-        // Subscribe, then read: whatever is committed later than what is read here comes through the subscription.
+        // Subscribe before reading: whatever is committed after the read arrives through the subscription.
         let events = self.index.subscribe();
         let latest = self.index.fresh().await?;
         if let Some(after) = after {
@@ -53,20 +54,20 @@ impl Feed {
         Ok(ImageWatch::new(self, events, caller, query, after.unwrap_or(latest), after.is_some(), view))
     }
 
-    /// Returns the oldest revision that a watch can be resumed from.
+    /// Returns the oldest revision from which a watch can be resumed.
     ///
     /// # Errors
     ///
-    /// Those of the database.
+    /// Returns an error if the database cannot be read.
     pub(crate) async fn oldest(&self) -> Result<i64, Error> {
         Ok(self.store.revisions().await?.oldest.number)
     }
 }
 
-/// Returns when a caller's streams end: with its token.
+/// Returns the time at which a caller's streams end, which is the expiry of its token.
 pub(crate) fn deadline(caller: &Principal) -> Instant {
     let left = caller.expires_at().micros().saturating_sub(Timestamp::now().micros());
     let left = Duration::from_micros(u64::try_from(left).unwrap_or(0));
-    // A token may be valid for longer than the clock can count.
+    // A token may be valid for longer than the clock can represent.
     Instant::now() + left.min(Duration::from_secs(10 * 365 * 24 * 3600))
 }

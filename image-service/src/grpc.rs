@@ -1,8 +1,8 @@
-//! The transport: parse, call, convert. The only place that knows tonic and the generated code.
+//! The gRPC transport, which parses requests, calls operations and converts results. No other module uses tonic or the generated
+//! code.
 
 use std::sync::Arc;
 
-use edge::{listener::Incoming, tls::Current};
 use proto::{
     dispatch::dispatch_service_server::DispatchServiceServer,
     images::{
@@ -11,6 +11,7 @@ use proto::{
         worker_service_server::WorkerServiceServer,
     },
 };
+use service_runtime::{listener::Incoming, tls::Current};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::InterceptorLayer;
@@ -19,15 +20,15 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use self::{
     authentication::{Api, Authentication},
-    calls::CallsLayer,
+    call_layer::CallsLayer,
 };
 pub(crate) use self::{
-    callers::{CallerLimits, Callers},
+    caller_limits::{CallerLimits, Callers},
     health::Readiness,
 };
 use crate::{
-    ServeError, catalog::Catalog, contexts::Contexts, feed::Feed, history::Histories, queue::Queue,
-    token::Verifier,
+    ServeError, build_watch::Histories, catalog::Catalog, context_transfer::Contexts, feed::Feed,
+    jwt::Verifier, queue::Queue,
 };
 
 mod access_service;
@@ -35,29 +36,29 @@ mod audit;
 mod authentication;
 mod build;
 mod build_service;
-mod callers;
-mod calls;
-mod code;
+mod call_layer;
+mod caller_limits;
+mod code_names;
 mod configuration;
 mod context_service;
 mod cost;
 mod cursor;
 mod dispatch_service;
 mod field;
-mod framing;
 mod health;
 mod image;
+mod image_query;
 mod image_service;
-mod listing;
 mod page;
 mod status;
+mod transport_errors;
 mod worker_service;
-mod write;
+mod write_request;
 
 #[cfg(feature = "simulation")]
 pub(crate) use self::dispatch_service::Connection;
 
-/// What the transport calls.
+/// The operations that the transport calls.
 #[derive(Debug)]
 pub(crate) struct Operations {
     pub(crate) catalog: Catalog,
@@ -66,11 +67,11 @@ pub(crate) struct Operations {
     pub(crate) histories: Histories,
     pub(crate) queue: Arc<Queue>,
     pub(crate) verifier: Arc<Verifier>,
-    /// Names the history of the database, for what callers may resume.
-    pub(crate) history: uuid::Uuid,
+    /// Identifies the database, to which page tokens and resume revisions are bound.
+    pub(crate) catalogue_id: uuid::Uuid,
 }
 
-/// Where and how it is served.
+/// The listener, and the conditions under which it is served.
 #[derive(Debug)]
 pub(crate) struct Serving {
     pub(crate) listener: TcpListener,
@@ -79,15 +80,19 @@ pub(crate) struct Serving {
     pub(crate) readiness: Readiness,
 }
 
-/// Serves on the listener until `shutdown`, and until every stream has ended then.
+/// Serves on the listener until `shutdown`, and then until every stream has ended.
+///
+/// # Errors
+///
+/// Returns a [`ServeError`] if the descriptor sets cannot be decoded, or the listener fails.
 pub(crate) async fn serve(
     operations: Operations,
     serving: Serving,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    /// A report of a worker has many lines.
+    /// Maximum size of a dispatch message, in bytes. A worker's report has many lines.
     const MAX_REPORT: usize = 4 * 1024 * 1024;
-    /// A configuration has at most a quarter of it.
+    /// Maximum size of any other request, in bytes. A configuration has at most a quarter of it.
     const MAX_REQUEST: usize = 1024 * 1024;
     const DESCRIBED: [&[u8]; 3] = [
         proto::FILE_DESCRIPTOR_SET,
@@ -104,12 +109,13 @@ pub(crate) async fn serve(
         InterceptorLayer::new(Authentication::new(verifier, callers, api))
     };
     let (public, dispatch) = (authentication(Api::Public), authentication(Api::Dispatch));
-    let (catalog, history) = (operations.catalog, operations.history);
-    let images = image_service::Images::new(catalog.clone(), operations.feed, Arc::clone(&callers), history);
+    let (catalog, catalogue_id) = (operations.catalog, operations.catalogue_id);
+    let images =
+        image_service::Images::new(catalog.clone(), operations.feed, Arc::clone(&callers), catalogue_id);
     let builds =
-        build_service::Builds::new(catalog.clone(), operations.histories, Arc::clone(&callers), history);
-    let grants = access_service::Grants::new(catalog.clone(), history);
-    let workers = worker_service::AllWorkers::new(catalog.clone(), history);
+        build_service::Builds::new(catalog.clone(), operations.histories, Arc::clone(&callers), catalogue_id);
+    let grants = access_service::Grants::new(catalog.clone(), catalogue_id);
+    let workers = worker_service::AllWorkers::new(catalog.clone(), catalogue_id);
     let uploads =
         context_service::Uploads::new(operations.contexts.clone(), Arc::clone(&callers), shutdown.clone());
     let dispatcher = dispatch_service::Dispatcher::new(
@@ -125,10 +131,10 @@ pub(crate) async fn serve(
         })
     };
 
-    edge::listener::server()
+    service_runtime::listener::server()
         .layer(CallsLayer::new(&DESCRIBED)?)
-        .layer(CatchPanicLayer::custom(framing::panicked))
-        .layer(MapResponseLayer::new(framing::explain))
+        .layer(CatchPanicLayer::custom(transport_errors::panicked))
+        .layer(MapResponseLayer::new(transport_errors::explain))
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)

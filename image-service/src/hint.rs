@@ -1,4 +1,4 @@
-//! Hints that somebody may want to read on, as processes that share a store send them to each other.
+//! Hints that processes with a shared store send to each other when there is something new to read.
 
 use std::fmt;
 
@@ -6,16 +6,16 @@ use uuid::Uuid;
 
 use crate::build::BuildId;
 
-/// A part of the store that somebody may want to read on.
+/// A part of the store with something new to read.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Hint {
-    /// The change log has grown.
+    /// New entries in the change log.
     Changed,
-    /// A build is in the queue, or has left a slot.
+    /// A build that was queued, or that has left a slot.
     QueueMoved,
-    /// The history of a build has grown.
+    /// New records in the history of a build.
     Recorded(BuildId),
-    /// Anything may have happened: the connection was lost for a while.
+    /// Possibly anything, because the connection was lost for a while.
     Anything,
 }
 
@@ -31,7 +31,7 @@ impl fmt::Display for Hint {
 }
 
 impl Hint {
-    /// Reads back what a hint is displayed as. What a later version may send is [`Hint::Anything`].
+    /// Parses a displayed hint. Unknown ones, which a later version may send, become [`Hint::Anything`].
     pub(crate) fn parse(text: &str) -> Self {
         match (text, Uuid::try_parse(text)) {
             ("changed", _) => Self::Changed,

@@ -1,13 +1,13 @@
-//! Every image as of one revision, in memory: what reads are answered from.
+//! An in-memory copy of every image as of one revision, from which reads are served.
 //!
-//! The database is the truth. The index is loaded from it at the start and [follows](follower) its change log; watches are fed by
-//! the same reader.
+//! The database is the source of truth. The index loads from it at startup and then [follows](follower) its change log; the same
+//! reader feeds the watches.
 //!
 //! Invariants:
-//! - A read sees everything that was committed before it began: it [waits](Index::fresh) until the index has got there, and ends
-//!   UNAVAILABLE rather than stale.
-//! - Who sees what is asked in one place, [`Viewer::standing`].
-//! - Nobody holds the lock of the images for longer than a stretch of bounded work takes.
+//! - A read sees everything committed before it began: it [waits](Index::fresh) until the index has caught up, and fails with
+//!   `UNAVAILABLE` rather than return stale data.
+//! - Visibility is decided in one place, [`Viewer::standing`].
+//! - The lock on the images is never held for longer than one bounded stretch of work.
 
 use std::{
     collections::HashMap,
@@ -19,49 +19,49 @@ use tokio::sync::{Notify, broadcast, watch};
 
 use self::{
     configurations::Configurations,
+    consistency::Asks,
     filter::Filter,
-    freshness::Asks,
     images::Images,
     scan::{CountScan, FoundPage, PageScan, SlotScan},
-    scheduler::Scans,
+    scan_scheduler::Scans,
     text::LastText,
 };
 use crate::{
-    access::{Principal, Sight},
+    access::{Principal, Visibility},
     change::Revision,
     error::{Error, Resource},
-    image::{Image, ImageId, Place, Query},
+    image::{Image, ImageId, Position, Query},
     store::Store,
 };
 
 pub(crate) use self::{
     batch::{Batch, ChangedImage, IndexEvent, Repair},
+    change_view::{ChangeView, Encoded},
     configurations::CachedConfiguration,
     entry::{Entry, Viewer, VisibleImage},
-    shown::{Encoded, Shown},
 };
 
 mod batch;
 mod candidates;
+mod change_view;
 mod columns;
 mod configurations;
+mod consistency;
 mod entry;
 mod filter;
 mod follower;
-mod freshness;
 mod images;
 mod loader;
 mod order;
 mod scan;
-mod scheduler;
+mod scan_scheduler;
 mod selection;
-mod shown;
 mod signatures;
 mod slot_set;
 mod text;
 mod verifier;
 
-/// A handle to the index.
+/// A shared handle to the index.
 #[derive(Clone, Debug)]
 pub(crate) struct Index(Arc<Inner>);
 
@@ -70,9 +70,9 @@ struct Inner {
     store: Store,
     images: RwLock<Images>,
     state: watch::Sender<State>,
-    /// Set while the index answers, as health tells.
+    /// Set while the index serves reads; reported by the health service.
     serves: watch::Sender<bool>,
-    /// Bounded: a watch that falls behind by more reads what it has missed from the log, latest states only.
+    /// Bounded: a watch that lags further behind reads the change log instead, latest states only.
     events: broadcast::Sender<IndexEvent>,
     /// Wakes the follower.
     wanted: Notify,
@@ -85,36 +85,36 @@ struct Inner {
 /// The progress of the index.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 struct State {
-    /// The number of times it was loaded.
+    /// Number of times the index was loaded.
     load: u64,
-    /// The revision that it is at; none while it is loaded.
+    /// Revision that the index has reached; `None` while it loads.
     at: Option<Revision>,
 }
 
-/// A place in the order of slots.
+/// A position in slot order.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SlotCursor {
     load: u64,
     slot: u32,
 }
 
-/// A page of images.
+/// One page of a list.
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) images: Vec<VisibleImage>,
-    /// The place after which the next page begins; none on the last one.
-    pub(crate) next: Option<Place>,
-    /// The number of images that match on all pages together, if that was asked for.
+    /// Position after which the next page begins; `None` on the last page.
+    pub(crate) next: Option<Position>,
+    /// Number of matching images on all pages, if requested.
     pub(crate) total: Option<u64>,
-    /// The text that was searched. Bytes.
+    /// Amount of text searched, in bytes.
     pub(crate) searched: u64,
 }
 
 impl Index {
-    /// Batches.
+    /// Capacity of the event channel, in batches.
     const BACKLOG: usize = 256;
-    /// The number of images that are looked up under the lock at once.
-    const STRETCH: usize = 512;
+    /// Maximum number of images looked up under one acquisition of the lock.
+    const CHUNK: usize = 512;
 
     pub(crate) fn new(store: Store) -> Self {
         Self(Arc::new(Inner {
@@ -131,64 +131,68 @@ impl Index {
         }))
     }
 
-    /// Tells whether reads are answered: not while the index is loaded, nor while it cannot follow.
+    /// Returns a receiver that holds `true` while reads are served.
+    ///
+    /// They are not served while the index loads, nor while it cannot follow the change log.
     pub(crate) fn serves(&self) -> watch::Receiver<bool> {
         self.0.serves.subscribe()
     }
 
-    /// Returns one image that is in sight.
+    /// Returns one image that the caller can see.
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`] unless it is, and those of [`fresh`](Self::fresh).
-    pub(crate) async fn image(&self, sight: &Sight, id: ImageId) -> Result<VisibleImage, Error> {
-        self.visible(sight, id, Resource::Image).await
+    /// Returns [`Error::NotFound`] if the image is not visible, and the errors of [`fresh`](Self::fresh).
+    pub(crate) async fn image(&self, visibility: &Visibility, id: ImageId) -> Result<VisibleImage, Error> {
+        self.visible(visibility, id, Resource::Image).await
     }
 
-    /// Returns one image that is in sight. Of one that is not, `missing` does not exist for the caller.
+    /// Returns one image that the caller can see, or reports `missing` as not found.
     ///
     /// # Errors
     ///
-    /// As [`image`](Self::image).
+    /// Returns the errors of [`image`](Self::image).
     pub(crate) async fn visible(
         &self,
-        sight: &Sight,
+        visibility: &Visibility,
         id: ImageId,
         missing: Resource,
     ) -> Result<VisibleImage, Error> {
         self.fresh().await?;
         let entry = self.entry(id).ok_or(Error::NotFound(missing))?;
-        let standing = Viewer::new(sight).standing(&entry).ok_or(Error::NotFound(missing))?;
+        let standing = Viewer::new(visibility).standing(&entry).ok_or(Error::NotFound(missing))?;
         Ok(VisibleImage { entry, standing })
     }
 
-    /// Returns those of the images that are in sight.
+    /// Returns the images that the caller can see, among those with the given ids.
     ///
     /// # Errors
     ///
-    /// Those of [`fresh`](Self::fresh).
+    /// Returns the errors of [`fresh`](Self::fresh).
     pub(crate) async fn images_by_id(
         &self,
-        sight: &Sight,
+        visibility: &Visibility,
         ids: &[ImageId],
     ) -> Result<HashMap<ImageId, VisibleImage>, Error> {
         self.fresh().await?;
-        let viewer = Viewer::new(sight);
-        let stretches = ids.chunks(Self::STRETCH);
-        Ok(stretches
+        let viewer = Viewer::new(visibility);
+        let chunks = ids.chunks(Self::CHUNK);
+        Ok(chunks
             .flat_map(|ids| self.shown(&viewer, ids))
             .map(|found| (found.entry.image.id, found))
             .collect())
     }
 
-    /// Tells whether any of the images is in sight. It waits for the index to catch up only where none seems to be.
+    /// Reports whether the caller can see any of the images.
+    ///
+    /// Waits for the index to catch up only if none seems to be visible.
     ///
     /// # Errors
     ///
-    /// Those of [`fresh`](Self::fresh).
-    pub(crate) async fn shows_any(&self, sight: &Sight, ids: &[ImageId]) -> Result<bool, Error> {
-        let viewer = Viewer::new(sight);
-        let shows_any = || ids.chunks(Self::STRETCH).any(|ids| !self.shown(&viewer, ids).is_empty());
+    /// Returns the errors of [`fresh`](Self::fresh).
+    pub(crate) async fn shows_any(&self, visibility: &Visibility, ids: &[ImageId]) -> Result<bool, Error> {
+        let viewer = Viewer::new(visibility);
+        let shows_any = || ids.chunks(Self::CHUNK).any(|ids| !self.shown(&viewer, ids).is_empty());
         if shows_any() {
             return Ok(true);
         }
@@ -196,12 +200,14 @@ impl Index {
         Ok(shows_any())
     }
 
-    /// Returns the number of the revision that the index is at; 0 while it is loaded.
+    /// Returns the number of the revision that the index has reached; 0 while it loads.
     pub(crate) fn revision(&self) -> i64 {
         self.0.state.borrow().at.map_or(0, |at| at.number)
     }
 
-    /// Returns those of a few images that a viewer sees, as far as the index has got.
+    /// Returns the images that a viewer can see, as of the current state of the index.
+    ///
+    /// The lock is held throughout, so `ids` should be few.
     fn shown(&self, viewer: &Viewer, ids: &[ImageId]) -> Vec<VisibleImage> {
         let images = self.images();
         let entries = ids.iter().filter_map(|id| images.get(*id));
@@ -211,20 +217,21 @@ impl Index {
         shown.collect()
     }
 
-    /// Returns one image that is in sight, and its configuration.
+    /// Returns one image that the caller can see, with its configuration.
     ///
     /// # Errors
     ///
-    /// As [`image`](Self::image), and those of the database.
+    /// Returns [`Error::Busy`] if the configuration changes each time it is read, and the errors of [`image`](Self::image) and of
+    /// the database.
     pub(crate) async fn image_in_full(
         &self,
-        sight: &Sight,
+        visibility: &Visibility,
         id: ImageId,
     ) -> Result<(VisibleImage, Arc<CachedConfiguration>), Error> {
-        /// The number of times the configuration may change while it is read.
+        /// Maximum number of attempts, because the configuration may change before it is read.
         const CHANGES: usize = 5;
         for _ in 0..CHANGES {
-            let found = self.image(sight, id).await?;
+            let found = self.image(visibility, id).await?;
             let key = configuration_key(&found.entry.image);
             if let Some(cached) = self.0.configurations.get(&self.0.store, [key]).await?.remove(&key) {
                 return Ok((found, cached));
@@ -233,11 +240,11 @@ impl Index {
         Err(Error::Busy)
     }
 
-    /// Returns the configurations of images, where they are kept.
+    /// Returns the configurations of images, in order; `None` for one that is no longer stored.
     ///
     /// # Errors
     ///
-    /// Those of the database.
+    /// Returns an error if the database cannot be read.
     pub(crate) async fn configurations(
         &self,
         images: &[VisibleImage],
@@ -247,21 +254,23 @@ impl Index {
         Ok(keys.iter().map(|key| found.get(key).cloned()).collect())
     }
 
-    /// Returns the next images of a query after a place. The page may be short, when there was much to look through.
+    /// Returns the next images of a query after a place.
+    ///
+    /// The page may be short if many images had to be scanned.
     ///
     /// # Errors
     ///
-    /// Those of [`fresh`](Self::fresh).
+    /// Returns the errors of [`fresh`](Self::fresh) and of [`Scans::run`].
     pub(crate) async fn list(
         &self,
         caller: &Principal,
         query: &Query,
-        after: Option<&Place>,
+        after: Option<&Position>,
         limit: usize,
         with_total: bool,
     ) -> Result<Page, Error> {
         self.fresh().await?;
-        let filter = || Filter::new(Viewer::new(&caller.sight()), query.clone());
+        let filter = || Filter::new(Viewer::new(&caller.visibility()), query.clone());
         let (mut total, mut searched) = (None, 0);
         if with_total {
             let begin = |images: &Images| CountScan::new(images, filter());
@@ -276,17 +285,19 @@ impl Index {
         Ok(Page { images, next, total, searched: searched + of_page })
     }
 
-    /// Returns where to begin with the images in the order of their slots.
+    /// Returns a cursor to the first slot.
     pub(crate) fn first_slot(&self) -> SlotCursor {
         SlotCursor { load: self.images().load, slot: 0 }
     }
 
-    /// Returns the next images that match from a slot on, each with where it goes on behind it. An image keeps its slot as long as
-    /// it exists, and later ones may come into slots that are free.
+    /// Returns the next matching images from a slot on, each with the cursor that follows it.
+    ///
+    /// An image keeps its slot as long as it exists. Later images may reuse free slots.
     ///
     /// # Errors
     ///
-    /// Those of [`fresh`](Self::fresh), and [`Error::Busy`] when the images were loaded anew since the cursor was made.
+    /// Returns [`Error::Busy`] if the index was reloaded after the cursor was created, and the errors of [`fresh`](Self::fresh) and
+    /// of [`Scans::run`].
     pub(crate) async fn by_slot(
         &self,
         caller: &Principal,
@@ -295,7 +306,7 @@ impl Index {
         most: usize,
     ) -> Result<Vec<(VisibleImage, SlotCursor)>, Error> {
         self.fresh().await?;
-        let filter = Filter::new(Viewer::new(&caller.sight()), query.clone());
+        let filter = Filter::new(Viewer::new(&caller.visibility()), query.clone());
         let begin = |images: &Images| {
             let scan = SlotScan::new(images, filter, cursor.slot, most);
             (images.load, scan)
@@ -309,17 +320,17 @@ impl Index {
         Ok(scan.finish().into_iter().map(|(slot, image)| (image, behind(slot))).collect())
     }
 
-    /// Tells whether an image can be found by a term.
+    /// Reports whether the text of an image contains a term.
     pub(crate) fn holds(&self, entry: &Entry, term: &Finder<'_>) -> bool {
         self.0.texts.read(&entry.text, |text| term.find(text).is_some())
     }
 
-    /// Returns an image, whoever may see it.
+    /// Returns an image regardless of who can see it.
     pub(crate) fn entry(&self, id: ImageId) -> Option<Arc<Entry>> {
         self.images().get(id).cloned()
     }
 
-    /// Returns the events of the change log from here on.
+    /// Subscribes to the events of the change log from now on.
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<IndexEvent> {
         self.0.events.subscribe()
     }

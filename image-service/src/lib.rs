@@ -1,23 +1,26 @@
 //! The catalogue of Trailer Images: records and builds, dispatch to workers, and watching.
 //!
-//! The way down is one way: `grpc` (parse, call, convert) calls the operations (`catalog`, `preview`, `contexts`, `queue`,
-//! `session`, `feed`, `history`), which authorise, read from `index`, write through `store` and announce through `signals`; `workers` knows who
-//! is connected, and `upkeep` hears other replicas and forgets what is old. `index` holds every image in memory and follows the
-//! change log. `writer` lets the writes of `store` share transactions. All rest on the nouns (`image`, `build`, `change`, `context`,
-//! `access`, `search`, `request`, `dispatch`, `hint`, `error`, `timestamp`, `turns`), which know no framework. Three of the nouns decide: `build::transition` is the table of a build's states, `image::actions` that of
-//! what can be done with an image, and `dispatch::decide` says what every event writes and sends. `simulation` is the queue over
-//! tables in memory.
+//! Dependencies point in one direction: `grpc` (parse, call, convert) calls the operations (`catalog`, `preview`,
+//! `context_transfer`, `queue`, `worker_session`, `feed`, `build_watch`), which authorise, read from `index`, write
+//! through `store` and announce through `signals`. `worker_registry` tracks the connected workers; `background` relays
+//! the hints of other replicas and removes old data. `index` holds every image in memory and follows the change log.
+//! `writer` lets the writes of `store` share transactions. All of them build on the nouns (`image`, `build`, `change`,
+//! `build_context`, `access`, `search`, `request`, `dispatch`, `hint`, `error`, `timestamp`, `turns`), which depend on no
+//! framework. Three of the nouns make decisions:
+//! `build::transition` is the table of a build's states, `image::actions` is the table of what can be done with an
+//! image, and `dispatch::decide` decides what every event writes and sends. `simulation` is the queue over in-memory
+//! tables.
 //!
 //! Invariants:
-//! - The row is the queue: no job, state or lease lives in memory only.
-//! - Messages go out after the commit that they rest on.
-//! - A revision is taken in the transaction of its change, so the order of revisions is the order of commits.
-//! - A read is never stale: it sees everything that was committed before it began, or ends UNAVAILABLE.
-//! - Hints wake readers, rows are the truth, and a slow poll lies under every hint.
+//! - The row is the queue: no job, state or lease exists in memory only.
+//! - Messages are sent after the commit that they depend on.
+//! - A revision is allocated in the transaction of its change, so the order of revisions is the order of commits.
+//! - Reads are never stale: a read sees everything that was committed before it began, or fails with UNAVAILABLE.
+//! - Hints wake readers; the rows are authoritative, and a slow poll backs every hint.
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use edge::tls::ServerTls;
+use service_runtime::tls::ServerTls;
 use tokio::{
     net::TcpListener,
     task::{JoinError, JoinSet},
@@ -28,81 +31,87 @@ pub use self::{
     access::Role,
     config::{Cli, Command, Config, TokenArgs},
     data_dir::LockError,
-    token::{JwksSource, MintError, TokenKeys},
+    jwt::{JwksSource, MintError, TokenKeys},
 };
 use self::{
+    background::Retention,
+    build_watch::Histories,
     catalog::Catalog,
-    contexts::Contexts,
+    context_transfer::Contexts,
     data_dir::DataDirLock,
     dispatch::Policy,
     feed::Feed,
     grpc::{CallerLimits, Callers, Operations, Readiness, Serving},
-    history::Histories,
     image::{Quotas, RepositoryPrefixes},
     index::Index,
+    jwt::{Requirements, Verifier},
     queue::{Queue, Times},
     signals::Signals,
     store::Store,
-    token::{Requirements, Verifier},
-    upkeep::Retention,
 };
 
 mod access;
+mod background;
 mod build;
+mod build_context;
+mod build_watch;
 mod catalog;
 mod change;
 mod config;
-mod context;
-mod contexts;
+mod context_transfer;
 mod data_dir;
 mod dispatch;
 mod error;
 mod feed;
 mod grpc;
 mod hint;
-mod history;
 mod image;
 mod index;
+mod jwt;
 mod preview;
 mod queue;
 mod request;
 mod search;
-mod session;
 mod signals;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod store;
 mod timestamp;
-mod token;
 mod turns;
-mod upkeep;
-mod workers;
+mod worker_registry;
+mod worker_session;
 mod writer;
 
-/// How the program names itself in what it tells.
+/// Name of the program in its logs, metrics and traces.
 pub const PROGRAM: &str = "image-service";
 
-/// A service that listens and does not serve yet: connections wait.
+/// A service whose port is bound and that does not serve yet, so connections wait in the backlog.
 #[derive(Debug)]
 pub struct Bound {
     config: Config,
     prefixes: RepositoryPrefixes,
     verifier: Arc<Verifier>,
     store: Store,
-    /// Dropped when the service has ended, as the last of all.
+    /// Lock of the data directory, released last when the service has ended.
     lock: Option<DataDirLock>,
     tls: Option<ServerTls>,
     listener: TcpListener,
 }
 
-/// Checks the configuration, gets the keys that tokens are verified with, locks the data directory if the catalogue is in it,
+/// Prepares the service and binds its port.
+///
+/// Checks the configuration, loads the keys that verify tokens, locks the data directory if the catalogue is in it,
 /// opens the database, and binds the port, in this order.
+///
+/// # Errors
+///
+/// Returns the [`ServeError`] of the first step that fails.
 pub async fn bind(config: Config) -> Result<Bound, ServeError> {
     config.check().map_err(ServeError::Config)?;
     let prefixes = RepositoryPrefixes::parse(&config.repository_prefixes).map_err(ServeError::Config)?;
     let tls = ServerTls::open(&config.tls).map_err(|error| ServeError::Config(format!("TLS: {error:#}")))?;
     let verifier = Arc::new(verifier(&config).await?);
-    // With Postgres the directory holds the key pair at most, which replicas may share.
+    // With Postgres the directory holds at most the key pair, which replicas may share.
     let lock = match config.database_url {
         None => Some(DataDirLock::acquire(&config.data_dir)?),
         Some(_) => None,
@@ -110,7 +119,7 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
     let any_of_zero = |limit: u64| (limit > 0).then_some(limit);
     let policy = Policy {
         lease: config.lease,
-        stop_deadline: config.stop_within,
+        stop_timeout: config.stop_timeout,
         offline_after: config.offline_after,
         queue_timeout: config.queue_timeout,
         max_failures: i32::from(config.max_attempt_failures),
@@ -128,12 +137,12 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
     Ok(Bound { config, prefixes, verifier, store, lock, tls, listener })
 }
 
-/// With a JWKS the data directory's key pair is neither trusted nor made.
+/// Creates the verifier of tokens. With a JWKS, the key pair of the data directory is neither trusted nor created.
 async fn verifier(config: &Config) -> Result<Verifier, ServeError> {
     let verifier = match &config.jwks {
         None => Verifier::of_key_pair(&TokenKeys::open(&config.data_dir).map_err(ServeError::DataDir)?),
         Some(source) => {
-            token::make_data_dir(&config.data_dir).map_err(ServeError::DataDir)?;
+            jwt::make_data_dir(&config.data_dir).map_err(ServeError::DataDir)?;
             let requirements = Requirements {
                 issuer: config.issuer.clone(),
                 audience: config.audience.clone(),
@@ -152,21 +161,31 @@ async fn verifier(config: &Config) -> Result<Verifier, ServeError> {
 }
 
 impl Bound {
-    /// How long the streams may take to end by themselves once a shutdown has been asked for and the grace is over.
+    /// Time that streams have to end by themselves after a shutdown was requested and the grace period is over.
     const LAST_WORDS: Duration = Duration::from_secs(1);
 
-    /// The address that it listens on.
+    /// Returns the address that the service listens on.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the operating system if it cannot tell the address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves until `shutdown`: then streams end with UNAVAILABLE and unary calls finish, within the grace.
+    /// Serves until `shutdown`.
+    ///
+    /// Then streams end with UNAVAILABLE, and unary calls have the grace period to finish.
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`ServeError`] if the database or the listener fails, or if a task panics that the service depends on.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
         let Self { config, prefixes, verifier, store, lock: _lock, tls, listener } = self;
         let signals = Arc::new(Signals::default());
         let times = Times { heartbeat: config.heartbeat, stop_after: config.stop_after };
         let queue =
-            Arc::new(Queue::new(Arc::new(store.clone()), Arc::clone(&signals), times, store.history()));
+            Arc::new(Queue::new(Arc::new(store.clone()), Arc::clone(&signals), times, store.catalogue_id()));
         queue.begin().await.map_err(database)?;
         let index = Index::new(store.clone());
         let feed = Feed::new(store.clone(), index.clone(), shutdown.clone());
@@ -183,7 +202,7 @@ impl Bound {
             histories: Histories::new(store.clone(), index.clone(), Arc::clone(&signals), shutdown.clone()),
             queue: Arc::clone(&queue),
             verifier: Arc::clone(&verifier),
-            history: store.history(),
+            catalogue_id: store.catalogue_id(),
         };
 
         let retain = Retention { changes: config.retain_changes, contexts: config.retain_contexts };
@@ -201,21 +220,21 @@ impl Bound {
             let (queue, shutdown) = (queue, shutdown.clone());
             async move { queue.clock(shutdown).await }
         });
-        tasks.spawn(upkeep::hear(store.clone(), Arc::clone(&signals), shutdown.clone()));
-        tasks.spawn(upkeep::forget(store.clone(), retain, shutdown.clone()));
+        tasks.spawn(background::relay_hints(store.clone(), Arc::clone(&signals), shutdown.clone()));
+        tasks.spawn(background::purge_expired(store.clone(), retain, shutdown.clone()));
         tasks.spawn(index.clone().run(Arc::clone(&signals), shutdown.clone()));
         tasks.spawn({
             let shutdown = shutdown.clone();
             async move { verifier.keep_fresh(shutdown).await }
         });
 
-        tasks.spawn(upkeep::trim(
+        tasks.spawn(background::prune_builds(
             store.clone(),
             Arc::clone(&signals),
             config.retain_builds.into(),
             shutdown.clone(),
         ));
-        tasks.spawn(upkeep::measure(store.clone(), shutdown.clone()));
+        tasks.spawn(background::record_queue_metrics(store.clone(), shutdown.clone()));
         let limits = CallerLimits {
             call_rate: config.max_call_rate,
             calls: config.max_calls,
@@ -226,7 +245,7 @@ impl Bound {
             tls: tls.as_ref().map(ServerTls::current),
             callers: Callers::new(limits),
             readiness: Readiness {
-                store_answers: upkeep::ask(&mut tasks, &store, &shutdown),
+                store_answers: background::probe_database(&mut tasks, &store, &shutdown),
                 catalogue_ready: index.serves(),
             },
         };
@@ -235,7 +254,7 @@ impl Bound {
         }
 
         let grace = config.drain_grace + Self::LAST_WORDS;
-        // On the heap: whoever runs this moves it.
+        // Boxed, because callers move this future.
         let serving = Box::pin(grpc::serve(operations, serving, shutdown.clone()));
         let served = tokio::select! {
             served = within_grace(serving, &shutdown, grace) => served,
@@ -247,7 +266,7 @@ impl Bound {
             while tasks.join_next().await.is_some() {}
             store.close().await
         };
-        // What waits for a database that is away waits no longer.
+        // Tasks that are blocked on an unreachable database are abandoned.
         match tokio::time::timeout(Self::LAST_WORDS, ended).await {
             Ok(closed) => closed.map_err(database)?,
             Err(_) => tracing::warn!("something still waited for the database at the end"),
@@ -256,40 +275,40 @@ impl Bound {
     }
 }
 
-/// Why the service cannot serve, or serves no more.
+/// Reason why the service cannot start or has stopped serving.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// Flags that are wrong, or do not fit each other.
+    /// Flags that are invalid or conflict with each other.
     #[error("{0}")]
     Config(String),
-    /// The data directory.
+    /// Failure to use the data directory.
     #[error("cannot use the data directory")]
     DataDir(#[source] io::Error),
-    /// Another process serves from the data directory.
+    /// Data directory that another process serves from.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The keys that tokens are verified with.
+    /// Failure to load the keys that verify tokens.
     #[error("cannot load the JWKS {0}")]
     Jwks(JwksSource, #[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The database.
+    /// Failure of the database.
     #[error("cannot use the database")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The port.
+    /// Failure to bind the port.
     #[error("cannot listen")]
     Listen(#[source] io::Error),
-    /// The listener or a connection.
+    /// Failure of the listener or of a connection.
     #[error("cannot serve")]
     Transport(#[from] tonic::transport::Error),
-    /// The descriptor set.
+    /// Failure to read the descriptor set for reflection.
     #[error("cannot describe the services")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// The methods in the descriptor set.
+    /// Failure to read the methods from the descriptor set.
     #[error("cannot tell the methods apart")]
     Methods(#[from] prost::DecodeError),
-    /// The task that writes to the database.
+    /// Panic of the task that writes to the database.
     #[error("the task that writes to the database has panicked")]
     WriterEnded,
-    /// A task without which the service is of no use.
+    /// Panic of a task that the service depends on.
     #[error("a task of the service panicked")]
     Panicked(#[source] JoinError),
 }
@@ -298,7 +317,7 @@ fn database(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Serve
     ServeError::Database(error.into())
 }
 
-/// Waits until a task panics. They end by themselves on shutdown, which is no news.
+/// Waits until a task panics. Tasks that end normally, as they do on shutdown, are ignored.
 async fn first_panic(tasks: &mut JoinSet<()>) -> JoinError {
     loop {
         match tasks.join_next().await {
@@ -309,7 +328,7 @@ async fn first_panic(tasks: &mut JoinSet<()>) -> JoinError {
     }
 }
 
-/// Awaits the server; once shutdown was asked for, no longer than the grace.
+/// Awaits the server, but for no longer than `grace` once a shutdown was requested.
 async fn within_grace(
     serve: impl Future<Output = Result<(), ServeError>>,
     shutdown: &CancellationToken,

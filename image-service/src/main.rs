@@ -4,12 +4,13 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use edge::{health::Question, telemetry::Telemetry};
 use image_service::{Cli, Command, Config, PROGRAM, TokenArgs, TokenKeys};
+use service_runtime::{health::Question, telemetry::Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Calls make many small allocations beside the millions that the index keeps, which slow down the allocator of the C library.
+/// The global allocator. Calls make many small allocations beside the millions that the index keeps, which slow down
+/// the allocator of the C library.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

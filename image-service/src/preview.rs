@@ -1,12 +1,12 @@
-//! The answers that writes would give, for `validate_only`.
+//! Previews of writes, for `validate_only`.
 //!
-//! They come from the index and from reads by key. The decisions are those of the writes: [`Image::admit`],
-//! [`Creation`](crate::image::Creation), [`dispatch::decide`](crate::dispatch::decide). What only a write can know is made up: the
-//! ids of what would be new, times, revisions, and etags.
+//! They are computed from the index and from reads by key, with the decisions of the writes: [`Image::admit`],
+//! [`Creation`](crate::image::Creation), [`dispatch::decide`](crate::dispatch::decide). Values that only a write can know are made
+//! up: the ids of new objects, times, revisions, and etags.
 //!
 //! Invariants:
-//! - No preview begins a transaction that writes, or waits for one.
-//! - A batch decides on each row as if those before had been written: its [`Overlay`] holds what they would have changed.
+//! - No preview begins a write transaction, or waits for one.
+//! - Each row of a batch is decided as if the rows before it had been written: an [`Overlay`] holds their changes.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use tokio::{sync::Semaphore, task};
 
 use self::overlay::Overlay;
 use crate::{
-    access::{Action, Grantee, Permissions, Sight},
+    access::{Action, Grantee, Permissions, Visibility},
     build::BuildId,
     dispatch::Worker,
     error::{Error, Refusal},
@@ -27,7 +27,7 @@ use crate::{
 mod creation;
 mod overlay;
 
-/// Says what writes would do.
+/// An evaluator of writes that does not perform them.
 #[derive(Clone, Debug)]
 pub(crate) struct Preview {
     store: Store,
@@ -36,20 +36,20 @@ pub(crate) struct Preview {
 }
 
 impl Preview {
-    /// The number of batches that are worked on at once: there are few processors and connections, and others need them, too.
+    /// Number of batches processed at once, because processors and connections are few.
     const BATCHES: usize = 2;
-    /// The number of rows of a batch that are decided upon before others have their turn.
+    /// Number of rows of a batch that are decided before the task yields.
     const STRETCH: usize = 64;
 
     pub(crate) fn new(store: Store, index: Index) -> Self {
         Self { store, index, batches: Arc::new(Semaphore::new(Self::BATCHES)) }
     }
 
-    /// Returns the image as a client would have changed it.
+    /// Returns the image as an update by a client would leave it.
     ///
     /// # Errors
     ///
-    /// Those of the write.
+    /// Returns the errors of the write.
     pub(crate) async fn update_image(
         &self,
         request: &Request,
@@ -58,7 +58,7 @@ impl Preview {
         edit: EditDraft,
         prefixes: &RepositoryPrefixes,
     ) -> Result<ImageInView, Error> {
-        let (found, cached) = self.index.image_in_full(&request.caller.sight(), id).await?;
+        let (found, cached) = self.index.image_in_full(&request.caller.visibility(), id).await?;
         let before = &found.entry.image;
         before.admit(found.standing, etag, Action::Edit)?;
         let edit = edit.check(before, prefixes, request.caller.is_admin())?;
@@ -89,7 +89,7 @@ impl Preview {
     ///
     /// # Errors
     ///
-    /// Those of the write.
+    /// Returns the errors of the write.
     pub(crate) async fn enable_image(
         &self,
         request: &Request,
@@ -97,22 +97,22 @@ impl Preview {
         etag: Option<Etag>,
         enabled: bool,
     ) -> Result<ImageInView, Error> {
-        let found = self.index.image(&request.caller.sight(), id).await?;
+        let found = self.index.image(&request.caller.visibility(), id).await?;
         self.overlay(request, [found]).await?.enable(id, etag, enabled)
     }
 
-    /// Checks whether an image could be deleted.
+    /// Checks that an image could be deleted.
     ///
     /// # Errors
     ///
-    /// Those of the write.
+    /// Returns the errors of the write.
     pub(crate) async fn delete_image(
         &self,
         request: &Request,
         id: ImageId,
         etag: Option<Etag>,
     ) -> Result<(), Error> {
-        let found = self.index.image(&request.caller.sight(), id).await?;
+        let found = self.index.image(&request.caller.visibility(), id).await?;
         found.entry.image.admit(found.standing, etag, Action::Delete)
     }
 
@@ -120,14 +120,14 @@ impl Preview {
     ///
     /// # Errors
     ///
-    /// Those of the write.
+    /// Returns the errors of the write.
     pub(crate) async fn build_image(
         &self,
         request: &Request,
         id: ImageId,
         etag: Option<Etag>,
     ) -> Result<WithBuild, Error> {
-        let (found, cached) = self.index.image_in_full(&request.caller.sight(), id).await?;
+        let (found, cached) = self.index.image_in_full(&request.caller.visibility(), id).await?;
         let image = &found.entry.image;
         image.admit(found.standing, etag, Action::Build)?;
         let mut overlay = self.overlay(request, [found.clone()]).await?;
@@ -141,18 +141,18 @@ impl Preview {
         Ok((image, Some(self.store.queued_in_view(build).await?)))
     }
 
-    /// Returns the image and its latest build as a cancel would leave them.
+    /// Returns the image and its latest build as a cancellation would leave them.
     ///
     /// # Errors
     ///
-    /// Those of the write.
+    /// Returns the errors of the write.
     pub(crate) async fn cancel_build(
         &self,
         request: &Request,
         id: ImageId,
         meant: Option<BuildId>,
     ) -> Result<WithBuild, Error> {
-        let found = self.index.image(&request.caller.sight(), id).await?;
+        let found = self.index.image(&request.caller.visibility(), id).await?;
         let latest = found.entry.image.build_to_cancel(found.standing, None, meant)?;
         let mut overlay = self.overlay(request, [found]).await?;
         overlay.read_builds(&self.store, [latest]).await?;
@@ -160,11 +160,11 @@ impl Preview {
         Ok((image, Some(self.store.build_in_view(build).await?)))
     }
 
-    /// Returns what would come of each image of a batch.
+    /// Returns the outcome for each image of a batch.
     ///
     /// # Errors
     ///
-    /// Those of the index and the database: what is wrong with an image is among the outcomes.
+    /// Returns the errors of the index and the database. The errors of single images are among the outcomes.
     pub(crate) async fn batch_images(
         &self,
         request: &Request,
@@ -173,7 +173,7 @@ impl Preview {
     ) -> Result<Vec<BatchOutcome>, Error> {
         let _turn = self.batches.acquire().await.map_err(|_| Error::Draining)?;
         let ids: Vec<ImageId> = targets.iter().flatten().map(|(id, _)| *id).collect();
-        let found = self.index.images_by_id(&request.caller.sight(), &ids).await?;
+        let found = self.index.images_by_id(&request.caller.visibility(), &ids).await?;
         let mut overlay = self.overlay(request, found.into_values()).await?;
         match action {
             BatchAction::Build => overlay.count_pending(&self.store).await?,
@@ -194,11 +194,11 @@ impl Preview {
         Ok(outcomes)
     }
 
-    /// Returns what a subject would be granted.
+    /// Returns the permissions that a subject would be granted.
     ///
     /// # Errors
     ///
-    /// Those of the write.
+    /// Returns the errors of the write.
     pub(crate) async fn grant(
         &self,
         request: &Request,
@@ -206,7 +206,7 @@ impl Preview {
         subject: &str,
         permissions: Permissions,
     ) -> Result<Permissions, Error> {
-        let found = self.index.image(&request.caller.sight(), image).await?;
+        let found = self.index.image(&request.caller.visibility(), image).await?;
         found.require(Action::Share)?;
         let granted = found.entry.granted(&Grantee::Subject(subject.to_owned()));
         let is_one_more = !granted.can_view() && permissions.can_view();
@@ -224,12 +224,12 @@ impl Preview {
     ///
     /// # Errors
     ///
-    /// Those of the write.
+    /// Returns the errors of the write.
     pub(crate) async fn drain_worker(&self, name: &str, drained: bool) -> Result<Worker, Error> {
         Ok(Worker { drained, ..self.store.worker(name).await? })
     }
 
-    /// Lays out the images that a preview is about, none of them changed yet.
+    /// Creates the overlay for the images of a preview, all of them unchanged.
     async fn overlay<'a>(
         &'a self,
         request: &'a Request,
@@ -239,7 +239,7 @@ impl Preview {
         Ok(Overlay::new(request, policy, now, self.index.revision(), images))
     }
 
-    /// Checks that the reference which builds of an image write is no other image's.
+    /// Checks that the reference written by an image's builds does not belong to another image.
     async fn require_reference(&self, image: &Image) -> Result<(), Error> {
         if !image.writes_reference() {
             return Ok(());

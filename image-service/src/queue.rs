@@ -1,7 +1,7 @@
-//! The queue's driver: brings events to `dispatch::decide` by way of the store, and what was decided to the workers.
+//! The driver of the queue: passes events to `dispatch::decide` through the store, and the decisions to the workers.
 //!
-//! The rows are the queue; no build is queued in memory. Three tasks serve it: one decides what has happened, the dispatcher gives
-//! the head of the queue to whoever has a free slot, and the clock ends what is overdue.
+//! The rows are the queue; no build is queued in memory. Three tasks serve it: one decides events, the dispatcher
+//! assigns the head of the queue to free slots, and the clock ends what is overdue.
 
 use std::{error::Error as _, sync::Arc, time::Duration};
 
@@ -12,24 +12,24 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::{retries::Retries, telling::Telling};
+use self::{metrics::QueueMetrics, retries::Retries};
 use crate::{
     build::BuildId,
     dispatch::{CLAIMED_AT_ONCE, Decision, DispatchStore, Event, Policy, ToWorker},
     error::Error,
     signals::Signals,
-    workers::Workers,
+    worker_registry::Workers,
 };
 
+mod metrics;
 mod retries;
-mod telling;
 
-/// When a worker counts as what.
+/// The times that workers have to keep.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Times {
-    /// How often workers send heartbeats.
+    /// Interval between the heartbeats of a worker.
     pub(crate) heartbeat: Duration,
-    /// After how much silence a worker stops its work by itself.
+    /// Time without contact after which a worker stops its work by itself.
     pub(crate) stop_after: Duration,
 }
 
@@ -39,29 +39,29 @@ pub(crate) struct Queue {
     signals: Arc<Signals>,
     workers: Workers,
     times: Times,
-    telling: Telling,
+    metrics: QueueMetrics,
     retries: Retries,
-    /// Names the catalogue to its workers.
+    /// Identifier of the catalogue for its workers.
     catalogue: Uuid,
-    to_decide: mpsc::Sender<Asked>,
-    /// Of the task that decides.
-    asked: Mutex<mpsc::Receiver<Asked>>,
+    to_decide: mpsc::Sender<PendingEvent>,
+    /// Receiving end of `to_decide`, held by the task that decides.
+    pending_events: Mutex<mpsc::Receiver<PendingEvent>>,
 }
 
-/// An event that is to be decided.
+/// An event that waits for a decision.
 #[derive(Debug)]
-struct Asked {
+struct PendingEvent {
     build: BuildId,
     event: Arc<Event>,
     answer: oneshot::Sender<Result<bool, Error>>,
 }
 
 impl Queue {
-    /// How long a lost hint can delay a build.
+    /// Maximum delay of a build by a lost hint.
     const POLL: Duration = Duration::from_secs(1);
-    /// How many events are decided in one transaction at most.
+    /// Maximum number of events that are decided in one transaction.
     const DECIDED_AT_ONCE: usize = 32;
-    /// How late the end of a lease can be noticed.
+    /// Maximum delay until the end of a lease is noticed.
     const CLOCK: Duration = Duration::from_millis(500);
 
     pub(crate) fn new(
@@ -70,21 +70,25 @@ impl Queue {
         times: Times,
         catalogue: Uuid,
     ) -> Self {
-        let (to_decide, asked) = mpsc::channel(2 * Self::DECIDED_AT_ONCE);
+        let (to_decide, pending_events) = mpsc::channel(2 * Self::DECIDED_AT_ONCE);
         Self {
             store,
             signals,
             workers: Workers::default(),
             times,
-            telling: Telling::new(),
+            metrics: QueueMetrics::new(),
             retries: Retries::default(),
             catalogue,
             to_decide,
-            asked: Mutex::new(asked),
+            pending_events: Mutex::new(pending_events),
         }
     }
 
-    /// Takes the queue over from a service that was away: whatever the workers hold they could not keep alive meanwhile.
+    /// Takes over the queue from a service that was away, so that workers could not extend their leases.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the store fails.
     pub(crate) async fn begin(&self) -> Result<(), Error> {
         self.store.renew_leases().await
     }
@@ -109,41 +113,49 @@ impl Queue {
         &self.workers
     }
 
-    /// A worker may have a free slot.
+    /// Wakes the dispatcher because a worker may have a free slot.
     pub(crate) fn slot_freed(&self) {
         self.signals.slot_freed();
     }
 
-    /// Waits until [`decide`](Self::decide) has decided what an event does to a build, and has told whom it concerns. A build that is
-    /// gone takes no event: `false`.
+    /// Waits until an event of a build is decided by [`decide`](Self::decide) and its messages are sent.
+    ///
+    /// Returns false if the build no longer exists.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Refused`] if the event is refused, [`Error::Draining`] after a shutdown, and [`Error::Busy`] if
+    /// the store is busy.
     pub(crate) async fn handle(&self, build: BuildId, event: impl Into<Arc<Event>>) -> Result<bool, Error> {
         let (answer, answered) = oneshot::channel();
-        let asked = Asked { build, event: event.into(), answer };
-        // Neither fails before shutdown.
-        self.to_decide.send(asked).await.map_err(|_| Error::Draining)?;
+        let pending_events = PendingEvent { build, event: event.into(), answer };
+        // Both fail only after shutdown.
+        self.to_decide.send(pending_events).await.map_err(|_| Error::Draining)?;
         answered.await.map_err(|_| Error::Draining)?
     }
 
-    /// Decides what is asked for, until shutdown. Whatever waits while a transaction is under way is decided together in the next.
+    /// Decides events until shutdown. Events that arrive during a transaction are decided together in the next one.
     pub(crate) async fn decide(&self, shutdown: CancellationToken) {
-        let mut asked = self.asked.lock().await;
+        let mut pending_events = self.pending_events.lock().await;
         loop {
             let mut some = Vec::new();
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                _ = asked.recv_many(&mut some, Self::DECIDED_AT_ONCE) => {}
+                _ = pending_events.recv_many(&mut some, Self::DECIDED_AT_ONCE) => {}
             }
             self.decide_together(some).await;
         }
-        asked.close();
-        while asked.try_recv().is_ok() {}
+        pending_events.close();
+        while pending_events.try_recv().is_ok() {}
     }
 
-    async fn decide_together(&self, asked: Vec<Asked>) {
-        let (answers, events): (Vec<_>, Vec<_>) =
-            asked.into_iter().map(|asked| (asked.answer, (asked.build, asked.event))).unzip();
-        // Whoever has asked may be gone; the others are told all the same.
+    async fn decide_together(&self, pending_events: Vec<PendingEvent>) {
+        let (answers, events): (Vec<_>, Vec<_>) = pending_events
+            .into_iter()
+            .map(|pending_events| (pending_events.answer, (pending_events.build, pending_events.event)))
+            .unzip();
+        // A caller may be gone; the other callers are answered all the same.
         match self.store.decide(&events).await {
             Ok((decided, committed)) => {
                 for (answer, decided) in answers.into_iter().zip(decided) {
@@ -151,10 +163,10 @@ impl Queue {
                 }
                 self.signals.announce(&committed);
             }
-            // One of them cannot be decided, which must not keep the others from it.
+            // One of the events cannot be decided, which must not affect the other events.
             Err(error) if events.len() > 1 && !matches!(error, Error::Busy) => {
                 for (answer, (build, event)) in answers.into_iter().zip(events) {
-                    Box::pin(self.decide_together(vec![Asked { build, event, answer }])).await;
+                    Box::pin(self.decide_together(vec![PendingEvent { build, event, answer }])).await;
                 }
             }
             Err(error) => {
@@ -166,13 +178,13 @@ impl Queue {
         }
     }
 
-    /// Tells whom a decision concerns, now that it is durable; whether there is one.
+    /// Sends the messages of a durable decision, if there is one, and reports whether there is.
     fn tell(&self, decision: Option<Decision>) -> bool {
         let Some(decision) = decision else {
             return false;
         };
         if let Some(build) = decision.build.as_ref().filter(|build| build.state.is_final()) {
-            self.telling.ended(build);
+            self.metrics.ended(build);
             self.signals.end_build(build.image);
         }
         if let Some(build) = decision.build.as_ref().filter(|build| build.not_before.is_some()) {
@@ -182,14 +194,14 @@ impl Queue {
         true
     }
 
-    /// Sends what was decided, now that it is durable.
+    /// Sends messages once their decision is durable.
     pub(crate) fn deliver(&self, messages: Vec<(String, ToWorker)>) {
         for (worker, message) in messages {
             self.workers.send(&worker, message);
         }
     }
 
-    /// Gives queued builds to free slots until shutdown.
+    /// Assigns queued builds to free slots until shutdown.
     pub(crate) async fn dispatch(&self, shutdown: CancellationToken) {
         let mut poll = interval(Self::POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -207,7 +219,7 @@ impl Queue {
         }
     }
 
-    /// Claims until all slots are taken, or the queue has nothing for those that are free.
+    /// Claims builds until all slots are taken, or the queue has nothing for the free slots.
     async fn fill(&self) -> Result<(), Error> {
         loop {
             let ready = self.workers.ready(self.policy().offline_after);
@@ -218,7 +230,7 @@ impl Queue {
             let is_all = decisions.len() < CLAIMED_AT_ONCE;
             let mut left = Vec::new();
             for Decision { build, messages, .. } in decisions {
-                let trace = build.as_ref().and_then(|build| self.telling.claimed(build));
+                let trace = build.as_ref().and_then(|build| self.metrics.claimed(build));
                 let is_assigned = messages.into_iter().all(|(name, message)| {
                     let worker = ready.iter().find(|worker| worker.name == name);
                     worker.is_some_and(|worker| self.workers.assign(worker, message.in_trace(trace.clone())))
@@ -226,7 +238,7 @@ impl Queue {
                 left.extend(build.filter(|_| !is_assigned));
             }
             self.signals.announce(&committed);
-            // Their workers have begun to drain, or have gone, since they were chosen.
+            // The workers of these builds have begun to drain or have disconnected since they were chosen.
             for build in left {
                 self.end(build.id, Event::Abandoned { attempt: build.attempt }).await;
             }
@@ -262,7 +274,7 @@ impl Queue {
                 .as_deref()
                 .is_some_and(|worker| self.workers.is_heard(worker, self.policy().offline_after));
             if let Some(worker) = build.worker.as_deref().filter(|_| worker_online) {
-                // It has not stopped what it should have. Its next heartbeat says whether it takes more.
+                // The worker has not stopped what it should have. Its next heartbeat says whether it takes more.
                 self.workers.pause(worker);
             }
             self.end(build.id, Event::Tick { worker_online }).await;
@@ -270,7 +282,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Ends an attempt, or a wait: one that cannot be ended must not keep the others from it.
+    /// Ends an attempt or a wait. A failure is only logged, so that it does not affect other builds.
     async fn end(&self, build: BuildId, event: Event) {
         if let Err(error) = self.handle(build, event).await {
             tracing::warn!(%build, %error, source = ?error.source(), "cannot end an attempt or a wait");

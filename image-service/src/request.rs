@@ -1,30 +1,35 @@
-//! How a caller wants something written.
+//! The caller of a write and its options.
 
 use crate::access::Principal;
 
-/// A write: who asks, and how.
+/// A write request: its caller and its options.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) caller: Principal,
-    /// Makes a repetition of the request answer as the first one did.
+    /// Idempotency key: a repetition of the request gets the response of the first one.
     pub(crate) id: Option<RequestId>,
-    /// Whether only to say what would happen.
+    /// Set if the write is to be validated only, and not applied.
     pub(crate) validate_only: bool,
-    /// The W3C `traceparent` of the call.
+    /// W3C `traceparent` of the call.
     pub(crate) trace: Option<String>,
 }
 
-/// What a caller calls its request, and what the request was.
+/// An idempotency key, with a digest of the request that it was used for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RequestId {
     text: String,
-    /// Tells the call and its content.
+    /// Digest of the call and its content.
     digest: String,
 }
 
 impl RequestId {
     const MAX_CHARS: usize = 128;
 
+    /// Parses a request id. `digest` identifies the call and its content.
+    ///
+    /// # Errors
+    ///
+    /// Returns the violated rule if the text is too long or has characters other than printable ASCII.
     pub(crate) fn parse(text: String, digest: String) -> Result<Self, String> {
         if text.len() > Self::MAX_CHARS || !text.chars().all(|c| c.is_ascii_graphic()) {
             return Err(format!("must be at most {} characters, each of `!` to `~`", Self::MAX_CHARS));

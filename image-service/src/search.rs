@@ -1,21 +1,23 @@
-//! What is found: texts and terms, folded so that a plain comparison of characters is what people mean by the same text.
+//! Searchable texts and search terms.
+//!
+//! Both are folded, so that comparing characters matches what people regard as the same text.
 
 use icu_casemap::CaseMapper;
 use icu_normalizer::ComposingNormalizer;
 
-/// Stands between the values of a text. It is in none of them, and in no term: normalising makes another character of it.
+/// The separator of the values of a text. No value or term contains it, because normalization replaces it.
 const SEPARATOR: char = '\u{2000}';
 
-/// Everything that can be found of an image: its values, folded, with separators between them.
+/// The searchable text of an image: its values, folded and separated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SearchText(String);
 
-/// What somebody looks for, folded; never empty.
+/// A search term, folded and never empty.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Term(String);
 
 impl SearchText {
-    pub(crate) fn of<'a>(values: impl IntoIterator<Item = &'a str>) -> Self {
+    pub(crate) fn new<'a>(values: impl IntoIterator<Item = &'a str>) -> Self {
         let mut text = String::new();
         for value in values {
             text.push_str(&fold(value));
@@ -32,7 +34,13 @@ impl SearchText {
 impl Term {
     const MAX_CHARS: usize = 1_024;
 
-    /// Takes what was typed, every character for itself; `None` when that is nothing, so that everything matches.
+    /// Parses a search term, in which every character stands for itself.
+    ///
+    /// Returns `None` for an empty term, with which everything matches.
+    ///
+    /// # Errors
+    ///
+    /// Returns a message if the term has more than 1,024 characters.
     pub(crate) fn parse(typed: &str) -> Result<Option<Self>, String> {
         let length = typed.chars().count();
         if length > Self::MAX_CHARS {
@@ -46,15 +54,15 @@ impl Term {
     }
 }
 
-/// Full, locale-free case folding over NFC.
+/// Applies full, locale-independent case folding over NFC.
 fn fold(text: &str) -> String {
-    // Folding ASCII is that, and needs no tables.
+    // Equivalent for ASCII, without tables.
     if text.is_ascii() { text.to_ascii_lowercase() } else { fold_unicode(text) }
 }
 
 fn fold_unicode(text: &str) -> String {
     let normalizer = ComposingNormalizer::new_nfc();
-    // Folding can take characters apart, or leave what composes.
+    // Folding can decompose characters, or leave sequences that compose.
     let folded = CaseMapper::new().fold_string(&normalizer.normalize(text)).into_owned();
     normalizer.normalize(&folded).into_owned()
 }
@@ -65,7 +73,7 @@ mod tests {
 
     fn finds(typed: &str, values: &[&str]) -> bool {
         let term = Term::parse(typed).expect("short enough").expect("not empty");
-        SearchText::of(values.iter().copied()).as_str().contains(term.as_str())
+        SearchText::new(values.iter().copied()).as_str().contains(term.as_str())
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Hints within the process that something is new in the store.
+//! In-process hints that the store has new rows.
 //!
-//! A hint says only "read on": the rows are the truth, and every reader also polls slowly, so that a lost hint costs
-//! time and nothing else.
+//! A hint only says "read again": the rows are authoritative, and every reader also polls slowly, so that a lost hint
+//! costs nothing but time.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,19 +12,20 @@ use tokio::sync::{Notify, watch};
 
 use crate::{build::BuildId, dispatch::Committed, hint::Hint, image::ImageId};
 
-/// Where committed transactions are announced. One feed and one dispatcher wait here, and any number of watchers.
+/// The hub where committed transactions are announced to one change log follower, one dispatcher and any number of
+/// watches.
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
     changes: Notify,
     queue: Notify,
     histories: Mutex<HashMap<BuildId, watch::Sender<()>>>,
-    /// The images of builds that have ended.
+    /// Images of which a build has ended.
     ended: Mutex<BTreeSet<ImageId>>,
     has_ended: Notify,
 }
 
 impl Signals {
-    /// Tells everyone who waits for what a transaction has brought.
+    /// Wakes all that wait for something that the transaction has changed.
     pub(crate) fn announce(&self, committed: &Committed) {
         if !committed.changed.is_empty() {
             self.changes.notify_one();
@@ -37,7 +38,7 @@ impl Signals {
         }
     }
 
-    /// Passes on what another process has committed.
+    /// Forwards a hint about a commit of another process.
     pub(crate) fn hint(&self, hint: Hint) {
         match hint {
             Hint::Changed => self.changes.notify_one(),
@@ -47,14 +48,14 @@ impl Signals {
                 self.changes.notify_one();
                 self.queue.notify_one();
                 for watchers in self.histories().values() {
-                    // A watcher that is gone is forgotten when it says so.
+                    // A watcher that is gone is removed when it unsubscribes.
                     let _ = watchers.send(());
                 }
             }
         }
     }
 
-    /// Wakes the dispatcher: there may be a free slot.
+    /// Wakes the dispatcher because a slot may be free.
     pub(crate) fn slot_freed(&self) {
         self.queue.notify_one();
     }
@@ -67,7 +68,8 @@ impl Signals {
         self.queue.notified().await;
     }
 
-    /// A build of an image has ended. Forgotten when too many wait: there is a slow poll.
+    /// Announces that a build of an image has ended. Dropped if too many images wait, because a slow poll finds them
+    /// too.
     pub(crate) fn end_build(&self, image: ImageId) {
         const MOST: usize = 10_000;
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
@@ -77,7 +79,7 @@ impl Signals {
         }
     }
 
-    /// Waits for an image of which a build has ended.
+    /// Waits for an image of which a build has ended, and returns it.
     pub(crate) async fn build_ended(&self) -> ImageId {
         loop {
             if let Some(image) = self.ended.lock().unwrap_or_else(PoisonError::into_inner).pop_first() {
@@ -87,7 +89,7 @@ impl Signals {
         }
     }
 
-    /// Marks the history of a build as new whenever it grows. Subscribe, then read.
+    /// Subscribes to the history of a build: the receiver is notified whenever it grows. Subscribe before reading.
     pub(crate) fn subscribe_history(&self, build: BuildId) -> watch::Receiver<()> {
         self.histories().entry(build).or_insert_with(|| watch::Sender::new(())).subscribe()
     }
@@ -102,7 +104,7 @@ impl Signals {
         }
     }
 
-    /// Forgets a build that nobody watches any more.
+    /// Drops a subscription, and forgets the build if it was the last one.
     pub(crate) fn unsubscribe_history(&self, build: BuildId, receiver: watch::Receiver<()>) {
         drop(receiver);
         let mut histories = self.histories();

@@ -1,5 +1,7 @@
-//! The service's end of dispatch over tables in memory, for simulations: everything between a worker's connection and the
-//! store is the real code. What a database does to it, the clock included, is up to the [`Surroundings`].
+//! The service's side of dispatch over in-memory tables, for simulations.
+//!
+//! Everything between a worker's connection and the store is the real code. The behaviour of the database, including
+//! its clock, is up to the [`Surroundings`].
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +25,7 @@ use self::store::MemoryStore;
 pub(crate) use self::tables::Tables;
 use crate::{
     access::{Principal, Role},
-    build::{Build, BuildId, Event as BuildEvent, Happening, Job, Kind, State},
+    build::{Build, BuildId, Event as BuildEvent, Job, Kind, RecordedEvent, State},
     dispatch::{Decision, Event, Policy, ToWorker},
     error::Violations,
     grpc::Connection,
@@ -38,81 +40,81 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-/// What a store lives in.
+/// The environment of a store.
 pub trait Surroundings: Debug + Send + Sync {
-    /// The database's clock: microseconds since the Unix epoch.
+    /// Returns the time of the database's clock, in microseconds since the Unix epoch.
     fn now_micros(&self) -> i64;
 
-    /// How long the next operation takes until it is committed, and from then until it is answered.
+    /// Returns the delays of the next operation: until its commit, and from then until its response.
     fn delays(&self) -> (Duration, Duration);
 
-    /// What becomes of the next operation; asked when it is about to be committed.
+    /// Returns the fate of the next operation. Called when it is about to be committed.
     fn fate(&self) -> Fate;
 
-    /// A build was changed. Called at the moment at which it is committed.
+    /// Observes the change of a build. Called at the moment of its commit.
     fn committed(&self, change: &Change);
 }
 
-/// What becomes of an operation.
+/// The fate of an operation.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It is committed and answered.
+    /// Committed and answered.
     Done,
-    /// It is not committed, and answered by an error.
+    /// Not committed, and answered by an error.
     Lost,
-    /// It is committed, and answered by an error.
+    /// Committed, and answered by an error.
     Ambiguous,
 }
 
-/// What has become of a build.
+/// A change of a build.
 #[derive(Clone, Debug)]
 pub struct Change {
-    /// The build.
+    /// Id of the build.
     pub build: Uuid,
-    /// What went through the table of transitions for it, each as `Event in State`.
+    /// Transitions of the build, each as `Event in State`.
     pub transitions: Vec<String>,
-    /// The attempt and the worker of a report, and whether the worker was told to drop that attempt.
+    /// Attempt and worker of a report, and whether the worker was told to drop the attempt.
     pub report: Option<(i32, String, bool)>,
-    /// The attempt that a worker has come back without.
+    /// Attempt that a worker has come back without.
     pub abandoned: Option<i32>,
-    /// The row now; none when it is gone.
+    /// Row after the change; `None` if it is gone.
     pub after: Option<Row>,
 }
 
-/// What a row of the queue says.
+/// The content of a row of the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// `Queued`, `Claimed`, `Running`, `Publishing`, `Succeeded`, `Failed` or `Cancelled`.
     pub state: String,
-    /// Whether the state is one of the last three.
+    /// True if the state is one of the last three.
     pub is_final: bool,
-    /// Whether a worker holds it.
+    /// True if a worker holds the build.
     pub is_held: bool,
-    /// The number of its latest attempt.
+    /// Number of the latest attempt.
     pub attempt: i32,
-    /// How many attempts the infrastructure has lost.
+    /// Number of attempts that failed because of the infrastructure.
     pub failures: i32,
-    /// The earliest time at which it may be claimed again: microseconds of the database's clock.
+    /// Earliest time of the next claim, in microseconds of the database's clock.
     pub not_before: Option<i64>,
-    /// The worker of the attempt.
+    /// Worker of the attempt.
     pub worker: Option<String>,
-    /// When a cancel was requested: microseconds of the database's clock.
+    /// Time at which a cancellation was requested, in microseconds of the database's clock.
     pub cancel_requested_at: Option<i64>,
-    /// Whether the work is known to have stopped.
+    /// True if the work is known to have stopped.
     pub stop_confirmed: bool,
-    /// The last report of the attempt that is durable.
+    /// Sequence number of the last durable report of the attempt.
     pub report_sequence: i64,
-    /// Whose failure it was: `User`, `Timeout` or `Infrastructure`.
+    /// Fault of the failure: `User`, `Timeout` or `Infrastructure`.
     pub fault: Option<String>,
-    /// The sequence numbers of its history.
+    /// Sequence numbers of the build's history.
     pub sequences: Vec<i64>,
-    /// What its attempts have printed, each line with the number of the attempt.
+    /// Lines that the attempts have printed, each with the number of its attempt.
     pub lines: Vec<(i32, String)>,
-    /// The image that was recorded.
+    /// Id of the image that was recorded.
     pub artifact: Option<String>,
 }
 
-/// A database in memory that replicas share.
+/// An in-memory database that replicas share.
 #[derive(Clone, Debug)]
 pub struct Database {
     tables: Arc<Mutex<Tables>>,
@@ -128,37 +130,38 @@ pub struct Replica {
     shutdown: CancellationToken,
 }
 
-/// A build that a client wants.
+/// A build that a client requests.
 #[derive(Clone, Debug)]
 pub struct Wish {
-    /// Who wants it.
+    /// Subject of the client.
     pub requester: &'static str,
-    /// The only worker that may take it; any when empty.
+    /// Only worker that may take the build; empty for any.
     pub worker: &'static str,
-    /// The worker that made its image last, as if it had been built before; none when empty.
+    /// Worker that made the image last, as if it had been built before; empty for none.
     pub preferred_worker: &'static str,
-    /// What labels a worker must have to take it.
+    /// Labels that a worker must have to take the build.
     pub labels: BTreeMap<String, String>,
-    /// How long an attempt may run.
+    /// Time limit of an attempt.
     pub time_limit: Option<Duration>,
-    /// Whether the image is pushed.
+    /// True if the image is to be pushed.
     pub push: bool,
 }
 
 impl Database {
-    /// Silence after which a worker counts as offline.
+    /// Time without contact after which a worker counts as offline.
     pub const OFFLINE_AFTER: Duration = Duration::from_secs(3);
-    /// The longest pause between two attempts at a build.
+    /// Maximum pause between two attempts at a build.
     pub const MAX_BACKOFF: Duration = Build::MAX_BACKOFF;
-    /// The longest wait for a slot of the preferred worker.
+    /// Maximum wait for a slot of the preferred worker.
     pub const MAX_CACHE_WAIT: Duration = Build::MAX_CACHE_WAIT;
 
-    /// An empty database; `queue_timeout`: how long a build may be in the queue.
+    /// Creates an empty database. `queue_timeout` is the maximum time of a build in the queue.
     pub fn new(queue_timeout: Duration) -> Self {
-        // A third of the usual times: as much happens in a third of the steps. And no slack: no shorter lease would be taken.
+        // A third of the usual times, so that as much happens in a third of the steps. The lease is the shortest that
+        // is allowed.
         let policy = Policy {
             lease: Duration::from_secs(13),
-            stop_deadline: Duration::from_secs(4),
+            stop_timeout: Duration::from_secs(4),
             offline_after: Self::OFFLINE_AFTER,
             queue_timeout,
             max_failures: 3,
@@ -171,7 +174,7 @@ impl Database {
 }
 
 impl Replica {
-    /// A process that has not begun to work.
+    /// Creates a process that has not started to work.
     pub fn new(database: &Database, surroundings: Arc<dyn Surroundings>) -> Self {
         let store =
             MemoryStore { tables: Arc::clone(&database.tables), surroundings, policy: database.policy };
@@ -181,7 +184,7 @@ impl Replica {
         Self { queue, store, signals, shutdown: CancellationToken::new() }
     }
 
-    /// Works until shutdown: takes the queue over, gives out builds, ends what is overdue.
+    /// Works until shutdown: takes over the queue, assigns builds, and ends what is overdue.
     pub fn work(&self) -> BoxFuture<'static, ()> {
         const AGAIN: Duration = Duration::from_millis(500);
         let (queue, shutdown) = (Arc::clone(&self.queue), self.shutdown.clone());
@@ -197,12 +200,16 @@ impl Replica {
         })
     }
 
-    /// Asks it to end: its connections end, and no more are accepted.
+    /// Shuts the process down: its connections end, and new ones are rejected.
     pub fn shut_down(&self) {
         self.shutdown.cancel();
     }
 
-    /// A connection of a worker: the task that serves it, and what it says.
+    /// Opens the connection of a worker. Returns the task that serves it, and the responses of the service.
+    ///
+    /// # Errors
+    ///
+    /// The stream of responses ends with a [`Status`] if the service ends the connection.
     pub fn connection(
         &self,
         worker: &str,
@@ -216,7 +223,7 @@ impl Replica {
         (Box::pin(connection.run()), ReceiverStream::new(stream).boxed())
     }
 
-    /// A client's request for a build of a new image. Whether it was answered.
+    /// Requests a build of a new image as a client. Returns whether the request was answered.
     pub async fn enqueue(&self, id: Uuid, wish: &Wish) -> bool {
         let store = &self.store;
         let written = store.run(|tables, now| {
@@ -253,13 +260,13 @@ impl Replica {
         }
     }
 
-    /// A client's cancel. Whether it was answered, be it by a refusal.
+    /// Cancels a build as a client. Returns whether the request was answered, be it by a refusal.
     pub async fn cancel(&self, id: Uuid) -> bool {
         let event = Event::Cancel { by: "alice".to_owned() };
         !matches!(self.queue.handle(BuildId(id), event).await, Err(crate::error::Error::Busy))
     }
 
-    /// A client's deletion of the build's image. Whether it was answered.
+    /// Deletes the image of a build as a client. Returns whether the request was answered.
     pub async fn delete(&self, id: Uuid) -> bool {
         let store = &self.store;
         let deleted = store
@@ -279,7 +286,7 @@ impl Replica {
         }
     }
 
-    /// An operator's wish that a worker gets nothing more, or that it does again. Whether it was answered.
+    /// Drains a worker as an operator, or reverts that. Returns whether the request was answered.
     pub async fn drain_worker(&self, worker: &str, drained: bool) -> bool {
         let written = self.store.run(|tables, _| Ok(tables.drain_worker(worker, drained).is_ok())).await;
         self.signals.slot_freed();
@@ -287,7 +294,7 @@ impl Replica {
     }
 }
 
-/// The transitions of a build that lead somewhere, in the notation of [`Change::transitions`].
+/// Returns all possible transitions of a build, in the notation of [`Change::transitions`].
 pub fn transitions() -> Vec<String> {
     let states = [State::Queued, State::Claimed, State::Running, State::Publishing];
     let leads = |state, event| {
@@ -310,7 +317,7 @@ fn notation((state, event): (State, BuildEvent)) -> String {
 impl Wish {
     fn configuration(&self) -> Configuration {
         let dockerfile = Dockerfile { text: "FROM scratch".to_owned(), ..Dockerfile::default() };
-        let mut draft = ConfigurationDraft::of(Source::Dockerfile(dockerfile));
+        let mut draft = ConfigurationDraft::from_source(Source::Dockerfile(dockerfile));
         draft.worker = self.worker.to_owned();
         draft.worker_labels = self.labels.clone();
         draft.push = self.push;
@@ -362,9 +369,9 @@ fn row(tables: &Tables, build: &Build) -> Row {
         sequences: history.iter().map(|record| record.sequence).collect(),
         lines: history
             .iter()
-            .filter_map(|record| match &record.happening {
-                Happening::Line { text, .. } => Some((record.attempt, text.clone())),
-                Happening::State { .. } | Happening::Step { .. } | Happening::Gap { .. } => None,
+            .filter_map(|record| match &record.event {
+                RecordedEvent::Line { text, .. } => Some((record.attempt, text.clone())),
+                RecordedEvent::State { .. } | RecordedEvent::Step { .. } | RecordedEvent::Gap { .. } => None,
             })
             .collect(),
         artifact: tables.artifact(build.id).map(|artifact| artifact.image_id.clone()),

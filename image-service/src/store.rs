@@ -1,10 +1,12 @@
-//! The database: one method, one transaction. The only place that knows sea-orm.
+//! Database access: each method is one transaction. No other module uses sea-orm.
 //!
-//! SQLite or Postgres, with the same promises: no two transactions write at once, so a decision is committed upon the rows that
-//! it was made from, and revisions are in the order of commits. One task writes (the [writer](crate::writer)): its transactions
-//! begin IMMEDIATE on SQLite, and with a lock that all replicas share on Postgres. Readers never wait for writers. Whatever a
-//! method has returned survives a power cut (`synchronous=FULL` on SQLite). Times that are stored, and the present that they are
-//! compared with, are of one clock: the database's on Postgres, whichever replica asks.
+//! SQLite and Postgres give the same guarantees. RequestTransaction transactions are serialised, so a decision is committed against the rows
+//! that it was made from, and revisions are in commit order. One task, the [writer](crate::writer), begins them: `IMMEDIATE` on
+//! SQLite, and under a lock that all replicas share on Postgres. Readers never wait for writers. Whatever a method has returned
+//! survives a power failure (`synchronous=FULL` on SQLite). Stored times and the time that they are compared with come from one
+//! clock: on Postgres the database's, whichever replica asks.
+//!
+//! Besides its documented errors, a method returns [`Error::Busy`] if the database is locked or down, and else [`Error::Internal`].
 
 use std::{borrow::Cow, path::Path};
 
@@ -25,83 +27,87 @@ use crate::{
 };
 
 #[cfg(all(test, feature = "simulation"))]
-pub(crate) use self::connecting::execute;
-use self::{connection::Connection, writing::Writing};
+pub(crate) use self::pool::execute;
 pub(crate) use self::{
     edits::{BatchOutcome, BatchTarget, WithBuild},
-    records::ChangedRecords,
-    write::Write,
+    index_rows::ChangedRecords,
+    request_transaction::RequestTransaction,
 };
+use self::{transaction::WriteTransaction, write_connection::Connection};
 
+mod build_history;
 mod builds;
-mod changes;
-mod connecting;
-mod connection;
+mod change_log;
 mod contexts;
 mod creation;
-mod decided;
-mod dispatching;
+mod decisions;
+mod dispatch_store;
 mod edits;
+mod engine_images;
 mod entity;
 mod grants;
 mod hints;
-mod histories;
 mod images;
-mod made;
+mod index_rows;
 mod migration;
+mod pool;
 mod queue;
-mod records;
 mod references;
+mod request_transaction;
 mod retention;
 mod rows;
+mod transaction;
 mod usage;
 mod values;
 mod workers;
-mod write;
-mod writing;
+mod write_connection;
 
 /// A handle to the catalogue's database.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     reader: DatabaseConnection,
     writer: Writer<Connection>,
-    /// A pool for the index alone, for which all reads wait: it waits for none of them.
+    /// Pool reserved for the index: all reads wait for the index, so it must wait for none of them.
     index_reader: DatabaseConnection,
-    /// A pool of one, for nobody but who asks whether the database answers: it waits for no other.
+    /// Single-connection pool reserved for health checks, which wait for no other reads.
     asked: DatabaseConnection,
-    history: Uuid,
+    catalogue_id: Uuid,
     policy: Policy,
     quotas: Quotas,
-    /// Stands for the clock.
+    /// Replacement for the database's clock.
     #[cfg(all(test, feature = "simulation"))]
     clock: Option<std::sync::Arc<std::sync::atomic::AtomicI64>>,
 }
 
 impl Store {
     const READERS: u32 = 8;
-    /// The follower, an ask, and one that compares; the loader has them for itself.
+    /// One each for the follower, a freshness check and the verifier. The loader runs before them and has all.
     const INDEX_READERS: u32 = 3;
 
-    /// Opens the database at a `postgres://` URL, or else the one in the data directory, creating or migrating it where needed.
+    /// Opens the Postgres database at `url`, or else SQLite in `data_dir`, and migrates it if needed.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the database cannot be opened, or was created by a version before 0.1.0.
     pub(crate) async fn open(data_dir: &Path, url: Option<&str>, policy: Policy) -> Result<Self, DbErr> {
         let url = url.map_or_else(
             || format!("sqlite://{}?mode=rwc", data_dir.join("catalogue.sqlite").display()),
             ToOwned::to_owned,
         );
-        let connection = connecting::connect(&url, 1).await?;
-        connecting::migrate(&connection).await?;
-        let reader = connecting::connect(&url, Self::READERS).await?;
-        let index_reader = connecting::connect(&url, Self::INDEX_READERS).await?;
-        let asked = connecting::connect(&url, 1).await?;
+        let connection = pool::connect(&url, 1).await?;
+        pool::migrate(&connection).await?;
+        let reader = pool::connect(&url, Self::READERS).await?;
+        let index_reader = pool::connect(&url, Self::INDEX_READERS).await?;
+        let asked = pool::connect(&url, 1).await?;
         let catalogue = required(entity::catalogue::Entity::find_by_id(1).one(&reader).await?, "catalogue")?;
         let latest = Revision { number: catalogue.revision, nonce: catalogue.nonce };
-        let writer = Writer::start(&url, Connection::of(connection).await?, latest);
+        let writer = Writer::start(&url, Connection::new(connection).await?, latest);
         Ok(Self {
             reader,
             writer,
             index_reader,
             asked,
-            history: catalogue.history,
+            catalogue_id: catalogue.catalogue_id,
             policy,
             quotas: Quotas::UNLIMITED,
             #[cfg(all(test, feature = "simulation"))]
@@ -109,28 +115,30 @@ impl Store {
         })
     }
 
-    /// Bounds what images may take up.
+    /// Sets the quotas that writes are checked against.
     pub(crate) fn with_quotas(self, quotas: Quotas) -> Self {
         Self { quotas, ..self }
     }
 
-    /// Goes by another clock than the database's.
     #[cfg(all(test, feature = "simulation"))]
     pub(crate) fn with_clock(self, clock: std::sync::Arc<std::sync::atomic::AtomicI64>) -> Self {
         Self { clock: Some(clock), ..self }
     }
 
-    /// Names this database. One that was restored from a backup has the same name, and is told by the nonces of its revisions.
-    pub(crate) fn history(&self) -> Uuid {
-        self.history
+    /// Returns the identifier of this database. A restored backup has the same one, but other nonces in later revisions.
+    pub(crate) fn catalogue_id(&self) -> Uuid {
+        self.catalogue_id
     }
 
-    /// The times and limits of dispatch.
     pub(crate) fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// Waits for what is under way and closes the connections.
+    /// Waits for writes under way and closes the connections.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if a connection cannot be closed.
     pub(crate) async fn close(self) -> Result<(), DbErr> {
         self.writer.close().await;
         self.asked.close().await?;
@@ -138,12 +146,12 @@ impl Store {
         self.reader.close().await
     }
 
-    /// Waits for the end of the task that writes, which before [`close`](Self::close) only a panic ends.
+    /// Waits for the writer's task to end, which only a panic causes before [`close`](Self::close).
     pub(crate) async fn writer_ended(&self) {
         self.writer.ended().await;
     }
 
-    /// Executes a statement in a transaction of its own.
+    /// Executes a statement in its own transaction.
     #[cfg(test)]
     pub(crate) async fn execute(&self, sql: &str) -> Result<(), Error> {
         let txn = self.write(Turn::Background).await?;
@@ -151,8 +159,7 @@ impl Store {
         txn.commit().await
     }
 
-    /// Returns the latest revision that was committed, where that is known without asking the database: not where others write,
-    /// too.
+    /// Returns the latest committed revision. It is unknown on Postgres, where other replicas write, too.
     pub(crate) fn committed(&self) -> CommittedRevision {
         match self.backend() {
             DbBackend::Sqlite => *self.writer.committed().borrow(),
@@ -160,7 +167,11 @@ impl Store {
         }
     }
 
-    /// Fails unless the database answers.
+    /// Checks that the database responds.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] or [`Error::Internal`] if it does not.
     pub(crate) async fn ask(&self) -> Result<(), Error> {
         Ok(self.asked.ping().await?)
     }
@@ -169,21 +180,17 @@ impl Store {
         self.reader.get_database_backend()
     }
 
-    /// Waits for a turn to write, and begins.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TooManyWrites`], and [`Error::Busy`] when the turn does not come.
-    async fn write(&self, turn: Turn<'_>) -> Result<Writing, Error> {
-        Ok(Writing::new(self.writer.begin(turn).await?))
+    /// Waits for a turn to write and begins. Fails with [`Error::TooManyWrites`], or [`Error::Busy`] if the turn never comes.
+    async fn write(&self, turn: Turn<'_>) -> Result<WriteTransaction, Error> {
+        Ok(WriteTransaction::new(self.writer.begin(turn).await?))
     }
 
-    /// Returns the present, by the clock that all who share the database have in common.
+    /// Returns the current time by the clock that all replicas share.
     pub(crate) async fn present(&self) -> Result<Timestamp, Error> {
         Ok(self.now(&self.reader).await?)
     }
 
-    /// The present, by the clock that all who share the database have in common: its own on Postgres, this machine's on SQLite.
+    /// Returns the current time: by the database's clock on Postgres, by this machine's on SQLite.
     async fn now(&self, db: &impl ConnectionTrait) -> Result<Timestamp, DbErr> {
         #[cfg(all(test, feature = "simulation"))]
         if let Some(clock) = &self.clock {
@@ -192,13 +199,13 @@ impl Store {
         if self.backend() != DbBackend::Postgres {
             return Ok(Timestamp::now());
         }
-        // The time of the transaction would be that from before it waited for its turn.
+        // `now()` would return the time at which the transaction began, before it waited for the write lock.
         let sql = "SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint";
         let row = db.query_one_raw(Statement::from_string(DbBackend::Postgres, sql)).await?;
         required(row, "the time")?.try_get_by_index(0)
     }
 
-    /// Begins a transaction that reads everything as of one moment.
+    /// Begins a transaction that reads from one snapshot.
     async fn read(&self) -> Result<DatabaseTransaction, DbErr> {
         begin_to_read(&self.reader).await
     }
@@ -218,7 +225,7 @@ impl From<DbErr> for Error {
     }
 }
 
-/// What sqlx says is wrong.
+/// Returns the underlying sqlx error, if there is one.
 fn sqlx_error(error: &DbErr) -> Option<&SqlxError> {
     let (DbErr::Exec(RuntimeErr::SqlxError(error))
     | DbErr::Query(RuntimeErr::SqlxError(error))
@@ -229,21 +236,21 @@ fn sqlx_error(error: &DbErr) -> Option<&SqlxError> {
     Some(error.as_ref())
 }
 
-/// What the database says is wrong, by its code.
+/// Returns the database's error code, if the error comes from the database.
 fn error_code(error: &DbErr) -> Option<Cow<'_, str>> {
     sqlx_error(error)?.as_database_error()?.code()
 }
 
-/// Returns whether the connection is of no use any more.
+/// Reports whether the connection is no longer usable after this error.
 fn is_disconnected(error: &DbErr) -> bool {
     error_code(error).is_none_or(|code| {
         code.len() == 5 && ["08", "57P"].iter().any(|class| code.starts_with(class)) || code == "25P03"
     })
 }
 
-/// Whether the same may work a little later: another process has held a lock for too long (SQLITE_BUSY, or Postgres'
-/// lock_not_available), two were in each other's way, this process was too slow in the middle of a transaction, or the database has
-/// gone and comes back.
+/// Reports whether the same operation may succeed a little later.
+///
+/// True for lock timeouts (`SQLITE_BUSY`, `lock_not_available`), conflicts, idle timeouts in a transaction, and lost connections.
 fn is_passing(error: &DbErr) -> bool {
     const OF_SQLITE: [&str; 3] = ["5", "261", "517"];
     const OF_POSTGRES: [&str; 9] =
@@ -257,7 +264,7 @@ fn is_passing(error: &DbErr) -> bool {
         || matches!(sqlx_error(error), Some(Io(_) | PoolTimedOut | PoolClosed | WorkerCrashed))
 }
 
-/// Returns what was read of a row that is there.
+/// Returns a row that must exist, or else [`DbErr::RecordNotFound`].
 fn required<T>(row: Option<T>, what: &str) -> Result<T, DbErr> {
     row.ok_or_else(|| DbErr::RecordNotFound(what.to_owned()))
 }

@@ -4,12 +4,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// A point in time: whole microseconds since the Unix epoch, UTC.
+/// A point in time, in whole microseconds since the Unix epoch, UTC.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Timestamp(i64);
 
 impl Timestamp {
-    /// The present, by this machine's clock. A clock before 1970 reads as 1970.
+    /// Returns the current time by this machine's clock. A clock before 1970 reads as 1970.
     pub(crate) fn now() -> Self {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX))
@@ -23,13 +23,13 @@ impl Timestamp {
         self.0
     }
 
-    /// This much later.
+    /// Returns the time that is `duration` later.
     pub(crate) fn after(self, duration: Duration) -> Self {
         let micros = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
         Self(self.0.saturating_add(micros))
     }
 
-    /// This much earlier.
+    /// Returns the time that is `duration` earlier.
     pub(crate) fn before(self, duration: Duration) -> Self {
         let micros = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
         Self(self.0.saturating_sub(micros))

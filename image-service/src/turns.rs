@@ -1,58 +1,61 @@
-//! Fair turns at something that only one can have at a time, such as the transaction that writes.
+//! Fair turns at a resource that only one ticket can have at a time, such as the transaction that writes.
 //!
-//! Dispatch goes before callers, and callers go before background work, each only for so many turns in a row while the others
-//! wait. Among callers the turn goes round, one ticket each, so that a caller with a thousand tickets delays another by one.
+//! Dispatch goes before callers, and callers go before background work, each for a limited number of turns in a row
+//! while others wait. Callers take turns round robin, one ticket each, so that a caller with a thousand tickets delays
+//! another caller by one.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::access::Principal;
 
-/// The work that a ticket is for.
+/// The kind of work that a ticket is for.
 #[derive(Copy, Clone, Debug)]
 pub(crate) enum Turn<'a> {
-    /// Heartbeats, reports, claims and sessions: running builds depend on them.
+    /// Heartbeats, reports, claims and sessions, which running builds depend on.
     Dispatch,
     /// A call of a caller.
     Caller(&'a Principal),
-    /// Upkeep, for which nobody waits.
+    /// Upkeep, which no caller waits for.
     Background,
 }
 
-/// The tickets that wait, in the order of their turns.
+/// The waiting tickets, in the order of their turns.
 #[derive(Debug)]
 pub(crate) struct Turns<T> {
     dispatch: VecDeque<T>,
-    /// By subject; none is empty.
+    /// Tickets of callers by subject; no entry is empty.
     callers: HashMap<String, VecDeque<T>>,
-    /// The subjects that have tickets, the one whose turn is next first.
+    /// Subjects that have tickets, beginning with the one whose turn is next.
     round: VecDeque<String>,
     background: VecDeque<T>,
-    /// The turns in a row that dispatch has had while others waited.
+    /// Number of turns in a row that dispatch has had while others waited.
     dispatch_run: u32,
-    /// The turns in a row that callers have had while background work waited.
+    /// Number of turns in a row that callers have had while background work waited.
     caller_run: u32,
     is_gone: fn(&T) -> bool,
-    /// The most tickets of one caller that wait, and of background work.
+    /// Maximum number of waiting tickets of each caller, and of background work.
     most: usize,
 }
 
-/// As many tickets wait as may.
+/// The rejection of a ticket because the maximum number of tickets is waiting.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Full {
     pub(crate) limit: usize,
 }
 
 impl<T> Turns<T> {
-    /// The turns that dispatch takes in a row while others wait.
+    /// Maximum number of turns in a row for dispatch while others wait.
     const DISPATCH_RUN: u32 = 8;
-    /// The turns that callers take in a row while background work waits.
+    /// Maximum number of turns in a row for callers while background work waits.
     const CALLER_RUN: u32 = 32;
 
-    /// The most tickets of dispatch that wait: one for each session and report under way, far more than a service of this size
-    /// sees.
+    /// Maximum number of waiting tickets of dispatch.
+    ///
+    /// Each session and each report in progress has one; that is far less than this in a service of this size.
     const MOST_OF_DISPATCH: usize = 10_000;
 
-    /// Creates turns whose tickets are passed over once `is_gone` says that nobody waits for them. Of each caller `most` wait.
+    /// Creates turns that skip the tickets for which `is_gone` returns true. At most `most` tickets of each caller
+    /// wait.
     pub(crate) fn new(is_gone: fn(&T) -> bool, most: usize) -> Self {
         Self {
             dispatch: VecDeque::new(),
@@ -66,11 +69,11 @@ impl<T> Turns<T> {
         }
     }
 
-    /// Adds a ticket behind those of the same work.
+    /// Adds a ticket behind those of the same kind of work.
     ///
     /// # Errors
     ///
-    /// [`Full`] when as many wait as may; those that are gone do not count.
+    /// Returns [`Full`] if the maximum number of tickets is waiting, not counting those that are gone.
     pub(crate) fn push(&mut self, turn: Turn<'_>, ticket: T) -> Result<(), Full> {
         let limit = match turn {
             Turn::Dispatch => Self::MOST_OF_DISPATCH,
@@ -97,20 +100,20 @@ impl<T> Turns<T> {
         Ok(())
     }
 
-    /// Returns whether nobody waits.
+    /// Reports whether no ticket waits.
     pub(crate) fn is_empty(&mut self) -> bool {
         self.drop_gone();
         self.dispatch.is_empty() && self.round.is_empty() && self.background.is_empty()
     }
 
-    /// Returns how many tickets wait, with those that are gone.
+    /// Returns the number of tickets, including those that are gone.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         let of_callers: usize = self.callers.values().map(VecDeque::len).sum();
         self.dispatch.len() + self.background.len() + of_callers
     }
 
-    /// Removes the ticket whose turn it is.
+    /// Removes and returns the next ticket.
     pub(crate) fn pop(&mut self) -> Option<T> {
         self.drop_gone();
         let (callers, background) = (!self.round.is_empty(), !self.background.is_empty());
@@ -133,7 +136,7 @@ impl<T> Turns<T> {
         self.background.pop_front()
     }
 
-    /// Removes the first ticket of the caller whose turn it is, who goes to the end of the round.
+    /// Removes and returns the first ticket of the next caller, who moves to the end of the round.
     fn pop_caller(&mut self) -> Option<T> {
         let subject = self.round.pop_front()?;
         let waiting = self.callers.get_mut(&subject)?;
@@ -146,7 +149,7 @@ impl<T> Turns<T> {
         ticket
     }
 
-    /// Drops the tickets that are gone and would be next.
+    /// Drops tickets that are gone and would be next.
     fn drop_gone(&mut self) {
         let drop_first = |waiting: &mut VecDeque<T>| {
             while waiting.front().is_some_and(self.is_gone) {

@@ -1,8 +1,8 @@
-//! The writer: a task that owns the connection that writes, and lends its transaction to one write at a time.
+//! The writer: a task that owns the write connection and lends its transaction to one write at a time.
 //!
-//! Writes that wait together share a transaction and its COMMIT; [`Group`] keeps them apart. The order in which they are served is
-//! that of [`Turns`](crate::turns::Turns). The task alone begins and ends transactions, so a call that is cancelled neither leaves
-//! one open nor interrupts a COMMIT and what follows it.
+//! Writes that wait together share a transaction and its COMMIT; [`Group`] isolates them from each other.
+//! [`Turns`](crate::turns::Turns) decides the order in which they are served. Only the task begins and ends transactions, so a
+//! cancelled call neither leaves one open nor interrupts a COMMIT and what follows it.
 
 use std::{
     fmt::{Debug, Display},
@@ -30,36 +30,36 @@ use crate::{
 mod group;
 mod queue;
 
-/// The connection that writes.
+/// A connection that writes to the database.
 pub(crate) trait Connection: Debug + Send + Sync + Sized + 'static {
     type Error: Clone + Debug + Display + Into<Error> + Send + Sync;
 
-    /// Opens another one, after one has broken.
+    /// Opens a new connection after one has broken.
     fn open(url: &str) -> impl Future<Output = Result<Self, Self::Error>> + Send;
 
     /// Executes a step of a transaction.
     fn execute(&self, step: Step) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Reads the latest revision, within a transaction.
+    /// Returns the latest revision, within a transaction.
     fn latest(&self) -> impl Future<Output = Result<Revision, Self::Error>> + Send;
 
-    /// Closes it, once nobody holds it any more.
+    /// Closes the connection once it is no longer in use.
     fn close(self: Arc<Self>) -> impl Future<Output = ()> + Send;
 
-    /// Returns whether a connection is of no use any more after this error.
+    /// Reports whether a connection is no longer usable after this error.
     fn is_lost(error: &Self::Error) -> bool;
 }
 
 /// A step of a transaction.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Begins a transaction that no other writes beside.
+    /// Start of a transaction, alongside which no other writes.
     Begin,
-    /// Sets the savepoint for the first time.
+    /// First savepoint.
     Save,
-    /// Sets the savepoint anew, after what was written since.
+    /// Savepoint after the latest writes, in place of the former one.
     SaveAgain,
-    /// Undoes what was written since the savepoint, which stays.
+    /// Rollback to the savepoint, which stays.
     Undo,
     Commit,
     Rollback,
@@ -79,23 +79,23 @@ struct Handle<C: Connection> {
     task: TaskTracker,
 }
 
-/// The task, which owns the connection.
+/// The writer's task, which owns the connection.
 #[derive(Debug)]
 struct Task<C: Connection> {
     url: String,
-    /// None after it has broken.
+    /// `None` after the connection has broken.
     connection: Option<Arc<C>>,
     queue: Arc<Queue<Ticket<C>>>,
     committed: watch::Sender<CommittedRevision>,
 }
 
 impl<C: Connection> Writer<C> {
-    /// The longest wait for a turn.
+    /// Longest wait for a turn.
     const PATIENCE: Duration = Duration::from_secs(60);
 
     /// Starts the task on a connection to a database whose latest revision is `latest`.
     ///
-    /// A connection that breaks is replaced by another one to `url`.
+    /// A connection that breaks is replaced by a new one to `url`.
     pub(crate) fn start(url: &str, connection: C, latest: Revision) -> Self {
         let queue = Arc::new(Queue::new(Ticket::is_closed));
         let (sender, committed) = watch::channel(CommittedRevision::Known(latest));
@@ -111,12 +111,12 @@ impl<C: Connection> Writer<C> {
         Self { handle: Arc::new(Handle { queue, committed, closing, task: tasks }) }
     }
 
-    /// Waits for a turn, and lends the transaction.
+    /// Waits for a turn and lends the transaction.
     ///
     /// # Errors
     ///
-    /// - [`Error::TooManyWrites`] at once, when as many of the same caller wait as may.
-    /// - [`Error::Busy`] when the turn does not come within a minute, or no more; or the database cannot be written to now.
+    /// Returns [`Error::TooManyWrites`] at once if too many writes of the caller wait, and [`Error::Busy`] if the turn does not
+    /// come within a minute, the writer is closed, or no transaction can be begun.
     pub(crate) async fn begin(&self, turn: Turn<'_>) -> Result<Lent<C>, Error> {
         let (ticket, turn_comes) = oneshot::channel();
         self.handle.queue.push(turn, ticket)?;
@@ -126,24 +126,24 @@ impl<C: Connection> Writer<C> {
         }
     }
 
-    /// Follows the latest committed revision, which is published before the write that has logged it is answered.
+    /// Watches the latest committed revision, which is published before the write that logged it returns.
     pub(crate) fn committed(&self) -> watch::Receiver<CommittedRevision> {
         self.handle.committed.clone()
     }
 
-    /// Returns how many writes wait.
+    /// Returns the number of waiting writes.
     #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
         self.handle.queue.len()
     }
 
-    /// Finishes the writes under way, refuses those that wait, and closes the connection.
+    /// Finishes the writes under way, refuses waiting ones, and closes the connection.
     pub(crate) async fn close(&self) {
         self.handle.closing.cancel();
         self.ended().await;
     }
 
-    /// Waits for the end of the task. Before [`close`](Self::close), only a panic ends it.
+    /// Waits for the task to end. Before [`close`](Self::close), only a panic ends it.
     pub(crate) async fn ended(&self) {
         self.handle.task.wait().await;
     }
@@ -176,11 +176,11 @@ impl<C: Connection> Task<C> {
         }
     }
 
-    /// Begins a transaction, on a fresh connection if the former one has broken.
+    /// Begins a transaction, on a new connection if the former one has broken.
     async fn begin(&mut self) -> Result<Arc<C>, C::Error> {
         if let Some(connection) = self.connection.take() {
             let begun = self.begin_on(&connection).await;
-            // After a lock that could not be had, the connection is as good as before.
+            // The connection remains usable after a lock timeout.
             if begun.is_ok() || connection.execute(Step::Rollback).await.is_ok() {
                 self.connection = Some(Arc::clone(&connection));
             }
@@ -198,13 +198,13 @@ impl<C: Connection> Task<C> {
     async fn begin_on(&self, connection: &C) -> Result<(), C::Error> {
         connection.execute(Step::Begin).await?;
         if *self.committed.borrow() == CommittedRevision::Unknown {
-            // Whoever held the lock before has committed or not: now the rows tell.
+            // With the lock held, the rows tell whether the former transaction was committed.
             self.committed.send_replace(CommittedRevision::Known(connection.latest().await?));
         }
         Ok(())
     }
 
-    /// Serves whoever waits within one transaction, as long as the group has room.
+    /// Serves waiting writes in one transaction, for as long as the group has room.
     async fn serve(&mut self, connection: Arc<C>) {
         let mut group = Group::new(connection);
         while group.has_room()
@@ -222,17 +222,17 @@ impl<C: Connection> Task<C> {
         }
     }
 
-    /// Tells the next that no transaction can be begun now.
+    /// Refuses the next waiting write, because no transaction can be begun now.
     fn refuse(&self, error: C::Error) {
         if let Some(ticket) = self.queue.pop() {
-            // Its call may be cancelled meanwhile.
+            // Its call may have been cancelled.
             let _ = ticket.send(Err(error));
         }
     }
 }
 
 impl<C: Connection> Drop for Task<C> {
-    /// Keeps nobody waiting for a task that has panicked.
+    /// Refuses waiting writes in case the task has panicked.
     fn drop(&mut self) {
         self.queue.close();
         self.committed.send_replace(CommittedRevision::Unknown);

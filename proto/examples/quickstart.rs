@@ -1,7 +1,7 @@
-//! The quickstart's client: registers an image, or builds the one of that name again, and shows live what happens.
+//! Client of the quickstart: registers or rebuilds the image of a name, and shows the build live.
 //!
-//! WatchBuild tells everything: the image's statuses, the build's states, steps and lines, each exactly once. When the
-//! service drains or goes away for a while, the watch goes on from where it was.
+//! `WatchBuild` reports everything: the image's statuses, and the build's states, steps and lines, each exactly once.
+//! When the service drains or is unavailable for a while, the watch resumes where it was.
 
 use std::{env, fs, io::IsTerminal as _, process::ExitCode, time::Duration};
 
@@ -23,27 +23,27 @@ const BLUE: &str = "34";
 /// Registers an image, builds it and shows the build.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Where image-service listens.
+    /// Address of image-service.
     #[arg(long, default_value = "http://127.0.0.1:50051")]
     server: String,
-    /// A file with the bearer token.
+    /// File with the bearer token.
     #[arg(long, value_parser = Bearer::read)]
     token_file: Bearer,
-    /// The image's name.
+    /// Name of the image.
     #[arg(long)]
     name: String,
-    /// The file with the Dockerfile to register the image with.
+    /// File with the Dockerfile of the image.
     #[arg(long, value_parser = |path: &str| fs::read_to_string(path))]
     dockerfile: String,
-    /// A file of the build context: CONTEXT_PATH=LOCAL_PATH, and `:x` behind it if it may be executed.
+    /// File of the build context: CONTEXT_PATH=LOCAL_PATH, with `:x` appended if it is executable.
     #[arg(long = "file", value_parser = context_file)]
     files: Vec<api::ContextFile>,
-    /// How long to wait for the end of the build, in seconds.
+    /// Maximum time to wait for the end of the build, in seconds.
     #[arg(long, default_value_t = 300)]
     timeout: u64,
 }
 
-/// Adds the token to every call.
+/// An interceptor that adds the token to every call.
 #[derive(Debug, Clone)]
 struct Bearer(AsciiMetadataValue);
 
@@ -87,7 +87,7 @@ async fn main() -> anyhow::Result<ExitCode> {
 }
 
 impl Client {
-    /// Answers the image; its latest build is the one to follow.
+    /// Creates or updates the image, queues its build, and returns the image with the build to follow.
     async fn queue_build(&self, arguments: Arguments) -> anyhow::Result<Image> {
         let mut images = self.images.clone();
         let Arguments { name, dockerfile: text, files, .. } = arguments;
@@ -131,7 +131,7 @@ impl Client {
         }
     }
 
-    /// Shows every event of the build until its end, and answers the status that the image has then.
+    /// Shows every event of the build until its end, and returns the image's status at the end.
     async fn watch_build(&self, id: &str) -> anyhow::Result<ImageStatus> {
         let mut status = ImageStatus::Unspecified;
         let mut watch = BuildWatch::new(self.builds.clone(), id.to_owned());
@@ -176,7 +176,7 @@ fn show_event(event: api::BuildEvent, status: &mut ImageStatus) {
     }
 }
 
-/// Prints a line; its first word in colour on a terminal, unless the environment asks otherwise.
+/// Prints a line, its first word in colour on a terminal, unless the environment says otherwise.
 fn show(colour: &str, what: &str, text: &str) {
     let set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
     let coloured = !set("NO_COLOR") && (std::io::stdout().is_terminal() || set("CLICOLOR_FORCE"));

@@ -1,9 +1,9 @@
-//! The protocol of Trailer Images: the generated code of the `.proto` files beside this crate.
+//! Protocol of Trailer Images: the generated code of the `.proto` files beside this crate.
 //!
-//! The `.proto` files are the manual: every RPC and field is documented there, with the errors it gives.
+//! The `.proto` files are the reference: every RPC and field is documented there, with the errors it returns.
 #![allow(unused_qualifications, clippy::large_enum_variant, reason = "generated code")]
 
-pub mod encoded;
+pub mod codec;
 pub mod watch;
 
 /// The public API, package `trailer.images.v1`.
@@ -16,5 +16,5 @@ pub mod dispatch {
     tonic::include_proto!("trailer.dispatch.v1");
 }
 
-/// The encoded `FileDescriptorSet` of all packages with their imports and comments, for server reflection.
+/// Encoded `FileDescriptorSet` of all packages, with imports and comments, for server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor_set.bin"));

@@ -1,5 +1,6 @@
-//! Watching without its pitfalls: streams that go on where they were when the connection breaks, the service drains, or a
-//! revision is too old.
+//! Watches that resume where they were when the connection breaks or the service drains.
+//!
+//! A watch whose revision is too old starts over.
 //!
 //! ```no_run
 //! # async fn example<T>(client: proto::images::image_service_client::ImageServiceClient<T>) -> Result<(), tonic::Status>
@@ -43,7 +44,7 @@ use crate::images::{
     watch_images_response::Event,
 };
 
-/// What the generated clients call through: a channel, with or without interceptors.
+/// The transport of the generated clients: a channel, with or without interceptors.
 pub trait Service:
     GrpcService<RequestBody, Error: Into<StdError>, ResponseBody: Body<Data = Bytes, Error: Into<StdError>>>
 {
@@ -58,38 +59,39 @@ impl<T> Service for T where
 {
 }
 
-/// The images that a caller sees, as they are and as they change, for as long as it wants.
+/// A watch of the images that a caller sees: their current state, and their changes.
 #[derive(Debug)]
 pub struct ImagesWatch<T> {
     client: ImageServiceClient<T>,
-    /// With the revision to go on from.
+    /// Request with the revision to resume from.
     request: WatchImagesRequest,
     stream: Option<Streaming<WatchImagesResponse>>,
     retry: Retry,
 }
 
-/// What a watch brings.
+/// An item of an [`ImagesWatch`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Watched {
-    /// Everything begins anew: forget what is known; the images follow. The first of all, and later whenever the watch could
-    /// not be resumed.
+    /// Start of the watch: the known images are obsolete, and the current ones follow.
+    ///
+    /// It comes first, and again whenever the watch could not be resumed.
     Begun,
-    /// What happened.
+    /// A change of the images, or of the watch's position.
     Event(Event),
 }
 
-/// What happens in a build, each event once and in order, until its end.
+/// A watch of a build: each event once and in order, until the build's end.
 #[derive(Debug)]
 pub struct BuildWatch<T> {
     client: BuildServiceClient<T>,
-    /// With the last event that was brought.
+    /// Request with the last event that was returned.
     request: WatchBuildRequest,
     stream: Option<Streaming<WatchBuildResponse>>,
     brought: VecDeque<BuildEvent>,
     retry: Retry,
 }
 
-/// How long to wait before the next attempt: twice as long every time, up to a limit, and never the same for all clients.
+/// The pause before the next attempt, doubled every time up to a limit, with jitter.
 #[derive(Debug)]
 struct Retry {
     pause: Duration,
@@ -101,22 +103,22 @@ where
     T::ResponseBody: Send + 'static,
     <T::ResponseBody as Body>::Error: Send,
 {
-    /// Watches what the request asks for. It is called when the first event is awaited.
+    /// Creates a watch of the images that `request` selects; calls the service in [`Self::next`].
     pub fn new(client: ImageServiceClient<T>, request: WatchImagesRequest) -> Self {
         Self { client, request, stream: None, retry: Retry::new() }
     }
 
-    /// What to give as `after_revision` of another watch that shall go on from here; empty during the first state.
+    /// Returns the `after_revision` for another watch to resume from here; empty in the initial state.
     pub fn resume_revision(&self) -> &str {
         &self.request.after_revision
     }
 
-    /// Waits for what comes next; dropping the future loses nothing.
+    /// Waits for the next item; dropping the future loses nothing.
     ///
     /// # Errors
     ///
-    /// What cannot be helped by trying again: UNAUTHENTICATED when the token has expired, PERMISSION_DENIED,
-    /// INVALID_ARGUMENT, UNIMPLEMENTED. A watch that has failed can be asked again, and then tries again.
+    /// Returns an error that a retry cannot fix: `UNAUTHENTICATED` when the token has expired, `PERMISSION_DENIED`,
+    /// `INVALID_ARGUMENT` or `UNIMPLEMENTED`. The watch can be polled again after an error, and then retries.
     pub async fn next(&mut self) -> Result<Watched, Status> {
         loop {
             let Some(stream) = &mut self.stream else {
@@ -136,7 +138,7 @@ where
             match stream.message().await {
                 Ok(Some(WatchImagesResponse { resume_revision, event })) => {
                     self.retry = Retry::new();
-                    // During the first state there is nothing to resume from: whoever is cut off then begins anew.
+                    // The initial state cannot be resumed: a watch that is cut off meanwhile starts over.
                     if !matches!(event, Some(Event::Image(_))) {
                         self.request.after_revision = resume_revision;
                     }
@@ -166,18 +168,20 @@ where
     T::ResponseBody: Send + 'static,
     <T::ResponseBody as Body>::Error: Send,
 {
-    /// Watches a build from its first event on.
+    /// Creates a watch of a build, from its first event.
     pub fn new(client: BuildServiceClient<T>, id: String) -> Self {
         let request = WatchBuildRequest { id, after_sequence: 0 };
         Self { client, request, stream: None, brought: VecDeque::new(), retry: Retry::new() }
     }
 
-    /// Waits for the next event; `None` once the build is over and every event was brought. Dropping the future loses nothing.
+    /// Waits for the next event; returns `None` once the build is over and every event was returned.
+    ///
+    /// Dropping the future loses nothing.
     ///
     /// # Errors
     ///
-    /// What cannot be helped by trying again: NOT_FOUND when the image is gone or out of sight, OUT_OF_RANGE when the service went back to a backup
-    /// that has fewer events, and as for [`ImagesWatch`].
+    /// Returns an error that a retry cannot fix: `NOT_FOUND` when the image is gone or out of sight, `OUT_OF_RANGE`
+    /// when the service went back to a backup that has fewer events, and the errors of [`ImagesWatch::next`].
     pub async fn next(&mut self) -> Result<Option<BuildEvent>, Status> {
         loop {
             if let Some(event) = self.brought.pop_front() {
@@ -217,7 +221,7 @@ impl Retry {
         Self { pause: Self::FIRST }
     }
 
-    /// Waits before the next attempt, or fails when another one cannot help.
+    /// Waits before the next attempt, or returns the error if a retry cannot help.
     async fn after(&mut self, status: Status) -> Result<(), Status> {
         match status.code() {
             Code::Unauthenticated
@@ -238,7 +242,7 @@ impl Retry {
             | Code::Internal
             | Code::Unavailable => {}
         }
-        // Between a half and the whole, so that clients do not come all at once.
+        // Between half of the pause and all of it, so that clients do not come all at once.
         let random = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), ());
         let share = 0.5 + f64::from(u32::try_from(random % 1_000).unwrap_or(0)) / 2_000.0;
         tokio::time::sleep(self.pause.mul_f64(share)).await;

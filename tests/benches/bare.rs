@@ -1,4 +1,4 @@
-//! The peer of the service: a tonic server whose handlers do nothing. What they answer is encoded before they are called.
+//! The peer of the service: a tonic server whose handlers only return answers encoded beforehand.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use anyhow::Context as _;
 use bytes::{BufMut as _, Bytes};
 use futures_util::{Stream, StreamExt as _, future::BoxFuture};
 use prost::Message;
-use proto::{encoded, images as api};
+use proto::{codec, images as api};
 use sea_orm::{ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection, DbBackend, Statement};
 use tokio::sync::broadcast;
 use tonic::{
@@ -30,14 +30,15 @@ use tonic::{
 };
 use tonic_prost::{ProstCodec, ProstDecoder};
 
-/// The argument by which this program becomes such a server.
+/// Argument that makes this program run as a bare server.
 pub(crate) const ARGUMENT: &str = "bare";
-/// The file with the answer to GetImage.
+/// Name of the file with the answer to `GetImage`.
 pub(crate) const IMAGE: &str = "image";
 
-/// Serves with the arguments `ADDRESS DIRECTORY [URL]`. The directory holds an encoded answer in each file: [`IMAGE`], and for
-/// ListImages one by the name that the request has for a page token. With the URL of a Postgres database GetImage answers after a
-/// `SELECT 1`.
+/// Runs a bare server with the arguments `ADDRESS DIRECTORY [URL]`.
+///
+/// Each file in the directory holds an encoded answer: [`IMAGE`] that of `GetImage`, and any other file that of `ListImages` to a
+/// request whose page token is the file's name. With the URL of a Postgres database, `GetImage` runs `SELECT 1` before it answers.
 pub(crate) async fn serve(arguments: &[String]) -> anyhow::Result<()> {
     let [listen, directory, rest @ ..] = arguments else {
         anyhow::bail!("an address and a directory are needed");
@@ -70,20 +71,22 @@ fn read(directory: &Path) -> anyhow::Result<HashMap<String, Bytes>> {
     Ok(answers)
 }
 
-/// Connects as the service does.
+/// Connects with the options that the service uses.
 async fn connect(url: &str) -> anyhow::Result<DatabaseConnection> {
     let mut options = ConnectOptions::new(url);
     options.max_connections(8).test_before_acquire(false).sqlx_logging(false);
     Database::connect(options).await.context("the database")
 }
 
-/// Answers GetImage and ListImages, and sends WatchImages as many changes as BatchImages has targets.
+/// A server of `GetImage`, `ListImages`, `WatchImages` and `BatchImages`.
+///
+/// A batch sends every watcher one change per target.
 #[derive(Clone, Debug)]
 struct Bare {
     answers: Arc<HashMap<String, Bytes>>,
     database: Option<DatabaseConnection>,
     watched: Arc<api::Image>,
-    live: broadcast::Sender<encoded::WatchImagesResponse>,
+    live: broadcast::Sender<codec::WatchImagesResponse>,
     revision: Arc<AtomicI64>,
 }
 
@@ -116,7 +119,7 @@ impl tower::Service<http::Request<Body>> for Bare {
     }
 }
 
-/// Reads messages, and writes bytes as they are.
+/// A codec that decodes messages and writes encoded bytes unchanged.
 struct Raw<T>(PhantomData<T>);
 
 struct RawEncoder;
@@ -189,16 +192,16 @@ fn answer(answers: &HashMap<String, Bytes>, name: &str) -> Result<Response<Bytes
 
 struct Watch(Bare);
 
-type Changes = Pin<Box<dyn Stream<Item = Result<encoded::WatchImagesResponse, Status>> + Send>>;
+type Changes = Pin<Box<dyn Stream<Item = Result<codec::WatchImagesResponse, Status>> + Send>>;
 
 impl ServerStreamingService<api::WatchImagesRequest> for Watch {
-    type Response = encoded::WatchImagesResponse;
+    type Response = codec::WatchImagesResponse;
     type ResponseStream = Changes;
     type Future = BoxFuture<'static, Result<Response<Changes>, Status>>;
 
     fn call(&mut self, _: Request<api::WatchImagesRequest>) -> Self::Future {
-        let synced = encoded::WatchImagesResponse {
-            event: Some(encoded::Event::Synced(api::Synced {})),
+        let synced = codec::WatchImagesResponse {
+            event: Some(codec::Event::Synced(api::Synced {})),
             ..Default::default()
         };
         let live = futures_util::stream::unfold(self.0.live.subscribe(), |mut live| async move {
@@ -225,11 +228,11 @@ impl UnaryService<api::BatchImagesRequest> for Batch {
                 result: Some(api::batch_result::Result::Image(api::Image { revision, ..Default::default() })),
                 ..Default::default()
             });
-            let changed = encoded::WatchImagesResponse {
+            let changed = codec::WatchImagesResponse {
                 resume_revision: "1234567.0123456789abcdef.0123456789abcdef".to_owned(),
-                event: Some(encoded::Event::Changed(image.encode_to_vec().into())),
+                event: Some(codec::Event::Changed(image.encode_to_vec().into())),
             };
-            // Nobody may be watching.
+            // There may be no watcher.
             let _ = self.0.live.send(changed);
         }
         let answer = api::BatchImagesResponse { results };

@@ -1,5 +1,4 @@
-//! Builds on their way to an engine: how soon they are there, and how soon another worker has those of one that is lost. The engine
-//! is scripted.
+//! Dispatch latency, and the time until the builds of a lost worker run again. The engine is scripted.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +6,7 @@ use image_service::Role;
 
 use crate::{
     client,
-    engine::{FakeEngine, Gate, Script},
+    fake_engine::{FakeEngine, Gate, Script},
     load::milliseconds,
     report::{Goal, Samples, Table, figure},
     service::Service,
@@ -15,7 +14,7 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Measures from a build that was accepted to the call of the engine, with a worker that has nothing to do.
+/// Measures the time from the acceptance of a build to the engine call, with an idle worker.
 pub(crate) async fn latency(goals: &mut Table) -> anyhow::Result<()> {
     const BUILDS: usize = 1_000;
     let data = tempfile::tempdir()?;
@@ -46,7 +45,7 @@ pub(crate) async fn latency(goals: &mut Table) -> anyhow::Result<()> {
     service.end().await
 }
 
-/// Measures how soon the job of a worker that is killed runs elsewhere.
+/// Measures the time until a killed worker's build runs again, elsewhere or after a restart.
 pub(crate) async fn lost_worker(goals: &mut Table) -> anyhow::Result<()> {
     const LEASE: Duration = Duration::from_secs(45);
     let data = tempfile::tempdir()?;

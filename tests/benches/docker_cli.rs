@@ -1,4 +1,4 @@
-//! The wall time of a build, beside that of buildx with the same engine, Dockerfile and context.
+//! Wall time of a build beside buildx, with the same engine, Dockerfile and context.
 
 use std::{
     env, fs,
@@ -60,7 +60,7 @@ pub(crate) async fn run(goals: &mut Table) -> anyhow::Result<()> {
                 ours.push(by_service(&builder, &image.id).await?);
             }
             let (ours, theirs) = (Samples::new(ours), Samples::new(theirs));
-            // 1.05 times, or 30 ms more.
+            // 5 % or 30 ms more, whichever is larger.
             let allowed = (theirs.median() * 1.05).max(theirs.median() + 30.0);
             goals.compare(
                 format!("wall time of a build, {from}, {what}, over what is allowed beside buildx"),
@@ -74,7 +74,9 @@ pub(crate) async fn run(goals: &mut Table) -> anyhow::Result<()> {
     service.end().await
 }
 
-/// Returns the beginning of a command of buildx: that of the engine's root, without the scripts around it, or the docker command's in PATH.
+/// Returns the start of a `buildx` command line.
+///
+/// This is the plugin in the engine's root, without the wrapper scripts around it, or else `docker buildx` from `PATH`.
 fn buildx() -> anyhow::Result<Command> {
     let Some(root) = env::var_os("TRAILER_DOCKER_ROOT").map(PathBuf::from) else {
         let mut command = Command::new("docker");
@@ -115,7 +117,7 @@ fn succeeded(build: &api::Build) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the milliseconds from the call to the last event.
+/// Returns the time from the call to the last event, in milliseconds.
 async fn by_service(builder: &Client, image: &str) -> anyhow::Result<f64> {
     let begun = Instant::now();
     let build = builder.build(image).await?;

@@ -1,4 +1,4 @@
-//! Changes to many watchers: as many as go through, and a few at a time to very many.
+//! Fan-out of changes: the maximum throughput, and a few at a time to very many watchers.
 
 use std::{
     path::Path,
@@ -15,20 +15,22 @@ use crate::{
     bare,
     client::{self, Client},
     report::{Goal, Samples, Table, figure},
-    seeding,
+    seed,
     service::{DATABASE, Running, Service},
 };
 
 mod watchers;
 
-/// How many images change at once, and how many times others do so before the changes have come to all. No image changes again
-/// before its last change has come: a watcher that is behind gets the latest states only.
+/// Number of images in a batch of changes.
+///
+/// Up to `AHEAD` further batches are sent before a batch has reached all watchers. No image changes again before its last change
+/// has arrived, because a watcher that is behind gets only the latest states.
 const AT_ONCE: usize = 20;
 const AHEAD: usize = 4;
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(3);
 const OWNER: &str = "owner";
-/// Every watcher sees them: by a grant, or as an admin where there are more than can be granted to.
+/// Largest number of watchers. They are admins, because an image cannot have so many grants.
 const MANY: usize = 10_000;
 
 /// The result of a steady load.
@@ -36,11 +38,11 @@ const MANY: usize = 10_000;
 struct Steady {
     times: Samples,
     lost: usize,
-    /// MiB before and after the watches were opened, and after the changes; none of the peer.
+    /// Memory before and after opening the watches, and after the changes, in MiB; `None` for the peer.
     memory: Option<[f64; 3]>,
 }
 
-/// Measures as many changes as go through to 1,000 watchers: guests, each with a grant of every image, and admins.
+/// Measures the maximum rate of changes to 1,000 watchers, first guests with grants and then admins.
 pub(crate) async fn throughput(goals: &mut Table) -> anyhow::Result<()> {
     const WATCHERS: usize = 1_000;
     for (who, granted, roles) in [("guests", WATCHERS, &[][..]), ("admins", 0, &[Role::Admin])] {
@@ -73,7 +75,7 @@ pub(crate) async fn throughput(goals: &mut Table) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns messages a second.
+/// Runs one round and returns the messages per second.
 async fn round(
     addr: std::net::SocketAddr,
     tokens: &[String],
@@ -85,7 +87,7 @@ async fn round(
     let of_batch = (AT_ONCE * tokens.len()) as u64;
     let mut done = 0;
     let begun = Instant::now();
-    // In the end all are enabled again.
+    // Continues until every image is enabled again.
     while begun.elapsed() < ROUND || done % (2 * batches.len()) != 0 {
         let is_enabled = (done / batches.len()) % 2 == 1;
         toggle(writer, batches[done % batches.len()], is_enabled).await?;
@@ -98,9 +100,9 @@ async fn round(
     Ok(rate)
 }
 
-/// Returns an image as a watcher gets it, and the size of the whole message.
+/// Returns an image as a watcher receives it, and the encoded size of the whole message.
 async fn changed(service: &Service, token: &str, id: &str) -> anyhow::Result<(api::Image, usize)> {
-    // As a watch has it: without its configuration.
+    // Like a watch, a list leaves the configuration out.
     let request = api::ListImagesRequest { page_size: 1_000, ..Default::default() };
     let page = client::client(service.addr, token).images.list_images(request).await?.into_inner();
     let image = page.images.into_iter().find(|image| image.id == id).context("the watcher sees the image")?;
@@ -111,7 +113,7 @@ async fn changed(service: &Service, token: &str, id: &str) -> anyhow::Result<(ap
     Ok((image, message.encoded_len()))
 }
 
-/// Starts a bare server whose changes are of such an image.
+/// Starts a bare server that sends changes of `image`.
 async fn bare(image: api::Image) -> anyhow::Result<Running> {
     let answers = tempfile::tempdir()?;
     let answer = api::GetImageResponse { image: Some(image) };
@@ -119,7 +121,7 @@ async fn bare(image: api::Image) -> anyhow::Result<Running> {
     Running::bare(&[&answers.path().display().to_string()]).await
 }
 
-/// Enables or disables images; returns the revisions of the changes.
+/// Enables or disables images and returns the revisions of the changes.
 async fn toggle(writer: &Client, ids: &[String], enabled: bool) -> anyhow::Result<Vec<i64>> {
     let target = |id: &String| api::BatchTarget { id: id.clone(), etag: String::new() };
     let action = if enabled { api::BatchAction::Enable } else { api::BatchAction::Disable };
@@ -136,7 +138,7 @@ async fn toggle(writer: &Client, ids: &[String], enabled: bool) -> anyhow::Resul
     changed.collect()
 }
 
-/// Measures twenty changes a second to more and more watchers.
+/// Measures twenty changes per second to a growing number of watchers.
 pub(crate) async fn growth(goals: &mut Table) -> anyhow::Result<()> {
     let mut growth = Table::new(&[
         "watchers, 20 changes/s",
@@ -225,7 +227,9 @@ impl Steady {
     }
 }
 
-/// Opens the watches, and makes 200 changes, 20 a second. `service` is that of which the memory is looked at.
+/// Opens the watches and makes 200 changes, 20 per second.
+///
+/// The memory of `service` is measured, if it is given.
 async fn steady(
     writer: &Client,
     addr: std::net::SocketAddr,
@@ -249,7 +253,7 @@ async fn steady(
         changes.extend(revisions.into_iter().map(|revision| (revision, begun)));
     }
     let sent = changes.len() * tokens.len();
-    // What has not arrived by the end of this is lost.
+    // Changes that have not arrived by the end of this wait count as lost.
     let _ = watchers.wait_for(sent as u64).await;
     let after = memory()?;
     let times = watchers.times(&changes).await?;
@@ -257,7 +261,7 @@ async fn steady(
     Ok(Steady { lost: sent - times.count(), times, memory })
 }
 
-/// Starts a service with some images that the first so many watchers were granted.
+/// Starts a service with images that are granted to the first `watchers` watchers.
 async fn shared_with(data: &Path, images: usize, watchers: usize) -> anyhow::Result<(Service, Vec<String>)> {
     let service = Service::start(data, None, &[]).await?;
     let owner = service.client(OWNER, &[Role::Builder]);
@@ -274,13 +278,13 @@ async fn shared_with(data: &Path, images: usize, watchers: usize) -> anyhow::Res
         return Ok((service, ids));
     }
     service.end().await?;
-    let database = seeding::open_file(&data.join(DATABASE)).await?;
+    let database = seed::open_file(&data.join(DATABASE)).await?;
     for watcher in 0..watchers {
         let grant = format!(
             "INSERT INTO grants (image, grantee, \"view\", modify, \"delete\") SELECT id, '{}', 1, 0, 0 FROM images",
-            seeding::grantee(&name(watcher))
+            seed::grantee(&name(watcher))
         );
-        seeding::execute(&database, &grant).await?;
+        seed::execute(&database, &grant).await?;
     }
     database.close().await?;
     Ok((Service::start(data, None, &[]).await?, ids))

@@ -1,4 +1,4 @@
-//! GetImage of one in 100,000 images, beside a bare handler.
+//! `GetImage` on a catalogue of 100,000 images, beside a bare handler.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     client::{self, Client},
     load::{Load, load},
     report::{Goal, Samples, Table, figure},
-    seeding::{self, Catalogue},
+    seed::{self, Catalogue},
     service::Running,
 };
 
@@ -20,8 +20,8 @@ const ROUND: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(catalogue: &Catalogue, goals: &mut Table) -> anyhow::Result<()> {
     let service = catalogue.service().await?;
-    let id = seeding::id(2).to_string();
-    let answer = service.client(seeding::HALF, &[]).images.get_image(api::GetImageRequest { id }).await?;
+    let id = seed::id(2).to_string();
+    let answer = service.client(seed::HALF, &[]).images.get_image(api::GetImageRequest { id }).await?;
     let answers = tempfile::tempdir()?;
     std::fs::write(answers.path().join(bare::IMAGE), answer.into_inner().encode_to_vec())?;
     let answers = answers.path().display().to_string();
@@ -30,9 +30,9 @@ pub(crate) async fn run(catalogue: &Catalogue, goals: &mut Table) -> anyhow::Res
         Some(url) => Some(Running::bare(&[&answers, url]).await?),
         None => None,
     };
-    for (who, roles) in [("admin", &[Role::Admin][..]), (seeding::HALF, &[Role::Builder])] {
+    for (who, roles) in [("admin", &[Role::Admin][..]), (seed::HALF, &[Role::Builder])] {
         for concurrency in [1, 50] {
-            // A lone call waits for the database to say that nothing is newer; of many calls at once, all wait for one answer.
+            // A single call waits until the database confirms that nothing is newer; concurrent calls share one such query.
             let (peer, name, goal) = match &select {
                 Some(select) if concurrency == 1 => (select, "bare tonic with SELECT 1", 0.8),
                 _ => (&plain, "bare tonic", 0.7),
@@ -69,9 +69,9 @@ fn summary(loads: &[Load]) -> String {
 
 async fn calls(caller: Client, concurrency: usize, images: u64) -> anyhow::Result<Load> {
     load(vec![caller; concurrency], ROUND, move |caller: Client, number| async move {
-        // One half of the images, which is that of the caller who sees half, in no order.
+        // The half of the images that the subject `HALF` created, in pseudo-random order.
         let number = number.wrapping_mul(7_368_787) % (images / 2) * 2;
-        let id = seeding::id(number).to_string();
+        let id = seed::id(number).to_string();
         caller.images.clone().get_image(api::GetImageRequest { id }).await?;
         Ok(())
     })

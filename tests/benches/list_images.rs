@@ -1,4 +1,4 @@
-//! ListImages: filters, terms and orders, as everybody from an admin to somebody who sees ten images.
+//! `ListImages` with filters, terms and orders, for callers from an admin to one that sees ten images.
 
 use std::{
     fs,
@@ -14,43 +14,43 @@ use crate::{
     client::{self, Client},
     load::milliseconds,
     report::{Goal, Samples, Table, figure},
-    seeding::{self, Catalogue},
+    seed::{self, Catalogue},
     service::{Running, Service},
 };
 
 mod cases;
 
-/// The number of times each list with a limit is asked for, unless that takes too long.
+/// Number of calls per list that has a limit, unless they take longer than `TOO_LONG`.
 const CALLS: usize = 500;
 const TOO_LONG: Duration = Duration::from_secs(1);
-/// Rounds of a list and its peer, and how long each of the two is called in one.
+/// Number of rounds per list and peer. Each of the two is called for `ROUND` in every round.
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_millis(120);
-/// The most pages that are asked for until one has an image.
+/// Maximum number of pages to fetch in search of an image.
 const PAGES: usize = 100;
-/// To reach beside a peer that answers with the same bytes.
+/// Minimum throughput relative to a peer that answers with the same bytes.
 const RATIO: f64 = 0.6;
 
-/// Everybody who lists.
-const CALLERS: [&str; 4] = ["admin", seeding::TEN, seeding::TEN_THOUSAND, seeding::HALF];
+/// Subjects of the callers.
+const CALLERS: [&str; 4] = ["admin", seed::TEN, seed::TEN_THOUSAND, seed::HALF];
 
 /// The first answers to a list.
 #[derive(Debug)]
 struct First {
     /// The first page, encoded.
     answer: Vec<u8>,
-    /// The number of pages it took to find an image, or that there is none.
+    /// Number of pages fetched until one had an image or the search was given up.
     pages: usize,
 }
 
-/// A list that one caller has asked for again and again.
+/// Measurements of one list for one caller.
 #[derive(Debug)]
 struct Measured {
     class: Class,
-    /// In milliseconds.
+    /// Latencies in milliseconds.
     times: Samples,
     pages: usize,
-    /// Calls a second over those of the peer, where it is compared.
+    /// Throughput relative to the peer, if the list is compared with one.
     ratios: Option<Samples>,
 }
 
@@ -94,7 +94,7 @@ pub(crate) async fn run(catalogue: &Catalogue, goals: &mut Table) -> anyhow::Res
     service.end().await
 }
 
-/// Compares the worst of each class with what it is to reach.
+/// Compares the worst list of each class with its goal.
 fn judge(measured: &[Measured], catalogue: &Catalogue, goals: &mut Table) {
     let what = format!("ListImages of {}, {}", figure(catalogue.images as f64), catalogue.database());
     let ratios: Vec<&Samples> = measured.iter().filter_map(|one| one.ratios.as_ref()).collect();
@@ -134,7 +134,7 @@ fn judge(measured: &[Measured], catalogue: &Catalogue, goals: &mut Table) {
     }
 }
 
-/// Prints how lists grow with the number of images.
+/// Prints the latency of lists by number of images.
 pub(crate) async fn growth() -> anyhow::Result<()> {
     const IMAGES: [u64; 4] = [1_000, 10_000, 100_000, 1_000_000];
     let cases: Vec<Case> = cases().into_iter().filter(|case| GROWING.contains(&case.name.as_str())).collect();
@@ -143,7 +143,7 @@ pub(crate) async fn growth() -> anyhow::Result<()> {
         let catalogue = Catalogue::on_sqlite(images).await?;
         let service = catalogue.service().await?;
         for (case, cells) in cases.iter().zip(&mut cells) {
-            for who in ["admin", seeding::HALF] {
+            for who in ["admin", seed::HALF] {
                 cells.push(figure(times(&caller(&service, who), &case.request).await?.median()));
             }
         }
@@ -199,7 +199,9 @@ async fn first(caller: &Client, request: &ListImagesRequest) -> anyhow::Result<F
     Ok(First { answer, pages })
 }
 
-/// Measures one list for one caller; `peer` has the answer of that number.
+/// Measures one list for one caller.
+///
+/// With a `peer`, it is compared with a bare server, whose answer is stored under the given number.
 async fn measure(
     service: &Service,
     who: &str,
@@ -224,7 +226,7 @@ async fn measure(
     Ok(Measured { class: case.class, times: Samples::new(all), pages, ratios: Some(Samples::new(ratios)) })
 }
 
-/// Calls for [`ROUND`], one call after the other; returns how long each took.
+/// Makes one call after another for [`ROUND`] and returns their latencies, in milliseconds.
 async fn round(caller: &Client, request: &ListImagesRequest) -> anyhow::Result<Vec<f64>> {
     call_until(caller, request, |_, lasting| lasting >= ROUND).await
 }

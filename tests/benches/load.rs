@@ -12,13 +12,15 @@ use crate::report::Samples;
 /// The outcome of a load.
 #[derive(Debug)]
 pub(crate) struct Load {
-    /// Calls a second by all callers together.
+    /// Calls per second of all callers together.
     pub(crate) rate: f64,
-    /// Durations of the calls in milliseconds.
+    /// Latencies of the calls, in milliseconds.
     pub(crate) times: Samples,
 }
 
-/// Lets every caller call, one call after the other, for as long as `lasting`. The number of a call is unique among all.
+/// Lets every caller make one call after another for `lasting`.
+///
+/// The number of a call is unique among all callers.
 pub(crate) async fn load<C, F>(
     callers: Vec<C>,
     lasting: Duration,

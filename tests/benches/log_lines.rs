@@ -1,4 +1,4 @@
-//! Log lines, from an engine through a worker into the database and to a watcher.
+//! Throughput of log lines from an engine through a worker into the database and to a watcher.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     client::{self, Client},
-    engine::{FakeEngine, Script},
+    fake_engine::{FakeEngine, Script},
     report::{Goal, Samples, Table, figure},
     service::Service,
 };
@@ -16,7 +16,7 @@ use crate::{
 const JOBS: usize = 4;
 const LINES: usize = 250_000;
 
-/// Measures four jobs that print as fast as they are read, with a watcher of each.
+/// Measures four builds that print as fast as they are read, each with a watcher.
 pub(crate) async fn run(goals: &mut Table) -> anyhow::Result<()> {
     let data = tempfile::tempdir()?;
     let service = Service::start(data.path(), None, &[]).await?;

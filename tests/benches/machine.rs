@@ -1,8 +1,8 @@
-//! What the figures were measured on, and of what.
+//! Machine and versions that the figures were measured on.
 
 use std::{fs, process::Command};
 
-/// Prints the machine and the versions.
+/// Prints the machine and the versions as a Markdown table.
 pub(crate) fn print() {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let memory = line_of("/proc/meminfo", "MemTotal:").and_then(|line| {

@@ -1,9 +1,10 @@
-//! The figures that the design asks for, each beside its limit or its peer in the same run: `tests/bench [NAME...]` sets up what
-//! they need and prints them.
+//! Benchmarks for the figures in the design, each beside its limit or a peer measured in the same run.
 //!
-//! Client and server share the machine. The services run as programs, in their release build; [`bare`] is the server that they
-//! are compared with, in a process of its own, too. [`seeding`] writes catalogues of up to a million images. Ratios are of rounds
-//! that alternate between the two that are compared; [`report`] prints their median and their range.
+//! `tests/bench [NAME...]` sets up what they need, runs them and prints the results.
+//!
+//! Client and server share the machine. The services run as programs in their release build, and so does [`bare`], the server that
+//! they are compared with, each in a process of its own. [`seeding`] writes catalogues of up to a million images. Ratios are
+//! computed per round, with rounds alternating between the two sides; [`report`] prints their median and range.
 
 mod bare;
 mod dispatch;
@@ -20,7 +21,7 @@ mod process;
 mod queue;
 mod report;
 mod restart;
-mod seeding;
+mod seed;
 mod service;
 mod start;
 mod writes;
@@ -29,10 +30,10 @@ mod writes;
 #[expect(dead_code, unused_imports, reason = "the tests use the rest")]
 mod shared {
     pub(crate) mod client;
-    pub(crate) mod engine;
+    pub(crate) mod fake_engine;
 }
 
-/// What the tests share with this.
+/// Items that the shared test modules expect in `crate::stack`.
 mod stack {
     use std::time::Duration;
 
@@ -45,14 +46,14 @@ use anyhow::Context as _;
 
 use self::{
     report::Table,
-    seeding::Catalogue,
-    shared::{client, engine},
+    seed::Catalogue,
+    shared::{client, fake_engine},
 };
 
 const HUNDRED_THOUSAND: u64 = 100_000;
 const MILLION: u64 = 1_000_000;
 
-/// The peer and the client have the allocator that the service has.
+/// The allocator of the service, so that the client and the peer have the same one.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -69,7 +70,7 @@ async fn main() -> anyhow::Result<()> {
     let mut failed = Vec::new();
     for name in wanted(&arguments) {
         eprintln!("==> {name}");
-        // What the others have measured is printed all the same.
+        // A failure does not discard the results of other rows.
         if let Err(error) = measure(name, &mut goals).await {
             eprintln!("!!! {name} failed: {error:?}");
             failed.push(name);
@@ -108,11 +109,11 @@ const ROWS: [&str; 25] = [
     "docker_cli",
 ];
 
-/// Rows that take a quarter of an hour each, and are measured only when an argument names them by this word.
+/// Word by which arguments select the long rows, which take a quarter of an hour each.
 const LONG: &str = "history";
 const LONG_ROWS: [&str; 2] = ["queue history sqlite", "queue history postgres"];
 
-/// Returns the rows whose names contain one of the arguments; without arguments all but the long ones.
+/// Returns the rows whose name contains an argument, or all but the long ones if there is none.
 fn wanted(arguments: &[String]) -> Vec<&'static str> {
     let is_named = |row: &str| arguments.iter().any(|argument| row.contains(argument.as_str()));
     let is_long = arguments.iter().any(|argument| argument.contains(LONG));

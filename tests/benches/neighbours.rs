@@ -1,4 +1,4 @@
-//! The latency of one caller beside others who ask for as much as they may. The limits are those of a deployment.
+//! Latency of one caller beside others that use their full limits, which are those of a deployment.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -16,10 +16,10 @@ use self::{
 };
 use crate::{
     client::{self, Client},
-    engine::{FakeEngine, Script},
+    fake_engine::{FakeEngine, Script},
     load::milliseconds,
     report::{Goal, Samples, Table, figure},
-    seeding::{self, Catalogue, term},
+    seed::{self, Catalogue, term},
     service::Service,
 };
 
@@ -28,32 +28,32 @@ mod running_build;
 
 const ROUNDS: usize = 4;
 const ROUND: Duration = Duration::from_secs(6);
-/// After how long a call is given up. It counts as one of that length, and so does one that fails.
+/// Timeout of a call. A call that times out or fails counts as one of this length.
 const LONGEST: Duration = Duration::from_secs(10);
-/// A p99 up to this many milliseconds is good enough however long it is alone, and one up to so many times that.
+/// Acceptable p99, in milliseconds, even if it is more than `TIMES` the p99 measured alone.
 const GOOD: f64 = 5.0;
 const TIMES: f64 = 3.0;
 
-/// The calls of the caller that is measured, again and again in each round, each with its pause.
+/// A call of the measured caller, repeated with a pause for a whole round.
 #[derive(Debug)]
 enum Call {
-    /// A page of 50.
+    /// A list of 50 images.
     List,
-    /// Enables an image, and disables it the next time.
+    /// Alternately a disable and an enable of one image.
     Enable { id: String },
-    /// From the call to the end of the build, which prints a line.
+    /// A build that prints one line, from the call to its last event.
     Build { id: String },
-    /// From the engine to a watcher, of a build that goes on.
+    /// A log line of a running build, from the engine to a watcher.
     Line(Box<RunningBuild>),
 }
 
-/// One caller searches and watches, another lists.
+/// Measures a caller that lists, beside one that searches and watches.
 pub(crate) async fn searches(catalogue: &Catalogue, goals: &mut Table) -> anyhow::Result<()> {
     let service = Service::start_limited(&catalogue.data, catalogue.url.as_deref(), &[]).await?;
     let terms =
         [term::HOSTILE, term::TWO_IN_NONE, term::ONE_IN_NONE, term::IN_THE_OLDEST_10TH, term::IN_NONE];
     let terms: Vec<String> = terms.map(ToOwned::to_owned).into();
-    let token = service.token(seeding::HALF, &[]);
+    let token = service.token(seed::HALF, &[]);
     let greeds = [
         (token.clone(), Greed::Searches { at_once: 100, terms }),
         (token, Greed::Watches { count: 1_000, changing: Vec::new() }),
@@ -62,34 +62,34 @@ pub(crate) async fn searches(catalogue: &Catalogue, goals: &mut Table) -> anyhow
         "{} images, beside a caller with 100 searches and 1,000 watches",
         figure(catalogue.images as f64)
     );
-    let lister = service.client(seeding::TEN_THOUSAND, &[]);
+    let lister = service.client(seed::TEN_THOUSAND, &[]);
     measure(&service, &lister, &[("list", Call::List)], &greeds, &what, goals).await?;
     service.end().await
 }
 
-/// Three callers who preview, watch and search, and a fourth who lists, enables and builds.
+/// Measures a caller that lists, enables and builds, beside three that preview, watch and search.
 pub(crate) async fn crowd(catalogue: &Catalogue, goals: &mut Table) -> anyhow::Result<()> {
     let copy = catalogue.copy().await?;
     let service = Service::start_limited(copy.data.path(), copy.url.as_deref(), &[]).await?;
     let engine = FakeEngine::start().await?;
     engine.script(Script::new().step("[1/1] RUN print").log("a line\n").succeed());
-    // One slot is for the build that goes on.
+    // One slot is taken by the build that keeps running.
     let _worker = service.worker("w1", &engine.docker_host(), &["--slots", "2"]).await?;
 
     let watcher = service.client("watcher", &[Role::Builder]);
     let changing = create_large(&watcher, 16).await?;
     let seen = api::ListImagesRequest { page_size: 1_000, ..Default::default() };
-    let page = service.client(seeding::HALF, &[]).images.list_images(seen).await?.into_inner();
+    let page = service.client(seed::HALF, &[]).images.list_images(seen).await?.into_inner();
     let images = page.images.into_iter().map(|image| image.id).collect();
     let greeds = [
-        (service.token(seeding::HALF, &[]), Greed::Previews { at_once: 700, images }),
+        (service.token(seed::HALF, &[]), Greed::Previews { at_once: 700, images }),
         (service.token("watcher", &[Role::Builder]), Greed::Watches { count: 300, changing }),
         (
             service.token("searcher", &[Role::Admin]),
             Greed::Searches { at_once: 40, terms: vec![term::HOSTILE.to_owned()] },
         ),
     ];
-    let fourth = service.client(seeding::TEN_THOUSAND, &[Role::Builder]);
+    let fourth = service.client(seed::TEN_THOUSAND, &[Role::Builder]);
     let (enabled, _) = fourth.create(client::image("Enabled", "FROM scratch")).await?;
     let (built, first) = fourth.create(client::image("Built", "FROM scratch")).await?;
     fourth.finished(&first.id).await?;
@@ -108,7 +108,7 @@ pub(crate) async fn crowd(catalogue: &Catalogue, goals: &mut Table) -> anyhow::R
     service.end().await
 }
 
-/// Measures the calls alone and beside the greedy in turn.
+/// Measures the calls in alternating rounds, alone and beside the greedy callers.
 async fn measure(
     service: &Service,
     caller: &Client,
@@ -158,7 +158,7 @@ async fn measure(
     Ok(())
 }
 
-/// Makes all calls side by side for a while; adds how long each took to `times`.
+/// Runs all calls concurrently for one round and appends the latencies of each to `times`.
 async fn round(caller: &Client, calls: &[(&str, Call)], times: &mut [Vec<f64>]) {
     let running = calls.iter().map(|(name, call)| call.repeat(name, caller));
     for (times, took) in times.iter_mut().zip(futures_util::future::join_all(running).await) {
@@ -175,7 +175,7 @@ impl Call {
         })
     }
 
-    /// Returns the milliseconds that each call took.
+    /// Repeats the call for one round and returns the latencies, in milliseconds.
     async fn repeat(&self, name: &str, caller: &Client) -> Vec<f64> {
         let begun = Instant::now();
         let mut tick = interval(self.pause());

@@ -1,5 +1,4 @@
-//! Builds through the queue: how many a second, by its length, by the number of workers, and beside a long history. The engine is
-//! scripted.
+//! Build throughput of the queue: by length, by number of workers, and beside a long history. The engine is scripted.
 
 use std::{
     path::Path,
@@ -13,20 +12,20 @@ use sea_orm::ConnectionTrait as _;
 
 use crate::{
     client::{self, Client},
-    engine::{Ended, FakeEngine, Script, State},
+    fake_engine::{Ended, FakeEngine, Script, State},
     report::{Goal, Samples, Table, figure},
-    seeding,
+    seed,
     service::{self, DATABASE, Service},
 };
 
 const LIMIT: Duration = Duration::from_secs(120);
 const RATE: f64 = 400.0;
 const WORKERS: usize = 4;
-/// The time for which the rate is measured, and that beside a history.
+/// Duration of a measurement; `LONG` applies beside a history.
 const SHORT: Duration = Duration::from_secs(8);
 const LONG: Duration = Duration::from_secs(60);
 
-/// Builds a second by the length of the queue and by the number of workers.
+/// Measures builds per second by length of the queue and by number of workers.
 pub(crate) async fn throughput(server: Option<&str>, goals: &mut Table) -> anyhow::Result<()> {
     let database = if server.is_some() { "Postgres" } else { "SQLite" };
     let mut growth = Table::new(&["queued", "workers", "jobs a second"]);
@@ -52,7 +51,7 @@ pub(crate) async fn throughput(server: Option<&str>, goals: &mut Table) -> anyho
         &Samples::one(slowest / fastest),
         Goal::AtLeast(0.85),
     );
-    // One database shows what workers cost.
+    // The cost of additional workers is measured on SQLite only.
     for workers in if server.is_some() { &[][..] } else { &[1, 2, 8, 16, 32, 64] } {
         let rate = jobs(server, 1_000, *workers).await?;
         growth.row(&["1000".to_owned(), workers.to_string(), figure(rate)]);
@@ -61,8 +60,10 @@ pub(crate) async fn throughput(server: Option<&str>, goals: &mut Table) -> anyho
     Ok(())
 }
 
-/// Builds a second beside ten million finished builds, most of which are too old and are deleted meanwhile; on Postgres beside a
-/// transaction, too, for which the database keeps every deleted row.
+/// Measures builds per second beside ten million finished builds.
+///
+/// Most of them are past their retention and are deleted during the measurement. On Postgres, an open transaction also makes the
+/// database keep every deleted row.
 pub(crate) async fn history(server: Option<&str>, goals: &mut Table) -> anyhow::Result<()> {
     const QUEUED: usize = 1_000;
     let database = if server.is_some() { "Postgres" } else { "SQLite" };
@@ -74,9 +75,9 @@ pub(crate) async fn history(server: Option<&str>, goals: &mut Table) -> anyhow::
     let before = without().await?;
     let data = tempfile::tempdir_in(service::kept("runs")?)?;
     let url = match server {
-        Some(server) => Some(seeding::history_on_postgres(data.path(), server).await?),
+        Some(server) => Some(seed::history_on_postgres(data.path(), server).await?),
         None => {
-            seeding::copy_history(data.path()).await?;
+            seed::copy_history(data.path()).await?;
             None
         }
     };
@@ -84,7 +85,7 @@ pub(crate) async fn history(server: Option<&str>, goals: &mut Table) -> anyhow::
     create_all(&service, QUEUED).await?;
     let held = match &url {
         Some(url) => {
-            let connection = seeding::open(url).await?;
+            let connection = seed::open(url).await?;
             for statement in ["BEGIN ISOLATION LEVEL REPEATABLE READ", "SELECT COUNT(*) FROM catalogue"] {
                 connection.execute_unprepared(statement).await?;
             }
@@ -112,11 +113,11 @@ async fn jobs(server: Option<&str>, queued: usize, workers: usize) -> anyhow::Re
     rate(service, workers, SHORT).await
 }
 
-/// Measures builds a second while the queue keeps its length: whenever some have ended, as many are created.
+/// Measures builds per second at a constant queue length, creating a build for each one that ends.
 async fn rate(service: Service, workers: usize, lasting: Duration) -> anyhow::Result<f64> {
     const CATCHING_UP: Duration = Duration::from_secs(20);
     const WARMING: Duration = Duration::from_secs(2);
-    /// The number of builds that are asked for at once.
+    /// Number of concurrent create calls.
     const CALLERS: usize = 8;
     let engine = FakeEngine::start().await?;
     engine.script(Script::new().step("[1/1] FROM scratch").succeed());
@@ -142,7 +143,7 @@ async fn rate(service: Service, workers: usize, lasting: Duration) -> anyhow::Re
     });
     let feed = orders.try_buffer_unordered(CALLERS).try_for_each(async |()| Ok(()));
     let measure = async {
-        // Much may have ended while the workers were started.
+        // Many builds may have ended while the workers were started.
         let begun = Instant::now();
         while created.load(Relaxed) < done(&engine).await? && begun.elapsed() < CATCHING_UP {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -161,7 +162,7 @@ async fn rate(service: Service, workers: usize, lasting: Duration) -> anyhow::Re
     Ok(rate)
 }
 
-/// Returns how many builds have succeeded.
+/// Returns the number of builds that have succeeded.
 async fn done(engine: &FakeEngine) -> anyhow::Result<usize> {
     let mut done = 0;
     let count = |state: &State| {
@@ -185,11 +186,11 @@ async fn create_all(service: &Service, count: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts a service with so many builds in the queue.
+/// Starts a service with `queued` builds in its queue.
 async fn queue(data: &Path, server: Option<&str>, queued: usize) -> anyhow::Result<Service> {
     const BY_CALL: usize = 1_000;
     let url = match server {
-        Some(server) => Some(seeding::new_database(server, "bench_queue").await?),
+        Some(server) => Some(seed::new_database(server, "bench_queue").await?),
         None => None,
     };
     let service = Service::start(data, url.as_deref(), &[]).await?;
@@ -199,13 +200,13 @@ async fn queue(data: &Path, server: Option<&str>, queued: usize) -> anyhow::Resu
     }
     service.end().await?;
     let database = match &url {
-        Some(url) => seeding::open(url).await?,
-        None => seeding::open_file(&data.join(DATABASE)).await?,
+        Some(url) => seed::open(url).await?,
+        None => seed::open_file(&data.join(DATABASE)).await?,
     };
-    seeding::multiply_builds(&database, queued - BY_CALL).await?;
+    seed::multiply_builds(&database, queued - BY_CALL).await?;
     if url.is_some() {
-        // As the server itself does within a minute.
-        seeding::execute(&database, "VACUUM ANALYZE").await?;
+        // Autovacuum would do this within a minute.
+        seed::execute(&database, "VACUUM ANALYZE").await?;
     }
     database.close().await?;
     Service::start(data, url.as_deref(), &[]).await

@@ -1,9 +1,8 @@
-//! What is printed: one row for each measurement, its figure beside the limit or the peer of the same run, and what it is to
-//! reach.
+//! The report: one row per measurement, with its limit or its peer in the same run, and its goal.
 
 use std::fmt;
 
-/// Measurements of one thing, in any unit.
+/// Measurements of one quantity, in any unit, in ascending order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Samples(Vec<f64>);
 
@@ -14,7 +13,7 @@ pub(crate) struct Table {
     rows: Vec<Vec<String>>,
 }
 
-/// What a measurement is to reach.
+/// The goal of a measurement.
 #[derive(Copy, Clone, Debug)]
 pub(crate) enum Goal {
     AtLeast(f64),
@@ -27,12 +26,12 @@ impl Samples {
         Self(values)
     }
 
-    /// A measurement that was made once.
+    /// Returns the sample of a single measurement.
     pub(crate) fn one(value: f64) -> Self {
         Self(vec![value])
     }
 
-    /// The smallest that so great a share is not above; not a number when nothing was measured.
+    /// Returns the quantile at `share`, from 0 to 1, by the nearest rank; NaN if there are no values.
     pub(crate) fn quantile(&self, share: f64) -> f64 {
         let last = self.0.len().saturating_sub(1);
         let index = (self.0.len() as f64 * share).ceil() as usize;
@@ -47,7 +46,7 @@ impl Samples {
         self.quantile(0.99)
     }
 
-    /// Returns how many are not above a limit.
+    /// Returns the number of values that are at most `limit`.
     pub(crate) fn count_within(&self, limit: f64) -> usize {
         self.0.iter().filter(|value| **value <= limit).count()
     }
@@ -57,7 +56,7 @@ impl Samples {
     }
 }
 
-/// The median, and the whole range.
+/// The median and the range.
 impl fmt::Display for Samples {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -71,7 +70,7 @@ impl fmt::Display for Samples {
 }
 
 impl Goal {
-    /// Whether a value reaches the goal, as the tables say it.
+    /// Returns whether a value reaches the goal, as worded in the tables.
     pub(crate) fn judge(self, value: f64) -> String {
         let reached = match self {
             Self::AtLeast(goal) => value >= goal,
@@ -95,12 +94,12 @@ impl Table {
         Self { header: header.iter().map(ToString::to_string).collect(), rows: Vec::new() }
     }
 
-    /// The columns of every table that compares with a goal.
+    /// Returns a table with the columns of a comparison with goals.
     pub(crate) fn of_goals() -> Self {
         Self::new(&["what", "measured", "limit or peer", "figure", "to reach", "reached"])
     }
 
-    /// `figure` is what is compared with the goal.
+    /// Adds a row that compares the median of `figure` with the goal.
     pub(crate) fn compare(
         &mut self,
         what: impl Into<String>,
@@ -135,7 +134,7 @@ impl Table {
     }
 }
 
-/// Three digits that count.
+/// Formats a value with three significant digits.
 pub(crate) fn figure(value: f64) -> String {
     let magnitude = value.abs();
     if magnitude >= 10_000.0 {

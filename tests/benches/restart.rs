@@ -1,19 +1,19 @@
-//! A restart while a build runs: what its worker notices, however long the catalogue takes to load.
+//! Restarts of the service while a build runs, on a catalogue that takes long to load.
 
 use image_service::Role;
 use proto::images::BuildState;
 
 use crate::{
     client,
-    engine::{FakeEngine, Gate, Script},
+    fake_engine::{FakeEngine, Gate, Script},
     load::milliseconds,
     report::{Goal, Samples, Table, figure},
-    seeding::Catalogue,
+    seed::Catalogue,
     service::Service,
 };
 
 const RESTARTS: usize = 3;
-/// Milliseconds until workers are served: it does not depend on the number of images.
+/// Maximum time until dispatch is served, in milliseconds, whatever the number of images.
 const AT_ONCE: f64 = 1_000.0;
 
 pub(crate) async fn run(catalogue: &Catalogue, goals: &mut Table) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! The programs as a deployment runs them, in their release build, each in a process of its own.
+//! The programs in their release build, run as in a deployment, each in its own process.
 
 use std::{
     fs,
@@ -20,14 +20,14 @@ use crate::{
     process::{Program, bound_to_test, program},
 };
 
-/// The file of the database in a data directory.
+/// Name of the database file in a data directory.
 pub(crate) const DATABASE: &str = "catalogue.sqlite";
-/// The last service to be ready, for it has everything to load.
+/// The gRPC service that becomes ready last, because it has the whole catalogue to load.
 const CATALOGUE: &str = "trailer.images.v1.ImageService";
-/// The one that workers connect to.
+/// The gRPC service that workers connect to.
 const DISPATCH: &str = "trailer.dispatch.v1.DispatchService";
 const PATIENCE: Duration = Duration::from_secs(1_800);
-/// Lifts the limits that are there for callers who ask for too much.
+/// Flags that lift the limits on callers.
 const UNLIMITED: [&str; 14] = [
     "--max-call-rate",
     "0",
@@ -46,14 +46,14 @@ const UNLIMITED: [&str; 14] = [
     "8589934592",
 ];
 
-/// An image-service, and what else its callers and workers need.
+/// An image-service, with the keys and files for its callers and workers.
 #[derive(Debug)]
 pub(crate) struct Service {
     pub(crate) addr: SocketAddr,
     keys: TokenKeys,
     program: Program,
     directory: TempDir,
-    /// The time from its last start until it served the catalogue.
+    /// Time from the last start until the catalogue was served.
     pub(crate) ready_after: Duration,
 }
 
@@ -66,13 +66,14 @@ pub(crate) struct Running {
 }
 
 impl Service {
-    /// Starts one without limits on what a caller asks for: `data` is its data directory, which may be new, and `url` that of its
-    /// database on Postgres.
+    /// Starts a service without limits on callers.
+    ///
+    /// `data` is its data directory, which may be new, and `url` that of its Postgres database, if it has one.
     pub(crate) async fn start(data: &Path, url: Option<&str>, flags: &[&str]) -> anyhow::Result<Self> {
         Self::start_limited(data, url, &[&UNLIMITED, flags].concat()).await
     }
 
-    /// Starts one with the limits that a deployment has.
+    /// Starts a service with the limits of a deployment.
     pub(crate) async fn start_limited(
         data: &Path,
         url: Option<&str>,
@@ -93,7 +94,7 @@ impl Service {
         Ok(service)
     }
 
-    /// Waits until the catalogue is served: it says so, and a list is answered.
+    /// Waits until the catalogue is reported as serving and a list is answered.
     async fn answers(&mut self) -> anyhow::Result<()> {
         self.serves(CATALOGUE).await?;
         let begun = Instant::now();
@@ -106,7 +107,7 @@ impl Service {
         Ok(())
     }
 
-    /// Waits until one of its services says that it serves.
+    /// Waits until the health check reports the gRPC service `name` as serving.
     async fn serves(&mut self, name: &str) -> anyhow::Result<()> {
         let begun = Instant::now();
         let mut health = HealthClient::new(client::channel(self.addr));
@@ -122,7 +123,7 @@ impl Service {
         }
     }
 
-    /// Ends it in order and starts it again; returns how long it took from there until workers were served.
+    /// Shuts the service down and starts it again; returns the time from there until workers were served.
     pub(crate) async fn restart(&mut self) -> anyhow::Result<Duration> {
         self.program.end(Signal::TERM).await?;
         let begun = Instant::now();
@@ -138,7 +139,7 @@ impl Service {
         self.keys.mint(subject, roles, PATIENCE * 4).expect("the subject is printable")
     }
 
-    /// A caller on a connection of its own.
+    /// Returns a caller on a connection of its own.
     pub(crate) fn client(&self, subject: &str, roles: &[Role]) -> Client {
         client::client(self.addr, &self.token(subject, roles))
     }
@@ -147,17 +148,17 @@ impl Service {
         self.client("admin", &[Role::Admin])
     }
 
-    /// The memory that it has now, in MiB.
+    /// Returns the current memory, in MiB.
     pub(crate) fn memory(&self) -> anyhow::Result<f64> {
         Ok(self.program.memory("VmRSS:")? as f64 / f64::from(1 << 20))
     }
 
-    /// The most memory that it has had, in MiB.
+    /// Returns the peak memory, in MiB.
     pub(crate) fn peak_memory(&self) -> anyhow::Result<f64> {
         Ok(self.program.peak_memory()? as f64 / f64::from(1 << 20))
     }
 
-    /// Starts a build-worker of it.
+    /// Starts a build-worker of the service and waits until it is online.
     pub(crate) async fn worker(
         &self,
         name: &str,
@@ -209,7 +210,7 @@ impl Service {
 }
 
 impl Running {
-    /// Starts this program once more, as a server that does nothing but answer.
+    /// Starts this program again, as a bare server.
     pub(crate) async fn bare(arguments: &[&str]) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let addr = own_address();
@@ -235,13 +236,13 @@ fn start(directory: &TempDir, name: &str, program: &str, arguments: &[&str]) -> 
     Program::start(directory.path(), name, command)
 }
 
-/// All of 127.0.0.0/8 is this host.
+/// Returns an address that no other program uses: all of 127.0.0.0/8 is this host.
 fn own_address() -> SocketAddr {
     let [_, a, b, c] = fastrand::u32(..).to_be_bytes();
     SocketAddr::from((Ipv4Addr::new(127, a | 1, b, c | 1), 50051))
 }
 
-/// Where what takes long to make is kept between runs.
+/// Returns the directory that keeps `name` between runs, for data that takes long to create.
 pub(crate) fn kept(name: &str) -> anyhow::Result<PathBuf> {
     let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench")).join(name);
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;

@@ -1,4 +1,4 @@
-//! Memory and start of a service by the number of images.
+//! Memory and startup time of the service by number of images.
 
 use image_service::Role;
 use proto::images::ListImagesRequest;
@@ -6,31 +6,33 @@ use proto::images::ListImagesRequest;
 use crate::{
     load::milliseconds,
     report::{Goal, Samples, Table, figure},
-    seeding::{self, Catalogue, Contents},
+    seed::{self, Catalogue, Contents},
     service::Service,
 };
 
 const IMAGES: [u64; 4] = [1_000, 10_000, 100_000, 1_000_000];
-/// With a tenth of them hostile, they are nearly as many as `--index-memory` admits unless it says otherwise.
+/// Number of images in the hostile comparison.
+///
+/// With a tenth of them hostile, they are nearly as many as the default `--index-memory` admits.
 const BESIDE_HOSTILE: u64 = 50_000;
 const STARTS: usize = 3;
 
-/// The starts of a service on one catalogue.
+/// Measurements of several starts on one catalogue.
 #[derive(Debug)]
 struct Starts {
-    /// Milliseconds until the catalogue is served.
+    /// Startup time until the catalogue is served, in milliseconds.
     times: Samples,
-    /// MiB when it is served.
+    /// Memory when the catalogue is served, in MiB.
     ready: Samples,
-    /// MiB after every image was listed once.
+    /// Memory after every image has been listed once, in MiB.
     listed: Samples,
 }
 
-/// Measures on SQLite, or on the Postgres server at `server`.
+/// Measures memory and startup on SQLite, or on the Postgres server at `server`.
 pub(crate) async fn run(server: Option<&str>, goals: &mut Table) -> anyhow::Result<()> {
     let data = tempfile::tempdir()?;
     let url = match server {
-        Some(server) => Some(seeding::new_database(server, "bench_empty").await?),
+        Some(server) => Some(seed::new_database(server, "bench_empty").await?),
         None => None,
     };
     let empty = Service::start(data.path(), url.as_deref(), &[]).await?;
@@ -43,7 +45,7 @@ pub(crate) async fn run(server: Option<&str>, goals: &mut Table) -> anyhow::Resu
     let mut growth = Table::new(&header);
     for images in IMAGES {
         let catalogue = Catalogue::open(server, images, Contents::Ordinary).await?;
-        let Starts { times, ready, listed } = Starts::of(&catalogue).await?;
+        let Starts { times, ready, listed } = Starts::measure(&catalogue).await?;
         growth.row(&[
             images.to_string(),
             times.to_string(),
@@ -72,12 +74,12 @@ pub(crate) async fn run(server: Option<&str>, goals: &mut Table) -> anyhow::Resu
     Ok(())
 }
 
-/// Measures by how much a hostile tenth of the images changes the memory and the start, beside its bytes.
+/// Measures how much memory and startup time a hostile tenth of the images adds per byte stored.
 pub(crate) async fn hostile(server: Option<&str>, goals: &mut Table) -> anyhow::Result<()> {
     const MIB: f64 = (1 << 20) as f64;
     let ordinary = Catalogue::open(server, BESIDE_HOSTILE, Contents::Ordinary).await?;
     let hostile = Catalogue::open(server, BESIDE_HOSTILE, Contents::HostileTenth).await?;
-    let (without, with) = (Starts::of(&ordinary).await?, Starts::of(&hostile).await?);
+    let (without, with) = (Starts::measure(&ordinary).await?, Starts::measure(&hostile).await?);
     let (bytes_without, bytes_with) = (ordinary.bytes().await?, hostile.bytes().await?);
     let stored = (bytes_with.stored - bytes_without.stored) / MIB;
     let counted = (bytes_with.counted - bytes_without.counted) / MIB;
@@ -124,7 +126,7 @@ pub(crate) async fn hostile(server: Option<&str>, goals: &mut Table) -> anyhow::
 }
 
 impl Starts {
-    async fn of(catalogue: &Catalogue) -> anyhow::Result<Self> {
+    async fn measure(catalogue: &Catalogue) -> anyhow::Result<Self> {
         let (mut times, mut ready, mut listed) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..STARTS {
             let service = catalogue.service().await?;
@@ -138,7 +140,7 @@ impl Starts {
     }
 }
 
-/// Returns the MiB and the seconds to reach.
+/// Returns the limits of memory, in MiB, and of startup, in seconds.
 fn limits(images: u64) -> Option<(f64, f64)> {
     match images {
         100_000 => Some((170.0, 1.5)),
@@ -147,7 +149,7 @@ fn limits(images: u64) -> Option<(f64, f64)> {
     }
 }
 
-/// Lists every image once, so that whatever is made on first use is there.
+/// Lists every image once, so that everything created on first use is in memory.
 async fn read_all(service: &Service) -> anyhow::Result<()> {
     let mut images = service.client("admin", &[Role::Admin]).images;
     let mut request = ListImagesRequest { page_size: 1_000, ..Default::default() };

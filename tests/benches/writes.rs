@@ -1,4 +1,4 @@
-//! Writes a second: images enabled and disabled in turn, beside a loop that does nothing but write the same rows.
+//! Write throughput, enabling and disabling images in turn, beside a bare loop over the same rows.
 
 use std::{
     path::Path,
@@ -22,7 +22,7 @@ use crate::{
     client::{self, Client},
     load::load,
     report::{Goal, Samples, Table, figure},
-    seeding,
+    seed,
     service::{DATABASE, Service},
 };
 
@@ -30,7 +30,7 @@ const CALLERS: usize = 50;
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(3);
 
-/// A write that waits for the commit it is in.
+/// A write that waits for its commit.
 #[derive(Debug)]
 struct Write {
     image: Uuid,
@@ -38,7 +38,9 @@ struct Write {
     committed: oneshot::Sender<()>,
 }
 
-/// The bare loop: one writer, and what waits for it meanwhile is its next commit.
+/// The bare loop: a single writer with group commit.
+///
+/// Writes that arrive during a commit go into the next one.
 #[derive(Debug)]
 struct Loop {
     connection: SqliteConnection,
@@ -57,7 +59,7 @@ pub(crate) async fn run(goals: &mut Table) -> anyhow::Result<()> {
         ids.push(owner.images.clone().create_image(request).await?.into_inner().image.unwrap_or_default().id);
     }
     service.end().await?;
-    seeding::copy(data.path(), bare.path())?;
+    seed::copy(data.path(), bare.path())?;
     let mut peer = Loop::open(&bare.path().join(DATABASE)).await?;
     let service = Service::start(data.path(), None, &[]).await?;
     let owner = service.client("owner", &[Role::Builder]);
@@ -80,7 +82,7 @@ pub(crate) async fn run(goals: &mut Table) -> anyhow::Result<()> {
     service.end().await
 }
 
-/// Returns the writes a second of all callers, each of whom has an image of its own.
+/// Returns the writes per second of all callers together, each with an image of its own.
 async fn by_service(owner: &Client, ids: &[String]) -> anyhow::Result<f64> {
     let callers = ids.iter().map(|id| (owner.clone(), id.clone())).collect();
     let count = ids.len() as u64;
@@ -95,7 +97,7 @@ async fn by_service(owner: &Client, ids: &[String]) -> anyhow::Result<f64> {
         Ok(())
     });
     let rate = load.await?.rate;
-    // So that the next round changes every image from its first call on.
+    // The next round starts with a disable, which only changes an image that is enabled.
     for id in ids {
         let request = api::EnableImageRequest { id: id.clone(), ..Default::default() };
         owner.images.clone().enable_image(request).await?;
@@ -114,10 +116,10 @@ impl Loop {
         Ok(Self { connection, revision })
     }
 
-    /// Returns the writes a second.
+    /// Runs one round and returns the writes per second.
     async fn round(&mut self, ids: &[String]) -> anyhow::Result<f64> {
         let begun = Instant::now();
-        // A writer waits for its commit before it writes again, so this is never full.
+        // Never full, because a caller waits for its commit before it writes again.
         let (writes, mut waiting) = mpsc::channel(CALLERS);
         let mut callers = JoinSet::new();
         for id in ids {
@@ -139,7 +141,7 @@ impl Loop {
         while waiting.recv_many(&mut together, CALLERS).await > 0 {
             self.commit(&together).await?;
             for write in together.drain(..) {
-                // A caller waits until it is told.
+                // The caller waits for this, so sending cannot fail.
                 let _ = write.committed.send(());
             }
         }

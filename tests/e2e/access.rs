@@ -1,4 +1,4 @@
-//! Who is let in, and who sees what.
+//! Authentication of callers, and visibility of records.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 use crate::{
     answers::refused,
     client::{Client, image},
-    engine::FakeEngine,
+    fake_engine::FakeEngine,
     stack::{LIMIT, Service, Worker},
 };
 

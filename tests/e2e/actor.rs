@@ -1,4 +1,4 @@
-//! A worker played by the test: it speaks the dispatch protocol, and says what the test makes it say.
+//! A worker played by the test: speaks the dispatch protocol and sends what the test tells it to.
 
 use std::collections::VecDeque;
 
@@ -14,12 +14,12 @@ use tonic::{Status, Streaming};
 
 use crate::stack::{LIMIT, Service};
 
-/// A worker that says what the test makes it say.
+/// A connected worker under the control of a test.
 pub(crate) struct Actor {
     pub(crate) requests: mpsc::Sender<ConnectRequest>,
     pub(crate) responses: Streaming<ConnectResponse>,
     pub(crate) welcome: Welcome,
-    /// Assignments that came before the acknowledgement of the report that freed the slot: both are sent as soon as may be.
+    /// Assignments that arrived before the acknowledgement of the report that freed the slot.
     early: VecDeque<FromService>,
 }
 
@@ -41,7 +41,7 @@ pub(crate) fn say(message: ToService) -> ConnectRequest {
 }
 
 impl Actor {
-    /// Connects, and says no more than hello.
+    /// Connects and sends only a `Hello`.
     pub(crate) async fn greet(service: &Service, hello: Hello) -> Result<Self, Status> {
         let (requests, stream) = mpsc::channel(16);
         let client = service.client(&service.token(&hello.name, &[Role::Worker]));
@@ -54,7 +54,7 @@ impl Actor {
         Ok(Self { requests, responses, welcome, early: VecDeque::new() })
     }
 
-    /// Connects, and lives: the service takes it at its word.
+    /// Connects and sends one heartbeat, after which the service acts on the `Hello`.
     pub(crate) async fn connect(service: &Service, hello: Hello) -> Result<Self, Status> {
         let mut actor = Self::greet(service, hello).await?;
         actor.say(ToService::Heartbeat(Heartbeat { number: 0, draining: false })).await;
@@ -96,7 +96,7 @@ impl Actor {
         Ok((assignment, attempt))
     }
 
-    /// Takes the next build and does it: whatever it is, it succeeds.
+    /// Takes the next assignment, whatever its kind, and reports success.
     pub(crate) async fn build_next(&mut self) -> anyhow::Result<()> {
         let (assignment, attempt) = self.assignment().await?;
         let image_id = format!("sha256:{:064}", attempt.build_id.len());

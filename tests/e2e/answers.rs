@@ -1,10 +1,10 @@
-//! What tests look for in answers.
+//! Helpers that extract what tests check in responses.
 
 use proto::images as api;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-/// The lines that were printed, in order.
+/// Returns the printed lines, in order.
 pub(crate) fn lines(events: &[api::BuildEvent]) -> Vec<&str> {
     events
         .iter()
@@ -20,7 +20,7 @@ pub(crate) fn lines(events: &[api::BuildEvent]) -> Vec<&str> {
         .collect()
 }
 
-/// The states that were come into, in order.
+/// Returns the states that the build entered, in order.
 pub(crate) fn states(events: &[api::BuildEvent]) -> Vec<api::BuildState> {
     events
         .iter()
@@ -36,25 +36,25 @@ pub(crate) fn states(events: &[api::BuildEvent]) -> Vec<api::BuildState> {
         .collect()
 }
 
-/// Fails unless the events are numbered from `first` without a gap.
+/// Checks that events are numbered from `first` without a gap.
 pub(crate) fn assert_gapless(events: &[api::BuildEvent], first: i64) {
     let numbers: Vec<i64> = events.iter().map(|event| event.sequence).collect();
     let expected: Vec<i64> = (first..).take(events.len()).collect();
     assert_eq!(numbers, expected);
 }
 
-/// The reason of an error, which every error has.
+/// Returns the reason of an error, which every error of the service has.
 pub(crate) fn reason(status: &Status) -> String {
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
 }
 
-/// The code and the reason of an answer that is an error.
+/// Returns the code and the reason of a response that must be an error.
 pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T, Status>) -> (Code, String) {
     let status = answer.expect_err("it is refused");
     (status.code(), reason(&status))
 }
 
-/// The fields that an error names.
+/// Returns the fields that an error names.
 pub(crate) fn fields(status: &Status) -> Vec<String> {
     let violations = status.get_details_bad_request().map(|bad_request| bad_request.field_violations);
     violations.into_iter().flatten().map(|violation| violation.field).collect()

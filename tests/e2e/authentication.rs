@@ -1,4 +1,4 @@
-//! Whose tokens are accepted: those of an identity provider, by its JWKS, and callers without one.
+//! Accepted tokens: those of an identity provider, verified by its JWKS; and callers without a token.
 
 use std::{
     path::Path,
@@ -7,7 +7,8 @@ use std::{
 
 use anyhow::Context as _;
 use proto::dispatch::{
-    Attempt, ConnectRequest, FetchContextRequest, FindUnneededRequest, connect_request::Message as ToService,
+    Attempt, ConnectRequest, FetchContextRequest, FindUnusedImagesRequest,
+    connect_request::Message as ToService,
 };
 use ring::hmac;
 use serde_json::{Value, json};
@@ -23,13 +24,13 @@ use crate::{
 
 mod keys;
 
-/// Seconds since the epoch, so many from now.
+/// Returns the Unix time that is `seconds` from now.
 fn in_seconds(seconds: i64) -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
     i64::try_from(now).expect("before the year 292277026596") + seconds
 }
 
-/// What every token has to say.
+/// Returns the claims that every token needs.
 fn claims(subject: &str) -> Value {
     json!({"sub": subject, "exp": in_seconds(3600)})
 }
@@ -44,7 +45,7 @@ fn without(mut claims: Value, name: &str) -> Value {
     claims
 }
 
-/// Why a token is refused; empty when it is not.
+/// Returns the reason why a token is refused; empty if it is accepted.
 async fn refusal(service: &Service, token: &str) -> String {
     match service.client(token).list().await {
         Ok(_) => String::new(),
@@ -55,7 +56,7 @@ async fn refusal(service: &Service, token: &str) -> String {
     }
 }
 
-/// Waits until a token is refused for this reason, or accepted when that is empty.
+/// Waits until a token is refused for the `expected` reason, or accepted if that is empty.
 async fn until(service: &Service, token: &str, expected: &str) -> anyhow::Result<()> {
     let waiting = async {
         while refusal(service, token).await != expected {
@@ -65,7 +66,7 @@ async fn until(service: &Service, token: &str, expected: &str) -> anyhow::Result
     tokio::time::timeout(LIMIT, waiting).await.with_context(|| format!("it does not become {expected:?}"))
 }
 
-/// The JWKS of these keys in a file.
+/// Writes the JWKS of these keys to a file.
 fn file(keys: &[&SigningKey]) -> anyhow::Result<tempfile::TempPath> {
     let file = tempfile::NamedTempFile::new()?.into_temp_path();
     std::fs::write(&file, jwks(keys))?;
@@ -161,9 +162,9 @@ async fn a_token_has_no_say_in_how_it_is_verified() -> anyhow::Result<()> {
         ed25519.token_with(&with(ed25519.header(), "alg", json!("ES256")), &claims),
         rsa.token_with(&with(rsa.header(), "alg", json!("RS512")), &claims),
         rsa.token_with(&with(rsa.header(), "alg", json!("PS256")), &claims),
-        // Extensions that have to be understood.
+        // Extensions that a verifier must understand.
         p256.token_with(&with(p256.header(), "crit", json!(["b64"])), &claims),
-        // A key of the caller's own.
+        // Keys of the caller's own.
         SigningKey::ed25519("e").token(&claims),
         SigningKey::ed25519("").without_id().token(&claims),
         {
@@ -187,7 +188,7 @@ async fn a_token_has_no_say_in_how_it_is_verified() -> anyhow::Result<()> {
                 forged.push(format!("{message}."));
             }
         }
-        // Claims that were changed after they were signed.
+        // Claims that were changed after signing.
         let token = key.token(&claims);
         let (_, signature) = token.rsplit_once('.').context("three parts")?;
         let admin = with(claims.clone(), "roles", json!(["admin"]));
@@ -240,7 +241,7 @@ async fn anonymous_callers_are_let_in_only_when_that_is_said() -> anyhow::Result
     let dispatched = nobody.dispatch.clone().connect(hello).await.expect_err("no worker");
     assert_eq!(reason(&dispatched), "ROLE_MISSING");
 
-    // A token counts, and a bad one makes nobody anonymous.
+    // If a token is sent, it counts: a bad one does not make the caller anonymous.
     assert_eq!(refusal(&service, "nonsense").await, "TOKEN_INVALID");
     let expired = service.token_for("alice", &[], Duration::ZERO);
     until(&service, &expired, "TOKEN_EXPIRED").await?;
@@ -250,14 +251,14 @@ async fn anonymous_callers_are_let_in_only_when_that_is_said() -> anyhow::Result
     let refused = nobody.images.clone().list_images(request).await.expect_err("no token");
     assert_eq!(reason(&refused), "TOKEN_MISSING");
 
-    // A stream has no token whose end it could wait for.
+    // Without a token, a stream has no expiry to end at.
     let watch = proto::images::WatchImagesRequest::default();
     let mut watch = nobody.images.clone().watch_images(watch).await?.into_inner();
     assert!(tokio::time::timeout(LIMIT, watch.message()).await??.is_some());
     Ok(())
 }
 
-/// What each RPC of the dispatch API says to a token, when the worker says that it is `w1`.
+/// Calls each RPC of the dispatch API as worker `w1` and returns the codes and reasons.
 async fn dispatch_refusals(service: &Service, token: &str) -> Vec<(Code, String)> {
     let client = client(service.addr, token).dispatch;
     let hello = ConnectRequest { message: Some(ToService::Hello(hello("w1", &[]))) };
@@ -265,14 +266,15 @@ async fn dispatch_refusals(service: &Service, token: &str) -> Vec<(Code, String)
         let mut answers = client.clone().connect(futures_util::stream::iter([hello])).await?.into_inner();
         answers.message().await.map(drop)
     };
-    let unneeded = async { client.clone().find_unneeded(FindUnneededRequest::default()).await.map(drop) };
+    let unused =
+        async { client.clone().find_unused_images(FindUnusedImagesRequest::default()).await.map(drop) };
     let attempt = Attempt { build_id: uuid::Uuid::new_v4().to_string(), number: 1 };
     let fetched = async {
         let request = FetchContextRequest { attempt: Some(attempt) };
         let mut chunks = client.clone().fetch_context(request).await?.into_inner();
         chunks.message().await.map(drop)
     };
-    [connected.await, unneeded.await, fetched.await]
+    [connected.await, unused.await, fetched.await]
         .into_iter()
         .map(|answer| {
             answer.map_or_else(|status| (status.code(), reason(&status)), |()| (Code::Ok, String::new()))
@@ -293,7 +295,7 @@ async fn the_dispatch_api_is_for_workers_each_in_its_own_name() -> anyhow::Resul
 
     let own = dispatch_refusals(&service, &key.token(&worker("w1"))).await;
     assert_eq!(own, [fine.clone(), fine.clone(), not_held.clone()]);
-    // What another asks for is its own affair; but it cannot say that it is this one.
+    // The RPCs that name no worker accept any worker's token, but `w2` cannot connect as `w1`.
     let other = dispatch_refusals(&service, &key.token(&worker("w2"))).await;
     assert_eq!(other, [denied("OTHER_WORKER"), fine, not_held]);
     for roles in [json!([]), json!(["builder"]), json!(["admin"]), json!(["service"])] {
@@ -311,7 +313,7 @@ async fn the_dispatch_api_is_for_workers_each_in_its_own_name() -> anyhow::Resul
     ] {
         assert_eq!(dispatch_refusals(&service, &token).await, vec![unknown(expected); 3], "{token}");
     }
-    // And a worker's token is good for nothing else.
+    // A worker's token is good for nothing else.
     let (code, reason) = refused(service.client(&key.token(&worker("w1"))).list().await);
     assert_eq!((code, reason), denied("WORKER_TOKEN"));
     Ok(())

@@ -1,11 +1,11 @@
-//! A certificate authority of the test's own.
+//! A certificate authority for tests.
 
 use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
-/// An authority, and the files of what it has issued.
+/// An authority and the directory of the files that it has issued.
 #[derive(Debug)]
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -30,7 +30,7 @@ impl Authority {
         Ok(Self { issuer: Issuer::new(params, key), directory })
     }
 
-    /// The authority's own certificate.
+    /// Returns the path of the authority's own certificate.
     pub(crate) fn file(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
     }
@@ -44,7 +44,7 @@ impl Authority {
         Ok(issued)
     }
 
-    /// Issues another in the place of one that was issued before.
+    /// Replaces issued files by a new certificate and key.
     pub(crate) fn issue_into(&self, files: &Issued) -> anyhow::Result<()> {
         let key = KeyPair::generate()?;
         let params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
@@ -55,7 +55,7 @@ impl Authority {
     }
 }
 
-/// A path as a flag.
+/// Returns a path as the value of a flag.
 pub(crate) fn flag(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }

@@ -1,4 +1,4 @@
-//! The pause before the next attempt at a build that the infrastructure has failed.
+//! The backoff before a build is retried after an infrastructure failure.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -47,14 +47,14 @@ async fn a_build_that_failed_waits_while_others_go_on() -> anyhow::Result<()> {
     let due = retry_time(&waiting).expect("it says until when it waits");
     assert!(due > SystemTime::now());
 
-    // It was queued first and is passed over.
+    // The build was queued first, but is passed over.
     let (_, other) = alice.create(image("B", "FROM scratch")).await?;
     actor.build_next().await?;
     assert_eq!(alice.get_build(&other.id).await?.state(), BuildState::Succeeded);
     assert!(SystemTime::now() < due, "the other one was to be done meanwhile");
     assert_eq!(alice.get_build(&build.id).await?.attempt, 1);
 
-    // Heartbeats wake the dispatcher, and change nothing.
+    // Heartbeats wake the dispatcher but change nothing.
     let (_, again) = loop {
         actor.say(ToService::Heartbeat(Heartbeat { number: 1, draining: false })).await;
         match tokio::time::timeout(Duration::from_millis(100), actor.assignment()).await {
@@ -83,7 +83,7 @@ async fn the_end_of_a_pause_wakes_the_dispatcher() -> anyhow::Result<()> {
         (_, attempt) = actor.assignment().await?;
     }
     let pauses = Duration::from_millis(20 + 40 + 80 + 160 + 320);
-    // The poll alone would find each of them a second after the one before.
+    // With polling alone, each attempt would start a second after the one before.
     let polled = Duration::from_secs(1) * (FAILURES - 1);
     assert!((pauses..polled).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     Ok(())
@@ -98,7 +98,7 @@ async fn only_what_a_worker_reports_as_broken_waits() -> anyhow::Result<()> {
     let (_, attempt) = actor.assignment().await?;
     actor.report(&attempt, 1, vec![Event::Started(Started {})]).await;
     actor.acknowledged().await?;
-    // A worker that comes back without it has lost it, which costs a failure and no time.
+    // A worker that reconnects without the build has lost it, which costs a failure but no backoff.
     let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
     let (_, again) = actor.assignment().await?;
     let claimed = alice.get_build(&build.id).await?;

@@ -1,4 +1,4 @@
-//! An image with a shell, made of the host's busybox: nothing is pulled.
+//! A base image with a shell, made from the host's busybox so that nothing is pulled.
 
 use std::fs;
 
@@ -6,12 +6,14 @@ use anyhow::Context as _;
 use bollard::{Docker, query_parameters::CreateImageOptionsBuilder};
 use futures_util::StreamExt as _;
 
-/// Makes it in an engine, under a name with a tag.
+/// Imports the image into an engine as `reference`, a name with a tag.
 pub(crate) async fn import(docker: &Docker, reference: &str) -> anyhow::Result<()> {
     import_with(docker, reference, "", "").await
 }
 
-/// Makes one whose layer has a text of its own, and that an instruction of a Dockerfile has changed.
+/// Imports the image with `text` in its layer and a Dockerfile instruction applied.
+///
+/// Either is left out if it is empty.
 pub(crate) async fn import_with(
     docker: &Docker,
     reference: &str,
@@ -40,7 +42,7 @@ pub(crate) async fn import_with(
     import_archive(docker, reference, archive.into_inner()?, change).await
 }
 
-/// Makes one of an archive of its files, that an instruction of a Dockerfile has changed if it is not empty.
+/// Imports an archive of files as an image and applies a Dockerfile instruction unless it is empty.
 pub(crate) async fn import_archive(
     docker: &Docker,
     reference: &str,

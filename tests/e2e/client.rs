@@ -1,4 +1,4 @@
-//! A caller, with a method for what tests do often.
+//! An API client with methods for frequent test steps.
 
 use std::net::SocketAddr;
 
@@ -20,7 +20,7 @@ use tonic::{
 
 use crate::stack::LIMIT;
 
-/// A caller with a token.
+/// The clients of all services for one caller.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     pub(crate) images: ImageServiceClient<Caller>,
@@ -33,16 +33,16 @@ pub(crate) struct Client {
 
 pub(crate) type Caller = InterceptedService<Channel, Bearer>;
 
-/// Adds a token to every call; none when empty.
+/// An interceptor that adds a bearer token to every call, if it has one.
 #[derive(Clone, Debug)]
 pub(crate) struct Bearer(Option<AsciiMetadataValue>);
 
-/// A caller of the service at an address.
+/// Returns a client of the service at `addr`.
 pub(crate) fn client(addr: SocketAddr, token: &str) -> Client {
     client_on(channel(addr), token)
 }
 
-/// A caller on a connection that it may share.
+/// Returns a client on a connection that may be shared.
 pub(crate) fn client_on(channel: Channel, token: &str) -> Client {
     let value = (!token.is_empty()).then(|| format!("Bearer {token}").parse().expect("tokens are ASCII"));
     let bearer = Bearer(value);
@@ -56,7 +56,7 @@ pub(crate) fn client_on(channel: Channel, token: &str) -> Client {
     }
 }
 
-/// Connects at the first call.
+/// Returns a channel that connects at the first call.
 pub(crate) fn channel(addr: SocketAddr) -> Channel {
     Endpoint::from_shared(format!("http://{addr}")).expect("an address makes a URL").connect_lazy()
 }
@@ -70,7 +70,7 @@ impl Interceptor for Bearer {
     }
 }
 
-/// An image with a hand-written Dockerfile.
+/// Returns an image with a hand-written Dockerfile.
 pub(crate) fn image(name: &str, dockerfile: &str) -> api::Image {
     let source = api::DockerfileSource { text: dockerfile.to_owned(), ..Default::default() };
     api::Image {
@@ -84,7 +84,7 @@ pub(crate) fn image(name: &str, dockerfile: &str) -> api::Image {
 }
 
 impl Client {
-    /// Creates an image; answers it with its first build.
+    /// Creates an image and returns it with its first build.
     pub(crate) async fn create(&self, image: api::Image) -> Result<(api::Image, api::Build), Status> {
         let request = api::CreateImageRequest { image: Some(image), ..Default::default() };
         let response = self.images.clone().create_image(request).await?.into_inner();
@@ -98,7 +98,7 @@ impl Client {
         Ok(self.images.clone().create_image(request).await?.into_inner().image.expect("an image"))
     }
 
-    /// Uploads an archive in parts of 64 KiB, whose digest is said before unless it is empty.
+    /// Uploads an archive in chunks of 64 KiB, after announcing its digest unless that is empty.
     pub(crate) async fn upload(
         &self,
         digest: &str,
@@ -144,7 +144,7 @@ impl Client {
         Ok(self.builds.clone().get_build(request).await?.into_inner().build.expect("a build"))
     }
 
-    /// Everything that happens in a build after an event, until its end.
+    /// Returns all events of a build after a sequence number, once the build has ended.
     pub(crate) async fn history(&self, build: &str, after: i64) -> Result<Vec<api::BuildEvent>, Status> {
         let request = api::WatchBuildRequest { id: build.to_owned(), after_sequence: after };
         let mut messages = self.builds.clone().watch_build(request).await?.into_inner();
@@ -155,13 +155,13 @@ impl Client {
         Ok(events)
     }
 
-    /// Waits for the end of a build.
+    /// Waits for the end of a build and returns it.
     pub(crate) async fn finished(&self, build: &str) -> anyhow::Result<api::Build> {
         tokio::time::timeout(LIMIT * 3, self.history(build, 0)).await.context("the build did not end")??;
         Ok(self.get_build(build).await?)
     }
 
-    /// Waits until a build fulfils a condition, which it is asked for whenever something happened in it.
+    /// Waits until a build meets a condition, which is checked after each message of a watch.
     pub(crate) async fn until(
         &self,
         build: &str,
@@ -181,7 +181,7 @@ impl Client {
         tokio::time::timeout(LIMIT, waiting).await.context("the condition was not met")?
     }
 
-    /// Says what a subject may do with an image.
+    /// Sets what a subject may do with an image.
     pub(crate) async fn grant(
         &self,
         image: &str,
@@ -200,7 +200,7 @@ impl Client {
         self.access.clone().revoke_access(request).await.map(|_| ())
     }
 
-    /// All grants of an image, read page by page.
+    /// Returns all grants of an image, read page by page.
     pub(crate) async fn grants(&self, image: &str, page_size: i32) -> Result<Vec<api::Grant>, Status> {
         let mut request =
             api::ListGrantsRequest { image_id: image.to_owned(), page_size, ..Default::default() };
@@ -215,7 +215,7 @@ impl Client {
         }
     }
 
-    /// The images that a watch begins with.
+    /// Returns the initial images of a new watch.
     pub(crate) async fn first_state(&self) -> Result<Vec<api::Image>, Status> {
         let request = api::WatchImagesRequest::default();
         let mut stream = self.images.clone().watch_images(request).await?.into_inner();

@@ -1,4 +1,4 @@
-//! Machines whose clocks differ: what the queue and the leases go by is the database's.
+//! Machines whose clocks differ: the queue and the leases use the clock of the database.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -15,7 +15,7 @@ use crate::{
     stack::Service,
 };
 
-/// How far ahead of this machine's clock a time is, in seconds.
+/// Returns how far a time is ahead of this machine's clock, in seconds.
 fn ahead(time: Option<prost_types::Timestamp>) -> anyhow::Result<i64> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     Ok(time.unwrap_or_default().seconds - i64::try_from(now.as_secs())?)
@@ -31,7 +31,7 @@ async fn the_queue_and_the_leases_go_by_the_clock_of_the_database() -> anyhow::R
     if !database.set_clock_ahead().await? {
         return Ok(());
     }
-    let service = Service::start_on(database, &["--queue-timeout", "30m", "--stop-within", "500ms"]).await?;
+    let service = Service::start_on(database, &["--queue-timeout", "30m", "--stop-timeout", "500ms"]).await?;
     let alice = service.builder("alice");
     let (created, build) = alice.create(image("A", "FROM scratch")).await?;
     assert!(is_the_databases(created.create_time)? && is_the_databases(build.queue_time)?, "{build:?}");
@@ -51,7 +51,7 @@ async fn the_queue_and_the_leases_go_by_the_clock_of_the_database() -> anyhow::R
 
     let running = alice.get_build(&build.id).await?;
     assert!(!running.worker_offline && is_the_databases(running.start_time)?, "{running:?}");
-    // The lease goes on meanwhile, and what is overdue is found in time.
+    // Meanwhile the lease is kept, and the overdue stop is found in time.
     alice.cancel(&created.id).await?;
     let cancelled = alice.finished(&build.id).await?;
     assert_eq!(

@@ -1,5 +1,5 @@
-//! Whatever happens, and however watchers are treated: in the end each knows exactly what a list gives it, and on the way it was
-//! told nothing that it could not see.
+//! Watches under disturbance: in the end each watcher knows exactly what a list returns, and on the way it receives nothing
+//! that it may not see.
 
 mod watcher;
 mod writer;
@@ -21,12 +21,12 @@ use self::{
 };
 use crate::{
     client::{Client, client},
-    engine::FakeEngine,
+    fake_engine::FakeEngine,
     proxy::Proxy,
     stack::{Service, Worker, number},
 };
 
-/// Numbers that look random and are the same for the same seed (xorshift64).
+/// Reproducible pseudo-random numbers (xorshift64).
 #[derive(Clone, Debug)]
 struct Random(u64);
 
@@ -43,7 +43,7 @@ impl Random {
     }
 }
 
-/// Those who write, in the order of their numbers; and those who may be let in.
+/// Subjects that write, by number; [`GUESTS`] may be granted access.
 const OWNERS: [&str; 2] = ["alice", "bob"];
 const GUESTS: [&str; 3] = ["bob", "carol", "dave"];
 
@@ -63,7 +63,7 @@ fn queries() -> Vec<api::WatchImagesRequest> {
     ]
 }
 
-/// Runs writers through `write` against watchers through `read`, and compares in the end.
+/// Runs writers on `write` and watchers on `read`, and compares the results in the end.
 async fn follow(seed: u64, write: &Service, read: &Service, steps: usize) -> anyhow::Result<()> {
     let engine = FakeEngine::start().await?;
     let _worker = Worker::start(write, "w1", &engine.docker_host()).await?;
@@ -100,7 +100,7 @@ async fn follow(seed: u64, write: &Service, read: &Service, steps: usize) -> any
         writers.step(&clients, &mut random).await?;
     }
     is_over.store(true, Ordering::Release);
-    // A watcher that is cut again and again at the end would still get there, but this ends sooner.
+    // A watcher that keeps being cut would still get there, but this ends sooner.
     cutting.abort_all();
     while let Some(watched) = watching.join_next().await {
         watched??;

@@ -1,4 +1,4 @@
-//! Build contexts that are uploaded as archives, or fetched by the engine.
+//! Build contexts that are uploaded as archives or fetched by the engine.
 
 use std::{
     io::Write as _,
@@ -34,7 +34,7 @@ fn digest_of(bytes: &[u8]) -> String {
     format!("sha256:{digits}")
 }
 
-/// A tar of files.
+/// Returns a tar of files.
 fn tar_of(files: &[(&str, &[u8])]) -> anyhow::Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     for (path, content) in files {
@@ -52,7 +52,7 @@ fn gzip(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
     Ok(encoder.finish()?)
 }
 
-/// What no compression makes smaller.
+/// Returns incompressible bytes.
 fn noise(length: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(7);
     std::iter::repeat_with(|| random.u8(..)).take(length).collect()
@@ -70,7 +70,7 @@ fn named(archive: &str, text: &str) -> DockerfileSource {
     DockerfileSource { text: text.to_owned(), archive: archive.to_owned(), ..DockerfileSource::default() }
 }
 
-/// Fails unless the archive can be named.
+/// Checks that an image may name the archive.
 async fn is_kept(client: &Client, archive: &str) -> Result<(), tonic::Status> {
     let image = Some(image_of("asked", named(archive, "")));
     let request = api::CreateImageRequest { image, validate_only: true, ..Default::default() };
@@ -94,7 +94,7 @@ async fn an_archive_is_kept_once_and_named_by_its_digest() -> anyhow::Result<()>
     assert!(taken.expire_time.is_some());
     is_kept(&bob, &expected).await?;
     assert_eq!(bob.upload(&expected, &archive).await?.digest, expected);
-    // Nothing need be sent of what is here.
+    // The content of a known archive need not be sent.
     assert_eq!(bob.upload(&expected, b"").await?.digest, expected);
 
     let (image, _) = alice.create(image_of("Named", named(&expected, ""))).await?;
@@ -169,7 +169,7 @@ async fn an_archive_is_forgotten_when_nothing_names_it() -> anyhow::Result<()> {
     let (unnamed, named_once, built) =
         (upload("FROM a").await?.digest, upload("FROM b").await?.digest, upload("FROM c").await?.digest);
     let (image, _) = alice.create(image_of("Once", named(&named_once, ""))).await?;
-    // Its first build waits for a worker: it names what it was queued with.
+    // The first build waits for a worker and names the archive that it was queued with.
     let (queued, build) = alice.create(image_of("Queued", named(&built, ""))).await?;
     let other =
         image_of("Queued", DockerfileSource { text: "FROM d".to_owned(), ..DockerfileSource::default() });
@@ -182,7 +182,7 @@ async fn an_archive_is_forgotten_when_nothing_names_it() -> anyhow::Result<()> {
     let gone = async |digest: &str| {
         let waiting = async {
             while is_kept(&alice, digest).await.is_ok() {
-                // Asking does not use it.
+                // The check does not count as a use.
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
@@ -199,7 +199,7 @@ async fn an_archive_is_forgotten_when_nothing_names_it() -> anyhow::Result<()> {
     gone(&built).await
 }
 
-/// Builds an image to its end; what it has printed.
+/// Builds an image successfully and returns the printed lines.
 async fn build(real: &Real, name: &str, source: DockerfileSource) -> anyhow::Result<Vec<String>> {
     let alice = real.alice();
     let (_, build) = alice.create(image_of(&format!("{name}-{}", real.run), source)).await?;
@@ -245,12 +245,12 @@ async fn the_real_engine_builds_with_an_archive() -> anyhow::Result<()> {
     real.clean(&references.iter().map(String::as_str).collect::<Vec<_>>()).await
 }
 
-/// A Git daemon, which ends when it is dropped.
+/// A Git daemon that is killed when dropped.
 struct GitDaemon(Child);
 
 impl Drop for GitDaemon {
     fn drop(&mut self) {
-        // Nobody can be told.
+        // Errors cannot be reported here.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -264,11 +264,11 @@ fn git(directory: &Path, arguments: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Serves the directory's repositories; the port that it listens on.
+/// Serves the repositories of a directory and returns the port.
 async fn serve_git(directory: &Path) -> anyhow::Result<(GitDaemon, u16)> {
-    // Free when it was asked for: the daemon cannot choose one.
+    // The port was free a moment ago; the daemon cannot choose one.
     let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-    // The program itself: `git daemon` is its parent, and when that is killed, goes on without it.
+    // Run the program itself: `git daemon` would be its parent, and the daemon would survive when that is killed.
     let programs = Command::new("git").arg("--exec-path").output()?;
     let program = Path::new(std::str::from_utf8(&programs.stdout)?.trim_end()).join("git-daemon");
     let daemon = Command::new(program)
@@ -290,21 +290,21 @@ async fn serve_git(directory: &Path) -> anyhow::Result<(GitDaemon, u16)> {
     Ok((daemon, port))
 }
 
-/// Answers every HTTP request with these bytes; the port that it listens on.
+/// Answers every HTTP request with these bytes and returns the port.
 async fn serve_bytes(bytes: Vec<u8>) -> anyhow::Result<(AbortOnDropHandle<()>, u16)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let port = listener.local_addr()?.port();
     let serving = tokio::spawn(async move {
         while let Ok((mut connection, _)) = listener.accept().await {
             let mut request = [0; 4096];
-            // A request without a body, in one packet.
+            // A request without a body arrives in one packet.
             let _ = connection.read(&mut request).await;
             let head = format!(
                 "HTTP/1.1 200 OK\r\ncontent-type: application/x-tar\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
                 bytes.len()
             );
             let body: &[u8] = if request.starts_with(b"HEAD") { &[] } else { &bytes };
-            // The engine may have seen enough.
+            // The engine may have closed the connection.
             let _ = connection.write_all(&[head.as_bytes(), body].concat()).await;
         }
     });

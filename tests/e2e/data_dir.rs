@@ -1,4 +1,4 @@
-//! The data directory of a SQLite catalogue: one process serves it.
+//! The data directory of a SQLite catalogue, which one process at a time serves.
 
 use std::process::Output;
 
@@ -12,14 +12,14 @@ use crate::{
     stack::LIMIT,
 };
 
-/// Runs image-service with these arguments until it ends, which it must.
+/// Runs image-service with these arguments until it exits on its own.
 async fn run(arguments: &[&str]) -> anyhow::Result<Output> {
     let mut command = Command::new(program("image-service")?);
     let output = command.args(arguments).kill_on_drop(true).output();
     Ok(tokio::time::timeout(LIMIT, output).await.context("it does not end")??)
 }
 
-/// Checks that the service answers.
+/// Checks that the service accepts a write.
 async fn answers(catalogue: &Catalogue, service: &Listening, name: &str) -> anyhow::Result<()> {
     catalogue.builder("alice", service.addr).create(image(name, "FROM scratch")).await?;
     Ok(())
@@ -30,7 +30,7 @@ async fn a_second_process_on_a_data_directory_ends_at_once_and_says_why() -> any
     let catalogue = Catalogue::create().await?;
     let mut first = catalogue.replica("first", &[], &[]).await?;
     if catalogue.is_shared() {
-        // The catalogue is elsewhere; the directory has the key pair, which replicas share.
+        // The catalogue is elsewhere; the directory holds only the key pair, which replicas share.
         let second = catalogue.replica("second", &[], &[]).await?;
         return answers(&catalogue, &second, "By the second").await;
     }
@@ -49,7 +49,7 @@ async fn a_second_process_on_a_data_directory_ends_at_once_and_says_why() -> any
     let images = client(first.addr, token.trim()).list().await?;
     assert!(images.is_empty(), "bob sees none of alice's");
 
-    // Whatever it ends by, the lock goes with it.
+    // However the process ends, the lock is released.
     first.program.kill()?;
     first.program.start_again()?;
     first.answers().await?;

@@ -1,5 +1,5 @@
-//! Where a service under test keeps its catalogue: SQLite in a directory of its own, or, when `TRAILER_TEST_POSTGRES_URL` names a
-//! server, a database of its own there.
+//! The database of a service under test: SQLite in a directory of its own or, if `TRAILER_TEST_POSTGRES_URL` names a server,
+//! a new database there.
 
 use std::{env, path::PathBuf, sync::Arc, thread};
 
@@ -12,21 +12,21 @@ use tempfile::TempDir;
 
 const VARIABLE: &str = "TRAILER_TEST_POSTGRES_URL";
 
-/// A data directory, and a database beside it on Postgres. Both go with the last service that uses them.
+/// A data directory and, on Postgres, a database. Both are removed with the last service that uses them.
 #[derive(Debug)]
 pub(crate) struct Database {
     directory: TempDir,
     postgres: Option<Postgres>,
 }
 
-/// A transaction that no other can write beside.
+/// An open transaction that blocks all other writers.
 #[derive(Debug)]
 pub(crate) struct HeldWriter {
     connection: DatabaseConnection,
     txn: DatabaseTransaction,
 }
 
-/// The rows of a database as they were.
+/// A saved copy of the rows of a database.
 #[derive(Debug)]
 pub(crate) struct Saved<'a>(&'a Database);
 
@@ -46,7 +46,7 @@ impl Database {
         Ok(Self { directory, postgres })
     }
 
-    /// A copy of all that a service has kept, which has ended.
+    /// Copies everything that a service, which has stopped, has stored.
     pub(crate) async fn back_up(&self) -> anyhow::Result<Arc<Self>> {
         let directory = tempfile::tempdir()?;
         let copy = directory.path().join("data");
@@ -66,7 +66,7 @@ impl Database {
         self.directory.path().join("data")
     }
 
-    /// Ends the connections on which services hear of each other's commits.
+    /// Ends the connections on which services are notified of each other's commits.
     pub(crate) async fn end_listeners(&self) -> anyhow::Result<()> {
         let Some(postgres) = &self.postgres else {
             return Ok(());
@@ -76,14 +76,14 @@ impl Database {
         execute(&postgres.url(), listeners).await
     }
 
-    /// Sets the clock of the database an hour ahead of the services'; false on SQLite, which has none.
+    /// Sets the database's clock an hour ahead of the services'; returns false on SQLite, which has none.
     pub(crate) async fn set_clock_ahead(&self) -> anyhow::Result<bool> {
         let Some(postgres) = &self.postgres else {
             return Ok(false);
         };
         let ahead = "CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz VOLATILE LANGUAGE sql \
                      AS 'SELECT pg_catalog.clock_timestamp() + interval ''1 hour'''";
-        // What is of the system is found first unless the path says otherwise.
+        // System functions are found first unless the search path says otherwise.
         let first = format!("ALTER DATABASE {} SET search_path = public, pg_catalog", postgres.name);
         for statement in [ahead, &first] {
             execute(&postgres.url(), statement).await?;
@@ -91,7 +91,7 @@ impl Database {
         Ok(true)
     }
 
-    /// Keeps the rows of all tables as they are, beside them. On Postgres alone.
+    /// Saves a copy of all rows in another schema. Works on Postgres only.
     pub(crate) async fn save(&self) -> anyhow::Result<Saved<'_>> {
         let save = "CREATE SCHEMA saved; DO $$ DECLARE name text; BEGIN \
                     FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' LOOP \
@@ -110,9 +110,9 @@ impl Database {
         self.url().unwrap_or_else(file)
     }
 
-    /// Keeps everybody else from writing, until it is released.
+    /// Blocks all other writers until it is released.
     pub(crate) async fn hold_writer(&self) -> anyhow::Result<HeldWriter> {
-        /// The lock of all who write to a Postgres database.
+        /// The advisory lock that all writers to a Postgres database take.
         const WRITE_LOCK: i64 = 0x7472_6169_6c65_7201;
         let connection = Connection::connect(self.connect_url()).await?;
         let options = TransactionOptions {
@@ -129,14 +129,14 @@ impl Database {
         Ok(HeldWriter { connection, txn })
     }
 
-    /// None on SQLite.
+    /// Returns the URL of the Postgres database; `None` on SQLite.
     pub(crate) fn url(&self) -> Option<String> {
         self.postgres.as_ref().map(Postgres::url)
     }
 }
 
 impl Saved<'_> {
-    /// Breaks all connections and brings back what was saved, as a failover does to a server that has received no more.
+    /// Breaks all connections and restores the saved rows, like a failover to a replica that lagged.
     pub(crate) async fn fail_over(self) -> anyhow::Result<()> {
         let fail_over = "DO $$ DECLARE name text; BEGIN \
                          PERFORM pg_terminate_backend(pid) FROM pg_stat_activity \
@@ -169,7 +169,7 @@ impl Postgres {
         Ok(Self { server: self.server.clone(), name })
     }
 
-    /// The server's URL with this database in the place of the one that it names.
+    /// Returns the server's URL with this database in place of the one that it names.
     fn url(&self) -> String {
         let (address, query) = self.server.split_once('?').unwrap_or((&self.server, ""));
         let host = address.find("://").map_or(0, |scheme| scheme + 3);

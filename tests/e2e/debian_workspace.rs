@@ -1,4 +1,4 @@
-//! A generated image as a workspace: built on Debian, pushed, pulled by another worker and run.
+//! A generated Debian workspace that is built, pushed, pulled by another worker and run.
 
 use std::{
     env,
@@ -32,9 +32,9 @@ use crate::{
     stack::{LIMIT, Service, Worker},
 };
 
-/// How long the package managers may take.
+/// Time limit of the package managers.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// What the workspace is asked to do: it looks at everything that was configured, and stays.
+/// Script that the workspace runs: prints everything that was configured, then sleeps.
 const LOOK: &str = r#"
 id -un; echo "$GREETING"; cat "$HOME/started" "$HOME/quoted"; file -b /srv/www/index.html
 python3 - <<'END'
@@ -52,8 +52,10 @@ echo ready
 exec sleep infinity
 "#;
 
-/// An engine of its own for the second worker, on this host's network, for it pulls from a registry of this host. It has the bridge
-/// of the engine that is there: without one it would remove that.
+/// Starts a separate engine for the second worker.
+///
+/// The engine uses this host's network, because it pulls from a registry of this host. It is given the bridge of the existing
+/// engine, which it would remove otherwise.
 async fn start_engine(directory: &Path) -> anyhow::Result<(Program, Docker, String)> {
     let path = |part: &str| directory.join(part).display().to_string();
     let mut command = ["unshare", "--mount"].map(str::to_owned).to_vec();
@@ -84,7 +86,7 @@ async fn start_engine(directory: &Path) -> anyhow::Result<(Program, Docker, Stri
     Ok((dockerd, docker, format!("unix://{socket}")))
 }
 
-/// Lets the registry have an image of the engine, and the engine none.
+/// Moves a local image from the engine to the registry.
 async fn move_to_registry(docker: &Docker, local: &str, repository: &str) -> anyhow::Result<()> {
     let options = TagImageOptionsBuilder::new().repo(repository).tag("12").build();
     docker.tag_image(local, Some(options)).await?;
@@ -105,10 +107,10 @@ async fn move_to_registry(docker: &Docker, local: &str, repository: &str) -> any
     Ok(())
 }
 
-/// A variable of a service that a shell would make something else of.
+/// Value of a service's environment variable that a shell would interpret.
 const NOTE: &str = r#"it's "$HOME" $(id) `id` \ \n # <<EOF é"#;
 
-/// Makes a Debian in the engine, of the archive that `tests/run` has made.
+/// Imports the Debian archive made by `tests/run` into the engine.
 async fn import_debian(docker: &Docker, reference: &str) -> anyhow::Result<()> {
     let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debian/base.tar");
     let archive = tokio::fs::read(archive).await.context("the tests need a Debian: run them by tests/run")?;
@@ -203,7 +205,7 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
     assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Succeeded);
     let artifact = alice.get(&pulled.id).await?.artifact.context("an artifact")?;
     assert_eq!((&artifact.repo_digest, &artifact.image_id), (&pushed.repo_digest, &pushed.image_id));
-    // Docker 26 does not tell it of what was pulled where containerd stores the images.
+    // Docker 26 does not report the digest of pulled images where containerd stores them.
     assert!(["", &pushed.config_digest].contains(&artifact.config_digest.as_str()), "{pushed:?}");
     assert_eq!(artifact.worker, "other");
     if !starts_containers() {
@@ -213,7 +215,7 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
     let body = ContainerCreateBody {
         image: Some(reference.clone()),
         cmd: Some(["sh", "-c", LOOK].map(str::to_owned).into()),
-        // What the services say is heard inside.
+        // The services are called from inside the container.
         network_disabled: Some(true),
         ..ContainerCreateBody::default()
     };
@@ -243,7 +245,7 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
     Ok(())
 }
 
-/// The lines that a container prints until it is ready.
+/// Returns the lines that a container prints until it is ready.
 async fn told_until_ready(docker: &Docker, container: &str) -> anyhow::Result<Vec<String>> {
     let options = LogsOptionsBuilder::new().stdout(true).stderr(true).follow(true).build();
     let mut logs = docker.logs(container, Some(options));

@@ -1,4 +1,4 @@
-//! The dispatch protocol: reports, fencing, grants, leases, with a worker played by the test.
+//! The dispatch protocol: reports, fencing, grants and leases, with a worker played by the test.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::{
     actor::{Actor, hello, say},
     answers::{assert_gapless, fields, lines, reason},
     client::image,
-    engine::FakeEngine,
+    fake_engine::FakeEngine,
     stack::{LIMIT, Service, Worker},
 };
 
@@ -28,7 +28,7 @@ const SHORT_LEASE: [&str; 10] = [
     "600ms",
     "--stop-after",
     "1s",
-    "--stop-within",
+    "--stop-timeout",
     "500ms",
     "--lease",
     "1700ms",
@@ -145,7 +145,7 @@ async fn publishing_is_refused_once_a_cancel_was_requested() -> anyhow::Result<(
     actor.report(&attempt, 2, vec![Event::Built(Built {})]).await;
     assert!(matches!(actor.next().await?, FromService::Cancel(_)), "no grant");
     assert_eq!(actor.acknowledged().await?, 2);
-    // Until it is confirmed, every heartbeat is answered with the cancel again.
+    // Until the stop is confirmed, every heartbeat is answered with the cancel again.
     actor.say(ToService::Heartbeat(Heartbeat { number: 9, draining: false })).await;
     assert!(matches!(actor.next().await?, FromService::HeartbeatAck(ack) if ack.number == 9));
     assert!(matches!(actor.next().await?, FromService::Cancel(_)));
@@ -189,7 +189,7 @@ async fn what_is_handed_back_costs_nothing() -> anyhow::Result<()> {
     let handed_back = Event::HandedBack(HandedBack { reason: "no room".to_owned() });
     actor.report(&attempt, 1, vec![handed_back]).await;
     assert_eq!(actor.acknowledged().await?, 1);
-    // It is not given to the same worker again before its next heartbeat, but to others.
+    // The same worker does not get the build again before its next heartbeat, but other workers do.
     let mut other = Actor::connect(&service, hello("w2", &[])).await?;
     let (_, second) = other.assignment().await?;
     assert_eq!(second.number, 2);
@@ -342,7 +342,7 @@ async fn a_hello_alone_takes_nothing_from_a_worker() -> anyhow::Result<()> {
     let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
     let (_, build) = alice.create(image("A", "FROM scratch")).await?;
     let (_, attempt) = actor.assignment().await?;
-    // One that was on its way since before the worker had anything, of a connection that it has given up.
+    // A late `Hello` from before the worker held anything, on a connection that it has given up.
     let _late = Actor::greet(&service, hello("w1", &[])).await?;
     let held = alice.get_build(&build.id).await?;
     assert_eq!((held.state(), held.attempt), (BuildState::Claimed, 1));
@@ -350,7 +350,7 @@ async fn a_hello_alone_takes_nothing_from_a_worker() -> anyhow::Result<()> {
     assert_eq!(actor.welcome.keep.len(), 1, "{:?}", actor.welcome);
     actor.report(&attempt, 1, vec![started()]).await;
     actor.acknowledged().await?;
-    // Who has nothing and goes on living has given it up.
+    // A worker that holds nothing and sends a heartbeat has given the build up.
     let _empty = Actor::connect(&service, hello("w1", &[])).await?;
     let again = alice.get_build(&build.id).await?;
     assert_eq!((again.failures, again.attempt > 1 || again.state() == BuildState::Queued), (1, true));

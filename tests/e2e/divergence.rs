@@ -1,5 +1,5 @@
-//! An index that is not as the database is, by a failover, a feed that was cut for too long, or a change past the log: nothing
-//! false is answered, it heals, and the log says what happened.
+//! An index that diverges from the database, by a failover, a feed that was cut for too long, or a change that was not logged:
+//! no answer is false, the index recovers, and the log says what happened.
 
 use std::{
     collections::BTreeMap,
@@ -19,8 +19,8 @@ use tonic_health::pb::{
 use crate::{
     answers::{assert_gapless, lines},
     client::{Caller, Client, channel, image},
-    editing::update,
-    engine::{FakeEngine, Gate, Script},
+    edits::update,
+    fake_engine::{FakeEngine, Gate, Script},
     programs::{Catalogue, Listening},
     recovery::talk,
     relay::Relay,
@@ -30,7 +30,7 @@ use crate::{
 const SERVICE: &str = "image-service";
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Calls until the catalogue answers; nothing else is told meanwhile than that it does not.
+/// Retries a call for as long as the catalogue is unavailable.
 async fn answered<T>(call: impl AsyncFn() -> Result<T, Status>) -> anyhow::Result<Result<T, Status>> {
     let begun = Instant::now();
     loop {
@@ -43,7 +43,7 @@ async fn answered<T>(call: impl AsyncFn() -> Result<T, Status>) -> anyhow::Resul
     }
 }
 
-/// The name of an image for a caller; `None` when it does not see it.
+/// Returns the name of an image, or `None` if the caller does not see it.
 async fn name(client: &Client, id: &str) -> anyhow::Result<Option<String>> {
     match answered(async || client.get(id).await).await? {
         Ok(image) => Ok(Some(image.name)),
@@ -52,13 +52,13 @@ async fn name(client: &Client, id: &str) -> anyhow::Result<Option<String>> {
     }
 }
 
-/// Gives an image this name and Dockerfile.
+/// Sets the name and the Dockerfile of an image.
 async fn edit(client: &Client, id: &str, name: &str, dockerfile: &str) -> Result<api::Image, Status> {
     let edited = api::Image { id: id.to_owned(), ..image(name, dockerfile) };
     update(client, edited, &["name", "config"]).await
 }
 
-/// Waits until health says this of the catalogue.
+/// Waits until the catalogue's health check reports `status`.
 async fn health(replica: &Listening, status: ServingStatus) -> anyhow::Result<()> {
     let mut health = HealthClient::new(channel(replica.addr));
     let request = HealthCheckRequest { service: "trailer.images.v1.ImageService".to_owned() };
@@ -70,7 +70,7 @@ async fn health(replica: &Listening, status: ServingStatus) -> anyhow::Result<()
     Ok(())
 }
 
-/// Waits until a program has logged all of these words in one line.
+/// Waits until a program has logged a line with all of these words.
 async fn logged(catalogue: &Catalogue, program: &str, words: &[&str]) -> anyhow::Result<()> {
     let begun = Instant::now();
     loop {
@@ -83,7 +83,7 @@ async fn logged(catalogue: &Catalogue, program: &str, words: &[&str]) -> anyhow:
     }
 }
 
-/// The names of images as a watch tells them.
+/// A watch and the image names that it has received.
 struct Watcher {
     watch: ImagesWatch<Caller>,
     names: BTreeMap<String, String>,
@@ -96,7 +96,7 @@ impl Watcher {
         Self { watch, names: BTreeMap::new(), is_synced: false }
     }
 
-    /// Follows until these names are known, and no others.
+    /// Follows the watch until exactly these names are known.
     async fn until(&mut self, names: &[(&str, &str)]) -> anyhow::Result<()> {
         let expected: BTreeMap<String, String> =
             names.iter().map(|(id, name)| ((*id).to_owned(), (*name).to_owned())).collect();
@@ -130,7 +130,7 @@ impl Watcher {
 async fn a_failover_that_lost_the_last_changes_is_not_answered_for() -> anyhow::Result<()> {
     let catalogue = Catalogue::create().await?;
     if !catalogue.is_shared() {
-        // A file does not lose what was committed.
+        // A file does not lose committed changes.
         return Ok(());
     }
     let replica = catalogue.replica(SERVICE, &[], &[]).await?;
@@ -155,7 +155,7 @@ async fn a_failover_that_lost_the_last_changes_is_not_answered_for() -> anyhow::
     logged(&catalogue, SERVICE, &["the database is not the one that was read", "loaded anew"]).await?;
     health(&replica, ServingStatus::Serving).await?;
 
-    // The numbers that were lost are given again.
+    // The lost revision numbers are assigned again.
     let another = alice.create_template("Another").await?;
     assert_eq!(alice.get(&another.id).await?.name, "Another");
     let edited = edit(&alice, &kept.id, "Edited", "FROM scratch\nLABEL is=new").await?;
@@ -169,7 +169,7 @@ async fn a_failover_that_lost_the_last_changes_is_not_answered_for() -> anyhow::
 async fn a_feed_that_was_cut_until_its_changes_were_forgotten_loads_anew() -> anyhow::Result<()> {
     let catalogue = Catalogue::create().await?;
     let Some(url) = catalogue.database().url() else {
-        // Nothing can be between a service and its file.
+        // Nothing can be placed between a service and its file.
         return Ok(());
     };
     let relay = Relay::start(&url)?;
@@ -251,7 +251,7 @@ async fn a_build_whose_last_lines_a_failover_has_lost_is_begun_anew() -> anyhow:
     let service = Service::start().await?;
     let database = Arc::clone(service.database());
     if database.url().is_none() {
-        // A file does not lose what was committed.
+        // A file does not lose committed changes.
         return Ok(());
     }
     let engine = FakeEngine::start().await?;

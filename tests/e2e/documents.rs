@@ -1,4 +1,4 @@
-//! The documents say what is there: their tables of flags are those of the programs, and their links lead somewhere.
+//! Documents that match the code: their tables of flags equal the programs' flags, and their links resolve.
 
 use std::{
     collections::BTreeMap,
@@ -45,7 +45,7 @@ fn documented(text: &str, heading: &str) -> BTreeMap<String, String> {
     flags
 }
 
-/// Returns the flags of a command, each with its default as a document has it.
+/// Returns the flags of a command, each with its default as documents write it.
 fn flags(command: &clap::Command) -> BTreeMap<String, String> {
     let of = |argument: &clap::Arg| Some((format!("--{}", argument.get_long()?), default(argument)));
     command.get_arguments().filter_map(of).collect()
@@ -61,7 +61,7 @@ fn default(argument: &clap::Arg) -> String {
     }
 }
 
-/// Checks that each flag with a variable has the one that the document says: the flag in capitals behind `prefix`.
+/// Checks that the variable of each flag is `prefix` followed by the flag in capitals.
 fn check_variables(command: &clap::Command, prefix: &str, without: &[&str]) {
     for argument in command.get_arguments() {
         let Some(long) = argument.get_long() else { continue };
@@ -99,7 +99,7 @@ fn the_tables_of_flags_are_those_of_the_programs() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the lines of a document that are not in a block of code.
+/// Returns the lines of a document outside blocks of code.
 fn prose(text: &str) -> impl Iterator<Item = &str> {
     let mut in_block = false;
     text.lines().filter(move |line| {

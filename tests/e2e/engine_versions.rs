@@ -1,4 +1,4 @@
-//! Engines of several versions: what is built on, what is not and who says so, and how each is talked to.
+//! Engines of several versions: supported, refused and flawed ones, and the API that each is called by.
 
 use std::{os::unix::fs::symlink, path::Path};
 
@@ -12,7 +12,7 @@ use tonic_health::pb::{
 
 use crate::{
     client::{Client, image},
-    engine::{FakeEngine, Script},
+    fake_engine::{FakeEngine, Script},
     real_engine,
     stack::{LIMIT, Service, Worker},
 };
@@ -24,7 +24,7 @@ async fn shown(service: &Service, name: &str) -> anyhow::Result<api::Worker> {
     workers.into_iter().find(|worker| worker.name == name).ok_or_else(|| anyhow::anyhow!("no worker {name}"))
 }
 
-/// Waits until the service shows a worker as it should be.
+/// Waits until the service shows a worker that meets a condition.
 async fn until_shown(
     service: &Service,
     name: &str,
@@ -46,7 +46,7 @@ async fn until_shown(
     }
 }
 
-/// Waits until a worker says this of its health.
+/// Waits until a worker's health check reports `expected`.
 async fn until_health(worker: &Worker, expected: ServingStatus) -> anyhow::Result<()> {
     let channel = Endpoint::from_shared(format!("http://{}", worker.addr))?.connect().await?;
     let mut statuses = HealthClient::new(channel).watch(HealthCheckRequest::default()).await?.into_inner();
@@ -65,7 +65,7 @@ async fn until_pending(alice: &Client, build: &str, reason: PendingReason) -> an
     alice.until(build, |build| build.pending_reason() == reason).await.map(|_| ())
 }
 
-/// Finds an engine by a link, which another engine can take.
+/// Points a link at an engine, so that another engine can take its place later.
 fn link(engine: &FakeEngine, link: &Path) -> anyhow::Result<()> {
     let _ = std::fs::remove_file(link);
     symlink(engine.docker_host().trim_start_matches("unix://"), link)?;
@@ -90,7 +90,7 @@ async fn too_old_an_engine_builds_nothing_until_it_is_upgraded() -> anyhow::Resu
     until_health(&worker, ServingStatus::NotServing).await?;
     assert!(old.builds().is_empty());
 
-    // The worker goes on; the engine in its place is another one.
+    // The worker keeps running; another engine takes the place of the old one.
     let new = FakeEngine::start_as("29.7.3", "1.53").await?;
     link(&new, &path)?;
     let finished = alice.finished(&build.id).await?;
@@ -122,7 +122,7 @@ async fn too_old_an_engine_is_tried_out_where_the_operator_says_so() -> anyhow::
     Ok(())
 }
 
-/// On whichever engine the tests run: it is built on exactly if it is new enough.
+/// Runs on any engine: it gets builds exactly if it is new enough.
 #[tokio::test(flavor = "multi_thread")]
 async fn too_old_is_told_of_the_real_engine_by_its_version() -> anyhow::Result<()> {
     let (docker, docker_host) = real_engine::connect().await?;
@@ -171,14 +171,14 @@ async fn what_a_flawed_engine_cannot_be_trusted_with_is_withheld() -> anyhow::Re
     until_pending(&alice, &build.id, PendingReason::NoSuitableWorker).await?;
     worker.stop().await?;
 
-    // Its distribution has mended it.
+    // The distribution has backported the fix.
     let flags = ["--engine-has-fix", "CVE-2026-33748"];
     let _worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags).await?;
     assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Succeeded);
     Ok(())
 }
 
-/// As Docker 28 and 29 answered: the step's process has no exit code there.
+/// Replays an answer of Docker 28 and 29, which has no exit code for the step's process.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_that_is_killed_for_its_memory_is_the_users_on_new_engines_too() -> anyhow::Result<()> {
     let engine = FakeEngine::start_as("29.7.3", "1.53").await?;

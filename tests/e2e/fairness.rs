@@ -1,4 +1,4 @@
-//! The queue takes turns between those who ask for builds.
+//! Fair queueing: requesters take turns.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::{
     stack::Service,
 };
 
-/// Creates images, each with a first build in the queue; answers the builds.
+/// Creates images, each with a queued first build, and returns the builds.
 async fn queue(client: &Client, name: &str, count: usize) -> anyhow::Result<Vec<String>> {
     let mut builds = Vec::with_capacity(count);
     for i in 0..count {
@@ -23,7 +23,7 @@ async fn queue(client: &Client, name: &str, count: usize) -> anyhow::Result<Vec<
     Ok(builds)
 }
 
-/// Takes the next build, ends it, and answers which it was.
+/// Takes the next build, fails it, and returns its id.
 async fn take(actor: &mut Actor) -> anyhow::Result<String> {
     let (_, attempt) = actor.assignment().await?;
     let failed =
@@ -43,7 +43,7 @@ async fn whoever_queues_many_builds_delays_nobody_by_more_than_one() -> anyhow::
         assert_eq!(&take(&mut actor).await?, build, "the oldest of one requester goes first");
     }
     let single = queue(&bob, "Single", 1).await?.remove(0);
-    // One may have been claimed before it came, and one be in the same round.
+    // One build may have been claimed before this one was queued, and one may be in the same round.
     let mut taken = Vec::new();
     while taken.last() != Some(&single) {
         anyhow::ensure!(taken.len() < 3, "{taken:?} were taken before {single}");
@@ -67,7 +67,7 @@ async fn the_queue_takes_turns_in_the_order_that_it_tells() -> anyhow::Result<()
         told.insert(service.builder(owner).get_build(build).await?.queue_position, build.clone());
     }
     assert_eq!(told.keys().copied().collect::<Vec<_>>(), (1..=12).collect::<Vec<_>>());
-    // A restarted service knows whose turn it is.
+    // A restarted service still knows whose turn it is.
     let service = service.restart().await?;
     let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
     let mut taken = Vec::new();
@@ -90,7 +90,7 @@ async fn whoever_comes_again_and_again_does_not_go_before_those_who_wait() -> an
     let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
     let mut of_alice = 0;
     for i in 0..8 {
-        // The next one of bob is in the queue before a slot is free.
+        // Bob's next build is queued before a slot is free.
         queue(&bob, &format!("Again {i}"), 1).await?;
         of_alice += usize::from(waiting.contains(&take(&mut actor).await?));
     }

@@ -1,4 +1,4 @@
-//! A read sees everything that was answered before it began, whichever replica wrote it, or it is refused.
+//! Fresh reads: each sees everything that was answered before it began, by any replica, or is refused.
 
 use std::{
     sync::Arc,
@@ -16,7 +16,7 @@ use tonic_health::pb::{
 use crate::{
     answers::{assert_gapless, lines, refused},
     client::{Client, channel, image},
-    engine::{Ended, FakeEngine, Gate, Script, State},
+    fake_engine::{Ended, FakeEngine, Gate, Script, State},
     relay::Relay,
     stack::{LIMIT, Service, Worker},
 };
@@ -29,14 +29,14 @@ async fn rename(client: &Client, id: &str, name: &str) -> Result<(), Status> {
     client.images.clone().update_image(request).await.map(|_| ())
 }
 
-/// The ids of all images that a term finds.
+/// Returns the ids of all images that match a search term.
 async fn search(client: &Client, term: &str) -> Result<Vec<String>, Status> {
     let request = ListImagesRequest { search: term.to_owned(), ..Default::default() };
     let page = client.images.clone().list_images(request).await?.into_inner();
     Ok(page.images.into_iter().map(|image| image.id).collect())
 }
 
-/// One service, and on Postgres two more replicas whose database stalls at random.
+/// One service and, on Postgres, two more replicas whose database connections stall at random.
 struct Replicas {
     services: Vec<Service>,
     relays: Vec<Arc<Relay>>,
@@ -140,12 +140,12 @@ async fn without_its_database_nothing_stale_is_answered() -> anyhow::Result<()> 
     Ok(())
 }
 
-/// As it is with a million images: they take seconds.
+/// Simulates a large catalogue: a million images take seconds to load.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_that_loads_the_catalogue_for_long_stops_no_build() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let Some(url) = service.database().url() else {
-        // Nobody can keep a file from being read.
+        // Nothing can block reads of a file.
         return Ok(());
     };
     let engine = FakeEngine::start().await?;
@@ -161,7 +161,7 @@ async fn a_restart_that_loads_the_catalogue_for_long_stops_no_build() -> anyhow:
 
     let holder = Connection::connect(&url).await?;
     let lock = holder.begin().await?;
-    // Builds do not look at grants.
+    // Builds do not read grants.
     lock.execute_unprepared("LOCK TABLE grants IN ACCESS EXCLUSIVE MODE").await?;
     let service = service.restart().await?;
     let alice = service.builder("alice");

@@ -1,5 +1,5 @@
-//! Whatever is in the fields of a configuration, the Dockerfile that is generated says what was meant, and nothing else: held
-//! against parsers of Dockerfiles and shells that are not ours.
+//! Hostile values in configurations: the generated Dockerfile says what was meant and nothing else, as third-party parsers of
+//! Dockerfiles and shells read it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,12 +58,12 @@ impl Random {
         (0..self.0.usize(0..6)).map(|_| PIECES[self.0.usize(0..PIECES.len())]).collect()
     }
 
-    /// Mostly something good.
+    /// Returns `good` or, now and then, a hostile text.
     fn or_hostile(&mut self, good: &str) -> String {
         if self.0.u8(0..12) == 0 { self.hostile() } else { good.to_owned() }
     }
 
-    /// What is one line, mostly.
+    /// Returns a hostile text, mostly of one line.
     fn line(&mut self) -> String {
         let text = self.hostile();
         if self.0.u8(0..12) == 0 { text } else { text.replace(['\n', '\r', '\0'], "") }
@@ -106,7 +106,7 @@ impl Random {
     }
 }
 
-/// The inside of a quoted value, read as the engine reads it.
+/// Returns the inside of a quoted value as the engine reads it.
 fn unquoted(text: &str) -> anyhow::Result<String> {
     let inside = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).context("it is quoted")?;
     let mut value = String::new();
@@ -124,7 +124,7 @@ fn unquoted(text: &str) -> anyhow::Result<String> {
     Ok(value)
 }
 
-/// A word that the engine expands: every character behind a backslash stands for itself.
+/// Unescapes a word as the engine does: a backslash makes the next character literal.
 fn unescaped(word: &str) -> String {
     let mut characters = word.chars();
     let mut value = String::new();
@@ -134,7 +134,7 @@ fn unescaped(word: &str) -> String {
     value
 }
 
-/// What an instruction says, in words.
+/// Returns an instruction in words, as the parsers read it.
 #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else there is nobody wants")]
 fn said(instruction: &Instruction<'_>, text: &str) -> anyhow::Result<Vec<String>> {
     let of = |keyword: &str, words: Vec<String>| [vec![keyword.to_owned()], words].concat();
@@ -183,7 +183,7 @@ fn words(text: &str) -> Vec<String> {
     text.split(' ').map(str::to_owned).collect()
 }
 
-/// What the Dockerfile of a configuration is to say.
+/// Returns the instructions that the Dockerfile of a configuration must have, in words.
 fn meant(generate: &GenerateSource, services: &[WorkspaceService]) -> Vec<Vec<String>> {
     let has_entry_point = !services.is_empty() || !generate.start_commands.is_empty();
     let base = if generate.base_image.is_empty() { "ubuntu:24.04" } else { &generate.base_image };
@@ -242,7 +242,7 @@ fn meant(generate: &GenerateSource, services: &[WorkspaceService]) -> Vec<Vec<St
     all
 }
 
-/// What the script of an image is to run, each line in words.
+/// Returns the lines that the script of an image must have, in words.
 fn meant_to_run(generate: &GenerateSource, services: &[WorkspaceService]) -> Vec<Vec<String>> {
     let tell = |prefix: Vec<String>, what: String, suffix: &[&str]| {
         let said = vec!["echo".to_owned(), format!("trailer: {what} has ended with status $?")];
@@ -293,7 +293,7 @@ fn check(config: &ImageConfig, rendered: &RenderDockerfileResponse) -> anyhow::R
     Ok(())
 }
 
-/// The fields of a configuration whose texts are not those that are good.
+/// Returns the fields of a configuration whose texts may be invalid.
 fn suspects(config: &ImageConfig) -> BTreeSet<String> {
     let is_line = |text: &str| !text.contains(['\n', '\r', '\0']);
     let Some(Source::Generate(generate)) = &config.source else { return BTreeSet::new() };

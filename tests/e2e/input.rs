@@ -1,4 +1,4 @@
-//! What comes in that should not: it is refused with the field and the rule, and nothing breaks.
+//! Invalid input, which is refused with the field and the rule, and breaks nothing.
 
 use std::collections::BTreeSet;
 
@@ -168,7 +168,7 @@ async fn pages_hold_every_image_once_and_belong_to_their_caller() -> anyhow::Res
     Ok(())
 }
 
-/// Every method that takes one request, by its path.
+/// Paths of the methods that are called with random bytes.
 const METHODS: [&str; 22] = [
     "/trailer.images.v1.ImageService/CreateImage",
     "/trailer.images.v1.ImageService/GetImage",
@@ -209,7 +209,7 @@ async fn random_bytes_are_the_callers_fault() -> anyhow::Result<()> {
         for method in METHODS {
             let length = usize::from(byte()) % 64;
             let bytes: Vec<u8> = (0..length).map(|_| byte()).collect();
-            // Now and then a broken frame instead of a broken message, or none at all.
+            // Now and then send a broken frame instead of a broken message, or no frame at all.
             let frame = match round % 6 {
                 0 => bytes,
                 1 => Vec::new(),

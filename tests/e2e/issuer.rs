@@ -1,4 +1,4 @@
-//! An identity provider: keys, tokens that they sign, and a JWKS over HTTP.
+//! An identity provider: keys, the tokens that they sign, and a JWKS over HTTP.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
@@ -19,7 +19,7 @@ use ring::{
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
-/// A key of 2,048 bits in PKCS #8, made for these tests: *ring* makes no RSA keys.
+/// A PKCS #8 key of 2,048 bits made for these tests, because *ring* cannot generate RSA keys.
 const RSA_KEY: &str = concat!(
     "MIIEvAIBADANBgkqhkiG9w0BAQEFAASCBKYwggSiAgEAAoIBAQCoCD13fJz9qPjpJVESFaZwtsKFErds3Ts+LgS5lYUZvMWgIlHqKD9Qftqa",
     "OtHFlrrFlc5HzhUXwKIZzmzXuN20x/YnSkVNhsxS0mrli2hn3kz4t0ATZ/SN/cRU+fvjRzyKsI+ILwaumWFfCXI79Tde7LLfVxtkI3327aFE",
@@ -39,7 +39,7 @@ const RSA_KEY: &str = concat!(
     "gQ==",
 );
 
-/// A key that tokens are signed with.
+/// A key that signs tokens.
 #[derive(Debug)]
 pub(crate) struct SigningKey {
     id: Option<String>,
@@ -53,13 +53,13 @@ enum Pair {
     Rsa(RsaKeyPair),
 }
 
-/// Serves one document, at every path.
+/// An HTTP server that returns one document at every path.
 #[derive(Debug)]
 pub(crate) struct KeyServer {
     addr: SocketAddr,
     answer: Arc<watch::Sender<(StatusCode, String)>>,
     fetches: watch::Receiver<usize>,
-    /// Ends what it serves when dropped.
+    /// Tasks of the server, aborted on drop.
     _tasks: JoinSet<()>,
 }
 
@@ -87,7 +87,7 @@ impl SigningKey {
         Self { id: Some(id.to_owned()), pair }
     }
 
-    /// The same key, of which neither tokens nor documents say an id.
+    /// Removes the key's id from its tokens and documents.
     pub(crate) fn without_id(self) -> Self {
         Self { id: None, ..self }
     }
@@ -100,7 +100,7 @@ impl SigningKey {
         }
     }
 
-    /// The public half, as a JWK.
+    /// Returns the public key as a JWK.
     pub(crate) fn jwk(&self) -> Value {
         let mut jwk = match &self.pair {
             Pair::Ed25519(pair) => {
@@ -123,7 +123,7 @@ impl SigningKey {
         jwk
     }
 
-    /// What a verifier that mistakes the public key for a secret would take for the secret.
+    /// Returns the secret of a verifier that mistakes the public key for one.
     pub(crate) fn public_bytes(&self) -> Vec<u8> {
         match &self.pair {
             Pair::Ed25519(pair) => pair.public_key().as_ref().to_vec(),
@@ -132,7 +132,7 @@ impl SigningKey {
         }
     }
 
-    /// A token with these claims.
+    /// Returns a token with these claims.
     pub(crate) fn token(&self, claims: &Value) -> String {
         self.token_with(&self.header(), claims)
     }
@@ -145,7 +145,7 @@ impl SigningKey {
         header
     }
 
-    /// A token with these claims, and a header that need not be true.
+    /// Returns a token with these claims and a header that need not be true.
     pub(crate) fn token_with(&self, header: &Value, claims: &Value) -> String {
         let message = message(header, claims);
         format!("{message}.{}", encode(self.sign(message.as_bytes())))
@@ -165,7 +165,7 @@ impl SigningKey {
     }
 }
 
-/// What is signed of a token.
+/// Returns the signed part of a token.
 pub(crate) fn message(header: &Value, claims: &Value) -> String {
     format!("{}.{}", encode(header.to_string()), encode(claims.to_string()))
 }
@@ -174,7 +174,7 @@ pub(crate) fn encode(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// The document with the public halves.
+/// Returns the document with the public keys.
 pub(crate) fn jwks(keys: &[&SigningKey]) -> String {
     let keys: Vec<Value> = keys.iter().map(|key| key.jwk()).collect();
     json!({ "keys": keys }).to_string()
@@ -195,17 +195,17 @@ impl KeyServer {
         format!("http://{}/.well-known/jwks.json", self.addr)
     }
 
-    /// Answers this from now on.
+    /// Sets the response from now on.
     pub(crate) fn set(&self, status: StatusCode, document: String) {
         self.answer.send_replace((status, document));
     }
 
-    /// How often the document was fetched.
+    /// Returns how often the document was fetched.
     pub(crate) fn fetches(&self) -> usize {
         *self.fetches.borrow()
     }
 
-    /// Waits until it was fetched so often.
+    /// Waits until the document was fetched `count` times.
     pub(crate) async fn fetched(&self, count: usize) {
         self.fetches.clone().wait_for(|fetches| *fetches >= count).await.expect("it serves");
     }
@@ -227,7 +227,7 @@ async fn accept(
                 *response.status_mut() = status;
                 std::future::ready(Ok::<_, Infallible>(response))
             });
-            // Whoever goes away early is no concern of the provider.
+            // A client that disconnects early is not an error.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }

@@ -1,4 +1,4 @@
-//! The directions of dependencies, read from the source: what the architecture says is what the code does.
+//! Dependency rules of the architecture, checked against the source.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,8 +11,8 @@ use anyhow::Context as _;
 const NOUNS: [&str; 12] = [
     "access",
     "build",
+    "build_context",
     "change",
-    "context",
     "dispatch",
     "error",
     "hint",
@@ -22,12 +22,22 @@ const NOUNS: [&str; 12] = [
     "timestamp",
     "turns",
 ];
-const OPERATIONS: [&str; 10] =
-    ["catalog", "contexts", "feed", "history", "preview", "queue", "session", "signals", "upkeep", "workers"];
-/// Beside the layers: the command line, the lock on the data directory, tokens, and the root that puts everything together.
-const ROOT: [&str; 6] = ["config", "data_dir", "lib", "main", "simulation", "token"];
+const OPERATIONS: [&str; 10] = [
+    "background",
+    "build_watch",
+    "catalog",
+    "context_transfer",
+    "feed",
+    "preview",
+    "queue",
+    "signals",
+    "worker_registry",
+    "worker_session",
+];
+/// Modules outside the layers: the command line, the data directory's lock, tokens and the root.
+const ROOT: [&str; 6] = ["config", "data_dir", "jwt", "lib", "main", "simulation"];
 
-/// The source files of a package by their path below `src`, without comments and unit tests.
+/// Returns the sources of a package by path below `src`, without comments and unit tests.
 fn sources(package: &str) -> anyhow::Result<BTreeMap<String, String>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(package).join("src");
     let mut files = BTreeMap::new();
@@ -51,14 +61,14 @@ fn code(text: &str) -> String {
     shipped.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
-/// Whether code names a crate, as `name::…`.
+/// Reports whether code names a crate, as `name::…`.
 fn names(code: &str, name: &str) -> bool {
     let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
     code.match_indices(&format!("{name}::"))
         .any(|(at, _)| !code[..at].chars().next_back().is_some_and(is_word))
 }
 
-/// The modules of its own crate that code names, as `crate::name` or within `crate::{…}`.
+/// Returns the modules of its own crate that code names, as `crate::name` or in `crate::{…}`.
 fn modules(code: &str) -> BTreeSet<&str> {
     let mut found = BTreeSet::new();
     for (at, path) in code.match_indices("crate::") {
@@ -151,7 +161,7 @@ fn only_the_docker_module_of_build_worker_knows_bollard() -> anyhow::Result<()> 
 
 #[test]
 fn the_documents_name_real_functions() -> anyhow::Result<()> {
-    /// The documents that follow a call through the code, and the fewest functions that each names.
+    /// Documents that follow a call through the code, with the minimum number of functions in each.
     const DOCUMENTS: [(&str, usize); 2] = [("image-service/README.md", 60), ("build-worker/README.md", 20)];
     let code: Vec<(String, String)> = ["image-service", "build-worker"]
         .iter()
@@ -179,7 +189,7 @@ fn the_documents_name_real_functions() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tells whether a file has a function of a type or of a module.
+/// Reports whether a file defines a function of a type or of a module.
 fn defines(file: &str, code: &str, name: &str, function: &str) -> bool {
     let is_type = name.starts_with(char::is_uppercase);
     let is_of_it = if is_type {

@@ -1,4 +1,4 @@
-//! What one caller may ask for, and for how long an answer is awaited.
+//! Rate limits, quotas and deadlines.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +22,7 @@ use tonic_types::StatusExt as _;
 use crate::{
     answers::{reason, refused},
     client::{Client, channel, image},
-    engine::FakeEngine,
+    fake_engine::FakeEngine,
     raw,
     stack::{LIMIT, Service, Worker},
 };
@@ -65,7 +65,7 @@ async fn a_refusal_is_held_back_but_not_beyond_the_deadline() -> anyhow::Result<
     let begun = Instant::now();
     one_of_two(async || list("alice", LIMIT).await).await?;
     assert!(begun.elapsed() >= HOLD, "refused after {:?}", begun.elapsed());
-    // Not the end of the deadline, which would say nothing of why.
+    // The refusal comes before the deadline, whose error would not give the reason.
     one_of_two(async || list("bob", HOLD + HOLD / 2).await).await?;
     Ok(())
 }
@@ -86,13 +86,13 @@ async fn a_call_that_asks_for_more_counts_as_several() -> anyhow::Result<()> {
         validate_only: true,
         ..Default::default()
     };
-    // Each takes the units of a second, so that there are none for the other.
+    // Each call takes all units of a second and leaves none for the other.
     let client = |subject| service.builder(subject).images;
     one_of_two(async || client("alice").list_images(large.clone()).await).await?;
     one_of_two(async || client("bob").create_image(bytes.clone()).await).await?;
     one_of_two(async || client("carol").watch_images(term.clone()).await).await?;
     one_of_two(async || client("dave").batch_images(preview.clone()).await).await?;
-    // What a call costs is not known before there is a unit to read it for: so there is a hint for that, and one for the rest.
+    // The cost of a call is known only after a unit was spent to read it, so there is a hint for that unit and one for the rest.
     for _ in 0..2 {
         match client("dave").batch_images(preview.clone()).await {
             Ok(_) => return Ok(()),
@@ -103,7 +103,7 @@ async fn a_call_that_asks_for_more_counts_as_several() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes a call twice at once, of which one is answered and one refused; returns the refusal.
+/// Makes two concurrent calls, of which one must be refused, and returns the refusal.
 async fn one_of_two<T>(call: impl AsyncFn() -> Result<T, Status>) -> anyhow::Result<Status> {
     let ((Err(refusal), answer) | (answer, Err(refusal))) = tokio::join!(call(), call()) else {
         anyhow::bail!("both are answered");
@@ -113,7 +113,7 @@ async fn one_of_two<T>(call: impl AsyncFn() -> Result<T, Status>) -> anyhow::Res
     Ok(refusal)
 }
 
-/// A GetImage whose message has not been sent, so that the call is under way.
+/// A `GetImage` call in flight whose message has not been sent.
 struct HalfSent {
     message: oneshot::Sender<api::GetImageRequest>,
     answer: AbortOnDropHandle<Result<(), Status>>,
@@ -141,7 +141,7 @@ impl HalfSent {
     }
 }
 
-/// Has two calls of a caller under way, and returns how a third one is refused then.
+/// Keeps two calls of a caller in flight and returns the refusal of a third.
 async fn fill(
     service: &Service,
     caller: &Client,
@@ -150,7 +150,7 @@ async fn fill(
 ) -> anyhow::Result<Status> {
     let filling = async {
         loop {
-            // One that came while the list below was under way may have been refused.
+            // A call that arrived during the list below may have been refused.
             calls.retain(|call| !call.answer.is_finished());
             while calls.len() < 2 {
                 calls.push(HalfSent::begin(service, subject)?);
@@ -179,12 +179,12 @@ async fn a_caller_has_so_many_calls_under_way_and_no_more() -> anyhow::Result<()
     watch(&alice).await.context("a stream is no such call")?;
 
     calls.pop().context("there are two")?.finish(&created.id).await?;
-    // One after the other counts as one, from the moment on that it is answered.
+    // Sequential calls count as one, because a call stops counting when it is answered.
     for _ in 0..200 {
         alice.list().await.context("a call that has been answered still counts")?;
     }
     fill(&service, &alice, "alice", &mut calls).await?;
-    // Their caller goes away.
+    // The caller disconnects.
     drop(calls);
     let freed = async {
         while alice.list().await.is_err() {
@@ -246,7 +246,7 @@ async fn a_caller_has_so_many_builds_in_the_queue_and_no_more() -> anyhow::Resul
         anyhow::bail!("the row is not refused");
     };
     assert_eq!(error.code, i32::from(Code::ResourceExhausted));
-    // What was refused can be built when there is room again.
+    // What was refused can be built once there is room again.
     let cancel = api::CancelBuildRequest { id: third.id.clone(), ..Default::default() };
     alice.images.clone().cancel_build(cancel).await?;
     let (refused_before, mut client) = (batch.targets[0].id.clone(), alice.images.clone());
@@ -266,7 +266,7 @@ async fn nobody_is_answered_who_does_not_wait_any_longer() -> anyhow::Result<()>
     assert_eq!(late, (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".to_owned()));
     assert_eq!(raw::call_within(&service, method, &token, Some("20S"), empty).await?.0, Code::Ok);
 
-    // A stream ends when its time is over, and says why.
+    // A stream ends at its deadline and says why.
     let mut for_a_while = Request::new(api::WatchImagesRequest::default());
     for_a_while.set_timeout(Duration::from_millis(500));
     let mut stream = alice.images.clone().watch_images(for_a_while).await?.into_inner();
@@ -306,12 +306,12 @@ async fn a_connection_that_says_nothing_is_closed() -> anyhow::Result<()> {
     halting.write_all(b"PRI * HTTP").await?;
     for connection in [&mut silent, &mut halting] {
         let mut told = Vec::new();
-        // It may be reset.
+        // The connection may be reset.
         let _ =
             tokio::time::timeout(LIMIT, connection.read_to_end(&mut told)).await.context("it stays open")?;
     }
     service.builder("alice").list().await.context("others are served")?;
-    // Nor does one keep the service from ending.
+    // A silent connection does not keep the service from stopping either.
     let _silent = TcpStream::connect(service.addr).await?;
     service.stop().await
 }
@@ -358,7 +358,7 @@ async fn the_catalogue_has_room_for_what_can_be_loaded_again() -> anyhow::Result
     let flags = ["--index-memory", room.as_str()];
     let service = Service::start_with(&flags).await?;
     let alice = service.builder("alice");
-    // Four of them take less than a MiB, and five more.
+    // Four of these images take less than 1 MiB, and five take more.
     let large = |name: &str| image(name, &format!("FROM scratch\n# {}", "x".repeat(240_000)));
     let (first, _) = alice.create(large("First")).await?;
     for name in ["Second", "Third", "Fourth"] {

@@ -1,50 +1,49 @@
-//! Trailer Images as its users meet it: both services in process, called over the network.
+//! End-to-end tests: both services in process, called over the network.
 //!
-//! `stack` starts the services, each on a `database` of its own, `client` calls them, `actor` plays a worker, `issuer` an
-//! identity provider, `engine` is a scripted Docker Engine at the wire, `registry` a real one of images, `proxy` cuts and stalls connections. The other modules
-//! are tests, named by what they are about.
+//! `stack` starts the services, each on a `database` of its own; `client` calls them; `actor` plays a worker and `issuer` an
+//! identity provider; `engine` is a scripted Docker Engine, `registry` a real image registry, and `proxy` cuts and stalls
+//! connections. The other modules are tests, named after their subjects.
 
 mod access;
 mod actor;
-mod all_restarted;
 mod answers;
 mod authentication;
 mod authority;
 mod backoff;
 mod base_image;
-mod cancelling;
+mod cancellation;
 mod client;
 mod clocks;
-mod collecting;
-#[expect(dead_code, reason = "the fault tests use the rest")]
-mod collector;
 mod consistency;
 mod contexts;
 mod data_dir;
 mod database;
 mod debian_workspace;
-mod deploying;
+mod deployment;
 mod dispatch;
 mod divergence;
 #[path = "../faults/dockerd.rs"]
 #[expect(dead_code, reason = "the fault tests use the rest")]
 mod dockerd;
 mod documents;
-mod draining;
-mod editing;
-mod engine;
+mod drain;
+mod edits;
 mod engine_versions;
 mod fairness;
+mod fake_engine;
 mod freshness;
-mod fuzzing;
-mod generating;
+mod fuzz;
+mod generate;
 mod hostile;
+mod image_gc;
 mod input;
 mod issuer;
 mod layers;
 mod limits;
-mod listing;
+mod list_images;
 mod main_job;
+#[expect(dead_code, reason = "the fault tests use the rest")]
+mod otlp_collector;
 mod patience;
 mod permissions;
 mod previews;
@@ -60,15 +59,16 @@ mod reflection;
 mod registries;
 mod registry;
 mod relay;
-mod resuming;
+mod resume;
 mod retention;
+mod rolling_restart;
 mod secrets;
 mod snapshots;
-mod spooling;
+mod spool;
 mod stack;
-mod telling;
+mod telemetry;
 mod tls;
 mod unreachable;
-mod unsupported;
-mod watching;
+mod unsupported_engine;
+mod watch_images;
 mod writes;

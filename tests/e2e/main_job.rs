@@ -1,4 +1,4 @@
-//! The main job: register an image, have it built, watch it happen. Against a scripted engine.
+//! The main job against a scripted engine: register an image, have it built, watch the build.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use tonic::Code;
 use crate::{
     answers::{assert_gapless, lines, reason, states},
     client::image,
-    engine::{Ended, FakeEngine, Gate, Script},
+    fake_engine::{Ended, FakeEngine, Gate, Script},
     stack::{LIMIT, Service, Worker},
 };
 

@@ -1,4 +1,4 @@
-//! Calls that are tried again, as the manual says.
+//! Retries of calls, as the manual prescribes.
 
 use std::{
     future::Future,
@@ -12,7 +12,7 @@ use tonic_types::StatusExt as _;
 
 use crate::client::Client;
 
-/// Whether the manual says that a call is to be tried again.
+/// Reports whether the manual says that a call should be retried.
 fn may_be_tried_again(status: &Status) -> bool {
     let is_ours = status.get_details_error_info().is_some();
     let by_connection = matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal) && !is_ours;
@@ -20,7 +20,7 @@ fn may_be_tried_again(status: &Status) -> bool {
     status.code() == Code::Unavailable || by_connection || is_told_when
 }
 
-/// Calls as the manual says, until there is an answer; how often it was tried again is counted.
+/// Retries a call as the manual prescribes until it is answered, and counts the retries.
 pub(crate) async fn patiently<T, F>(tries: &AtomicUsize, mut call: impl FnMut() -> F) -> Result<T, Status>
 where
     F: Future<Output = Result<T, Status>>,
@@ -38,7 +38,7 @@ where
     }
 }
 
-/// Creates an image patiently, and once; answers it with its first build.
+/// Creates an image exactly once, with retries, and returns it with its first build.
 pub(crate) async fn create(
     client: &Client,
     image: api::Image,

@@ -1,4 +1,4 @@
-//! Who may do what: the design's table, walked through the wire for every caller, state and call.
+//! The table of permissions, checked over the network for every caller, state and call.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -22,9 +22,9 @@ mod grants;
 mod predictions;
 mod table;
 
-/// Nothing is taken from a worker that says no more, as long as a test lasts.
+/// Flags with which a silent worker loses nothing for as long as a test lasts.
 const PATIENT: [&str; 8] =
-    ["--offline-after", "1h", "--stop-after", "1h", "--stop-within", "1h", "--lease", "3h"];
+    ["--offline-after", "1h", "--stop-after", "1h", "--stop-timeout", "1h", "--lease", "3h"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everybody_may_do_what_the_table_says_and_nothing_else() -> anyhow::Result<()> {
@@ -38,12 +38,12 @@ async fn everybody_may_do_what_the_table_says_and_nothing_else() -> anyhow::Resu
 
     try_join_all(table::callers().into_iter().map(|caller| walk(&service, caller, &targets))).await?;
     shut_out(&service, &targets).await?;
-    // Whoever only asked has changed nothing, neither images nor grants.
+    // Validation alone has changed neither images nor grants.
     assert_eq!(admin.list().await?, before);
     Ok(())
 }
 
-/// Asks for everything as one caller.
+/// Validates every call as one caller and compares the answers with the table.
 async fn walk(service: &Service, caller: &'static str, targets: &[Target]) -> anyhow::Result<()> {
     let client = client(service, caller);
     let targets = [targets, &[nowhere()]].concat();
@@ -82,7 +82,9 @@ async fn walk(service: &Service, caller: &'static str, targets: &[Target]) -> an
 
 type Answers = Vec<(Call, How, Wording)>;
 
-/// Asks for everything with one image. Answers how it is listed, if it is seen, and how each call was refused.
+/// Validates every call on one image.
+///
+/// Returns the image as lists show it, if the caller sees it, and how each call was refused.
 async fn walk_image(
     client: &Client,
     caller: &str,
@@ -94,7 +96,7 @@ async fn walk_image(
         if target.build.is_empty() && matches!(call, Call::GetBuild | Call::WatchBuild) {
             continue;
         }
-        // For the other calls with an etag the batches show it.
+        // The batches cover the other calls that take an etag.
         let stale = (call == Call::UpdateImage).then_some(How::AskWithStaleEtag);
         for how in [Some(How::Ask), stale].into_iter().flatten() {
             let case = format!("{caller}, {call:?}, {}, {how:?}", target.state);
@@ -118,11 +120,11 @@ async fn walk_image(
         let allowed: Vec<ImageAction> = image.allowed_actions().collect();
         assert_eq!(allowed, table::allowed(caller, target.state), "{caller}, {}", target.state);
     }
-    // Lists leave the configuration out.
+    // Lists omit the configuration.
     Ok((seen.map(|image| api::Image { config: None, ..image }), answers))
 }
 
-/// Asks for everything as those who are no callers.
+/// Makes every call with tokens that are refused, or with none.
 async fn shut_out(service: &Service, targets: &[Target]) -> anyhow::Result<()> {
     let expired = service.token_for("creator", &[Role::Admin], std::time::Duration::ZERO);
     let begun = tokio::time::Instant::now();
@@ -162,7 +164,7 @@ async fn what_was_predicted_is_what_happens() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Does everything as one caller, each to images of its own.
+/// Makes every write as one caller, each on an image of its own.
 async fn act(service: &Service, caller: &str) -> anyhow::Result<()> {
     let (admin, creator) = (client(service, "admin"), client(service, "creator"));
     let client = client(service, caller);
@@ -208,10 +210,10 @@ async fn act(service: &Service, caller: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Between them, every write can do something to an image in one of these states.
+/// States that between them let every write have an effect.
 const STATES: [&str; 2] = ["image-queued", "image-cancelled-disabled"];
 
-/// An image of the creator's that the caller has been admitted to.
+/// Creates an image of the creator's and admits the caller to it.
 async fn fresh(creator: &Client, caller: &str, state: &'static str) -> anyhow::Result<Target> {
     let is_at_rest = state != "image-queued";
     let wanted = api::Image { enabled: Some(!is_at_rest), ..image(state, "FROM scratch") };
@@ -261,7 +263,7 @@ async fn who_may_create_depends_on_roles() -> anyhow::Result<()> {
             };
             assert_eq!(taken.creator, "creator");
             if !validate_only {
-                // It is another's: who has asked for it sees it no more than anybody else.
+                // The image belongs to the creator: the caller that requested it sees it no more than others do.
                 let seen = client.get(&taken.id).await;
                 assert_eq!(seen.is_ok(), roles.contains(&Role::Admin), "{roles:?}");
                 let allowed = seen.map(|image| image.allowed_actions).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Previews, and writes of what is not in sight, are answered while nobody can write.
+//! Previews, and writes to images that the caller does not see, which are answered while nobody can write.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ fn target(id: &str) -> api::BatchTarget {
     api::BatchTarget { id: id.to_owned(), ..Default::default() }
 }
 
-/// Asks of every write what it would do.
+/// Previews every kind of write.
 async fn preview_everything(service: &Service, [id, cancellable]: [&str; 2]) -> Result<(), Status> {
     let validate_only = true;
     let (alice, admin) = (service.builder("alice"), service.client(&service.token("root", &[Role::Admin])));
@@ -132,7 +132,7 @@ async fn what_is_not_in_sight_is_refused_without_a_writer() -> anyhow::Result<()
         });
         let expected = [Code::NotFound, Code::InvalidArgument, Code::NotFound];
         assert_eq!(codes.collect::<Vec<_>>(), expected);
-        // Who repeats a request hears again what has come of it, although the image is gone.
+        // A repeated request gets its first answer, although the image is gone.
         alice.images.clone().delete_image(delete.clone()).await?;
         assert_eq!(alice.images.clone().batch_images(gone).await?.into_inner(), first);
         let other = api::DeleteImageRequest { etag: "0".to_owned(), ..delete };
@@ -145,7 +145,7 @@ async fn what_is_not_in_sight_is_refused_without_a_writer() -> anyhow::Result<()
     Ok(())
 }
 
-/// `TRAILER_TEST_PREVIEWS` says how many.
+/// Sends `TRAILER_TEST_PREVIEWS` previews.
 #[tokio::test(flavor = "multi_thread")]
 async fn previews_of_large_batches_hold_up_nobody() -> anyhow::Result<()> {
     let service = Service::start_with(&["--max-call-rate", "0"]).await?;

@@ -1,4 +1,4 @@
-//! Both services as programs, which a test starts, ends and starts again, at addresses that they keep.
+//! Both services as processes, which a test starts, stops and restarts at fixed addresses.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -19,7 +19,7 @@ use crate::{
     stack::LIMIT,
 };
 
-/// A catalogue that replicas of image-service share, and what their workers need of it.
+/// A catalogue that replicas of image-service share, with the files that its programs need.
 #[derive(Debug)]
 pub(crate) struct Catalogue {
     keys: TokenKeys,
@@ -27,7 +27,7 @@ pub(crate) struct Catalogue {
     pub(crate) directory: TempDir,
 }
 
-/// A program that listens.
+/// A program that listens on an address.
 #[derive(Debug)]
 pub(crate) struct Listening {
     pub(crate) addr: SocketAddr,
@@ -41,7 +41,7 @@ impl Catalogue {
         Ok(Self { keys, database, directory: tempfile::tempdir()? })
     }
 
-    /// Whether several replicas can share it.
+    /// Reports whether several replicas can share the catalogue.
     pub(crate) fn is_shared(&self) -> bool {
         self.database.url().is_some()
     }
@@ -58,12 +58,12 @@ impl Catalogue {
         self.keys.mint(subject, &[role], LIMIT * 100).expect("the subject is printable")
     }
 
-    /// A caller that may create images, by way of `addr`.
+    /// Returns a client that may create images, connected to `addr`.
     pub(crate) fn builder(&self, subject: &str, addr: SocketAddr) -> Client {
         client(addr, &self.token(subject, Role::Builder))
     }
 
-    /// Starts an image-service; `environment` is of `NAME=value`.
+    /// Starts an image-service with environment variables of the form `NAME=value`.
     pub(crate) async fn replica(
         &self,
         name: &str,
@@ -86,7 +86,7 @@ impl Catalogue {
         self.start("image-service", name, environment, all.collect()).await
     }
 
-    /// Starts a build-worker of the service at `server`.
+    /// Starts a build-worker that connects to the service at `server`.
     pub(crate) async fn worker(
         &self,
         name: &str,
@@ -120,7 +120,7 @@ impl Catalogue {
         environment: &[&str],
         flags: Vec<String>,
     ) -> anyhow::Result<Listening> {
-        // All of 127.0.0.0/8 is this host, and nobody else takes the port while the program is away.
+        // All of 127.0.0.0/8 is this host, and no other program takes the port of a random address during a restart.
         let [_, a, b, c] = fastrand::u32(..).to_be_bytes();
         let addr = SocketAddr::from((Ipv4Addr::new(127, a | 1, b, c | 1), 50051));
         let command = bound_to_test()
@@ -136,21 +136,21 @@ impl Catalogue {
         Ok(listening)
     }
 
-    /// What a program has printed.
+    /// Returns what a program has printed.
     pub(crate) fn log(&self, name: &str) -> anyhow::Result<String> {
         Ok(std::fs::read_to_string(self.directory.path().join(format!("{name}.log")))?)
     }
 }
 
 impl Listening {
-    /// Ends it in order and starts it again.
+    /// Stops the program gracefully and starts it again.
     pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
         self.program.end(Signal::TERM).await?;
         self.program.start_again()?;
         self.answers().await
     }
 
-    /// Waits until it listens.
+    /// Waits until the program listens.
     pub(crate) async fn answers(&mut self) -> anyhow::Result<()> {
         let answers = async {
             while TcpStream::connect(self.addr).await.is_err() {

@@ -1,9 +1,9 @@
 //! A TCP proxy that breaks connections on demand.
 //!
 //! [`Proxy`] stands between a client and a server. It forwards bytes unchanged and in order, and
-//! can cut every connection, turn new ones away, or stop the flow for a while. A stall loses
-//! nothing: what was on its way arrives when it ends. Dropping the proxy resets its connections and
-//! closes its port.
+//! can cut every connection, refuse new ones, or stop the flow for a while. A stall loses nothing:
+//! bytes in flight arrive when it ends. Dropping the proxy resets its connections and closes its
+//! port.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,7 +26,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Starts a proxy on a free port of 127.0.0.1. It accepts connections when this returns.
+    /// Starts a proxy on a free port of 127.0.0.1, which accepts connections once this returns.
     pub(crate) async fn start(upstream: SocketAddr) -> io::Result<Proxy> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let addr = listener.local_addr()?;
@@ -47,37 +47,38 @@ impl Proxy {
         Ok(Proxy { addr, _stop: shared.stop.clone().drop_guard(), shared })
     }
 
-    /// Where clients connect.
+    /// Returns the address that clients connect to.
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Resets every connection that is open now, on both sides. New ones work.
+    /// Resets every open connection on both sides. New connections work.
     pub(crate) fn cut(&self) {
         for (_, cut) in self.shared.connections().drain() {
             cut.cancel();
         }
     }
 
-    /// While on, a new connection is reset at once. Open ones go on.
+    /// Resets new connections at once while `on`. Open ones continue.
     pub(crate) fn refuse(&self, on: bool) {
         self.shared.refuses.store(on, Ordering::SeqCst);
     }
 
-    /// While on, no byte flows in either direction, but connections stay open and new ones are
-    /// accepted.
+    /// Stops the flow in both directions while `on`.
+    ///
+    /// Connections stay open and new ones are accepted.
     pub(crate) fn stall(&self, on: bool) {
         self.shared.stalls.send_replace(on);
     }
 }
 
-/// What the proxy's tasks share.
+/// State shared by the proxy's tasks.
 #[derive(Debug)]
 struct Shared {
     upstream: SocketAddr,
     refuses: AtomicBool,
     stalls: watch::Sender<bool>,
-    /// The open connections by number, each with what cuts it.
+    /// Open connections by number, each with the token that cuts it.
     connections: Mutex<HashMap<u64, CancellationToken>>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -108,7 +109,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// Carries one connection until both sides have ended it, one fails, or it is cut.
+/// Forwards one connection until both sides have ended it, one fails, or it is cut.
 async fn carry(mut client: TcpStream, cut: CancellationToken, shared: &Shared) {
     let connected = cut.run_until_cancelled(TcpStream::connect(shared.upstream));
     let Some(Ok(mut server)) = connected.await else {
@@ -134,7 +135,7 @@ async fn carry(mut client: TcpStream, cut: CancellationToken, shared: &Shared) {
     }
 }
 
-/// Copies bytes until the reader ends, and passes the end on.
+/// Copies bytes until the reader ends, and then shuts down the writer.
 async fn pump(
     mut reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
@@ -143,7 +144,7 @@ async fn pump(
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let count = reader.read(&mut buffer).await?;
-        // The stall is looked at behind the read, so that nothing read before it slips through.
+        // Wait after the read, so that bytes read before a stall do not slip through.
         if stalls.wait_for(|stalled| !stalled).await.is_err() {
             return Ok(());
         }
@@ -154,8 +155,8 @@ async fn pump(
     }
 }
 
-/// Makes the socket close with a reset instead of an orderly end.
+/// Makes the socket close with a reset instead of an orderly shutdown.
 fn reset(socket: &TcpStream) {
-    // A socket that is broken already needs no reset.
+    // A broken socket needs no reset.
     let _ = socket.set_zero_linger();
 }

@@ -1,4 +1,4 @@
-//! Calls with bytes of one's choice: over HTTP/2 without a gRPC library, or as the messages of one.
+//! Calls with arbitrary bytes: over HTTP/2 without a gRPC library, or as the messages of one.
 
 use std::net::SocketAddr;
 
@@ -17,7 +17,7 @@ use crate::{
     stack::{LIMIT, Service},
 };
 
-/// Passes messages on as bytes.
+/// A codec that passes messages through as bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Raw;
 
@@ -65,7 +65,7 @@ pub(crate) async fn call(
     call_within(service, method, token, None, body).await
 }
 
-/// A call with a `grpc-timeout`.
+/// Makes a call with a `grpc-timeout`.
 pub(crate) async fn call_within(
     service: &Service,
     method: &str,
@@ -76,7 +76,7 @@ pub(crate) async fn call_within(
     call_at(service.addr, method, token, timeout, body).await
 }
 
-/// A call of whatever listens there.
+/// Makes a call to any server.
 pub(crate) async fn call_at(
     addr: SocketAddr,
     method: &str,
@@ -100,7 +100,7 @@ pub(crate) async fn call_at(
     let mut status = Status::from_header_map(response.headers());
     let mut body = response.into_body();
     while status.is_none() {
-        // A watch that was begun answers at once, and would go on for ever.
+        // A watch answers at once and would never end.
         let frame = tokio::time::timeout(LIMIT, body.frame()).await?;
         match frame.transpose()? {
             Some(frame) if frame.is_data() => status = Some(Status::ok("")),

@@ -1,7 +1,7 @@
-//! The main flows against a real Docker Engine, as `tests/run` provides it.
+//! The main flows against the real Docker Engine that `tests/run` provides.
 //!
-//! The base image is made here from the host's busybox: nothing is pulled. Names are this run's own, and everything that a
-//! test makes in the engine it removes.
+//! The base image is made from the host's busybox, so that nothing is pulled. Names are unique to a run, and a test removes
+//! everything that it makes in the engine.
 
 use std::{
     collections::HashMap,
@@ -33,10 +33,10 @@ use crate::{
 
 const SOCKET: &str = "/var/run/docker.sock";
 
-/// A service and a worker on the real engine, with a base image that holds a shell.
+/// A service and a worker on the real engine, with a base image that has a shell.
 pub(crate) struct Real {
     pub(crate) docker: Docker,
-    /// Unique: names are made from it.
+    /// Unique id of the run, from which names are made.
     pub(crate) run: String,
     pub(crate) service: Service,
     _worker: Worker,
@@ -47,7 +47,7 @@ impl Real {
         Self::start_with(&[]).await
     }
 
-    /// With further flags of its worker.
+    /// Starts a service and a worker with additional flags.
     pub(crate) async fn start_with(flags: &[&str]) -> anyhow::Result<Self> {
         let (docker, docker_host) = connect().await?;
         let run = uuid::Uuid::new_v4().simple().to_string();
@@ -62,12 +62,14 @@ impl Real {
         format!("trailer-test/base-{}:latest", self.run)
     }
 
-    /// The name of its worker.
+    /// Returns the name of the worker.
     pub(crate) fn worker(&self) -> String {
         worker_of(&self.run)
     }
 
-    /// A Dockerfile on the base. The run's name in it keeps the engine's cache out of the test.
+    /// Returns a Dockerfile on the base image.
+    ///
+    /// The run's id in it keeps the engine's cache out of the test.
     pub(crate) fn dockerfile(&self, instructions: &str) -> String {
         format!("FROM {}\nENV RUN={}\n{instructions}", self.base(), self.run)
     }
@@ -80,7 +82,7 @@ impl Real {
         self.docker.inspect_image(reference).await?.id.context("an id")
     }
 
-    /// What an image's command prints.
+    /// Runs an image's command and returns its output.
     async fn run_image(&self, reference: &str) -> anyhow::Result<String> {
         let options =
             CreateContainerOptionsBuilder::new().name(&format!("trailer-test-{}", self.run)).build();
@@ -103,13 +105,13 @@ impl Real {
         Ok(printed)
     }
 
-    /// The tags of the engine's images that contain a text.
+    /// Returns the tags of the engine's images that contain a text.
     async fn tags_with(&self, text: &str) -> anyhow::Result<Vec<String>> {
         let images = list_images(&self.docker, ListImagesOptionsBuilder::new().all(false).build()).await?;
         Ok(images.into_iter().flat_map(|image| image.repo_tags).filter(|tag| tag.contains(text)).collect())
     }
 
-    /// Removes what was made, and the base.
+    /// Removes these images and the base image.
     pub(crate) async fn clean(self, references: &[&str]) -> anyhow::Result<()> {
         for name in references.iter().copied().chain([self.base().as_str()]) {
             let options = RemoveImageOptionsBuilder::new().force(true).build();
@@ -123,7 +125,9 @@ fn worker_of(run: &str) -> String {
     format!("w-{run}")
 }
 
-/// Lists images. A list fails when one of them is removed meanwhile, on engines whose images containerd stores.
+/// Lists images, with retries.
+///
+/// On engines with containerd's image store, a list fails if one of the images is removed meanwhile.
 pub(crate) async fn list_images(
     docker: &Docker,
     options: ListImagesOptions,
@@ -137,7 +141,7 @@ pub(crate) async fn list_images(
     }
 }
 
-/// The engine that the tests run on, and its address.
+/// Returns the engine that the tests run on and its address.
 pub(crate) async fn connect() -> anyhow::Result<(Docker, String)> {
     let docker_host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| format!("unix://{SOCKET}"));
     let docker = match docker_host.strip_prefix("unix://") {
@@ -148,18 +152,18 @@ pub(crate) async fn connect() -> anyhow::Result<(Docker, String)> {
     Ok((docker, docker_host))
 }
 
-/// How many processes of this host have exactly this argument.
+/// Returns the number of processes on this host that have exactly this argument.
 fn processes_with(argument: &str) -> anyhow::Result<usize> {
     let mut count = 0;
     for entry in fs::read_dir("/proc")? {
-        // A process may end while it is looked at.
+        // A process may end meanwhile.
         let Ok(command) = fs::read(entry?.path().join("cmdline")) else { continue };
         count += usize::from(command.split(|&byte| byte == 0).any(|part| part == argument.as_bytes()));
     }
     Ok(count)
 }
 
-/// Waits until a condition of the host holds.
+/// Waits until a condition of the host holds, and returns how long that took.
 async fn eventually(what: &str, condition: impl Fn() -> anyhow::Result<bool>) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     while !condition()? {
@@ -206,7 +210,7 @@ async fn a_built_image_runs() -> anyhow::Result<()> {
         assert_eq!(real.run_image(&reference).await?, "grüß dich\n");
     }
 
-    // Built again, everything comes from the cache, and it is the same image.
+    // The second build comes from the cache and yields the same image.
     let again = alice.build(&created.id).await?;
     let again = alice.finished(&again.id).await?;
     assert_eq!(again.state(), BuildState::Succeeded);
@@ -281,7 +285,7 @@ async fn a_cancel_leaves_no_process_and_the_previous_image() -> anyhow::Result<(
     real.clean(&[&reference]).await
 }
 
-/// An engine may lose a cancel that comes while it starts a step.
+/// Cancels at many moments, because an engine may lose a cancel while it starts a step.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_at_any_moment_stops_the_build() -> anyhow::Result<()> {
     const MOMENTS: u32 = 16;
@@ -297,7 +301,7 @@ async fn a_cancel_at_any_moment_stops_the_build() -> anyhow::Result<()> {
         alice.cancel(&shown.id).await?;
         let cancelled = alice.finished(&build.id).await?;
         assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, true), "{moment}");
-        // Half a second of it is for a cancel that is lost.
+        // Half a second of this is for a lost cancel.
         assert!(begun.elapsed() < Duration::from_secs(2), "{moment}: {:?}", begun.elapsed());
         assert_eq!(processes_with(&seconds)?, 0, "{moment}");
     }
@@ -372,7 +376,7 @@ async fn a_burst_of_output_is_told_or_its_gap_is() -> anyhow::Result<()> {
     let real = Real::start().await?;
     let alice = real.alice();
     const LINES: usize = 200_000;
-    // 20 MB, as fast as the step can.
+    // 20 MB, as fast as the step can print.
     let filler = "y".repeat(100);
     let text = real
         .dockerfile(&format!("RUN /bin/busybox seq 1 {LINES} | /bin/busybox sed s/^/{filler}/; echo end"));
@@ -381,7 +385,7 @@ async fn a_burst_of_output_is_told_or_its_gap_is() -> anyhow::Result<()> {
     assert_eq!((finished.state(), finished.attempt), (BuildState::Succeeded, 1), "{finished:?}");
     let events = alice.history(&build.id, 0).await?;
     assert_gapless(&events, 1);
-    // An engine clips the output of a step, in the middle of a line, where it is not told to keep all of it.
+    // Unless configured to keep everything, an engine clips the output of a step, even within a line.
     let told = lines(&events);
     let whole =
         told.iter().zip(1..).take_while(|(line, number)| **line == format!("{filler}{number}")).count();
@@ -405,7 +409,7 @@ async fn a_worker_removes_what_attempts_of_its_name_have_left() -> anyhow::Resul
     let named = format!("trailer-test/named-{}:latest", real.run);
     base_image::import_with(&real.docker, &named, &named, &format!("LABEL trailer.worker={name}")).await?;
     let worker = Worker::start(&real.service, &name, &docker_host).await?;
-    // Builds are taken afterwards.
+    // The worker takes builds only afterwards.
     let mut wanted = image("After", &real.dockerfile("RUN echo after"));
     if let Some(config) = &mut wanted.config {
         config.worker.clone_from(&name);

@@ -1,4 +1,4 @@
-//! Every reason that an error can have is in the manual, and every one in the manual can be had.
+//! The table of error reasons in the manual, which must match the code.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -16,7 +16,7 @@ fn the_manual_lists_every_reason_and_no_other() -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let source = fs::read_to_string(root.join("image-service/src/grpc/status.rs"))?;
     let mut given: BTreeSet<String> = source.split('"').skip(1).step_by(2).flat_map(words).collect();
-    // The types of the violations of NOT_RESOLVABLE.
+    // Types of the violations of `NOT_RESOLVABLE`.
     for violation in ["IS_TEMPLATE", "NOT_FINISHED", "DISABLED"] {
         assert!(given.remove(violation), "{violation}");
     }
@@ -26,7 +26,7 @@ fn the_manual_lists_every_reason_and_no_other() -> anyhow::Result<()> {
     let listed: BTreeSet<String> = table
         .unwrap_or_default()
         .lines()
-        // The codes stand before the reasons.
+        // The codes precede the reasons.
         .flat_map(|line| words(line.get(line.len().min(22)..).unwrap_or_default()))
         .collect();
     let listed: BTreeSet<String> =

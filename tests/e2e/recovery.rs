@@ -1,4 +1,4 @@
-//! What breaks and comes back: connections, the service, the worker, the engine. A build is disturbed as little as can be.
+//! Failures of connections, the service, the worker and the engine, which disturb builds as little as possible.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use proto::images::{BuildErrorKind, BuildState};
 use crate::{
     answers::{assert_gapless, lines, states},
     client::image,
-    engine::{Ended, FakeEngine, Gate, Script},
+    fake_engine::{Ended, FakeEngine, Gate, Script},
     proxy::Proxy,
     stack::{LIMIT, Service, Worker},
 };
@@ -84,7 +84,7 @@ async fn a_restarted_service_goes_on_with_what_runs() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A build that writes 30 bytes before each of two gates.
+/// Returns the script of a build that writes 30 bytes before each of two gates.
 pub(crate) fn talk(gates: &[Gate; 2]) -> Script {
     Script::new()
         .step("[1/1] RUN talk")
@@ -112,7 +112,7 @@ async fn a_build_that_a_restored_backup_knows_less_of_is_begun_anew() -> anyhow:
     gates[1].open();
     engine.script(Script::new().step("[1/1] RUN talk").log("once more\n").succeed());
 
-    // The worker has forgotten the lines that the backup does not know.
+    // The worker has dropped the lines that the backup lacks.
     let service = service.restore(backup, &[]).await?;
     let alice = service.builder("alice");
     let finished = alice.finished(&build.id).await?;
@@ -127,16 +127,16 @@ async fn an_attempt_whose_number_a_restored_backup_gives_again_waits_for_the_fir
     let engine = FakeEngine::start().await?;
     let gate = Gate::new();
     engine.script(Script::new().step("[1/1] RUN talk").pause(&gate).hang().ignore_cancel());
-    let service = Service::start_with(&["--stop-within", "1s"]).await?;
+    let service = Service::start_with(&["--stop-timeout", "1s"]).await?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
-    // The backup knows of no attempt.
+    // The backup contains no attempt.
     let (service, backup) = service.back_up().await?;
     let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
     gate.reached().await;
     engine.script(Script::new().step("[1/1] RUN talk").log("once more\n").succeed());
 
-    let service = service.restore(backup, &["--stop-within", "1s"]).await?;
+    let service = service.restore(backup, &["--stop-timeout", "1s"]).await?;
     let alice = service.builder("alice");
     let finished = alice.finished(&build.id).await?;
     assert_eq!((finished.state(), finished.failures), (BuildState::Succeeded, 0));
@@ -172,13 +172,13 @@ async fn an_engine_that_is_away_for_a_while_costs_one_failure() -> anyhow::Resul
     let engine = FakeEngine::start().await?;
     let gate = Gate::new();
     engine.script(Script::new().step("[1/1] RUN make").pause(&gate).drop_connection());
-    // The worker finds the engine by a link, which can be taken away.
+    // The worker reaches the engine through a link, which can be removed.
     let directory = tempfile::tempdir()?;
     let link = directory.path().join("docker.sock");
     let socket = engine.docker_host();
     let socket = socket.trim_start_matches("unix://");
     std::os::unix::fs::symlink(socket, &link)?;
-    // At once, before the worker has noticed.
+    // Retry at once, before the worker has noticed.
     let service = Service::start_with(&["--retry-backoff", "0"]).await?;
     let _worker = Worker::start(&service, "w1", &format!("unix://{}", link.display())).await?;
     let alice = service.builder("alice");
@@ -220,7 +220,7 @@ async fn a_broken_engine_is_tried_again() -> anyhow::Result<()> {
         ] {
             assert_eq!(names.len(), 3, "every attempt has names of its own: {names:?}");
         }
-        // Nothing of a build that is over stays open.
+        // An ended build leaves no session open.
         engine.wait_for(|state| state.sessions == 0, LIMIT).await?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! A client that knows nothing but server reflection, as `grpcurl` and `buf curl` are.
+//! A client that knows only server reflection, like `grpcurl` and `buf curl`.
 
 use anyhow::Context as _;
 use bytes::{Buf as _, BufMut as _};
@@ -14,11 +14,11 @@ use tonic::{
 
 use crate::{
     client::channel,
-    engine::FakeEngine,
+    fake_engine::FakeEngine,
     stack::{LIMIT, Service, Worker},
 };
 
-/// Encodes any message, and decodes messages of one kind.
+/// A codec that encodes any message and decodes messages of one type.
 #[derive(Clone, Debug)]
 struct DynamicCodec(MessageDescriptor);
 
@@ -59,7 +59,7 @@ impl Decoder for DynamicCodec {
     }
 }
 
-/// Calls methods by their names with JSON.
+/// A client that calls methods by name, with JSON.
 struct Generic {
     pool: DescriptorPool,
     channel: Channel,
@@ -67,7 +67,7 @@ struct Generic {
 }
 
 impl Generic {
-    /// Calls `Service/Method` and answers its messages; of a stream those up to the one that fulfils the condition.
+    /// Calls `Service/Method` and returns its messages, up to the first for which `is_enough` holds.
     async fn call(
         &self,
         method: &str,
@@ -103,7 +103,7 @@ impl Generic {
     }
 }
 
-/// What the two versions of the protocol have in common.
+/// Loads all services by reflection, in one of the two versions of the protocol.
 macro_rules! learn {
     ($version:ident, $service:expr) => {{
         use pb::{server_reflection_request::MessageRequest, server_reflection_response::MessageResponse};

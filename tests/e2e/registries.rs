@@ -1,4 +1,4 @@
-//! Pulls and pushes, on a real engine and registries that want a password.
+//! Pulls and pushes, on a real engine and registries that require a password.
 
 use std::{
     net::SocketAddr,
@@ -27,7 +27,7 @@ use crate::{
     stack::{Service, Worker},
 };
 
-/// A registry, a proxy before it, and a service whose worker has the password of both.
+/// A registry, a proxy in front of it, and a service whose worker has the password for both.
 struct Setting {
     docker: Docker,
     registry: Registry,
@@ -62,7 +62,7 @@ impl Setting {
         format!("{}/{name}", self.registry.addr)
     }
 
-    /// Puts a small image into the registry, another one each time, and leaves none in the engine; the digest.
+    /// Pushes a small unique image to the registry and returns its digest. None is left in the engine.
     async fn publish_base(&self, name: &str) -> anyhow::Result<String> {
         let local = format!("trailer-test/published-{}:latest", self.run);
         let text = uuid::Uuid::new_v4().to_string();
@@ -99,7 +99,7 @@ impl Setting {
         self.docker.inspect_image(reference).await.is_ok()
     }
 
-    /// An image to build and push: under the registry at `at`, with a layer of random bytes.
+    /// Returns an image that is built and pushed to the registry at `at`.
     fn pushed(&self, at: SocketAddr, name: &str, from: &str, instructions: &str) -> Image {
         let mut pushed = image(name, &format!("FROM {from}\nENV RUN={}\n{instructions}", self.run));
         pushed.repository = format!("{at}/{name}");
@@ -166,7 +166,7 @@ async fn a_pull_brings_what_the_registry_has_and_a_rebuild_pulls_again() -> anyh
     assert_eq!(steps.iter().filter(layer).count(), 1, "{steps:?}");
     assert!(lines(&events).iter().any(|line| line.starts_with("Digest: sha256:")), "{:?}", lines(&events));
 
-    // The registry has another one now.
+    // The registry has a newer image now.
     setting.remove(&reference).await?;
     let newer = setting.publish_base("base").await?;
     let again = alice.build(&created.id).await?;
@@ -185,7 +185,7 @@ async fn what_a_registry_refuses_is_an_error_with_its_reason() -> anyhow::Result
     let failed = alice.finished(&build.id).await?;
     let error = failed.error.clone().context("an error")?;
     assert_eq!((failed.state(), error.kind(), failed.attempt), (BuildState::Failed, BuildErrorKind::User, 1));
-    // In the words of one image store or of the other.
+    // The wording depends on the engine's image store.
     assert!(["manifest unknown", "not found"].iter().any(|words| error.message.contains(words)), "{error:?}");
     assert_eq!(error.step, format!("pull {reference}"));
     assert_eq!(alice.get(&created.id).await?.status(), ImageStatus::Error);
@@ -259,7 +259,7 @@ async fn a_push_that_is_refused_names_its_step_and_gives_the_name_back() -> anyh
     let reference = setting.in_registry("refused:latest");
     let before = setting.docker.inspect_image(&reference).await?.id;
 
-    // From now on the password is wrong.
+    // From now on, the password is wrong.
     let wrong = DockerConfig::with(WRONG, &[setting.registry.addr])?;
     std::fs::copy(
         format!("{}/config.json", wrong.path()?),

@@ -1,4 +1,4 @@
-//! A Docker registry of its own, which wants a password: Debian's `docker-registry` on a port of 127.0.0.1.
+//! A Docker registry that requires a password: Debian's `docker-registry` on a port of 127.0.0.1.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use crate::stack::LIMIT;
 pub(crate) const USER: &str = "trailer";
 pub(crate) const PASSWORD: &str = "sesame-4711";
 
-/// A running registry. It ends when it is dropped.
+/// A running registry, killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Registry {
     pub(crate) addr: SocketAddr,
@@ -28,14 +28,14 @@ pub(crate) struct Registry {
 pub(crate) struct DockerConfig(TempDir);
 
 impl Registry {
-    /// What `htpasswd -B` makes of the password.
+    /// The password as hashed by `htpasswd -B`.
     const HASH: &str = "$2y$05$0syeUZDwK0iKRErA1D4vIOEbs9CPae3MzRKdGtFsk21mhl1PvRnom";
 
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let passwords = directory.path().join("passwords");
         fs::write(&passwords, format!("{USER}:{}\n", Self::HASH))?;
-        // Free when it was asked for: the registry cannot choose one.
+        // The port was free a moment ago; the registry cannot choose one.
         let addr = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let config = directory.path().join("config.yml");
         let text = serde_json::json!({
@@ -67,14 +67,14 @@ impl Registry {
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        // Nobody can be told.
+        // Errors cannot be reported here.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
 impl DockerConfig {
-    /// One that knows a password for some registries.
+    /// Creates a configuration that has a password for some registries.
     pub(crate) fn with(password: &str, registries: &[SocketAddr]) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let auth = BASE64_STANDARD.encode(format!("{USER}:{password}"));

@@ -1,4 +1,4 @@
-//! A relay between a service and its Postgres that can be slow, cut, or closed.
+//! A relay between a service and its Postgres server that can stall or close connections.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use tokio::{
 };
 use tokio_util::{sync::DropGuard, task::TaskTracker};
 
-/// A relay to one server, until it is dropped.
+/// A relay to one server, which stops when dropped.
 #[derive(Debug)]
 pub(crate) struct Relay {
     url: String,
@@ -22,9 +22,9 @@ pub(crate) struct Relay {
 
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 struct State {
-    /// No byte flows.
+    /// Set while no bytes flow.
     stalled: bool,
-    /// Connections are closed, and new ones at once.
+    /// Set while connections are closed, and new ones at once.
     closed: bool,
 }
 
@@ -70,17 +70,17 @@ impl Relay {
         Ok(Self { url, state, _directory: directory, _stop: stop.drop_guard() })
     }
 
-    /// The URL of the database by way of this.
+    /// Returns the URL of the database through this relay.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    /// While on, no byte flows in either direction.
+    /// Stops the flow in both directions while `on`.
     pub(crate) fn stall(&self, on: bool) {
         self.state.send_modify(|state| state.stalled = on);
     }
 
-    /// While on, no connection is open.
+    /// Closes all connections, and new ones at once, while `on`.
     pub(crate) fn close(&self, on: bool) {
         self.state.send_modify(|state| state.closed = on);
     }

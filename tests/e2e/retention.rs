@@ -1,4 +1,4 @@
-//! What is not kept for ever: the older builds of an image.
+//! Retention of the older builds of an image.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
     actor::{Actor, hello},
     answers::{assert_gapless, refused},
     client::{Client, image},
-    engine::FakeEngine,
+    fake_engine::FakeEngine,
     stack::{LIMIT, Service, Worker},
 };
 
@@ -35,7 +35,7 @@ async fn until_numbers(client: &Client, image: &str, expected: &[i64]) -> anyhow
         .with_context(|| format!("it does not become {expected:?}"))?
 }
 
-/// Lets the next build fail.
+/// Fails the next build.
 async fn fail(actor: &mut Actor) -> anyhow::Result<()> {
     let (_, attempt) = actor.assignment().await?;
     let failed =
@@ -57,7 +57,7 @@ async fn the_last_builds_are_kept_and_that_of_the_artifact() -> anyhow::Result<(
 
     let mut builds = vec![first.id.clone()];
     for i in 2..=6 {
-        // Each has a configuration of its own.
+        // Each build has a configuration of its own.
         let changed =
             api::Image { id: created.id.clone(), ..image("A", &format!("FROM scratch\nENV I={i}")) };
         let update = api::UpdateImageRequest {
@@ -81,7 +81,7 @@ async fn the_last_builds_are_kept_and_that_of_the_artifact() -> anyhow::Result<(
         }
     }
     assert_eq!(alice.get(&created.id).await?.artifact.map(|artifact| artifact.build_id), Some(first.id));
-    // What has ended elsewhere, or under other flags, is found at the start.
+    // Builds that ended elsewhere, or under other flags, are found at startup.
     let service = Service::start_on(service.end().await?, &["--retain-builds", "1"]).await?;
     until_numbers(&service.builder("alice"), &created.id, &[6, 1]).await
 }

@@ -1,4 +1,4 @@
-//! What a worker knows to convince a registry with stays with it.
+//! Registry credentials, which must not leave the worker.
 
 use std::{
     collections::BTreeSet,
@@ -27,10 +27,10 @@ use crate::{
 
 const WRONG: &str = "wrong-password-0815";
 
-/// Every form that a password travels in.
+/// Returns every form in which a password may travel.
 fn forms(password: &str) -> Vec<Vec<u8>> {
     let pair = format!("{USER}:{password}");
-    // Base64 of what it is a part of, wherever it begins there.
+    // Base64 of a text that contains the password, for each alignment.
     let part = |encode: &dyn Fn(&str) -> String| {
         (0..3)
             .map(|shift| {
@@ -52,12 +52,12 @@ fn holds_secret(text: &[u8]) -> bool {
     secrets.into_iter().any(|secret| text.windows(secret.len()).any(|window| window == secret))
 }
 
-/// Looks at the arguments of every process on this host, until it is told to stop; those that hold a secret.
+/// Scans the arguments of all processes on this host until stopped; returns those with a secret.
 fn look_at_processes(stop: &AtomicBool) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     while !stop.load(Ordering::Relaxed) {
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            // A process may end while it is looked at.
+            // A process may end meanwhile.
             let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             if holds_secret(&arguments) {
                 found.insert(String::from_utf8_lossy(&arguments).into_owned());
@@ -97,7 +97,7 @@ async fn no_credential_is_in_any_record_log_error_or_argument() -> anyhow::Resul
     let name = format!("w-{run}");
     let token_file = directory.path().join("token");
     fs::write(&token_file, service.token(&name, &[Role::Worker]))?;
-    // A process of its own, which tells everything that it can.
+    // A separate process that logs everything it can.
     let command = bound_to_test().into_iter().chain([
         "env".to_owned(),
         "RUST_LOG=trace".to_owned(),

@@ -29,7 +29,7 @@ async fn start(docker: &Docker, reference: &str) -> anyhow::Result<String> {
     Ok(container)
 }
 
-/// What a command prints in a container.
+/// Runs a command in a container and returns its output.
 async fn run(docker: &Docker, container: &str, command: &str) -> anyhow::Result<String> {
     let options = CreateExecOptions {
         cmd: Some(vec!["/bin/sh", "-c", command]),
@@ -58,7 +58,7 @@ async fn remove(docker: &Docker, containers: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An image that workspaces are started from.
+/// Builds an image to start workspaces from.
 async fn built(real: &Real) -> anyhow::Result<Image> {
     let wanted = image(&format!("Source {}", real.run), &real.dockerfile(""));
     let (source, build) = real.alice().create(wanted).await?;
@@ -116,7 +116,7 @@ async fn a_snapshot_holds_what_the_workspace_has_changed() -> anyhow::Result<()>
         format!("changed\n{}\n", real.run)
     );
 
-    // And its clone starts from it.
+    // A clone of the snapshot starts from it.
     let request = CloneImageRequest { id: taken.id.clone() };
     let form = alice.images.clone().clone_image(request).await?.into_inner().create_image_request;
     let (clone, build) = alice.create(form.and_then(|form| form.image).context("a form")?).await?;
@@ -126,7 +126,7 @@ async fn a_snapshot_holds_what_the_workspace_has_changed() -> anyhow::Result<()>
     assert_eq!(run(docker, &third, "/bin/busybox cat /etc/changed").await?, "changed\n");
     remove(docker, &[&workspace, &second, &third]).await?;
 
-    // What a configuration starts from stays, although its record is gone.
+    // An image that a configuration starts from stays, although its record is gone.
     alice.delete(&taken.id).await?;
     for _ in 0..4 {
         let again = alice.build(&clone.id).await?;

@@ -1,5 +1,5 @@
-//! Both services in process, on ports of their own, as a deployment starts them: configured by the command line, called over
-//! the network.
+//! Both services in process, on ports of their own, configured by the command line and called over the network as in a
+//! deployment.
 
 use std::{env, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,10 +15,10 @@ use crate::{
     database::Database,
 };
 
-/// How long anything may take that should take milliseconds.
+/// Time limit of anything that should take milliseconds.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
-/// How much of something is tested, where a variable of the environment may say so.
+/// Returns the amount of work of a test, which an environment variable may override.
 pub(crate) fn number(variable: &str, default: u64) -> u64 {
     env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(default)
 }
@@ -29,7 +29,7 @@ pub(crate) struct Service {
     pub(crate) addr: SocketAddr,
     keys: TokenKeys,
     running: Running,
-    /// Kept until the last service of it is gone.
+    /// Kept until the last service that uses it is gone.
     database: Arc<Database>,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct Worker {
     _directory: TempDir,
 }
 
-/// A task that ends when it is told to, or dropped.
+/// A task that ends when stopped or dropped.
 #[derive(Debug)]
 struct Running {
     task: JoinHandle<anyhow::Result<()>>,
@@ -49,15 +49,15 @@ struct Running {
     _guard: DropGuard,
 }
 
-/// Prints what both services log, as far as `TRAILER_TEST_LOG` asks for it in the words of `RUST_LOG`.
+/// Prints what both services log, filtered by `TRAILER_TEST_LOG` in the syntax of `RUST_LOG`.
 fn log() {
     let Ok(filter) = env::var("TRAILER_TEST_LOG") else { return };
-    // Another test of this process may have begun with it.
+    // Another test in this process may already have done this.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
 }
 
 impl Service {
-    /// Starts a service with further flags of `image-service serve`.
+    /// Starts a service with additional flags of `image-service serve`.
     pub(crate) async fn start_with(flags: &[&str]) -> anyhow::Result<Self> {
         log();
         Self::start_in(Arc::new(Database::create().await?), "127.0.0.1:0", flags).await
@@ -94,7 +94,7 @@ impl Service {
         })
     }
 
-    /// Starts another process of it on the same database; none on SQLite, which one process has for itself.
+    /// Starts another replica on the same database; returns `None` on SQLite, which has a single process.
     pub(crate) async fn start_replica(&self) -> anyhow::Result<Option<Self>> {
         if self.database.url().is_none() {
             return Ok(None);
@@ -102,7 +102,7 @@ impl Service {
         Self::start_in(Arc::clone(&self.database), "127.0.0.1:0", &[]).await.map(Some)
     }
 
-    /// Starts another process of it that reaches the same database by another URL.
+    /// Starts another replica that reaches the same database by another URL.
     pub(crate) async fn start_replica_at(&self, url: &str) -> anyhow::Result<Self> {
         Self::start_at(Arc::clone(&self.database), Some(url.to_owned()), "127.0.0.1:0", &[]).await
     }
@@ -111,13 +111,13 @@ impl Service {
         &self.database
     }
 
-    /// Shuts it down in order, and starts another on the same data and port.
+    /// Stops the service and starts another on the same data and port.
     pub(crate) async fn restart(self) -> anyhow::Result<Self> {
         let database = Arc::clone(&self.database);
         self.restore(database, &[]).await
     }
 
-    /// Shuts it down in order, makes a backup, and starts another on the same data and port.
+    /// Stops the service, makes a backup, and starts another on the same data and port.
     pub(crate) async fn back_up(self) -> anyhow::Result<(Self, Arc<Database>)> {
         let (database, listen) = (Arc::clone(&self.database), self.addr.to_string());
         self.stop().await?;
@@ -125,36 +125,36 @@ impl Service {
         Ok((Self::start_in(database, &listen, &[]).await?, backup))
     }
 
-    /// Shuts it down in order, and starts another on a backup and the same port.
+    /// Stops the service and starts another on a backup and the same port.
     pub(crate) async fn restore(self, backup: Arc<Database>, flags: &[&str]) -> anyhow::Result<Self> {
         let listen = self.addr.to_string();
         self.stop().await?;
         Self::start_in(backup, &listen, flags).await
     }
 
-    /// Shuts it down in order and leaves what it has kept.
+    /// Stops the service and returns its database.
     pub(crate) async fn end(self) -> anyhow::Result<Arc<Database>> {
         let database = Arc::clone(&self.database);
         self.stop().await?;
         Ok(database)
     }
 
-    /// Starts a service on a database, and what another has kept there.
+    /// Starts a service on an existing database.
     pub(crate) async fn start_on(database: Arc<Database>, flags: &[&str]) -> anyhow::Result<Self> {
         Self::start_in(database, "127.0.0.1:0", flags).await
     }
 
-    /// Shuts it down in order.
+    /// Shuts the service down gracefully.
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
         self.running.stop().await
     }
 
-    /// Begins the shutdown and does not wait for its end.
+    /// Begins the shutdown without waiting for its end.
     pub(crate) fn begin_shutdown(&self) {
         self.running.shutdown.cancel();
     }
 
-    /// A token of this service.
+    /// Returns a token of this service.
     pub(crate) fn token(&self, subject: &str, roles: &[Role]) -> String {
         self.token_for(subject, roles, Duration::from_secs(3600))
     }
@@ -163,7 +163,7 @@ impl Service {
         self.keys.mint(subject, roles, ttl).expect("the subject is printable")
     }
 
-    /// A caller that may create images.
+    /// Returns a client that may create images.
     pub(crate) fn builder(&self, subject: &str) -> Client {
         self.client(&self.token(subject, &[Role::Builder]))
     }
@@ -174,7 +174,7 @@ impl Service {
 }
 
 impl Worker {
-    /// Starts a worker of the service that is reached at `server`, on the engine at `docker_host`.
+    /// Starts a worker that reaches the service at `server`, on the engine at `docker_host`.
     pub(crate) async fn start_at(
         service: &Service,
         server: SocketAddr,
@@ -185,7 +185,7 @@ impl Worker {
         Self::start_by(service, &format!("http://{server}"), name, docker_host, flags).await
     }
 
-    /// Starts a worker of the service that is reached by the URL `server`.
+    /// Starts a worker that reaches the service by the URL `server`.
     pub(crate) async fn start_by(
         service: &Service,
         server: &str,
@@ -228,7 +228,7 @@ impl Worker {
         Self::start_at(service, service.addr, name, docker_host, &[]).await
     }
 
-    /// Shuts it down in order.
+    /// Shuts the worker down gracefully.
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
         self.running.stop().await
     }

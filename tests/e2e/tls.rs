@@ -1,4 +1,4 @@
-//! Encryption, on both services and between them: who is let in, by which certificate, and what is never in the clear.
+//! TLS on both services and between them: certificates of either side, and no plaintext.
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -15,11 +15,11 @@ use crate::{
     answers::refused,
     authority::{Authority, Issued, flag},
     client::{channel, client, image},
-    engine::FakeEngine,
+    fake_engine::FakeEngine,
     stack::{LIMIT, Service, Worker},
 };
 
-/// A connection to a service that is trusted by this authority, with a certificate to show.
+/// Connects over TLS, trusting this authority and presenting a certificate if there is one.
 async fn connect(addr: SocketAddr, ca: &Path, shown: Option<&Issued>) -> anyhow::Result<Channel> {
     let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(std::fs::read(ca)?));
     if let Some(Issued { cert, key }) = shown {
@@ -29,7 +29,9 @@ async fn connect(addr: SocketAddr, ca: &Path, shown: Option<&Issued>) -> anyhow:
     Ok(endpoint.timeout(LIMIT).connect().await?)
 }
 
-/// Lists images over a connection: with TLS 1.3 a client finds out that it is not let in when it first reads.
+/// Lists images over a connection.
+///
+/// With TLS 1.3, a client learns that it is refused only when it first reads.
 async fn list(channel: Channel, token: &str) -> Result<usize, tonic::Status> {
     let mut request = Request::new(api::ListImagesRequest::default());
     request
@@ -71,7 +73,7 @@ async fn where_certificates_are_asked_for_nobody_comes_in_without_one() -> anyho
     }
     let shown = ours.issue()?;
     assert_eq!(lists(service.addr, &authorities, Some(&shown), &token).await?, 0);
-    // A certificate is no token.
+    // A certificate does not replace a token.
     let without = list(connect(service.addr, &authorities, Some(&shown)).await?, "").await;
     assert_eq!(refused(without).0, Code::Unauthenticated);
     Ok(())
@@ -146,7 +148,7 @@ async fn a_renewed_certificate_is_taken_in_without_a_restart() -> anyhow::Result
     tokio::time::timeout(LIMIT, renewed).await.context("it is not taken in")?;
     assert!(connect(service.addr, &first.file(), None).await.is_err());
     assert_eq!(list(before, &token).await?, 0, "a connection that there was goes on");
-    // What cannot be used changes nothing.
+    // Unusable files change nothing.
     std::fs::write(&issued.key, "no key")?;
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(lists(service.addr, &second.file(), None, &token).await?, 0);

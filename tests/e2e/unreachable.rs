@@ -1,4 +1,4 @@
-//! Registries that stumble, refuse connections, have no name or say nothing: the build is tried again, and nobody else's suffers.
+//! Registries that stumble, refuse connections, have no name or stay silent: the build is retried, and no other build suffers.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -27,7 +27,7 @@ use crate::{
     stack::{Service, Worker},
 };
 
-/// A registry that answers 503 as often as it is told, and from then on as another one does.
+/// A registry that answers 503 for a number of requests and then forwards to a real one.
 struct Stumbling {
     addr: SocketAddr,
     left: Arc<AtomicUsize>,
@@ -64,7 +64,7 @@ async fn serve(mut connection: TcpStream, registry: SocketAddr, left: Arc<Atomic
     const UNAVAILABLE: &[u8] =
         b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
     let mut first = [0];
-    // Engines try TLS first, and take the answer of a registry that knows none for a reason to go on without.
+    // Engines try TLS first, and fall back to plaintext if the registry does not know it.
     let is_tls = matches!(connection.peek(&mut first).await, Ok(1)) && first == [TLS];
     let stumbles = !is_tls
         && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
@@ -80,7 +80,7 @@ async fn serve(mut connection: TcpStream, registry: SocketAddr, left: Arc<Atomic
     let _ = connection.shutdown().await;
 }
 
-/// An address on which nobody listens.
+/// Returns an address on which nothing listens.
 async fn closed() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?.local_addr()?)
 }
@@ -142,7 +142,7 @@ impl Setting {
         self.service.builder("alice")
     }
 
-    /// An image whose build needs something of the registry at `host`.
+    /// Returns an image whose build needs the registry at `host`.
     fn image(&self, way: Way, host: &str) -> Image {
         let reference = format!("{host}/{}-{way:?}", self.run).to_lowercase();
         match way {
@@ -175,7 +175,7 @@ impl Setting {
 
     async fn remove(&self, name: &str) {
         let options = bollard::query_parameters::RemoveImageOptionsBuilder::new().force(true).build();
-        // It may not be there.
+        // The image may not be there.
         let _ = self.docker.remove_image(name, Some(options), None).await;
     }
 }
@@ -197,7 +197,7 @@ async fn a_registry_that_is_away_is_tried_again_and_is_nobodys_fault_in_the_end(
     let stumbling = setting.stumbling.addr.to_string();
     for way in [Way::From, Way::Pull, Way::Push] {
         for host in [closed.as_str(), Setting::NO_NAME, stumbling.as_str()] {
-            // Engines with a graph driver themselves push again for more than a minute.
+            // Engines with a graph driver retry the push themselves for more than a minute.
             if matches!(way, Way::Push) && host == stumbling {
                 continue;
             }
@@ -205,7 +205,7 @@ async fn a_registry_that_is_away_is_tried_again_and_is_nobodys_fault_in_the_end(
             assert_infrastructure(&build, &format!("{way:?} {host}"));
         }
     }
-    // None of this casts doubt on the engine.
+    // None of these failures casts doubt on the engine.
     let plain =
         setting.build(image("Plain", &format!("FROM {}\nENV A={}", setting.base, setting.run))).await?;
     assert_eq!((plain.state(), plain.attempt), (BuildState::Succeeded, 1), "{plain:?}");
@@ -217,7 +217,7 @@ async fn a_registry_that_is_away_is_tried_again_and_is_nobodys_fault_in_the_end(
 async fn a_registry_that_stumbles_once_costs_an_attempt_at_most() -> anyhow::Result<()> {
     let setting = Setting::start("2").await?;
     let host = setting.stumbling.addr.to_string();
-    // What is pushed by the one is what the others need.
+    // The other builds need the image that this one pushes.
     setting.stumbling.stumble(1);
     let pushed = setting.build(setting.image(Way::Push, &host)).await?;
     assert_eq!(pushed.state(), BuildState::Succeeded, "{pushed:?}");
@@ -249,7 +249,7 @@ async fn a_registry_that_stumbles_once_costs_an_attempt_at_most() -> anyhow::Res
 async fn a_base_image_at_an_address_that_nobody_answers_delays_nobody_else() -> anyhow::Result<()> {
     let setting = Setting::start("2").await?;
     let alice = setting.alice();
-    // It takes connections, and says nothing.
+    // The registry accepts connections and says nothing.
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let from = format!("FROM {}/{}:1\nENV A=b", silent.local_addr()?, setting.run);
     let (stuck, stuck_build) = alice.create(image("Stuck", &from)).await?;

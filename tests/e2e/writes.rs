@@ -1,4 +1,4 @@
-//! Writes that are repeated, only validated, or many at once.
+//! Writes that are repeated, only validated, or batched.
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use image_service::Role;
@@ -13,9 +13,9 @@ use crate::{
     stack::Service,
 };
 
-/// Calls twice with one request id, then with other content, then validates only.
+/// Validates a call, makes it twice with one request id, and then reuses that id with other content.
 ///
-/// `$client.$rpc($request)` must be acceptable once; `$change` makes another request of it.
+/// `$client.$rpc($request)` must succeed once; `$change` makes another request of it.
 macro_rules! assert_repeatable {
     ($client:expr, $service:ident.$rpc:ident, $request:expr, $change:expr) => {{
         let mut request = $request;
@@ -63,7 +63,7 @@ async fn a_repeated_write_gets_its_first_answer() -> anyhow::Result<()> {
         assert_repeatable!(alice, images.build_image, build, |request: &mut api::BuildImageRequest| {
             request.id = uuid::Uuid::now_v7().to_string();
         });
-    // The first answer, not what has become of it.
+    // The first answer is repeated, not the current state of the build.
     alice.cancel(&created.id).await?;
     let again =
         api::BuildImageRequest { id: id(), request_id: "build_image-1".to_owned(), ..Default::default() };
@@ -176,7 +176,7 @@ async fn what_is_only_validated_leaves_no_trace() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a row of a batch answers, in short.
+/// Returns the outcome of a row of a batch, in short.
 fn outcome(result: &api::BatchResult) -> String {
     match &result.result {
         Some(api::batch_result::Result::Image(image)) => {
@@ -216,7 +216,7 @@ async fn a_thousand_rows_get_a_thousand_answers_as_predicted() -> anyhow::Result
     let mut targets = Vec::new();
     let mut expected = Vec::new();
     let target = |id: &str, etag: &str| api::BatchTarget { id: id.to_owned(), etag: etag.to_owned() };
-    // As many at once as may wait for their turn.
+    // As many calls at once as may wait for their turn.
     let creating = (0..1_000_usize).map(|i| {
         let (alice, bob) = (alice.clone(), bob.clone());
         async move {
@@ -230,7 +230,7 @@ async fn a_thousand_rows_get_a_thousand_answers_as_predicted() -> anyhow::Result
                 owner.images.clone().create_image(request).await?.into_inner().image.expect("an image");
             let id = image.id.clone();
             match i % 8 {
-                // A build that is cancelled can be begun again.
+                // A cancelled build can be started again.
                 0..=3 => {
                     owner.cancel(&id).await?;
                 }
@@ -270,7 +270,7 @@ async fn a_thousand_rows_get_a_thousand_answers_as_predicted() -> anyhow::Result
     assert_eq!(done.iter().map(outcome).collect::<Vec<_>>(), expected);
     assert_eq!(predicted.iter().map(outcome).collect::<Vec<_>>(), expected);
     assert!(done.iter().zip(&targets).all(|(result, target)| result.id == target.id));
-    // Whatever was begun is in progress now.
+    // The started builds are in progress now.
     let again = batch(&alice, api::BatchAction::Build, &targets[..2], false).await?;
     assert_eq!(again.iter().map(outcome).collect::<Vec<_>>(), ["FailedPrecondition BUILD_IN_PROGRESS"; 2]);
     let cancelled = batch(&alice, api::BatchAction::CancelBuild, &targets[..2], false).await?;
@@ -329,7 +329,7 @@ async fn callers_that_go_away_leave_nothing_open() -> anyhow::Result<()> {
     let alice = service.builder("alice");
     let (created, _) = alice.create(image("A", "FROM scratch")).await?;
     for i in 0..400_u64 {
-        // Gone at every point of a call, from before it is sent to after it is answered.
+        // Drop the call at every point, from before it is sent to after it is answered.
         let gone = std::time::Duration::from_micros(i * 20);
         let _ = tokio::time::timeout(gone, alice.get(&created.id)).await;
     }

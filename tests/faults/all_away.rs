@@ -1,5 +1,6 @@
-//! What the programs rest on is taken away under load and brought back: they recover by themselves, and their health says so
-//! meanwhile.
+//! Dependencies that go away under load and come back.
+//!
+//! The programs recover by themselves, and their health checks report each outage.
 
 use std::{
     net::SocketAddr,
@@ -21,17 +22,17 @@ use tonic_health::pb::{
 
 use crate::{
     client::{Client, image},
-    collector::Collector,
-    engine::{BASE, Engine},
+    docker_engine::{BASE, Engine},
+    otlp_collector::Collector,
     patience,
     postgres::Postgres,
     stack::{LIMIT, Service, Worker, directory},
 };
 
-/// For how long.
+/// Duration of an outage.
 const AWAY: Duration = Duration::from_secs(20);
 
-/// Whether a program says that it serves.
+/// Returns whether a program reports itself as serving.
 async fn serves(addr: SocketAddr) -> anyhow::Result<bool> {
     let endpoint = Endpoint::from_shared(format!("http://{addr}"))?.timeout(LIMIT);
     let answer = HealthClient::new(endpoint.connect().await?).check(HealthCheckRequest::default()).await?;
@@ -59,7 +60,7 @@ async fn until_told(collector: &Collector) -> anyhow::Result<()> {
     tokio::time::timeout(LIMIT, told).await.context("the collector is told nothing")
 }
 
-/// Builds one image after the other until it is told to end; the builds.
+/// Builds one image after another until `end` is set, and returns the builds.
 fn load(client: Client, end: Arc<AtomicBool>) -> JoinHandle<Result<Vec<api::Build>, Status>> {
     tokio::spawn(async move {
         let tries = AtomicUsize::new(0);
@@ -75,7 +76,7 @@ fn load(client: Client, end: Arc<AtomicBool>) -> JoinHandle<Result<Vec<api::Buil
     })
 }
 
-/// Waits for the rest of the time that something is away.
+/// Waits for the rest of an outage.
 async fn stay_away(since: Instant) {
     tokio::time::sleep(AWAY.saturating_sub(since.elapsed())).await;
 }
@@ -98,7 +99,7 @@ async fn collector_postgres_and_engine_are_taken_away_and_come_back() -> anyhow:
     until_serves(service.addr, true).await?;
     until_serves(worker.addr, true).await?;
 
-    // The collector: nobody minds.
+    // The collector: nothing depends on it.
     drop(collector);
     let since = Instant::now();
     let (_, build) = alice.create(image("Untold", &format!("FROM {BASE}\nRUN echo untold"))).await?;
@@ -107,7 +108,7 @@ async fn collector_postgres_and_engine_are_taken_away_and_come_back() -> anyhow:
     stay_away(since).await;
     let collector = Collector::start_at(at).await?;
 
-    // The database: the service says so, and the worker can still work.
+    // The database: the service reports the outage, and the worker stays healthy.
     postgres.program.end(Signal::QUIT).await?;
     let since = Instant::now();
     until_serves(service.addr, false).await?;
@@ -117,7 +118,7 @@ async fn collector_postgres_and_engine_are_taken_away_and_come_back() -> anyhow:
     postgres.start_again().await?;
     until_serves(service.addr, true).await?;
 
-    // The engine: the worker says so, and takes nothing.
+    // The engine: the worker reports the outage and accepts no builds.
     engine.kill()?;
     let since = Instant::now();
     until_serves(worker.addr, false).await?;

@@ -1,4 +1,4 @@
-//! The service or its database is away for a while: no build is disturbed, and who watches misses nothing.
+//! Outages of the service or its database, which disturb no build and no watch.
 
 use std::{future::Future, time::Duration};
 
@@ -9,15 +9,15 @@ use sea_orm::{ConnectOptions, ConnectionTrait as _, Database};
 use crate::{
     answers::lines,
     client::image,
-    engine::Engine,
+    docker_engine::Engine,
     postgres::Postgres,
     stack::{LIMIT, Service, Worker, counted, counting, directory, ended, last_attempt, watch},
 };
 
-/// For how long: with the times that are the defaults, no work stops before 30 s.
+/// Duration of an outage. With the default settings, no work stops before 30 s.
 const AWAY: Duration = Duration::from_secs(20);
 
-/// Runs a build of about `seconds`, in the middle of which something happens, and sees that it is as if nothing had.
+/// Injects a fault in the middle of a build of about `seconds` and checks that it has no effect.
 async fn undisturbed<F>(
     directory: &std::path::Path,
     service: Service,

@@ -1,5 +1,4 @@
-//! A worker that the service cannot hear: for a while, which changes nothing, or for longer than its lease, after which its work
-//! is another's.
+//! Workers cut off from the service: briefly without effect, or so long that they lose their builds.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +7,7 @@ use proto::images::{Build, BuildState};
 use crate::{
     answers::lines,
     client::{Client, image},
-    engine::Engine,
+    docker_engine::Engine,
     proxy::Proxy,
     stack::{
         LIMIT, SHORT_LEASE, Service, Worker, counted, counting, directory, ended, eventually, last_attempt,
@@ -16,10 +15,10 @@ use crate::{
     },
 };
 
-/// How long a worker may take to stop what is not its own any more.
+/// Maximum time for a worker to stop builds that it no longer owns.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
-/// The image as it is once another worker has built it: one artifact, and no trace of it in the engine that lost the build.
+/// Checks that `w2` has built the image, and that the engine that lost the build has no trace of it.
 async fn built_elsewhere(
     alice: &Client,
     build: &Build,
@@ -83,7 +82,7 @@ async fn a_worker_stops_its_work_before_another_begins_it() -> anyhow::Result<()
     let watching = watch(&alice, &build.id);
     alice.until(&build.id, |build| build.log_bytes > 0).await?;
     let _other = Worker::start(directory.path(), &service, service.addr, "w2", &other, 1)?;
-    // What it reports meanwhile arrives when the stall is over, too late.
+    // Its reports of this time arrive after the stall, too late.
     proxy.stall(true);
     let mut last_here = Instant::now();
     let mut first_there = None;
@@ -118,7 +117,7 @@ async fn a_worker_that_was_suspended_finds_its_work_given_away() -> anyhow::Resu
         (Engine::start(directory.path(), "e1").await?, Engine::start(directory.path(), "e2").await?);
     let suspended = Worker::start(directory.path(), &service, service.addr, "w1", &lost, 2)?;
     let mut builds = Vec::new();
-    // The engine ends the first one meanwhile, and is at the second one still.
+    // Meanwhile the engine finishes the first build, but not the second.
     for (name, count) in [("Short", SHORT), ("Long", LONG)] {
         let (_, build) = alice.create(image(name, &counting(count, "0.1"))).await?;
         let watching = watch(&alice, &build.id);

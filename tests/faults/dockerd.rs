@@ -1,8 +1,8 @@
-//! The kind of Docker Engine that the tests run on, as tests/needs tells it by the environment: tests start further ones of it.
+//! The kind of Docker Engine that tests start, which `tests/needs` sets in the environment.
 
 use std::env;
 
-/// Begins the command of a dockerd of that kind; its own flags follow.
+/// Returns the start of a dockerd command, to which the caller adds flags.
 pub(crate) fn command() -> Vec<String> {
     let (Some(program), Some(root)) = (variable("DOCKERD"), variable("ENGINE_ROOT")) else {
         return vec!["dockerd".to_owned()];
@@ -15,13 +15,16 @@ pub(crate) fn command() -> Vec<String> {
     command
 }
 
-/// Returns whether containers start there. Where dockerd takes systemd for running and it is not, only builds do.
+/// Returns whether containers can be started.
+///
+/// Only builds work where dockerd assumes systemd but systemd is not running.
 pub(crate) fn starts_containers() -> bool {
     variable("ENGINE_FLAGS").is_none_or(|flags| !flags.contains("--systemd"))
 }
 
-/// Returns whether the control groups of its steps bound their memory. Where a hierarchy of version 2 is mounted on a host whose
-/// controllers are those of version 1, they do not.
+/// Returns whether the cgroups of build steps limit memory.
+///
+/// They do not if a version 2 hierarchy is mounted on a host whose controllers are those of version 1.
 pub(crate) fn has_memory_controller() -> bool {
     variable("ENGINE_FLAGS").is_none_or(|flags| !flags.contains("--cgroup2"))
 }

@@ -1,8 +1,8 @@
-//! What dies, stalls and comes back: both services as the programs that are shipped, each worker with a Docker Engine of its
-//! own, and a test that kills, stops and cuts them off.
+//! Tests that kill, stop and cut off the services, the engines and the database.
 //!
-//! `stack` runs the services, `engine` the engines, `postgres` a database server, each a child `process` of the test. The other
-//! modules are tests, named by what they are about. They need root, a dockerd and a static busybox: see `tests/run`.
+//! Both services run as the programs that are shipped, and each worker has a Docker Engine of its own. `stack` runs the services,
+//! `engine` the engines and `postgres` a database server, each as a child `process` of the test. The other modules are tests, named
+//! by subject. They need root, a dockerd and a static busybox: see `tests/run`.
 
 mod all_away;
 #[path = "../e2e/answers.rs"]
@@ -14,14 +14,14 @@ mod base_image;
 #[path = "../e2e/client.rs"]
 #[expect(dead_code, reason = "the end-to-end tests use the rest")]
 mod client;
-#[path = "../e2e/collector.rs"]
-#[expect(dead_code, reason = "the end-to-end tests use the rest")]
-mod collector;
 mod cut_off;
+mod docker_engine;
 mod dockerd;
-mod engine;
-mod engines;
-mod killed;
+mod engine_failures;
+mod kill;
+#[path = "../e2e/otlp_collector.rs"]
+#[expect(dead_code, reason = "the end-to-end tests use the rest")]
+mod otlp_collector;
 #[path = "../e2e/patience.rs"]
 mod patience;
 mod postgres;

@@ -1,4 +1,4 @@
-//! A Postgres server of the test's own.
+//! A Postgres server for one test.
 
 use std::{
     os::unix::fs::chown,
@@ -16,7 +16,7 @@ use crate::{
     stack::LIMIT,
 };
 
-/// A server that listens in a directory of its own.
+/// A server that listens on a Unix socket in its own directory.
 #[derive(Debug)]
 pub(crate) struct Postgres {
     pub(crate) program: Program,
@@ -24,7 +24,7 @@ pub(crate) struct Postgres {
 }
 
 impl Postgres {
-    /// Starts the newest server of this host, as its user `postgres`: it refuses root.
+    /// Starts the newest Postgres of this host as the user `postgres`, because it refuses to run as root.
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let bin = newest()?;
         let id = |flag: &str| -> anyhow::Result<u32> {
@@ -73,7 +73,7 @@ impl Postgres {
     }
 }
 
-/// The directory of the newest server's programs, where Debian puts them.
+/// Returns the program directory of the newest server, where Debian puts it.
 fn newest() -> anyhow::Result<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let numbers = versions.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());

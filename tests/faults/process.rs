@@ -1,4 +1,4 @@
-//! A program as a child process: killed, stopped and started again by the test.
+//! A program run as a child process, which the test kills, stops and restarts.
 
 use std::{
     env, fmt, fs,
@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::stack::LIMIT;
 
-/// A program that ends with the test, however that ends.
+/// A program that ends with the test, however the test ends.
 #[derive(Debug)]
 pub(crate) struct Program {
     name: String,
@@ -25,10 +25,10 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Starts `command`; what it prints is added to a file of its name in `directory`.
+    /// Starts `command` and appends its output to the file `NAME.log` in `directory`.
     ///
-    /// To be called on the thread of the test itself, not within a task: the kernel ends the program with the thread that has
-    /// started it, so that a test that is killed leaves nothing behind.
+    /// Must be called on the test's own thread, not in a task: the kernel kills the program with the thread that started it, so
+    /// that a killed test leaves nothing behind.
     pub(crate) fn start(
         directory: &Path,
         name: &str,
@@ -44,7 +44,7 @@ impl Program {
         Ok(program)
     }
 
-    /// Starts it as before; it must not be running.
+    /// Starts the program again with the same command. It must not be running.
     pub(crate) fn start_again(&mut self) -> anyhow::Result<()> {
         anyhow::ensure!(self.child.is_none(), "{} is running", self.name);
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
@@ -61,7 +61,7 @@ impl Program {
         Ok(())
     }
 
-    /// Kills it, as `kill -9` does, and waits until it is gone.
+    /// Kills the program with SIGKILL and waits until it is gone.
     pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
         let mut child = self.child.take().with_context(|| format!("{} is not running", self.name))?;
         child.kill()?;
@@ -75,7 +75,7 @@ impl Program {
         Ok(())
     }
 
-    /// Sends it a signal that it ends by, and waits until it has.
+    /// Sends a signal that ends the program and waits until it has exited.
     pub(crate) async fn end(&mut self, signal: Signal) -> anyhow::Result<()> {
         self.signal(signal)?;
         let mut child = self.child.take().context("it is running")?;
@@ -92,12 +92,12 @@ impl Program {
         Ok(kill_process(Pid::from_child(child), signal)?)
     }
 
-    /// The most memory that it has had, in bytes.
+    /// Returns the peak memory, in bytes.
     pub(crate) fn peak_memory(&self) -> anyhow::Result<u64> {
         self.memory("VmHWM:")
     }
 
-    /// An amount of memory by its name in /proc/PID/status, in bytes.
+    /// Returns a memory figure by its name in `/proc/PID/status`, in bytes.
     pub(crate) fn memory(&self, name: &str) -> anyhow::Result<u64> {
         let child = self.child.as_ref().with_context(|| format!("{} is not running", self.name))?;
         let status = fs::read_to_string(format!("/proc/{}/status", child.id()))?;
@@ -106,7 +106,7 @@ impl Program {
         Ok(kibibytes * 1024)
     }
 
-    /// Fails when it has ended by itself.
+    /// Fails if the program has exited by itself.
     pub(crate) fn require_life(&mut self) -> anyhow::Result<()> {
         let child = self.child.as_mut().with_context(|| format!("{} is not running", self.name))?;
         if let Some(ended) = child.try_wait()? {
@@ -115,7 +115,7 @@ impl Program {
         Ok(())
     }
 
-    /// The end of what it has printed.
+    /// Returns the last lines of the program's output.
     pub(crate) fn told(&self) -> String {
         const LINES: usize = 40;
         let log = fs::read_to_string(&self.log).unwrap_or_default();
@@ -130,26 +130,27 @@ impl Drop for Program {
             eprintln!("--- the end of what {} has printed:\n{}", self.name, self.told());
         }
         if let Some(mut child) = self.child.take() {
-            // It may have ended by itself.
+            // The program may have exited by itself.
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 }
 
-/// What a command begins with that ends with the thread that has started it.
+/// Returns the start of a command that ends with the thread that runs it.
 pub(crate) fn bound_to_test() -> [String; 3] {
     ["setpriv", "--pdeathsig", "KILL"].map(ToOwned::to_owned)
 }
 
-/// The path of a program of this workspace, beside the test's own. Built before if cargo runs the test, for cargo builds the
-/// programs of other packages for no test.
+/// Returns the path of a program of this workspace, beside the test's own executable.
+///
+/// Under cargo the programs are built first, because cargo does not build those of other packages for a test.
 pub(crate) fn program(name: &str) -> anyhow::Result<String> {
     static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
     let test = env::current_exe()?;
     let directory = test.parent().and_then(Path::parent).context("a test lies in target/<profile>/deps")?;
     let built = BUILT.get_or_init(|| {
-        // Whoever has just built them says so: under cargo, cargo would build some of it once more.
+        // The variable says that the programs are up to date; otherwise cargo would build some of them again.
         let Some(cargo) = env::var_os("CARGO").filter(|_| env::var_os("TRAILER_TEST_BUILT").is_none()) else {
             return Ok(());
         };

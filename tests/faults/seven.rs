@@ -1,4 +1,4 @@
-//! Fifty builds on three workers, each with an engine of its own, while one of the seven processes after the other is killed.
+//! Fifty builds on three workers with an engine each, while the seven processes are killed in turn.
 
 use std::{
     collections::BTreeMap,
@@ -15,27 +15,30 @@ use tonic::Status;
 use crate::{
     answers::{lines, states},
     client::{Client, image},
-    engine::{BASE, Engine},
+    docker_engine::{BASE, Engine},
     stack::{LIMIT, SHORT_LEASE, Service, Worker, counted, counting, directory, ended, last_attempt, watch},
 };
 
 const BUILDS: usize = 50;
 const WORKERS: usize = 3;
-/// How many builds have to succeed: one whose engines are killed three times under it fails.
+/// Minimum number of builds that succeed. One whose engines are killed three times under it fails.
 const SUCCEED: usize = 45;
-/// How many processes there are, of which one after the other is killed until every build has ended, or as often as
-/// `TRAILER_TEST_KILLS` says.
+/// Number of processes.
+///
+/// They are killed in turn until every build has ended, or as often as `TRAILER_TEST_KILLS` says.
 const PROCESSES: usize = 1 + 2 * WORKERS;
 const MOST_KILLS: usize = 10 * PROCESSES;
 const BETWEEN_KILLS: Duration = Duration::from_secs(5);
-/// How many builds end meanwhile, however slow the machine is, unless it takes too long: else the kills decide what succeeds.
+/// Number of builds that must end between two kills, unless this takes `LONGEST_BETWEEN_KILLS`.
+///
+/// Without it, the kills would decide how many builds succeed on a slow machine.
 const ENDED_BETWEEN_KILLS: usize = 3;
 const LONGEST_BETWEEN_KILLS: Duration = Duration::from_secs(20);
-/// How long a process is away.
+/// Time between a kill and the restart.
 const AWAY: Duration = Duration::from_millis(500);
-/// How long an image that nothing needs may stay.
+/// Maximum time until an image that nothing needs is garbage-collected.
 const COLLECTED: Duration = Duration::from_secs(75);
-/// How long all builds may take to end once nothing is killed any more.
+/// Maximum time for all builds to end after the last kill.
 const RECOVERY: Duration = Duration::from_secs(120);
 
 /// The seven processes.
@@ -46,7 +49,7 @@ struct Seven {
     _directory: TempDir,
 }
 
-/// What a build does, and prints.
+/// The work and output of a build.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Quick,
@@ -96,14 +99,14 @@ impl Seven {
         }
     }
 
-    /// The engine of a worker.
+    /// Returns the engine of a worker.
     fn engine_of(&self, worker: &str) -> Option<&Engine> {
         self.engines.get(worker.strip_prefix('w')?.parse::<usize>().ok()?)
     }
 }
 
 impl Kind {
-    fn of(number: usize) -> Self {
+    fn new(number: usize) -> Self {
         [Self::Quick, Self::Talking, Self::Slow][number % 3]
     }
 
@@ -127,7 +130,7 @@ impl Kind {
     }
 }
 
-/// The order in which processes are killed: every one of them once, and then again in another order.
+/// Returns the order of the kills: every process once, then all again in another order, and so on.
 fn order(seed: u64, kills: usize) -> Vec<usize> {
     let mut rng = Rng::with_seed(seed);
     let rounds = std::iter::repeat_with(|| {
@@ -142,7 +145,7 @@ fn number<T: std::str::FromStr>(variable: &str) -> Option<T> {
     env::var(variable).ok()?.parse().ok()
 }
 
-/// An answer, whenever there is one.
+/// Repeats a call until it succeeds.
 async fn patiently<T, F>(call: impl Fn() -> F) -> anyhow::Result<T>
 where
     F: Future<Output = Result<T, Status>>,
@@ -157,7 +160,7 @@ where
     }
 }
 
-/// Whether the engine had the result of the step already.
+/// Returns whether the engine took the step from its cache.
 fn is_cached(events: &[BuildEvent]) -> bool {
     events.iter().any(|event| match &event.event {
         Some(Event::StepChange(step)) => step.name.contains("RUN ") && step.state() == StepState::Cached,
@@ -165,7 +168,7 @@ fn is_cached(events: &[BuildEvent]) -> bool {
     })
 }
 
-/// Checks what holds of a build that has ended, whatever was killed; whether it has succeeded.
+/// Checks that the result of an ended build is consistent, and returns whether the build succeeded.
 async fn check(
     seven: &Seven,
     caller: &Client,
@@ -187,7 +190,7 @@ async fn check(
     }
     assert_eq!(image.status(), ImageStatus::BuildFinished);
     let won = last_attempt(events);
-    // An attempt before it may have come so far that the engine need not run the step again, and then prints nothing.
+    // If an earlier attempt got far enough, the engine takes the step from its cache and prints nothing.
     let prints = if is_cached(won) { Vec::new() } else { kind.prints() };
     assert_eq!(lines(won), prints, "{kind:?} of {}: {won:?}", finished.id);
     assert!(!finished.log_truncated);
@@ -196,7 +199,7 @@ async fn check(
     let engine = seven.engine_of(&artifact.worker).context("a worker")?;
     let reference = format!("{}:{}", image.repository, image.tag);
     assert_eq!(engine.image_id(&reference).await, Some(artifact.image_id), "{reference}");
-    // What an attempt that was lost has named is collected.
+    // Tags set by a lost attempt are garbage-collected.
     for other in seven.engines.iter().filter(|other| other.host() != engine.host()) {
         let begun = Instant::now();
         while let Some(id) = other.image_id(&reference).await {
@@ -216,7 +219,7 @@ async fn every_build_ends_whatever_is_killed() -> anyhow::Result<()> {
     let callers: Vec<Client> = (0..5).map(|i| seven.service.builder(&format!("user{i}"))).collect();
     let mut builds = Vec::new();
     for i in 0..BUILDS {
-        let (caller, kind) = (&callers[i % callers.len()], Kind::of(i));
+        let (caller, kind) = (&callers[i % callers.len()], Kind::new(i));
         let (_, build) = caller.create(image(&format!("Build {i}"), &kind.dockerfile())).await?;
         builds.push((caller, watch(caller, &build.id), build, kind));
     }

@@ -1,4 +1,4 @@
-//! Both services as programs, each at an address that it keeps when it is started again.
+//! Both services as programs, each at an address that it keeps across restarts.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -20,14 +20,14 @@ use tonic::Status;
 use crate::{
     answers::{assert_gapless, states},
     client::{Client, client},
-    engine::{BASE, Engine},
+    docker_engine::{BASE, Engine},
     process::{Program, bound_to_test, program},
 };
 
-/// How long anything may take that should take a moment.
+/// Maximum time for anything that should take a moment.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
-/// Flags of image-service for which workers lose what they hold soon.
+/// Flags of image-service with a short lease, so that a silent worker soon loses its builds.
 pub(crate) const SHORT_LEASE: [&str; 10] = [
     "--heartbeat",
     "300ms",
@@ -35,7 +35,7 @@ pub(crate) const SHORT_LEASE: [&str; 10] = [
     "1500ms",
     "--stop-after",
     "3s",
-    "--stop-within",
+    "--stop-timeout",
     "3s",
     "--lease",
     "7s",
@@ -53,25 +53,27 @@ pub(crate) struct Service {
 /// A build-worker.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    /// Where it answers health checks.
+    /// Address of its health checks.
     pub(crate) addr: SocketAddr,
     pub(crate) program: Program,
 }
 
-/// Where the services and the engines of one test keep everything.
+/// Creates the directory for all files of the services and engines of one test.
 pub(crate) fn directory() -> anyhow::Result<TempDir> {
     Ok(tempfile::Builder::new().prefix("trailer-faults.").tempdir_in("/tmp")?)
 }
 
-/// An address that a program keeps. All of 127.0.0.0/8 is this host: nobody else takes the port while the program is away, and no
-/// client connects to itself meanwhile, as can happen at a port that is handed out to clients.
+/// Returns an address for a program to keep across restarts.
+///
+/// All of 127.0.0.0/8 is this host. Nothing else takes the port while the program is away, and no client connects to itself
+/// meanwhile, as can happen at an ephemeral port.
 fn new_address() -> SocketAddr {
     let [_, a, b, c] = fastrand::u32(..).to_be_bytes();
     SocketAddr::from((Ipv4Addr::new(127, a | 1, b, c | 1), 50051))
 }
 
 impl Service {
-    /// Starts a service with further flags of `image-service serve`.
+    /// Starts a service with additional flags of `image-service serve`.
     pub(crate) async fn start(directory: &Path, flags: &[&str]) -> anyhow::Result<Self> {
         let addr = new_address();
         let data = directory.join("data");
@@ -97,7 +99,7 @@ impl Service {
         self.program.start_again()
     }
 
-    /// Waits until it accepts connections.
+    /// Waits until the service accepts connections.
     pub(crate) async fn answers(&mut self) -> anyhow::Result<()> {
         let begun = Instant::now();
         while TcpStream::connect(self.addr).await.is_err() {
@@ -108,7 +110,7 @@ impl Service {
         Ok(())
     }
 
-    /// A caller that may create images.
+    /// Returns a caller that may create images.
     pub(crate) fn builder(&self, subject: &str) -> Client {
         client(self.addr, &self.token(subject, Role::Builder))
     }
@@ -117,7 +119,7 @@ impl Service {
         self.data.join("catalogue.sqlite")
     }
 
-    /// The platform that snapshots workspaces.
+    /// Returns the caller of the platform, which snapshots workspaces.
     pub(crate) fn platform(&self) -> Client {
         client(self.addr, &self.token("platform", Role::Service))
     }
@@ -128,7 +130,7 @@ impl Service {
 }
 
 impl Worker {
-    /// Starts a worker of a service that is reached at `server`.
+    /// Starts a worker that reaches the service at `server`.
     pub(crate) fn start(
         directory: &Path,
         service: &Service,
@@ -140,7 +142,7 @@ impl Worker {
         Self::start_with(directory, service, server, name, engine, slots, &[])
     }
 
-    /// With further flags.
+    /// Starts a worker with additional flags.
     pub(crate) fn start_with(
         directory: &Path,
         service: &Service,
@@ -177,7 +179,7 @@ impl Worker {
         self.program.start_again()
     }
 
-    /// Stops the process for a while, as a host does that is suspended.
+    /// Stops the process until it is resumed, like a host that is suspended.
     pub(crate) fn pause(&self) -> anyhow::Result<()> {
         self.program.signal(Signal::STOP)
     }
@@ -187,7 +189,7 @@ impl Worker {
     }
 }
 
-/// A Dockerfile with a step that prints the numbers from 1 to `count`, with pauses, and is like no other test's.
+/// Returns a Dockerfile with a unique step that prints 1 to `count`, pausing after each number.
 pub(crate) fn counting(count: u32, pause: &str) -> String {
     let unique = uuid::Uuid::new_v4().simple().to_string();
     format!(
@@ -195,12 +197,12 @@ pub(crate) fn counting(count: u32, pause: &str) -> String {
     )
 }
 
-/// What such a step prints.
+/// Returns the lines that the step of [`counting`] prints.
 pub(crate) fn counted(count: u32) -> Vec<String> {
     (1..=count).map(|i| i.to_string()).collect()
 }
 
-/// Waits until a condition of the host holds; how long that took.
+/// Waits until a condition holds and returns the time that it took.
 pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     while !condition() {
@@ -210,7 +212,7 @@ pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
     Ok(begun.elapsed())
 }
 
-/// Watches a build to its end, as a client does that goes on where it was when the service comes back.
+/// Watches a build to its end, resuming whenever the service comes back.
 pub(crate) fn watch(client: &Client, build: &str) -> JoinHandle<Result<Vec<BuildEvent>, Status>> {
     let mut watch = BuildWatch::new(client.builds.clone(), build.to_owned());
     tokio::spawn(async move {
@@ -222,7 +224,7 @@ pub(crate) fn watch(client: &Client, build: &str) -> JoinHandle<Result<Vec<Build
     })
 }
 
-/// What such a watch has brought; fails when the build does not end.
+/// Returns the events of a [`watch`], and fails if the build does not end within `limit`.
 pub(crate) async fn ended(
     watch: JoinHandle<Result<Vec<BuildEvent>, Status>>,
     limit: Duration,
@@ -232,7 +234,7 @@ pub(crate) async fn ended(
     Ok(events)
 }
 
-/// What happened in the last attempt.
+/// Returns the events of the last attempt.
 pub(crate) fn last_attempt(events: &[BuildEvent]) -> &[BuildEvent] {
     let claimed = |event: &BuildEvent| states(std::slice::from_ref(event)) == [BuildState::Claimed];
     &events[events.iter().rposition(claimed).unwrap_or(0)..]

@@ -1,4 +1,4 @@
-//! Archives that are large, or would be: what they cost the service's process.
+//! Archives that are large, or would be when unpacked, and what they cost the service.
 
 use std::{fs, path::Path};
 
@@ -9,7 +9,7 @@ use crate::stack::{Service, directory};
 
 const MIB: u64 = 1024 * 1024;
 
-/// A tar of one file, whose content is written by a function.
+/// Writes a tar with one file of `size` bytes, whose content `content` writes.
 fn tar_of(
     size: u64,
     mut into: impl std::io::Write,
@@ -40,11 +40,11 @@ async fn an_upload_takes_little_memory_however_large_it_is_or_would_be() -> anyh
     let service = Service::start(directory.path(), &[]).await?;
     let alice = service.builder("alice");
     let data = directory.path().join("data");
-    // A tar with nothing in it.
+    // An empty tar.
     alice.upload("", &[0; 1024]).await?;
     let (memory, disk) = (service.program.peak_memory()?, size_of(&data)?);
 
-    // Half a gibibyte in half a mebibyte.
+    // 512 MiB that compress to half a MiB.
     let mut bomb = GzEncoder::new(Vec::new(), Compression::default());
     tar_of(512 * MIB, &mut bomb, |into| {
         let zeros = vec![0; MIB as usize];
@@ -61,7 +61,7 @@ async fn an_upload_takes_little_memory_however_large_it_is_or_would_be() -> anyh
     );
     assert!(size_of(&data)? < disk + 8 * MIB, "{} upon {disk}", size_of(&data)?);
 
-    // And as much as there may be, of what no compression makes smaller.
+    // The largest size that is accepted, of incompressible data.
     let mut large = Vec::new();
     tar_of(100 * MIB, &mut large, |into| {
         let mut random = fastrand::Rng::with_seed(7);

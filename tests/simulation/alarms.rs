@@ -1,4 +1,4 @@
-//! What the code itself says must not be: whatever it logs as an error.
+//! Alarms of the simulated code: everything that it logs as an error.
 
 use std::{cell::RefCell, fmt};
 
@@ -9,7 +9,7 @@ use tracing::{
 };
 use tracing_subscriber::{Layer, layer::Context, prelude::*};
 
-/// The engines of the simulation are late at times.
+/// The only expected error: the simulated engines are late at times.
 const EXPECTED: &str = "a build did not stop in time";
 
 thread_local! {
@@ -18,13 +18,13 @@ thread_local! {
 
 struct Alarms;
 
-/// Hears from now on what is logged in every thread.
+/// Captures the errors that any thread logs from now on.
 pub(crate) fn listen() {
-    // Another test of this process may listen already.
+    // Another test of this process may have installed its subscriber already.
     let _ = tracing_subscriber::registry().with(Alarms.with_filter(LevelFilter::ERROR)).try_init();
 }
 
-/// What was logged in this thread since the last time.
+/// Returns the errors that this thread has logged since the last call.
 pub(crate) fn take() -> Vec<String> {
     ALARMS.take()
 }

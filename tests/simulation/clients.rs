@@ -1,4 +1,4 @@
-//! What clients ask for, each until it is answered.
+//! Requests of clients, each repeated until it is answered.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 use crate::world::{RunningReplica, WORKERS, World, build_of, lock, zone_of};
 
-/// Clients that want builds, cancel some and delete some.
+/// Enqueues builds, and cancels or deletes some of them.
 pub(crate) async fn request(world: Arc<World>, builds: u32) {
     for number in 0..builds {
         sleep(world.millis(0, 8_000)).await;
@@ -31,7 +31,7 @@ pub(crate) async fn request(world: Arc<World>, builds: u32) {
     }
 }
 
-/// Any build that a client may want.
+/// Returns a random build that a client may want.
 fn any(world: &World) -> (Plan, Wish) {
     let mut plan = world.with_random(|random| Plan {
         lines: random.u32(1..25),
@@ -60,7 +60,7 @@ fn any(world: &World) -> (Plan, Wish) {
     if wish.worker.is_empty() && world.with_random(|random| random.u8(0..3) == 0) {
         wish.preferred_worker = world.with_random(|random| WORKERS[random.usize(0..3)]);
     }
-    // What hangs has to have a limit; some others have one that is about what they need.
+    // A build that hangs needs a time limit. Some others get one of about the time that they need.
     if plan.outcome == Outcome::Hangs {
         plan.lines = plan.lines.min(3);
         wish.time_limit = Some(world.millis(3_000, 25_000));
@@ -106,7 +106,7 @@ async fn delete(world: &World, number: u32) {
     .await;
 }
 
-/// Asks any replica again and again, until one answers.
+/// Asks random replicas until one answers.
 async fn insist<A: Future<Output = bool>>(
     world: &World,
     pause: Duration,

@@ -1,4 +1,4 @@
-//! What goes wrong, when, and for how long.
+//! Faults: which, when, and for how long.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
     world::{Fault, REPLICAS, WORKERS, World, lock},
 };
 
-/// Lets things go wrong, one after the other and several at once, for so long; then nothing is wrong any more.
+/// Injects faults for `lasts`, one after another and several at once, and then ends them all.
 pub(crate) async fn disturb(world: &Arc<World>, lasts: Duration) {
     let mut disturbances = JoinSet::new();
     let _ = timeout(lasts, begin_disturbances(world, &mut disturbances)).await;
@@ -27,7 +27,7 @@ async fn begin_disturbances(world: &Arc<World>, disturbances: &mut JoinSet<()>) 
     loop {
         sleep(world.millis(100, 3_000)).await;
         let fault = world.with_random(|random| Fault::ALL[random.usize(0..Fault::ALL.len())]);
-        // Mostly shorter than what a worker bears without the service, sometimes longer than any lease.
+        // Mostly shorter than a worker can go without the service, sometimes longer than any lease.
         let lasts = world.with_random(|random| match random.u8(0..8) {
             0..3 => Duration::from_millis(random.u64(50..3_000)),
             3..6 => Duration::from_millis(random.u64(3_000..14_000)),
@@ -94,7 +94,7 @@ async fn happen(world: &Arc<World>, fault: Fault, lasts: Duration, worker: &'sta
             process.suspend();
             world.last(lasts).await;
             process.resume();
-            // It may be about to begin something that it should not, and has to find out.
+            // It may be about to start a build that it no longer owns, and needs time to find out.
             let caught_up = Duration::from_secs(12);
             sleep(caught_up).await;
             if process.has_run_for(caught_up) {
@@ -123,11 +123,11 @@ async fn happen(world: &Arc<World>, fault: Fault, lasts: Duration, worker: &'sta
             world.last(lasts).await;
             host.engine.resume();
         }
-        // Some builds have it from the beginning.
+        // Decided by `lingers` when a build starts.
         Fault::EngineStuck => {}
         Fault::LinkStalled => {
             world.note(fault, lasts);
-            // One direction, or both, and then one of them for longer.
+            // One direction, or both and then one of them for longer.
             let (longer, shorter) = world.with_random(|random| {
                 let mut directions = [&host.to_service, &host.to_worker];
                 random.shuffle(&mut directions);
@@ -136,7 +136,7 @@ async fn happen(world: &Arc<World>, fault: Fault, lasts: Duration, worker: &'sta
             longer.set(true);
             if let Some(shorter) = shorter {
                 shorter.set(true);
-                // What comes late comes at its worst a little before the worker gives its work up.
+                // Late messages do most harm when they arrive shortly before the worker gives up its work.
                 let until = lasts.min(world.millis(4_000, 8_000));
                 world.last(until).await;
                 shorter.set(false);
@@ -164,7 +164,7 @@ async fn happen(world: &Arc<World>, fault: Fault, lasts: Duration, worker: &'sta
         }
         Fault::ClockJumped => {
             world.note(fault, Duration::from_secs(15));
-            // Forward no more than the service's time beyond the worker's own.
+            // Forward by no more than the margin of the service's timeouts over the worker's.
             let by = world.with_random(|random| random.i64(-15_000_000..1_000_000));
             world.move_clock(by);
         }
@@ -180,7 +180,7 @@ async fn drain(world: &World, worker: &str, drained: bool) -> bool {
     running.replica.drain_worker(worker, drained).await
 }
 
-/// Ends every process, so that nothing of the world is left.
+/// Kills every process, so that nothing of the world is left.
 pub(crate) fn end(world: &Arc<World>) {
     for running in lock(&world.replicas).drain(..).flatten() {
         running.process.kill();

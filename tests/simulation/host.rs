@@ -1,4 +1,4 @@
-//! Where a worker lives: its process, its engine, and its way to the service.
+//! The host of a worker: its process, its engine, and its link to the service.
 
 use std::{
     fmt::{self, Write as _},
@@ -26,7 +26,7 @@ use crate::{
     world::{Fault, SLOTS, World, lock, zone_of},
 };
 
-/// Where a worker lives.
+/// The host of a worker.
 #[derive(Debug)]
 pub(crate) struct Host {
     name: &'static str,
@@ -34,14 +34,14 @@ pub(crate) struct Host {
     pub(crate) engine: ModelEngine,
     pub(crate) process: Mutex<Process>,
     pub(crate) shutdown: Mutex<CancellationToken>,
-    /// Nothing goes to the service, or comes from it, while that is stalled; what is on its way comes later.
+    /// Stalls of the link in either direction, which delay messages but lose none.
     pub(crate) to_service: Stalled,
     pub(crate) to_worker: Stalled,
-    /// Cancelled when the connections break; renewed when they can be made again.
+    /// Cancelled when the connections break, and renewed when they can be made again.
     pub(crate) cut: Mutex<Option<CancellationToken>>,
 }
 
-/// Whether a link is stalled in one direction. Those who wait for its end go on in the order in which they came.
+/// A stall of a link in one direction. Those who wait for its end continue in the order they came.
 #[derive(Debug, Default)]
 pub(crate) struct Stalled {
     is_stalled: AtomicBool,
@@ -76,18 +76,18 @@ struct OfProcess {
     process: Process,
 }
 
-/// What kind of message it is.
+/// Returns the kind of a message.
 fn kind_of(message: Option<&impl fmt::Debug>) -> String {
     let mut kind = Kind("the end".to_owned());
     if let Some(message) = message {
         kind.0.clear();
-        // Refuses to hear all of it.
+        // `Kind` fails once it has the name.
         let _ = write!(kind, "{message:?}");
     }
     kind.0
 }
 
-/// Takes in the name of a variant, and nothing of its content.
+/// A writer that keeps the name of a variant and none of its content.
 struct Kind(String);
 
 impl fmt::Write for Kind {
@@ -133,7 +133,7 @@ impl Witness for OfEngine {
 }
 
 impl Host {
-    /// A host on which a process runs.
+    /// Returns a host on which a worker process runs.
     pub(crate) fn start_new(world: &Arc<World>, name: &'static str) -> Arc<Self> {
         let witness = Arc::new(OfEngine { world: Arc::clone(world), worker: name });
         let host = Arc::new(Self {
@@ -173,7 +173,10 @@ impl worker::Surroundings for OfProcess {
         self.process.spawn(task);
     }
 
-    fn dial(&self, mut requests: mpsc::Receiver<ConnectRequest>) -> BoxFuture<'_, Result<Answers, Status>> {
+    fn connect(
+        &self,
+        mut requests: mpsc::Receiver<ConnectRequest>,
+    ) -> BoxFuture<'_, Result<Answers, Status>> {
         async move {
             self.host.travel(&self.host.to_service).await;
             let unreachable = || Status::unavailable("nobody listens");

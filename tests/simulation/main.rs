@@ -1,7 +1,8 @@
-//! Dispatch under every kind of failure, replayed from seeds: the real code of both ends over models of the database, the
-//! network, the engines and the processes, in simulated time.
+//! Dispatch under every kind of failure, replayed from seeds.
 //!
-//! `TRAILER_TEST_SEED=N` replays one run and tells what happens in it; `TRAILER_TEST_SEEDS=N` changes how many there are.
+//! The real code of both ends runs over models of the database, the network, the engines and the processes, in simulated time.
+//!
+//! `TRAILER_TEST_SEED=N` replays one run and prints its events; `TRAILER_TEST_SEEDS=N` sets the number of runs.
 
 use std::{
     collections::BTreeMap,
@@ -30,16 +31,16 @@ mod world;
 
 const SEEDS: u64 = 10_000;
 const MIN_EVENTS: u64 = 500;
-/// How long things go wrong, and how long everything may take to end after that.
+/// Duration of the faults, after which everything must end within `SETTLED_WITHIN`.
 const DISTURBED: Duration = Duration::from_secs(36);
 const SETTLED_WITHIN: Duration = Duration::from_secs(180);
 
-/// What came of one run.
+/// The outcome of one run.
 #[derive(Debug)]
 struct Run {
     events: u64,
     digest: u64,
-    /// How many reports came too late.
+    /// Number of reports that came too late.
     stale_reports: u64,
     coverage: Coverage,
     broken: Vec<String>,
@@ -61,7 +62,7 @@ fn run(seed: u64, is_told: bool) -> Run {
         let begun = Instant::now();
         let is_settled = timeout(SETTLED_WITHIN, settle(&world, builds)).await.is_ok();
         if is_settled {
-            // Heartbeats get through again.
+            // Lets heartbeats get through again.
             sleep(Duration::from_secs(3)).await;
             lock(&world.rules).is_calm = true;
             probes::require_health(&world, builds).await;
@@ -86,7 +87,7 @@ fn run(seed: u64, is_told: bool) -> Run {
     })
 }
 
-/// Waits until every build has ended, and nothing runs any more.
+/// Waits until every build has ended and no engine runs any.
 async fn settle(world: &World, builds: u32) {
     let is_over = || {
         let rules = lock(&world.rules);
@@ -165,8 +166,10 @@ fn a_seed_is_always_the_same_run() {
     }
 }
 
-/// What cannot be: a worker says that it has begun before it says anything else of an attempt, and what was not begun is
-/// handed back rather than lost.
+/// Transitions that cannot occur.
+///
+/// A worker reports the start of an attempt before anything else of it, and an attempt that has not started is handed back rather
+/// than lost.
 const UNREACHABLE: [&str; 4] = [
     "Failed(User) in Claimed",
     "Failed(Timeout) in Claimed",

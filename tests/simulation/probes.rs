@@ -1,4 +1,4 @@
-//! When nothing goes wrong any more, every worker does what it should, and at once.
+//! Probes of the healthy system: after the faults, every worker does its work at once.
 
 use std::{collections::BTreeMap, ops::RangeFrom, time::Duration};
 
@@ -11,11 +11,11 @@ use crate::{
     world::{SLOTS, WORKERS, World, build_of, lock},
 };
 
-/// In which time a worker that lives is connected again, begins a build of two lines, and ends it.
+/// Maximum time for a worker that lives to reconnect and to run a build of two lines.
 const DONE_WITHIN: Duration = Duration::from_secs(20);
-/// In which time a build that need not wait for its cache has been done: before one that waits.
+/// Maximum time for a build that need not wait for its cache; shorter than the wait of one that does.
 const PLACED_WITHIN: Duration = Duration::from_secs(4);
-/// In which time a cancel is confirmed.
+/// Maximum time until a cancel is confirmed.
 const CANCELLED_WITHIN: Duration = Duration::from_secs(6);
 
 const QUICK: Plan = Plan {
@@ -37,7 +37,9 @@ fn wish() -> Wish {
     }
 }
 
-/// Lets each worker do builds, and one cancel a build that would never end. `first` is the number of the first of these.
+/// Checks that each worker runs builds and that a cancel stops an endless build.
+///
+/// `first` is the number of the first of these builds.
 pub(crate) async fn require_health(world: &World, first: u32) {
     let numbers = &mut (first..);
     require_work(world, numbers).await;
@@ -45,7 +47,7 @@ pub(crate) async fn require_health(world: &World, first: u32) {
     require_cancel(world, numbers).await;
 }
 
-/// Each worker does a build that no other may take.
+/// Checks that each worker runs a build that no other worker may take.
 async fn require_work(world: &World, numbers: &mut RangeFrom<u32>) {
     let probes: Vec<u32> = numbers.take(WORKERS.len()).collect();
     for (number, worker) in probes.iter().zip(WORKERS) {
@@ -57,7 +59,7 @@ async fn require_work(world: &World, numbers: &mut RangeFrom<u32>) {
     }
 }
 
-/// Each build is done by the worker that has its cache, or by another when that one has no free slot for too long.
+/// Checks that a build goes to the worker with its cache, or elsewhere if that is busy for too long.
 async fn require_caches(world: &World, numbers: &mut RangeFrom<u32>) {
     for (number, preferred_worker) in numbers.take(WORKERS.len()).zip(WORKERS) {
         clients::enqueue(world, number, QUICK, Wish { preferred_worker, ..wish() }).await;
@@ -81,7 +83,7 @@ async fn require_caches(world: &World, numbers: &mut RangeFrom<u32>) {
     for (number, preferred_worker) in waiting.iter().zip([busy, ""]) {
         clients::enqueue(world, *number, QUICK, Wish { preferred_worker, ..wish() }).await;
     }
-    // The later one first: it has nothing to wait for.
+    // Checks the later build first, because it has nothing to wait for.
     let within = [PLACED_WITHIN, Database::MAX_CACHE_WAIT + PLACED_WITHIN];
     let what =
         ["a build that waits for its cache holds up nobody", "a build does not wait for its cache for ever"];

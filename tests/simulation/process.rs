@@ -1,4 +1,4 @@
-//! A process of the simulation: its tasks can be suspended and killed together.
+//! A simulated process, whose tasks can be suspended and killed together.
 
 use std::{
     pin::Pin,
@@ -38,7 +38,7 @@ impl Process {
         }
     }
 
-    /// Nothing of it runs until it is resumed.
+    /// Suspends all tasks until the process is resumed.
     pub(crate) fn suspend(&self) {
         self.state().is_suspended = true;
     }
@@ -50,14 +50,14 @@ impl Process {
         state.waiting.drain(..).for_each(Waker::wake);
     }
 
-    /// Nothing of it runs any more.
+    /// Ends all tasks for good.
     pub(crate) fn kill(&self) {
         let mut state = self.state();
         state.is_killed = true;
         state.tasks.drain(..).for_each(|task| task.abort());
     }
 
-    /// Whether it lives and was last resumed so long ago.
+    /// Returns whether the process runs and was last resumed at least `duration` ago.
     pub(crate) fn has_run_for(&self, duration: Duration) -> bool {
         let state = self.state();
         let since_resumed = state.resumed_at.is_none_or(|resumed_at| resumed_at.elapsed() >= duration);

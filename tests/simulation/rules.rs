@@ -1,4 +1,4 @@
-//! What must hold after every step, whatever happens.
+//! Invariants that must hold after every step, under every fault.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,24 +9,24 @@ use uuid::Uuid;
 
 use crate::world::{SLOTS, zone_of};
 
-/// What has been seen, and what of it must not have been.
+/// The state observed so far, and the rules that it broke.
 #[derive(Debug, Default)]
 pub(crate) struct Rules {
     rows: BTreeMap<Uuid, Row>,
-    /// The builds that engines run now, each by its name, with the worker.
+    /// Builds that engines run now, by name, with their workers.
     running: BTreeMap<String, String>,
-    /// What runs on where nobody can stop it in time: a process that was suspended or killed, an engine that is stuck.
+    /// Builds that nothing can stop in time, as a process was suspended or killed or an engine is stuck.
     excused: BTreeSet<String>,
-    /// Those of them whose engine is stuck.
+    /// Excused builds whose engine is stuck.
     stuck: BTreeSet<String>,
-    /// The builds whose images are deleted, with all that was known of them.
+    /// Builds whose images are deleted, and everything known of them with these.
     gone: BTreeSet<Uuid>,
     wanted: BTreeMap<Uuid, Wanted>,
-    /// Whether nothing goes wrong any more, and what went wrong has been got over.
+    /// True once the faults are over and the system has recovered.
     pub(crate) is_calm: bool,
-    /// Whether a build may be in the queue for too long.
+    /// True if a build may stay in the queue for too long.
     pub(crate) may_wait_too_long: bool,
-    /// How many reports came too late.
+    /// Number of reports that came too late.
     pub(crate) stale_reports: u64,
     pub(crate) broken: Vec<String>,
 }
@@ -36,7 +36,7 @@ pub(crate) struct Rules {
 pub(crate) struct Wanted {
     pub(crate) plan: Plan,
     pub(crate) wish: Wish,
-    /// Whether somebody wants it stopped, or its image deleted.
+    /// True once someone wants the build stopped or its image deleted.
     pub(crate) is_unwanted: bool,
 }
 
@@ -49,7 +49,7 @@ impl Rules {
         self.wanted.insert(build, Wanted { plan, wish, is_unwanted: false });
     }
 
-    /// Somebody is about to ask for its end.
+    /// Marks a build that someone is about to cancel or delete.
     pub(crate) fn unwant(&mut self, build: Uuid) {
         if let Some(wanted) = self.wanted.get_mut(&build) {
             wanted.is_unwanted = true;
@@ -68,7 +68,7 @@ impl Rules {
         self.rows.values().all(|row| row.is_final)
     }
 
-    /// The names of what the engine of a worker runs.
+    /// Returns the names of the builds that the engine of a worker runs.
     pub(crate) fn running_on(&self, worker: &str) -> Vec<String> {
         self.running.iter().filter(|(_, on)| *on == worker).map(|(name, _)| name.clone()).collect()
     }
@@ -77,18 +77,18 @@ impl Rules {
         self.running.len()
     }
 
-    /// Nobody can stop this in time.
+    /// Excuses a build that nothing can stop in time.
     pub(crate) fn excuse(&mut self, name: String) {
         self.excused.insert(name);
     }
 
-    /// The engine goes on with this for long, whoever wants it stopped.
+    /// Marks a build that its engine keeps running for long, even when told to stop it.
     pub(crate) fn get_stuck(&mut self, name: &str) {
         self.stuck.insert(name.to_owned());
         self.excuse(name.to_owned());
     }
 
-    /// A worker was suspended, and has had the time since then to stop what is not its own any more.
+    /// Checks that a worker has stopped what it no longer owns in the time since it was resumed.
     pub(crate) fn require_caught_up(&mut self, worker: &str) {
         for name in self.running_on(worker) {
             let (build, attempt) = split(&name);
@@ -102,7 +102,7 @@ impl Rules {
         }
     }
 
-    /// A worker hears that a report is durable.
+    /// Checks that a report is durable when a worker receives its acknowledgement.
     pub(crate) fn acknowledged(&mut self, ack: &ReportAck) {
         let Some(attempt) = &ack.attempt else { return };
         let build: Uuid = attempt.build_id.parse().unwrap_or_default();
@@ -133,14 +133,14 @@ impl Rules {
         self.running.remove(name);
     }
 
-    /// A worker sets the name of an image that an attempt has built.
+    /// Checks that a worker may set the name of the image that an attempt has built.
     pub(crate) fn tagged(&mut self, image: &str, name: &str, is_excused: bool) {
         let attempt_name = image.trim_start_matches("sha256:");
         let (build, attempt) = split(attempt_name);
         let granted = |row: &Row| row.attempt == attempt && row.state == "Publishing";
-        // Whose image was deleted is gone, and what a cancel has given up may just be on its way.
+        // The build of a deleted image is gone, and a cancelled one may be about to publish.
         let mut is_granted = self.rows.get(&build).is_none_or(|row| granted(row) || row.state == "Cancelled");
-        // What cannot be pushed gives the name back to what had it.
+        // A failed push gives the name back to the image that had it.
         let is_pushed = self.wanted.get(&build).is_some_and(|wanted| wanted.wish.push);
         let gives_back = |row: &Row| row.attempt > attempt && row.state == "Publishing";
         is_granted |= is_pushed && self.rows.get(&build).is_some_and(gives_back);
@@ -150,14 +150,16 @@ impl Rules {
         }
     }
 
-    /// `takes_nothing`: the worker of the build has been silent, or has said that it drains, for long. `now`: microseconds of the
-    /// database's clock.
+    /// Checks a committed change.
+    ///
+    /// `takes_nothing` says that the build's worker has long been silent or draining. `now` is the time of the database's clock, in
+    /// microseconds.
     pub(crate) fn committed(&mut self, change: &Change, takes_nothing: bool, now: i64) {
         let id = change.build;
         let before = self.rows.get(&id).cloned();
         let Some(after) = &change.after else {
             if let Some(row) = self.rows.get_mut(&id) {
-                // What is gone ends nowhere else.
+                // A deleted build ends nowhere else.
                 row.is_final = true;
                 row.is_held = false;
             }
@@ -189,7 +191,7 @@ impl Rules {
         }
     }
 
-    /// What may come after what.
+    /// Checks the order of states, reports and events.
     fn require_order(&mut self, change: &Change, before: Option<&Row>, after: &Row) {
         if let (Some(before), Some((attempt, worker, is_dropped))) = (before, &change.report) {
             let is_stale = *attempt != before.attempt || before.worker.as_ref() != Some(worker);
@@ -223,7 +225,7 @@ impl Rules {
         self.rule(after.not_before.is_none() || after.state == "Queued", "only what is queued backs off");
     }
 
-    /// Every failure and every end has a reason that is known here.
+    /// Checks that every failure and every end has a reason that is known here.
     fn require_reasons(&mut self, change: &Change, before: Option<&Row>, after: &Row) {
         let went = |what: &str| change.transitions.iter().any(|transition| transition.starts_with(what));
         let failures_before = before.map_or(0, |row| row.failures);
@@ -267,10 +269,10 @@ impl Rules {
         }
     }
 
-    /// What a worker says to be over is over, be its engine stuck.
+    /// Checks that a build reported as over is over, even if its engine is stuck.
     fn require_stopped(&mut self, change: &Change, before: Option<&Row>, after: &Row, name: &str) {
         let is_told = change.report.is_some() && before.is_some_and(|row| row.is_held) && !after.is_held;
-        // After its time limit a build has failed, whether or not it has stopped.
+        // A build has failed after its time limit, whether or not it has stopped.
         let is_confirmed = match after.state.as_str() {
             "Cancelled" => after.stop_confirmed,
             "Failed" => after.fault.as_deref() != Some("Timeout"),
@@ -282,7 +284,7 @@ impl Rules {
         );
     }
 
-    /// Whoever gets a build is one that may.
+    /// Checks that a build is given to a worker that may take it.
     fn require_suitable(&mut self, build: Uuid, after: &Row, takes_nothing: bool) {
         let Some(Wanted { wish, .. }) = self.wanted.get(&build).cloned() else { return };
         let worker = after.worker.clone().unwrap_or_default();
@@ -297,14 +299,14 @@ impl Rules {
         self.rule(!takes_nothing, "whoever is silent or drains gets nothing");
     }
 
-    /// Whatever backs off is not given away before its time, unless the clock was put back since.
+    /// Checks that a build is not given out during its backoff, unless the clock was put back since.
     fn require_due(&mut self, before: Option<&Row>, now: i64) {
         let max_backoff = i64::try_from(Database::MAX_BACKOFF.as_micros()).unwrap_or(i64::MAX);
         let is_due = |at: i64| at <= now || at > now + max_backoff;
         self.rule(before.and_then(|row| row.not_before).is_none_or(is_due), "a pause is kept");
     }
 
-    /// What is gone runs nowhere, unless nobody could wait for its end.
+    /// Checks that a deleted build runs nowhere, unless nothing could wait for its end.
     fn require_gone(&mut self, change: &Change) {
         let unawaited =
             ["StopOverdue", "Lost", "HandedBack in Claimed", "Failed(Timeout)", "CancelRequested in Queued"];
@@ -345,7 +347,7 @@ impl Rules {
     }
 }
 
-/// The build and the attempt that an engine's build is named by.
+/// Splits the name of an engine's build into the build and the attempt.
 pub(crate) fn split(name: &str) -> (Uuid, i32) {
     let (build, attempt) = name.rsplit_once('-').unwrap_or((name, "0"));
     (build.parse().unwrap_or_default(), attempt.parse().unwrap_or_default())

@@ -1,4 +1,4 @@
-//! One run from one seed: three workers, each with its engine, two replicas, and a database.
+//! The world of one run: three workers, each with its engine, two replicas, and a database.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,12 +24,12 @@ pub(crate) const WORKERS: [&str; 3] = ["w1", "w2", "w3"];
 pub(crate) const SLOTS: u16 = 2;
 pub(crate) const REPLICAS: usize = 2;
 
-/// The label of a worker.
+/// Returns the label of a worker.
 pub(crate) fn zone_of(worker: &str) -> (String, String) {
     ("zone".to_owned(), if worker == "w3" { "north" } else { "south" }.to_owned())
 }
 
-/// What can go wrong.
+/// A kind of fault.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Fault {
     ServiceKilled,
@@ -71,35 +71,35 @@ impl Fault {
     ];
 }
 
-/// How often each transition met each fault.
+/// Number of times that each transition occurred during each fault.
 pub(crate) type Coverage = BTreeMap<(String, Fault), u64>;
 
-/// Everything of one run.
+/// The state of one run.
 #[derive(Debug)]
 pub(crate) struct World {
     random: Mutex<fastrand::Rng>,
     begun: Instant,
-    /// Whether everything that happens is printed.
+    /// True if every event is printed.
     is_told: bool,
     clock_ahead: AtomicI64,
-    /// How much has happened, and a digest of what and when.
+    /// Number of events; `digest` covers their content and times.
     pub(crate) events: AtomicU64,
     digest: Mutex<DefaultHasher>,
-    /// Until when a fault counts as met.
+    /// Time until which each fault counts as present.
     faults: Mutex<BTreeMap<Fault, Instant>>,
-    /// In which way operations of the store fail, whether all do or half of them, and until when.
+    /// Fate of failing store operations, whether all or half of them fail, and until when.
     store: Mutex<Option<(Fate, bool, Instant)>>,
     spool_is_torn_until: Mutex<Option<Instant>>,
     pub(crate) rules: Mutex<Rules>,
     pub(crate) coverage: Mutex<Coverage>,
-    /// When the service heard of each worker last, and since when it has been told that it drains.
+    /// Time of the last message from each worker, and since when it has reported that it drains.
     heard: Mutex<BTreeMap<&'static str, (Instant, Option<Instant>)>>,
-    /// Cancelled when nothing goes wrong any more.
+    /// Cancelled when the faults are over.
     pub(crate) healed: CancellationToken,
     database: Database,
     pub(crate) replicas: Mutex<Vec<Option<Arc<RunningReplica>>>>,
     pub(crate) hosts: Mutex<BTreeMap<&'static str, Arc<Host>>>,
-    /// The workers whose processes cannot stop in time what runs.
+    /// Workers whose processes cannot stop their builds in time.
     helpless: Mutex<BTreeSet<&'static str>>,
 }
 
@@ -110,7 +110,7 @@ pub(crate) struct RunningReplica {
     pub(crate) process: Process,
 }
 
-/// The build of a number.
+/// Returns the id of a build by its number.
 pub(crate) fn build_of(number: u32) -> Uuid {
     Uuid::from_u64_pair(1, u64::from(number))
 }
@@ -124,7 +124,7 @@ impl World {
 
     pub(crate) fn new(seed: u64, is_told: bool) -> Arc<Self> {
         let mut random = fastrand::Rng::with_seed(seed);
-        // Mostly nothing has to wait for so long, whatever goes wrong.
+        // In most runs no fault makes anything wait for this long.
         let may_wait_too_long = random.u8(0..8) == 0;
         let queue_timeout = Duration::from_secs(if may_wait_too_long { 25 } else { 200 });
         let world = Arc::new(Self {
@@ -164,7 +164,7 @@ impl World {
         Duration::from_millis(self.with_random(|random| random.u64(from..to)))
     }
 
-    /// Something has happened.
+    /// Counts an event and adds it to the digest.
     pub(crate) fn count(&self, what: impl Hash + fmt::Debug) {
         self.events.fetch_add(1, Ordering::Relaxed);
         if self.is_told {
@@ -173,7 +173,9 @@ impl World {
         (self.elapsed_millis(), what).hash(&mut *lock(&self.digest));
     }
 
-    /// The clock begins anywhere within a millisecond, and goes on in whole ones.
+    /// Returns the elapsed time, rounded.
+    ///
+    /// The clock starts anywhere within a millisecond and advances in whole ones.
     fn elapsed_millis(&self) -> i64 {
         let elapsed = self.begun.elapsed() + Duration::from_micros(500);
         i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)
@@ -183,7 +185,9 @@ impl World {
         lock(&self.digest).finish()
     }
 
-    /// A fault begins, and lasts for so long; what happens shortly after it has met it, too.
+    /// Records that a fault starts and lasts for `lasts`.
+    ///
+    /// Transitions shortly afterwards count as affected by it, too.
     pub(crate) fn note(&self, fault: Fault, lasts: Duration) {
         const AFTERMATH: Duration = Duration::from_secs(5);
         self.count((fault, lasts));
@@ -198,12 +202,12 @@ impl World {
         *lock(&self.store) = Some((fate, always, Instant::now() + lasts));
     }
 
-    /// Waits for so long, or until nothing goes wrong any more.
+    /// Waits for `lasts`, or until the faults are over.
     pub(crate) async fn last(&self, lasts: Duration) {
         let _ = timeout(lasts, self.healed.cancelled()).await;
     }
 
-    /// The service hears a worker.
+    /// Records that the service has heard from a worker.
     pub(crate) fn heard(&self, worker: &'static str, message: Option<&Message>) {
         let now = Instant::now();
         let mut heard = lock(&self.heard);
@@ -214,9 +218,9 @@ impl World {
         }
     }
 
-    /// Whether a worker has been silent, or has said that it drains, for so long that nobody may give it a build.
+    /// Returns whether a worker has been silent or draining for too long to be given a build.
     fn takes_nothing(&self, worker: &str) -> bool {
-        /// A decision may rest on what was known a few slow operations ago.
+        /// Maximum age of the facts behind a decision, which may span a few slow operations.
         const KNOWN_LATE: Duration = Duration::from_secs(8);
         let may_be_late = [Fault::ServiceSuspended, Fault::CommitLost, Fault::CommitAmbiguous];
         let now = Instant::now();
@@ -253,7 +257,7 @@ impl World {
         self.with_random(|random| random.choice(running))
     }
 
-    /// How engines shall do a build.
+    /// Returns the plan that engines follow for a build.
     pub(crate) fn plan(&self, build: Uuid) -> Plan {
         lock(&self.rules).plan(build)
     }
@@ -266,7 +270,9 @@ impl World {
         lock(&self.helpless).contains(worker)
     }
 
-    /// Nobody can stop in time what the engine of this worker runs, or will run until its process is itself again.
+    /// Excuses the builds on a worker's engine, which nothing can stop in time.
+    ///
+    /// If `is_helpless` is set, so are those that start there until it is cleared.
     pub(crate) fn excuse(&self, worker: &'static str, is_helpless: bool) {
         let mut rules = lock(&self.rules);
         for name in rules.running_on(worker) {
@@ -281,7 +287,7 @@ impl World {
 }
 
 impl World {
-    /// Some clients want a cancel just when something begins.
+    /// Cancels some builds at the moment they are claimed or start to publish.
     fn cancel_at_times(&self, build: Uuid, row: &Row) {
         let begins = ["Claimed", "Publishing"].contains(&row.state.as_str())
             && row.cancel_requested_at.is_none()

@@ -1,7 +1,8 @@
-//! Connections to an engine: one for each request of its API, and byte streams for what is not HTTP/1.
+//! Connections to an engine: one per API request, and byte streams for protocols other than HTTP/1.
 //!
-//! The client library neither sends the API's version nor lets a connection be closed from outside. So every connection is
-//! made here: paths get the prefix of the negotiated version, and all connections of one piece of work close together.
+//! The client library neither sends the API version nor lets a connection be closed from outside. Therefore every
+//! connection is made here: paths get the prefix of the negotiated version, and all connections of one piece of work
+//! close together.
 
 use std::{
     io,
@@ -40,11 +41,11 @@ use tokio_util::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Host {
     Unix(String),
-    /// `host:port`.
+    /// An address such as `host:port`.
     Tcp(String),
 }
 
-/// Connections to one engine that can be closed together.
+/// A group of connections to one engine that close together.
 #[derive(Clone, Debug)]
 pub(super) struct Connections {
     host: Host,
@@ -53,7 +54,7 @@ pub(super) struct Connections {
     tasks: TaskTracker,
 }
 
-/// The API version that requests to an engine name, shared by all connections to it.
+/// The API version in requests to an engine, shared by all connections to it.
 #[derive(Debug, Default)]
 pub(super) struct NegotiatedApi(AtomicU32);
 
@@ -64,11 +65,11 @@ pub(super) struct ApiVersion {
     minor: u16,
 }
 
-/// The part of the engine's answer to `GET /version` that is used here.
+/// The fields of the engine's answer to `GET /version` that are used here.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct EngineVersion {
-    /// The engine's own version, such as `26.1.5`.
+    /// Version of the engine, such as `26.1.5`.
     pub(super) version: String,
     api_version: String,
     #[serde(rename = "MinAPIVersion", default)]
@@ -80,7 +81,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// A sentence that says what an address must look like.
+    /// Returns a message that describes a valid address if `address` is not one.
     pub(super) fn parse(address: &str) -> Result<Self, String> {
         match address.split_once("://") {
             Some(("unix", path)) if path.starts_with('/') => Ok(Self::Unix(path.to_owned())),
@@ -95,9 +96,11 @@ impl Host {
 }
 
 impl ApiVersion {
-    /// The newest version that the client library's types are of.
+    /// Newest version that the client library's types support.
     pub(super) const NEWEST_KNOWN: Self = Self { major: 1, minor: 53 };
-    /// From this version on gRPC goes straight to the engine's socket; before, `POST /grpc` upgrades a connection.
+    /// First version that accepts gRPC directly on the engine's socket.
+    ///
+    /// Before it, `POST /grpc` upgrades a connection.
     pub(super) const DIRECT_GRPC: Self = Self { major: 1, minor: 53 };
 
     fn parse(text: &str) -> Option<Self> {
@@ -120,7 +123,7 @@ impl NegotiatedApi {
 }
 
 impl EngineVersion {
-    /// Returns the newest API version that both sides speak.
+    /// Returns the newest API version that both sides support.
     fn api(&self) -> Option<ApiVersion> {
         let newest = ApiVersion::parse(&self.api_version)?.min(ApiVersion::NEWEST_KNOWN);
         Some(ApiVersion::parse(&self.min_api_version).map_or(newest, |oldest| newest.max(oldest)))
@@ -133,7 +136,7 @@ impl Connections {
         Self { host, api: Arc::default(), closed: CancellationToken::new(), tasks: TaskTracker::new() }
     }
 
-    /// Returns further connections to the same engine, which close apart from these.
+    /// Returns further connections to the same engine, which close independently of these.
     pub(super) fn separate(&self) -> Self {
         let (closed, tasks) = (CancellationToken::new(), TaskTracker::new());
         Self { host: self.host.clone(), api: Arc::clone(&self.api), closed, tasks }
@@ -148,7 +151,7 @@ impl Connections {
         &self.closed
     }
 
-    /// Returns the transport that the client library sends its requests by.
+    /// Returns the transport by which the client library sends its requests.
     pub(super) fn transport(&self) -> impl Fn(BollardRequest) -> Answer + Send + Sync + 'static {
         let connections = self.clone();
         move |request| {
@@ -159,11 +162,11 @@ impl Connections {
         }
     }
 
-    /// Asks the engine for its versions, and negotiates the API version anew.
+    /// Asks the engine for its version and negotiates the API version again.
     ///
     /// # Errors
     ///
-    /// The engine cannot be reached, or what answers is no Docker Engine.
+    /// Returns an error if the engine cannot be reached, or the peer is not a Docker Engine.
     pub(super) async fn negotiate(&self) -> io::Result<EngineVersion> {
         let (_, version) = body_of(self.send(get("/version")?).await?).await?;
         let version: EngineVersion = serde_json::from_value(version)?;
@@ -174,11 +177,11 @@ impl Connections {
         Ok(version)
     }
 
-    /// Gets a path of the engine's API: the status of the answer, and its body.
+    /// Gets a path of the engine's API and returns the status and the body of the response.
     ///
     /// # Errors
     ///
-    /// The engine cannot be reached, or does not answer in JSON.
+    /// Returns an error if the engine cannot be reached, or the body is not JSON.
     pub(super) async fn get_json(&self, path: &str) -> io::Result<(StatusCode, Value)> {
         body_of(self.send_versioned(get(path)?).await?).await
     }
@@ -187,7 +190,7 @@ impl Connections {
     ///
     /// # Errors
     ///
-    /// The engine cannot be reached, or refuses to let gRPC through.
+    /// Returns an error if the engine cannot be reached, or refuses gRPC.
     pub(super) async fn grpc(&self) -> io::Result<ByteStream> {
         if self.api().await? >= ApiVersion::DIRECT_GRPC {
             return self.open().await;
@@ -204,7 +207,7 @@ impl Connections {
         Ok(self.closable(TokioIo::new(upgraded)))
     }
 
-    /// Returns the process that listens at the engine's socket, when it is one of this host that can be seen from here.
+    /// Returns the process that listens on the engine's socket, if it is visible on this host.
     pub(super) async fn peer(&self) -> Option<i32> {
         match &self.host {
             Host::Unix(path) => UnixStream::connect(path).await.ok()?.peer_cred().ok()?.pid(),
@@ -239,7 +242,7 @@ impl Connections {
         request.headers_mut().insert(HOST, host);
         let io = TokioIo::new(self.open().await?);
         let (mut sender, connection) = http1::handshake(io).await.map_err(io::Error::other)?;
-        // Ends with the connection: when it is closed, or after its answer.
+        // The task ends with the connection: when that is closed, or after its response.
         self.tasks.spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "a connection to the Docker Engine ended");
@@ -270,7 +273,7 @@ async fn body_of(response: Response<Incoming>) -> io::Result<(StatusCode, Value)
     Ok((status, serde_json::from_slice(&body)?))
 }
 
-/// Returns the path and query of a request with the prefix of an API version.
+/// Returns the path and query of a request, prefixed with an API version.
 fn versioned(api: ApiVersion, uri: &Uri) -> io::Result<Uri> {
     let ApiVersion { major, minor } = api;
     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
@@ -279,15 +282,15 @@ fn versioned(api: ApiVersion, uri: &Uri) -> io::Result<Uri> {
     Ok(Uri::from(target))
 }
 
-/// The answer of a transport, as the client library awaits it.
+/// The response of a transport, as the client library awaits it.
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Incoming>, BollardError>> + Send>>;
 
-/// A stream of bytes in both directions.
+/// A bidirectional stream of bytes.
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// A connection that reads its end, and cannot be written to, once it is closed.
+/// A connection that reads its end and refuses writes once it is closed.
 pub(super) struct ByteStream {
     io: Box<dyn Io>,
     closed: Pin<Box<WaitForCancellationFutureOwned>>,

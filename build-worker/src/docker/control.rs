@@ -1,7 +1,7 @@
-//! BuildKit's Control API, with a session on the same connection.
+//! Client of BuildKit's Control API, with a session on the same connection.
 //!
-//! Over the session the engine calls back: it fetches the context of the build, and asks for credentials when a registry
-//! wants some. So nothing of either has to be known to the engine before.
+//! The engine calls back over the session: it fetches the build context, and asks for credentials if a registry
+//! requires them. Therefore neither has to be passed to the engine in advance.
 
 use std::{io, sync::Arc};
 
@@ -30,40 +30,42 @@ use super::{
     connection::Connections,
     session::{Credentials, Healthy, Upload},
 };
-use crate::{context::Context, engine::EngineError, registries::Registries};
+use crate::{context::Context, engine::EngineError, registry_credentials::DockerConfig};
 
 /// A client of an engine's BuildKit, with a session that serves one build.
 #[derive(Debug)]
 pub(super) struct Control {
     pub(super) client: ControlClient<Channel>,
-    /// Names the session; empty when there is none.
+    /// ID of the session; empty if there is none.
     pub(super) session: String,
     _serving: [AbortOnDropHandle<()>; 2],
 }
 
-/// The methods that the engine may call over the session.
+/// Methods that the engine may call over the session.
 const EXPOSED: [&str; 3] =
     ["/moby.upload.v1.Upload/Pull", "/moby.filesync.v1.Auth/Credentials", "/grpc.health.v1.Health/Check"];
 
 impl Control {
-    /// Bytes that may wait between the session's server and the connection, in each direction.
+    /// Size of the buffer between the session's server and the connection, in bytes per direction.
     const PIPE: usize = 256 * 1024;
-    /// Progress comes in messages of whatever has happened meanwhile.
+    /// Maximum size of a message, in bytes; a progress message holds everything since the previous one.
     const LARGEST_MESSAGE: usize = 64 * 1024 * 1024;
-    /// Bytes that the engine may send before they are read.
+    /// Flow-control window of a stream, in bytes.
     const WINDOW: u32 = 1024 * 1024;
-    /// An error quotes the whole Dockerfile, twice encoded, in the trailers of its call.
+    /// Maximum size of a call's trailers, in bytes.
+    ///
+    /// An error quotes the whole Dockerfile in the trailers, encoded twice.
     const LARGEST_TRAILERS: u32 = 16 * 1024 * 1024;
 
-    /// Connects to BuildKit and opens a session that serves a context and the credentials of registries.
+    /// Connects to BuildKit and opens a session that serves a context and registry credentials.
     ///
     /// # Errors
     ///
-    /// The engine cannot be reached, or does not let sessions be opened.
+    /// Returns [`EngineError::Broken`] if the engine cannot be reached or refuses the session.
     pub(super) async fn open(
         connections: &Connections,
         context: Arc<Context>,
-        registries: Registries,
+        docker_config: DockerConfig,
     ) -> Result<Self, EngineError> {
         let broken = |error: &dyn std::error::Error| EngineError::Broken(error.to_string());
         let stream = connections.grpc().await.map_err(|error| broken(&error))?;
@@ -91,7 +93,7 @@ impl Control {
         let services = Server::builder()
             .initial_stream_window_size(Self::WINDOW)
             .add_service(UploadServer::new(Upload::new(context)))
-            .add_service(AuthServer::new(Credentials::new(registries)))
+            .add_service(AuthServer::new(Credentials::new(docker_config)))
             .add_service(HealthServer::new(Healthy));
         let serving = async move {
             let connection = stream::once(async { Ok::<_, io::Error>(ours) }).chain(stream::pending());
@@ -105,7 +107,7 @@ impl Control {
     }
 }
 
-/// Names the session and what it serves, as BuildKit wants to be told.
+/// Adds the metadata by which BuildKit learns the session's ID and methods.
 fn expose(
     metadata: &mut MetadataMap,
     session: &str,
@@ -119,7 +121,7 @@ fn expose(
     Ok(())
 }
 
-/// Returns what the session's server writes, as messages to the engine.
+/// Converts the output of the session's server to messages to the engine.
 fn messages(read: ReadHalf<DuplexStream>) -> impl stream::Stream<Item = BytesMessage> + Send + 'static {
     const READ: usize = 64 * 1024;
     stream::unfold(read, |mut read| async move {
@@ -130,7 +132,7 @@ fn messages(read: ReadHalf<DuplexStream>) -> impl stream::Stream<Item = BytesMes
     })
 }
 
-/// Writes what the engine sends over the session to the session's server, until either ends.
+/// Forwards the engine's messages to the session's server until either side ends.
 async fn pump(mut answers: Streaming<BytesMessage>, mut write: WriteHalf<DuplexStream>) {
     while let Some(Ok(message)) = answers.next().await {
         if write.write_all(&message.data).await.is_err() {

@@ -1,5 +1,6 @@
-//! What the engine says of a pull or a push, as steps and output: one step for the whole, and one for each layer whose name it
-//! tells.
+//! Progress of a pull or a push, as steps and output.
+//!
+//! There is one step for the whole transfer, and one for each named layer.
 
 use std::collections::BTreeMap;
 
@@ -8,19 +9,19 @@ use proto::dispatch::StepState;
 
 use crate::engine::Progress;
 
-/// The progress of one transfer of an image.
+/// The progress of one image transfer.
 #[derive(Debug)]
 pub(super) struct Layers {
-    /// How the step of the whole is called.
+    /// Name of the step for the whole transfer.
     name: String,
     told: BTreeMap<String, Layer>,
 }
 
-/// The last that was told of a layer.
+/// The last reported state of a layer.
 #[derive(Debug)]
 struct Layer {
     status: String,
-    /// The tenths of it that are done.
+    /// Completed tenths of the layer.
     tenths: i64,
     is_over: bool,
 }
@@ -36,7 +37,7 @@ impl Layers {
         vec![self.whole(StepState::Started, String::new())]
     }
 
-    /// Ends the whole, and before it the layers that the engine has told no end of.
+    /// Ends the layers whose end the engine has not reported, and then the whole transfer.
     pub(super) fn succeeded(&self) -> Vec<Progress> {
         let unfinished = self.told.iter().filter(|(_, told)| !told.is_over);
         let layers = unfinished.map(|(layer, _)| layer_step(layer, StepState::Done));
@@ -47,7 +48,7 @@ impl Layers {
         vec![self.whole(StepState::Failed, error)]
     }
 
-    /// What a message of the engine tells.
+    /// Converts a message of the engine.
     pub(super) fn told(
         &mut self,
         id: Option<String>,
@@ -55,7 +56,7 @@ impl Layers {
         detail: Option<ProgressDetail>,
     ) -> Vec<Progress> {
         let Some(status) = status else { return Vec::new() };
-        // The tag stands where else a layer does.
+        // In this message the ID is the tag, not a layer.
         let layer = id.filter(|_| !status.starts_with("Pulling from"));
         let Some(layer) = layer else {
             let is_of_some_layer = detail.is_some() || matches!(status.as_str(), "Preparing" | "Waiting");
@@ -79,7 +80,7 @@ impl Layers {
                 Some((_, total)) => format!("{status} {} % of {total} bytes", tenths * 10),
                 None => status.clone(),
             };
-            // Before the step's end.
+            // The line precedes the step's end.
             told.insert(0, line(&layer, &text));
             let is_over = matches!(state, StepState::Done | StepState::Cached);
             self.told.insert(layer, Layer { status, tenths, is_over });

@@ -1,4 +1,4 @@
-//! BuildKit's progress of a build, as steps and output.
+//! Conversion of BuildKit's progress to steps and output.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,8 +8,10 @@ use proto::dispatch::StepState;
 
 use crate::engine::Progress;
 
-/// Converts a message of the engine. It may hold a step's beginning, its output and its end: they come in this order. `names` are
-/// the stages of the Dockerfile, as far as they are known.
+/// Converts a progress message of the engine.
+///
+/// A message may hold a step's start, output and end; they are returned in this order. `names` are the stages of the
+/// Dockerfile, as far as they are known.
 pub(super) fn progress(status: StatusResponse, names: &[String]) -> Vec<Progress> {
     let vertexes = in_order_of_dockerfile(status.vertexes, names);
     let begun = vertexes
@@ -53,9 +55,10 @@ fn output(log: VertexLog) -> Progress {
     }
 }
 
-/// Orders the vertexes of a message as their Dockerfile has them: first the engine's own, then those without inputs, then stage by
-/// stage; where the order of the stages is not known, each after those that it copies from. Engines since 23 announce a
-/// Dockerfile from its end, with the stages mixed.
+/// Sorts the vertexes of a message in the order of their Dockerfile.
+///
+/// The engine's own come first, then those without inputs, then stage by stage; a stage of unknown position follows the
+/// stages that it copies from. Engines since 23 announce a Dockerfile from its end, with the stages mixed.
 fn in_order_of_dockerfile(vertexes: Vec<Vertex>, names: &[String]) -> Vec<Vertex> {
     let mut updates: HashMap<String, Vec<Vertex>> = HashMap::new();
     let mut announced = Vec::new();
@@ -86,7 +89,7 @@ fn in_order_of_dockerfile(vertexes: Vec<Vertex>, names: &[String]) -> Vec<Vertex
         first(digest).and_then(|vertex| stage(&vertex.name)).map(|(name, _)| rank(name))
     });
     order.append(&mut sources);
-    // Stages that are not known come last, each after those that it copies from.
+    // Unknown stages come last, each after the stages that it copies from.
     stages.sort_by_key(|(name, _)| rank(name));
     let mut placed = HashSet::new();
     for place in 0..stages.len() {
@@ -97,7 +100,7 @@ fn in_order_of_dockerfile(vertexes: Vec<Vertex>, names: &[String]) -> Vec<Vertex
     order.iter().filter_map(|digest| updates.remove(digest)).flatten().collect()
 }
 
-/// Appends the steps of a stage to `order`, after those of the stages that it has inputs from.
+/// Appends the steps of a stage to `order`, after the stages that it has inputs from.
 fn place_stage<'a>(
     place: usize,
     stages: &[(&str, Vec<&'a Vertex>)],
@@ -120,7 +123,7 @@ fn place_stage<'a>(
     order.extend(members.iter().map(|vertex| &vertex.digest));
 }
 
-/// Returns the stage and the number of a step such as `[builder 2/3] RUN make`.
+/// Parses the stage and the number of a step such as `[builder 2/3] RUN make`.
 fn stage(name: &str) -> Option<(&str, u32)> {
     let (label, _) = name.strip_prefix('[')?.split_once(']')?;
     let (stage, numbers) = label.rsplit_once(' ').unwrap_or(("", label));
@@ -148,7 +151,7 @@ mod tests {
 
     #[test]
     fn steps_come_in_the_order_of_their_dockerfile() {
-        // As Docker 26.1 announced it.
+        // The order in which Docker 26.1 announced the steps.
         let announced = vec![
             vertex("[stage-2 5/5] RUN echo c2", &["[stage-2 4/5] RUN echo c1"]),
             vertex("[stage-2 4/5] RUN echo c1", &["[stage-2 3/5] COPY --from=b"]),

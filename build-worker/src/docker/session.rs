@@ -1,4 +1,4 @@
-//! The services that an engine calls back over the session of a build.
+//! Services that an engine calls over the session of a build.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -19,17 +19,17 @@ use bollard::{
 use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{context::Context, registries};
+use crate::{context::Context, registry_credentials};
 
-/// Serves the context of a build as a tar.
+/// A service for the build context, as a tar.
 #[derive(Debug)]
 pub(super) struct Upload(Arc<Context>);
 
-/// Serves the credentials of registries, each when it is asked for.
+/// A service for registry credentials, which are looked up on demand.
 #[derive(Debug)]
-pub(super) struct Credentials(registries::Registries);
+pub(super) struct Credentials(registry_credentials::DockerConfig);
 
-/// Says that the session lives.
+/// A health service that reports the session as alive.
 #[derive(Debug)]
 pub(super) struct Healthy;
 
@@ -40,8 +40,8 @@ impl Upload {
 }
 
 impl Credentials {
-    pub(super) fn new(registries: registries::Registries) -> Self {
-        Self(registries)
+    pub(super) fn new(docker_config: registry_credentials::DockerConfig) -> Self {
+        Self(docker_config)
     }
 }
 
@@ -74,14 +74,14 @@ impl Auth for Credentials {
         let found = self.0.credentials_of_host(&host).await;
         let (username, secret) =
             match found.map_err(|error| Status::failed_precondition(error.to_string()))? {
-                Some(registries::Credentials::Password { user, password }) => (user, password),
-                Some(registries::Credentials::IdentityToken(token)) => (String::new(), token),
+                Some(registry_credentials::Credentials::Password { user, password }) => (user, password),
+                Some(registry_credentials::Credentials::IdentityToken(token)) => (String::new(), token),
                 None => (String::new(), String::new()),
             };
         Ok(Response::new(CredentialsResponse { username, secret }))
     }
 
-    // Where these are not served, the engine itself asks the registry's realm, with the credentials.
+    // Without these methods the engine itself asks the registry's token server, with the credentials.
 
     async fn fetch_token(
         &self,

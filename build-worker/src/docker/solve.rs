@@ -1,6 +1,6 @@
-//! A build: one call of Solve, and its progress by Status, over a connection of its own.
+//! A build: one call of Solve, with its progress from Status, over a connection of its own.
 //!
-//! The build is cancelled by giving up the call; the engine has ended it when Status ends.
+//! Dropping the call cancels the build; the engine has ended it once Status ends.
 
 use std::{
     collections::HashMap,
@@ -19,17 +19,19 @@ use tonic::{Code, Status};
 use super::{control::Control, progress};
 use crate::{
     context::Context,
-    engine::{BuildOrder, BuiltImage, EngineError, Told},
+    engine::{BuildOrder, BuiltImage, EngineError, EngineEvent},
     fault::Fault,
 };
 
-pub(super) type Teller = mpsc::Sender<Result<Told, EngineError>>;
+pub(super) type Teller = mpsc::Sender<Result<EngineEvent, EngineError>>;
 
-/// Runs a build to its end; none when it was cancelled. `stages` are those of its Dockerfile, as far as they are known.
+/// Runs a build to its end; returns `None` if it was cancelled.
+///
+/// `stages` are those of its Dockerfile, as far as they are known.
 ///
 /// # Errors
 ///
-/// Why it failed.
+/// Returns the error that the build failed with.
 pub(super) async fn solve(
     control: &Control,
     request: SolveRequest,
@@ -37,17 +39,18 @@ pub(super) async fn solve(
     cancel: &CancellationToken,
     tell: &Teller,
 ) -> Result<Option<BuiltImage>, EngineError> {
-    /// The time that the rest of the progress may take after the outcome is there.
+    /// Time that the remaining progress may take once the outcome is known.
     const REST: Duration = Duration::from_secs(5);
-    /// The time after which a build that was cancelled before it had any progress has not been begun: the engine looks for such
-    /// a build for some seconds.
+    /// Time after which a build that was cancelled before any progress counts as not started.
+    ///
+    /// The engine looks for such a build for some seconds.
     const NOT_BEGUN: Duration = Duration::from_secs(1);
     const NOT_ALL: &str = "the Docker Engine does not tell the rest of this build's progress";
 
     let mut client = control.client.clone();
     let has_begun = AtomicBool::new(false);
     let following = follow(control, request.r#ref.clone(), stages, tell, &has_begun);
-    // Without the call the engine has no reason to go on.
+    // Dropping the call leaves the engine no reason to continue.
     let solving = cancel.run_until_cancelled(client.solve(request));
     tokio::pin!(following, solving);
     let (solved, is_told) = tokio::select! {
@@ -64,8 +67,8 @@ pub(super) async fn solve(
         return Ok(None);
     };
     if !is_told && tokio::time::timeout(REST, following).await.is_err() {
-        // Nobody has to hear it.
-        let _ = tell.send(Ok(Told::Gap(NOT_ALL))).await;
+        // The receiver may be gone.
+        let _ = tell.send(Ok(EngineEvent::Gap(NOT_ALL))).await;
     }
     let mut response = solved.map_err(|status| error_of(&status))?.into_inner().exporter_response;
     let mut digest = |key: &str| response.remove(key).unwrap_or_default();
@@ -79,7 +82,7 @@ pub(super) async fn solve(
     Ok(Some(built))
 }
 
-/// Passes progress on until the engine has no more, or nobody listens.
+/// Relays progress until the engine has no more, or the receiver is gone.
 async fn follow(
     control: &Control,
     reference: String,
@@ -97,7 +100,7 @@ async fn follow(
         match message.map(|message| progress::progress(message, stages)) {
             Ok(progress) if progress.is_empty() => {}
             Ok(progress) => {
-                if tell.send(Ok(Told::Progress(progress))).await.is_err() {
+                if tell.send(Ok(EngineEvent::Progress(progress))).await.is_err() {
                     return;
                 }
             }
@@ -106,7 +109,7 @@ async fn follow(
     }
 }
 
-/// Returns the request that builds what is ordered, by the frontend that the engine has built in.
+/// Returns the request for a build, which uses the engine's built-in frontend.
 pub(super) fn request(order: &BuildOrder, session: &str) -> SolveRequest {
     let context = match order.context.as_ref() {
         Context::Small(_) | Context::Large(_) => format!("http://buildkit-session/{session}"),
@@ -116,7 +119,8 @@ pub(super) fn request(order: &BuildOrder, session: &str) -> SolveRequest {
         ("context".to_owned(), context),
         ("filename".to_owned(), order.dockerfile.clone()),
         ("cgroup-parent".to_owned(), order.cgroup_parent.clone()),
-        // Frontends that a Dockerfile names are not fetched and run: whoever sends a command line is one already.
+        // Keeps the engine from fetching and running a frontend that the Dockerfile names: a client that sends a
+        // command line counts as a frontend.
         ("cmdline".to_owned(), "dockerfile.v0".to_owned()),
     ]);
     if !order.target.is_empty() {
@@ -143,24 +147,25 @@ pub(super) fn request(order: &BuildOrder, session: &str) -> SolveRequest {
         exporter_deprecated: "moby".to_owned(),
         exporter_attrs_deprecated: exporter,
         cache: Some(CacheOptions::default()),
-        // The catalogue keeps the history of builds. The engine's would have every log, and a cancel wait for it.
+        // The catalogue keeps the history of builds. The engine's history would store every log, and a cancel would
+        // wait for it.
         internal: true,
         ..SolveRequest::default()
     }
 }
 
-/// The exit of a step's process, as BuildKit attaches it to an error.
+/// The exit status of a step's process, as BuildKit attaches it to an error.
 #[derive(Deserialize)]
 struct ExitMessage {
     #[serde(rename = "Code")]
     _code: u32,
 }
 
-/// Converts the error of a Solve.
+/// Converts the error of a Solve call.
 fn error_of(status: &Status) -> EngineError {
     const EXIT: &str = "gatewayapi.ExitMessage+json";
     let message = status.message().to_owned();
-    // An error of this side of the connection has a source; the engine's own have none.
+    // An error on this side of the connection has a source; the engine's own errors have none.
     if let Some(source) = std::error::Error::source(status) {
         return EngineError::Broken(format!("{message}: {source}"));
     }

@@ -1,7 +1,7 @@
-//! Squashing: a second Solve copies everything that the first has built into one layer, and restates its configuration.
+//! Squashing: a second Solve copies the result of the first into one layer.
 //!
-//! The exporter of graph drivers takes no configuration, so it is restated by a Dockerfile. Its values are given as build
-//! arguments, which nothing interprets again.
+//! It also restates the configuration of the image, by a Dockerfile, because the exporter of graph drivers accepts
+//! none. The values are build arguments, which are not interpreted again.
 
 use std::{collections::HashMap, fmt::Write as _, sync::Arc};
 
@@ -14,7 +14,7 @@ use crate::{
     engine::{BuildOrder, EngineError},
 };
 
-/// The configuration of an image, as the engine's API tells it.
+/// The configuration of an image, as the engine's API returns it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct Configuration {
@@ -46,7 +46,7 @@ struct Configuration {
 struct Healthcheck {
     #[serde(deserialize_with = "or_default")]
     test: Vec<String>,
-    /// All times are in nanoseconds; 0 where none is set.
+    /// Interval in nanoseconds, like the times below; 0 if unset.
     interval: u64,
     timeout: u64,
     start_period: u64,
@@ -61,11 +61,11 @@ struct Restatement {
     build_args: HashMap<String, String>,
 }
 
-/// Returns what builds the squashed image from the one that has the tag of `order`, and gives it that tag.
+/// Returns the order that squashes the image tagged by `order` and moves the tag to the result.
 ///
 /// # Errors
 ///
-/// The engine does not tell the configuration of what it has built.
+/// Returns [`EngineError::Broken`] if the engine does not return the configuration of the image.
 pub(super) async fn order(connections: &Connections, order: &BuildOrder) -> Result<BuildOrder, EngineError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -167,7 +167,7 @@ impl Restatement {
         self.list(&format!("HEALTHCHECK{} CMD", flags(healthcheck)), &test);
     }
 
-    /// Makes a value a build argument, and returns the reference to it.
+    /// Adds a build argument with this value and returns the reference to it.
     fn argument(&mut self, value: &str) -> String {
         let name = format!("trailer_value_{}", self.build_args.len());
         self.line(&format!("ARG {name}"));
@@ -175,7 +175,7 @@ impl Restatement {
         format!("${{{name}}}")
     }
 
-    /// Appends an instruction that takes a list, which is not interpreted.
+    /// Appends an instruction with a list, which is not interpreted.
     fn list(&mut self, instruction: &str, list: &[String]) {
         let list = serde_json::Value::from(list).to_string();
         self.line(&format!("{instruction} {list}"));
@@ -187,7 +187,7 @@ impl Restatement {
     }
 }
 
-/// Returns the flags of an instruction that restates a health check, each with a space before it.
+/// Returns the flags that restate a health check, each with a space before it.
 fn flags(healthcheck: &Healthcheck) -> String {
     let mut flags = String::new();
     for (flag, nanoseconds) in [
@@ -206,7 +206,9 @@ fn flags(healthcheck: &Healthcheck) -> String {
     flags
 }
 
-/// Returns whether a command stands for itself behind an instruction: a line, no list, nothing that goes on in the next line.
+/// Reports whether a command can follow an instruction verbatim.
+///
+/// It must be one line, not a list, and not continue on the next line.
 fn is_plain(command: &str) -> bool {
     !command.is_empty()
         && command.trim() == command
@@ -216,7 +218,7 @@ fn is_plain(command: &str) -> bool {
         && !command.ends_with('\\')
 }
 
-/// Reads `null` as the default.
+/// Deserializes `null` as the default.
 fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }

@@ -1,4 +1,4 @@
-//! Pulls and pushes.
+//! Pulls and pushes of images.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use futures_util::{Stream, StreamExt};
 
 use super::{DockerEngine, connect, layers::Layers, solve::Teller};
 use crate::{
-    engine::{EngineError, Progress, RunningWork, Told},
+    engine::{EngineError, EngineEvent, Progress, RunningWork},
     reference,
-    registries::{Credentials, CredentialsError},
+    registry_credentials::{Credentials, CredentialsError},
 };
 
-/// What the engine says of a layer, or of all of them.
+/// A message of the engine about one layer, or about the whole transfer.
 struct Transferred {
     id: Option<String>,
     status: Option<String>,
@@ -52,7 +52,7 @@ impl DockerEngine {
     }
 
     pub(super) async fn digest_in_registry(&self, reference: &str) -> Result<String, EngineError> {
-        let credentials = self.registries.credentials(reference).await?;
+        let credentials = self.docker_config.credentials(reference).await?;
         let found = self.docker.inspect_registry_image(reference, credentials.map(Into::into)).await;
         found?
             .descriptor
@@ -60,7 +60,7 @@ impl DockerEngine {
             .ok_or_else(|| EngineError::Broken(format!("no registry tells the digest of {reference}")))
     }
 
-    /// Runs something that speaks of layers. The engine gives it up when its connection closes.
+    /// Runs a transfer that reports layers; the engine aborts it when its connection closes.
     fn transfer<S>(
         &self,
         name: String,
@@ -70,21 +70,24 @@ impl DockerEngine {
     where
         S: Stream<Item = Result<Transferred, BollardError>> + Send,
     {
-        /// An engine that finds a registry busy when it asks what that wants goes on without the credentials, and is refused.
+        /// Maximum number of attempts with credentials.
+        ///
+        /// An engine that finds a registry busy while it asks for the authentication scheme continues without the
+        /// credentials, and is refused.
         const TRIES_WITH_CREDENTIALS: u32 = 2;
         const PAUSE: Duration = Duration::from_millis(500);
 
-        let (registries, reference) = (self.registries.clone(), reference.to_owned());
+        let (docker_config, reference) = (self.docker_config.clone(), reference.to_owned());
         let connections = self.connections.separate();
         let docker = connect(&connections, Self::WORK_TIMEOUT_SECONDS)?;
-        // Closing its connections makes the engine give it up, and ends what reads them.
+        // Closing the connections makes the engine abort the transfer and ends the reader.
         let cancel = connections.closed().clone();
         Ok(Self::run(connections, cancel, false, async move |tell: Teller| {
             let mut layers = Layers::new(name);
             if !say(&tell, layers.begun()).await {
                 return;
             }
-            let ended = match registries.credentials(&reference).await {
+            let ended = match docker_config.credentials(&reference).await {
                 Ok(credentials) => {
                     let mut tries = 1;
                     loop {
@@ -104,7 +107,7 @@ impl DockerEngine {
                 }
                 Err(error) => Err(error.into()),
             };
-            // Whoever does not listen any more need not hear it.
+            // The receiver may be gone.
             match ended {
                 Ok(()) => drop(say(&tell, layers.succeeded()).await),
                 Err(error) => {
@@ -116,13 +119,13 @@ impl DockerEngine {
     }
 }
 
-/// Returns whether a registry has refused because it was given no credentials, or none that it takes.
+/// Reports whether a registry refused for lack of credentials that it accepts.
 fn wants_credentials(error: &EngineError) -> bool {
     const WORDS: [&str; 3] = ["unauthorized", "authentication required", "no basic auth credentials"];
     matches!(error, EngineError::Refused(message) if WORDS.iter().any(|words| message.contains(words)))
 }
 
-/// Tells what the engine says, until it has ended, or nobody listens any more.
+/// Relays the engine's messages until the transfer has ended or the receiver is gone.
 async fn tell_layers(
     stream: impl Stream<Item = Result<Transferred, BollardError>>,
     layers: &mut Layers,
@@ -139,9 +142,9 @@ async fn tell_layers(
     Ok(())
 }
 
-/// Whether somebody listens.
+/// Sends progress and reports whether the receiver is still there.
 async fn say(tell: &Teller, progress: Vec<Progress>) -> bool {
-    tell.send(Ok(Told::Progress(progress))).await.is_ok()
+    tell.send(Ok(EngineEvent::Progress(progress))).await.is_ok()
 }
 
 impl From<Credentials> for DockerCredentials {

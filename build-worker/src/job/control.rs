@@ -1,10 +1,10 @@
-//! How a job is steered while it works.
+//! Control of a running job.
 
 use std::sync::OnceLock;
 
 use tokio_util::sync::CancellationToken;
 
-/// How the session steers a job.
+/// The handle by which the session controls a job.
 #[derive(Debug, Default)]
 pub(crate) struct Control {
     pub(super) granted: CancellationToken,
@@ -12,42 +12,42 @@ pub(crate) struct Control {
     pub(super) reason: OnceLock<StopReason>,
 }
 
-/// Why a job is to stop; the first reason counts.
+/// The reason why a job has to stop; the first one counts.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StopReason {
-    /// A client wants it: the service waits to hear that it has stopped.
+    /// A cancellation by a client; the service waits for the confirmation.
     Cancelled,
-    /// The worker ends: another one shall do it.
+    /// A shutdown of the worker; another worker has to take over the build.
     HandBack,
-    /// It has run for longer than it may.
+    /// An attempt that exceeded its maximum duration.
     TimedOut,
-    /// The attempt is fenced: nobody wants to hear of it.
+    /// A fenced attempt, whose reports are not wanted any more.
     Fenced,
 }
 
 impl Control {
-    /// The tag may be set.
+    /// Allows the job to set the image's tag.
     pub(crate) fn grant_publish(&self) {
         self.granted.cancel();
     }
 
-    /// The work is to stop.
+    /// Tells the job to stop.
     pub(crate) fn stop(&self, reason: StopReason) {
         self.reason.get_or_init(|| reason);
         self.stop.cancel();
     }
 
-    /// Waits until the work is to stop.
+    /// Waits until the job is told to stop.
     pub(crate) async fn stopping(&self) {
         self.stop.cancelled().await;
     }
 
-    /// Whether nothing more may come of the attempt, be it granted.
+    /// Reports whether the attempt must have no more effect, even if it was granted.
     pub(crate) fn is_given_up(&self) -> bool {
         self.reason.get().is_some_and(|reason| *reason != StopReason::HandBack)
     }
 
-    /// Whether nobody wants to hear of the attempt.
+    /// Reports whether the attempt is fenced.
     pub(crate) fn is_fenced(&self) -> bool {
         self.reason.get() == Some(&StopReason::Fenced)
     }

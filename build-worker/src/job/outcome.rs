@@ -1,4 +1,4 @@
-//! The outcome of an attempt: an artifact, or how it ended without one.
+//! Outcome of an attempt: an artifact, or the way in which it ended without one.
 
 use proto::dispatch::{Failed, FailureKind};
 use tokio::time::Instant;
@@ -6,15 +6,15 @@ use tokio::time::Instant;
 use crate::{
     engine::{EngineError, RunningWork},
     output::FailedStep,
-    readiness::Doubt,
+    readiness::UnconfirmedStop,
 };
 
-/// What a job leaves to be done after it.
+/// The cleanup that a job leaves to be done after it.
 #[derive(Debug, Default)]
 pub(crate) struct Rest {
-    /// The work that goes on although it was to stop.
-    pub(crate) left: Option<Left>,
-    /// The image that had the reference before, by the engine's identifier.
+    /// Work that goes on although it was told to stop.
+    pub(crate) left: Option<Leftover>,
+    /// Image that had the reference before, by the engine's image ID.
     pub(crate) replaced: Option<String>,
 }
 
@@ -23,46 +23,48 @@ pub(super) struct Artifact {
     pub(super) image_id: String,
     pub(super) config_digest: String,
     pub(super) size_bytes: i64,
-    /// Empty for an image that no registry holds.
+    /// Digest in the registry; empty if no registry holds the image.
     pub(super) repo_digest: String,
-    /// The image that had the reference before.
+    /// Image that had the reference before.
     pub(super) replaced: Option<String>,
 }
 
 /// The end of an attempt without an artifact.
 pub(super) enum Ended {
-    /// It was not begun, for this reason.
+    /// An attempt that was not started, for this reason.
     NotBegun(String),
     Failed {
         failed: Failed,
-        /// Whether the engine has to be asked before anything else is begun.
+        /// Set if the engine has to be checked before anything else starts.
         doubts_engine: bool,
     },
     Stopped(Stop),
 }
 
-/// The end of work that was to stop.
+/// The end of work that was told to stop.
 pub(super) enum Stop {
-    /// Nothing of it is left.
+    /// A stop after which nothing is left.
     Confirmed,
-    /// The engine says that it has ended; its processes cannot be seen from here.
+    /// A stop that the engine reports, but whose processes are not visible from here.
     Unseen,
-    /// It goes on.
-    Failed(Left),
+    /// Work that goes on.
+    Failed(Leftover),
 }
 
-/// Work that goes on although it was to stop.
+/// Work that goes on although it was told to stop.
 #[derive(Debug)]
-pub(crate) struct Left {
-    /// None when the engine has ended it.
+pub(crate) struct Leftover {
+    /// Work in the engine; `None` if the engine has ended it.
     pub(super) work: Option<Box<dyn RunningWork>>,
     pub(super) begun: Instant,
-    /// Held from before anybody is told, for the service gives out builds until it hears that none are taken.
-    pub(super) _doubt: Doubt,
+    /// UnconfirmedStop from before the stop is reported.
+    ///
+    /// The service assigns builds until it hears that none are taken.
+    pub(super) _doubt: UnconfirmedStop,
 }
 
 impl Ended {
-    /// Ends an attempt by what the engine could not do, and the step that failed.
+    /// Creates the end of an attempt from an engine error and the step that failed.
     pub(super) fn by_engine(error: &EngineError, step: Option<FailedStep>) -> Self {
         let kind = match error {
             EngineError::Refused(_) => FailureKind::User,
@@ -74,30 +76,32 @@ impl Ended {
         Self::Failed { failed, doubts_engine: matches!(error, EngineError::Broken(_)) }
     }
 
-    /// Ends an attempt whose engine has not done what it said.
+    /// Creates the end of an attempt whose engine has not done what it reported.
     pub(super) fn by_broken_engine(message: String) -> Self {
         EngineError::Broken(message).into()
     }
 
-    /// Ends an attempt for a reason that is neither the user's nor the engine's.
+    /// Creates a failure that is neither the user's nor the engine's fault.
     pub(super) fn by_infrastructure(message: String) -> Self {
         Self::Failed { failed: failed(FailureKind::Infrastructure, message), doubts_engine: false }
     }
 
-    /// Ends an attempt for a reason that its user has to mend.
+    /// Creates a failure that the user has to fix.
     pub(super) fn by_user(message: String) -> Self {
         Self::Failed { failed: failed(FailureKind::User, message), doubts_engine: false }
     }
 }
 
-/// Outside of any step.
+/// Conversion of an error outside of any step.
 impl From<EngineError> for Ended {
     fn from(error: EngineError) -> Self {
         Self::by_engine(&error, None)
     }
 }
 
-/// Leaves out the middle of a message that the service would cut: an error quotes its command, and ends with the reason.
+/// Cuts the middle of a message that the service would otherwise truncate.
+///
+/// An error quotes its command, and ends with the reason.
 fn shortened(message: String) -> String {
     const BEGINNING: usize = 8 * 1024;
     const END: usize = 4 * 1024;

@@ -1,4 +1,4 @@
-//! Committing a running container into an image.
+//! Commits of running containers to images.
 
 use proto::dispatch::Snapshot;
 
@@ -9,8 +9,10 @@ use super::{
 use crate::{engine::BuiltImage, labels::IMAGE_LABEL};
 
 impl Job {
-    /// Commits the container, which the engine pauses meanwhile and always lets go on, and names the image. A commit cannot be
-    /// ended: whoever wants it stopped waits for it, and the image then gets no name.
+    /// Commits the container and names the resulting image.
+    ///
+    /// The engine pauses the container meanwhile, and always resumes it. A commit cannot be aborted: a stop waits for
+    /// its end, and the image then gets no name.
     pub(super) async fn snapshot(&self, order: &Snapshot) -> Result<Artifact, Ended> {
         let Snapshot { container, source_image_id } = order;
         let labels = self.engine.container_labels(container).await?;

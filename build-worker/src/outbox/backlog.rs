@@ -1,7 +1,9 @@
-//! What an attempt has reported and the service has not acknowledged, in order: the oldest in memory, from where it is sent;
-//! behind it batches in the spool; the newest in memory again, until they make a batch or there is room among the oldest.
+//! Backlog of an attempt's unacknowledged events, in order.
 //!
-//! It decides and never waits: who reads and writes the spool tells it what came of that.
+//! The oldest are in memory and are sent from there; behind them are batches in the spool; the newest are in memory
+//! again, until they fill a batch or there is room among the oldest.
+//!
+//! The backlog decides and never waits: its owner reads and writes the spool, and reports the result.
 
 use std::{
     collections::VecDeque,
@@ -11,16 +13,16 @@ use std::{
 use prost::Message;
 use proto::dispatch::{Report, ReportEvent, report_event::Event};
 
-/// How many bytes of an attempt are kept where.
+/// The limits on an attempt's events in memory and in the spool, in bytes.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Limits {
-    /// Of the oldest, which can be sent: a batch more at most.
+    /// Limit of the oldest events, which can be sent; exceeded by a batch at most.
     pub(crate) window: usize,
-    /// How much of the newest is written to the spool at once.
+    /// Size of a write of the newest events to the spool.
     pub(crate) batch: usize,
-    /// Of the newest, an event more at most. Then the job waits.
+    /// Limit of the newest events, exceeded by an event at most. At the limit the job waits.
     pub(crate) newest: usize,
-    /// Of the spool.
+    /// Limit of the spool.
     pub(crate) spool: u64,
 }
 
@@ -28,19 +30,19 @@ pub(crate) struct Limits {
 pub(super) struct Backlog {
     limits: Limits,
     oldest: Events,
-    /// The number of the first of `oldest`.
+    /// Sequence number of the first of `oldest`.
     first_sequence: i64,
-    /// How many of `oldest` have been sent over the present connection.
+    /// Number of events of `oldest` that were sent over the current connection.
     sent: usize,
     spooled: VecDeque<Batch>,
     newest: Events,
-    /// The batch that the first of `newest` are being written as: until that is over they stay where they are.
+    /// Batch that is being written from the first of `newest`, which stay there until the write is over.
     storing: Option<Batch>,
-    /// There was no place in the spool, and nothing in it was freed since.
+    /// Set if the spool had no room, and nothing in it was freed since.
     spool_is_full: bool,
 }
 
-/// Events that are, or are to be, in the spool.
+/// Events that are in the spool, or are being written to it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Batch {
     pub(super) offset: u64,
@@ -49,16 +51,16 @@ pub(super) struct Batch {
     events: usize,
 }
 
-/// What to do with the spool.
+/// A task of the spool.
 #[derive(Debug)]
 pub(super) enum Task {
-    /// Read this batch, then [`Backlog::fetched`].
+    /// A batch to read and pass to [`Backlog::fetched`].
     Fetch(Batch),
-    /// Write this at this offset, then [`Backlog::stored`].
+    /// An offset and the bytes to write there, followed by a call of [`Backlog::stored`].
     Store(u64, Vec<u8>),
 }
 
-/// What was read is not what was written.
+/// The error of a batch that is not read as it was written.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Corrupt;
 
@@ -93,7 +95,7 @@ impl Backlog {
         self.oldest.queue.is_empty() && self.spooled.is_empty() && self.newest.queue.is_empty()
     }
 
-    /// The number of the first event that is not acknowledged.
+    /// Returns the sequence number of the first unacknowledged event.
     pub(super) fn first_sequence(&self) -> i64 {
         self.first_sequence
     }
@@ -102,12 +104,12 @@ impl Backlog {
         self.sent > 0
     }
 
-    /// Whether the spool holds anything.
+    /// Reports whether the spool holds anything.
     pub(super) fn is_spooled(&self) -> bool {
         !self.spooled.is_empty()
     }
 
-    /// How much there is in memory, and how far what is in the spool reaches.
+    /// Returns the bytes in memory, and the end of the used part of the spool.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> (usize, u64) {
         let end = self.spooled.iter().map(|batch| batch.place().1).max();
@@ -119,7 +121,7 @@ impl Backlog {
         self.advance();
     }
 
-    /// The number of the first event to send, and that event with some after it.
+    /// Returns the next events to send, with the sequence number of the first.
     pub(super) fn next_report(&mut self) -> Option<(i64, Vec<ReportEvent>)> {
         let mut bytes = 0;
         let unsent = self.oldest.queue.range(self.sent..).take(Self::REPORT_EVENTS);
@@ -147,7 +149,7 @@ impl Backlog {
         self.advance();
     }
 
-    /// Everything is to be sent again.
+    /// Marks everything as not sent.
     pub(super) fn unsend(&mut self) {
         self.sent = 0;
     }
@@ -161,7 +163,7 @@ impl Backlog {
         self.sent = 0;
     }
 
-    /// What is to be done with the spool now, one at a time. Nothing is written while it rests.
+    /// Returns the next task of the spool, one at a time; writes nothing while the spool rests.
     pub(super) fn next_task(&mut self, rests: bool) -> Option<Task> {
         if let Some(batch) = self.spooled.front().filter(|_| self.oldest.bytes < self.limits.window) {
             return Some(Task::Fetch(*batch));
@@ -186,9 +188,9 @@ impl Backlog {
         Some(Task::Store(offset, bytes))
     }
 
-    /// What was to be written is in the spool; or, for all that one knows, any part of it.
+    /// Completes a write; unless `is_whole`, any part of the batch may be in the spool.
     pub(super) fn stored(&mut self, is_whole: bool) {
-        // None when everything was cleared meanwhile.
+        // `None` if everything was cleared meanwhile.
         if let Some(batch) = self.storing.take().filter(|_| is_whole) {
             (0..batch.events).for_each(|_| drop(self.newest.pop()));
             self.spooled.push_back(batch);
@@ -196,7 +198,7 @@ impl Backlog {
         self.advance();
     }
 
-    /// A batch was read.
+    /// Takes in a batch that was read.
     pub(super) fn fetched(&mut self, batch: Batch, bytes: &[u8]) -> Result<(), Corrupt> {
         if self.spooled.front() != Some(&batch) {
             // Everything was cleared meanwhile.
@@ -213,7 +215,7 @@ impl Backlog {
         Ok(())
     }
 
-    /// Moves the newest to the oldest while nothing lies between them.
+    /// Moves the newest events to the oldest while there is nothing between them.
     fn advance(&mut self) {
         while self.spooled.is_empty() && self.storing.is_none() && self.oldest.bytes < self.limits.window {
             let Some(event) = self.newest.pop() else {
@@ -223,7 +225,7 @@ impl Backlog {
         }
     }
 
-    /// The first place in the spool with so much free space: what was freed is used before the file grows.
+    /// Returns the first offset with enough free space, so that freed space is used before the file grows.
     fn place(&self, length: usize) -> Option<u64> {
         let length = u64::try_from(length).ok()?;
         let mut taken: Vec<(u64, u64)> = self.spooled.iter().map(Batch::place).collect();
@@ -264,7 +266,7 @@ fn checksum(bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// About what an event takes, in memory and on the wire.
+/// Returns the approximate size of an event, in memory and on the wire.
 fn size(event: &ReportEvent) -> usize {
     const FIXED: usize = 32;
     let texts = event.event.as_ref().map_or(0, |event| match event {

@@ -10,25 +10,25 @@ use tokio::{task::JoinHandle, time::timeout};
 
 use super::*;
 
-/// A spool in memory that fails as it is told to, at random.
+/// A spool in memory that fails at random.
 #[derive(Debug)]
 struct FaultySpool {
     rng: Arc<Mutex<Rng>>,
     faults: Faults,
-    /// How many files there are.
+    /// Number of open files.
     files: Arc<AtomicUsize>,
 }
 
-/// Of a hundred operations each: how many fail.
+/// The percentages of operations that fail.
 #[derive(Copy, Clone, Debug, Default)]
 struct Faults {
-    /// Files that cannot be made.
+    /// Percentage of files that cannot be created.
     create: u8,
-    /// Writes of which only a part is done.
+    /// Percentage of writes that are partial.
     tear: u8,
-    /// Reads that fail, or give something else than was written.
+    /// Percentage of reads that fail or return wrong bytes.
     corrupt: u8,
-    /// How many bytes a file can have, if that is bounded.
+    /// Maximum size of a file, in bytes, if it is limited.
     disk: Option<usize>,
 }
 
@@ -44,7 +44,7 @@ fn happens(rng: &Mutex<Rng>, percent: u8) -> bool {
     rng.lock().expect("no panic").u8(0..100) < percent
 }
 
-/// Operations take several turns, so that others come between.
+/// Lets an operation take several turns, so that other tasks run in between.
 async fn linger(rng: &Mutex<Rng>) {
     let turns = rng.lock().expect("no panic").u8(0..4);
     for _ in 0..turns {
@@ -111,7 +111,7 @@ impl SpoolFile for FaultyFile {
 
 const SMALL: Limits = Limits { window: 2_000, batch: 500, newest: 1_000, spool: 8_000 };
 
-/// An outbox, and how many files its spool has.
+/// Returns an outbox, and the number of files of its spool.
 fn outbox(limits: Limits, faults: Faults, seed: u64) -> (Arc<Outbox>, Arc<AtomicUsize>) {
     let files = Arc::default();
     let spool =
@@ -122,7 +122,7 @@ fn outbox(limits: Limits, faults: Faults, seed: u64) -> (Arc<Outbox>, Arc<Atomic
     (Arc::new(Outbox::new(attempt, settings, Arc::new(Notify::new()))), files)
 }
 
-/// Lets the other tasks go on, at most until they all wait.
+/// Lets the other tasks run for some turns, at most until they all wait.
 async fn pass_turns(turns: usize) {
     for _ in 0..turns {
         tokio::task::yield_now().await;
@@ -138,7 +138,7 @@ fn line(text: String) -> Event {
     Event::Line(Line { text, ..Line::default() })
 }
 
-/// The text of the event with a number: all differ, also in their lengths.
+/// Returns the text of an event by its number; all texts differ, also in length.
 fn text(seed: u64, sequence: i64) -> String {
     let length = Rng::with_seed(seed ^ sequence.unsigned_abs()).usize(0..200);
     format!("{sequence} {}", "x".repeat(length))
@@ -159,7 +159,7 @@ fn sent(outbox: &Outbox) -> Vec<(i64, usize)> {
         .collect()
 }
 
-/// The other end: what is on its way there and back, and how much is durable.
+/// The service's end: the messages in flight both ways, and the last durable event.
 #[derive(Debug, Default)]
 struct Service {
     reports: VecDeque<Report>,
@@ -168,7 +168,7 @@ struct Service {
 }
 
 impl Service {
-    /// Takes the next report, as image-service does, after checking all that is in it.
+    /// Takes the next report, as image-service does, after checking its content.
     fn take(&mut self, seed: u64) {
         let Some(report) = self.reports.pop_front() else {
             return;
@@ -183,7 +183,7 @@ impl Service {
         self.acknowledgements.push_back(self.durable);
     }
 
-    /// One random step; fails when what is acknowledged is forgotten.
+    /// Takes one random step; panics if an acknowledgement is refused.
     async fn step(&mut self, outbox: &Outbox, seed: u64, rng: &mut Rng) {
         match rng.u8(0..100) {
             0..30 => self.reports.extend(outbox.next_report()),
@@ -193,7 +193,7 @@ impl Service {
                     assert_eq!(outbox.acknowledge(sequence), Ok(()));
                 }
             }
-            // A report is lost: the service asks for it by what it acknowledges next.
+            // A report is lost; the service asks for it by its next acknowledgement.
             85..87 => drop(self.reports.pop_front()),
             87..90 => {
                 self.reports.clear();
@@ -232,7 +232,7 @@ async fn what_comes_out_is_what_went_in() {
             assert!(steps < 100_000, "seed {seed}: no end");
         }
         assert_eq!(outbox.rewind(EVENTS), Ok(()));
-        outbox.settled().await;
+        outbox.flushed().await;
         pushing.await.expect("no panic");
         assert_eq!(files.load(Ordering::Relaxed), 0, "seed {seed}: the space is given back");
         serving.abort();
@@ -260,13 +260,13 @@ async fn what_cannot_be_read_back_ends_the_attempt_without_a_gap() {
         ended += 1;
         assert_eq!(serving.await.expect("no panic"), Unreadable);
         assert_eq!(files.load(Ordering::Relaxed), 0, "the file goes with the attempt");
-        // What is sent from here on is still the truth, and nobody waits for ever.
+        // Reports sent from here on are still correct, and nothing waits forever.
         for _ in 0..1_000 {
             service.step(&outbox, seed, &mut rng).await;
         }
         outbox.drop_all();
         pushing.await.expect("no panic");
-        outbox.settled().await;
+        outbox.flushed().await;
     }
     assert!(ended > SEEDS / 2, "{ended}");
 }
@@ -289,7 +289,7 @@ async fn what_is_not_acknowledged_is_sent_again() {
     assert_eq!(outbox.acknowledge(1), Err(Forgotten));
     assert_eq!(outbox.rewind(1), Err(Forgotten));
     assert_eq!(outbox.acknowledge(4), Ok(()));
-    outbox.settled().await;
+    outbox.flushed().await;
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
-//! The end of a log that is over its limit.
+//! Tail of a log that is over its limit.
 
 use std::collections::VecDeque;
 
 use prost_types::Timestamp;
 use proto::dispatch::Line;
 
-/// The last lines that were not reported at once, as many as fit; of the others how many there were.
+/// The last lines of a log over its limit, as many as fit, and the number of dropped lines.
 #[derive(Debug, Default)]
 pub(super) struct Tail {
     pub(super) lines: VecDeque<(Option<Timestamp>, Line)>,
@@ -29,7 +29,7 @@ impl Tail {
     }
 }
 
-/// What a line counts for: its bytes, and something for being one.
+/// Returns the cost of a line: its bytes, and a fixed overhead.
 pub(super) fn cost(line: &Line) -> usize {
     const LINE: usize = 32;
     LINE + line.text.len()

@@ -1,7 +1,7 @@
-//! A spool in a directory.
+//! Spool in a directory.
 //!
-//! A file loses its name as soon as it is open. So it goes with its last handle, however the attempt or the process ends,
-//! and workers that share a directory cannot take each other's files away.
+//! A file is unlinked as soon as it is open. Therefore it goes with its last handle, however the attempt or the process
+//! ends, and workers that share a directory cannot remove each other's files.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -26,11 +26,17 @@ pub(crate) struct DiskSpool {
 struct DiskFile(Arc<File>);
 
 impl DiskSpool {
-    /// What the names of spool files begin with.
+    /// Prefix of the names of spool files.
     const PREFIX: &str = "trailer-spool-";
 
-    /// Makes the directory if it is missing and sees that files can be made in it; a disk that is full is no error. A file
-    /// that still has its name was left by a worker that was killed just then, and is removed.
+    /// Creates the directory if it is missing, and checks that files can be created in it.
+    ///
+    /// A full disk is not an error. A file that still has a name was left by a worker that was killed while it created
+    /// the file, and is removed.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the directory cannot be created, read or written.
     pub(crate) fn open(directory: PathBuf) -> io::Result<Self> {
         make(&directory)?;
         for entry in fs::read_dir(&directory)? {
@@ -86,9 +92,9 @@ fn make(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
-/// A file without a name.
+/// Creates a file and removes its name.
 fn new_file(directory: &Path) -> io::Result<File> {
-    // What cleans temporary directories may have taken it away.
+    // A cleaner of temporary directories may have removed the directory.
     make(directory)?;
     let path = directory.join(format!("{}{}", DiskSpool::PREFIX, Uuid::new_v4()));
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;

@@ -1,20 +1,20 @@
-//! What happened in a build: records numbered from 1 without gaps, for all attempts together.
+//! The history of a build: records numbered from 1 without gaps, across all attempts.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Build, State};
 use crate::timestamp::Timestamp;
 
-/// One numbered thing that happened. Serialised, it is what the store keeps.
+/// A numbered entry of a build's history. The store keeps the serialised form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) sequence: i64,
     pub(crate) time: Timestamp,
     pub(crate) attempt: i32,
-    pub(crate) happening: Happening,
+    pub(crate) event: RecordedEvent,
 }
 
-/// A piece of a build's history, and the build as it stood then.
+/// A part of a build's history, with the build as of its end.
 #[derive(Debug)]
 pub(crate) struct Excerpt {
     pub(crate) build: Build,
@@ -23,14 +23,14 @@ pub(crate) struct Excerpt {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Happening {
-    /// The build came into a state, or something about its state is to be said.
+pub(crate) enum RecordedEvent {
+    /// A new state of the build, or a message about its present state.
     State { state: State, message: String },
-    /// A step of the present attempt changed.
+    /// A change of a step of the present attempt.
     Step { step: i32, name: String, state: StepState, error: String },
-    /// A step, or with -1 the engine, printed a line.
+    /// A line printed by a step, or by the engine if `step` is -1.
     Line { step: i32, stream: LogStream, text: String },
-    /// Lines were left out here; 0 when nobody counted them.
+    /// Lines that were left out; 0 if their number is unknown.
     Gap { lines: i64, message: String },
 }
 

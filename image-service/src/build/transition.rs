@@ -1,35 +1,35 @@
-//! The one table of a build's transitions: which event leads from which state to which.
+//! The table of a build's transitions: the outcome of every event in every state.
 //!
-//! Pure: no clock, no store. What is not in the table is refused.
+//! Pure: no clock and no store. A transition that is not in the table is refused.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Kind, State};
 
-/// What can happen to a build.
+/// An event in the life of a build.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// A worker takes it from the queue.
+    /// Claim of the queued build by a worker.
     Claimed,
-    /// The worker cannot take it, or did not accept it in time.
+    /// Return of the build by a worker that cannot take it, or that did not accept it in time.
     HandedBack,
-    /// The worker has begun.
+    /// Start of the work.
     Started,
-    /// The engine has built it; the worker asks whether it may set the tag.
+    /// End of the engine's build; the worker asks for permission to set the tag.
     Built,
-    /// The artifact is verified.
+    /// Verification of the artifact.
     Succeeded,
-    /// The worker reports that it failed.
+    /// Failure that the worker reports.
     Failed(Fault),
-    /// The attempt is gone: its lease ran out, or its worker came back without it.
+    /// Loss of the attempt: its lease expired, or its worker came back without it.
     Lost,
-    /// A client wants it stopped.
+    /// Request of a client to cancel the build.
     CancelRequested,
-    /// The worker has stopped the work.
+    /// Report of the worker that it has stopped the work.
     Stopped,
-    /// The worker answers, but has not stopped the work in time.
+    /// Deadline for stopping the work missed by a worker that is online.
     StopOverdue,
-    /// No worker has taken it in time.
+    /// Maximum time in the queue exceeded.
     QueueTimedOut,
 }
 
@@ -52,34 +52,34 @@ impl Event {
     ];
 }
 
-/// Who has to act on a failure.
+/// Cause of a failure, which decides who has to act on it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Fault {
     /// The Dockerfile or the configuration.
     User,
-    /// Over its time.
+    /// An exceeded time limit.
     Timeout,
-    /// The engine or the worker: worth another attempt.
+    /// The engine or the worker; another attempt may succeed.
     Infrastructure,
 }
 
-/// Where a transition leads.
+/// Outcome of a transition.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Into a state.
+    /// Entry into a state.
     To(State),
-    /// Back into the queue at no cost.
+    /// Return to the queue that does not count as a failure.
     Requeue,
-    /// Back into the queue, one failure nearer to the limit.
+    /// Return to the queue that counts as a failure.
     RequeueAfterFailure,
-    /// The state stays; the worker is asked to stop.
+    /// Request to the worker to stop; the state does not change.
     RequestStop,
 }
 
-/// Decides what `event` does to a build of this kind in this state; `None` when it is refused.
+/// Returns the outcome of `event` for a build of this kind in this state, or `None` if it is refused.
 ///
-/// `cancelling`: a cancel was requested before. `last_failure`: one more failure is one too many.
+/// `cancelling` is set if a cancellation was requested before, and `last_failure` if one more failure fails the build.
 pub(crate) fn transition(
     kind: Kind,
     state: State,
@@ -135,9 +135,10 @@ mod tests {
         State::Cancelled,
     ];
 
-    /// One letter an outcome, one column a state in the order of `STATES`:
-    /// `c`laimed, `r`unning, `p`ublishing, `S`ucceeded, `F`ailed, `X` cancelled, `q` queued again, `Q` the same with a
-    /// failure, `s` stop requested, `.` refused.
+    /// Formats the outcomes of an event, one letter per state in the order of `STATES`.
+    ///
+    /// The letters are `c`laimed, `r`unning, `p`ublishing, `S`ucceeded, `F`ailed, `X` cancelled, `q` queued again, `Q`
+    /// queued again with a failure, `s` stop requested, `.` refused.
     fn row(kind: Kind, event: Event, cancelling: bool, last_failure: bool) -> String {
         STATES
             .map(|state| match transition(kind, state, event, cancelling, last_failure) {
@@ -157,7 +158,7 @@ mod tests {
             .collect()
     }
 
-    /// (event, plain, on the last failure, after a cancel was requested), as in the contract.
+    /// Expected rows for builds, by event: normally, on the last failure, and after a cancellation was requested.
     const BUILD: [(&str, &str, &str, &str); 13] = [
         ("Claimed", "c......", "c......", "c......"),
         ("HandedBack", ".qq....", ".qq....", ".XX...."),
@@ -174,7 +175,7 @@ mod tests {
         ("QueueTimedOut", "F......", "F......", "F......"),
     ];
 
-    /// Where pulls and snapshots differ from builds.
+    /// Returns the expected row for a kind, given the row for builds.
     fn expected(kind: Kind, event: &str, of_build: &str) -> String {
         match (kind, event) {
             (Kind::Build, _) => of_build,

@@ -1,29 +1,29 @@
-//! The change that decisions make to a build, as it is to be written.
+//! The change to a build that results from decisions, in the form in which the store writes it.
 
 use std::{collections::BTreeMap, slice};
 
 use super::Decision;
 use crate::{
-    build::{Build, BuildId, Happening, Record},
+    build::{Build, BuildId, Record, RecordedEvent},
     image::Artifact,
 };
 
-/// The decisions about one build, together.
+/// The combined effects of the decisions about one build.
 #[derive(Debug)]
 pub(crate) struct BuildChange<'a> {
     pub(crate) build: &'a Build,
-    /// Of each decision those that it has brought.
+    /// Records of each decision.
     pub(crate) records: Vec<&'a [Record]>,
     pub(crate) artifact: Option<&'a Artifact>,
 }
 
 impl<'a> BuildChange<'a> {
-    /// Makes the change of a build that has just been queued.
+    /// Creates the change for a build that has just been queued.
     pub(crate) fn queued(build: &'a Build, first: &'a Record) -> Self {
         Self { build, records: vec![slice::from_ref(first)], artifact: None }
     }
 
-    /// Makes a change of each build from decisions, in the order of the builds. The last row of a build counts.
+    /// Combines decisions into one change per build, in the order of the builds. The last row of each build wins.
     pub(crate) fn of_decisions(decisions: impl IntoIterator<Item = &'a Decision>) -> Vec<Self> {
         let mut all: BTreeMap<BuildId, Self> = BTreeMap::new();
         for decision in decisions {
@@ -39,9 +39,9 @@ impl<'a> BuildChange<'a> {
         all.into_values().collect()
     }
 
-    /// Returns whether the build enters a state: nothing else says anything of its image.
+    /// Reports whether the build enters a state. No other change of a build affects its image.
     pub(crate) fn enters_a_state(&self) -> bool {
-        let is_state = |record: &Record| matches!(record.happening, Happening::State { .. });
+        let is_state = |record: &Record| matches!(record.event, RecordedEvent::State { .. });
         self.records.iter().any(|records| records.iter().any(is_state))
     }
 }

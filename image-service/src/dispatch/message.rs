@@ -1,4 +1,4 @@
-//! What the service and a worker say to each other, free of the wire.
+//! The messages between the service and a worker, independent of the wire format.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,26 +8,26 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    build::{Build, BuildId, Failure, Happening, Workspace},
+    build::{Build, BuildId, Failure, RecordedEvent, Workspace},
     image::{Capability, Configuration, ImageId, Reference},
     timestamp::Timestamp,
 };
 
-/// The version of the dispatch protocol that this service speaks.
+/// Version of the dispatch protocol that this service speaks.
 pub(crate) const PROTOCOL_VERSION: i32 = 1;
 
-/// One attempt at one build: what every report is fenced by.
+/// One attempt at one build, by which every report is fenced.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Attempt {
     pub(crate) build: BuildId,
     pub(crate) number: i32,
 }
 
-/// A worker introduces itself.
+/// The introduction of a worker.
 #[derive(Clone, Debug)]
 pub(crate) struct Hello {
     pub(crate) name: String,
-    /// Names the worker's process: a connection of the same process may supersede the one before at once.
+    /// Identifier of the worker's process. A new connection of the same process may replace the previous one at once.
     pub(crate) instance: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) slots: i32,
@@ -35,23 +35,23 @@ pub(crate) struct Hello {
     pub(crate) capabilities: BTreeSet<Capability>,
     pub(crate) holds: Vec<Attempt>,
     pub(crate) protocol_version: i32,
-    /// Why it gets no builds at all; empty when it takes some.
+    /// Reason why the worker gets no builds at all; empty if it takes some.
     pub(crate) unsupported_reason: String,
     pub(crate) withheld: Vec<WithheldAbility>,
-    /// What an operator has to know of its engine; empty when there is nothing.
+    /// Warning to operators about the worker's engine; empty if there is none.
     pub(crate) engine_warning: String,
 }
 
-/// An ability that a worker withholds because its engine has a known flaw. Serialised, it is what the store keeps.
+/// An ability that a worker withholds because its engine has a known flaw. The store keeps the serialised form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WithheldAbility {
     pub(crate) ability: String,
     pub(crate) flaw: String,
-    /// The first version of the engine without the flaw; empty when there is none yet.
+    /// First version of the engine without the flaw; empty if there is none yet.
     pub(crate) fixed_in: String,
 }
 
-/// The answer to [`Hello`].
+/// The response to a [`Hello`].
 #[derive(Clone, Debug)]
 pub(crate) struct Welcome {
     pub(crate) session: String,
@@ -59,7 +59,7 @@ pub(crate) struct Welcome {
     pub(crate) drop: Vec<Attempt>,
 }
 
-/// An attempt that goes on after a reconnect.
+/// An attempt that continues after a reconnect.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KeptAttempt {
     pub(crate) attempt: Attempt,
@@ -68,7 +68,7 @@ pub(crate) struct KeptAttempt {
     pub(crate) cancel_requested: bool,
 }
 
-/// What the service tells a worker.
+/// A message from the service to a worker.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum ToWorker {
     HeartbeatAck(i64),
@@ -77,9 +77,9 @@ pub(crate) enum ToWorker {
         image: ImageId,
         reference: Reference,
         configuration: Arc<Configuration>,
-        /// What to commit, if the attempt is at a snapshot.
+        /// Workspace to commit, if the build is a snapshot.
         workspace: Option<Workspace>,
-        /// The W3C `traceparent` that the work goes on with.
+        /// W3C `traceparent` under which the work continues.
         trace: Option<String>,
     },
     ReportAck {
@@ -88,12 +88,12 @@ pub(crate) enum ToWorker {
     },
     PublishGrant(Attempt),
     Cancel(Attempt),
-    /// Stop the work, forget the attempt: it is fenced.
+    /// Order to stop the work and forget the attempt, because it is fenced.
     Drop(Attempt),
 }
 
 impl ToWorker {
-    /// The same message; an assignment has its work go on with this `traceparent`, where there is one.
+    /// Returns the message; an assignment continues the trace of `traceparent`, if there is one.
     pub(crate) fn in_trace(mut self, traceparent: Option<String>) -> Self {
         if let Self::Assignment { trace, .. } = &mut self
             && traceparent.is_some()
@@ -104,7 +104,7 @@ impl ToWorker {
     }
 }
 
-/// What happened in an attempt, numbered within it from 1.
+/// Consecutive events of an attempt, numbered within the attempt from 1.
 #[derive(Clone, Debug)]
 pub(crate) struct Report {
     pub(crate) attempt: Attempt,
@@ -121,8 +121,8 @@ pub(crate) struct Reported {
 #[derive(Clone, Debug)]
 pub(crate) enum WorkerEvent {
     Started,
-    /// A step changed, or something was printed or left out.
-    Happened(Happening),
+    /// Change of a step, or output that was printed or left out.
+    Happened(RecordedEvent),
     Built,
     Succeeded {
         image_id: String,
@@ -140,7 +140,7 @@ pub(crate) enum WorkerEvent {
 }
 
 impl Attempt {
-    pub(crate) fn of(build: &Build) -> Self {
+    pub(crate) fn from_build(build: &Build) -> Self {
         Self { build: build.id, number: build.attempt }
     }
 }

@@ -1,8 +1,8 @@
-//! Placement: which worker gets which of the queued builds.
+//! Placement of queued builds on workers.
 //!
-//! Builds are placed in the order of their turn. A build goes to the worker that has its layers in the cache, for which it waits a
-//! few seconds if need be ([`Build::MAX_CACHE_WAIT`]), and else to the suitable worker with the most free slots. Whatever cannot be
-//! placed holds up nothing behind it.
+//! Builds are placed in the order of their turn. A build goes to the worker that has its layers in the cache, for which
+//! it waits a few seconds if necessary ([`Build::MAX_CACHE_WAIT`]), and otherwise to the suitable worker with the most
+//! free slots. A build that cannot be placed does not hold up the builds behind it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -22,7 +22,7 @@ pub(crate) struct Candidate {
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) capabilities: BTreeSet<Capability>,
-    /// The number of builds that it can be given now; 0 for a worker that only another replica reaches.
+    /// Number of builds that the worker can be given now; 0 for a worker that only another replica reaches.
     pub(crate) free_slots: usize,
 }
 
@@ -32,16 +32,17 @@ impl Candidate {
     }
 }
 
-/// A build and the worker that it goes to.
+/// A build and the worker that it is placed on.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Placement {
     pub(crate) build: Build,
     pub(crate) worker: String,
 }
 
-/// Returns the workers that a queued build may go to or wait for: the connected ones, and those that are online at other replicas.
+/// Returns the workers that a queued build may go to or wait for.
 ///
-/// A session that speaks for its worker no more has no free slot.
+/// These are the connected workers, and the workers that are online at other replicas. A worker whose session was
+/// replaced has no free slots.
 pub(crate) fn candidates(workers: Vec<Worker>, connected: &[Connected]) -> Vec<Candidate> {
     let sessions: HashMap<_, _> =
         connected.iter().map(|worker| (worker.name.as_str(), worker.session)).collect();
@@ -60,7 +61,7 @@ pub(crate) fn candidates(workers: Vec<Worker>, connected: &[Connected]) -> Vec<C
     workers.into_iter().filter_map(candidate).collect()
 }
 
-/// Returns which of the queued builds go to which worker now, in the order of their turn and at most `limit`.
+/// Returns the placements that are possible now, in the order of the builds' turns and at most `limit`.
 ///
 /// A build without a placement backs off, suits no candidate with a free slot, or waits for its preferred worker.
 pub(crate) fn place(
@@ -104,7 +105,7 @@ fn choose(build: &Build, candidates: &[Candidate], free_slots: &[usize], now: Ti
     suitable.max_by_key(|index| (free_slots[*index], lot(build.id, &candidates[*index].name)))
 }
 
-/// Returns the lot that a build draws for a worker: it decides between equals, without favouring any of them.
+/// Returns a number that breaks ties between equal workers, without favouring any of them.
 fn lot(build: BuildId, worker: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     (build, worker).hash(&mut hasher);

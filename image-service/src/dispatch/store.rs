@@ -1,4 +1,4 @@
-//! The store as the queue sees it, so that the queue can be driven over another one than the database.
+//! The store as the queue sees it, which allows the queue to run over another store than the database.
 
 use std::{collections::BTreeSet, fmt::Debug, sync::Arc};
 
@@ -12,21 +12,21 @@ use crate::{
     image::ImageId,
 };
 
-/// The most builds that one transaction claims.
+/// Maximum number of builds that one transaction claims.
 pub(crate) const CLAIMED_AT_ONCE: usize = 32;
 
-/// The news of a committed transaction: the feed and the watches of builds read on.
+/// The changes of a committed transaction that readers have to be notified of.
 #[derive(Debug, Default)]
 pub(crate) struct Committed {
-    /// The images that changed, so that the change log has new rows.
+    /// Images that changed, so that the change log has new rows.
     pub(crate) changed: BTreeSet<ImageId>,
-    /// The builds whose histories have grown.
+    /// Builds whose histories have new records.
     pub(crate) recorded: Vec<BuildId>,
-    /// A build is in the queue, or has left a slot.
+    /// Set if a build was queued or has released a slot.
     pub(crate) queue_moved: bool,
 }
 
-/// The work that follows a committed write.
+/// The side effects of a write, which follow its commit.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     pub(crate) committed: Committed,
@@ -34,50 +34,60 @@ pub(crate) struct Effects {
     pub(crate) messages: Vec<(String, ToWorker)>,
 }
 
-/// The outcome of an event; `None` when there is no such build.
+/// Outcome of an event; `None` if the build does not exist.
 pub(crate) type Decided = Result<Option<Decision>, Error>;
 
-/// A store that keeps the queue. Every operation is one transaction: when it fails with [`Error::Busy`], it may have been
-/// committed all the same.
+/// A store that keeps the queue.
+///
+/// Every operation is one transaction. An operation that fails with [`Error::Busy`] may still have been committed.
 #[async_trait]
 pub(crate) trait DispatchStore: Debug + Send + Sync {
     /// Returns the times and limits of dispatch.
     fn policy(&self) -> &Policy;
 
-    /// Decides what each event does to its build, one after the other, and writes it.
+    /// Decides what each event does to its build, one after the other, and writes the decisions.
     async fn decide(&self, events: &[(BuildId, Arc<Event>)]) -> Result<(Vec<Decided>, Committed), Error>;
 
-    /// Gives queued builds to the connected workers as [`place`](super::place) has it; [`CLAIMED_AT_ONCE`] at most. A worker that its
-    /// session speaks for no more gets none.
+    /// Assigns at most [`CLAIMED_AT_ONCE`] queued builds to the connected workers.
+    ///
+    /// The builds and workers are chosen by [`place`](super::place).
+    ///
+    /// A worker whose session was replaced gets no builds.
     async fn claim(&self, workers: &[Connected]) -> Result<(Vec<Decision>, Committed), Error>;
 
-    /// Returns the builds of which [`Event::Tick`] may end something.
+    /// Returns the builds in which an [`Event::Tick`] may end something.
     async fn overdue(&self) -> Result<Vec<Build>, Error>;
 
-    /// Returns some of the builds that have been in the queue for too long, and why they are there.
+    /// Returns some of the builds that have been queued for too long, with the reasons why they wait.
     async fn waiting_too_long(&self) -> Result<Vec<(BuildId, PendingReason)>, Error>;
 
-    /// Lets a session speak for a worker, unless one of another process does and was heard of lately.
-    async fn open_session(&self, hello: &Hello, session: Uuid) -> Result<(), Error>;
-
-    /// Records a worker that is refused for its `unsupported_reason`: no session speaks for it afterwards.
+    /// Makes a session the one that speaks for a worker.
     ///
     /// # Errors
     ///
-    /// Those of [`open_session`](Self::open_session).
+    /// Returns [`Error::WorkerConnected`] if a session of another process already does and was heard from lately.
+    async fn open_session(&self, hello: &Hello, session: Uuid) -> Result<(), Error>;
+
+    /// Records a worker that is refused for its `unsupported_reason`. It has no session afterwards.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`open_session`](Self::open_session).
     async fn refuse_worker(&self, hello: &Hello) -> Result<(), Error>;
 
-    /// Notes that a session no longer speaks for its worker.
+    /// Records that a session no longer speaks for its worker.
     async fn close_session(&self, worker: &str, session: Uuid) -> Result<(), Error>;
 
     /// Returns the builds that a worker holds.
     async fn held_by(&self, worker: &str) -> Result<Vec<Build>, Error>;
 
-    /// Notes that a worker lives and extends the lease on what it holds, which is the answer; not on what it has had for a
-    /// lease and not begun.
+    /// Records a heartbeat, extends the leases of the worker's builds, and returns these builds.
+    ///
+    /// The lease of a build is not extended if the worker has had it for the length of a lease and has not started it.
     async fn heartbeat(&self, worker: &str, session: Uuid, draining: bool) -> Result<Vec<Build>, Error>;
 
-    /// Gives every held build a full lease, if the service was away as a whole, so that its workers could not reach it: none has
-    /// been heard of lately.
+    /// Gives every held build a full lease if no worker has been heard from lately.
+    ///
+    /// That means that the service as a whole was away, so that its workers could not reach it.
     async fn renew_leases(&self) -> Result<(), Error>;
 }

@@ -1,16 +1,16 @@
-//! Whatever happens to a build, and in whatever order: what can never be.
+//! Invariants that hold for a build, whatever happens to it and in whatever order.
 
 use std::time::Duration;
 
 use super::*;
 use crate::{
-    build::{Failure, Fault, Happening, Job, Kind, LogStream, State},
+    build::{Failure, Fault, Job, Kind, LogStream, RecordedEvent, State},
     image::{ConfigurationDraft, Dockerfile, ImageId, Reference, Source},
 };
 
 const POLICY: Policy = Policy::OF_TESTS;
 
-/// Numbers that look random and are the same for the same seed (xorshift64).
+/// Deterministic pseudo-random numbers (xorshift64).
 struct Random(u64);
 
 impl Random {
@@ -32,7 +32,7 @@ impl Random {
         };
         match self.below(9) {
             0 => WorkerEvent::Started,
-            1 | 2 => WorkerEvent::Happened(Happening::Line {
+            1 | 2 => WorkerEvent::Happened(RecordedEvent::Line {
                 step: 0,
                 stream: LogStream::Stdout,
                 text: "line".to_owned(),
@@ -87,7 +87,7 @@ fn queued() -> Build {
 fn configuration() -> Arc<Configuration> {
     let mut violations = crate::error::Violations::default();
     let dockerfile = Dockerfile { text: "FROM scratch".to_owned(), ..Dockerfile::default() };
-    let draft = ConfigurationDraft::of(Source::Dockerfile(dockerfile));
+    let draft = ConfigurationDraft::from_source(Source::Dockerfile(dockerfile));
     Arc::new(Configuration::parse(draft, "", &mut violations))
 }
 
@@ -169,7 +169,7 @@ fn a_cancel_that_is_not_confirmed_ends_at_its_deadline_or_with_the_lease() {
     }
 }
 
-/// Applies events to a build, each at its second, and returns it.
+/// Applies events to a build, each at its time in seconds, and returns the build.
 fn after(mut build: Build, policy: &Policy, events: &[(u64, Event)]) -> Build {
     for (seconds, event) in events {
         let now = Timestamp::from_micros(0).after(Duration::from_secs(*seconds));
@@ -195,7 +195,7 @@ fn only_a_reported_failure_of_the_infrastructure_backs_off() {
     let claim = Event::Claim { worker: "w".to_owned() };
     let build = queued();
     let handed_back = WorkerEvent::HandedBack { reason: "no room".to_owned() };
-    let gap = WorkerEvent::Happened(Happening::Gap { lines: 0, message: String::new() });
+    let gap = WorkerEvent::Happened(RecordedEvent::Gap { lines: 0, message: String::new() });
     for (what, events, state, seconds) in [
         ("reported", vec![report(&build, 1, failed(Fault::Infrastructure))], State::Queued, Some(1)),
         ("handed back", vec![report(&build, 1, handed_back)], State::Queued, None),

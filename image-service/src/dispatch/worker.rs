@@ -1,4 +1,4 @@
-//! Workers as they are known to all replicas, and why a build waits for one of them.
+//! Workers as all replicas know them, and the reasons why builds wait for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,51 +12,51 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// A worker that has connected at some time. Serialised, it is an answer that the store remembers.
+/// A worker that has connected before. The store keeps the serialised form as a response.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Worker {
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) slots: i32,
-    /// The number of builds that it holds.
+    /// Number of builds that the worker holds.
     pub(crate) slots_taken: i64,
     pub(crate) engine_version: String,
     pub(crate) capabilities: BTreeSet<Capability>,
-    /// The connection that speaks for it, if one does.
+    /// Session that speaks for the worker, if there is one.
     #[serde(skip)]
     pub(crate) session: Option<Uuid>,
-    /// Set while a connection speaks for it and it has been heard of lately.
+    /// Set while a session speaks for the worker and it has been heard from lately.
     pub(crate) online: bool,
     pub(crate) connected_at: Timestamp,
     pub(crate) heard_at: Timestamp,
-    /// Set when an operator wants it to get no more builds.
+    /// Set by an operator, so that the worker gets no more builds.
     pub(crate) drained: bool,
-    /// Set when it takes no more builds by itself.
+    /// Set by the worker itself while it takes no more builds.
     pub(crate) draining: bool,
     #[serde(default)]
     pub(crate) protocol_version: i32,
-    /// The reason for which it gets no builds at all; empty when it takes some.
+    /// Reason why the worker gets no builds at all; empty if it takes some.
     #[serde(default)]
     pub(crate) unsupported_reason: String,
     #[serde(default)]
     pub(crate) withheld: Vec<WithheldAbility>,
-    /// A warning to operators about its engine; empty when there is none.
+    /// Warning to operators about the worker's engine; empty if there is none.
     #[serde(default)]
     pub(crate) engine_warning: String,
 }
 
 impl Worker {
-    /// Returns whether more builds may go to it.
+    /// Reports whether the worker takes more builds.
     pub(crate) fn takes_builds(&self) -> bool {
         !self.drained && !self.draining
     }
 
-    /// Returns how many more builds it has slots for.
+    /// Returns the number of free slots.
     pub(crate) fn free_slots(&self) -> usize {
         usize::try_from(i64::from(self.slots) - self.slots_taken).unwrap_or(0)
     }
 
-    /// Returns how far it is from taking a build that suits it, as a place in [`BY_DISTANCE`].
+    /// Returns how far the worker is from taking a suitable build, as an index of [`BY_DISTANCE`].
     fn distance(&self) -> usize {
         match self {
             Self { unsupported_reason, .. } if !unsupported_reason.is_empty() => 3,
@@ -67,7 +67,7 @@ impl Worker {
     }
 }
 
-/// The reasons of waiting builds, by the distance of the nearest worker.
+/// Reasons why builds wait, by the distance of the nearest worker.
 const BY_DISTANCE: [PendingReason; 4] = [
     PendingReason::Dispatching,
     PendingReason::AllSlotsTaken,
@@ -75,9 +75,11 @@ const BY_DISTANCE: [PendingReason; 4] = [
     PendingReason::WorkersUnsupported,
 ];
 
-/// Returns why a queued build is still there: that it backs off, or else by the worker that is nearest to taking it.
+/// Returns the reason why a queued build waits.
 ///
-/// Workers that are not online do not count, and need not be among `workers`.
+/// It is the backoff of the build, or else the state of the suitable worker that is nearest to taking it.
+///
+/// Offline workers are ignored, and need not be among `workers`.
 pub(crate) fn pending_reason(build: &Build, workers: &[Worker], now: Timestamp) -> PendingReason {
     if build.is_backing_off(now) {
         return PendingReason::BackingOff;

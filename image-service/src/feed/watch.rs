@@ -1,8 +1,9 @@
-//! One caller's view of the catalogue as it changes.
+//! One caller's live view of the catalogue.
 //!
-//! What is sent is never older than [`ImageWatch::FRESH`]: whoever reads more slowly is not sent what has been waiting, for it
-//! may have lost sight of it; the watch goes back to what was delivered last and reads on from there, latest states only.
-//! So a slow reader costs a batch of memory, and misses states in between, but never the last one.
+//! Messages are never older than [`ImageWatch::FRESH`], because the caller may have lost visibility of an image while a message about it
+//! waited. If the caller reads more slowly, the watch discards what is pending, returns to the last delivered revision and reads on
+//! from there, latest states only. A slow reader therefore costs one batch of memory, and may miss intermediate states but never
+//! the last one.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -20,38 +21,40 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{Feed, deadline};
 use crate::{
-    access::{Grantee, Principal, Sight},
+    access::{Grantee, Principal, Visibility},
     change::Revision,
     error::Error,
     image::{ImageId, Query, View},
-    index::{Batch, ChangedImage, Entry, Index, IndexEvent, Repair, Shown, SlotCursor, Viewer, VisibleImage},
+    index::{
+        Batch, ChangeView, ChangedImage, Entry, Index, IndexEvent, Repair, SlotCursor, Viewer, VisibleImage,
+    },
     store::Store,
 };
 
-/// Holds no more than a batch of images, without their configurations.
+/// An open watch. It holds at most one batch of images, without their configurations.
 #[derive(Debug)]
 pub(crate) struct ImageWatch {
     store: Store,
     index: Index,
     events: broadcast::Receiver<IndexEvent>,
     shutdown: CancellationToken,
-    /// Waited for after every message, and made once: there are many watches.
+    /// The shutdown future, created once: it is polled after every message, and there are many watches.
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Goes off when the stream expires, or may have been silent for long enough.
+    /// Fires when the stream expires, or may have been silent for long enough.
     alarm: Pin<Box<Sleep>>,
     expiry: Instant,
     caller: Principal,
-    sight: Sight,
+    visibility: Visibility,
     viewer: Viewer,
     query: Query,
     finder: Option<Finder<'static>>,
     view: View,
     phase: Phase,
-    /// Every change up to here has been delivered or is in `pending`.
+    /// Revision up to which every change has been delivered or is in `pending`.
     position: Revision,
-    /// Every change up to here has been delivered.
+    /// Revision up to which every change has been delivered.
     delivered: Revision,
-    /// What is to be sent, and when it was read.
+    /// Messages to be sent, as read at `read_at`.
     pending: VecDeque<Notice>,
     read_at: Instant,
     last_sent: Instant,
@@ -59,42 +62,43 @@ pub(crate) struct ImageWatch {
 
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// Sending the images as they are, in the order of their slots, of which this is the next.
+    /// Transfer of the current images in slot order, from `next` on.
     FirstState { next: SlotCursor },
-    /// Reading the change log from `position`; with `announce` the end of it is told.
+    /// Reading of the change log from `position`; with `announce`, reaching its end is reported.
     CatchUp { announce: bool },
-    /// Waiting for changes after `since`: they are told here, all of them, or this watch is told that it has missed some.
+    /// Waiting for events, which carry every change after `since` or report that some were missed.
     Live { since: i64 },
 }
 
 /// One message of a watch.
 #[derive(Debug)]
 pub(crate) struct Notice {
-    /// Everything up to it has been delivered; nothing while the first state is incomplete.
+    /// Revision up to which everything was delivered; [`Revision::NONE`] in the initial state.
     pub(crate) revision: Revision,
     pub(crate) event: WatchEvent,
 }
 
 #[derive(Debug)]
 pub(crate) enum WatchEvent {
-    /// An image of the first state, and the place behind it.
-    Image(Shown, SlotCursor),
+    /// An image of the initial state, and the cursor that follows it.
+    Image(ChangeView, SlotCursor),
     Synced,
-    Changed(Arc<Shown>),
+    Changed(Arc<ChangeView>),
     Removed(ImageId),
     Bookmark,
 }
 
 impl ImageWatch {
     const PAGE: usize = 100;
-    /// The number of changes that are read together from the log.
+    /// Number of changes read together from the change log.
     const CHANGES: u64 = 256;
-    /// How many images of the first state are written together: a watch keeps the room that this takes, and needs less of it
-    /// from then on.
+    /// Number of images of the initial state that are written together.
+    ///
+    /// The watch keeps the memory that these take, although it needs less from then on.
     const WRITTEN_TOGETHER: usize = 8;
-    /// How long a watch may be silent.
+    /// Maximum time without a message, after which a bookmark is sent.
     const BOOKMARK: Duration = Duration::from_secs(10);
-    /// How old what is sent may be.
+    /// Maximum age of a message when it is sent.
     const FRESH: Duration = Duration::from_secs(1);
 
     pub(super) fn new(
@@ -106,7 +110,7 @@ impl ImageWatch {
         resumes: bool,
         view: View,
     ) -> Self {
-        let (expiry, sight) = (deadline(caller), caller.sight());
+        let (expiry, visibility) = (deadline(caller), caller.visibility());
         Self {
             store: feed.store.clone(),
             index: feed.index.clone(),
@@ -116,8 +120,8 @@ impl ImageWatch {
             alarm: Box::pin(sleep_until(expiry.min(Instant::now() + Self::BOOKMARK))),
             expiry,
             caller: caller.clone(),
-            viewer: Viewer::new(&sight),
-            sight,
+            viewer: Viewer::new(&visibility),
+            visibility,
             finder: query.search.as_ref().map(|term| Finder::new(term.as_str()).into_owned()),
             query,
             view,
@@ -134,7 +138,12 @@ impl ImageWatch {
         }
     }
 
-    /// Waits for the next message. After an error the watch is over.
+    /// Waits for the next message. The watch is over after an error.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::TokenExpired`] when the caller's token expires, [`Error::Draining`] at shutdown,
+    /// [`Error::RevisionUnavailable`] if the changes to be read were compacted, and the errors of the index and the database.
     pub(crate) async fn next(&mut self) -> Result<Notice, Error> {
         loop {
             let now = Instant::now();
@@ -156,12 +165,12 @@ impl ImageWatch {
                     View::Full => Box::pin(self.in_full(notice)).await,
                 };
             }
-            // After what is to be sent, which is little, and looked at for every message.
+            // Checked after the pending messages, which are few, and here because a busy watch never polls `draining`.
             if self.shutdown.is_cancelled() {
                 return Err(Error::Draining);
             }
             match self.phase {
-                // Apart, so that what waits for a change is small: there are many watches.
+                // Boxed, so that the future of a waiting watch is small: there are many watches.
                 Phase::FirstState { next } => Box::pin(self.read_page(next)).await?,
                 Phase::CatchUp { announce } => Box::pin(self.catch_up(announce)).await?,
                 Phase::Live { .. } if now - self.last_sent >= Self::BOOKMARK => {
@@ -184,7 +193,7 @@ impl ImageWatch {
         notice
     }
 
-    /// Forgets what was read and not sent: it is read again.
+    /// Discards what was read and not sent, so that it is read again.
     fn go_back(&mut self) {
         let announces = matches!(self.phase, Phase::CatchUp { announce: true })
             || self.pending.iter().any(|notice| matches!(notice.event, WatchEvent::Synced));
@@ -199,13 +208,13 @@ impl ImageWatch {
         let page = self.index.by_slot(&self.caller, &self.query, next, Self::PAGE).await?;
         self.read_at = Instant::now();
         if page.is_empty() {
-            // There may be many watches, which have little to send from here on.
+            // Frees the buffer: there may be many watches, and they have little to send from here on.
             self.pending = VecDeque::new();
             self.phase = Phase::Live { since: self.position.number };
             self.push(self.position, WatchEvent::Synced);
         }
         for (image, next) in page {
-            self.push(Revision::NONE, WatchEvent::Image(Shown::new(image, None), next));
+            self.push(Revision::NONE, WatchEvent::Image(ChangeView::new(image, None), next));
         }
         Ok(())
     }
@@ -224,7 +233,7 @@ impl ImageWatch {
         for changed in ChangedImage::merge(changes, |id| self.index.entry(id)) {
             self.take(&changed);
         }
-        // A read that takes long must not be taken for one that has been waiting, or nothing would ever be sent.
+        // Set after the read: otherwise a slow read would look stale, and nothing would ever be sent.
         self.read_at = Instant::now();
         self.position = last;
         Ok(())
@@ -232,7 +241,7 @@ impl ImageWatch {
 
     async fn wait(&mut self, since: i64) -> Result<(), Error> {
         tokio::select! {
-            // While there are changes nothing else is waited for: what is due is looked at with every change.
+            // Events come first: `next` checks whatever else is due after every event.
             biased;
             event = self.events.recv() => match event {
                 Ok(IndexEvent::Changed(batch)) if self.can_take(&batch, since) => {
@@ -248,7 +257,7 @@ impl ImageWatch {
                     }
                 }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {
-                    // What is read from here on is at least as new as whatever has been waiting.
+                    // Reads from here on are at least as new as any event in the channel.
                     self.events = self.events.resubscribe();
                     self.phase = Phase::CatchUp { announce: false };
                 }
@@ -262,14 +271,14 @@ impl ImageWatch {
         Ok(())
     }
 
-    /// Whether live changes are fresh and say what this watch needs to know.
+    /// Reports whether a batch is fresh and contains all changes that this watch needs.
     fn can_take(&self, batch: &Batch, since: i64) -> bool {
-        // Of the changes that one stands for some may be from before.
+        // Some of the changes that were merged into one may be from before `since`.
         let is_whole = |changed: &ChangedImage| changed.first > since || changed.revision.number <= since;
         batch.changes.iter().all(is_whole) && batch.read_at.elapsed() <= Self::FRESH
     }
 
-    /// Takes one change in, if it is new; tells of it, if it is in sight.
+    /// Applies a change if it is new, and reports it if the image is or was visible.
     fn take(&mut self, changed: &ChangedImage) {
         let revision = changed.revision;
         if revision.number <= self.position.number {
@@ -283,21 +292,23 @@ impl ImageWatch {
         }
     }
 
-    /// Takes in how an image is that was not as in the database; reports it, if it is or was in sight.
+    /// Applies a repair, and reports it if the image is or was visible.
     fn take_repair(&mut self, repair: &Repair) {
         let could_see = || self.visible(repair.before.as_ref()).is_some();
-        let show = |image| Arc::new(Shown::new(image, None));
+        let show = |image| Arc::new(ChangeView::new(image, None));
         if let Some(event) = self.event(repair.id, repair.entry.as_ref(), show, could_see) {
             self.push(self.position, event);
         }
     }
 
-    /// Returns what to report of an image as it is now. That it is gone, only a caller is told that could see it before.
+    /// Returns the event to report for the current state of an image.
+    ///
+    /// A removal is reported only to a caller that could see the image before.
     fn event(
         &self,
         id: ImageId,
         entry: Option<&Arc<Entry>>,
-        show: impl FnOnce(VisibleImage) -> Arc<Shown>,
+        show: impl FnOnce(VisibleImage) -> Arc<ChangeView>,
         could_see: impl FnOnce() -> bool,
     ) -> Option<WatchEvent> {
         match self.visible(entry) {
@@ -319,12 +330,12 @@ impl ImageWatch {
     }
 
     fn could_see(&self, creator: &str, grantees: &BTreeSet<Grantee>) -> bool {
-        self.sight.grantees().is_none_or(|own| {
+        self.visibility.grantees().is_none_or(|own| {
             own.contains(&Grantee::Subject(creator.to_owned())) || !own.is_disjoint(grantees)
         })
     }
 
-    /// Reads the configuration, only now: what waits to be sent is small.
+    /// Adds the configuration to a message just before it is sent, so that pending messages stay small.
     async fn in_full(&self, notice: Notice) -> Result<Notice, Error> {
         let Notice { revision, event } = notice;
         let id = match &event {
@@ -334,9 +345,9 @@ impl ImageWatch {
                 return Ok(Notice { revision, event });
             }
         };
-        let event = match self.index.image_in_full(&self.sight, id).await {
+        let event = match self.index.image_in_full(&self.visibility, id).await {
             Ok((image, configuration)) => {
-                let shown = Shown::new(image, Some(configuration));
+                let shown = ChangeView::new(image, Some(configuration));
                 match event {
                     WatchEvent::Image(_, next) => WatchEvent::Image(shown, next),
                     WatchEvent::Changed(_)

@@ -4,7 +4,7 @@ use proto::images::{self as wire, access_service_server::AccessService};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{authentication::caller, cursor::Binding, field, page, write};
+use super::{authentication::caller, cursor::Binding, field, page, write_request};
 use crate::{
     access::{Grantee, Permissions},
     catalog::Catalog,
@@ -12,17 +12,17 @@ use crate::{
     image::{ImageId, View},
 };
 
-/// Grants on the wire.
+/// The implementation of the access service.
 #[derive(Debug)]
 pub(super) struct Grants {
     catalog: Catalog,
-    /// Names the database's history.
-    history: Uuid,
+    /// Identifies the history of the database.
+    catalogue_id: Uuid,
 }
 
 impl Grants {
-    pub(super) fn new(catalog: Catalog, history: Uuid) -> Self {
-        Self { catalog, history }
+    pub(super) fn new(catalog: Catalog, catalogue_id: Uuid) -> Self {
+        Self { catalog, catalogue_id }
     }
 }
 
@@ -36,7 +36,7 @@ impl AccessService for Grants {
         let request = request.into_inner();
         let image = ImageId(field::id("image_id", &request.image_id)?);
         let size = field::page_size(request.page_size)?;
-        let binding = Binding::new(self.history, &format!("ListGrants/{image}"), View::Basic, &caller);
+        let binding = Binding::new(self.catalogue_id, &format!("ListGrants/{image}"), View::Basic, &caller);
         let after = match request.page_token.as_str() {
             "" => None,
             token => {
@@ -60,7 +60,7 @@ impl AccessService for Grants {
         &self,
         request: Request<wire::GrantAccessRequest>,
     ) -> Result<Response<wire::GrantAccessResponse>, Status> {
-        let (message, request, mut violations) = write::open(request)?;
+        let (message, request, mut violations) = write_request::open(request)?;
         let image = field::image(&mut violations, "image_id", &message.image_id);
         let wanted = message.grant.unwrap_or_default();
         field::subject(&mut violations, "grant.subject", &wanted.subject);
@@ -74,7 +74,7 @@ impl AccessService for Grants {
         &self,
         request: Request<wire::RevokeAccessRequest>,
     ) -> Result<Response<wire::RevokeAccessResponse>, Status> {
-        let (message, request, mut violations) = write::open(request)?;
+        let (message, request, mut violations) = write_request::open(request)?;
         let image = field::image(&mut violations, "image_id", &message.image_id);
         field::subject(&mut violations, "subject", &message.subject);
         violations.check()?;

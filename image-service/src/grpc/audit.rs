@@ -1,20 +1,20 @@
-//! The audit record of a write: who did what to which image, and what came of it. It goes to the log, under the target `audit`.
+//! Audit records of writes: caller, action, image, and outcome. They are logged under the target `audit`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use edge::telemetry::{self, AUDIT};
+use service_runtime::telemetry::{self, AUDIT};
 use tonic::Code;
 
-use super::{code, write};
+use super::{code_names, write_request};
 use crate::access::Principal;
 
-/// The one that does not come in one message.
+/// The write that streams its messages.
 const UPLOAD: &str = "UploadContext";
 
-/// Where the handler of a write leaves what is to be recorded. Every call has one; those that only read leave it empty.
+/// The audit record of a call, filled in by the handler of a write. That of a read stays empty.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Audit {
-    /// The name of the RPC if it writes.
+    /// Name of the RPC, if it writes.
     action: Option<&'static str>,
     record: Arc<Mutex<Option<Record>>>,
 }
@@ -25,47 +25,47 @@ struct Record {
     action: &'static str,
     target: String,
     detail: String,
-    /// The targets of a batch that nothing was told of yet.
+    /// Targets of a batch without a recorded outcome.
     parts: Vec<String>,
     request_id: String,
     validate_only: bool,
 }
 
-/// What a write is about, as it was sent.
+/// The subject of a write, as sent by the caller.
 #[derive(Debug, Default)]
 pub(super) struct About {
-    /// The image, or what else; empty for what is made.
+    /// The image or other object; empty if it is yet to be created.
     pub(super) target: String,
-    /// What is done, where the action does not say it.
+    /// Details that the action does not tell.
     pub(super) detail: String,
     /// The images of a batch.
     pub(super) parts: Vec<String>,
 }
 
 impl Audit {
-    /// For a call of `package.Service/Method`.
+    /// Creates the record of a call of `package.Service/Method`.
     pub(super) fn for_call(method: &str) -> Self {
         let name = method.rsplit('/').next().unwrap_or_default();
-        let action = write::NAMES.into_iter().chain([UPLOAD]).find(|action| *action == name);
+        let action = write_request::NAMES.into_iter().chain([UPLOAD]).find(|action| *action == name);
         Self { action, ..Self::default() }
     }
 
-    /// Somebody asks for a write, who may yet be refused before it is known for what.
+    /// Records the caller of a write, which may be refused before its target is known.
     pub(super) fn asked_by(&self, caller: &Principal) {
         if self.action.is_some() {
             self.write(caller, About::default(), "", false);
         }
     }
 
-    /// That of a call.
-    pub(super) fn of<T>(request: &tonic::Request<T>) -> Self {
+    /// Returns the record of a call.
+    pub(super) fn new<T>(request: &tonic::Request<T>) -> Self {
         request.extensions().get::<Self>().cloned().unwrap_or_default()
     }
 
-    /// How many characters of what a caller has sent are told.
+    /// Maximum number of characters recorded of each text from the caller.
     const LONGEST: usize = 128;
 
-    /// A write has begun.
+    /// Records the start of a write.
     pub(super) fn write(&self, caller: &Principal, about: About, request_id: &str, validate_only: bool) {
         let cut = |text: &str| text.chars().take(Self::LONGEST).collect::<String>();
         *self.record() = Some(Record {
@@ -73,7 +73,7 @@ impl Audit {
             action: self.action.unwrap_or_default(),
             target: cut(&about.target),
             detail: cut(&about.detail),
-            // A preview writes nothing, and may be asked for again and again.
+            // A preview writes nothing, and may be repeated at will.
             parts: if validate_only {
                 Vec::new()
             } else {
@@ -84,23 +84,23 @@ impl Audit {
         });
     }
 
-    /// The write was about this, as is known by now.
+    /// Sets the target of the write, once it is known.
     pub(super) fn is_about(&self, target: impl ToString) {
         if let Some(record) = self.record().as_mut() {
             record.target = target.to_string();
         }
     }
 
-    /// The parts of the write, the rows of a batch, ended with these codes.
+    /// Records the outcomes of the rows of a batch.
     pub(super) fn parts_ended(&self, codes: impl Iterator<Item = Code>) {
         if let Some(record) = self.record().as_mut() {
             for (part, code) in std::mem::take(&mut record.parts).into_iter().zip(codes) {
-                record.tell(&part, code::name(code));
+                record.tell(&part, code_names::name(code));
             }
         }
     }
 
-    /// Records the write when it is concluded, or given up.
+    /// Returns a guard that records the write when it is concluded or abandoned.
     pub(super) fn begin(self) -> Audited {
         Audited { audit: self, code: None }
     }
@@ -118,7 +118,7 @@ impl Record {
     }
 }
 
-/// A call whose write, if it is one, is recorded when this is dropped.
+/// A guard that records the write of a call, if there is one, when dropped.
 #[derive(Debug)]
 pub(super) struct Audited {
     audit: Audit,
@@ -134,8 +134,8 @@ impl Audited {
 impl Drop for Audited {
     fn drop(&mut self) {
         if let Some(record) = self.audit.record().take() {
-            // Whether a write that was given up is durable nobody has been told.
-            let outcome = self.code.map_or("UNKNOWN", code::name);
+            // It is unknown whether an abandoned write was committed.
+            let outcome = self.code.map_or("UNKNOWN", code_names::name);
             for target in record.parts.iter().chain([&record.target]) {
                 record.tell(target, outcome);
             }

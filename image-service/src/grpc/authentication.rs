@@ -1,5 +1,6 @@
-//! Who calls: every request carries a bearer token, unless anonymous callers are let in, and every handler gets the
-//! principal.
+//! Authentication of callers.
+//!
+//! Every request carries a bearer token unless anonymous callers are allowed, and every handler gets the principal.
 
 use std::sync::Arc;
 
@@ -8,16 +9,16 @@ use tracing::Span;
 
 use super::{
     audit::Audit,
-    callers::{CallSlot, Callers},
+    caller_limits::{CallSlot, Callers},
     status,
 };
 use crate::{
     access::{Principal, Role},
     error::Error,
-    token::Verifier,
+    jwt::Verifier,
 };
 
-/// Lets in whoever has a token for this API.
+/// An interceptor that admits callers with a token for its API.
 #[derive(Clone, Debug)]
 pub(super) struct Authentication {
     verifier: Arc<Verifier>,
@@ -25,7 +26,7 @@ pub(super) struct Authentication {
     api: Api,
 }
 
-/// Which callers an API is for: a worker's token is good for dispatch alone.
+/// An API, by the callers that may use it. A worker's token is valid for dispatch only.
 #[derive(Copy, Clone, Debug)]
 pub(super) enum Api {
     Public,
@@ -42,7 +43,7 @@ impl Interceptor for Authentication {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let principal = match request.metadata().get("authorization") {
             None => self.verifier.anonymous().ok_or_else(|| status::unauthenticated(None))?,
-            // Who says who it is, and says it wrong, is nobody else.
+            // A caller with an invalid token is not treated as anonymous.
             Some(value) => {
                 let token = bearer(value).ok_or_else(|| status::unauthenticated(None))?;
                 self.verifier.verify(token).map_err(|error| status::unauthenticated(Some(error)))?
@@ -65,13 +66,13 @@ impl Interceptor for Authentication {
     }
 }
 
-/// The token of an `authorization: Bearer …`.
+/// Returns the token of an `authorization: Bearer …` header.
 fn bearer(value: &AsciiMetadataValue) -> Option<&str> {
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// The principal of a request that was let in.
+/// Returns the principal of an authenticated request.
 pub(super) fn caller<T>(request: &Request<T>) -> Result<Principal, Status> {
     request.extensions().get::<Principal>().cloned().ok_or_else(|| status::unauthenticated(None))
 }

@@ -1,11 +1,11 @@
-//! Builds and their histories on the wire.
+//! Conversion of builds and their histories to messages.
 
 use proto::images as wire;
 
 use super::field;
 use crate::{
     build::{
-        BuildInView, Failure, Fault, Happening, Kind, LogStream, PendingReason, Record, State, StepState,
+        BuildInView, Failure, Fault, Kind, LogStream, PendingReason, Record, RecordedEvent, State, StepState,
     },
     image::Status,
 };
@@ -53,25 +53,25 @@ impl From<BuildInView> for wire::Build {
     }
 }
 
-/// A record of the history of a build of this kind.
+/// Converts a record from the history of a build of this kind.
 pub(super) fn event(kind: Kind, record: Record) -> wire::BuildEvent {
     use wire::build_event::Event;
-    let event = match record.happening {
-        Happening::State { state, message } => Event::StateChange(wire::StateChange {
+    let event = match record.event {
+        RecordedEvent::State { state, message } => Event::StateChange(wire::StateChange {
             state: wire::BuildState::from(state).into(),
             message,
-            image_status: wire::ImageStatus::from(Status::of(kind, state)).into(),
+            image_status: wire::ImageStatus::from(Status::from_build(kind, state)).into(),
         }),
-        Happening::Step { step, name, state, error } => Event::StepChange(wire::StepChange {
+        RecordedEvent::Step { step, name, state, error } => Event::StepChange(wire::StepChange {
             step,
             name,
             state: wire::StepState::from(state).into(),
             error,
         }),
-        Happening::Line { step, stream, text } => {
+        RecordedEvent::Line { step, stream, text } => {
             Event::LogLine(wire::LogLine { step, stream: wire::LogStream::from(stream).into(), text })
         }
-        Happening::Gap { lines, message } => Event::LogGap(wire::LogGap { lines, message }),
+        RecordedEvent::Gap { lines, message } => Event::LogGap(wire::LogGap { lines, message }),
     };
     wire::BuildEvent {
         sequence: record.sequence,

@@ -7,28 +7,33 @@ use proto::images::{self as wire, build_service_server::BuildService};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{authentication::caller, build, callers::Callers, cursor::Binding, field, page};
+use super::{authentication::caller, build, caller_limits::Callers, cursor::Binding, field, page};
 use crate::{
     build::BuildId,
+    build_watch::Histories,
     catalog::Catalog,
     error::{Error, Violations},
-    history::Histories,
     image::{ImageId, View},
 };
 
-/// Builds on the wire.
+/// The implementation of the build service.
 #[derive(Debug)]
 pub(super) struct Builds {
     catalog: Catalog,
     histories: Histories,
     callers: Arc<Callers>,
-    /// Names the database's history.
-    history: Uuid,
+    /// Identifies the history of the database.
+    catalogue_id: Uuid,
 }
 
 impl Builds {
-    pub(super) fn new(catalog: Catalog, histories: Histories, callers: Arc<Callers>, history: Uuid) -> Self {
-        Self { catalog, histories, callers, history }
+    pub(super) fn new(
+        catalog: Catalog,
+        histories: Histories,
+        callers: Arc<Callers>,
+        catalogue_id: Uuid,
+    ) -> Self {
+        Self { catalog, histories, callers, catalogue_id }
     }
 }
 
@@ -52,7 +57,7 @@ impl BuildService for Builds {
         let request = request.into_inner();
         let image = ImageId(field::id("image_id", &request.image_id)?);
         let size = field::page_size(request.page_size)?;
-        let binding = Binding::new(self.history, &format!("ListBuilds/{image}"), View::Basic, &caller);
+        let binding = Binding::new(self.catalogue_id, &format!("ListBuilds/{image}"), View::Basic, &caller);
         let before = match request.page_token.as_str() {
             "" => None,
             token => {
@@ -62,7 +67,7 @@ impl BuildService for Builds {
         };
         let found = self.catalog.builds(&caller, image, before, size).await?;
         let builds = page::fitting(found.into_iter().map(wire::Build::from));
-        // The first build of an image has the number 1.
+        // The first build of an image has number 1.
         let next_page_token = match builds.last() {
             Some(last) if last.number > 1 => binding.seal(&last.number.to_string()),
             Some(_) | None => String::new(),

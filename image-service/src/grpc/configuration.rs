@@ -1,10 +1,10 @@
-//! Configurations on the wire.
+//! Conversion of configurations from and to their messages.
 
 use proto::images as wire;
 
 use crate::image::{ConfigurationDraft, Dockerfile, File, Generate, Pull, Service, Source};
 
-/// Takes a configuration as it is given.
+/// Converts a configuration without checking it.
 pub(super) fn draft(config: wire::ImageConfig) -> ConfigurationDraft {
     ConfigurationDraft {
         lacks_source: config.source.is_none(),
@@ -20,7 +20,7 @@ pub(super) fn draft(config: wire::ImageConfig) -> ConfigurationDraft {
     }
 }
 
-/// Whole milliseconds, rounded up; what is no duration, or a negative one, is a negative number.
+/// Converts a timeout to whole milliseconds, rounded up; negative if it is invalid or negative.
 fn timeout_ms(timeout: &prost_types::Duration) -> i64 {
     match u32::try_from(timeout.nanos) {
         Ok(nanos @ 0..1_000_000_000) if timeout.seconds >= 0 => {

@@ -6,15 +6,15 @@ use proto::images::{self as wire, context_service_server::ContextService, upload
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{audit::Audit, authentication::caller, callers::Callers, dispatch_service::blame, field};
+use super::{audit::Audit, authentication::caller, caller_limits::Callers, dispatch_service::blame, field};
 use crate::{
-    context::ContextDigest,
-    contexts::{Begun, Contexts, Taken, Upload},
+    build_context::ContextDigest,
+    context_transfer::{Begun, Contexts, Taken, Upload},
     error::{Error, Violations},
     feed::deadline,
 };
 
-/// Uploads on the wire.
+/// The implementation of the context service.
 #[derive(Debug)]
 pub(super) struct Uploads {
     contexts: Contexts,
@@ -23,16 +23,16 @@ pub(super) struct Uploads {
 }
 
 impl Uploads {
-    /// How long a client may send nothing.
+    /// Maximum time between two messages of a client.
     const PATIENCE: Duration = Duration::from_secs(60);
-    /// How long all of it may take.
+    /// Maximum duration of an upload.
     const LONGEST: Duration = Duration::from_secs(3_600);
 
     pub(super) fn new(contexts: Contexts, callers: Arc<Callers>, shutdown: CancellationToken) -> Self {
         Self { contexts, callers, shutdown }
     }
 
-    /// The next part of a stream; none at its end.
+    /// Returns the next part of a stream; `None` at its end.
     async fn next(&self, parts: &mut Streaming<wire::UploadContextRequest>) -> Result<Option<Part>, Status> {
         let request = tokio::select! {
             biased;
@@ -71,7 +71,7 @@ impl ContextService for Uploads {
         request: Request<Streaming<wire::UploadContextRequest>>,
     ) -> Result<Response<wire::UploadContextResponse>, Status> {
         let caller = caller(&request)?;
-        let audit = Audit::of(&request);
+        let audit = Audit::new(&request);
         let _place = self.callers.open_stream(&caller)?;
         let expiry = deadline(&caller);
         let mut parts = request.into_inner();

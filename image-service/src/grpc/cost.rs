@@ -1,23 +1,23 @@
 //! The cost of a call, in units of `--max-call-rate`: a plain call costs one.
 //!
-//! The first unit is taken when the caller is authenticated, before the message is read. What a call costs beyond it is
-//! known from its message and taken by [`Callers::admit_cost`](super::callers::Callers::admit_cost) before the handler does
-//! any work. The text that a search has looked through is charged afterwards.
+//! The first unit is charged at authentication, before the message is read. The cost beyond it is known from the message, and
+//! [`Callers::admit_cost`](super::caller_limits::Callers::admit_cost) charges it before the handler does any work. Searched text is
+//! charged afterwards.
 
 use crate::image::View;
 
-/// The cost of a watch whose term is looked for in every image that changes.
+/// Cost of a watch with a term, which is searched for in every image that changes.
 const SEARCHING_WATCH: u32 = 10;
 const BYTES_A_UNIT: usize = 16 * 1024;
 const TARGETS_A_UNIT: usize = 10;
 const SCANNED_BYTES_A_UNIT: u64 = 1024 * 1024;
 
-/// Returns the cost of a call that stores or renders what its message holds.
+/// Returns the cost of a call that stores or renders the content of its message.
 pub(super) fn of_message(bytes: usize) -> u32 {
     plain_and(bytes / BYTES_A_UNIT)
 }
 
-/// Returns the cost of a batch, which is the same when it is only validated.
+/// Returns the cost of a batch, which is the same with `validate_only`.
 pub(super) fn of_batch(targets: usize) -> u32 {
     plain_and(targets / TARGETS_A_UNIT)
 }
@@ -31,12 +31,12 @@ pub(super) fn of_page(size: u64, view: View) -> u32 {
     plain_and(usize::try_from(size / images_a_unit).unwrap_or(usize::MAX))
 }
 
-/// Returns the cost of opening a watch, with a search term or without.
+/// Returns the cost of opening a watch, with or without a search term.
 pub(super) fn of_watch(searches: bool) -> u32 {
     if searches { SEARCHING_WATCH } else { 1 }
 }
 
-/// Returns what a search is charged for the text that it has looked through, beyond the cost of its call.
+/// Returns the charge for searched text, in addition to the cost of the call.
 pub(super) fn of_scan(bytes: u64) -> u32 {
     u32::try_from(bytes / SCANNED_BYTES_A_UNIT).unwrap_or(u32::MAX)
 }

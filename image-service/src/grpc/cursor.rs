@@ -1,4 +1,4 @@
-//! Page tokens and resume revisions: places in an answer, bound to the query and the caller that they were given to.
+//! Page tokens and resume revisions, bound to the query and the caller that they were issued for.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use ring::{
@@ -11,33 +11,35 @@ use uuid::Uuid;
 
 use crate::{access::Principal, error::Error, image::View};
 
-/// What a place is bound to: the history of the database, the query, and the caller with its sight.
+/// The context of a position: the catalogue, the query, and the caller with its visibility.
 #[derive(Clone, Debug)]
 pub(super) struct Binding {
     digest: String,
-    history: Uuid,
+    catalogue_id: Uuid,
 }
 
 impl Binding {
-    pub(super) fn new(history: Uuid, query: &str, view: View, caller: &Principal) -> Self {
-        let bound = format!("{history}/{query}/{view:?}/{:?}", caller.sight());
+    pub(super) fn new(catalogue_id: Uuid, query: &str, view: View, caller: &Principal) -> Self {
+        let bound = format!("{catalogue_id}/{query}/{view:?}/{:?}", caller.visibility());
         let digest = digest(&SHA256, bound.as_bytes());
         let digest = digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { digest, history }
+        Self { digest, catalogue_id }
     }
 
-    /// Gives a place to the caller.
+    /// Issues a token for a place, which the caller can read.
     pub(super) fn seal(&self, place: &str) -> String {
         [place, ".", &self.digest].concat()
     }
 
-    /// Takes a place back; `None` when it is not one of this query and caller.
+    /// Returns the place in a token; `None` if it was issued for another query or caller.
     pub(super) fn open<'a>(&self, sealed: &'a str) -> Option<&'a str> {
         let (place, digest) = sealed.rsplit_once('.')?;
         (digest == self.digest).then_some(place)
     }
 
-    /// Gives a place to the caller that it can neither read nor make: the place may be that of an image out of its sight.
+    /// Issues a token for a place, which the caller can neither read nor forge.
+    ///
+    /// The place may be that of an image which the caller cannot see.
     pub(super) fn conceal(&self, place: &[u8]) -> Result<String, Error> {
         self.encrypt(place).map_err(|error| Error::Internal(error.to_string().into()))
     }
@@ -51,7 +53,7 @@ impl Binding {
         Ok(BASE64_URL_SAFE_NO_PAD.encode([nonce.as_slice(), &sealed].concat()))
     }
 
-    /// Takes a concealed place back; `None` when it is not one of this query and caller.
+    /// Returns the place in a concealed token; `None` if it was issued for another query or caller.
     pub(super) fn reveal(&self, concealed: &str) -> Option<Vec<u8>> {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(concealed).ok()?;
         let (nonce, sealed) = bytes.split_first_chunk()?;
@@ -62,9 +64,11 @@ impl Binding {
         Some(place)
     }
 
-    /// The same for all replicas: the history is random, and no caller is told of it.
+    /// Derives the key, which is the same for all replicas.
+    ///
+    /// It is secret because the history is random and no caller learns it.
     fn key(&self) -> Result<LessSafeKey, Unspecified> {
-        let key = digest(&SHA256, &[b"places of ".as_slice(), self.history.as_bytes()].concat());
+        let key = digest(&SHA256, &[b"places of ".as_slice(), self.catalogue_id.as_bytes()].concat());
         Ok(LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key.as_ref())?))
     }
 }

@@ -1,4 +1,4 @@
-//! `trailer.dispatch.v1.DispatchService`: one task a connection, which hears the worker out.
+//! `trailer.dispatch.v1.DispatchService`, with one task per worker connection.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,19 +15,19 @@ use super::{authentication::caller, status};
 use crate::{
     access::Principal,
     catalog::Catalog,
-    contexts::Contexts,
+    context_transfer::Contexts,
     dispatch::Report,
     error::{Error, Violations},
     feed::deadline,
     queue::Queue,
-    session::{Opened, Session},
+    worker_session::{Opened, Session},
 };
 
 mod message;
 
 type Answers = mpsc::Sender<Result<wire::ConnectResponse, Status>>;
 
-/// The workers' side of the service.
+/// The implementation of the dispatch service.
 #[derive(Debug)]
 pub(super) struct Dispatcher {
     queue: Arc<Queue>,
@@ -38,7 +38,7 @@ pub(super) struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// How many answers may wait in a connection beyond those of its line.
+    /// Number of responses that may wait in a connection, besides the messages of its session.
     const ANSWERS: usize = 16;
 
     pub(super) fn new(
@@ -73,14 +73,14 @@ impl DispatchService for Dispatcher {
         Ok(Response::new(ReceiverStream::new(stream).boxed()))
     }
 
-    async fn find_unneeded(
+    async fn find_unused_images(
         &self,
-        request: Request<wire::FindUnneededRequest>,
-    ) -> Result<Response<wire::FindUnneededResponse>, Status> {
+        request: Request<wire::FindUnusedImagesRequest>,
+    ) -> Result<Response<wire::FindUnusedImagesResponse>, Status> {
         let caller = caller(&request)?;
         let (held, removed) = message::held_images(request.into_inner())?;
-        let engine_image_ids = self.catalog.unneeded(&caller, held, &removed).await?;
-        Ok(Response::new(wire::FindUnneededResponse { engine_image_ids }))
+        let engine_image_ids = self.catalog.unused(&caller, held, &removed).await?;
+        Ok(Response::new(wire::FindUnusedImagesResponse { engine_image_ids }))
     }
 
     type FetchContextStream = BoxStream<'static, Result<wire::FetchContextResponse, Status>>;
@@ -111,7 +111,7 @@ impl DispatchService for Dispatcher {
     }
 }
 
-/// One connection of one worker; `S` is what the worker says.
+/// One connection of one worker; `S` is the stream of the worker's messages.
 pub(crate) struct Connection<S> {
     queue: Arc<Queue>,
     caller: Principal,
@@ -122,7 +122,7 @@ pub(crate) struct Connection<S> {
 
 impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<S> {
     const LAST_WORD: Duration = Duration::from_secs(1);
-    /// How much of what a worker has said is read before it is done.
+    /// Maximum number of a worker's messages that are handled together.
     const HEARD_AT_ONCE: usize = 16;
 
     pub(crate) fn new(
@@ -135,17 +135,17 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
         Self { queue, caller, requests, answers, shutdown }
     }
 
-    /// Hears the worker out, until either side ends or `shutdown`.
+    /// Serves the worker until either side ends the connection, or until `shutdown`.
     pub(crate) async fn run(mut self) {
         if let Err(status) = self.hold().await {
             tracing::info!(worker = self.caller.subject(), code = ?status.code(), message = status.message(), "a worker's connection ended");
-            // The worker may be gone, or read nothing more.
+            // The worker may be gone, or may have stopped reading.
             let _ = tokio::time::timeout(Self::LAST_WORD, self.answers.send(Err(status))).await;
         }
     }
 
     async fn hold(&mut self) -> Result<(), Status> {
-        // A worker that says nothing holds nothing of ours for longer than a lease.
+        // A silent worker must not hold resources for longer than a lease.
         let patience = self.queue.policy().lease;
         let first = tokio::select! {
             biased;
@@ -170,7 +170,7 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
         ended
     }
 
-    /// Hears the worker and passes on what is for it, until either side ends.
+    /// Handles the worker's messages and forwards those for the worker, until either side ends.
     async fn converse(
         &mut self,
         session: &mut Session,
@@ -186,7 +186,7 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
                     return Ok(());
                 }
             }
-            // Another connection has taken this one's place.
+            // Another connection has replaced this one.
             Err(Error::SessionLost.into())
         };
         let mut requests = (&mut self.requests).ready_chunks(Self::HEARD_AT_ONCE);
@@ -210,7 +210,7 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
     }
 }
 
-/// Does what a worker has said, in its order; reports that follow one another are decided together.
+/// Handles the messages of a worker in order; consecutive reports are decided together.
 async fn handle(
     session: &mut Session,
     heard: Vec<Result<wire::ConnectRequest, Status>>,
@@ -230,7 +230,7 @@ async fn handle(
     Ok(session.report(reports).await?)
 }
 
-/// What a worker may say after its hello.
+/// A message of a worker after its hello.
 enum Said {
     Heartbeat(wire::Heartbeat),
     Report(Report),
@@ -251,9 +251,11 @@ fn silent() -> Status {
     Error::SessionLost.into()
 }
 
-/// What tonic says of a stream: bytes that are no message are the worker's fault, a broken connection is nobody's.
+/// Converts a stream error of tonic: the client is at fault if a message cannot be decoded.
+///
+/// The status of a broken connection is returned unchanged.
 pub(super) fn blame(found: Status) -> Status {
-    // The latter is a message over the limit.
+    // `OutOfRange` stands for a message over the limit.
     let is_unreadable = matches!(found.code(), tonic::Code::Internal | tonic::Code::OutOfRange);
     if is_unreadable && found.details().is_empty() { status::malformed(found.message()) } else { found }
 }

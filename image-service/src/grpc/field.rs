@@ -1,4 +1,4 @@
-//! Fields that many requests have: ids, pages, views, times.
+//! Fields that many requests share: ids, pages, views, times.
 
 use prost_types::Timestamp as WireTimestamp;
 use proto::images as wire;
@@ -16,7 +16,7 @@ const MAX_PAGE: u64 = 1_000;
 
 /// Parses a UUID.
 pub(super) fn id(field: &str, text: &str) -> Result<Uuid, Error> {
-    // Only the hyphenated form: one id has one spelling.
+    // Only the hyphenated form is accepted, so that an id has one spelling.
     Uuid::try_parse(text).ok().filter(|_| text.len() == 36).ok_or_else(|| {
         let rule =
             if text.is_empty() { "must not be empty" } else { "must be a UUID in its hyphenated form" };
@@ -24,7 +24,7 @@ pub(super) fn id(field: &str, text: &str) -> Result<Uuid, Error> {
     })
 }
 
-/// Parses an image's id, or notes what is wrong with it and gives one that no image has.
+/// Parses the id of an image; records a violation and returns the nil id if it is invalid.
 pub(super) fn image(violations: &mut Violations, field: &str, text: &str) -> ImageId {
     match id(field, text) {
         Ok(id) => return ImageId(id),
@@ -36,12 +36,14 @@ pub(super) fn image(violations: &mut Violations, field: &str, text: &str) -> Ima
     ImageId(Uuid::nil())
 }
 
-/// Parses an etag; any when empty. What was never given as one is nobody's.
+/// Parses an etag; `None` for an empty one, which matches any state.
+///
+/// An invalid etag becomes one that never matches.
 pub(super) fn etag(text: &str) -> Option<Etag> {
     (!text.is_empty()).then(|| Etag(i64::from_str_radix(text, 16).unwrap_or(i64::MIN)))
 }
 
-/// Checks what names a caller.
+/// Checks the name of a caller, and records a violation if it is invalid.
 pub(super) fn subject(violations: &mut Violations, field: &str, subject: &str) {
     if !is_subject(subject) {
         violations.add(field, "must have 1 to 255 bytes and no control characters");
@@ -57,7 +59,7 @@ pub(super) fn page_size(size: i32) -> Result<u64, Error> {
     }
 }
 
-/// What is wrong with a page token that does not open.
+/// Returns the error for a page token that does not open.
 pub(super) fn foreign_page_token() -> Error {
     let rule = "must be the `next_page_token` of this list, given to the same caller for the same request";
     Error::Invalid(Violations::one("page_token", rule))
@@ -72,7 +74,7 @@ pub(super) fn view(number: i32) -> Result<View, Error> {
     }
 }
 
-/// A time for the wire.
+/// Converts a time to its message.
 pub(super) fn time(at: Timestamp) -> WireTimestamp {
     WireTimestamp {
         seconds: at.micros().div_euclid(1_000_000),

@@ -16,21 +16,22 @@ use tonic_health::{
     server::HealthReporter,
 };
 
-/// The services that have one status: dispatch; and the server as a whole, as balancers of clients ask for it, with what reads
-/// from the catalogue.
+/// The services grouped by shared status: dispatch, and those that read the catalogue.
+///
+/// The latter include the server as a whole, which load balancers of clients query.
 const GROUPS: [&[&str]; 2] = [&[DISPATCH], &["", IMAGES, BUILDS, ACCESS, CONTEXTS, WORKERS]];
 
-/// The conditions that the statuses follow.
+/// The conditions that determine the statuses.
 #[derive(Clone, Debug)]
 pub(crate) struct Readiness {
-    /// Set while the database answers. The dispatch service needs nothing else.
+    /// True while the database responds. The dispatch service needs nothing else.
     pub(crate) store_answers: watch::Receiver<bool>,
-    /// Set while the catalogue can be read.
+    /// True while the catalogue can be read.
     pub(crate) catalogue_ready: watch::Receiver<bool>,
 }
 
 impl Readiness {
-    /// Waits for a change; `None` when there will be none.
+    /// Waits for a change; returns `None` if there will be none.
     async fn changed(&mut self) -> Option<()> {
         tokio::select! {
             changed = self.store_answers.changed() => changed.ok(),
@@ -38,19 +39,19 @@ impl Readiness {
         }
     }
 
-    /// Returns whether the dispatch service serves now, and whether the services of the catalogue do.
+    /// Returns whether the dispatch service serves now, and whether the catalogue services do.
     fn now(&mut self) -> [bool; 2] {
-        // Both are marked as seen, whatever they are: or the one that is not would be news again and again.
+        // Both are marked as seen, whatever their values: otherwise the unseen one would be reported as changed again and again.
         let store_answers = *self.store_answers.borrow_and_update();
         let catalogue_ready = *self.catalogue_ready.borrow_and_update();
         [store_answers, store_answers && catalogue_ready]
     }
 }
 
-/// Reports SERVING while a service can answer, and NOT_SERVING from the shutdown on; the watches end then.
+/// Creates the health service, which reports `SERVING` while a service can serve.
 ///
-/// The dispatch service needs the database alone: workers are served while the catalogue is loading, so that no restart
-/// stops a build. The others need the catalogue, too.
+/// From shutdown on it reports `NOT_SERVING`, and its watches end. The dispatch service needs only the database: workers are served
+/// while the catalogue loads, so that no restart stops a build. The catalogue services need both.
 pub(super) async fn service(
     mut readiness: Readiness,
     shutdown: &CancellationToken,
@@ -63,11 +64,11 @@ pub(super) async fn service(
     }
     let shutdown = shutdown.clone();
     tasks.spawn(async move {
-        // Whoever tells of the database and the catalogue ends with the shutdown only.
+        // The senders of both conditions live until shutdown.
         while let Some(Some(())) = shutdown.run_until_cancelled(readiness.changed()).await {
             let now = readiness.now();
             for ((names, serves), before) in GROUPS.into_iter().zip(now).zip(reported) {
-                // A status that is set is told to the watches, the same one too.
+                // Setting a status notifies the watches even if it is the same.
                 if serves != before {
                     set(&mut reporter, names, serves).await;
                 }
@@ -78,7 +79,7 @@ pub(super) async fn service(
             set(&mut reporter, names, false).await;
         }
         for name in GROUPS.concat() {
-            // Ends the watches, once they have told of it.
+            // Ends the watches, once they have reported the status.
             reporter.clear_service_status(name).await;
         }
     });

@@ -1,4 +1,4 @@
-//! Images on the wire.
+//! Conversion of images from and to their messages.
 
 use std::{
     ptr,
@@ -18,7 +18,7 @@ use crate::{
     index::{CachedConfiguration, Entry, VisibleImage},
 };
 
-/// Takes what a caller may set.
+/// Extracts the fields that a caller may set.
 fn draft(image: wire::Image) -> ImageDraft {
     ImageDraft {
         name: image.name,
@@ -31,7 +31,7 @@ fn draft(image: wire::Image) -> ImageDraft {
     }
 }
 
-/// Takes what a caller may set; without an image it is noted that there is none.
+/// Extracts the fields that a caller may set; records a violation if the image is missing.
 pub(super) fn given(violations: &mut Violations, image: Option<wire::Image>) -> Option<ImageDraft> {
     if image.is_none() {
         violations.add("image", "must be given");
@@ -63,11 +63,11 @@ impl From<ImageInView> for wire::Image {
     }
 }
 
-/// Encodes images as their callers see them. What is the same for all callers is kept for those that were encoded lately.
+/// An encoder of images as callers see them, which caches the parts that all callers share.
 #[derive(Debug)]
 pub(super) struct Encoder(Cache<ImageId, EncodedRecord, ByLength>);
 
-/// The encoding of a record, and the entry that it is of: an image that has changed has another one.
+/// An encoded record, and the entry that it was made from. A changed image has another entry.
 #[derive(Clone, Debug)]
 struct EncodedRecord {
     entry: Weak<Entry>,
@@ -79,23 +79,25 @@ struct ByLength;
 
 impl Weighter<ImageId, EncodedRecord> for ByLength {
     fn weight(&self, _: &ImageId, encoded: &EncodedRecord) -> u64 {
-        /// Its place in the cache, and that of an entry which is gone.
+        /// Memory of a slot in the cache and of an entry that is gone, in bytes.
         const FIXED: usize = 512;
         (FIXED + encoded.record.len()) as u64
     }
 }
 
 impl Encoder {
-    /// The most memory that the records take. Bytes.
+    /// Maximum memory of the records, in bytes.
     const MEMORY: u64 = 16 * 1024 * 1024;
-    /// The number of records that are expected to fit.
+    /// Expected number of records in the cache.
     const EXPECTED: usize = 16_000;
 
     pub(super) fn new() -> Self {
         Self(Cache::with_weighter(Self::EXPECTED, Self::MEMORY, ByLength))
     }
 
-    /// Encodes an image as its caller sees it: a message behind another is one that has the fields of both.
+    /// Encodes an image as its caller sees it.
+    ///
+    /// Concatenated messages decode as one message that has the fields of all.
     pub(super) fn encode(&self, found: &VisibleImage, configuration: Option<&CachedConfiguration>) -> Bytes {
         let record = self.record(&found.entry);
         let actions = found.actions().into_iter().map(|action| wire::ImageAction::from(action).into());
@@ -109,7 +111,7 @@ impl Encoder {
         let mut encoded = Vec::with_capacity(record.len() + configuration.len() + actions.encoded_len());
         encoded.extend_from_slice(&record);
         encoded.extend_from_slice(configuration);
-        // A vector has room for whatever comes.
+        // Encoding into a vector cannot run out of space.
         actions.encode_raw(&mut encoded);
         encoded.into()
     }
@@ -168,7 +170,7 @@ impl From<Status> for wire::ImageStatus {
     }
 }
 
-/// Takes a status; `None` when it is none that an image can have.
+/// Converts a status; `None` if no image can have it.
 pub(super) fn status(number: i32) -> Option<Status> {
     match wire::ImageStatus::try_from(number) {
         Ok(wire::ImageStatus::BuildPending) => Some(Status::BuildPending),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use prost::Message as _;
 use proto::{
-    encoded,
+    codec,
     images::{self as wire, image_service_server::ImageService},
 };
 use tonic::{Request, Response, Status};
@@ -14,12 +14,12 @@ use uuid::Uuid;
 use super::{
     audit::Audit,
     authentication::caller,
-    callers::{self, Callers},
+    caller_limits::{self, Callers},
     configuration, cost,
     cursor::Binding,
     field,
     image::{self, Encoder},
-    listing, page, write,
+    image_query, page, write_request,
 };
 use crate::{
     build::BuildId,
@@ -27,29 +27,29 @@ use crate::{
     error::{Error, Violations},
     feed::{Feed, ImageWatch, Notice, Revision, WatchEvent},
     image::{Configuration, ImageId, View},
-    index::{Encoded, Shown},
+    index::{ChangeView, Encoded},
 };
 
 pub(super) mod batch;
 mod edit;
 mod snapshot;
 
-/// Images with their configurations are large: more would not fit an answer anyway.
+/// Maximum size of a page with configurations, in images. More would not fit a response.
 const MAX_FULL_PAGE: u64 = 50;
 
-/// The catalogue on the wire.
+/// The implementation of the image service.
 #[derive(Debug)]
 pub(super) struct Images {
     catalog: Catalog,
     feed: Feed,
     callers: Arc<Callers>,
     encoder: Arc<Encoder>,
-    history: Uuid,
+    catalogue_id: Uuid,
 }
 
 impl Images {
-    pub(super) fn new(catalog: Catalog, feed: Feed, callers: Arc<Callers>, history: Uuid) -> Self {
-        Self { catalog, feed, callers, encoder: Arc::new(Encoder::new()), history }
+    pub(super) fn new(catalog: Catalog, feed: Feed, callers: Arc<Callers>, catalogue_id: Uuid) -> Self {
+        Self { catalog, feed, callers, encoder: Arc::new(Encoder::new()), catalogue_id }
     }
 }
 
@@ -59,8 +59,8 @@ impl ImageService for Images {
         &self,
         request: Request<wire::CreateImageRequest>,
     ) -> Result<Response<wire::CreateImageResponse>, Status> {
-        let audit = Audit::of(&request);
-        let (message, request, mut violations) = write::open(request)?;
+        let audit = Audit::new(&request);
+        let (message, request, mut violations) = write_request::open(request)?;
         let image = image::given(&mut violations, message.image);
         let (image, build) = self.catalog.create_image(&request, image, violations).await?;
         audit.is_about(image.image.id);
@@ -73,32 +73,33 @@ impl ImageService for Images {
     async fn get_image(
         &self,
         request: Request<wire::GetImageRequest>,
-    ) -> Result<Response<encoded::GetImageResponse>, Status> {
+    ) -> Result<Response<codec::GetImageResponse>, Status> {
         let caller = caller(&request)?;
         let id = ImageId(field::id("id", &request.into_inner().id)?);
         let (found, configuration) = self.catalog.image(&caller, id).await?;
         let image = self.encoder.encode(&found, Some(&configuration));
-        Ok(Response::new(encoded::GetImageResponse { image }))
+        Ok(Response::new(codec::GetImageResponse { image }))
     }
 
     async fn list_images(
         &self,
         request: Request<wire::ListImagesRequest>,
-    ) -> Result<Response<encoded::ListImagesResponse>, Status> {
+    ) -> Result<Response<codec::ListImagesResponse>, Status> {
         let caller = caller(&request)?;
         let request = request.into_inner();
-        let query = listing::query(&request)?;
+        let query = image_query::query(&request)?;
         let view = field::view(request.view)?;
         let size = match view {
             View::Basic => field::page_size(request.page_size)?,
             View::Full => field::page_size(request.page_size)?.min(MAX_FULL_PAGE),
         };
         self.callers.admit_cost(&caller, cost::of_page(size, view))?;
-        let binding = Binding::new(self.history, &listing::bound(&request), view, &caller);
+        let binding = Binding::new(self.catalogue_id, &image_query::bound(&request), view, &caller);
         let after = match request.page_token.as_str() {
             "" => None,
             token => {
-                let place = binding.reveal(token).and_then(|place| listing::read_place(&place, &query.order));
+                let place =
+                    binding.reveal(token).and_then(|place| image_query::read_position(&place, &query.order));
                 Some(place.ok_or_else(field::foreign_page_token)?)
             }
         };
@@ -113,24 +114,26 @@ impl ImageService for Images {
         let encoded = page.images.iter().zip(&configurations);
         let encoded = encoded.map(|(found, cached)| self.encoder.encode(found, cached.as_deref()));
         let images = page::fitting_by(encoded, bytes::Bytes::len);
-        // What did not fit the message is on the next page.
+        // Images that did not fit the message go to the next page.
         let next = match page.images.get(images.len()) {
-            Some(_) => page.images.get(images.len() - 1).map(|last| query.order.place_of(&last.entry.image)),
+            Some(_) => {
+                page.images.get(images.len() - 1).map(|last| query.order.position_of(&last.entry.image))
+            }
             None => page.next,
         };
         let next_page_token = match next {
-            Some(place) => binding.conceal(&listing::write_place(&place)?)?,
+            Some(place) => binding.conceal(&image_query::write_position(&place)?)?,
             None => String::new(),
         };
         let total_size = page.total.map(|total| i64::try_from(total).unwrap_or(i64::MAX));
-        Ok(Response::new(encoded::ListImagesResponse { images, next_page_token, total_size }))
+        Ok(Response::new(codec::ListImagesResponse { images, next_page_token, total_size }))
     }
 
     async fn update_image(
         &self,
         request: Request<wire::UpdateImageRequest>,
     ) -> Result<Response<wire::UpdateImageResponse>, Status> {
-        let (message, request, mut violations) = write::open(request)?;
+        let (message, request, mut violations) = write_request::open(request)?;
         let image = message.image.unwrap_or_default();
         let id = field::image(&mut violations, "image.id", &image.id);
         let etag = field::etag(&image.etag);
@@ -144,7 +147,7 @@ impl ImageService for Images {
         &self,
         request: Request<wire::DeleteImageRequest>,
     ) -> Result<Response<wire::DeleteImageResponse>, Status> {
-        let (message, request, mut violations) = write::open(request)?;
+        let (message, request, mut violations) = write_request::open(request)?;
         let id = field::image(&mut violations, "id", &message.id);
         violations.check()?;
         self.catalog.delete_image(&request, id, field::etag(&message.etag)).await?;
@@ -155,7 +158,7 @@ impl ImageService for Images {
         &self,
         request: Request<wire::EnableImageRequest>,
     ) -> Result<Response<wire::EnableImageResponse>, Status> {
-        let (message, request, mut violations) = write::open(request)?;
+        let (message, request, mut violations) = write_request::open(request)?;
         let id = field::image(&mut violations, "id", &message.id);
         violations.check()?;
         let image = self.catalog.enable_image(&request, id, field::etag(&message.etag), true).await?;
@@ -166,7 +169,7 @@ impl ImageService for Images {
         &self,
         request: Request<wire::DisableImageRequest>,
     ) -> Result<Response<wire::DisableImageResponse>, Status> {
-        let (message, request, mut violations) = write::open(request)?;
+        let (message, request, mut violations) = write_request::open(request)?;
         let id = field::image(&mut violations, "id", &message.id);
         violations.check()?;
         let image = self.catalog.enable_image(&request, id, field::etag(&message.etag), false).await?;
@@ -177,7 +180,7 @@ impl ImageService for Images {
         &self,
         request: Request<wire::BuildImageRequest>,
     ) -> Result<Response<wire::BuildImageResponse>, Status> {
-        let (message, request, mut violations) = write::open(request)?;
+        let (message, request, mut violations) = write_request::open(request)?;
         let id = field::image(&mut violations, "id", &message.id);
         violations.check()?;
         let (image, build) = self.catalog.build_image(&request, id, field::etag(&message.etag)).await?;
@@ -191,7 +194,7 @@ impl ImageService for Images {
         &self,
         request: Request<wire::CancelBuildRequest>,
     ) -> Result<Response<wire::CancelBuildResponse>, Status> {
-        let (message, request, mut violations) = write::open(request)?;
+        let (message, request, mut violations) = write_request::open(request)?;
         let id = field::image(&mut violations, "id", &message.id);
         let meant = match message.build_id.as_str() {
             "" => None,
@@ -247,8 +250,8 @@ impl ImageService for Images {
         &self,
         request: Request<wire::BatchImagesRequest>,
     ) -> Result<Response<wire::BatchImagesResponse>, Status> {
-        let audit = Audit::of(&request);
-        let (message, request, violations) = write::open(request)?;
+        let audit = Audit::new(&request);
+        let (message, request, violations) = write_request::open(request)?;
         let (action, targets) = batch::order(&message, violations)?;
         let outcomes = self.catalog.batch_images(&request, action, targets).await?;
         let response = batch::response(message.targets, outcomes);
@@ -280,8 +283,8 @@ impl ImageService for Images {
         &self,
         request: Request<wire::SnapshotWorkspaceRequest>,
     ) -> Result<Response<wire::SnapshotWorkspaceResponse>, Status> {
-        let audit = Audit::of(&request);
-        let (message, request, mut violations) = write::open(request)?;
+        let audit = Audit::new(&request);
+        let (message, request, mut violations) = write_request::open(request)?;
         let order = snapshot::order(&mut violations, &message);
         let image = image::given(&mut violations, message.image);
         let (image, build) = self.catalog.snapshot_workspace(&request, image, order, violations).await?;
@@ -290,7 +293,7 @@ impl ImageService for Images {
         Ok(Response::new(wire::SnapshotWorkspaceResponse { image, build }))
     }
 
-    type WatchImagesStream = BoxStream<'static, Result<encoded::WatchImagesResponse, Status>>;
+    type WatchImagesStream = BoxStream<'static, Result<codec::WatchImagesResponse, Status>>;
 
     async fn watch_images(
         &self,
@@ -298,10 +301,10 @@ impl ImageService for Images {
     ) -> Result<Response<Self::WatchImagesStream>, Status> {
         let caller = caller(&request)?;
         let request = request.into_inner();
-        let query = listing::watched(&request)?;
+        let query = image_query::watched(&request)?;
         let view = field::view(request.view)?;
         self.callers.admit_cost(&caller, cost::of_watch(query.search.is_some()))?;
-        let binding = Binding::new(self.history, &listing::watch_bound(&request), view, &caller);
+        let binding = Binding::new(self.catalogue_id, &image_query::watch_bound(&request), view, &caller);
         let after = match request.after_revision.as_str() {
             "" => None,
             revision => match binding.open(revision).and_then(read_revision) {
@@ -314,7 +317,7 @@ impl ImageService for Images {
         };
         let place = self.callers.open_stream(&caller)?;
         let watch = self.feed.watch(&caller, query, after, view).await?;
-        // It is large, and the stream moves its state with every message.
+        // Boxed, because it is large, and the stream moves its state with every message.
         let watch = Box::new(OpenWatch { watch, binding, encoder: Arc::clone(&self.encoder), _place: place });
         let messages = stream::unfold(Some(watch), async |watch| {
             let mut watch = watch?;
@@ -327,27 +330,27 @@ impl ImageService for Images {
     }
 }
 
-/// A watch as long as its stream is open.
+/// A watch while its stream is open.
 struct OpenWatch {
     watch: ImageWatch,
     binding: Binding,
     encoder: Arc<Encoder>,
-    _place: callers::Place,
+    _place: caller_limits::StreamPermit,
 }
 
 impl OpenWatch {
-    fn message(&self, notice: Notice) -> encoded::WatchImagesResponse {
-        use encoded::Event;
-        let encode = |shown: &Shown| self.encoder.encode(&shown.image, shown.configuration.as_deref());
+    fn message(&self, notice: Notice) -> codec::WatchImagesResponse {
+        use codec::Event;
+        let encode = |shown: &ChangeView| self.encoder.encode(&shown.image, shown.configuration.as_deref());
         let event = match notice.event {
             WatchEvent::Changed(shown) => {
-                // Once for all watches, of which there are many.
+                // Encoded once for all watches, of which there are many.
                 let Encoded { image, revision } = shown.encoded(|shown| Encoded {
                     image: encode(shown),
                     revision: write_revision(notice.revision),
                 });
                 let (resume_revision, event) = (self.binding.seal(revision), Event::Changed(image.clone()));
-                return encoded::WatchImagesResponse { resume_revision, event: Some(event) };
+                return codec::WatchImagesResponse { resume_revision, event: Some(event) };
             }
             WatchEvent::Image(shown, _) => Event::Image(encode(&shown)),
             WatchEvent::Synced => Event::Synced(wire::Synced {}),
@@ -355,7 +358,7 @@ impl OpenWatch {
             WatchEvent::Bookmark => Event::Bookmark(wire::Bookmark {}),
         };
         let resume_revision = self.binding.seal(&write_revision(notice.revision));
-        encoded::WatchImagesResponse { resume_revision, event: Some(event) }
+        codec::WatchImagesResponse { resume_revision, event: Some(event) }
     }
 }
 

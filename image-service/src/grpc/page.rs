@@ -1,16 +1,16 @@
-//! How much one answer holds.
+//! The size limit of a page.
 
 use prost::Message;
 
-/// Clients take 4 MiB in a message, unless they were told otherwise.
+/// Maximum size of a page, in bytes. By default clients accept messages of up to 4 MiB.
 const MAX_BYTES: usize = 3 * 1024 * 1024;
 
-/// Returns as many of the rows as fit an answer; at least one, if there is one.
+/// Returns as many of the rows as fit a response, but at least one if there are any.
 pub(super) fn fitting<T: Message>(rows: impl Iterator<Item = T>) -> Vec<T> {
     fitting_by(rows, Message::encoded_len)
 }
 
-/// The same of rows of which `size` returns how many bytes they take.
+/// Returns as many of the rows as fit a response, given the `size` of each in bytes.
 pub(super) fn fitting_by<T>(rows: impl Iterator<Item = T>, size: impl Fn(&T) -> usize) -> Vec<T> {
     let mut bytes = 0;
     let mut page = Vec::new();

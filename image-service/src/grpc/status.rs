@@ -1,28 +1,29 @@
-//! The one place where a gRPC code is chosen. What is internal stays in the log, under a trace id.
+//! The mapping of errors to gRPC statuses, and the only module that chooses a code. Internal details stay in the log, under a trace
+//! id.
 
 use std::{collections::HashMap, time::Duration};
 
-use edge::telemetry;
 use proto::images as wire;
+use service_runtime::telemetry;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use uuid::Uuid;
 
 use crate::{
     error::{Error, Obstacle, Refusal, Resource},
-    token::TokenError,
+    jwt::TokenError,
 };
 
-/// The domain of every reason.
+/// The domain of every error reason.
 const DOMAIN: &str = "images.trailer";
 
-/// After how long to try again what depends on what others do.
+/// Retry delay if success depends on other callers or workers.
 const A_WHILE: Duration = Duration::from_secs(5);
 
-/// After how long to try again what the service is getting ready for.
+/// Retry delay while the service loads.
 const A_SECOND: Duration = Duration::from_secs(1);
 
-/// After how long to try again what one of the caller's own calls stands in the way of.
+/// Retry delay if one of the caller's own calls is in the way.
 const A_MOMENT: Duration = Duration::from_millis(100);
 
 impl From<Error> for Status {
@@ -106,7 +107,7 @@ impl From<Error> for Status {
             Error::TooManyPendingBuilds { limit: _ } => {
                 exhausted("TOO_MANY_PENDING_BUILDS", message, A_WHILE)
             }
-            // Without a hint: nothing changes by itself.
+            // Without a retry delay, because nothing changes by itself.
             Error::CatalogueFull => with_reason(Code::ResourceExhausted, "CATALOGUE_FULL", message),
             Error::CreatorQuotaExceeded { quota, limit: _ } => {
                 let details = reason_with("CREATOR_QUOTA_EXCEEDED", "quota", quota.to_string());
@@ -119,7 +120,7 @@ impl From<Error> for Status {
     }
 }
 
-/// A request without a usable token.
+/// Returns the status for a request without a valid token.
 pub(super) fn unauthenticated(error: Option<TokenError>) -> Status {
     let (name, message) = match error {
         None => ("TOKEN_MISSING", "`authorization: Bearer <JWT>` is needed".to_owned()),
@@ -129,23 +130,23 @@ pub(super) fn unauthenticated(error: Option<TokenError>) -> Status {
     with_reason(Code::Unauthenticated, name, message)
 }
 
-/// A request that does not parse as its message at all.
+/// Returns the status for a request that cannot be decoded.
 pub(super) fn malformed(message: impl Into<String>) -> Status {
     with_reason(Code::InvalidArgument, "MALFORMED_REQUEST", message)
 }
 
-/// The caller does not wait any longer.
+/// Returns the status for a call whose deadline has passed.
 pub(super) fn too_late() -> Status {
     with_reason(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline of the call is over")
 }
 
-/// No such method, or an encoding that is not known here.
+/// Returns the status for an unknown method or an unsupported encoding.
 pub(super) fn unimplemented(message: &str) -> Status {
     let message = if message.is_empty() { "no such method" } else { message };
     with_reason(Code::Unimplemented, "UNIMPLEMENTED", message)
 }
 
-/// Something of ours is broken: the details go to the log, the caller gets the id to find them by.
+/// Logs an internal error, and returns a status with the trace id to find it by.
 pub(super) fn internal(error: &(dyn std::error::Error + 'static)) -> Status {
     let trace_id = telemetry::trace_id().unwrap_or_else(|| Uuid::new_v4().simple().to_string());
     tracing::error!(trace_id, %error, source = ?error.source(), "internal error");
@@ -173,7 +174,7 @@ fn exhausted(name: &str, message: String, retry_after: Duration) -> Status {
     retry_later(Code::ResourceExhausted, name, message, retry_after)
 }
 
-/// With a hint of when to try again.
+/// Returns a status with a retry delay.
 fn retry_later(code: Code, name: &str, message: String, retry_after: Duration) -> Status {
     let mut details = reason(name);
     details.set_retry_info(Some(retry_after));

@@ -4,27 +4,27 @@ use proto::images::{self as wire, worker_service_server::WorkerService};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{authentication::caller, cursor::Binding, field, page, write};
+use super::{authentication::caller, cursor::Binding, field, page, write_request};
 use crate::{
     catalog::Catalog,
     dispatch::{WithheldAbility, Worker},
     image::View,
 };
 
-/// The workers on the wire.
+/// The implementation of the worker service.
 #[derive(Debug)]
 pub(super) struct AllWorkers {
     catalog: Catalog,
-    /// Names the database's history.
-    history: Uuid,
+    /// Identifies the history of the database.
+    catalogue_id: Uuid,
 }
 
 impl AllWorkers {
-    pub(super) fn new(catalog: Catalog, history: Uuid) -> Self {
-        Self { catalog, history }
+    pub(super) fn new(catalog: Catalog, catalogue_id: Uuid) -> Self {
+        Self { catalog, catalogue_id }
     }
 
-    /// A worker, with what only admins are told.
+    /// Converts a worker, with the fields for admins if `for_admin`.
     fn on_wire(worker: Worker, for_admin: bool) -> wire::Worker {
         let draining = !worker.takes_builds();
         let public = wire::Worker {
@@ -62,7 +62,7 @@ impl WorkerService for AllWorkers {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let size = field::page_size(request.page_size)?;
-        let binding = Binding::new(self.history, "ListWorkers", View::Basic, &caller);
+        let binding = Binding::new(self.catalogue_id, "ListWorkers", View::Basic, &caller);
         let after = match request.page_token.as_str() {
             "" => None,
             token => Some(binding.open(token).ok_or_else(field::foreign_page_token)?),
@@ -85,7 +85,7 @@ impl WorkerService for AllWorkers {
         &self,
         request: Request<wire::DrainWorkerRequest>,
     ) -> Result<Response<wire::DrainWorkerResponse>, Status> {
-        let (message, request, mut violations) = write::open(request)?;
+        let (message, request, mut violations) = write_request::open(request)?;
         field::subject(&mut violations, "name", &message.name);
         violations.check()?;
         let worker = self.catalog.drain_worker(&request, &message.name, true).await?;
@@ -96,7 +96,7 @@ impl WorkerService for AllWorkers {
         &self,
         request: Request<wire::ResumeWorkerRequest>,
     ) -> Result<Response<wire::ResumeWorkerResponse>, Status> {
-        let (message, request, mut violations) = write::open(request)?;
+        let (message, request, mut violations) = write_request::open(request)?;
         field::subject(&mut violations, "name", &message.name);
         violations.check()?;
         let worker = self.catalog.drain_worker(&request, &message.name, false).await?;

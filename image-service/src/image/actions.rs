@@ -1,4 +1,4 @@
-//! What can be done with an image now: the one table that callers are told of and that the service enforces.
+//! The table of actions that are possible on an image, which callers are shown and the service enforces.
 
 use super::{Etag, Image, Status};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Obstacle, Refusal},
 };
 
-/// What a batch can do with each of its images.
+/// An action that a batch applies to each of its images.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum BatchAction {
     Build,
@@ -18,7 +18,7 @@ pub(crate) enum BatchAction {
 }
 
 impl Image {
-    /// What somebody of this standing may do now.
+    /// Returns the actions that a caller of this standing may take now.
     pub(crate) fn allowed_actions(&self, standing: Standing) -> Vec<Action> {
         let changes_something = |action| match action {
             Action::Enable => !self.enabled,
@@ -37,7 +37,12 @@ impl Image {
             .collect()
     }
 
-    /// Fails unless somebody of this standing may do this, and it can be done.
+    /// Checks that a caller of this standing may take an action, and that the action is possible now.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Forbidden`] without permission, [`Error::NotResolvable`] if the image cannot back workspaces,
+    /// and [`Error::Refused`] if the image is in another state than the action needs.
     pub(crate) fn require(&self, standing: Standing, action: Action) -> Result<(), Error> {
         if !standing.permits(action) {
             return Err(Error::Forbidden(action));
@@ -49,11 +54,12 @@ impl Image {
         self.refusal(action).map_or(Ok(()), |refusal| Err(Error::Refused(refusal)))
     }
 
-    /// Checks a write of somebody of this standing: the permission, the state that is meant, and whether it can be done.
+    /// Checks the permission and the expected etag of a write, and that its action is possible now.
     ///
     /// # Errors
     ///
-    /// [`Error::Forbidden`], [`Error::EtagMismatch`], and those of [`require`](Self::require), in this order.
+    /// Returns [`Error::Forbidden`] without permission, [`Error::EtagMismatch`] if the image has changed, and the
+    /// errors of [`require`](Self::require), in this order.
     pub(crate) fn admit(&self, standing: Standing, etag: Option<Etag>, action: Action) -> Result<(), Error> {
         if !standing.permits(action) {
             return Err(Error::Forbidden(action));
@@ -64,11 +70,13 @@ impl Image {
         self.require(standing, action)
     }
 
-    /// Returns the build that a cancel is about: the latest one, if it is the one that is meant.
+    /// Returns the build to cancel, which is the latest one.
+    ///
+    /// If a build is `meant`, it has to be the latest one.
     ///
     /// # Errors
     ///
-    /// Those of [`admit`](Self::admit), and [`Refusal::OtherBuild`].
+    /// Returns the errors of [`admit`](Self::admit), and [`Refusal::OtherBuild`] if another build is the latest one.
     pub(crate) fn build_to_cancel(
         &self,
         standing: Standing,
@@ -77,7 +85,7 @@ impl Image {
     ) -> Result<BuildId, Error> {
         let is_other = meant.is_some() && meant != self.latest_build;
         match self.admit(standing, etag, Action::CancelBuild) {
-            // That another build is the latest one says more than that there is nothing to cancel.
+            // `OtherBuild` is more informative than `NoBuildInProgress`.
             Ok(()) | Err(Error::Refused(Refusal::NoBuildInProgress)) if is_other => {
                 Err(Error::Refused(Refusal::OtherBuild))
             }
@@ -88,7 +96,7 @@ impl Image {
         }
     }
 
-    /// Everything that keeps it from backing a workspace.
+    /// Returns everything that keeps the image from backing a workspace.
     fn obstacles(&self) -> Vec<Obstacle> {
         let mut obstacles = Vec::new();
         if self.template {

@@ -1,4 +1,4 @@
-//! What an image is built from, checked once when it comes in.
+//! The configuration that an image is built from, checked once when it is received.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,21 +7,21 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-mod checking;
 mod remote;
 mod rules;
+mod validation;
 
-/// A configuration that every rule holds for. Serialised, it is what the store keeps.
+/// A configuration that satisfies every rule. The store keeps the serialised form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Configuration(ConfigurationDraft);
 
-/// A configuration before anything of it has been checked; see the API for what each part means.
+/// An unchecked configuration; the API documents the meaning of each part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ConfigurationDraft {
     #[serde(flatten)]
     pub(crate) source: Source,
-    /// Whether none was given, and `source` stands for nothing. Never in what has been checked.
+    /// Set if no source was given, so that `source` is a placeholder. Never set in a checked configuration.
     #[serde(skip)]
     pub(crate) lacks_source: bool,
     #[serde(default)]
@@ -34,7 +34,7 @@ pub(crate) struct ConfigurationDraft {
     pub(crate) push: bool,
     #[serde(default)]
     pub(crate) no_cache: bool,
-    /// The only worker that may build it; any when empty.
+    /// Only worker that may build the image; empty for any.
     #[serde(default)]
     pub(crate) worker: String,
     #[serde(default)]
@@ -60,18 +60,18 @@ pub(crate) struct Dockerfile {
     pub(crate) build_args: BTreeMap<String, String>,
     #[serde(default)]
     pub(crate) target: String,
-    /// The digest of the archive that is the context, instead of `files`; none when empty.
+    /// Digest of the archive that is the context, instead of `files`; empty for none.
     #[serde(default)]
     pub(crate) archive: String,
-    /// The URL that the engine gets the context from, instead of `files`; none when empty.
+    /// URL from which the engine gets the context, instead of `files`; empty for none.
     #[serde(default)]
     pub(crate) remote: String,
-    /// Where the Dockerfile lies in the archive or the remote context when `text` is empty.
+    /// Path of the Dockerfile in the archive or the remote context if `text` is empty.
     #[serde(default)]
     pub(crate) dockerfile_path: String,
 }
 
-/// What a Dockerfile is written from.
+/// The parts from which a Dockerfile is generated.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Generate {
     pub(crate) base_image: String,
@@ -83,7 +83,7 @@ pub(crate) struct Generate {
     pub(crate) files: Vec<File>,
 }
 
-/// An image from a registry.
+/// An image that is pulled from a registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Pull {
     pub(crate) reference: String,
@@ -99,7 +99,7 @@ pub(crate) struct Service {
     pub(crate) environment: BTreeMap<String, String>,
 }
 
-/// One file, of a build context or for an image.
+/// A file of a build context or of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct File {
     pub(crate) path: String,
@@ -108,7 +108,7 @@ pub(crate) struct File {
     pub(crate) executable: bool,
 }
 
-/// Something that not every worker can do.
+/// An ability that not every worker has.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Capability {
@@ -121,28 +121,28 @@ pub(crate) enum Capability {
     Archive,
     Remote,
     RemoteDirectory,
-    /// A later version's, which shares the database: no worker of this one's has it.
+    /// Capability of a later version that shares the database; no worker of this version has it.
     #[serde(other)]
     Unknown,
 }
 
-/// What a worker must be to take a build.
+/// Requirements that a worker has to meet to take a build.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Requirements {
-    /// Its name; any when empty.
+    /// Name of the worker; empty for any.
     pub(crate) worker: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) capabilities: BTreeSet<Capability>,
 }
 
 impl Configuration {
-    /// The digest of the archive that is its context.
+    /// Returns the digest of the archive that is the build context.
     pub(crate) fn archive(&self) -> Option<&str> {
         self.dockerfile().map(|dockerfile| dockerfile.archive.as_str()).filter(|archive| !archive.is_empty())
     }
 
-    /// The image that what is generated starts from.
+    /// Returns the image that a generated Dockerfile starts from.
     pub(crate) fn base(&self) -> Option<&str> {
         match &self.source {
             Source::Generate(generate) => Some(&generate.base_image),
@@ -150,7 +150,7 @@ impl Configuration {
         }
     }
 
-    /// The URL of its context.
+    /// Returns the URL of the build context.
     pub(crate) fn remote(&self) -> Option<&str> {
         self.dockerfile().map(|dockerfile| dockerfile.remote.as_str()).filter(|remote| !remote.is_empty())
     }
@@ -162,12 +162,12 @@ impl Configuration {
         }
     }
 
-    /// Whether the image comes from a registry.
+    /// Reports whether the image is pulled from a registry.
     pub(crate) fn is_pull(&self) -> bool {
         matches!(self.source, Source::Pull(_))
     }
 
-    /// What a worker must be to build it.
+    /// Returns the requirements that a worker has to meet to build the image.
     pub(crate) fn requirements(&self) -> Requirements {
         let source = match &self.source {
             Source::Dockerfile(_) => Capability::Dockerfile,
@@ -192,12 +192,12 @@ impl Configuration {
 }
 
 impl Requirements {
-    /// What only the worker that runs a workspace can do.
+    /// Returns the requirements of a snapshot, which only the worker that runs the workspace can take.
     pub(crate) fn of_snapshot(worker: String) -> Self {
         Self { worker, labels: BTreeMap::new(), capabilities: [Capability::Snapshot].into() }
     }
 
-    /// Whether a worker is what is required.
+    /// Reports whether a worker meets the requirements.
     pub(crate) fn fit(
         &self,
         name: &str,
@@ -220,8 +220,8 @@ impl Deref for Configuration {
 }
 
 impl ConfigurationDraft {
-    /// A configuration with this source and nothing beside it.
-    pub(crate) fn of(source: Source) -> Self {
+    /// Returns a configuration that has this source and is otherwise empty.
+    pub(crate) fn from_source(source: Source) -> Self {
         Self {
             source,
             lacks_source: false,
@@ -236,7 +236,7 @@ impl ConfigurationDraft {
         }
     }
 
-    /// Every text of it that can be searched for, each a value of its own.
+    /// Returns every searchable text of the configuration, each as a separate value.
     pub(crate) fn texts(&self) -> Vec<&str> {
         let mut texts = Vec::new();
         match &self.source {
@@ -284,14 +284,14 @@ impl ConfigurationDraft {
 }
 
 impl Service {
-    /// Its ports as they are searched for.
+    /// Returns the ports as searchable texts.
     pub(crate) fn port_texts(&self) -> impl Iterator<Item = String> {
         self.ports.iter().map(i32::to_string)
     }
 }
 
 impl File {
-    /// Its content, if that is a text: what holds NUL is none, and no database could keep it as one.
+    /// Returns the content if it is text. Content with NUL is not, because no database could keep it as text.
     fn text(&self) -> Option<&str> {
         std::str::from_utf8(&self.content).ok().filter(|text| !text.contains('\0'))
     }
@@ -306,7 +306,7 @@ fn pairs(map: &BTreeMap<String, String>) -> impl Iterator<Item = &str> {
 }
 
 mod base64_bytes {
-    //! Bytes as base64 text within JSON.
+    //! Serialisation of bytes as base64 text in JSON.
 
     use base64::{Engine, prelude::BASE64_STANDARD};
     use serde::{Deserialize, Deserializer, Serializer, de::Error};

@@ -1,4 +1,4 @@
-//! The creation of an image: what a caller gives, and the record and the first build that come of it.
+//! The creation of an image: the input of a caller, and the record and first build that result from it.
 
 use super::{
     Configuration, Description, Etag, Image, ImageId, ImageInView, Name, Reference, Requirements, Status,
@@ -9,7 +9,7 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// The input for creating an image; every part has been checked.
+/// The checked input for creating an image.
 #[derive(Clone, Debug)]
 pub(crate) struct NewImage {
     pub(crate) name: Name,
@@ -20,23 +20,23 @@ pub(crate) struct NewImage {
     pub(crate) configuration: Configuration,
 }
 
-/// The reference that an image shall have.
+/// The reference that an image is to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum WantedReference {
-    /// This one, or none.
+    /// This reference, or a failure if it is taken.
     Given(Reference),
-    /// This one, derived from the name, or a variation of it that is free.
+    /// This reference, derived from the name, or a free variation of it.
     Derived(Reference),
-    /// This one, which it does not write.
+    /// This reference, which the image does not write.
     Pulled(Reference),
 }
 
-/// The workspace that a snapshot is taken of.
+/// The workspace to take a snapshot of.
 #[derive(Clone, Debug)]
 pub(crate) struct SnapshotOrder {
     pub(crate) workspace: Workspace,
     pub(crate) worker: String,
-    /// The creator that the image shall have.
+    /// Creator of the new image.
     pub(crate) creator: String,
 }
 
@@ -45,17 +45,17 @@ pub(crate) struct SnapshotOrder {
 pub(crate) struct Creation<'a> {
     pub(crate) new: &'a NewImage,
     pub(crate) creator: &'a str,
-    /// The container that it is committed from; `None` when it is built or pulled.
+    /// Workspace that the image is committed from; `None` if the image is built or pulled.
     pub(crate) snapshot: Option<&'a SnapshotOrder>,
 }
 
 impl Creation<'_> {
-    /// Tells whether builds of it write its reference.
+    /// Reports whether builds of the image write its reference.
     pub(crate) fn writes_reference(&self) -> bool {
         !self.new.template && !self.is_pulled()
     }
 
-    /// Returns its first build, in the queue; `None` for a template.
+    /// Returns the first build of the image, queued; `None` for a template.
     pub(crate) fn first_build(
         &self,
         id: ImageId,
@@ -82,7 +82,7 @@ impl Creation<'_> {
         (!self.new.template).then(|| Build::queued(id, 1, requested_by.to_owned(), job, now))
     }
 
-    /// Returns its record, as of the change that creates it.
+    /// Returns the record of the image, as of the change that creates it.
     pub(crate) fn record(
         &self,
         id: ImageId,
@@ -99,7 +99,7 @@ impl Creation<'_> {
             creator: self.creator.to_owned(),
             template: new.template,
             snapshot: self.snapshot.is_some(),
-            status: first_build.map(|build| Status::of(build.kind, build.state)),
+            status: first_build.map(|build| Status::from_build(build.kind, build.state)),
             status_message: String::new(),
             reference,
             reference_given: new.reference.is_given(),
@@ -115,10 +115,10 @@ impl Creation<'_> {
         }
     }
 
-    /// Returns the record as the caller sees it who has created it, maybe in another's name.
+    /// Returns the record as seen by `caller`, which may have created the image for another subject.
     pub(crate) fn in_view(&self, image: Image, caller: &Principal) -> ImageInView {
         let standing = caller.standing_to_new(self.creator);
-        // Whoever vouches for somebody else does not see what that one sees.
+        // A caller that creates an image for another subject does not see everything that its creator sees.
         let configuration = (standing == Standing::Owner).then(|| self.new.configuration.clone());
         ImageInView { actions: image.allowed_actions(standing), image, configuration }
     }
@@ -129,12 +129,14 @@ impl Creation<'_> {
 }
 
 impl WantedReference {
-    /// Returns the reference that an image gets: what is derived is varied until it is free, if the image `writes` it. `owner`
-    /// returns which image a reference belongs to.
+    /// Returns the reference that an image gets.
+    ///
+    /// A derived reference is varied until it is free, if the image `writes` it. `owner` returns the image that a
+    /// reference belongs to.
     ///
     /// # Errors
     ///
-    /// Those of `owner`.
+    /// Returns the errors of `owner`.
     pub(crate) async fn choose<E, F: Future<Output = Result<Option<ImageId>, E>>>(
         &self,
         image: ImageId,
@@ -153,7 +155,7 @@ impl WantedReference {
         Ok(chosen)
     }
 
-    /// Tells whether a client has given it, rather than its being derived or pulled.
+    /// Reports whether a client has given the reference, so that it is neither derived nor pulled.
     pub(crate) fn is_given(&self) -> bool {
         matches!(self, Self::Given(_))
     }

@@ -1,4 +1,4 @@
-//! What a caller asks to create, before anything of it has been checked.
+//! The unchecked input for creating an image.
 
 use super::{
     Configuration, ConfigurationDraft, Description, Name, NewImage, PulledReference, Reference,
@@ -6,14 +6,14 @@ use super::{
 };
 use crate::error::{Error, Violations};
 
-/// An unchecked image. Fields are named in violations as `image.…`.
+/// An unchecked image. Violations name its fields as `image.…`.
 #[derive(Clone, Debug)]
 pub(crate) struct ImageDraft {
     pub(crate) name: String,
     pub(crate) description: String,
-    /// Empty: derived from the name.
+    /// Repository; derived from the name if empty.
     pub(crate) repository: String,
-    /// Empty: `latest`.
+    /// Tag; `latest` if empty.
     pub(crate) tag: String,
     pub(crate) template: bool,
     pub(crate) enabled: Option<bool>,
@@ -21,8 +21,13 @@ pub(crate) struct ImageDraft {
 }
 
 impl ImageDraft {
-    /// Checks everything and reports every violation together, those that were found before first. With `anywhere` a
-    /// reference may lie outside the prefixes.
+    /// Checks everything and reports all violations together, those found before first.
+    ///
+    /// With `anywhere`, the reference may lie outside of the prefixes.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Invalid`] with all violations.
     pub(crate) fn check(
         mut self,
         prefixes: &RepositoryPrefixes,
@@ -41,8 +46,13 @@ impl ImageDraft {
         Ok(record.with(configuration, template))
     }
 
-    /// The same for a snapshot, which has the configuration of another image: it is no template, and has a reference of its own
-    /// whatever that configuration says.
+    /// Checks the draft of a snapshot, which takes its configuration from another image.
+    ///
+    /// A snapshot is no template, and has a reference of its own whatever that configuration says.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Invalid`] with all violations.
     pub(crate) fn check_snapshot(
         self,
         prefixes: &RepositoryPrefixes,
@@ -68,7 +78,7 @@ impl ImageDraft {
             check_pulled(violations, &pulled, Some(&self.repository), Some(&self.tag));
             Some(WantedReference::Pulled(pulled))
         } else if self.repository.is_empty() {
-            // Without a name the tag can still be checked.
+            // The tag can be checked even without a valid name.
             let any_name = name.clone().or_else(|| Name::parse("any").ok());
             any_name
                 .map(|name| Reference::derived(prefixes, &name, &self.tag))
@@ -87,7 +97,7 @@ impl ImageDraft {
     }
 }
 
-/// A new image but for its configuration.
+/// A new image without its configuration.
 struct Record {
     name: Name,
     description: Description,
@@ -102,7 +112,7 @@ impl Record {
     }
 }
 
-/// What a configuration pulls, if it does.
+/// Returns the reference that a configuration pulls, if it pulls one.
 pub(super) fn pulled(draft: &ConfigurationDraft) -> Option<Reference> {
     match &draft.source {
         Source::Pull(pull) => {
@@ -123,7 +133,7 @@ pub(super) fn check_configuration(
     Some(Configuration::parse(draft, "image.config", violations))
 }
 
-/// What is pulled says the reference: nothing else can be given.
+/// Checks that the reference given for a pulled image, if any, is that of the pulled image.
 pub(super) fn check_pulled(
     violations: &mut Violations,
     pulled: &Reference,
@@ -147,7 +157,7 @@ pub(super) fn check_given(
     anywhere: bool,
 ) -> Option<Reference> {
     let parsed = match Reference::new(repository, tag) {
-        // The repository can be checked all the same.
+        // The repository can be checked even if the tag is invalid.
         Err(error @ ReferenceError::Tag) => {
             note(violations, Reference::new(repository, ""));
             Err(error)
@@ -215,7 +225,7 @@ mod tests {
             name: "Pulled".to_owned(),
             description: String::new(),
             repository: repository.to_owned(),
-            configuration: Some(ConfigurationDraft::of(Source::Pull(Pull {
+            configuration: Some(ConfigurationDraft::from_source(Source::Pull(Pull {
                 reference: reference.to_owned(),
             }))),
             ..draft()

@@ -1,4 +1,4 @@
-//! What a caller asks to change of an image.
+//! Changes that a caller requests of an image.
 
 use super::{
     Configuration, ConfigurationDraft, Description, Image, Name, Reference, RepositoryPrefixes,
@@ -7,33 +7,38 @@ use super::{
 };
 use crate::error::{Error, Violations};
 
-/// An unchecked change: what is `None` stays as it is. Fields are named in violations as `image.…`.
+/// An unchecked change; fields that are `None` stay as they are. Violations name its fields as `image.…`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct EditDraft {
     pub(crate) name: Option<String>,
     pub(crate) description: Option<String>,
-    /// Empty: derived from the name again.
+    /// Repository; derived from the name again if empty.
     pub(crate) repository: Option<String>,
-    /// Empty: `latest`.
+    /// Tag; `latest` if empty.
     pub(crate) tag: Option<String>,
-    /// `Some(None)`: asked to change to nothing, which is refused.
+    /// Configuration; `Some(None)` requests its removal, which is refused.
     pub(crate) configuration: Option<Option<ConfigurationDraft>>,
 }
 
-/// What an image shall be like after a change; every part has been checked.
+/// The checked fields of an image after a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Edit {
     pub(crate) name: Name,
     pub(crate) description: Description,
-    /// None when it stays as it is.
+    /// New reference; `None` if it stays as it is.
     pub(crate) reference: Option<WantedReference>,
-    /// None when it stays as it is.
+    /// New configuration; `None` if it stays as it is.
     pub(crate) configuration: Option<Configuration>,
 }
 
 impl EditDraft {
-    /// Checks everything against the image as it is, and reports every violation together. With `anywhere` a reference may lie
-    /// outside the prefixes.
+    /// Checks everything against the current image, and reports all violations together.
+    ///
+    /// With `anywhere`, the reference may lie outside of the prefixes.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Invalid`] with all violations.
     pub(crate) fn check(
         self,
         image: &Image,
@@ -72,8 +77,9 @@ impl EditDraft {
 }
 
 impl Edit {
-    /// Changes an image that has the configuration `current`, but for its reference, which has to be free. Returns the new
-    /// configuration, if it is another.
+    /// Applies the change to an image, except for its reference, which has to be free.
+    ///
+    /// Returns the new configuration if it differs from `current`.
     pub(crate) fn apply(&self, image: &mut Image, current: &Configuration) -> Option<&Configuration> {
         self.name.as_str().clone_into(&mut image.name);
         self.description.as_str().clone_into(&mut image.description);
@@ -84,7 +90,7 @@ impl Edit {
     }
 }
 
-/// The reference that an image which is not pulled shall have.
+/// Returns the reference that an image is to have if it is not pulled.
 fn wanted(
     violations: &mut Violations,
     image: &Image,
@@ -104,14 +110,14 @@ fn wanted(
             given(violations, Some(current), current.repository(), tag, prefixes, anywhere)
         }
         (None, Some(current)) if name.has_slug_of(&image.name) => {
-            // It may have been varied: that stays.
+            // The reference may have been varied, and stays so.
             note(violations, Reference::new(current.repository(), tag)).map(WantedReference::Derived)
         }
         _ => note(violations, Reference::derived(prefixes, name, tag)).map(WantedReference::Derived),
     }
 }
 
-/// What it is already it may stay, whoever has put it there; anything else lies under the prefixes.
+/// Checks a given reference. The current one is always allowed; any other has to lie under the prefixes.
 fn given(
     violations: &mut Violations,
     current: Option<&Reference>,
@@ -193,8 +199,10 @@ mod tests {
     #[test]
     fn what_is_pulled_says_the_reference() {
         let pull = Source::Pull(Pull { reference: "nginx:1".to_owned() });
-        let draft =
-            EditDraft { configuration: Some(Some(ConfigurationDraft::of(pull))), ..EditDraft::default() };
+        let draft = EditDraft {
+            configuration: Some(Some(ConfigurationDraft::from_source(pull))),
+            ..EditDraft::default()
+        };
         assert_eq!(reference(draft, &image("trailer/mine", true)), is("Pulled", "nginx", "1"));
         let pulled = Image { pulled: true, ..image("nginx", false) };
         let rename = EditDraft { name: Some("Web".to_owned()), ..EditDraft::default() };

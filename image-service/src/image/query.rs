@@ -1,4 +1,4 @@
-//! Which images are asked for, in which order, and from where on.
+//! Queries for images: the filters, the order, and the place to continue from.
 
 use std::{cmp::Ordering, collections::BTreeSet};
 
@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::{Image, ImageId, Status};
 use crate::search::Term;
 
-/// Which images, and in which order. The default is all, the latest update first.
+/// The filters and the order of a list of images. By default all images, latest update first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Query {
     pub(crate) search: Option<Term>,
-    /// Templates, or what is none; both when `None`.
+    /// Templates, or images that are not templates; both if `None`.
     pub(crate) template: Option<bool>,
-    /// Of one of these; of any when empty.
+    /// Statuses to include; any if empty.
     pub(crate) statuses: BTreeSet<Status>,
     pub(crate) enabled: Option<bool>,
     pub(crate) pulled: Option<bool>,
@@ -21,7 +21,7 @@ pub(crate) struct Query {
     pub(crate) order: Order,
 }
 
-/// By what to sort, the most significant key first; ties are broken by the ids, ascending.
+/// The keys to sort by, the most significant first; ties are broken by ascending id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Order(Vec<(Key, Direction)>);
 
@@ -44,14 +44,14 @@ pub(crate) enum Direction {
     Descending,
 }
 
-/// A place between two images in an order: right after the image with these keys and this id.
+/// A position in an order, right after the image with these keys and this id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Place {
+pub(crate) struct Position {
     pub(crate) keys: Vec<KeyValue>,
     pub(crate) id: ImageId,
 }
 
-/// What a key is for one image.
+/// The value of a sort key for an image.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum KeyValue {
@@ -60,7 +60,7 @@ pub(crate) enum KeyValue {
 }
 
 impl Query {
-    /// Whether the filters let an image through, whatever it is searched for.
+    /// Reports whether the filters match an image, regardless of the search term.
     pub(crate) fn admits(&self, image: &Image) -> bool {
         self.template.is_none_or(|template| template == image.template)
             && (self.statuses.is_empty()
@@ -72,7 +72,11 @@ impl Query {
 }
 
 impl Order {
-    /// Reads `name, update_time desc`; the default order when there is nothing to read.
+    /// Parses an order such as `name, update_time desc`; an empty text gives the default order.
+    ///
+    /// # Errors
+    ///
+    /// Returns the violated rule if a key or a direction is unknown or a key is repeated.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if text.trim().is_empty() {
             return Ok(Self::default());
@@ -100,9 +104,9 @@ impl Order {
         Ok(Self(keys))
     }
 
-    /// The place right after an image.
-    pub(crate) fn place_of(&self, image: &Image) -> Place {
-        Place { keys: self.0.iter().map(|(key, _)| key.of(image)).collect(), id: image.id }
+    /// Returns the place right after an image.
+    pub(crate) fn position_of(&self, image: &Image) -> Position {
+        Position { keys: self.0.iter().map(|(key, _)| key.value_in(image)).collect(), id: image.id }
     }
 
     /// Compares two images by this order.
@@ -111,25 +115,26 @@ impl Order {
         by_keys.find(|ordering| ordering.is_ne()).unwrap_or_else(|| a.id.cmp(&b.id))
     }
 
-    /// Compares an image with the one that a place is right after. The place has to [fit](Self::fits).
-    pub(crate) fn compare_to_place(&self, image: &Image, place: &Place) -> Ordering {
+    /// Compares an image with the image right before a place. The place has to [fit](Self::fits) the order.
+    pub(crate) fn compare_to_position(&self, image: &Image, place: &Position) -> Ordering {
         let by_keys = self.0.iter().zip(&place.keys);
-        let mut by_keys = by_keys.map(|((key, direction), value)| direction.apply(key.of(image).cmp(value)));
+        let mut by_keys =
+            by_keys.map(|((key, direction), value)| direction.apply(key.value_in(image).cmp(value)));
         by_keys.find(|ordering| ordering.is_ne()).unwrap_or_else(|| image.id.cmp(&place.id))
     }
 
-    /// Returns the keys, the most significant one first.
+    /// Returns the keys, the most significant first.
     pub(crate) fn keys(&self) -> &[(Key, Direction)] {
         &self.0
     }
 
-    /// Tells whether it is the default order, the latest update first.
+    /// Reports whether this is the default order, latest update first.
     pub(crate) fn is_latest_first(&self) -> bool {
         self.0 == [(Key::UpdateTime, Direction::Descending)]
     }
 
-    /// Whether a place is one of this order.
-    pub(crate) fn fits(&self, place: &Place) -> bool {
+    /// Reports whether the values of a place have the types of the keys of this order.
+    pub(crate) fn fits(&self, place: &Position) -> bool {
         self.0.len() == place.keys.len()
             && self.0.iter().zip(&place.keys).all(|((key, _), value)| match value {
                 KeyValue::Text(_) => key.is_text(),
@@ -191,8 +196,8 @@ impl Key {
         }
     }
 
-    /// Its value for an image.
-    fn of(self, image: &Image) -> KeyValue {
+    /// Returns the value of the key for an image.
+    fn value_in(self, image: &Image) -> KeyValue {
         match self {
             Self::Name => KeyValue::Text(image.name.clone()),
             Self::Creator => KeyValue::Text(image.creator.clone()),

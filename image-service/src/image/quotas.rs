@@ -1,30 +1,30 @@
-//! The room that images may have, so that the index of all of them can always be loaded again.
+//! Limits on the size of the catalogue, so that the index of all images can always be loaded again.
 
 use crate::error::{CreatorQuota, Error};
 
-/// The most that the catalogue may hold, and the most that one creator may have in it.
+/// The limits of the catalogue, and those of each creator.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Quotas {
-    /// The bytes of the index of all images.
+    /// Maximum size of the index, in bytes.
     pub(crate) index_memory: u64,
-    /// The images of one creator; `None` for any number.
+    /// Maximum number of images per creator; `None` for no limit.
     pub(crate) images: Option<u64>,
-    /// The bytes of the index of one creator's images; `None` for any number.
+    /// Maximum size per creator in the index, in bytes; `None` for no limit.
     pub(crate) bytes: Option<u64>,
 }
 
-/// The use of the catalogue after a write.
+/// The usage of the catalogue after a write.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Usage {
-    /// The bytes of the index of all images.
+    /// Size of all images in the index, in bytes.
     pub(crate) catalogue_bytes: i64,
-    /// The images of the creator of what is written.
+    /// Number of images of the creator whose image is written.
     pub(crate) creator_images: i64,
-    /// The bytes of the index of these.
+    /// Size of these images in the index, in bytes.
     pub(crate) creator_bytes: i64,
 }
 
-/// The use that a write adds; less than nothing where it takes away.
+/// The usage that a write adds; negative if it releases some.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct UsageChange {
     pub(crate) images: i64,
@@ -32,15 +32,16 @@ pub(crate) struct UsageChange {
 }
 
 impl Quotas {
-    /// No limits, as tests want them.
+    /// No limits, for tests.
     pub(crate) const UNLIMITED: Self = Self { index_memory: u64::MAX, images: None, bytes: None };
 
-    /// Decides whether there is room for a write. One that adds nothing is never refused: a quota may have been lowered.
+    /// Checks that there is room for a write. A write that adds nothing always has room, because a quota may have been
+    /// lowered.
     ///
     /// # Errors
     ///
-    /// [`Error::CreatorQuotaExceeded`] when the creator would have more than it may, [`Error::CatalogueFull`] when all
-    /// images would.
+    /// Returns [`Error::CreatorQuotaExceeded`] if the creator would exceed a quota, and [`Error::CatalogueFull`] if the
+    /// index would exceed its limit.
     pub(crate) fn admit(&self, used: Usage, added: UsageChange) -> Result<(), Error> {
         let exceeds = |used: i64, added: i64, limit: u64| {
             added > 0 && u64::try_from(used).is_ok_and(|used| used > limit)
@@ -67,7 +68,7 @@ mod tests {
 
     const QUOTAS: Quotas = Quotas { index_memory: 1_000, images: Some(3), bytes: Some(400) };
 
-    /// The outcome of adding to what is used, in the order of the fields.
+    /// Returns the outcome of adding to the usage, both in the order of the fields.
     fn outcome(quotas: Quotas, used: (i64, i64, i64), added: (i64, i64)) -> &'static str {
         let after = Usage {
             catalogue_bytes: used.0.saturating_add(added.1),
@@ -92,7 +93,7 @@ mod tests {
             ((600, 2, 0), (1, 401), "bytes"),
             ((0, 0, 400), (0, 1), "bytes"),
             ((601, 2, 0), (1, 400), "full"),
-            // The creator can do something about its own.
+            // The creator's quota is reported, because the creator can do something about that.
             ((1_000, 3, 400), (1, 1), "images"),
             ((i64::MAX, 0, 0), (1, i64::MAX), "bytes"),
         ] {

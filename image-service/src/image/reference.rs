@@ -14,11 +14,12 @@ pub(crate) struct Reference {
     tag: String,
 }
 
-/// What a registry can be asked for.
+/// A reference that can be pulled from a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PulledReference(Reference);
 
-/// Where callers other than admins may put their images: `trailer/` allows `trailer/a` and `trailer/b/c`.
+/// Prefixes of the repositories that callers other than admins may use: `trailer/` allows `trailer/a` and
+/// `trailer/b/c`.
 #[derive(Clone, Debug)]
 pub(crate) struct RepositoryPrefixes(Vec<String>);
 
@@ -27,7 +28,11 @@ impl Reference {
     const MAX_SLUG: usize = 100;
     const MAX_REPOSITORY: usize = 255;
 
-    /// Checks that the two make a reference.
+    /// Creates a reference from a repository and a tag; an empty tag means `latest`.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ReferenceError`] with the part that is invalid.
     pub(crate) fn new(repository: &str, tag: &str) -> Result<Self, ReferenceError> {
         let tag = if tag.is_empty() { Self::DEFAULT_TAG } else { tag };
         if !is_tag(tag) {
@@ -54,12 +59,16 @@ impl Reference {
         Ok(Self { repository, tag: tag.to_owned() })
     }
 
-    /// What was checked before it was stored.
+    /// Restores a reference that was checked before it was stored.
     pub(crate) fn from_stored(repository: String, tag: String) -> Self {
         Self { repository, tag }
     }
 
-    /// The reference of an image that was given only a name.
+    /// Derives the reference of an image that was given only a name.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ReferenceError`] if the result is not a valid reference.
     pub(crate) fn derived(
         prefixes: &RepositoryPrefixes,
         name: &Name,
@@ -68,7 +77,7 @@ impl Reference {
         Self::new(&format!("{}{}", prefixes.first(), slug(name.as_str())), tag)
     }
 
-    /// The same reference made different from every other image's.
+    /// Returns the reference with a suffix that makes it different from every other image's.
     pub(crate) fn varied(&self, id: ImageId) -> Self {
         let id = id.0.simple().to_string();
         let random_end = &id[id.len() - 12..];
@@ -83,7 +92,7 @@ impl Reference {
         &self.tag
     }
 
-    /// Compares two as they are shown.
+    /// Compares two references as they are displayed.
     pub(crate) fn compare_shown(&self, other: &Self) -> Ordering {
         let common = self.repository.len().min(other.repository.len());
         let [ours, others] = [self, other].map(|reference| &reference.repository.as_bytes()[..common]);
@@ -94,19 +103,19 @@ impl Reference {
         })
     }
 
-    /// Returns the parts that it is shown as, one after the other.
+    /// Returns the parts of the displayed reference, in order.
     pub(crate) fn shown(&self) -> [&str; 3] {
         [&self.repository, self.separator(), &self.tag]
     }
 
-    /// An image that is pulled by digest has no tag.
+    /// Returns the separator before the tag. An image that is pulled by digest has no tag.
     fn separator(&self) -> &'static str {
         if self.tag.is_empty() { "" } else { ":" }
     }
 }
 
 impl PulledReference {
-    /// `None` when it is no reference. Without a tag or a digest it means `latest`.
+    /// Parses a reference; without a tag or a digest it means `latest`. Returns `None` if it is invalid.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let parsed = distribution::Reference::from_str(text).ok()?;
         let is_bounded =
@@ -131,7 +140,7 @@ impl fmt::Display for Reference {
     }
 }
 
-/// Which part does not fit, and why.
+/// The part of a reference that is invalid, and the reason.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum ReferenceError {
     Repository(String),
@@ -139,7 +148,7 @@ pub(crate) enum ReferenceError {
 }
 
 impl ReferenceError {
-    /// The rule, for people.
+    /// Returns the violated rule in words.
     pub(crate) fn rule(&self) -> String {
         match self {
             Self::Repository(reason) => format!("must be a Docker repository: {reason}"),
@@ -151,7 +160,11 @@ impl ReferenceError {
 }
 
 impl RepositoryPrefixes {
-    /// Checks that a repository can begin with each of them.
+    /// Checks that repositories can begin with each of the prefixes.
+    ///
+    /// # Errors
+    ///
+    /// Returns the violated rule if a prefix is invalid or there is none.
     pub(crate) fn parse(prefixes: &[String]) -> Result<Self, String> {
         for prefix in prefixes {
             if !prefix.ends_with('/') {
@@ -175,7 +188,7 @@ impl RepositoryPrefixes {
         &self.0[0]
     }
 
-    /// Whether the reference lies under one of them.
+    /// Reports whether a reference lies under one of the prefixes.
     pub(crate) fn allow(&self, reference: &Reference) -> bool {
         self.0.iter().any(|prefix| reference.repository.starts_with(prefix.as_str()))
     }
@@ -187,7 +200,9 @@ impl fmt::Display for RepositoryPrefixes {
     }
 }
 
-/// The short form that Docker shows: two spellings of one repository must not count as two.
+/// Returns the short form of a repository that Docker displays.
+///
+/// It makes different spellings of one repository equal.
 fn familiar(parsed: &distribution::Reference) -> String {
     match (parsed.registry(), parsed.repository()) {
         ("docker.io" | "index.docker.io", repository) => {
@@ -198,7 +213,7 @@ fn familiar(parsed: &distribution::Reference) -> String {
     }
 }
 
-/// Docker takes 64 hexadecimal digits for an id.
+/// Reports whether Docker would take a repository for an image id, which is 64 hexadecimal digits.
 fn is_image_id(repository: &str) -> bool {
     repository.len() == 64 && repository.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c))
 }
@@ -209,14 +224,16 @@ fn is_tag(tag: &str) -> bool {
     tag.len() <= 128 && chars.next().is_some_and(word) && chars.all(|c| word(c) || c == '.' || c == '-')
 }
 
-/// Whether the only colon of a repository is the one before its registry's port.
+/// Reports whether the only colon of a repository is the one before its registry's port.
 fn has_registry_port(repository: &str) -> bool {
     repository
         .split_once('/')
         .is_some_and(|(registry, path)| registry.matches(':').count() == 1 && !path.contains([':', '@']))
 }
 
-/// The part of a repository that a name gives: lower-case ASCII words joined by `-`, `image` when there are none.
+/// Returns the part of a repository that is derived from a name.
+///
+/// It has lower-case ASCII words joined by `-`, or is `image` if there are none.
 pub(super) fn slug(name: &str) -> String {
     let mut slug = String::new();
     for c in name.chars() {

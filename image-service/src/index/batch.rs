@@ -1,4 +1,4 @@
-//! The events that the follower of the change log sends to the watches.
+//! Events that the follower of the change log sends to the watches.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -7,24 +7,24 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{entry::Entry, shown::ByStanding};
+use super::{change_view::ByStanding, entry::Entry};
 use crate::{
     access::Grantee,
     change::{Change, Revision},
     image::ImageId,
 };
 
-/// An event of the change log.
+/// An event for the watches.
 #[derive(Clone, Debug)]
 pub(crate) enum IndexEvent {
     Changed(Arc<Batch>),
-    /// The images were not as the database is, which no change says.
+    /// Images whose entries differed from the database without a change in the log.
     Repaired(Arc<[Repair]>),
-    /// Changes were missed and the index was loaded anew: whoever waited for them has to read the log.
+    /// A reload of the index after changes were missed, which watches must read from the log.
     Reloaded,
 }
 
-/// An image that was not as in the database, as the index had it and as it is.
+/// An image that differed from the database: its entry before the repair, and its entry now.
 #[derive(Debug)]
 pub(crate) struct Repair {
     pub(crate) id: ImageId,
@@ -32,33 +32,33 @@ pub(crate) struct Repair {
     pub(crate) entry: Option<Arc<Entry>>,
 }
 
-/// Changes that were read together, in the order of their revisions: every watch wakes up for all of them once.
+/// Changes that were read together, in revision order. Each watch wakes up once for all of them.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) changes: Vec<ChangedImage>,
     pub(crate) read_at: Instant,
 }
 
-/// The last of the changes of an image that were read together, and the image as it was when they were read.
+/// The last change of an image in a batch, and the image as of the read.
 #[derive(Debug)]
 pub(crate) struct ChangedImage {
     pub(crate) revision: Revision,
     pub(crate) id: ImageId,
     pub(crate) creator: String,
-    /// Those who may have gained or lost sight of it by any of the changes.
+    /// Grantees that may have gained or lost visibility of the image by any of its changes.
     pub(crate) grantees: BTreeSet<Grantee>,
-    /// The number of the first of the changes.
+    /// Revision number of the first change.
     pub(crate) first: i64,
-    /// None when the image is gone.
+    /// `None` if the image was deleted.
     pub(crate) entry: Option<Arc<Entry>>,
     pub(crate) shown: ByStanding,
 }
 
 impl ChangedImage {
-    /// Merges changes into one of each image, in the order of the last ones.
+    /// Merges changes into one per image, ordered by their last revisions.
     ///
-    /// An image may be as of a later change than the one that led to it: then that later change is in the log, too, and brings the same
-    /// state again.
+    /// An entry may already reflect a later change than the one that led to it. That change is in the log as well and delivers the
+    /// same state again.
     pub(crate) fn merge(
         changes: impl IntoIterator<Item = Change>,
         entry_of: impl Fn(ImageId) -> Option<Arc<Entry>>,

@@ -1,4 +1,4 @@
-//! The slots among which all are that a caller sees and that match a query.
+//! The slots that may hold images which a caller can see and which match a query.
 
 use std::ops::ControlFlow;
 
@@ -12,12 +12,12 @@ use super::{
 };
 use crate::{access::GranteeDigest, image::Query};
 
-/// A set of slots as of one moment: whoever looks at an image later checks it again.
+/// A set of slots as of one moment. An image must be checked again when it is looked at.
 #[derive(Debug)]
 pub(super) struct Candidates {
-    /// None for all slots.
+    /// `None` for all slots.
     set: Option<RoaringBitmap>,
-    /// The blocks that can hold the term; none where none can be passed over.
+    /// Blocks that can contain the term; `None` if no block can be skipped.
     blocks: Option<Box<[u64]>>,
     slot_count: u32,
 }
@@ -28,7 +28,7 @@ impl Candidates {
         Self { set: matching(images, viewer, query), blocks, slot_count: images.slot_count() }
     }
 
-    /// Returns how many there are at most. Without a term that is how many match.
+    /// Returns the maximum number of matching images; without a term, the exact number.
     pub(super) fn count(&self, images: &Images) -> u64 {
         let in_set = self.set.as_ref().map_or(images.len() as u64, RoaringBitmap::len);
         match self.blocks {
@@ -41,7 +41,9 @@ impl Candidates {
         self.set.as_ref().is_none_or(|set| set.contains(slot)) && self.is_in_block(slot)
     }
 
-    /// Calls `look` for each slot from `first` on, in their order, until it breaks. The texts are read ahead if `look` searches them.
+    /// Calls `look` for each slot from `first` on, in order, until it breaks.
+    ///
+    /// Texts are prefetched if `searches` is set.
     pub(super) fn try_for_each<B>(
         &self,
         images: &Images,
@@ -60,7 +62,7 @@ impl Candidates {
                 let slots = of_blocks(blocks, first, self.slot_count);
                 images.read_ahead(slots, |_| searches).try_for_each(look)
             }
-            // To find the slots of a block takes as long as to pass over some.
+            // Finding the slots of a block takes as long as skipping a few.
             (Some(set), Some(blocks)) if 16 * self.block_count() < set.len() => {
                 let mut block = first / BLOCK;
                 while let Some(next) = next_set(blocks, block) {
@@ -79,7 +81,7 @@ impl Candidates {
         }
     }
 
-    /// Returns how many blocks can hold the term.
+    /// Returns the number of blocks that can contain the term.
     fn block_count(&self) -> u64 {
         self.blocks.iter().flatten().map(|word| u64::from(word.count_ones())).sum()
     }
@@ -99,7 +101,7 @@ fn of_blocks(blocks: &[u64], first: u32, end: u32) -> impl Iterator<Item = u32> 
     of_block.flat_map(move |block| first.max(block * BLOCK)..end.min((block + 1) * BLOCK))
 }
 
-/// Returns the first bit from `at` on that is set.
+/// Returns the first set bit at or after `at`.
 fn next_set(bits: &[u64], at: u32) -> Option<u32> {
     let mut word = at as usize / 64;
     let mut left = bits.get(word)? & (u64::MAX << (at % 64));
@@ -110,7 +112,7 @@ fn next_set(bits: &[u64], at: u32) -> Option<u32> {
     Some(u32::try_from(word).ok()? * 64 + left.trailing_zeros())
 }
 
-/// Returns the slots of all images that are in sight and that the filters let through; `None` when these are all.
+/// Returns the slots of all visible images that the filters admit; `None` for all slots.
 fn matching(images: &Images, viewer: &Viewer, query: &Query) -> Option<RoaringBitmap> {
     let sets = &images.sets;
     let mut found: Option<RoaringBitmap> = None;
@@ -119,9 +121,9 @@ fn matching(images: &Images, viewer: &Viewer, query: &Query) -> Option<RoaringBi
         Some(found) => *found &= set,
         none => *none = Some(set.clone()),
     };
-    // What is mostly smallest comes first.
+    // The sets that are usually smallest come first.
     if let Some(creator) = &query.creator {
-        let of_creator = sets.creators.get(&GranteeDigest::of_subject(creator)).map(SlotSet::bitmap);
+        let of_creator = sets.creators.get(&GranteeDigest::from_subject(creator)).map(SlotSet::bitmap);
         intersect(of_creator.as_deref().unwrap_or(&none));
     }
     match viewer.grantees() {

@@ -1,23 +1,23 @@
-//! The keys that images are sorted by, in columns by slot: a pass over many images reads these instead of the images.
+//! The sort keys of images, in columns by slot. A pass over many images reads these instead of the images.
 //!
-//! The rank of an image is the first 128 bits of all keys of an order, one behind the other. Two images are compared themselves only
-//! when their ranks are equal.
+//! The rank of an image is the first 128 bits of its keys in an order, concatenated. The images themselves are compared only if
+//! their ranks are equal.
 
 use std::collections::BTreeMap;
 
 use super::entry::Entry;
 use crate::{
-    image::{Direction, Image, ImageId, Key, KeyValue, Order, Place, Status},
+    image::{Direction, Image, ImageId, Key, KeyValue, Order, Position, Status},
     timestamp::Timestamp,
 };
 
-/// The keys of the image that each slot has, or has had last.
+/// The sort keys of the image in each slot, or of its last image if the slot is free.
 #[derive(Debug, Default)]
 pub(super) struct Columns {
     updated_at: Vec<Timestamp>,
     created_at: Vec<Timestamp>,
     flags: Vec<Flags>,
-    /// The first halves.
+    /// The first halves of the ids.
     ids: Vec<u64>,
     names: TextColumn,
     creators: TextColumn,
@@ -31,14 +31,14 @@ struct Flags {
     pulled: bool,
 }
 
-/// The first bytes of texts, behind those that most of them begin with. No text has a NUL.
+/// The first bytes of texts after a prefix that most of them share. Texts contain no NUL.
 #[derive(Debug, Default)]
 struct TextColumn {
     common: String,
     bytes: Vec<u128>,
 }
 
-/// A key as bits that are sorted as the key is, from the highest on.
+/// A key as left-aligned bits that sort like the key.
 #[derive(Copy, Clone, Debug)]
 struct Bits {
     bits: u128,
@@ -46,7 +46,7 @@ struct Bits {
 }
 
 impl Columns {
-    /// Makes columns without a slot, for images like these.
+    /// Creates columns without slots, tuned to a sample of the images.
     pub(super) fn for_images<'a>(sample: impl Iterator<Item = &'a Entry>) -> Self {
         let sample: Vec<&Image> = sample.map(|entry| &entry.image).collect();
         let column =
@@ -59,7 +59,7 @@ impl Columns {
         }
     }
 
-    /// Makes room for so many slots, and no more.
+    /// Reserves room for exactly `slots` more slots.
     pub(super) fn reserve_exact(&mut self, slots: usize) {
         self.updated_at.reserve_exact(slots);
         self.created_at.reserve_exact(slots);
@@ -70,7 +70,7 @@ impl Columns {
         }
     }
 
-    /// Adds a slot.
+    /// Appends a slot.
     pub(super) fn push(&mut self) {
         self.updated_at.push(Timestamp::from_micros(0));
         self.created_at.push(Timestamp::from_micros(0));
@@ -81,7 +81,7 @@ impl Columns {
         }
     }
 
-    /// Puts the keys of an image into its slot.
+    /// Stores the sort keys of an image in its slot.
     pub(super) fn put(&mut self, slot: u32, image: &Image) {
         let at = slot as usize;
         self.updated_at[at] = image.updated_at;
@@ -93,7 +93,7 @@ impl Columns {
         self.references.bytes[at] = self.references.rank(&image.reference.to_string());
     }
 
-    /// Returns the rank of the image in a slot: of two images with different ones, that with the lower comes first.
+    /// Returns the rank of the image in a slot; different ranks sort like their images.
     pub(super) fn rank(&self, order: &Order, slot: u32) -> u128 {
         let at = slot as usize;
         let keys = order.keys().iter().map(|(key, direction)| {
@@ -113,7 +113,7 @@ impl Columns {
     }
 
     /// Returns the rank of a place that [fits](Order::fits) the order.
-    pub(super) fn rank_of_place(&self, order: &Order, place: &Place) -> u128 {
+    pub(super) fn rank_of_position(&self, order: &Order, place: &Position) -> u128 {
         let keys = order.keys().iter().zip(&place.keys).map(|((key, direction), value)| {
             let bits = match (key, value) {
                 (Key::Name, KeyValue::Text(text)) => Bits::of_text(self.names.rank(text)),
@@ -124,7 +124,7 @@ impl Columns {
                 }
                 (Key::Enabled | Key::Pulled, KeyValue::Number(flag)) => Bits::of_flag(*flag != 0),
                 (Key::CreateTime | Key::UpdateTime, KeyValue::Number(time)) => Bits::of_time(*time),
-                // It does not fit.
+                // The place does not fit the order.
                 (_, KeyValue::Text(_) | KeyValue::Number(_)) => Bits { bits: 0, width: u128::BITS },
             };
             (bits, *direction)
@@ -136,7 +136,9 @@ impl Columns {
 impl TextColumn {
     const FIRST: u128 = 1 << (u128::BITS - 1);
 
-    /// Makes an empty column for texts like these. What half of them begin with tells little of where they are.
+    /// Creates an empty column for texts like the sample.
+    ///
+    /// The prefix shared by half of the texts is stripped, because it says little about their order.
     fn for_texts(sample: impl Iterator<Item = String>) -> Self {
         let mut like: Vec<String> = sample.collect();
         let half = like.len().div_ceil(2);
@@ -155,8 +157,9 @@ impl TextColumn {
         Self { common, bytes: Vec::new() }
     }
 
-    /// Returns the first bytes of a text behind the common ones, below a bit that is set. A text that does not begin with the common
-    /// ones comes before or behind all that do.
+    /// Returns the first bytes of a text after the common prefix, below a bit that is set.
+    ///
+    /// A text without the prefix ranks before or after all texts with it.
     fn rank(&self, text: &str) -> u128 {
         match text.strip_prefix(&*self.common) {
             Some(rest) => {
@@ -172,8 +175,10 @@ impl TextColumn {
 }
 
 impl Bits {
-    /// Makes the bits of the [rank](TextColumn::rank) of a text. A text that is there as a whole ends with a zero, which is less than
-    /// whatever a longer one continues with. Of any other no key behind it counts, because the rest of it counts first.
+    /// Creates the bits of the [rank](TextColumn::rank) of a text.
+    ///
+    /// A text that fits as a whole ends with a zero, which is less than any continuation. After a text that does not fit, no
+    /// further key counts, because the rest of the text takes precedence.
     fn of_text(rank: u128) -> Self {
         let width = match rank.checked_ilog2() {
             Some(127) => {
@@ -194,13 +199,13 @@ impl Bits {
     }
 
     fn of_time(micros: i64) -> Self {
-        // With the sign turned the bits are sorted as the numbers are.
+        // With the sign bit flipped, the bits sort like the numbers.
         let sorted = micros.cast_unsigned() ^ 1 << (i64::BITS - 1);
         Self { bits: u128::from(sorted) << (u128::BITS - i64::BITS), width: i64::BITS }
     }
 }
 
-/// Puts the bits of keys behind one another, and those of the id behind them, as far as there is room.
+/// Concatenates the bits of keys, followed by those of the id, as far as there is room.
 fn joined(keys: impl Iterator<Item = (Bits, Direction)>, id: u64) -> u128 {
     let (mut joined, mut used) = (0, 0);
     for (Bits { bits, width }, direction) in keys {
@@ -268,7 +273,7 @@ mod tests {
             let mut told = 0;
             for (a, a_slot) in entries.iter().zip(0..) {
                 let rank = columns.rank(&order, a_slot);
-                assert_eq!(columns.rank_of_place(&order, &order.place_of(&a.image)), rank, "{order:?}");
+                assert_eq!(columns.rank_of_position(&order, &order.position_of(&a.image)), rank, "{order:?}");
                 for (b, b_slot) in entries.iter().zip(0..) {
                     let by_rank = rank.cmp(&columns.rank(&order, b_slot));
                     assert!(by_rank.is_eq() || by_rank == order.compare(&a.image, &b.image), "{order:?}");

@@ -1,5 +1,7 @@
-//! Configurations that were read lately. One never changes under its image and revision, unless the database goes back and gives
-//! the revision again.
+//! A cache of recently read configurations.
+//!
+//! The configuration of an image at a revision never changes, unless the database is restored from a backup and reuses the
+//! revision.
 
 use std::{
     collections::HashMap,
@@ -15,26 +17,26 @@ use crate::{
     store::Store,
 };
 
-/// An image and a revision of its configuration.
+/// An image and the revision of its configuration.
 pub(super) type Key = (ImageId, i64);
 
-/// A configuration, and what the transport has made of it.
+/// A configuration and its encoding by the transport.
 #[derive(Debug)]
 pub(crate) struct CachedConfiguration {
     pub(crate) configuration: Configuration,
-    /// As it is stored. Bytes.
+    /// Size as stored, in bytes.
     size: usize,
     encoded: OnceLock<Bytes>,
 }
 
 impl CachedConfiguration {
-    /// Returns what the transport has made of it, which it does once.
+    /// Returns the encoding by the transport, which is computed on first use.
     pub(crate) fn encoded(&self, encode: impl FnOnce(&Configuration) -> Bytes) -> &Bytes {
         self.encoded.get_or_init(|| encode(&self.configuration))
     }
 }
 
-/// A bounded cache before the database.
+/// A bounded cache in front of the database.
 #[derive(Debug)]
 pub(super) struct Configurations(Cache<Key, Arc<CachedConfiguration>, BySize>);
 
@@ -43,32 +45,32 @@ struct BySize;
 
 impl Weighter<Key, Arc<CachedConfiguration>> for BySize {
     fn weight(&self, _: &Key, cached: &Arc<CachedConfiguration>) -> u64 {
-        /// The memory that it takes beside its texts, which are there twice: as they are, and encoded.
+        /// Memory besides the texts, in bytes. The texts are counted twice: plain and encoded.
         const FIXED: usize = 600;
         (FIXED + 2 * cached.size) as u64
     }
 }
 
 impl Configurations {
-    /// The most memory that the cache takes. Bytes.
+    /// Maximum memory of the cache, in bytes.
     const MEMORY: u64 = 192 * 1024 * 1024;
-    /// The number of configurations that are expected in it.
+    /// Expected number of configurations in the cache.
     const EXPECTED: usize = 100_000;
 
     pub(super) fn new() -> Self {
         Self(Cache::with_weighter(Self::EXPECTED, Self::MEMORY, BySize))
     }
 
-    /// Removes all of them from the cache.
+    /// Removes all configurations from the cache.
     pub(super) fn clear(&self) {
         self.0.clear();
     }
 
-    /// Returns those of the configurations that are kept.
+    /// Returns the configurations that exist, from the cache or the database.
     ///
     /// # Errors
     ///
-    /// Those of the database.
+    /// Returns an error if the database cannot be read.
     pub(super) async fn get(
         &self,
         store: &Store,

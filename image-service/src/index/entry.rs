@@ -1,18 +1,18 @@
-//! One image as the index holds it, and who asks for it.
+//! An image as the index holds it, and the viewer that asks for it.
 
 use std::{borrow::Cow, sync::Arc};
 
 use super::text::Text;
 use crate::{
-    access::{Action, Grantee, GranteeDigest, Permissions, Sight, Standing},
+    access::{Action, Grantee, GranteeDigest, Permissions, Standing, Visibility},
     error::Error,
     image::{CatalogueEntry, Image},
 };
 
-/// The grants of an image, in the order of the digests.
+/// The grants of an image, sorted by digest.
 type Grants = Arc<[(GranteeDigest, Permissions)]>;
 
-/// An image as of its last change. It never changes itself: another takes its place.
+/// An image as of its last change. Entries are immutable: a change replaces the entry.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) image: Image,
@@ -21,20 +21,21 @@ pub(crate) struct Entry {
     pub(super) text: Text,
 }
 
-/// An image, and what the caller is to it.
+/// An image, and the caller's standing toward it.
 #[derive(Clone, Debug)]
 pub(crate) struct VisibleImage {
     pub(crate) entry: Arc<Entry>,
     pub(crate) standing: Standing,
 }
 
-/// The callers whose creations and grants count; nobody's when everything is in sight. It is a [`Sight`] by digests, which are
-/// compared a million times a second.
+/// The grantees whose creations and grants are visible; `None` if everything is.
+///
+/// This is a [`Visibility`] in digests, because grantees are compared a million times per second.
 #[derive(Clone, Debug)]
 pub(crate) struct Viewer(Option<Box<[GranteeDigest]>>);
 
 impl Entry {
-    /// Makes the entry of an image that has changed from the one that it takes the place of: what was not read is as it was.
+    /// Creates the entry of an image; parts that were not read are taken from its previous entry.
     pub(super) fn new(read: CatalogueEntry, before: Option<&Self>) -> Self {
         let CatalogueEntry { image, grants, text } = read;
         let grants = match (grants, before) {
@@ -47,26 +48,26 @@ impl Entry {
             (None, Some(before)) => before.text.clone(),
             (None, None) => Text::Plain(Arc::default()),
         };
-        let creator = GranteeDigest::of_subject(&image.creator);
+        let creator = GranteeDigest::from_subject(&image.creator);
         Self { image, creator, grants, text }
     }
 
-    /// Returns the folded text that the image can be found by.
+    /// Returns the folded text by which the image is searched.
     pub(crate) fn text(&self) -> Cow<'_, [u8]> {
         self.text.bytes()
     }
 
-    /// Returns how many bytes the text has.
+    /// Returns the length of the text, in bytes.
     pub(super) fn text_len(&self) -> usize {
         self.text.len()
     }
 
-    /// Returns what a grantee was granted.
+    /// Returns the permissions that a grantee was granted.
     pub(crate) fn granted(&self, grantee: &Grantee) -> Permissions {
-        self.granted_to(GranteeDigest::of(grantee))
+        self.granted_to(GranteeDigest::new(grantee))
     }
 
-    /// Returns how many grants there are.
+    /// Returns the number of grants.
     pub(crate) fn grant_count(&self) -> usize {
         self.grants.len()
     }
@@ -76,39 +77,39 @@ impl Entry {
         found.map_or_else(|_| Permissions::default(), |at| self.grants[at].1)
     }
 
-    /// Tells whether two hold the same, whatever was made of them.
+    /// Reports whether two entries hold the same data, in whatever representation.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.image == other.image && self.grants == other.grants && self.text.bytes() == other.text.bytes()
     }
 
-    /// Returns about how many bytes it takes, with its places in the index.
+    /// Returns the approximate memory of the entry and its places in the index, in bytes.
     pub(super) fn size(&self) -> usize {
         self.image.index_bytes(self.text.size()) + Image::GRANT_BYTES as usize * self.grants.len()
     }
 }
 
 impl VisibleImage {
-    /// Returns what the caller may do now.
+    /// Returns the actions that the caller may perform now.
     pub(crate) fn actions(&self) -> Vec<Action> {
         self.entry.image.allowed_actions(self.standing)
     }
 
-    /// Fails unless the caller may do this, and it can be done.
+    /// Checks that the caller may perform the action and that the image's state allows it.
     ///
     /// # Errors
     ///
-    /// Those of [`Image::require`].
+    /// Returns the errors of [`Image::require`].
     pub(crate) fn require(&self, action: Action) -> Result<(), Error> {
         self.entry.image.require(self.standing, action)
     }
 }
 
 impl Viewer {
-    pub(crate) fn new(sight: &Sight) -> Self {
-        Self(sight.grantees().map(|grantees| grantees.iter().map(GranteeDigest::of).collect()))
+    pub(crate) fn new(visibility: &Visibility) -> Self {
+        Self(visibility.grantees().map(|grantees| grantees.iter().map(GranteeDigest::new).collect()))
     }
 
-    /// Returns what the viewer is to an image, if it sees it.
+    /// Returns the viewer's standing toward an image; `None` if the image is not visible.
     pub(crate) fn standing(&self, entry: &Entry) -> Option<Standing> {
         match &self.0 {
             None => Some(Standing::Owner),
@@ -117,7 +118,7 @@ impl Viewer {
         }
     }
 
-    /// Returns the grantees that it is; `None` when everything is in sight.
+    /// Returns the grantees of the viewer; `None` if everything is visible.
     pub(crate) fn grantees(&self) -> Option<&[GranteeDigest]> {
         self.0.as_deref()
     }

@@ -1,4 +1,4 @@
-//! The condition for an image to be on a list, and the budget that checking it is paid from.
+//! The condition for an image to be listed, and the budget for the work of checking it.
 
 use std::sync::Arc;
 
@@ -12,20 +12,20 @@ use super::{
 };
 use crate::image::Query;
 
-/// The work that a stretch does: in steps of the order, or in units that take as long.
+/// Remaining work of a stretch, in steps of the order or units that take as long.
 #[derive(Copy, Clone, Debug)]
 pub(super) struct Budget(u64);
 
 impl Budget {
-    /// At most 512 images that are looked into, or 1 MiB of text.
+    /// Budget of one stretch: at most 512 images looked into, or 1 MiB of text.
     pub(super) const STRETCH: Self = Self(4_096);
-    /// The steps that looking into an image takes as long as.
+    /// Cost of looking into an image, in steps.
     pub(super) const IMAGE: u64 = 8;
-    /// The text that is searched in a step. Bytes.
+    /// Amount of text searched per step, in bytes.
     const TEXT: u64 = 256;
 
     #[cfg(test)]
-    pub(super) fn of(steps: u64) -> Self {
+    pub(super) fn new(steps: u64) -> Self {
         Self(steps)
     }
 
@@ -38,13 +38,13 @@ impl Budget {
     }
 }
 
-/// The condition for an image to be on a list: the caller sees it, and the query matches.
+/// The condition for an image to be listed: the caller can see it, and the query matches.
 #[derive(Debug)]
 pub(super) struct Filter {
     viewer: Viewer,
     pub(super) query: Query,
     finder: Option<Finder<'static>>,
-    /// The text that was searched so far. Bytes.
+    /// Amount of text searched so far, in bytes.
     searched: u64,
 }
 
@@ -58,7 +58,7 @@ impl Filter {
         Candidates::new(images, &self.viewer, &self.query)
     }
 
-    /// Returns how much text was searched. Bytes.
+    /// Returns the amount of text searched so far, in bytes.
     pub(super) fn searched(&self) -> u64 {
         self.searched
     }
@@ -67,7 +67,9 @@ impl Filter {
         self.finder.is_some()
     }
 
-    /// Returns the image in a slot if the caller sees it and it matches. The text comes first: most images do not hold it.
+    /// Returns the image in a slot if the caller can see it and it matches.
+    ///
+    /// The text is searched first, because most images do not contain the term.
     pub(super) fn look_into(
         &mut self,
         images: &Images,
@@ -81,14 +83,14 @@ impl Filter {
         self.show(images.in_slot(slot)?)
     }
 
-    /// Returns an image if the caller sees it and it matches.
+    /// Returns an image if the caller can see it and it matches.
     pub(super) fn look(&mut self, entry: &Arc<Entry>, budget: &mut Budget) -> Option<VisibleImage> {
         budget.spend(Budget::IMAGE);
         let found = self.show(entry)?;
         self.holds(&entry.text, budget).then_some(found)
     }
 
-    /// Tells whether a text holds the term, if there is one.
+    /// Reports whether a text contains the term; `true` if there is no term.
     fn holds(&mut self, text: &Text, budget: &mut Budget) -> bool {
         let Some(finder) = &self.finder else {
             return true;
@@ -99,7 +101,7 @@ impl Filter {
         finder.find(&text).is_some()
     }
 
-    /// Returns an image if the caller sees it and the filters let it through.
+    /// Returns an image if the caller can see it and the filters admit it.
     fn show(&self, entry: &Arc<Entry>) -> Option<VisibleImage> {
         let standing = self.viewer.standing(entry)?;
         let is_shown = self.query.admits(&entry.image);

@@ -1,4 +1,4 @@
-//! The one reader of the change log: keeps the index as the database is, and tells the watches.
+//! The only reader of the change log, which keeps the index up to date and notifies the watches.
 
 use std::{collections::BTreeSet, error::Error as _, sync::Arc, time::Duration};
 
@@ -26,16 +26,16 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// The longest time that a lost hint can delay a change.
+/// Polling interval, which is the maximum delay of a change whose hint was lost.
 const POLL: Duration = Duration::from_millis(500);
-/// From which silence of the database on reads are not answered.
+/// Time without a response from the database after which the index stops serving.
 const SILENCE: Duration = Duration::from_secs(3);
-/// The number of changes that are read together.
+/// Number of changes read together.
 const READ_AT_ONCE: u64 = 256;
-/// The number of changed images that watches are told of together.
+/// Maximum number of changed images per event.
 const TOLD_AT_ONCE: usize = 32;
 
-/// An image that has changed, and the trigrams of its text where that is another.
+/// The new entry of an image, with the trigrams of a changed text; `None` for a deleted image.
 pub(super) type Update = (ImageId, Option<(Arc<Entry>, Option<Trigrams>)>);
 
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl Instruments {
 }
 
 impl Index {
-    /// Loads the index and keeps it as the database is, until shutdown.
+    /// Loads the index and keeps it up to date until shutdown.
     pub(crate) async fn run(self, signals: Arc<Signals>, shutdown: CancellationToken) {
         let instruments = Instruments::new();
         let (suspects, mut suspected) = mpsc::channel(1);
@@ -96,7 +96,7 @@ impl Index {
         shutdown.run_until_cancelled(both).await;
     }
 
-    /// Loads everything, and returns the revision from which on the log is to be followed.
+    /// Loads all images, and returns the revision from which to follow the change log.
     async fn load(&self) -> Result<Revision, Error> {
         let begun = Instant::now();
         self.0.state.send_modify(|state| state.at = None);
@@ -108,15 +108,15 @@ impl Index {
             images.load = current.load + 1;
             std::mem::replace(&mut *current, images)
         };
-        // The database may have gone back, and have given their revisions to others.
+        // The database may have been restored from a backup and have reused revisions.
         self.0.configurations.clear();
-        // It takes a while, and nobody waits for it.
+        // Dropping takes a while, and nothing has to wait for it.
         tokio::task::spawn_blocking(move || drop(before));
         tracing::info!(images = count, seconds = begun.elapsed().as_secs_f64(), "the catalogue is loaded");
         Ok(at)
     }
 
-    /// Follows the log from a revision on, until the index does not fit the database any more.
+    /// Follows the change log from a revision on, until the index belongs to another history.
     async fn follow(
         &self,
         mut at: Revision,
@@ -180,7 +180,7 @@ impl Index {
         }
     }
 
-    /// Reads on to the end of the log.
+    /// Reads the change log to its end.
     async fn catch_up(
         &self,
         at: &mut Revision,
@@ -198,7 +198,7 @@ impl Index {
             let is_all = (found.changes.len() as u64) < READ_AT_ONCE;
             self.apply(found, reached, is_loaded, read_at);
             *at = reached;
-            // By the clock of the database, where it has one, and this machine's.
+            // Measured between the clock of the database, if it has one, and that of this machine.
             let lag = Timestamp::now().micros().saturating_sub(changed_at.micros());
             let lag = Duration::from_micros(u64::try_from(lag).unwrap_or(0));
             instruments.lag.record(lag.as_secs_f64(), &[]);
@@ -208,7 +208,7 @@ impl Index {
         }
     }
 
-    /// Brings the images to where the log is, and tells the watches.
+    /// Applies changes to the images, and notifies the watches.
     fn apply(&self, found: ChangedRecords, reached: Revision, is_loaded: bool, read_at: Instant) {
         let ChangedRecords { changes, mut images } = found;
         let ids: BTreeSet<ImageId> = changes.iter().map(|change| change.image).collect();
@@ -220,14 +220,16 @@ impl Index {
             let mut changes = ChangedImage::merge(changes, |id| self.entry(id)).into_iter();
             while changes.len() > 0 {
                 let changes = changes.by_ref().take(TOLD_AT_ONCE).collect();
-                // The last listener may have gone meanwhile.
+                // The last subscriber may be gone by now.
                 let _ = self.0.events.send(IndexEvent::Changed(Arc::new(Batch { changes, read_at })));
             }
         }
         self.0.state.send_modify(|state| state.at = Some(reached));
     }
 
-    /// Puts images that were read in their places, and removes those that were not there. The one writer of the images calls it.
+    /// Stores the images that were read, and removes those that were not found.
+    ///
+    /// Only the follower, the single writer of the images, may call this.
     pub(super) fn put(&self, read: impl IntoIterator<Item = (ImageId, Option<CatalogueEntry>)>) {
         let updates: Vec<Update> = read.into_iter().map(|(id, read)| (id, self.update(id, read))).collect();
         let due: BTreeSet<u32> = {
@@ -240,7 +242,7 @@ impl Index {
         };
         for block in due {
             let entries = self.images().in_block(block);
-            let trigrams = Trigrams::of(entries.iter().map(|entry| entry.text()));
+            let trigrams = Trigrams::new(entries.iter().map(|entry| entry.text()));
             self.images_mut().replace_signature(block, &trigrams);
         }
     }
@@ -251,7 +253,7 @@ impl Index {
         let has_text = read.text.is_some() || before.is_none();
         let entry = Entry::new(read, before.as_deref());
         let is_another = has_text && before.is_none_or(|before| before.text() != entry.text());
-        let trigrams = is_another.then(|| Trigrams::of([entry.text()]));
+        let trigrams = is_another.then(|| Trigrams::new([entry.text()]));
         Some((Arc::new(entry), trigrams))
     }
 }

@@ -1,4 +1,4 @@
-//! All images as of one revision, each in a slot, and sets of slots by what lists ask for.
+//! All images as of one revision, each in a slot, and the sets of slots that lists filter by.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -17,10 +17,10 @@ use crate::{
     image::{ImageId, Status},
 };
 
-/// The images, and what finds them. Pure data: it is told of changes in the order of their revisions.
+/// The images and their lookup structures. Pure data, to which changes are applied in revision order.
 #[derive(Debug, Default)]
 pub(super) struct Images {
-    /// The number of the load that the images are of: only of one load slots can be compared.
+    /// Number of the load that the images come from. Slots are comparable only within one load.
     pub(super) load: u64,
     entries: Vec<Option<Arc<Entry>>>,
     pub(super) columns: Columns,
@@ -34,14 +34,14 @@ pub(super) struct Images {
     bytes: usize,
 }
 
-/// Sets of slots.
+/// Sets of slots, by property of their images.
 #[derive(Debug, Default)]
 pub(super) struct Sets {
     pub(super) all: RoaringBitmap,
-    /// Of the images that a grantee sees: its own, and those that it was granted.
+    /// Images that each grantee can see: those that it created, and those that it was granted.
     pub(super) visible: HashMap<GranteeDigest, SlotSet>,
     pub(super) creators: HashMap<GranteeDigest, SlotSet>,
-    /// By [rank](Status::rank); templates have none.
+    /// By [rank](Status::rank) of the status; templates, which have no status, are at index 0.
     pub(super) statuses: [RoaringBitmap; Status::ALL.len() + 1],
     pub(super) templates: RoaringBitmap,
     pub(super) enabled: RoaringBitmap,
@@ -49,13 +49,13 @@ pub(super) struct Sets {
 }
 
 impl Images {
-    /// Puts images, the latest update last, into the slots of their places.
+    /// Places images, sorted by ascending update time, in the slots of their indices.
     pub(super) fn new(entries: &[Arc<Entry>], signatures: Signatures) -> Self {
-        // A thousand of them tell what most begin with.
+        // A sample of about a thousand is enough to find the common prefixes.
         let columns =
             Columns::for_images(entries.iter().step_by(entries.len() / 1_000 + 1).map(|entry| &**entry));
         let mut images = Self { columns, signatures, ..Self::default() };
-        // As much as is needed: what a vector grows by is another third.
+        // Exact, because a vector that grows over-allocates by another third.
         images.entries.reserve_exact(entries.len());
         images.texts.reserve_exact(entries.len());
         images.columns.reserve_exact(entries.len());
@@ -75,7 +75,7 @@ impl Images {
         self.slots.len()
     }
 
-    /// Returns one more than the highest slot that was ever used.
+    /// Returns one more than the highest slot ever used.
     pub(super) fn slot_count(&self) -> u32 {
         u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
     }
@@ -88,14 +88,15 @@ impl Images {
         self.entries.get(slot as usize)?.as_ref()
     }
 
-    /// Returns the next images from a slot on, by their slots.
+    /// Returns the next images from a slot on, with their slots.
     pub(super) fn ids_from(&self, first: u32, most: u64) -> Vec<(u32, ImageId)> {
         let some = (first..self.slot_count()).filter_map(|slot| Some((slot, self.in_slot(slot)?.image.id)));
         some.take(usize::try_from(most).unwrap_or(usize::MAX)).collect()
     }
 
-    /// Yields slots in small groups. The texts of those that are searched are read ahead, so that the memory is waited for once a
-    /// group and not once a text.
+    /// Yields slots in small groups, and prefetches the texts of those that will be searched.
+    ///
+    /// The wait for memory is then paid once per group instead of once per text.
     pub(super) fn read_ahead(
         &self,
         mut slots: impl Iterator<Item = u32>,
@@ -126,13 +127,14 @@ impl Images {
         self.texts.get(slot as usize)?.as_ref()
     }
 
-    /// Iterates over the slots from the latest update before a place on.
+    /// Iterates over the slots before a place, latest update first; over all slots without one.
     pub(super) fn latest_first(&self, before: Option<(i64, ImageId)>) -> impl Iterator<Item = (i64, u32)> {
         self.by_update.latest_first(before, id_in(&self.entries))
     }
 
-    /// Puts an image in the place of the one with the same id. `trigrams` are those of its text; none when that is as before.
-    /// Returns a block of which the signature is to be made anew.
+    /// Inserts an image, replacing the one with the same id.
+    ///
+    /// `trigrams` are those of the new text; `None` if the text is unchanged. Returns a block whose signature is due to be rebuilt.
     pub(super) fn put(&mut self, entry: Arc<Entry>, trigrams: Option<&Trigrams>) -> Option<u32> {
         let id = entry.image.id;
         let slot = match self.slots.get(&id) {
@@ -157,7 +159,7 @@ impl Images {
         due
     }
 
-    /// Removes an image. Returns a block of which the signature is to be made anew.
+    /// Removes an image. Returns a block whose signature is due to be rebuilt.
     pub(super) fn remove(&mut self, id: ImageId) -> Option<u32> {
         let slot = self.slots.remove(&id)?;
         let entry = self.entries[slot as usize].take()?;
@@ -172,7 +174,7 @@ impl Images {
         self.signatures.remove(slot)
     }
 
-    /// Makes the signature of a block anew.
+    /// Rebuilds the signature of a block.
     pub(super) fn replace_signature(&mut self, block: u32, trigrams: &Trigrams) {
         self.signatures.replace(block, trigrams);
     }
@@ -182,7 +184,7 @@ impl Images {
         (block * BLOCK..(block + 1) * BLOCK).filter_map(|slot| self.in_slot(slot).cloned()).collect()
     }
 
-    /// Returns about how many bytes all of it takes.
+    /// Returns the approximate memory of all images, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes + self.signatures.bytes()
     }
@@ -199,7 +201,7 @@ impl Images {
         slot
     }
 
-    /// Takes a slot out of all that any change can have changed, while its entry is out of its place.
+    /// Removes a slot from the structures that any change may affect, while its entry is taken out.
     fn leave(&mut self, slot: u32, entry: &Arc<Entry>) {
         let place = (entry.image.updated_at.micros(), entry.image.id);
         let entries = &self.entries;
@@ -229,7 +231,7 @@ impl Images {
                 set.insert(slot);
             }
         }
-        // Most changes are none of these, of which there may be a thousand.
+        // Most changes leave the grants, of which there may be a thousand, as they are.
         let is_shared_as_before = before.is_some_and(|before| {
             Arc::ptr_eq(&before.grants, &entry.grants) && before.creator == entry.creator
         });
@@ -249,7 +251,7 @@ impl Images {
     }
 }
 
-/// Returns a function that gives the id of the image in a slot that has one.
+/// Returns a function that maps an occupied slot to the id of its image.
 fn id_in(entries: &[Option<Arc<Entry>>]) -> impl Fn(u32) -> ImageId {
     |slot| {
         let entry = entries.get(slot as usize).and_then(Option::as_ref);
@@ -257,7 +259,7 @@ fn id_in(entries: &[Option<Arc<Entry>>]) -> impl Fn(u32) -> ImageId {
     }
 }
 
-/// Iterates over all who see an image, but for those who see everything.
+/// Iterates over the grantees that can see an image, except those that can see everything.
 fn grantees(entry: &Entry) -> impl Iterator<Item = GranteeDigest> {
     let viewers = entry.grants.iter().filter(|(_, granted)| granted.can_view());
     viewers.map(|(grantee, _)| *grantee).chain([entry.creator])
@@ -271,7 +273,9 @@ fn insert_into(sets: &mut HashMap<GranteeDigest, SlotSet>, key: GranteeDigest, s
     sets.entry(key).and_modify(|set| set.insert(slot)).or_insert_with(|| SlotSet::of_one(slot));
 }
 
-/// Takes a slot out of a set, and the set away when it was the last: names are strangers' choice.
+/// Removes a slot from a set, and removes the set once it is empty.
+///
+/// Empty sets must not accumulate, because callers choose the names behind the keys.
 fn remove_from(sets: &mut HashMap<GranteeDigest, SlotSet>, key: GranteeDigest, slot: u32) {
     if let Some(set) = sets.get_mut(&key) {
         set.remove(slot);

@@ -1,4 +1,4 @@
-//! Loads the index from the database: every image by key, in small reads, by several readers side by side.
+//! The loader of the index: several concurrent readers read all images by key, in small pages.
 
 use std::{cmp::Reverse, sync::Arc};
 
@@ -11,22 +11,22 @@ use uuid::Uuid;
 use super::{entry::Entry, images::Images, signatures::Signatures};
 use crate::{error::Error, image::ImageId, store::Store};
 
-/// The number of readers, and of threads that make signatures.
+/// Number of readers, and of threads that compute signatures.
 const READERS: usize = 2;
 
-/// The number of images that one read brings. A configuration has up to 256 KiB.
+/// Number of images per read. A configuration has up to 256 KiB.
 const READ_AT_ONCE: u64 = 200;
 
-/// Loads all images, each as it was at some time since the call.
+/// Loads all images, each as of some time after the call.
 ///
 /// # Errors
 ///
-/// Those of the database.
+/// Returns an error if the database cannot be read or a task panics.
 pub(super) async fn load(store: &Store) -> Result<Images, Error> {
     let mut divisions = store.divide_records(READERS as u64).await?;
     divisions.insert(0, ImageId(Uuid::nil()));
     divisions.push(ImageId(Uuid::max()));
-    // Full when the images are collected more slowly than they are read.
+    // Bounded, for the case that images are collected more slowly than they are read.
     let (pages, mut loaded) = mpsc::channel::<Vec<Arc<Entry>>>(4);
     let mut readers = JoinSet::new();
     for range in divisions.windows(2) {
@@ -43,10 +43,10 @@ pub(super) async fn load(store: &Store) -> Result<Images, Error> {
     arrange(entries).await
 }
 
-/// Puts images in their places.
+/// Assigns slots to the images and builds the lookup structures.
 ///
-/// Those that were updated about the same time share a block, so that a search in the order of updates passes over those that do
-/// not hold its term.
+/// Images updated at about the same time share a block, so that a search in update order skips the blocks that do not contain its
+/// term.
 pub(super) async fn arrange(mut entries: Vec<Arc<Entry>>) -> Result<Images, Error> {
     let entries = spawn_blocking(move || {
         entries.sort_unstable_by_key(|entry| (entry.image.updated_at, Reverse(entry.image.id)));
@@ -88,7 +88,7 @@ async fn read(
         };
         after = last.image.id;
         let loaded = page.into_iter().map(|read| Arc::new(Entry::new(read, None))).collect();
-        // Nobody collects any more when another reader has failed.
+        // The receiver is dropped once another reader has failed.
         if pages.send(loaded).await.is_err() {
             return Ok(());
         }

@@ -1,24 +1,25 @@
-//! Slots in the order of the last updates of their images.
+//! Slots ordered by the last updates of their images.
 
 use std::cmp::{Ordering, Reverse};
 
 use crate::image::ImageId;
 
-/// A place in the order: a time, and the id of an image that was updated then. Of one time the higher id comes first, so that
-/// the order read backwards is the latest update first, and then by id.
-pub(super) type Place = (i64, ImageId);
+/// A place in the order: an update time, and the id of an image.
+///
+/// Among equal times the higher id comes first, so that the reversed order is latest update first, then ascending id.
+pub(super) type UpdatePosition = (i64, ImageId);
 
-/// A sorted list of slots in runs, so that a change moves few of them.
+/// A sorted list of slots, split into runs so that a change moves few of them.
 #[derive(Debug, Default)]
 pub(super) struct UpdateOrder {
-    /// None is empty, and all are sorted as one list.
+    /// Non-empty runs that together form one sorted list.
     runs: Vec<Vec<(i64, u32)>>,
 }
 
 impl UpdateOrder {
     const MAX_RUN: usize = 512;
 
-    /// Makes the order of slots that are in it already, with their times.
+    /// Builds the order from sorted slots and their times.
     pub(super) fn sorted(slots: impl IntoIterator<Item = (i64, u32)>) -> Self {
         let mut runs: Vec<Vec<(i64, u32)>> = Vec::new();
         for slot in slots {
@@ -30,8 +31,8 @@ impl UpdateOrder {
         Self { runs }
     }
 
-    /// Adds a slot. `id_of` gives the id of the image in a slot.
-    pub(super) fn insert(&mut self, place: Place, slot: u32, id_of: impl Fn(u32) -> ImageId) {
+    /// Inserts a slot; `id_of` returns the id of the image in a slot.
+    pub(super) fn insert(&mut self, place: UpdatePosition, slot: u32, id_of: impl Fn(u32) -> ImageId) {
         let (run, at) = self.find(place, &id_of);
         match self.runs.get_mut(run) {
             None => match self.runs.last_mut() {
@@ -48,8 +49,8 @@ impl UpdateOrder {
         }
     }
 
-    /// Removes the slot that is at a place.
-    pub(super) fn remove(&mut self, place: Place, id_of: impl Fn(u32) -> ImageId) {
+    /// Removes the slot at a place.
+    pub(super) fn remove(&mut self, place: UpdatePosition, id_of: impl Fn(u32) -> ImageId) {
         let (run, at) = self.find(place, &id_of);
         let Some(found) = self.runs.get_mut(run) else {
             return;
@@ -66,10 +67,10 @@ impl UpdateOrder {
         }
     }
 
-    /// Iterates over the slots before a place, the latest update first; over all without a place.
+    /// Iterates over the slots before a place, latest update first; over all slots without one.
     pub(super) fn latest_first(
         &self,
-        before: Option<Place>,
+        before: Option<UpdatePosition>,
         id_of: impl Fn(u32) -> ImageId,
     ) -> impl Iterator<Item = (i64, u32)> {
         let (run, at) = before.map_or((self.runs.len(), 0), |place| self.find(place, &id_of));
@@ -77,8 +78,8 @@ impl UpdateOrder {
         part.iter().rev().chain(self.runs[..run].iter().rev().flat_map(|run| run.iter().rev())).copied()
     }
 
-    /// Finds the first slot that is not before a place: its run, and where in it.
-    fn find(&self, place: Place, id_of: &impl Fn(u32) -> ImageId) -> (usize, usize) {
+    /// Finds the first slot that is not before a place, as a run and an index into it.
+    fn find(&self, place: UpdatePosition, id_of: &impl Fn(u32) -> ImageId) -> (usize, usize) {
         let is_before = |(time, slot): &(i64, u32)| {
             time.cmp(&place.0).then_with(|| Reverse(id_of(*slot)).cmp(&Reverse(place.1))) == Ordering::Less
         };
@@ -111,7 +112,7 @@ mod tests {
                 model.remove(&(time, Reverse(id)));
             }
             if random.u8(0..5) > 0 {
-                // Mostly in order, and often at the same time.
+                // Mostly ascending, and often equal.
                 let time = if random.bool() { round / 10 } else { random.i64(0..2_000) };
                 order.insert((time, id), slot, id_of);
                 model.insert((time, Reverse(id)), slot);

@@ -1,8 +1,9 @@
-//! One page of a list, found in stretches: each does bounded work upon the images as they are then.
+//! The scan for one page of a list, in stretches of bounded work on the images as they are at the time.
 //!
-//! Images are looked at in the order of the list. The default order is kept, and is walked while that finds enough; any other
-//! order, and the default one where candidates are few or far between, is that of the best of one pass over the candidates. When
-//! too few of these hold the term, the next pass selects as many as should, or searches all candidates if one call may.
+//! Images are looked at in list order. The index maintains the default order, which is walked as long as that finds enough images.
+//! For any other order, and for the default one if candidates are few or far between, a pass over the candidates selects the first
+//! of them. If too few of these contain the term, the next pass selects as many as should be needed, or searches all candidates if
+//! one call may.
 
 use std::ops::ControlFlow;
 
@@ -14,27 +15,27 @@ use super::{
     selection::{Best, Selection},
     text::Text,
 };
-use crate::image::{ImageId, KeyValue, Order, Place};
+use crate::image::{ImageId, KeyValue, Order, Position};
 
 /// The result of a [`PageScan`].
 #[derive(Debug)]
 pub(super) struct FoundPage {
     pub(super) images: Vec<VisibleImage>,
-    /// After which place the next page begins; none on the last one.
-    pub(super) next: Option<Place>,
-    /// The text that was searched. Bytes.
+    /// Position after which the next page begins; `None` on the last page.
+    pub(super) next: Option<Position>,
+    /// Amount of text searched, in bytes.
     pub(super) searched: u64,
 }
 
-/// The search for one page.
+/// The scan for one page.
 #[derive(Debug)]
 pub(super) struct PageScan {
     filter: Filter,
     order: Order,
     candidates: Candidates,
     limit: usize,
-    /// The place up to which images were looked at.
-    place: Option<Place>,
+    /// Position up to which images were looked at.
+    place: Option<Position>,
     found: Vec<VisibleImage>,
     source: Source,
     end: Option<End>,
@@ -43,47 +44,47 @@ pub(super) struct PageScan {
 /// The source of the next images.
 #[derive(Debug)]
 enum Source {
-    /// The order itself, of which so many steps were made.
+    /// The maintained order, with the number of steps walked.
     Walk { steps: u64 },
-    /// A pass that is under way.
+    /// A pass in progress.
     Pass(Pass),
-    /// The selection of a pass, and the text of all candidates in bytes.
+    /// The selection of a completed pass, and the text of all candidates in bytes.
     Selected { selection: Selection, text: u64 },
 }
 
 /// A pass over the candidates.
 #[derive(Debug)]
 struct Pass {
-    /// Set when what does not hold the term is none of the best.
+    /// Set when the pass searches the texts, and selects only images that contain the term.
     searches: bool,
     best: Best,
-    /// The slot that it goes on with.
+    /// Slot to continue with.
     next: u32,
-    /// The text of the candidates that it has passed. Bytes.
+    /// Text of the candidates visited so far, in bytes.
     text: u64,
 }
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum End {
-    /// One more than the page has room for was found.
+    /// One more image than the page has room for.
     Full,
-    /// There is nothing more.
+    /// No further images.
     Exhausted,
-    /// As much was searched as one call may.
+    /// The limit of the text that one call may search.
     Bounded,
 }
 
 impl PageScan {
-    /// The most text that one call searches. Bytes.
+    /// Maximum amount of text that one call searches, in bytes.
     const MAX_SEARCHED: u64 = 64 * 1024 * 1024;
-    /// Candidates that are so few are all selected by the first pass.
+    /// Number of candidates up to which the first pass selects them all.
     const FEW: u64 = 1_000;
-    /// The most that one pass selects: about as many as one call may search.
+    /// Maximum number of images that one pass selects: about as many as one call may search.
     const MANY: usize = 128 * 1024;
-    /// After so many steps it is decided anew whether the order is walked.
+    /// Number of steps after which the walk is reconsidered.
     const MIN_WALK: u64 = 4_096;
 
-    pub(super) fn new(images: &Images, filter: Filter, place: Option<Place>, limit: usize) -> Self {
+    pub(super) fn new(images: &Images, filter: Filter, place: Option<Position>, limit: usize) -> Self {
         let candidates = filter.candidates(images);
         let count = candidates.count(images);
         let walks = filter.query.order.is_latest_first() && count > Self::FEW;
@@ -94,13 +95,13 @@ impl PageScan {
         Self { filter, order, candidates, limit, place, found: Vec::new(), source, end: None }
     }
 
-    /// Returns how many images the first pass selects.
+    /// Returns the number of images that the first pass selects.
     fn selected_first(filter: &Filter, limit: usize) -> usize {
-        // With a term some of what is selected may not hold it.
+        // With a term, some of the selected images may not match.
         if filter.has_term() { 4 * (limit + 1) } else { limit + 1 }
     }
 
-    /// Goes on for a stretch. Returns whether the page is done.
+    /// Runs the scan for one stretch. Returns whether the page is complete.
     pub(super) fn advance(&mut self, images: &Images, mut budget: Budget) -> bool {
         while self.end.is_none() && !budget.is_spent() {
             match &self.source {
@@ -115,7 +116,7 @@ impl PageScan {
     pub(super) fn finish(mut self) -> FoundPage {
         let is_full = self.found.len() > self.limit;
         self.found.truncate(self.limit);
-        let last = self.found.last().map(|found| self.order.place_of(&found.entry.image));
+        let last = self.found.last().map(|found| self.order.position_of(&found.entry.image));
         let next = match self.end {
             _ if is_full => last,
             Some(End::Full | End::Exhausted) | None => None,
@@ -128,7 +129,7 @@ impl PageScan {
         let Source::Walk { mut steps } = self.source else {
             return;
         };
-        let before = self.place.as_ref().and_then(update_place);
+        let before = self.place.as_ref().and_then(update_position);
         let Self { filter, candidates, found, .. } = self;
         let mut last = None;
         let mut is_over = true;
@@ -152,7 +153,7 @@ impl PageScan {
             }
         }
         if let Some(last) = last {
-            self.place = Some(self.order.place_of(&last.image));
+            self.place = Some(self.order.position_of(&last.image));
         }
         if self.end.is_some() {
             return;
@@ -162,7 +163,7 @@ impl PageScan {
             return;
         }
         self.source = Source::Walk { steps };
-        // As far as can be told by now it may be less work to go through the candidates.
+        // By the estimate so far, a pass over the candidates may be less work.
         let missing = (self.limit + 1 - self.found.len()) as u64;
         let expected = (steps * missing).checked_div(self.found.len() as u64).unwrap_or(u64::MAX);
         let left = (images.len() as u64).saturating_sub(steps).min(expected);
@@ -177,11 +178,11 @@ impl PageScan {
             return;
         };
         let (order, filter) = (&self.order, &mut self.filter);
-        let after = self.place.as_ref().map(|place| (place, images.columns.rank_of_place(order, place)));
+        let after = self.place.as_ref().map(|place| (place, images.columns.rank_of_position(order, place)));
         let is_behind = |slot, rank: u128| match after {
-            Some((place, after)) if rank == after => {
-                images.in_slot(slot).is_some_and(|entry| order.compare_to_place(&entry.image, place).is_gt())
-            }
+            Some((place, after)) if rank == after => images
+                .in_slot(slot)
+                .is_some_and(|entry| order.compare_to_position(&entry.image, place).is_gt()),
             Some((_, after)) => rank > after,
             None => true,
         };
@@ -221,7 +222,7 @@ impl PageScan {
             let is_enough = self.found.len() + selection.found.len() > self.limit;
             if selection.is_sorted && (is_enough || self.filter.searched() >= Self::MAX_SEARCHED) {
                 self.found.append(&mut selection.found);
-                self.place = Some(order.place_of(&entry.image));
+                self.place = Some(order.position_of(&entry.image));
                 self.end = Some(if is_enough { End::Full } else { End::Bounded });
                 return;
             }
@@ -232,7 +233,7 @@ impl PageScan {
         selection.found.sort_unstable_by(|a, b| order.compare(&a.entry.image, &b.entry.image));
         let (selected, held) = (selection.count, selection.found.len());
         self.found.append(&mut selection.found);
-        self.place = selection.last.as_ref().map(|last| order.place_of(&last.image));
+        self.place = selection.last.as_ref().map(|last| order.position_of(&last.image));
         if self.found.len() > self.limit {
             self.end = Some(End::Full);
         } else if selection.last.is_none() {
@@ -241,7 +242,7 @@ impl PageScan {
             self.end = Some(End::Bounded);
         } else {
             let missing = self.limit + 1 - self.found.len();
-            // Twice as many as hold the term if it is as common among them.
+            // Twice as many as needed if the term is as common among the images that follow.
             let expected = (2 * missing * selected).checked_div(held).unwrap_or(usize::MAX);
             let may_search_all = *text <= Self::MAX_SEARCHED - self.filter.searched();
             self.source = if expected > Best::SORTED && may_search_all {
@@ -265,15 +266,15 @@ impl Pass {
     }
 }
 
-/// Returns a place of the default order as that of updates has it.
-fn update_place(place: &Place) -> Option<(i64, ImageId)> {
+/// Converts a place of the default order to a place in the order of updates.
+fn update_position(place: &Position) -> Option<(i64, ImageId)> {
     match place.keys.as_slice() {
         [KeyValue::Number(time)] => Some((*time, place.id)),
         _ => None,
     }
 }
 
-/// The search for how many images match.
+/// The scan that counts the matching images.
 #[derive(Debug)]
 pub(super) struct CountScan {
     filter: Filter,
@@ -286,13 +287,13 @@ pub(super) struct CountScan {
 impl CountScan {
     pub(super) fn new(images: &Images, filter: Filter) -> Self {
         let candidates = filter.candidates(images);
-        // Without a term each of them matches.
+        // Without a term every candidate matches.
         let is_done = !filter.has_term();
         let count = if is_done { candidates.count(images) } else { 0 };
         Self { filter, candidates, next: 0, count, is_done }
     }
 
-    /// Goes on for a stretch. Returns whether all were counted.
+    /// Runs the count for one stretch. Returns whether it is complete.
     pub(super) fn advance(&mut self, images: &Images, mut budget: Budget) -> bool {
         if self.is_done {
             return true;
@@ -314,13 +315,13 @@ impl CountScan {
         self.is_done
     }
 
-    /// Returns how many match, and how much text was searched, in bytes.
+    /// Returns the number of matching images, and the amount of text searched in bytes.
     pub(super) fn finish(self) -> (u64, u64) {
         (self.count, self.filter.searched())
     }
 }
 
-/// The search for the next images in the order of their slots, which nothing changes while they exist.
+/// The scan for the next images in slot order, which never changes while the images exist.
 #[derive(Debug)]
 pub(super) struct SlotScan {
     filter: Filter,
@@ -336,7 +337,7 @@ impl SlotScan {
         Self { filter, candidates, next: first, most, found: Vec::new() }
     }
 
-    /// Goes on for a stretch. Returns whether enough were found, or there are no more.
+    /// Runs the scan for one stretch. Returns whether enough images were found or none are left.
     pub(super) fn advance(&mut self, images: &Images, mut budget: Budget) -> bool {
         let (filter, found, most) = (&mut self.filter, &mut self.found, self.most);
         let has_term = filter.has_term();
@@ -358,7 +359,7 @@ impl SlotScan {
         }
     }
 
-    /// Returns the images with their slots.
+    /// Returns the images that were found, with their slots.
     pub(super) fn finish(self) -> Vec<(u32, VisibleImage)> {
         self.found
     }

@@ -1,4 +1,4 @@
-//! The first of the candidates by any order, found in one pass over them.
+//! The selection of the first candidates in any order, in one pass over them.
 
 use std::{cmp::Ordering, collections::VecDeque, sync::Arc};
 
@@ -8,25 +8,25 @@ use super::{
 };
 use crate::image::Order;
 
-/// The first of the images that were offered, by an order.
+/// The first of the images that were offered, in an order.
 #[derive(Debug)]
 pub(super) struct Best {
     order: Order,
     most: usize,
-    /// Up to twice as many as are wanted.
+    /// Up to twice as many images as wanted.
     ranked: Vec<Ranked>,
-    /// The number of those that were kept beyond their stretch, which come first.
+    /// Number of images at the start of `ranked` whose entries were kept in earlier stretches.
     kept: usize,
-    /// The rank of the last of as many as are wanted: what comes behind it is none of them.
+    /// Rank of the last wanted image so far; an image that ranks behind it is discarded.
     worst: Option<u128>,
 }
 
-/// An image by its [rank](super::columns::Columns::rank).
+/// An image with its [rank](super::columns::Columns::rank).
 #[derive(Clone, Debug)]
 struct Ranked {
     rank: u128,
     slot: u32,
-    /// None until the end of the stretch in which it was offered: most are none of the best by then.
+    /// `None` until the end of the stretch that offered the image, because most are discarded by then.
     entry: Option<Arc<Entry>>,
 }
 
@@ -44,19 +44,21 @@ impl Ranked {
 }
 
 impl Best {
-    /// So many are sorted before they are searched, so that the search ends when enough were found.
+    /// Number of images up to which they are sorted before the search, so that it ends once enough match.
     pub(super) const SORTED: usize = 8 * 1024;
 
     pub(super) fn new(order: &Order, most: usize) -> Self {
         Self { order: order.clone(), most, ranked: Vec::new(), kept: 0, worst: None }
     }
 
-    /// Tells whether an image of this rank may be one of the best.
+    /// Reports whether an image of this rank may be among the first.
     pub(super) fn admits(&self, rank: u128) -> bool {
         self.worst.is_none_or(|worst| rank <= worst)
     }
 
-    /// Offers the image in a slot. Before the images change, those that are left are to be [kept](Self::keep).
+    /// Offers the image in a slot.
+    ///
+    /// Before the images change, the remaining ones must be [kept](Self::keep).
     pub(super) fn offer(&mut self, images: &Images, rank: u128, slot: u32) {
         self.ranked.push(Ranked { rank, slot, entry: None });
         if self.ranked.len() >= 2 * self.most {
@@ -64,7 +66,7 @@ impl Best {
         }
     }
 
-    /// Keeps the images that were offered as they are now.
+    /// Keeps the entries of the remaining images as they are now.
     pub(super) fn keep(&mut self, images: &Images) {
         self.drop_others(images);
         for ranked in &mut self.ranked[self.kept..] {
@@ -83,10 +85,11 @@ impl Best {
         }
     }
 
-    /// Returns those that were kept, in their order if they are not too many, or their texts have more bytes than one call may
-    /// search.
+    /// Returns the images that were kept, sorted if they are few or their texts are large.
+    ///
+    /// Texts are large if together they exceed `most_text`, the number of bytes that one call may search.
     pub(super) fn finish(self, most_text: u64) -> Selection {
-        // With as many as were wanted there may be more.
+        // A full selection may have left out others.
         let is_all = self.worst.is_none() && self.ranked.len() < self.most;
         let order = self.order;
         let by_order = |a: &Arc<Entry>, b: &Arc<Entry>| order.compare(&a.image, &b.image);
@@ -105,16 +108,16 @@ impl Best {
     }
 }
 
-/// The first candidates by an order, and those of them that are on the list.
+/// The first candidates in an order, and those of them that are listed.
 #[derive(Debug)]
 pub(super) struct Selection {
-    /// The number of all that were selected.
+    /// Number of images that were selected.
     pub(super) count: usize,
-    /// Those that were not looked at yet.
+    /// Selected images that were not looked at yet.
     pub(super) entries: VecDeque<Arc<Entry>>,
-    /// Set when these are in the order.
+    /// Set when `entries` is in order.
     pub(super) is_sorted: bool,
-    /// The last of all that were selected; none when there are no others behind it.
+    /// Last of all selected images; `None` if no candidates follow it.
     pub(super) last: Option<Arc<Entry>>,
     pub(super) found: Vec<VisibleImage>,
 }

@@ -1,35 +1,35 @@
-//! The blocks of slots that can hold a term: signatures of the trigrams of their texts.
+//! Trigram signatures, which identify the blocks of slots that can contain a term.
 //!
-//! A signature has a fixed number of bits, whatever the texts are, so that nobody can make it large. Bits are only added: those of
-//! texts that have gone stay until the block is made anew.
+//! A signature has a fixed number of bits regardless of the texts, so that no caller can inflate it. Bits are only added: those of
+//! removed texts remain until the block's signature is rebuilt.
 
 use std::sync::Arc;
 
 use super::entry::Entry;
 
-/// The number of slots that share a signature.
+/// Number of slots that share a signature.
 pub(super) const BLOCK: u32 = 64;
 
-/// The number of bits of a signature. Trigrams are of bytes; those with the same hash share a bit.
+/// Number of bits in a signature. Trigrams consist of bytes; those with the same hash share a bit.
 const BITS: usize = 1 << 16;
 
-/// The signatures of all blocks, 64 of them interleaved: a row of bits for each hash.
+/// The signatures of all blocks, 64 of them interleaved: one row of bits per hash.
 #[derive(Debug, Default)]
 pub(super) struct Signatures {
     chunks: Vec<Box<[u64]>>,
-    /// The number of texts of each block that have gone since it was made.
+    /// Number of texts removed from each block since its signature was built.
     stale: Vec<u8>,
 }
 
-/// The hashes of the trigrams of a text, each once.
+/// The hashes of the trigrams of a text.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Trigrams(Vec<u16>);
 
 impl Trigrams {
-    /// Finds those of several texts together.
-    pub(super) fn of(texts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
+    /// Hashes the trigrams of several texts together.
+    pub(super) fn new(texts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
         let mut hashes = Vec::new();
-        // Beyond this it is cheaper to remember in bits which there are.
+        // Beyond this size a bit set is cheaper than a list.
         let mut seen: Option<Box<[u64]>> = None;
         for text in texts {
             for three in text.as_ref().windows(3) {
@@ -55,19 +55,19 @@ impl Trigrams {
 }
 
 impl Signatures {
-    /// The number of slots in a chunk.
+    /// Number of slots in a chunk.
     const CHUNK: usize = 64 * BLOCK as usize;
 
     pub(super) fn new(chunks: Vec<Box<[u64]>>) -> Self {
         Self { chunks, stale: Vec::new() }
     }
 
-    /// Returns how many chunks so many slots have.
+    /// Returns the number of chunks for a number of slots.
     pub(super) fn chunk_count(slots: usize) -> usize {
         slots.div_ceil(Self::CHUNK)
     }
 
-    /// Makes a chunk of the signatures of the images that are in the slots of their places.
+    /// Builds one chunk of the signatures of images whose slots are their indices.
     pub(super) fn chunk(entries: &[Arc<Entry>], chunk: usize) -> Box<[u64]> {
         let mut rows = vec![0; BITS].into_boxed_slice();
         let first = chunk * Self::CHUNK;
@@ -81,10 +81,10 @@ impl Signatures {
         rows
     }
 
-    /// From how many texts on that have gone a block is to be made anew.
+    /// Number of removed texts at which the signature of a block is due to be rebuilt.
     const MAX_STALE: u8 = 32;
 
-    /// Adds a text to the block of a slot.
+    /// Adds a text to the signature of a slot's block.
     pub(super) fn add(&mut self, slot: u32, trigrams: &Trigrams) {
         let (chunk, bit) = place(slot / BLOCK);
         while self.chunks.len() <= chunk {
@@ -95,7 +95,7 @@ impl Signatures {
         }
     }
 
-    /// Notes that the text of a slot has gone. Returns the block when it is to be [replaced](Self::replace).
+    /// Records that the text of a slot was removed. Returns the block if it is due to be [replaced](Self::replace).
     pub(super) fn remove(&mut self, slot: u32) -> Option<u32> {
         let block = slot / BLOCK;
         let at = block as usize;
@@ -106,7 +106,7 @@ impl Signatures {
         (self.stale[at] >= Self::MAX_STALE).then_some(block)
     }
 
-    /// Makes the signature of a block anew, from the trigrams of the texts that its slots have.
+    /// Rebuilds the signature of a block from the trigrams of its current texts.
     pub(super) fn replace(&mut self, block: u32, trigrams: &Trigrams) {
         let (chunk, bit) = place(block);
         if let Some(rows) = self.chunks.get_mut(chunk) {
@@ -118,7 +118,7 @@ impl Signatures {
         self.add(block * BLOCK, trigrams);
     }
 
-    /// Returns which blocks can hold a term, a bit each; `None` for a term that has no trigram.
+    /// Returns the blocks that can contain a term, as a bit set; `None` for a term without trigrams.
     pub(super) fn candidates(&self, term: &str) -> Option<Box<[u64]>> {
         let mut hashes: Vec<u16> = term.as_bytes().windows(3).map(hash).collect();
         if hashes.is_empty() {
@@ -144,17 +144,17 @@ impl Signatures {
     }
 }
 
-/// Tells whether a bit is set; none is beyond the end.
+/// Reports whether a bit is set; bits beyond the end are not.
 pub(super) fn is_set(bits: &[u64], at: u32) -> bool {
     bits.get(at as usize / 64).is_some_and(|word| word >> (at % 64) & 1 == 1)
 }
 
-/// Returns the chunk of a block, and its bit there.
+/// Returns the chunk of a block, and the bit of the block in it.
 fn place(block: u32) -> (usize, u64) {
     (block as usize / 64, 1 << (block % 64))
 }
 
-/// Spreads three bytes over [`BITS`].
+/// Hashes three bytes to one of [`BITS`] values.
 fn hash(three: &[u8]) -> u16 {
     let packed = u32::from(three[0]) << 16 | u32::from(three[1]) << 8 | u32::from(three[2]);
     (packed.wrapping_mul(0x9E37_79B1) >> 16) as u16
@@ -174,7 +174,7 @@ mod tests {
         let texts: Vec<String> =
             (0..5_000).map(|slot| text(if slot % 500 == 0 { 20_000 } else { 40 })).collect();
         for (slot, text) in (0..).zip(&texts) {
-            signatures.add(slot, &Trigrams::of([text]));
+            signatures.add(slot, &Trigrams::new([text]));
         }
         for (slot, text) in (0_u32..).zip(&texts) {
             let term: String = text.chars().skip(7).take(5).collect();
@@ -190,11 +190,11 @@ mod tests {
     fn a_block_that_is_made_anew_forgets_what_has_gone() {
         let mut signatures = Signatures::default();
         for slot in 0..BLOCK {
-            signatures.add(slot, &Trigrams::of([format!("before{slot}")]));
+            signatures.add(slot, &Trigrams::new([format!("before{slot}")]));
         }
         let due: Vec<u32> = (0..BLOCK).filter_map(|slot| signatures.remove(slot)).collect();
         assert!(due.first() == Some(&0) && due.len() > 1, "{due:?}");
-        signatures.replace(0, &Trigrams::of(["after1", "after2"]));
+        signatures.replace(0, &Trigrams::new(["after1", "after2"]));
         let is_candidate = |term: &str| signatures.candidates(term).is_some_and(|blocks| is_set(&blocks, 0));
         assert!(is_candidate("after2") && !is_candidate("before"));
         assert_eq!(signatures.remove(1), None);

@@ -1,4 +1,4 @@
-//! A set of slots that is small when it has few: there may be a million sets of one.
+//! A set of slots that is compact when small, because there may be a million sets of one slot.
 
 use std::borrow::Cow;
 
@@ -7,30 +7,30 @@ use roaring::RoaringBitmap;
 /// A set of slots.
 #[derive(Debug)]
 pub(super) enum SlotSet {
-    /// Sorted, at most [`MOST`](Self::MOST).
-    Few(Vec<u32>),
+    /// Sorted list of at most [`MOST`](Self::MOST) slots.
+    Small(Vec<u32>),
     Many(Box<RoaringBitmap>),
 }
 
 impl SlotSet {
-    /// A bitmap takes some 250 bytes from the first slot on.
+    /// Maximum length of the list. A bitmap takes about 250 bytes from the first slot on.
     const MOST: usize = 16;
 
-    /// Makes a set of one slot.
+    /// Creates a set of one slot.
     pub(super) fn of_one(slot: u32) -> Self {
-        Self::Few(vec![slot])
+        Self::Small(vec![slot])
     }
 
     pub(super) fn insert(&mut self, slot: u32) {
         match self {
-            Self::Few(few) => {
-                let Err(at) = few.binary_search(&slot) else {
+            Self::Small(slots) => {
+                let Err(at) = slots.binary_search(&slot) else {
                     return;
                 };
-                if few.len() < Self::MOST {
-                    few.insert(at, slot);
+                if slots.len() < Self::MOST {
+                    slots.insert(at, slot);
                 } else {
-                    let mut many: RoaringBitmap = few.iter().copied().collect();
+                    let mut many: RoaringBitmap = slots.iter().copied().collect();
                     many.insert(slot);
                     *self = Self::Many(Box::new(many));
                 }
@@ -43,9 +43,9 @@ impl SlotSet {
 
     pub(super) fn remove(&mut self, slot: u32) {
         match self {
-            Self::Few(few) => {
-                if let Ok(at) = few.binary_search(&slot) {
-                    few.remove(at);
+            Self::Small(slots) => {
+                if let Ok(at) = slots.binary_search(&slot) {
+                    slots.remove(at);
                 }
             }
             Self::Many(many) => {
@@ -56,7 +56,7 @@ impl SlotSet {
 
     pub(super) fn is_empty(&self) -> bool {
         match self {
-            Self::Few(few) => few.is_empty(),
+            Self::Small(slots) => slots.is_empty(),
             Self::Many(many) => many.is_empty(),
         }
     }
@@ -64,7 +64,7 @@ impl SlotSet {
     /// Returns the set as a bitmap.
     pub(super) fn bitmap(&self) -> Cow<'_, RoaringBitmap> {
         match self {
-            Self::Few(few) => Cow::Owned(few.iter().copied().collect()),
+            Self::Small(slots) => Cow::Owned(slots.iter().copied().collect()),
             Self::Many(many) => Cow::Borrowed(many),
         }
     }
@@ -83,7 +83,7 @@ mod tests {
         let mut model = BTreeSet::from([7]);
         for _ in 0..5_000 {
             let slot = random.u32(0..40);
-            // It grows beyond what few are, and shrinks again.
+            // The set grows beyond the maximum of a list, and shrinks again.
             if random.u8(0..10) < if model.len() < 20 { 6 } else { 4 } {
                 set.insert(slot);
                 model.insert(slot);

@@ -1,4 +1,4 @@
-//! Pages against a plain model: whatever is asked for, all pages together are what sorting gives.
+//! Tests of pages against a plain model: for any query, the concatenated pages equal the sorted result.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use super::{
     signatures::Trigrams,
 };
 use crate::{
-    access::{Grantee, GranteeDigest, Permissions, Sight},
+    access::{Grantee, GranteeDigest, Permissions, Visibility},
     image::{CatalogueEntry, Etag, Image, ImageId, Order, Query, Reference, Status},
     search::{SearchText, Term},
     timestamp::Timestamp,
@@ -26,7 +26,7 @@ const SELDOM: &str = "seldom";
 const TERMS: [&str; 13] =
     ["ubuntu", "rust", "日本語", "q", "bu", "語", "st", "zzz", "z", "::;", ":::", SELDOM, "m"];
 
-/// The images that the index should hold, as they were given to it.
+/// The images that the index should hold, as they were put into it.
 struct Model {
     entries: Vec<CatalogueEntry>,
     granted_to: Vec<Vec<&'static str>>,
@@ -53,20 +53,20 @@ pub(super) fn some_entry(random: &mut Rng, number: i64) -> (CatalogueEntry, Vec<
         configuration_revision: 1,
         artifact: None,
         created_at: Timestamp::from_micros(random.i64(0..10)),
-        // Some at the same time.
+        // Some images share a time.
         updated_at: Timestamp::from_micros(number / 2 * 7 % 1_000),
         revision: number,
         etag: Etag(number),
         latest_build: None,
     };
-    let text = Some(SearchText::of(words));
+    let text = Some(SearchText::new(words));
     (CatalogueEntry { image, grants: Some(grants(&granted_to)), text }, granted_to)
 }
 
 fn grants(granted_to: &[&str]) -> Vec<(GranteeDigest, Permissions)> {
     let view = Permissions::new(true, false, false);
     let mut grants: Vec<_> =
-        granted_to.iter().map(|subject| (GranteeDigest::of_subject(subject), view)).collect();
+        granted_to.iter().map(|subject| (GranteeDigest::from_subject(subject), view)).collect();
     grants.sort_unstable_by_key(|(grantee, _)| *grantee);
     grants
 }
@@ -75,9 +75,9 @@ fn put(images: &mut Images, read: &CatalogueEntry) {
     let before = images.get(read.image.id).cloned();
     let entry = Entry::new(read.clone(), before.as_deref());
     let is_another = before.is_none_or(|before| before.text() != entry.text());
-    let trigrams = is_another.then(|| Trigrams::of([entry.text()]));
+    let trigrams = is_another.then(|| Trigrams::new([entry.text()]));
     if let Some(block) = images.put(entry.into(), trigrams.as_ref()) {
-        let trigrams = Trigrams::of(images.in_block(block).iter().map(|entry| entry.text()));
+        let trigrams = Trigrams::new(images.in_block(block).iter().map(|entry| entry.text()));
         images.replace_signature(block, &trigrams);
     }
 }
@@ -104,7 +104,7 @@ fn change(random: &mut Rng, images: &mut Images, model: &mut Model, number: i64)
         }
         4 => {
             model.entries[at].image.updated_at = Timestamp::from_micros(1_000 + number);
-            // As it comes when only that has changed.
+            // As read by the follower if only the time has changed.
             let read = CatalogueEntry { grants: None, text: None, ..model.entries[at].clone() };
             put(images, &read);
         }
@@ -123,7 +123,7 @@ fn all_pages_together_are_what_sorting_gives() -> Result<(), String> {
         let mut random = Rng::with_seed(seed);
         let mut images = Images::default();
         let mut model = Model { entries: Vec::new(), granted_to: Vec::new() };
-        // Many enough for the order to be walked, in some.
+        // In some runs there are enough images for the order to be walked.
         for number in 0..[90, 4_000][usize::from(seed % 2 == 1)] {
             let (added, granted_to) = some_entry(&mut random, number);
             put(&mut images, &added);
@@ -135,19 +135,19 @@ fn all_pages_together_are_what_sorting_gives() -> Result<(), String> {
                 change(&mut random, &mut images, &mut model, number);
             }
             let query = query(&mut random)?;
-            let sight = match random.usize(0..4) {
-                0 => Sight::Everything,
-                1 => sight(&[GUEST]),
-                2 => sight(&[GUEST, CREATORS[random.usize(0..3)]]),
-                _ => sight(&[CREATORS[random.usize(0..3)]]),
+            let visibility = match random.usize(0..4) {
+                0 => Visibility::Everything,
+                1 => visibility(&[GUEST]),
+                2 => visibility(&[GUEST, CREATORS[random.usize(0..3)]]),
+                _ => visibility(&[CREATORS[random.usize(0..3)]]),
             };
-            let expected = expected(&model, &sight, &query);
-            let filter = || Filter::new(Viewer::new(&sight), query.clone());
+            let expected = expected(&model, &visibility, &query);
+            let filter = || Filter::new(Viewer::new(&visibility), query.clone());
             let limit = random.usize(1..60);
             let (mut listed, mut after) = (Vec::new(), None);
             loop {
                 let mut scan = PageScan::new(&images, filter(), after, limit);
-                while !scan.advance(&images, Budget::of(random.u64(1..500))) {}
+                while !scan.advance(&images, Budget::new(random.u64(1..500))) {}
                 let page = scan.finish();
                 assert!(page.next.is_none() || page.images.len() == limit, "{seed}: {query:?}");
                 listed.extend(page.images.into_iter().map(|found| found.entry.image.id));
@@ -157,16 +157,16 @@ fn all_pages_together_are_what_sorting_gives() -> Result<(), String> {
                 assert!(query.order.fits(&next), "{next:?}");
                 after = Some(next);
             }
-            assert_eq!(listed, expected, "{seed}/{number}: {sight:?} {query:?}");
+            assert_eq!(listed, expected, "{seed}/{number}: {visibility:?} {query:?}");
 
             let mut count = CountScan::new(&images, filter());
-            while !count.advance(&images, Budget::of(random.u64(1..500))) {}
-            assert_eq!(count.finish().0, expected.len() as u64, "{seed}/{number}: {sight:?} {query:?}");
+            while !count.advance(&images, Budget::new(random.u64(1..500))) {}
+            assert_eq!(count.finish().0, expected.len() as u64, "{seed}/{number}: {visibility:?} {query:?}");
 
             let (mut by_slot, mut first) = (BTreeSet::new(), 0);
             loop {
                 let mut scan = SlotScan::new(&images, filter(), first, limit);
-                while !scan.advance(&images, Budget::of(random.u64(1..500))) {}
+                while !scan.advance(&images, Budget::new(random.u64(1..500))) {}
                 let page = scan.finish();
                 let Some((last, _)) = page.last() else {
                     break;
@@ -174,7 +174,7 @@ fn all_pages_together_are_what_sorting_gives() -> Result<(), String> {
                 first = last + 1;
                 by_slot.extend(page.into_iter().map(|(_, found)| found.entry.image.id));
             }
-            assert_eq!(by_slot, expected.into_iter().collect(), "{seed}/{number}: {sight:?} {query:?}");
+            assert_eq!(by_slot, expected.into_iter().collect(), "{seed}/{number}: {visibility:?} {query:?}");
         }
         assert_eq!(images.len(), model.entries.len());
     }
@@ -198,13 +198,13 @@ fn what_is_removed_leaves_nothing_behind() {
     assert_eq!(images.latest_first(None).count(), 0);
 }
 
-fn sight(subjects: &[&str]) -> Sight {
-    Sight::Of(subjects.iter().map(|subject| Grantee::Subject((*subject).to_owned())).collect())
+fn visibility(subjects: &[&str]) -> Visibility {
+    Visibility::Of(subjects.iter().map(|subject| Grantee::Subject((*subject).to_owned())).collect())
 }
 
-fn expected(model: &Model, sight: &Sight, query: &Query) -> Vec<ImageId> {
+fn expected(model: &Model, visibility: &Visibility, query: &Query) -> Vec<ImageId> {
     let is_visible = |entry: &CatalogueEntry, granted_to: &[&str]| {
-        sight.grantees().is_none_or(|own| {
+        visibility.grantees().is_none_or(|own| {
             let own = |subject: &str| own.contains(&Grantee::Subject(subject.to_owned()));
             own(&entry.image.creator) || granted_to.iter().any(|subject| own(subject))
         })

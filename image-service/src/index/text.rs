@@ -1,4 +1,4 @@
-//! The folded text of an image, in as little memory as is worth it.
+//! The folded text of an image, compressed if that saves enough memory.
 
 use std::{
     borrow::Cow,
@@ -7,16 +7,16 @@ use std::{
 
 use crate::search::SearchText;
 
-/// The text that an image can be found by. Large ones are compressed.
+/// The text by which an image is searched. Large texts are compressed.
 #[derive(Clone, Debug)]
 pub(super) enum Text {
     Plain(Arc<str>),
-    /// With the length of the text before.
+    /// LZ4 block, prefixed with the uncompressed length.
     Compressed(Arc<[u8]>),
 }
 
 impl Text {
-    /// From how many bytes on a text is compressed.
+    /// Size above which a text is compressed, in bytes.
     const LARGE: usize = 16 * 1024;
 
     pub(super) fn new(text: &SearchText) -> Self {
@@ -30,18 +30,18 @@ impl Text {
         Self::Plain(text.into())
     }
 
-    /// Returns the bytes of the text.
+    /// Returns the bytes of the text, decompressed if necessary.
     pub(super) fn bytes(&self) -> Cow<'_, [u8]> {
         match self {
             Self::Plain(text) => Cow::Borrowed(text.as_bytes()),
-            // It was compressed here, and is found by nothing if it is damaged.
+            // This process compressed the text. If it is damaged all the same, no search finds it.
             Self::Compressed(bytes) => {
                 Cow::Owned(lz4_flex::decompress_size_prepended(bytes).unwrap_or_default())
             }
         }
     }
 
-    /// Reads a byte of each of the first cache lines, so that they are at hand.
+    /// Reads one byte of each of the first cache lines, to load them into the CPU's cache.
     pub(super) fn touch(&self) -> u8 {
         const LINES: usize = 8;
         const LINE: usize = 64;
@@ -52,7 +52,7 @@ impl Text {
         bytes.iter().step_by(LINE).take(LINES).fold(0, |all, byte| all ^ byte)
     }
 
-    /// Returns how many bytes of memory it takes.
+    /// Returns the memory of the text, in bytes.
     pub(super) fn size(&self) -> usize {
         match self {
             Self::Plain(text) => text.len(),
@@ -60,7 +60,7 @@ impl Text {
         }
     }
 
-    /// Returns how many bytes the text has.
+    /// Returns the uncompressed length of the text, in bytes.
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Plain(text) => text.len(),
@@ -71,11 +71,11 @@ impl Text {
     }
 }
 
-/// The compressed text that was read last: many watches read the text of the same change.
+/// A cache of the compressed text read last, because many watches read the text of one change.
 #[derive(Debug, Default)]
 pub(super) struct LastText(Mutex<Option<ReadText>>);
 
-/// A compressed text, and its bytes.
+/// A compressed text and its uncompressed bytes.
 type ReadText = (Arc<[u8]>, Arc<[u8]>);
 
 impl LastText {
@@ -110,7 +110,7 @@ mod tests {
         for (value, is_compressed) in
             [("short", false), ("long ".repeat(10_000).as_str(), true), (noise.as_str(), false)]
         {
-            let text = SearchText::of([value]);
+            let text = SearchText::new([value]);
             let kept = Text::new(&text);
             assert_eq!(kept.bytes(), text.as_str().as_bytes());
             assert_eq!(kept.size() < value.len() / 2, is_compressed);

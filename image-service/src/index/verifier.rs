@@ -1,6 +1,6 @@
-//! Compares the index with the database, slowly and for ever: a difference is logged, counted and repaired.
+//! A slow, continuous comparison of the index with the database. Differences are logged, counted and repaired.
 //!
-//! There is none unless a row was changed past the change log, or the index is wrong.
+//! There are none unless a row was changed without an entry in the change log, or the index has a bug.
 
 use std::{error::Error as _, sync::Arc, time::Duration};
 
@@ -19,12 +19,12 @@ use crate::{
     image::{CatalogueEntry, ImageId},
 };
 
-/// The number of images that are compared at once.
+/// Number of images compared at once.
 const AT_ONCE: u64 = 50;
-/// The time between two comparisons.
+/// Interval between comparisons.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Images that may not be as in the database, for the follower to look at.
+/// Images that may differ from the database, to be checked by the follower.
 pub(super) type Suspects = Vec<ImageId>;
 
 /// The progress of the comparison: by id in the database, and by slot in the index.
@@ -35,16 +35,16 @@ struct Cursor {
 }
 
 impl Index {
-    /// Compares for ever, and tells the follower of what differs.
+    /// Compares the index with the database forever, and reports differences to the follower.
     pub(super) async fn verify(&self, suspects: mpsc::Sender<Suspects>) {
         let mut cursor = Cursor { after: ImageId(Uuid::nil()), slot: 0 };
         loop {
             sleep(EVERY).await;
             match self.find_suspects(&mut cursor).await {
                 Ok(found) if found.is_empty() => {}
-                // Full when the follower has others to look at: these are found again.
+                // The channel is full while the follower checks other suspects; these are found again.
                 Ok(found) => drop(suspects.try_send(found)),
-                // Whoever reads is told of a database that does not answer.
+                // Reads already report a database that does not respond.
                 Err(error) => {
                     tracing::debug!(%error, source = ?error.source(), "cannot compare the index with the database");
                 }
@@ -65,7 +65,7 @@ impl Index {
         Ok(suspects)
     }
 
-    /// Returns the id of an image that is not in the index as it was read.
+    /// Returns the id of an image if the index holds it differently from `read`.
     fn differs(&self, read: CatalogueEntry) -> Option<ImageId> {
         let id = read.image.id;
         let entry = Entry::new(read, None);
@@ -73,7 +73,9 @@ impl Index {
         (!is_same).then_some(id)
     }
 
-    /// Looks at images again as of the very revision that the index is at, and repairs those that differ. For the follower alone.
+    /// Checks suspects again as of the index's own revision, and repairs those that differ.
+    ///
+    /// Only the follower may call this.
     pub(super) async fn repair(
         &self,
         suspects: &[ImageId],
@@ -82,7 +84,7 @@ impl Index {
     ) -> Result<(), Error> {
         let (read_at, read) = self.0.store.records_of(suspects).await?;
         if read_at != at {
-            // What has changed meanwhile is compared the next time.
+            // The database has changed meanwhile; the images are compared again in the next round.
             return Ok(());
         }
         let mut differing = Vec::new();
@@ -105,7 +107,7 @@ impl Index {
         let repairs: Arc<[Repair]> =
             repairs.map(|(id, before)| Repair { id, before, entry: self.entry(id) }).collect();
         if !repairs.is_empty() {
-            // There may be no watch.
+            // There may be no subscribers.
             let _ = self.0.events.send(IndexEvent::Repaired(repairs));
         }
         Ok(())

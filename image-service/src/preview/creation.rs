@@ -1,6 +1,6 @@
-//! The answer that creating an image would have.
+//! Previews of the creation of images.
 
-use super::{Preview, Sight};
+use super::{Preview, Visibility};
 use crate::{
     error::Error,
     image::{Configuration, Creation, ImageId, NewImage, SnapshotOrder, UsageChange},
@@ -13,24 +13,24 @@ impl Preview {
     ///
     /// # Errors
     ///
-    /// Those of the write.
+    /// Returns the errors of the write.
     pub(crate) async fn create_image(&self, request: &Request, new: &NewImage) -> Result<WithBuild, Error> {
         self.create(request, &Creation { new, creator: request.caller.subject(), snapshot: None }).await
     }
 
-    /// Returns the image that a workspace would be committed into, and its snapshot.
+    /// Returns the image to which a workspace would be committed, and its snapshot.
     ///
     /// # Errors
     ///
-    /// Those of the write.
+    /// Returns the errors of the write.
     pub(crate) async fn snapshot_workspace(
         &self,
         request: &Request,
         new: impl FnOnce(Configuration) -> NewImage,
         order: &SnapshotOrder,
     ) -> Result<WithBuild, Error> {
-        // Who asks for a snapshot answers for it, and need not see the image that the workspace was started from.
-        let (_, cached) = self.index.image_in_full(&Sight::Everything, order.workspace.source).await?;
+        // The requester is responsible for the snapshot, and need not see the image that the workspace was started from.
+        let (_, cached) = self.index.image_in_full(&Visibility::Everything, order.workspace.source).await?;
         let new = new(cached.configuration.clone());
         let creation = Creation { new: &new, creator: &order.creator, snapshot: Some(order) };
         self.create(request, &creation).await

@@ -1,4 +1,4 @@
-//! The images of a preview as its rows change them, one after the other.
+//! The images of a preview, as its rows change them one after the other.
 
 use std::collections::HashMap;
 
@@ -14,22 +14,22 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Images that a caller sees, and what became of them.
+/// The images that a caller can see, and the changes made to them.
 ///
-/// References are not among what changes: no row of a batch takes one.
+/// References do not change, because no row of a batch claims one.
 #[derive(Debug)]
 pub(super) struct Overlay<'a> {
     request: &'a Request,
     policy: &'a Policy,
     now: Timestamp,
-    /// The number of the latest revision.
+    /// Number of the latest revision.
     revision: i64,
     images: HashMap<ImageId, VisibleImage>,
-    /// Those of the images that are not as they were; `None` for one that is gone.
+    /// Images that have changed; `None` for a deleted one.
     changed: HashMap<ImageId, Option<Image>>,
-    /// Those that may be cancelled.
+    /// Builds that may be cancelled.
     builds: HashMap<BuildId, Build>,
-    /// The number of builds that the caller has in the queue, up to the most that it may have there.
+    /// Number of the caller's queued builds, counted up to the maximum that it may have.
     pending: u64,
 }
 
@@ -46,24 +46,24 @@ impl<'a> Overlay<'a> {
         Self { request, policy, now, revision, images, changed, builds, pending: 0 }
     }
 
-    /// Returns the time at which everything happens.
+    /// Returns the time at which all changes happen.
     pub(super) fn now(&self) -> Timestamp {
         self.now
     }
 
-    /// Counts the builds that the caller has in the queue.
+    /// Counts the caller's queued builds.
     pub(super) async fn count_pending(&mut self, store: &Store) -> Result<(), Error> {
         self.pending = store.pending_builds(self.request.caller.subject()).await?;
         Ok(())
     }
 
-    /// Returns the builds that a cancel of each image would be about.
+    /// Returns the builds that cancelling each image would affect.
     pub(super) fn builds_to_cancel(&self) -> Vec<BuildId> {
         let latest = |found: &VisibleImage| found.entry.image.build_to_cancel(found.standing, None, None);
         self.images.values().filter_map(|found| latest(found).ok()).collect()
     }
 
-    /// Reads builds that are to be cancelled.
+    /// Reads builds that are going to be cancelled.
     pub(super) async fn read_builds(
         &mut self,
         store: &Store,
@@ -73,11 +73,11 @@ impl<'a> Overlay<'a> {
         Ok(())
     }
 
-    /// Does to an image what a batch does.
+    /// Applies the action of a batch to an image.
     ///
     /// # Errors
     ///
-    /// Those that the row would have.
+    /// Returns the errors that the row would have.
     pub(super) fn row(
         &mut self,
         action: BatchAction,
@@ -109,7 +109,7 @@ impl<'a> Overlay<'a> {
         Ok(in_view(image, standing))
     }
 
-    /// Queues a build of this id.
+    /// Queues a build with this id.
     pub(super) fn build(
         &mut self,
         id: ImageId,
@@ -120,13 +120,13 @@ impl<'a> Overlay<'a> {
         self.policy.require_room(self.pending)?;
         let mut image = image.clone();
         image.latest_build = Some(build);
-        image.status = Some(Status::of(image.build_kind(), State::Queued));
+        image.status = Some(Status::from_build(image.build_kind(), State::Queued));
         image.status_message.clear();
         self.pending += 1;
         Ok(in_view(self.save(image), standing))
     }
 
-    /// Cancels the latest build, which was read before.
+    /// Cancels the latest build, which must have been [read](Self::read_builds).
     pub(super) fn cancel(
         &mut self,
         id: ImageId,
@@ -135,14 +135,14 @@ impl<'a> Overlay<'a> {
     ) -> Result<(ImageInView, Build), Error> {
         let (image, standing) = self.seen(id)?;
         let latest = image.build_to_cancel(standing, etag, meant)?;
-        // A build goes with its image only, which is gone since it was looked up.
+        // Builds are deleted only with their image, so the image was deleted since the lookup.
         let build = self.builds.get(&latest).cloned().ok_or(Error::NotFound(Resource::Image))?;
         let mut image = image.clone();
         let event = Event::Cancel { by: self.request.caller.subject().to_owned() };
         let rows = Rows { build: build.clone(), configuration: None };
         let decision = dispatch::decide(rows, &event, self.policy, self.now).map_err(Error::Refused)?;
         let build = decision.build.unwrap_or(build);
-        let (status, message) = (Some(Status::of(build.kind, build.state)), build.message());
+        let (status, message) = (Some(Status::from_build(build.kind, build.state)), build.message());
         if image.status != status || image.status_message != message {
             image.status = status;
             image.status_message = message;
@@ -159,13 +159,13 @@ impl<'a> Overlay<'a> {
         Ok(in_view(image, standing))
     }
 
-    /// Keeps what a client has changed of a record: that has a new etag, too.
+    /// Saves an image that a client has changed, under a new etag.
     pub(super) fn edit(&mut self, mut image: Image) -> Image {
         image.etag = Etag(self.revision + 1);
         self.save(image)
     }
 
-    /// Keeps an image that has changed, under a new revision.
+    /// Saves an image that has changed, under a new revision.
     fn save(&mut self, mut image: Image) -> Image {
         self.revision += 1;
         image.revision = self.revision;
@@ -174,14 +174,14 @@ impl<'a> Overlay<'a> {
         image
     }
 
-    /// Returns an image with which the caller may do this.
+    /// Returns an image on which the caller may perform the action.
     fn target(&self, id: ImageId, etag: Option<Etag>, action: Action) -> Result<(&Image, Standing), Error> {
         let (image, standing) = self.seen(id)?;
         image.admit(standing, etag, action)?;
         Ok((image, standing))
     }
 
-    /// Returns an image that the caller sees.
+    /// Returns an image that the caller can see.
     fn seen(&self, id: ImageId) -> Result<(&Image, Standing), Error> {
         let missing = Error::NotFound(Resource::Image);
         let Some(found) = self.images.get(&id) else {

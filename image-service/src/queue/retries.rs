@@ -1,5 +1,7 @@
-//! Alarms for builds that back off. An alarm is a hint, as every wake-up of the dispatcher: builds that other processes have
-//! queued have none here, and are found by the poll.
+//! Alarms for builds that back off.
+//!
+//! An alarm is a hint, as is every wake-up of the dispatcher. Builds that other processes have queued have no alarm
+//! here, and are found by the poll.
 
 use std::{
     collections::BTreeSet,
@@ -9,15 +11,15 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-/// When builds that back off may be claimed again.
+/// The times at which builds that back off may be claimed again.
 #[derive(Debug, Default)]
 pub(super) struct Retries(Mutex<BTreeSet<Instant>>);
 
 impl Retries {
-    /// Alarms beyond these are dropped: the poll stands in for them.
+    /// Maximum number of alarms. Further ones are dropped, because the poll finds their builds.
     const MAX: usize = 1_000;
 
-    /// Sets an alarm. [`Self::due`] notices it when it is next called.
+    /// Sets an alarm, which takes effect at the next call of [`Self::due`].
     pub(super) fn add(&self, at: Instant) {
         let mut alarms = self.alarms();
         if alarms.len() < Self::MAX {
@@ -25,7 +27,7 @@ impl Retries {
         }
     }
 
-    /// Waits for the next alarm, and removes all that are over; waits for ever when none is set.
+    /// Waits for the next alarm, and removes all that are over. Waits forever if none is set.
     pub(super) async fn due(&self) {
         let next = self.alarms().first().copied();
         let Some(next) = next else {

@@ -1,4 +1,4 @@
-//! The tables as a store that is slow, fails, and fails after it has committed, as its surroundings say.
+//! The tables as a store that is slow, fails, and fails after it has committed, as its surroundings decide.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +13,7 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// The store as one replica reaches it.
+/// The store as one replica sees it.
 #[derive(Clone, Debug)]
 pub(super) struct MemoryStore {
     pub(super) tables: Arc<Mutex<Tables>>,
@@ -26,7 +26,7 @@ impl MemoryStore {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something to the tables at one moment somewhere between the call and the answer.
+    /// Applies an operation to the tables at one moment between the call and the answer.
     pub(super) async fn run<T>(
         &self,
         operation: impl FnOnce(&mut Tables, Timestamp) -> Result<T, Error> + Send,
@@ -47,13 +47,13 @@ impl MemoryStore {
         if fate == Fate::Ambiguous { Err(Error::Busy) } else { done }
     }
 
-    /// Tells the surroundings what an event has done to a build, as soon as it is committed.
+    /// Reports the effects of an event on a build to the surroundings, at the moment of its commit.
     fn tell(&self, tables: &Tables, id: BuildId, event: Option<&Event>, decided: Option<&Decision>) {
         let transitions = decided.map_or(&[][..], |decision| &decision.transitions);
         self.surroundings.committed(&super::change(tables, id, transitions, event.zip(decided)));
     }
 
-    /// Changes a build, and tells of it.
+    /// Changes a build, and reports the change to the surroundings.
     pub(super) fn change(
         &self,
         tables: &mut Tables,

@@ -1,4 +1,4 @@
-//! The queue's tables in memory, each operation at once: what the database does, in the plainest words.
+//! The queue's in-memory tables. Every operation is atomic and does what the database does, in the simplest way.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +8,7 @@ use std::{
 use uuid::Uuid;
 
 use crate::{
-    build::{Build, BuildId, Happening, PendingReason, Record, State},
+    build::{Build, BuildId, PendingReason, Record, RecordedEvent, State},
     dispatch::{
         self, CLAIMED_AT_ONCE, Committed, Connected, Decided, Decision, Event, Hello, Placement, Policy,
         Rows, Worker, candidates, pending_reason, place,
@@ -18,7 +18,7 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Builds and workers.
+/// The tables of builds and workers.
 #[derive(Debug)]
 pub(crate) struct Tables {
     pub(crate) policy: Policy,
@@ -26,12 +26,12 @@ pub(crate) struct Tables {
     builds: BTreeMap<BuildId, Build>,
     histories: BTreeMap<BuildId, Vec<Record>>,
     artifacts: BTreeMap<BuildId, Artifact>,
-    /// The builds whose images are deleted, and which go when they are final.
+    /// Builds whose images are deleted, which are removed once they are final.
     tombstones: BTreeSet<BuildId>,
     workers: BTreeMap<String, WorkerEntry>,
-    /// The round of the last turn that each requester has had.
+    /// Round of the last turn of each requester.
     turns: BTreeMap<String, i64>,
-    /// The round that the queue has come to.
+    /// Round that the queue has reached.
     round: i64,
 }
 
@@ -45,7 +45,7 @@ struct WorkerEntry {
 }
 
 impl Tables {
-    /// Empty tables.
+    /// Creates empty tables.
     pub(crate) fn new(policy: Policy) -> Self {
         Self {
             policy,
@@ -78,7 +78,7 @@ impl Tables {
         let last = own.chain(self.turns.get(&build.requested_by).copied()).max();
         build.round = last.map_or(self.round, |last| self.round.max(last + 1));
         let message = format!("queued by {}", build.requested_by);
-        let queued = Happening::State { state: build.state, message };
+        let queued = RecordedEvent::State { state: build.state, message };
         let record = build.record(build.queued_at, queued);
         self.apply(&Decision { build: Some(build), records: vec![record], ..Decision::default() })
     }
@@ -97,6 +97,11 @@ impl Tables {
         }
     }
 
+    /// Assigns queued builds to connected workers.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Refused`] if a claim is refused, which [`dispatch::decide`] never does.
     pub(crate) fn claim(
         &mut self,
         workers: &[Connected],
@@ -141,7 +146,7 @@ impl Tables {
         self.workers.values().map(worker).collect()
     }
 
-    /// Deletes the image of a build: the build is cancelled, and goes when it is final.
+    /// Deletes the image of a build: the build is cancelled, and removed once it is final.
     pub(crate) fn delete(&mut self, id: BuildId, now: Timestamp) -> (Decided, Committed) {
         let Some(build) = self.builds.get(&id) else {
             return (Ok(None), Committed::default());
@@ -155,7 +160,7 @@ impl Tables {
     }
 
     pub(crate) fn overdue(&self, now: Timestamp) -> Vec<Build> {
-        let cancelled_before = now.before(self.policy.stop_deadline);
+        let cancelled_before = now.before(self.policy.stop_timeout);
         let is_overdue = |build: &&Build| {
             build.state.is_held()
                 && (build.lease_expires_at.is_some_and(|end| end <= now)
@@ -172,10 +177,20 @@ impl Tables {
         waiting.into_iter().map(|build| (build.id, pending_reason(build, &workers, now))).collect()
     }
 
+    /// Makes a session the one that speaks for a worker.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::WorkerConnected`] if a session of another process already does and was heard from lately.
     pub(crate) fn open_session(&mut self, hello: &Hello, session: Uuid, now: Timestamp) -> Result<(), Error> {
         self.record_worker(hello, Some(session), now)
     }
 
+    /// Records a worker that is refused, which has no session afterwards.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`open_session`](Self::open_session).
     pub(crate) fn refuse_worker(&mut self, hello: &Hello, now: Timestamp) -> Result<(), Error> {
         self.record_worker(hello, None, now)
     }
@@ -207,6 +222,11 @@ impl Tables {
         self.builds.values().filter(held).cloned().collect()
     }
 
+    /// Records a heartbeat, extends the leases of the worker's builds, and returns these builds.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::SessionLost`] if the session no longer speaks for the worker.
     pub(crate) fn heartbeat(
         &mut self,
         worker: &str,
@@ -239,6 +259,11 @@ impl Tables {
         }
     }
 
+    /// Drains a worker, or reverts that.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if there is no such worker.
     pub(crate) fn drain_worker(&mut self, worker: &str, drained: bool) -> Result<(), Error> {
         let entry = self.workers.get_mut(worker).ok_or(Error::NotFound(Resource::Worker))?;
         entry.drained = drained;
@@ -286,7 +311,7 @@ impl Tables {
     }
 }
 
-/// Adds what another event has brought in the same transaction.
+/// Adds the changes of another event of the same transaction.
 pub(super) fn add(all: &mut Committed, one: Committed) {
     all.changed.extend(one.changed);
     all.recorded.extend(one.recorded);

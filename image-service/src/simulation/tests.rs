@@ -1,4 +1,4 @@
-//! The tables in memory are what the databases are: the same random history, operation by operation, on both.
+//! Agreement of the in-memory tables with the databases: the same random history on both, operation by operation.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::Tables;
 use crate::{
     access::{Principal, Role},
-    build::{Build, BuildId, Failure, Fault, Happening, LogStream, PendingReason},
+    build::{Build, BuildId, Failure, Fault, LogStream, PendingReason, RecordedEvent},
     dispatch::{
         Attempt, Connected, Decision, DispatchStore as _, Event, Hello, PROTOCOL_VERSION, Policy, Report,
         Reported, WorkerEvent,
@@ -31,7 +31,7 @@ use crate::{
 
 const WORKERS: [&str; 3] = ["w1", "w2", "w3"];
 
-/// Both, and what is known of them.
+/// A store and tables that go through the same history.
 struct Both {
     random: fastrand::Rng,
     clock: Arc<AtomicI64>,
@@ -39,13 +39,13 @@ struct Both {
     tables: Tables,
     builds: Vec<(ImageId, BuildId)>,
     sessions: Vec<(usize, Uuid)>,
-    /// The number of builds that prefer a worker.
+    /// Number of builds that prefer a worker.
     preferences: usize,
 }
 
 fn configuration(worker: &str) -> ConfigurationDraft {
     let dockerfile = Dockerfile { text: "FROM scratch".to_owned(), ..Dockerfile::default() };
-    let mut draft = ConfigurationDraft::of(Source::Dockerfile(dockerfile));
+    let mut draft = ConfigurationDraft::from_source(Source::Dockerfile(dockerfile));
     draft.worker = worker.to_owned();
     draft
 }
@@ -59,7 +59,7 @@ fn request(subject: &str) -> Request {
     Request { caller, id: None, validate_only: false, trace: None }
 }
 
-/// What became of an operation, so that it can be compared.
+/// Formats the outcome of an operation for comparison.
 fn outcome<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
     format!("{result:?}")
 }
@@ -126,7 +126,7 @@ impl Both {
             .await
             .expect("created");
         let stored = created.1.expect("its first build");
-        // What the database has made of it, before anything was counted.
+        // The build as the database made it, before anything was counted.
         let mut build = Build { round: 0, last_sequence: 0, ..stored.build.clone() };
         assert_eq!(build.queued_at, now);
         build.id = stored.build.id;
@@ -136,7 +136,7 @@ impl Both {
         (format!("{:?}", stored.build), format!("{:?}", self.tables.build(id).expect("it is there")))
     }
 
-    /// Builds an image again; it prefers the worker of its last artifact.
+    /// Builds an image again, which then prefers the worker of its last artifact.
     async fn rebuild(&mut self, now: Timestamp) -> (String, String) {
         let Some((image, _)) = self.random.choice(self.builds.clone()) else { return Default::default() };
         let of_image = self.builds.iter().filter(|(other, _)| *other == image);
@@ -247,7 +247,7 @@ impl Both {
         )
     }
 
-    /// Some events together, as they would be one after the other.
+    /// Decides some events: together in the store, and one after the other in the tables.
     async fn decide(&mut self, now: Timestamp) -> (String, String) {
         let (mut events, mut modelled) = (Vec::new(), Vec::new());
         for _ in 0..=self.random.u8(0..4) {
@@ -306,7 +306,7 @@ impl Both {
         };
         match self.random.u8(0..9) {
             0..3 => WorkerEvent::Started,
-            3 => WorkerEvent::Happened(Happening::Line {
+            3 => WorkerEvent::Happened(RecordedEvent::Line {
                 step: 0,
                 stream: LogStream::Stdout,
                 text: "a".to_owned(),
@@ -325,7 +325,7 @@ impl Both {
     }
 }
 
-/// Returns how many builds have preferred a worker.
+/// Runs a random history, and returns the number of builds that preferred a worker.
 async fn follow(url: Option<&str>, seed: u64) -> usize {
     let policy = Policy { offline_after: Duration::from_secs(20), ..Policy::OF_TESTS };
     let directory = tempfile::tempdir().expect("a directory");
@@ -372,7 +372,7 @@ async fn random_histories_agree_with_postgres() {
     }
 }
 
-/// The URL of the server, and that of one of its databases.
+/// Returns the URL of the server, and the URL of one of its databases.
 fn of_database(url: &str, name: &str) -> (String, String) {
     (url.to_owned(), url.replacen("/postgres?", &format!("/{name}?"), 1))
 }

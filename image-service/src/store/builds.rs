@@ -1,4 +1,4 @@
-//! Builds: the queue, what is decided about it, and the histories.
+//! Queries of builds, and builds as callers see them.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -13,8 +13,9 @@ use sea_orm::{
 use super::{
     Store,
     entity::{build, worker},
-    queue, required, workers,
-    writing::Writing,
+    queue, required,
+    transaction::WriteTransaction,
+    workers,
 };
 use crate::{
     build::{Build, BuildId, BuildInView, Pending, PendingReason, State},
@@ -25,11 +26,11 @@ use crate::{
 };
 
 impl Store {
-    /// Reads one build.
+    /// Returns a build as callers see it.
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`] when there is none.
+    /// Returns [`Error::NotFound`] if there is none.
     pub(crate) async fn build(&self, id: BuildId) -> Result<BuildInView, Error> {
         let txn = self.read().await?;
         let build = one(&txn, id).await?;
@@ -39,7 +40,11 @@ impl Store {
         Ok(build)
     }
 
-    /// Reads the builds of an image with numbers below `before`, the newest first.
+    /// Returns the builds of an image with numbers below `before`, newest first.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] or [`Error::Internal`] if the database fails.
     pub(crate) async fn builds(
         &self,
         image: ImageId,
@@ -61,7 +66,7 @@ impl Store {
         Ok(builds)
     }
 
-    /// Reads builds, those of them that there are.
+    /// Returns those of the builds that exist.
     pub(crate) async fn builds_by_id(
         &self,
         ids: impl IntoIterator<Item = BuildId>,
@@ -74,13 +79,13 @@ impl Store {
         Ok(found.into_iter().map(|row| (row.id, row.into())).collect())
     }
 
-    /// Returns a build as callers would see it once it were in the queue.
+    /// Returns a build as callers would see it if it were queued now.
     pub(crate) async fn queued_in_view(&self, mut build: Build) -> Result<BuildInView, Error> {
         build.round = queue::next_round(&self.reader, &build.requested_by).await?;
         self.build_in_view(build).await
     }
 
-    /// Returns a build as callers would see it if it were in this state.
+    /// Returns a build as callers would see it in this state.
     pub(crate) async fn build_in_view(&self, build: Build) -> Result<BuildInView, Error> {
         let txn = self.read().await?;
         let now = self.now(&txn).await?;
@@ -89,7 +94,11 @@ impl Store {
         Ok(build)
     }
 
-    /// How many builds are in the queue, and for how long the oldest.
+    /// Returns the number of queued builds and the age of the oldest.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] or [`Error::Internal`] if the database fails.
     pub(crate) async fn queue_load(&self) -> Result<(u64, Duration), Error> {
         let load = queue::queued()
             .select_only()
@@ -106,7 +115,7 @@ impl Store {
     }
 }
 
-/// Returns the worker that holds a build, if one does.
+/// Returns the worker that holds a build, if any.
 fn holder(build: &Build) -> Option<&str> {
     build.worker.as_deref().filter(|_| build.state.is_held())
 }
@@ -122,7 +131,7 @@ pub(super) async fn in_view(
     required(all.into_iter().next(), "a build")
 }
 
-/// Returns builds as callers see them: with why each is pending, while it is.
+/// Returns builds as callers see them: each with the reason why it is pending, if it is.
 async fn all_in_view(
     db: &impl ConnectionTrait,
     builds: Vec<Build>,
@@ -157,7 +166,7 @@ async fn all_in_view(
     Ok(all)
 }
 
-/// How many queued builds are before this one, counted to [`Pending::MOST_BEFORE`].
+/// Counts the queued builds ahead of this one, up to [`Pending::MOST_BEFORE`].
 async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<i64, DbErr> {
     use build::Column::{Id, QueuedAt, Round};
     let turn = Expr::tuple([Round, QueuedAt, Id].map(Expr::col));
@@ -167,8 +176,8 @@ async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<i64, DbE
     Ok(i64::try_from(before.count(db).await?).unwrap_or(i64::MAX))
 }
 
-/// The build of an image that is not final yet.
-pub(super) async fn active_of(txn: &Writing, image: ImageId) -> Result<Option<Build>, DbErr> {
+/// Returns the active build of an image, if any.
+pub(super) async fn active_of(txn: &WriteTransaction, image: ImageId) -> Result<Option<Build>, DbErr> {
     queue::active().filter(build::Column::Image.eq(image)).into_model().one(txn).await
 }
 
@@ -176,7 +185,6 @@ pub(super) async fn held_by(db: &impl ConnectionTrait, worker: &str) -> Result<V
     queue::held().filter(build::Column::Worker.eq(worker)).into_model().all(db).await
 }
 
-/// Reads one build.
 pub(super) async fn one(db: &impl ConnectionTrait, id: BuildId) -> Result<Build, Error> {
     Ok(build::Entity::find_by_id(id).one(db).await?.ok_or(Error::NotFound(Resource::Build))?.into())
 }

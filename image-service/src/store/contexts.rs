@@ -1,4 +1,4 @@
-//! Archives that build contexts were uploaded as: their bytes in chunks, each written by itself, and which of them are named.
+//! Uploaded archives of build contexts, in chunks that are written one at a time.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use super::{
     Store,
     entity::{build, configuration, context, context_chunk, image},
     queue,
-    writing::Writing,
+    transaction::WriteTransaction,
 };
 use crate::{
     access::Principal,
     build::Build,
-    context::{ContextDigest, Inspected, KeptContext},
+    build_context::{ContextDigest, Inspected, KeptContext},
     dispatch::Attempt,
     error::{Error, Violations},
     image::{Configuration, ImageId},
@@ -27,7 +27,11 @@ use crate::{
 };
 
 impl Store {
-    /// Begins to keep an archive.
+    /// Begins an upload and returns its id.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::TooManyWrites`] if too many writes of the caller wait.
     pub(crate) async fn begin_context(&self, caller: &Principal) -> Result<Uuid, Error> {
         let row = context::Model {
             upload: Uuid::now_v7(),
@@ -44,7 +48,11 @@ impl Store {
         Ok(upload)
     }
 
-    /// Keeps the next bytes of an archive; fails when it took so long that what came before is forgotten.
+    /// Appends a chunk to an upload.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::TooManyWrites`] if too many writes of the caller wait, and [`Error::Busy`] if the upload has expired.
     pub(crate) async fn append_context(
         &self,
         caller: &Principal,
@@ -62,7 +70,11 @@ impl Store {
         txn.commit().await
     }
 
-    /// An archive has come whole, in so many chunks. If there is the same already, that is kept instead.
+    /// Completes an upload of `chunks` chunks. If the same archive is kept already, that one is returned instead.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::TooManyWrites`] if too many writes of the caller wait, and [`Error::Busy`] if the upload has expired.
     pub(crate) async fn finish_context(
         &self,
         caller: &Principal,
@@ -77,12 +89,12 @@ impl Store {
             .count(&txn)
             .await?;
         if i64::try_from(kept_chunks).ok() != Some(chunks) {
-            // It took longer than what does not come whole is kept.
+            // The upload has expired and was deleted, at least in part.
             return Err(Error::Busy);
         }
         if let Some(kept) = kept(&txn, &found.digest).await? {
             forget_soon(&txn, upload).await?;
-            // Even one that was given up.
+            // Unlike `touch`, this revives an archive that was given up.
             let used =
                 context::ActiveModel { used_at: Set(now), upload: Set(kept.upload), ..Default::default() };
             context::Entity::update(used).exec(&txn).await?;
@@ -102,14 +114,18 @@ impl Store {
         Ok(row.into())
     }
 
-    /// Nothing comes of an upload: what it has left is removed with the next round.
+    /// Abandons an upload, which the next round of garbage collection deletes.
     pub(crate) async fn give_up_context(&self, upload: Uuid) -> Result<(), Error> {
         let txn = self.write(Turn::Background).await?;
         forget_soon(&txn, upload).await?;
         txn.commit().await
     }
 
-    /// The archive of a digest, which is in use now.
+    /// Returns the archive with this digest, if it is kept, and marks it as used now.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::TooManyWrites`] if too many writes of the caller wait.
     pub(crate) async fn use_context(
         &self,
         caller: &Principal,
@@ -125,7 +141,7 @@ impl Store {
         Ok(Some(KeptContext { used_at: now, ..kept }))
     }
 
-    /// The archive that is the context of an attempt, if this worker holds that.
+    /// Returns the archive that an attempt builds from, if the worker holds the attempt.
     pub(crate) async fn context_of(
         &self,
         worker: &str,
@@ -148,26 +164,27 @@ impl Store {
         }
     }
 
-    /// Checks that the archive is kept that a configuration names, if it names one.
+    /// Checks that the archive that a configuration names is kept, if it names one.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] when it is not.
+    /// Returns [`Error::Invalid`] if it is not.
     pub(crate) async fn require_archive(&self, configuration: &Configuration) -> Result<(), Error> {
         named(&self.reader, configuration).await?;
         Ok(())
     }
 
-    /// A part of an archive; none after the last.
+    /// Returns a chunk of an archive; `None` after the last.
     pub(crate) async fn context_chunk(&self, upload: Uuid, number: i64) -> Result<Option<Vec<u8>>, Error> {
         let chunk = context_chunk::Entity::find_by_id((upload, number)).one(&self.reader).await?;
         Ok(chunk.map(|chunk| chunk.bytes))
     }
 
-    /// Forgets archives that were not used for `retain` and that nothing names, and what has not come whole and does not go on;
-    /// whether there may be more.
-    pub(crate) async fn forget_contexts(&self, retain: Duration) -> Result<bool, Error> {
-        /// How long the next bytes of an archive may take.
+    /// Deletes part of an unused archive or stalled upload, and reports whether there may be more.
+    ///
+    /// An archive is unused if it was not used for `retain` and no configuration in use names it.
+    pub(crate) async fn purge_contexts(&self, retain: Duration) -> Result<bool, Error> {
+        /// Longest pause between two chunks of an upload.
         const UNFINISHED: Duration = Duration::from_secs(600);
         const AT_ONCE: u64 = 16;
         let now = self.now(&self.reader).await?;
@@ -175,9 +192,9 @@ impl Store {
         let is_whole = context::Column::Digest.is_not_null();
         let unfinished =
             Condition::all().add(is_whole.clone().not()).add(unused_since(UNFINISHED.min(retain)));
-        let unneeded = Condition::all().add(is_whole).add(unused_since(retain)).add(is_named().not());
+        let unused = Condition::all().add(is_whole).add(unused_since(retain)).add(is_named().not());
         let due = context::Entity::find()
-            .filter(Condition::any().add(unfinished).add(unneeded))
+            .filter(Condition::any().add(unfinished).add(unused))
             .order_by_asc(context::Column::UsedAt)
             .one(&self.reader)
             .await?;
@@ -193,7 +210,7 @@ impl Store {
             .exec(&txn)
             .await?;
         if still.rows_affected == 0 {
-            // It was used, or named, in between.
+            // It was used or named in the meantime.
             return Ok(true);
         }
         let numbers = context_chunk::Entity::find()
@@ -212,7 +229,7 @@ impl Store {
                 .filter(context_chunk::Column::Number.is_in(numbers))
                 .exec(&txn)
                 .await?;
-            // What is being forgotten is not gone on with.
+            // Nothing may be appended to an upload that is being deleted.
             touch(&txn, due.upload, Timestamp::from_micros(0)).await?;
         }
         txn.commit().await?;
@@ -220,7 +237,7 @@ impl Store {
     }
 }
 
-/// The archive that a configuration names is kept, and will be for as long as it is named.
+/// Checks that the archive that a configuration names is kept, and marks it as used now.
 pub(super) async fn require(
     txn: &impl ConnectionTrait,
     configuration: &Configuration,
@@ -232,7 +249,7 @@ pub(super) async fn require(
     Ok(())
 }
 
-/// Returns the archive that a configuration names, if it names one. Fails when that is not kept.
+/// Returns the archive that a configuration names, if it names one. Fails if the archive is not kept.
 pub(super) async fn named(
     db: &impl ConnectionTrait,
     configuration: &Configuration,
@@ -248,15 +265,15 @@ pub(super) async fn named(
     Ok(Some(kept(db, &digest).await?.ok_or_else(unknown)?))
 }
 
-/// The archives that an image has named are in use until now.
-pub(super) fn touch_named(txn: &Writing, image: ImageId, now: Timestamp) {
+/// Marks the archives that an image's configurations have named as used until now.
+pub(super) fn touch_named(txn: &WriteTransaction, image: ImageId, now: Timestamp) {
     let named = configuration::Entity::find()
         .select_only()
         .column(configuration::Column::Archive)
         .filter(configuration::Column::Image.eq(image))
         .filter(configuration::Column::Archive.is_not_null())
         .into_query();
-    txn.later(
+    txn.defer(
         context::Entity::update_many()
             .col_expr(context::Column::UsedAt, Expr::value(now))
             .filter(context::Column::Digest.in_subquery(named)),
@@ -275,7 +292,7 @@ impl From<context::Model> for KeptContext {
     }
 }
 
-/// How many there are of it: one, or none. What is being forgotten counts as gone.
+/// Marks an upload as used and returns 1, or returns 0 if it is gone or being deleted.
 async fn touch(db: &impl ConnectionTrait, upload: Uuid, now: Timestamp) -> Result<u64, DbErr> {
     let touched = context::Entity::update_many()
         .col_expr(context::Column::UsedAt, Expr::value(now))
@@ -291,14 +308,14 @@ async fn forget_soon(db: &impl ConnectionTrait, upload: Uuid) -> Result<(), DbEr
     Ok(())
 }
 
-/// Whether a configuration in use names the archive.
+/// Matches archives that a configuration in use names.
 fn is_named() -> SimpleExpr {
     let of_archive = Expr::col((configuration::Entity, configuration::Column::Archive))
         .equals((context::Entity, context::Column::Digest));
     exists(configuration::Entity, Condition::all().add(of_archive).add(is_in_use()))
 }
 
-/// Whether an image is configured so now, or a build that is not over was queued so.
+/// Matches configurations that an image has now, or that an active build was queued with.
 pub(super) fn is_in_use() -> SimpleExpr {
     let is_of = |(image, revision): (Expr, Expr)| {
         Condition::all()

@@ -1,15 +1,15 @@
-//! What makes an image: its record, its configuration, its first build.
+//! Creation of images: record, configuration and first build.
 
 use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter};
 
 use super::{
     WithBuild, builds,
-    changes::{self, NewChange},
-    contexts, decided,
+    change_log::{self, NewChange},
+    contexts, decisions,
     entity::{self, configuration, image},
     images, queue, references,
+    request_transaction::RequestTransaction,
     values::to_json,
-    write::Write,
 };
 use crate::{
     build::{Build, Record},
@@ -19,13 +19,13 @@ use crate::{
     image::{Configuration, Creation, ImageId, NewImage, SnapshotOrder, UsageChange},
 };
 
-impl Write<'_> {
-    /// Creates an image; its first build is in the queue, unless it is a template.
+impl RequestTransaction<'_> {
+    /// Creates an image and queues its first build, unless it is a template.
     pub(crate) async fn create(&mut self, new: &NewImage) -> Result<WithBuild, Error> {
         self.add(Creation { new, creator: self.request.caller.subject(), snapshot: None }).await
     }
 
-    /// Creates an image from a running workspace; the snapshot is in the queue.
+    /// Creates an image from a running workspace and queues the snapshot.
     pub(crate) async fn snapshot(
         &mut self,
         new: impl FnOnce(Configuration) -> NewImage,
@@ -50,13 +50,13 @@ impl Write<'_> {
         let writes = creation.writes_reference();
         let reference = references::choose(&self.txn, id, &new.reference, writes).await?;
         let mut build = creation.first_build(id, &reference, self.request.caller.subject(), now);
-        let changes::Logged { revision, at } =
-            changes::log(&self.txn, NewChange::new(id, ChangeKind::Content, creator), now).await?;
+        let change_log::Logged { revision, at } =
+            change_log::log(&self.txn, NewChange::new(id, ChangeKind::Content, creator), now).await?;
         let image = creation.record(id, reference, build.as_ref(), revision, at);
         let bytes = image.index_bytes_with(&new.configuration);
         self.charge(creator, UsageChange { images: 1, bytes }).await?;
         let row = image::Model { index_bytes: bytes, ..image.clone().into() };
-        self.txn.later(image::Entity::insert(row.into_active_model()));
+        self.txn.defer(image::Entity::insert(row.into_active_model()));
         self.write_configuration(id, 1, &new.configuration).await?;
         if writes {
             references::take_chosen(&self.txn, id, &new.reference, &image.reference).await?;
@@ -86,17 +86,17 @@ impl Write<'_> {
             archive: configuration.archive().map(str::to_owned),
             base: configuration.base().map(str::to_owned),
         };
-        self.txn.later(configuration::Entity::insert(row.into_active_model()));
+        self.txn.defer(configuration::Entity::insert(row.into_active_model()));
         Ok(())
     }
 
-    /// Puts a build into the queue: its row, and the first record of its history, which is the answer.
+    /// Queues a build, and returns the first record of its history.
     pub(super) async fn enqueue(&mut self, build: &mut Build) -> Result<Record, Error> {
         build.round = queue::next_round(&self.txn, &build.requested_by).await?;
         build.trace.clone_from(&self.request.trace);
         let first = build.record_queued();
-        self.txn.later(entity::build::Entity::insert(entity::build::ActiveModel::queued(build)?));
-        decided::record(&self.txn, &[BuildChange::queued(build, &first)], &mut self.effects.committed)?;
+        self.txn.defer(entity::build::Entity::insert(entity::build::ActiveModel::queued(build)?));
+        decisions::record(&self.txn, &[BuildChange::queued(build, &first)], &mut self.effects.committed)?;
         Ok(first)
     }
 }

@@ -1,6 +1,4 @@
-//! Changes by callers: images edited, enabled, built, cancelled and deleted.
-//!
-//! Each method of [`Write`] takes the image as the caller may change it, and writes what follows.
+//! Callers' changes to images: edit, enable, build, cancel and delete.
 
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, Set, sea_query::Expr,
@@ -8,11 +6,12 @@ use sea_orm::{
 
 use super::{
     builds,
-    changes::{self, NewChange},
-    contexts, decided,
+    change_log::{self, NewChange},
+    contexts, decisions,
     entity::image,
-    grants, images, references, required,
-    write::{Target, Write},
+    grants, images, references,
+    request_transaction::{RequestTransaction, Target},
+    required,
 };
 use crate::{
     access::Action,
@@ -25,17 +24,17 @@ use crate::{
     },
 };
 
-/// An image and the build that was asked for, if it has one.
+/// An image and the build that the write has queued or cancelled, if any.
 pub(crate) type WithBuild = (ImageInView, Option<BuildInView>);
 
-/// One image of a batch, or the error in how it was named.
+/// One image of a batch, or the error in the request for it.
 pub(crate) type BatchTarget = Result<(ImageId, Option<Etag>), Error>;
 
 /// The outcome of one image of a batch.
 pub(crate) type BatchOutcome = Result<ImageInView, Error>;
 
-impl Write<'_> {
-    /// Changes what clients may write.
+impl RequestTransaction<'_> {
+    /// Applies an edit to an image.
     pub(crate) async fn update(
         &mut self,
         id: ImageId,
@@ -61,25 +60,25 @@ impl Write<'_> {
                 image.index_bytes_with(configuration.unwrap_or(&current)) - before.index_bytes_with(&current);
             self.charge(&image.creator, UsageChange { images: 0, bytes }).await?;
             let row = image::Model { index_bytes: row.index_bytes + bytes, ..image.into() };
-            references::settle(&self.txn, [&row]).await?;
+            references::release_unused(&self.txn, [&row]).await?;
             image = self.save_edit(row, ChangeKind::Content).await?;
         }
         Ok(images::in_view(&self.txn, image, standing, View::Full).await?)
     }
 
-    /// Writes the row that a client has changed, under a new revision and etag.
+    /// Saves a row that a client has changed, under a new revision and etag.
     async fn save_edit(&mut self, mut row: image::Model, kind: ChangeKind) -> Result<Image, Error> {
         let id = row.id;
-        let logged = changes::log(&self.txn, NewChange::new(id, kind, &row.creator), self.now).await?;
+        let logged = change_log::log(&self.txn, NewChange::new(id, kind, &row.creator), self.now).await?;
         row.revision = logged.revision;
         row.edit_revision = Etag(logged.revision);
         row.updated_at = logged.at;
-        self.txn.later(image::Entity::update(row.clone().into_active_model().reset_all()).validate()?);
+        self.txn.defer(image::Entity::update(row.clone().into_active_model().reset_all()).validate()?);
         self.effects.committed.changed.insert(id);
         Ok(row.into())
     }
 
-    /// Sets whether an image can back workspaces.
+    /// Sets whether workspaces can be started from an image.
     pub(crate) async fn enable(
         &mut self,
         id: ImageId,
@@ -113,19 +112,19 @@ impl Write<'_> {
         };
         let requested_by = self.request.caller.subject().to_owned();
         let mut build = target.image.next_build(number + 1, &configuration, requested_by, self.now);
-        self.txn.later(
+        self.txn.defer(
             image::Entity::update_many()
                 .col_expr(image::Column::LatestBuild, Expr::value(build.id))
                 .filter(image::Column::Id.eq(id)),
         );
         let first = self.enqueue(&mut build).await?;
         let queued = vec![BuildChange::queued(&build, &first)];
-        decided::follow(&self.txn, queued, self.now, &mut self.effects.committed).await?;
-        references::settle(&self.txn, [&target.row]).await?;
+        decisions::apply_to_images(&self.txn, queued, self.now, &mut self.effects.committed).await?;
+        references::release_unused(&self.txn, [&target.row]).await?;
         Ok((self.basic(target).await?, build))
     }
 
-    /// Cancels the latest build, if it is the one that is meant.
+    /// Cancels the latest build of an image, which must be `meant` if that is given.
     pub(crate) async fn cancel(&mut self, id: ImageId, meant: Option<BuildId>) -> Result<WithBuild, Error> {
         let (image, build) = self.cancel_latest(id, None, meant).await?;
         self.with_build(image, build).await
@@ -144,44 +143,43 @@ impl Write<'_> {
         Ok((self.basic(target).await?, build))
     }
 
-    /// Decides a cancel and writes what follows from it.
+    /// Decides a cancellation and writes its consequences.
     async fn request_cancel(&mut self, build: Build) -> Result<Build, Error> {
         let event = Event::Cancel { by: self.request.caller.subject().to_owned() };
         let rows = Rows { build: build.clone(), configuration: None };
         let mut decision =
             dispatch::decide(rows, &event, self.store.policy(), self.now).map_err(Error::Refused)?;
-        decided::apply(&self.txn, [&decision], self.now, &mut self.effects.committed).await?;
+        decisions::apply(&self.txn, [&decision], self.now, &mut self.effects.committed).await?;
         self.effects.messages.append(&mut decision.messages);
         Ok(decision.build.unwrap_or(build))
     }
 
-    /// Makes an image invisible, and cancels the build that is under way. What is left of it is removed at once when no
-    /// work is under way, else when that has stopped.
+    /// Makes an image a tombstone and cancels its active build. Its rows are purged now, or once that build has stopped.
     pub(crate) async fn delete(&mut self, id: ImageId, etag: Option<Etag>) -> Result<ImageInView, Error> {
         let target = self.target(id, etag, Action::Delete).await?;
         let actions = target.image.allowed_actions(target.standing);
         let grantees = grants::grantees(&self.txn, id).await?;
         let change = NewChange { grantees, ..NewChange::new(id, ChangeKind::Deleted, &target.image.creator) };
-        changes::log(&self.txn, change, self.now).await?;
+        change_log::log(&self.txn, change, self.now).await?;
         self.effects.committed.changed.insert(id);
         let usage = UsageChange { images: -1, bytes: -target.row.index_bytes };
         self.charge(&target.row.creator, usage).await?;
         let deleted = image::ActiveModel { id: Set(id), deleted: Set(true), ..Default::default() };
-        self.txn.later(image::Entity::update(deleted).validate()?);
+        self.txn.defer(image::Entity::update(deleted).validate()?);
         let active = builds::active_of(&self.txn, id).await?;
         if let Some(build) = active {
-            // A snapshot that has begun ends by itself.
+            // A snapshot that has begun cannot be cancelled, but ends by itself.
             match self.request_cancel(build).await {
                 Ok(_) | Err(Error::Refused(_)) => {}
                 Err(error) => return Err(error),
             }
         } else {
-            decided::purge(&self.txn, id, self.now);
+            decisions::purge(&self.txn, id, self.now);
         }
         Ok(ImageInView { image: target.image, configuration: None, actions })
     }
 
-    /// Does one thing to each of the images, each for itself.
+    /// Applies an action to each of the images independently.
     pub(crate) async fn batch(
         &mut self,
         action: BatchAction,
@@ -193,7 +191,7 @@ impl Write<'_> {
                 Ok((id, etag)) => self.one_of_batch(action, id, etag).await,
                 Err(error) => Err(error),
             };
-            // What is refused has written nothing; when the database fails, all fail.
+            // A refusal has written nothing. If the database fails, the whole batch does.
             if let Err(error @ (Error::Internal(_) | Error::Busy)) = outcome {
                 return Err(error);
             }
@@ -213,13 +211,13 @@ impl Write<'_> {
         Ok(image.without_long_texts())
     }
 
-    /// Adds what the caller sees of a build.
+    /// Adds the caller's view of a build.
     async fn with_build(&self, image: ImageInView, build: Build) -> Result<WithBuild, Error> {
         let build = builds::in_view(&self.txn, build, self.store.policy(), self.now).await?;
         Ok((image, Some(build)))
     }
 
-    /// Returns an image as it is after it was written.
+    /// Returns an image as it is after the write.
     async fn basic(&self, target: Target) -> Result<ImageInView, Error> {
         let row = image::Entity::find_by_id(target.row.id).one(&self.txn).await?;
         let image = required(row, "an image that was written")?.into();

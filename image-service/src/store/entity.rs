@@ -1,4 +1,4 @@
-//! The tables, as sea-orm sees them. How a column keeps a noun is said in [`values`](super::values).
+//! The tables as sea-orm entities. The types of columns are in [`values`](super::values).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,14 +6,14 @@ use super::values::{AsJson, StatusCode};
 use crate::{
     access::Grantee,
     build::{BuildId, Failure, Kind, State, Workspace},
+    build_context::ContextDigest,
     change::ChangeKind,
-    context::ContextDigest,
     dispatch::WithheldAbility,
     image::{Artifact, Capability, Etag, ImageId, Requirements},
     timestamp::Timestamp,
 };
 
-/// Makes the module of a table from its key and its other columns.
+/// Defines the module of a table from its key and its other columns.
 macro_rules! table {
     (
         $(#[$about:meta])*
@@ -43,25 +43,23 @@ macro_rules! table {
 }
 
 table! {
-    /// One row: what holds for the whole catalogue.
+    /// State of the whole catalogue, in a single row.
     catalogue, "catalogue", key { id: i32 }
-    /// Names this database.
-    history: Uuid,
-    /// The revision of the latest change.
+    /// Identifier of this database.
+    catalogue_id: Uuid,
+    /// Revision of the latest change.
     revision: i64,
-    /// The nonce of the latest change.
     nonce: i64,
-    /// Changes up to this revision are no longer in the change log.
+    /// Revision of the last compacted change.
     compacted_revision: i64,
-    /// The nonce of the last change that was forgotten.
     compacted_nonce: i64,
-    /// The round that the queue is in.
+    /// Current round of the queue.
     round: i64,
-    /// No queued build is of a round before this one.
+    /// Lower bound of the rounds of queued builds.
     first_round: i64,
-    /// The time of the latest change.
+    /// Time of the latest change.
     changed_at: Timestamp,
-    /// The memory that all images take in the index. Bytes.
+    /// Memory that all images take in the index, in bytes.
     index_bytes: i64,
 }
 
@@ -81,55 +79,55 @@ table! {
     pulled: bool,
     configuration_revision: i64,
     artifact_json: Option<AsJson<Artifact>>,
-    /// The engine's identifier of the artifact.
+    /// Engine's identifier of the artifact.
     artifact_image: Option<String>,
     created_at: Timestamp,
     updated_at: Timestamp,
     revision: i64,
-    /// The revision of the last change that a client made to the record.
+    /// Revision of the last change that a client made to the record.
     edit_revision: Etag,
     latest_build: Option<BuildId>,
-    /// A tombstone: invisible, and gone once the latest build is final.
+    /// Set on a tombstone: the image is invisible, and purged once its latest build is final.
     deleted: bool,
-    /// The memory that it takes in the index. Bytes.
+    /// Memory that the image takes in the index, in bytes.
     index_bytes: i64,
 }
 
 table! {
     configuration, "configurations", key { image: ImageId, revision: i64 }
     json: String,
-    /// The digest of the archive that it names.
+    /// Digest of the archive that the configuration names.
     archive: Option<String>,
-    /// The image that what is generated starts from.
+    /// Base image of a generated Dockerfile.
     base: Option<String>,
 }
 
 table! {
-    /// The artifacts that workers have reported as made, until they have removed it.
-    made_image, "made_images", key { worker: String, engine_id: String }
+    /// Artifacts that workers have reported as made, and not removed yet.
+    engine_image, "engine_images", key { worker: String, engine_id: String }
 }
 
 table! {
-    /// Archives that were uploaded, or are being.
+    /// Archives, and uploads under way.
     context, "contexts", key { upload: Uuid }
-    /// None until it is whole, and when it is about to be forgotten.
+    /// `None` while the upload is incomplete or about to be deleted.
     digest: Option<ContextDigest>,
     size_bytes: i64,
     gzip: bool,
-    /// The offset of the blocks that mark the end of the tar. Bytes.
+    /// Offset of the blocks that mark the end of the tar, in bytes.
     tar_end: i64,
-    /// The time of its upload, or of the last time that a configuration named it.
+    /// Time of the upload, or of the last time that a configuration named the archive.
     used_at: Timestamp,
 }
 
 table! {
-    /// The bytes of an archive, in order from 0.
+    /// Bytes of archives, in chunks numbered from 0.
     context_chunk, "context_chunks", key { upload: Uuid, number: i64 }
     bytes: Vec<u8>,
 }
 
 table! {
-    /// The requesters that have had a build claimed in the round that the queue has come to.
+    /// Requesters of builds that were claimed in the current round of the queue.
     turn, "turns", key { round: i64, requester: String }
 }
 
@@ -161,34 +159,34 @@ table! {
     configuration_revision: i64,
     repository: String,
     tag: String,
-    /// The labels that a worker must have to take it.
+    /// Labels that a worker must have to take the build.
     requirements_json: AsJson<Requirements>,
-    /// A digest of the requirements and the preferred worker: the queue is searched by it.
+    /// Digest of the requirements and the preferred worker, by which the queue is searched.
     requirements_key: String,
     preferred_worker: Option<String>,
     workspace_json: Option<AsJson<Workspace>>,
     round: i64,
-    /// The earliest time at which it may be claimed again.
+    /// Earliest time at which the build may be claimed again.
     not_before: Option<Timestamp>,
-    /// The `traceparent` of the call that has asked for it.
+    /// `traceparent` of the call that requested the build.
     trace: Option<String>,
 }
 
 table! {
-    /// Chunks of the builds' histories: what one transaction appended.
+    /// Chunks of build histories, each appended by one transaction.
     build_record, "build_records", key { build: BuildId, first_sequence: i64 }
     last_sequence: i64,
     json: String,
 }
 
 table! {
-    /// The change log: one row a change of an image, in the order of commits.
+    /// The change log, with one row per change of an image, in commit order.
     change, "changes", key { revision: i64 }
-    /// Chosen at random: a restored backup goes on with others.
+    /// Random number, which differs in the changes after a backup was restored.
     nonce: i64,
     image: ImageId,
     kind: ChangeKind,
-    /// Its creator, who sees it as long as it exists; and those who may have gained or lost sight of it by this change.
+    /// Creator of the image, who always sees it. Only the grantees below may have gained or lost visibility of it by this change.
     creator: String,
     grantees_json: AsJson<BTreeSet<Grantee>>,
     changed_at: Timestamp,
@@ -200,29 +198,29 @@ table! {
     slots: i32,
     engine_version: String,
     capabilities_json: AsJson<BTreeSet<Capability>>,
-    /// The worker's process.
+    /// Identifier of the worker's process.
     instance: String,
-    /// The connection that speaks for the worker; none when it said goodbye.
+    /// Session that speaks for the worker; `None` after it said goodbye.
     session: Option<Uuid>,
     connected_at: Timestamp,
     heard_at: Timestamp,
-    /// Set when an operator wants it to get no more builds.
+    /// Set if an operator wants the worker to get no more builds.
     drained: bool,
-    /// Set when it takes no more builds by itself.
+    /// Set while the worker itself takes no more builds.
     draining: bool,
-    /// The version of the dispatch protocol that it speaks; 0 where an earlier version wrote the row.
+    /// Version of the dispatch protocol that it speaks; 0 if an earlier version wrote the row.
     protocol_version: i32,
-    /// The reason for which it gets no builds at all; empty when it takes some.
+    /// Reason for giving it no builds at all; empty if it gets some.
     unsupported_reason: String,
     withheld_json: AsJson<Vec<WithheldAbility>>,
-    /// A warning to operators about its engine; empty when there is none.
+    /// Warning to operators about its engine; empty if there is none.
     engine_warning: String,
-    /// It holds no build that was claimed before this.
+    /// Lower bound of the claim times of the builds that it holds.
     held_since: Timestamp,
 }
 
 table! {
-    /// The permissions that others than its creator have of an image.
+    /// Permissions on images for others than their creators.
     grant, "grants", key { image: ImageId, grantee: Grantee }
     view: bool,
     modify: bool,
@@ -230,22 +228,21 @@ table! {
 }
 
 table! {
-    /// The image that a reference belongs to: because it is set, because a build under way will write it, or because the artifact
-    /// has it.
+    /// Owners of references. An image owns those that it is set to, that its active build will write, or that its artifact has.
     image_reference, "image_references", key { repository: String, tag: String }
     image: ImageId,
 }
 
 table! {
-    /// The use of the images of a creator together.
+    /// Usage of each creator's images together.
     creator, "creators", key { subject: String }
     images: i64,
-    /// In the memory of the index. Bytes.
+    /// Memory that the images take in the index, in bytes.
     index_bytes: i64,
 }
 
 table! {
-    /// The answers to requests that may be repeated.
+    /// Answers to requests that may be repeated.
     answer, "answers", key { subject: String, request: String }
     digest: String,
     json: String,

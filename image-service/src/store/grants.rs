@@ -1,4 +1,4 @@
-//! Grants: what others than its creator may do with an image.
+//! Grants: permissions on an image for others than its creator.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,13 +9,13 @@ use sea_orm::{
 
 use super::{
     Store,
-    changes::{self, NewChange},
+    change_log::{self, NewChange},
     entity::{grant, image},
-    write::Write,
-    writing::Writing,
+    request_transaction::RequestTransaction,
+    transaction::WriteTransaction,
 };
 use crate::{
-    access::{Action, Grantee, Permissions, Sight},
+    access::{Action, Grantee, Permissions, Visibility},
     change::ChangeKind,
     error::{Error, Refusal},
     image::{Image, ImageId, UsageChange},
@@ -24,10 +24,13 @@ use crate::{
 const GRANT_BYTES: i64 = Image::GRANT_BYTES as i64;
 
 impl Store {
-    /// The most grants that an image has.
     pub(crate) const MAX_GRANTS: u64 = 1_000;
 
-    /// Reads the next grants of an image, in the order of their grantees.
+    /// Returns the next grants of an image, in the order of their grantees.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] or [`Error::Internal`] if the database fails.
     pub(crate) async fn grants(
         &self,
         id: ImageId,
@@ -45,8 +48,8 @@ impl Store {
     }
 }
 
-impl Write<'_> {
-    /// Sets what a subject may do with an image; nothing when it is permitted nothing.
+impl RequestTransaction<'_> {
+    /// Sets the permissions of a subject on an image. Empty permissions revoke the grant.
     pub(crate) async fn grant(
         &mut self,
         id: ImageId,
@@ -79,34 +82,34 @@ impl Write<'_> {
             let anew = OnConflict::columns([grant::Column::Image, grant::Column::Grantee])
                 .update_columns([grant::Column::View, grant::Column::Modify, grant::Column::Delete])
                 .to_owned();
-            self.txn.later(grant::Entity::insert(row.into_active_model()).on_conflict(anew));
+            self.txn.defer(grant::Entity::insert(row.into_active_model()).on_conflict(anew));
         } else {
             row.delete(&self.txn).await?;
         }
         self.charge(&target.image.creator, UsageChange { images: 0, bytes: added }).await?;
-        // A new revision, but no update of the record.
+        // The image gets a new revision, but keeps its update time and etag.
         let change = NewChange::new(id, ChangeKind::Grants, &target.image.creator);
         let change = NewChange { grantees: [grantee].into(), ..change };
-        let revision = changes::log(&self.txn, change, self.now).await?.revision;
+        let revision = change_log::log(&self.txn, change, self.now).await?.revision;
         let row = image::ActiveModel {
             id: Set(id),
             revision: Set(revision),
             index_bytes: Set(target.row.index_bytes + added),
             ..Default::default()
         };
-        self.txn.later(image::Entity::update(row).validate()?);
+        self.txn.defer(image::Entity::update(row).validate()?);
         self.effects.committed.changed.insert(id);
         Ok(permissions)
     }
 }
 
-/// Reads what the caller was granted of an image.
+/// Returns the caller's grants on an image.
 pub(super) async fn granted(
     db: &impl ConnectionTrait,
-    sight: &Sight,
+    visibility: &Visibility,
     image: ImageId,
 ) -> Result<BTreeMap<Grantee, Permissions>, Error> {
-    let Some(grantees) = sight.grantees() else {
+    let Some(grantees) = visibility.grantees() else {
         return Ok(BTreeMap::new());
     };
     let found = grant::Entity::find()
@@ -115,8 +118,7 @@ pub(super) async fn granted(
     Ok(found.all(db).await?.into_iter().map(from_row).collect())
 }
 
-/// Reads all to whom an image was granted.
-pub(super) async fn grantees(txn: &Writing, image: ImageId) -> Result<BTreeSet<Grantee>, Error> {
+pub(super) async fn grantees(txn: &WriteTransaction, image: ImageId) -> Result<BTreeSet<Grantee>, Error> {
     let found = grant::Entity::find().filter(grant::Column::Image.eq(image)).all(txn).await?;
     Ok(found.into_iter().map(|row| row.grantee).collect())
 }

@@ -1,23 +1,27 @@
-//! Hints between the replicas that share a Postgres: what was committed elsewhere. SQLite has one process, which needs none.
+//! Hints between replicas on Postgres about what each has committed. SQLite has a single process, which needs none.
 //!
-//! A hint that is lost costs time and nothing else: every reader polls, too.
+//! A lost hint costs only time, because every reader polls, too.
 
 use sea_orm::{
     ConnectionTrait, DbBackend, DbErr, Statement,
     sqlx::{Error as SqlxError, postgres::PgListener},
 };
 
-use super::{Store, writing::Writing};
+use super::{Store, transaction::WriteTransaction};
 use crate::hint::Hint;
 
 const CHANNEL: &str = "trailer_hints";
 
-/// Hears what is committed by all replicas.
+/// A subscription to the hints of all replicas.
 #[derive(Debug)]
 pub(crate) struct Hints(PgListener);
 
 impl Store {
-    /// Begins to hear what is committed elsewhere; `None` when there is no elsewhere.
+    /// Subscribes to the hints of all replicas; `None` on SQLite.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the connection cannot be opened.
     pub(crate) async fn hints(&self) -> Result<Option<Hints>, DbErr> {
         if self.backend() != DbBackend::Postgres {
             return Ok(None);
@@ -31,19 +35,23 @@ impl Store {
 }
 
 impl Hints {
-    /// Waits for the next hint; connects again where needed.
+    /// Waits for the next hint, and reconnects as needed.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the database cannot be reached again.
     pub(crate) async fn next(&mut self) -> Result<Hint, SqlxError> {
         let heard = self.0.try_recv().await?;
-        // Whatever was committed while nobody listened was not heard.
+        // Hints sent while the connection was down are lost.
         Ok(heard.map_or(Hint::Anything, |heard| Hint::parse(heard.payload())))
     }
 }
 
-/// Sends a hint with the transaction; the database sends equal ones once.
-pub(super) fn send(txn: &Writing, hint: Hint) {
+/// Sends a hint when the transaction commits. Postgres sends equal ones once.
+pub(super) fn send(txn: &WriteTransaction, hint: Hint) {
     if txn.get_database_backend() == DbBackend::Postgres {
         let values = [CHANNEL.into(), hint.to_string().into()];
         let notify = Statement::from_sql_and_values(DbBackend::Postgres, "SELECT pg_notify($1, $2)", values);
-        txn.later_raw(notify);
+        txn.defer_raw(notify);
     }
 }

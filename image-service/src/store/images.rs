@@ -1,4 +1,4 @@
-//! Images and their configurations, as writes read them.
+//! Reads of images and their configurations.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -11,13 +11,13 @@ use super::{
     values::from_json,
 };
 use crate::{
-    access::{Permissions, Sight, Standing},
+    access::{Permissions, Standing, Visibility},
     error::Error,
     image::{Configuration, Image, ImageId, ImageInView, View},
 };
 
 impl Store {
-    /// Reads configurations by image and revision, those of them that are kept, and how many bytes each takes.
+    /// Returns those of the configurations that exist, by image and revision, each with its size in bytes.
     pub(crate) async fn configurations(
         &self,
         keys: &[(ImageId, i64)],
@@ -31,7 +31,6 @@ impl Store {
     }
 }
 
-/// Selects the configurations of these images and revisions.
 fn of_revisions(keys: impl Iterator<Item = (ImageId, i64)>) -> Select<configuration::Entity> {
     let one = |(image, revision)| {
         configuration::Column::Image.eq(image).and(configuration::Column::Revision.eq(revision))
@@ -39,19 +38,19 @@ fn of_revisions(keys: impl Iterator<Item = (ImageId, i64)>) -> Select<configurat
     configuration::Entity::find().filter(keys.map(one).fold(Condition::any(), Condition::add))
 }
 
-/// Returns what the caller is to an image, if it sees it.
+/// Returns the caller's standing towards an image, if it sees the image.
 pub(super) async fn standing(
     db: &impl ConnectionTrait,
-    sight: &Sight,
+    visibility: &Visibility,
     row: &image::Model,
 ) -> Result<Option<Standing>, Error> {
-    // Most often the caller needs no grant.
+    // Usually the caller needs no grant.
     let nothing = |_: &_| Permissions::default();
-    if let Some(standing) = sight.standing(&row.creator, nothing) {
+    if let Some(standing) = visibility.standing(&row.creator, nothing) {
         return Ok(Some(standing));
     }
-    let granted = grants::granted(db, sight, row.id).await?;
-    Ok(sight.standing(&row.creator, |grantee| granted.get(grantee).copied().unwrap_or_default()))
+    let granted = grants::granted(db, visibility, row.id).await?;
+    Ok(visibility.standing(&row.creator, |grantee| granted.get(grantee).copied().unwrap_or_default()))
 }
 
 pub(super) async fn in_view(
@@ -76,7 +75,6 @@ pub(super) async fn configuration(
     from_json(&required(row, "a configuration")?.json)
 }
 
-/// Reads the configurations of these images and revisions.
 pub(super) async fn configurations(
     db: &impl ConnectionTrait,
     of: impl Iterator<Item = (ImageId, i64)>,

@@ -1,7 +1,7 @@
-//! The schema, one file a change of it.
+//! The schema, with one file per change.
 //!
-//! From 0.1.0 on a change expands the schema first, in a version that the version before can run beside, and contracts it in a
-//! later one.
+//! From 0.1.0 on, a change first expands the schema in a version alongside which the previous one still runs, and a later version
+//! contracts it.
 
 use sea_orm_migration::prelude::*;
 

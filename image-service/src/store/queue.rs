@@ -1,7 +1,7 @@
-//! The queue's rows: what is queued or held, whose turn it is, and what a claim chooses from.
+//! The rows of the queue: queued and held builds, turns of requesters, and the candidates of a claim.
 //!
-//! Every statement on the queue says one of the conditions below literally, so that it uses an index that holds no finished build:
-//! a database takes a partial index only where the statement implies its condition, which a bound value does not.
+//! Every statement on the queue contains one of the conditions below literally, so that it uses an index without finished builds: a
+//! database uses a partial index only if the statement implies its condition, which a bound parameter does not.
 
 use std::iter;
 
@@ -14,8 +14,8 @@ use sea_orm::{
 use super::{
     Store,
     entity::{build, catalogue, turn},
-    write::Write,
-    writing::Writing,
+    request_transaction::RequestTransaction,
+    transaction::WriteTransaction,
 };
 use crate::{
     build::Build,
@@ -24,53 +24,50 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Restricts builds to those in the queue, as the indexes `builds_queued_…` do.
+/// Matches builds in the queue, as the indexes `builds_queued_…` do.
 pub(super) fn is_queued() -> SimpleExpr {
     Expr::cust("builds.state = 1")
 }
 
-/// Restricts builds to those that a worker holds, as the index `builds_held_by_worker` does.
+/// Matches builds that a worker holds, as the index `builds_held_by_worker` does.
 pub(super) fn is_held() -> SimpleExpr {
     Expr::cust("builds.state IN (2, 3, 4)")
 }
 
-/// Restricts builds to those that are not final, as the index `builds_active_of_image` does.
+/// Matches builds that are not final, as the index `builds_active_of_image` does.
 pub(super) fn is_active() -> SimpleExpr {
     Expr::cust("builds.state IN (1, 2, 3, 4)")
 }
 
-/// Selects the builds in the queue.
 pub(super) fn queued() -> Select<build::Entity> {
     build::Entity::find().filter(is_queued())
 }
 
-/// Selects the builds that some worker holds.
 pub(super) fn held() -> Select<build::Entity> {
     build::Entity::find().filter(is_held())
 }
 
-/// Selects the builds that are not final.
 pub(super) fn active() -> Select<build::Entity> {
     build::Entity::find().filter(is_active())
 }
 
-/// The queued builds that a claim chooses from first.
+/// The head of the queue, from which a claim chooses first.
 #[derive(Debug, Default)]
 pub(super) struct Head {
-    /// The round that the queue has come to.
+    /// Current round of the queue.
     pub(super) round: i64,
-    /// The first builds, in the order of their turn.
+    /// First builds, in the order of their turns.
     pub(super) builds: Vec<Build>,
-    /// Set when no build is behind these.
+    /// Set if the queue has no further builds.
     pub(super) is_whole: bool,
 }
 
-/// Reads the head of the queue: more builds than `limit`, because some may back off, or wait for a worker.
+/// Reads the head of the queue. It has more builds than `limit`, because some may back off or wait for a worker.
 pub(super) async fn head(db: &impl ConnectionTrait, limit: usize) -> Result<Head, DbErr> {
     const REACHED: &str = "reached";
     let read = limit.saturating_mul(2).saturating_add(8);
-    // What is before the first round was claimed. On Postgres its entries are dead, and stay in the index, and are passed over
-    // by every claim, for as long as some transaction may see them.
+    // Builds before the first round were claimed. On Postgres their index entries, though dead, stay for as long as a transaction
+    // may see them, and every claim would scan them.
     let first_round = of_catalogue(catalogue::Column::FirstRound);
     let query = queued()
         .expr_as(of_catalogue(catalogue::Column::Round), REACHED)
@@ -89,31 +86,29 @@ pub(super) async fn head(db: &impl ConnectionTrait, limit: usize) -> Result<Head
     Ok(head)
 }
 
-/// Selects something of the catalogue's row.
+/// Selects a column of the catalogue's row.
 fn of_catalogue(column: catalogue::Column) -> SimpleExpr {
     let row = catalogue::Entity::find_by_id(1).select_only().column(column).into_query();
     Expr::SubQuery(None, Box::new(row.into()))
 }
 
-/// Reads the first builds of each group, as many as may matter to a claim of at most `limit`, without those that back off.
+/// Reads the builds of each group that a claim of at most `limit` may place. Skips those that back off.
 ///
-/// Builds with the same requirements and the same preferred worker are a group. Of each group this reads the first `limit`, and the
-/// first `limit` of those that do not wait for their preferred worker any more: of the others a group can place none that is further
-/// behind.
+/// Builds with equal requirements and the same preferred worker form a group. Of each group this reads the first `limit` builds,
+/// and the first `limit` that no longer wait for their preferred worker: a claim cannot place any further behind.
 pub(super) async fn first_of_groups(
     db: &impl ConnectionTrait,
     limit: usize,
     now: Timestamp,
 ) -> Result<Vec<Build>, DbErr> {
-    // Every step is one search of the index, however many builds a group has.
+    // Each step is one index search, however many builds a group has.
     const GROUPS: &str = "WITH RECURSIVE keys (key) AS (SELECT MIN(requirements_key) FROM builds WHERE state = 1 UNION ALL \
          SELECT (SELECT MIN(requirements_key) FROM builds WHERE state = 1 AND requirements_key > key) \
          FROM keys WHERE key IS NOT NULL), \
          queued (key, preferred_worker) AS (SELECT key, \
          (SELECT preferred_worker FROM builds WHERE state = 1 AND requirements_key = key LIMIT 1) \
          FROM keys WHERE key IS NOT NULL) ";
-    // As `Build::is_backing_off` and `Build::may_wait_for_cache` have it. Those that back off are few: a worker has failed each of
-    // them within the last seconds.
+    // Mirrors `Build::is_backing_off` and `Build::may_wait_for_cache`. Few back off: a worker failed each of them seconds ago.
     const FIRST: &str = "FROM builds first WHERE first.state = 1 AND first.requirements_key = queued.key \
          AND (first.not_before IS NULL OR first.not_before <= $1 OR first.not_before > $2)";
     const WAITS_NO_MORE: &str = "AND queued.preferred_worker IS NOT NULL \
@@ -125,7 +120,7 @@ pub(super) async fn first_of_groups(
              SELECT * FROM (SELECT {what} {FIRST} {WAITS_NO_MORE} {ORDER}) b"
         )
     };
-    // Postgres would look through all builds for each group, and SQLite has no LATERAL.
+    // Without `LATERAL`, Postgres would scan all builds for each group; SQLite does not have it.
     let sql = if db.get_database_backend() == DbBackend::Postgres {
         let first = of_group("first.*");
         format!("{GROUPS}SELECT builds.* FROM queued CROSS JOIN LATERAL ({first}) builds")
@@ -146,9 +141,9 @@ pub(super) async fn first_of_groups(
     Ok(builds)
 }
 
-/// Returns the round that the next build of a requester is in: the one after that of its last, unless the queue is further.
+/// Returns the round of a requester's next build: one after its last, or the queue's if that is later.
 ///
-/// A build that was cancelled before any worker took it has used no turn.
+/// A build that was cancelled before a worker claimed it used no turn.
 pub(super) async fn next_round(db: &impl ConnectionTrait, requester: &str) -> Result<i64, DbErr> {
     let reached = || Expr::col((catalogue::Entity, catalogue::Column::Round));
     let taken = turn::Entity::find()
@@ -160,7 +155,7 @@ pub(super) async fn next_round(db: &impl ConnectionTrait, requester: &str) -> Re
         )
         .filter(turn::Column::Requester.eq(requester))
         .into_query();
-    // What the queue has passed counts no more, and on Postgres many a dead entry may lie there.
+    // Earlier rounds no longer count, and on Postgres they may have many dead index entries.
     let queued = queued()
         .select_only()
         .column_as(build::Column::Round.max(), "last")
@@ -180,21 +175,21 @@ pub(super) async fn next_round(db: &impl ConnectionTrait, requester: &str) -> Re
     Ok(last.map_or(reached, |last| Ord::max(reached, last + 1)))
 }
 
-/// Notes the turns that the placed builds use, and the round that the queue has come to with them.
+/// Records the turns that the placed builds use, and the round that the queue reaches with them.
 ///
-/// Only turns of the round that the queue is in are kept: whoever had its last one before may have the next one now.
-pub(super) fn take_turns(txn: &Writing, head: &Head, placements: &[Placement]) {
+/// Only turns of the current round are kept: a requester whose last turn was earlier may have the next one now.
+pub(super) fn take_turns(txn: &WriteTransaction, head: &Head, placements: &[Placement]) {
     let rounds = placements.iter().map(|placement| placement.build.round);
     let round = rounds.chain(iter::once(head.round)).max().unwrap_or(head.round);
     if round > head.round {
         let first_round = head.builds.first().map_or(round, |build| build.round);
-        txn.later(
+        txn.defer(
             catalogue::Entity::update_many()
                 .col_expr(catalogue::Column::Round, Expr::value(round))
                 .col_expr(catalogue::Column::FirstRound, Expr::value(first_round))
                 .filter(catalogue::Column::Id.eq(1)),
         );
-        txn.later(turn::Entity::delete_many().filter(turn::Column::Round.eq(head.round)));
+        txn.defer(turn::Entity::delete_many().filter(turn::Column::Round.eq(head.round)));
     }
     let turns: Vec<_> = placements
         .iter()
@@ -203,21 +198,21 @@ pub(super) fn take_turns(txn: &Writing, head: &Head, placements: &[Placement]) {
         .map(IntoActiveModel::into_active_model)
         .collect();
     if !turns.is_empty() {
-        txn.later(turn::Entity::insert_many(turns).on_conflict_do_nothing());
+        txn.defer(turn::Entity::insert_many(turns).on_conflict_do_nothing());
     }
 }
 
-/// Notes that a build is in the queue again, with the round that it had.
-pub(super) fn reopen_round(txn: &Writing, round: i64) {
-    txn.later(
+/// Records that a build is in the queue again, in its former round.
+pub(super) fn reopen_round(txn: &WriteTransaction, round: i64) {
+    txn.defer(
         catalogue::Entity::update_many()
             .col_expr(catalogue::Column::FirstRound, Expr::value(round))
             .filter(catalogue::Column::FirstRound.gt(round)),
     );
 }
 
-impl Write<'_> {
-    /// Checks that the caller has fewer builds in the queue than it may have.
+impl RequestTransaction<'_> {
+    /// Checks that the caller may queue another build.
     pub(super) async fn require_room(&self) -> Result<(), Error> {
         let policy = self.store.policy();
         policy.require_room(pending_of(&self.txn, self.request.caller.subject(), policy).await?)
@@ -225,13 +220,12 @@ impl Write<'_> {
 }
 
 impl Store {
-    /// Counts the builds of a requester in the queue, up to the most that it may have there; 0 where that is any number.
+    /// Counts a requester's queued builds, up to its limit. Returns 0 if there is no limit.
     pub(crate) async fn pending_builds(&self, requester: &str) -> Result<u64, Error> {
         Ok(pending_of(&self.reader, requester, &self.policy).await?)
     }
 }
 
-/// Counts the builds of a requester in the queue, up to the most that it may have there; 0 where that is any number.
 pub(super) async fn pending_of(
     db: &impl ConnectionTrait,
     requester: &str,

@@ -1,5 +1,5 @@
-//! Which image a reference belongs to. No two images ever write the same one: neither what they are set to, nor what a build
-//! under way will write, nor what an artifact has.
+//! Ownership of references, so that no two images write the same one. An image owns the reference that it is set to, those that an
+//! active build will write, and that of its artifact.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -12,8 +12,8 @@ use super::{
     Store,
     entity::{build, image, image_reference},
     queue,
+    transaction::WriteTransaction,
     values::AsJson,
-    writing::Writing,
 };
 use crate::{
     build::Kind,
@@ -22,15 +22,15 @@ use crate::{
 };
 
 impl Store {
-    /// Returns the image that a reference belongs to.
+    /// Returns the image that owns a reference, if any.
     pub(crate) async fn reference_owner(&self, reference: &Reference) -> Result<Option<ImageId>, Error> {
         Ok(owner(&self.reader, reference).await?)
     }
 }
 
-/// The reference that an image gets: what is derived is varied until it is free.
+/// Chooses the reference of an image. A derived one is varied until it is free.
 pub(super) async fn choose(
-    txn: &Writing,
+    txn: &WriteTransaction,
     image: ImageId,
     wanted: &WantedReference,
     writes: bool,
@@ -39,9 +39,9 @@ pub(super) async fn choose(
     Ok(wanted.choose(image, writes, owner).await?)
 }
 
-/// Takes every reference that the images write or have written, and gives the others back. Fails when one is another image's.
-pub(super) async fn settle(
-    txn: &Writing,
+/// Claims all references that the images write or have written, and releases the rest. Fails if another image owns one.
+pub(super) async fn release_unused(
+    txn: &WriteTransaction,
     images: impl IntoIterator<Item = &image::Model>,
 ) -> Result<(), Error> {
     let images: Vec<&image::Model> = images.into_iter().collect();
@@ -50,7 +50,7 @@ pub(super) async fn settle(
     }
     let mut known = held_and_writing(txn, images.iter().map(|row| row.id)).await?;
     for row in images {
-        let Known { held, writing: mut wanted } = known.remove(&row.id).unwrap_or_default();
+        let ImageReferences { held, writing: mut wanted } = known.remove(&row.id).unwrap_or_default();
         if !row.template && !row.pulled && !row.deleted {
             wanted.insert(Reference::from_stored(row.repository.clone(), row.tag.clone()));
         }
@@ -59,7 +59,7 @@ pub(super) async fn settle(
             wanted.extend(artifact.reference.clone());
         }
         for given_back in held.difference(&wanted) {
-            txn.later(
+            txn.defer(
                 image_reference::Entity::delete_many()
                     .filter(image_reference::Column::Repository.eq(given_back.repository()))
                     .filter(image_reference::Column::Tag.eq(given_back.tag())),
@@ -72,9 +72,9 @@ pub(super) async fn settle(
     Ok(())
 }
 
-/// Takes the reference that was [chosen](choose) for a new image. Fails when it is another image's.
+/// Claims the reference that was [chosen](choose) for a new image. Fails if another image owns it.
 pub(super) async fn take_chosen(
-    txn: &Writing,
+    txn: &WriteTransaction,
     image: ImageId,
     wanted: &WantedReference,
     chosen: &Reference,
@@ -86,8 +86,8 @@ pub(super) async fn take_chosen(
     take(txn, image, chosen).await
 }
 
-/// Takes a reference that the image does not hold. Fails when it is another image's.
-async fn take(txn: &Writing, image: ImageId, reference: &Reference) -> Result<(), Error> {
+/// Claims a reference that the image does not own. Fails if another image owns it.
+async fn take(txn: &WriteTransaction, image: ImageId, reference: &Reference) -> Result<(), Error> {
     if owner(txn, reference).await?.is_some() {
         return Err(Error::ReferenceTaken(reference.to_string()));
     }
@@ -95,24 +95,24 @@ async fn take(txn: &Writing, image: ImageId, reference: &Reference) -> Result<()
     Ok(())
 }
 
-fn hold(txn: &Writing, image: ImageId, reference: &Reference) {
+fn hold(txn: &WriteTransaction, image: ImageId, reference: &Reference) {
     let (repository, tag) = (reference.repository().to_owned(), reference.tag().to_owned());
     let held = image_reference::Model { repository, tag, image };
-    txn.later(image_reference::Entity::insert(held.into_active_model()));
+    txn.defer(image_reference::Entity::insert(held.into_active_model()));
 }
 
-/// What is known of the references of one image.
+/// The references of one image.
 #[derive(Debug, Default)]
-struct Known {
+struct ImageReferences {
     held: BTreeSet<Reference>,
-    /// What a build under way will write.
+    /// References that an active build will write.
     writing: BTreeSet<Reference>,
 }
 
 async fn held_and_writing(
-    txn: &Writing,
+    txn: &WriteTransaction,
     images: impl Iterator<Item = ImageId> + Clone,
-) -> Result<HashMap<ImageId, Known>, DbErr> {
+) -> Result<HashMap<ImageId, ImageReferences>, DbErr> {
     let mut both = image_reference::Entity::find()
         .select_only()
         .columns([
@@ -131,7 +131,7 @@ async fn held_and_writing(
         .filter(queue::is_active())
         .filter(build::Column::Kind.ne(Kind::Pull));
     both.union(UnionType::All, writing.into_query());
-    let mut all: HashMap<ImageId, Known> = HashMap::new();
+    let mut all: HashMap<ImageId, ImageReferences> = HashMap::new();
     for row in txn.query_all(&both).await? {
         let known = all.entry(row.try_get_by_index(0)?).or_default();
         let of = if row.try_get_by_index(3)? { &mut known.held } else { &mut known.writing };
@@ -140,7 +140,6 @@ async fn held_and_writing(
     Ok(all)
 }
 
-/// Reads which image a reference belongs to.
 pub(super) async fn owner(
     db: &impl ConnectionTrait,
     reference: &Reference,

@@ -1,4 +1,4 @@
-//! Older builds of an image are forgotten, in small transactions beside the work.
+//! Deletion of old builds, in small transactions alongside other work.
 
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait};
 
@@ -10,9 +10,8 @@ use super::{
 use crate::{build::BuildId, error::Error, image::ImageId, turns::Turn};
 
 impl Store {
-    /// Looks through the builds of the next images, by id, and forgets those that are too many; the last image that was looked at, none
-    /// at the end.
-    pub(crate) async fn forget_builds_after(
+    /// Deletes surplus builds of the next images by id. Returns the last image examined, or `None` at the end.
+    pub(crate) async fn prune_builds_after(
         &self,
         after: ImageId,
         keep: u64,
@@ -32,15 +31,14 @@ impl Store {
         let last = found.last().map(|(image, _)| *image);
         for (image, builds) in found {
             if u64::try_from(builds).is_ok_and(|builds| builds > keep) {
-                self.forget_builds_of(image, keep).await?;
+                self.prune_builds_of(image, keep).await?;
             }
         }
         Ok(last)
     }
 
-    /// Forgets the oldest builds of an image, so that `keep` are left, with their histories and the configurations that nothing else
-    /// names. What is not over stays, and so does the build of the artifact.
-    pub(crate) async fn forget_builds_of(&self, of: ImageId, keep: u64) -> Result<(), Error> {
+    /// Deletes builds beyond the newest `keep`, and configurations left unused. Active builds and the artifact's build stay.
+    pub(crate) async fn prune_builds_of(&self, of: ImageId, keep: u64) -> Result<(), Error> {
         const AT_ONCE: u64 = 100;
         let beyond = build::Entity::find()
             .filter(build::Column::Image.eq(of))
@@ -58,17 +56,16 @@ impl Store {
         let artifact = record.artifact_json.map(|AsJson(artifact)| artifact.build);
         let is_due = |build: &&build::Model| build.state.is_final() && Some(build.id) != artifact;
         for old in beyond.iter().rev().filter(is_due) {
-            self.forget_build(of, old.id).await?;
+            self.delete_build(of, old.id).await?;
         }
         Ok(())
     }
 
-    /// Forgets one build that is over, and the configurations of its image that are neither the image's own nor a build's, at once:
-    /// whoever watches the build sees all of its history or none.
-    async fn forget_build(&self, of: ImageId, build: BuildId) -> Result<(), Error> {
+    /// Atomically deletes a final build and unused configurations. A watch sees its whole history or none.
+    async fn delete_build(&self, of: ImageId, build: BuildId) -> Result<(), Error> {
         let txn = self.write(Turn::Background).await?;
-        txn.later(build::Entity::delete_many().filter(build::Column::Id.eq(build)));
-        txn.later(build_record::Entity::delete_many().filter(build_record::Column::Build.eq(build)));
+        txn.defer(build::Entity::delete_many().filter(build::Column::Id.eq(build)));
+        txn.defer(build_record::Entity::delete_many().filter(build_record::Column::Build.eq(build)));
         let current = image::Entity::find_by_id(of)
             .select_only()
             .column(image::Column::ConfigurationRevision)
@@ -79,7 +76,7 @@ impl Store {
             .filter(build::Column::Image.eq(of))
             .into_query();
         contexts::touch_named(&txn, of, self.now(&txn).await?);
-        txn.later(
+        txn.defer(
             configuration::Entity::delete_many()
                 .filter(configuration::Column::Image.eq(of))
                 .filter(configuration::Column::Revision.not_in_subquery(current))

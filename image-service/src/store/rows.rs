@@ -1,4 +1,4 @@
-//! Between rows and nouns.
+//! Conversions between rows and domain types.
 
 use sea_orm::{DbErr, FromQueryResult, QueryResult, Set};
 
@@ -38,7 +38,7 @@ impl From<entity::image::Model> for Image {
 }
 
 impl From<Image> for entity::image::Model {
-    /// Returns the row of an image that is not deleted.
+    /// Converts an image into a row that is not deleted.
     fn from(image: Image) -> Self {
         Self {
             id: image.id,
@@ -105,7 +105,6 @@ impl From<entity::build::Model> for Build {
     }
 }
 
-/// Lets queries of rows return the nouns.
 impl FromQueryResult for Build {
     fn from_query_result(row: &QueryResult, prefix: &str) -> Result<Self, DbErr> {
         entity::build::Model::from_query_result(row, prefix).map(Self::from)
@@ -113,7 +112,7 @@ impl FromQueryResult for Build {
 }
 
 impl entity::build::ActiveModel {
-    /// Returns the row of a build that is queued.
+    /// Returns the row of a newly queued build.
     pub(super) fn queued(build: &Build) -> Result<Self, DbErr> {
         Ok(Self {
             image: Set(build.image),
@@ -134,7 +133,7 @@ impl entity::build::ActiveModel {
         })
     }
 
-    /// Returns where a build stands, for its row: all that is not as it was queued.
+    /// Returns the columns that may change after a build was queued.
     pub(super) fn standing(build: &Build) -> Self {
         Self {
             id: Set(build.id),
@@ -162,7 +161,7 @@ impl entity::build::ActiveModel {
     }
 }
 
-/// Returns what is short, and the same for the same text in every process.
+/// Returns a short digest that is the same in every process.
 fn digest(text: &str) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
     digest.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect()

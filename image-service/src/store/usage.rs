@@ -1,12 +1,12 @@
-//! The memory that the images of each creator, and all together, take in the index: counted in the transaction of every write
-//! that changes it, so that the index can always be loaded again.
+//! Accounting of the index memory of each creator's images and of all images. Every write counts its change in the same
+//! transaction, so that the index always fits when it is loaded again.
 
 use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, sea_query::Expr};
 
 use super::{
     Store,
     entity::{catalogue, creator},
-    write::Write,
+    request_transaction::RequestTransaction,
 };
 use crate::{
     error::Error,
@@ -14,11 +14,11 @@ use crate::{
 };
 
 impl Store {
-    /// Checks that a write may add this to the images of a creator.
+    /// Checks that a write may add `change` to the usage of a creator.
     ///
     /// # Errors
     ///
-    /// Those of [`Quotas::admit`](crate::image::Quotas::admit).
+    /// Returns the errors of [`Quotas::admit`](crate::image::Quotas::admit).
     pub(crate) async fn require_quota(&self, subject: &str, change: UsageChange) -> Result<(), Error> {
         let of_creator = creator::Entity::find_by_id(subject).one(&self.reader).await?;
         let of_all = catalogue::Entity::find_by_id(1).one(&self.reader).await?;
@@ -32,12 +32,8 @@ impl Store {
     }
 }
 
-impl Write<'_> {
-    /// Counts what a write adds to the images of a creator, or takes away.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Quotas::admit`](crate::image::Quotas::admit).
+impl RequestTransaction<'_> {
+    /// Adds `change` to the usage of a creator. Fails if that exceeds a quota.
     pub(super) async fn charge(&self, subject: &str, change: UsageChange) -> Result<(), Error> {
         let UsageChange { images, bytes } = change;
         if images == 0 && bytes == 0 {
@@ -51,11 +47,11 @@ impl Write<'_> {
             .await?;
         let of_creator = of_creator.into_iter().next().unwrap_or_else(|| {
             let first = creator::Model { subject: subject.to_owned(), images, index_bytes: bytes };
-            self.txn.later(creator::Entity::insert(first.clone().into_active_model()));
+            self.txn.defer(creator::Entity::insert(first.clone().into_active_model()));
             first
         });
         if of_creator.images <= 0 {
-            self.txn.later(creator::Entity::delete_many().filter(creator::Column::Subject.eq(subject)));
+            self.txn.defer(creator::Entity::delete_many().filter(creator::Column::Subject.eq(subject)));
         }
         let of_all = catalogue::Entity::update_many()
             .col_expr(catalogue::Column::IndexBytes, Expr::col(catalogue::Column::IndexBytes).add(bytes))

@@ -1,4 +1,4 @@
-//! The nouns as values of columns.
+//! Domain types as values of columns.
 
 use sea_orm::{
     ColIdx, DbErr, QueryResult, TryFromU64, TryGetError, TryGetable, Value,
@@ -10,27 +10,23 @@ use uuid::Uuid;
 use crate::{
     access::Grantee,
     build::{BuildId, Kind, State},
+    build_context::ContextDigest,
     change::ChangeKind,
-    context::ContextDigest,
     image::{Etag, ImageId, Status},
     timestamp::Timestamp,
 };
 
-/// A noun that a column keeps as a simpler value.
+/// A domain type that a column stores as a simpler value.
 pub(super) trait Stored: Sized {
     type Simple;
 
     fn to_simple(&self) -> Self::Simple;
 
-    /// Reads it back.
-    ///
-    /// # Errors
-    ///
-    /// Those of a value that this version does not write.
+    /// Converts a stored value back. Fails for a value that this version does not write.
     fn from_simple(simple: Self::Simple) -> Result<Self, DbErr>;
 }
 
-/// Lets columns be of these nouns.
+/// Implements sea-orm's column traits on top of `Stored`.
 macro_rules! columns {
     ($($noun:ty $(where $value:ident: $($bound:path),+)?);* $(;)?) => {$(
         impl$(<$value: $($bound +)+>)? From<$noun> for Value {
@@ -79,7 +75,7 @@ macro_rules! columns {
     )*};
 }
 
-/// Keeps nouns as what they consist of.
+/// Implements `Stored` by a pair of conversions.
 macro_rules! simple {
     ($($noun:ident as $simple:ty: $to:expr, $from:expr;)*) => {
         $(impl Stored for $noun {
@@ -107,7 +103,7 @@ simple! {
     ContextDigest as String: |digest: &Self| digest.as_str().to_owned(), |text: String| Self::parse(&text).ok();
 }
 
-/// Keeps enumerations as small numbers, which stand in statements and indexes, too.
+/// Implements `Stored` for enumerations as small numbers, which appear literally in SQL.
 macro_rules! codes {
     ($($noun:ident { $($variant:ident = $code:literal),* $(,)? })*) => {
         $(impl Stored for $noun {
@@ -133,7 +129,7 @@ codes! {
     Status { BuildPending = 1, Building = 2, BuildFinished = 3, BuildCancelled = 4, Snapshotting = 5, Error = 6 }
 }
 
-/// The status of an image as its column has it: 0 for a template, which has none.
+/// The status of an image as stored: 0 for a template, which has none.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StatusCode(pub(super) Option<Status>);
 
@@ -149,7 +145,7 @@ impl Stored for StatusCode {
     }
 }
 
-/// A noun that a column keeps serialised.
+/// A domain type that a column stores as JSON.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AsJson<T>(pub(super) T);
 

@@ -1,4 +1,4 @@
-//! Workers and the sessions that speak for them.
+//! Workers and their sessions.
 
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, ExprTrait,
@@ -11,8 +11,8 @@ use super::{
     Store,
     entity::{build, worker},
     hints, queue,
+    request_transaction::RequestTransaction,
     values::AsJson,
-    write::Write,
 };
 use crate::{
     dispatch::{Connected, Hello, Policy, Worker},
@@ -23,11 +23,7 @@ use crate::{
 };
 
 impl Store {
-    /// Writes what a worker says of itself, and which session speaks for it.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::WorkerConnected`] while a session of another process speaks for it and was heard of lately.
+    /// Records a worker's report and session. Fails with [`Error::WorkerConnected`] if another process of it is online.
     pub(super) async fn record_worker(&self, hello: &Hello, session: Option<Uuid>) -> Result<(), Error> {
         let txn = self.write(Turn::Dispatch).await?;
         let now = self.now(&txn).await?;
@@ -65,7 +61,11 @@ impl Store {
         txn.commit().await
     }
 
-    /// Reads the next workers by name.
+    /// Returns the next workers in the order of their names.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] or [`Error::Internal`] if the database fails.
     pub(crate) async fn workers(&self, after: Option<&str>, limit: u64) -> Result<Vec<Worker>, Error> {
         let now = self.now(&self.reader).await?;
         let mut next = worker::Entity::find().limit(limit);
@@ -75,18 +75,18 @@ impl Store {
         Ok(read(&self.reader, next, &self.policy, now).await?)
     }
 
-    /// Reads a worker.
+    /// Returns the worker of this name.
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`] when there is none.
+    /// Returns [`Error::NotFound`] if there is none.
     pub(crate) async fn worker(&self, name: &str) -> Result<Worker, Error> {
         one(&self.reader, name, &self.policy, self.now(&self.reader).await?).await
     }
 }
 
-impl Write<'_> {
-    /// Sets whether a worker gets no more builds.
+impl RequestTransaction<'_> {
+    /// Drains a worker, or lets it get builds again.
     pub(crate) async fn drain(&mut self, worker: &str, drained: bool) -> Result<Worker, Error> {
         let changed = worker::Entity::update_many()
             .col_expr(worker::Column::Drained, Expr::value(drained))
@@ -112,7 +112,7 @@ async fn one(
     found.into_iter().next().ok_or(Error::NotFound(Resource::Worker))
 }
 
-/// Reads workers in the order of their names, each with the number of its slots that are taken.
+/// Returns workers in the order of their names, each with its number of taken slots.
 pub(super) async fn read(
     db: &impl ConnectionTrait,
     workers: Select<worker::Entity>,
@@ -120,7 +120,7 @@ pub(super) async fn read(
     now: Timestamp,
 ) -> Result<Vec<Worker>, DbErr> {
     const TAKEN: &str = "taken";
-    // What lies in the future is of before a clock was put back.
+    // A time in the future was written before a clock was set back.
     let held_since = CaseStatement::new().case(held_since().gt(now), 0).finally(held_since());
     let query = workers.expr_as(slots_taken(held_since.into()), TAKEN).order_by_asc(worker::Column::Name);
     let rows = db.query_all(&query.into_query()).await?;
@@ -149,7 +149,7 @@ pub(super) async fn read(
     rows.iter().map(worker).collect()
 }
 
-/// Selects the workers that are online, and those that are connected.
+/// Selects the workers that are online or among `connected`.
 pub(super) fn reached(connected: &[Connected], policy: &Policy, now: Timestamp) -> Select<worker::Entity> {
     let recent = policy.recent(now);
     let online = Condition::all()
@@ -168,9 +168,9 @@ impl worker::Model {
     }
 }
 
-/// Returns whether a build is queued and one of the connected workers may have a free slot.
+/// Reports whether a build is queued and one of the connected workers may have a free slot.
 pub(super) async fn may_claim(db: &impl ConnectionTrait, connected: &[Connected]) -> Result<bool, DbErr> {
-    // The last round, because on Postgres many a dead entry may lie before the first one.
+    // Look up the last round, because on Postgres many dead index entries may precede the first.
     let last = queue::queued().select_only().column_as(build::Column::Round.max(), "last").into_query();
     let workers = worker::Entity::find()
         .select_only()
@@ -188,9 +188,9 @@ fn held_since() -> Expr {
     Expr::col((worker::Entity, worker::Column::HeldSince))
 }
 
-/// Counts the builds that a worker holds, all of which were claimed at `held_since` or later.
+/// Counts the builds that a worker holds, given that none was claimed before `held_since`.
 ///
-/// On Postgres the entries of those that it has held before may lie in the index, dead, for as long as some transaction may see them.
+/// The bound skips the index entries of builds that it held before: on Postgres, dead ones stay while a transaction may see them.
 fn slots_taken(held_since: Expr) -> Expr {
     let of_worker =
         Expr::col((build::Entity, build::Column::Worker)).equals((worker::Entity, worker::Column::Name));

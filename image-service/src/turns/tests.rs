@@ -9,7 +9,7 @@ use fastrand::Rng;
 use super::{Full, Turn, Turns};
 use crate::{access::Principal, timestamp::Timestamp};
 
-/// A ticket by what it is for and its number there, and whether its call was cancelled.
+/// A ticket with the name of its holder, its number among the holder's tickets, and whether its call was cancelled.
 #[derive(Debug)]
 struct Ticket {
     of: String,
@@ -17,7 +17,7 @@ struct Ticket {
     is_gone: Rc<Cell<bool>>,
 }
 
-/// Turns, and who takes them by name: `D` for dispatch, `B` for background work, and anything else for the caller of that name.
+/// Turns with named holders: `D` for dispatch, `B` for background work, and anything else for the caller of that name.
 struct Hall {
     turns: Turns<Ticket>,
     numbers: HashMap<String, usize>,
@@ -28,7 +28,7 @@ impl Hall {
         Self { turns: Turns::new(|ticket: &Ticket| ticket.is_gone.get(), 100), numbers: HashMap::new() }
     }
 
-    /// Adds a ticket; the cell cancels it.
+    /// Adds a ticket, and returns the cell that cancels it.
     fn push(&mut self, of: &str) -> Result<Rc<Cell<bool>>, Full> {
         let caller = Principal::new(of.to_owned(), Vec::new(), Timestamp::from_micros(0));
         let turn = match of {
@@ -44,7 +44,7 @@ impl Hall {
         Ok(is_gone)
     }
 
-    /// The next turns, as one word.
+    /// Takes the next turns, and returns their holders as one word.
     fn take(&mut self, count: usize) -> String {
         (0..count).map_while(|_| self.turns.pop()).map(|ticket| ticket.of).collect()
     }
@@ -58,10 +58,10 @@ fn turns_go_by_class_and_round_the_callers() {
         ("baab", "baba"),
         ("BaD", "DaB"),
         ("BBaaDD", "DDaaBB"),
-        // While others wait, dispatch has eight turns in a row.
+        // Dispatch has eight turns in a row while others wait.
         ("DDDDDDDDDDDDDDDDDDab", "DDDDDDDDaDDDDDDDDbDD"),
         ("DDDDDDDDDDB", "DDDDDDDDBDD"),
-        // While background work waits, callers have 32.
+        // Callers have 32 turns in a row while background work waits.
         ("BBaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaBaaaaaaB"),
         ("bBaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "baaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaBaaaa"),
     ];
@@ -112,13 +112,13 @@ fn who_is_refused_and_has_nothing_left_keeps_no_place_in_the_round() {
     assert_eq!(hall.take(2), "b");
 }
 
-/// The tickets that wait and are not gone, by what they are for, and what has had turns in a row meanwhile.
+/// A model of the waiting tickets that are not gone, by holder, and of the turns in a row.
 #[derive(Debug, Default)]
 struct Model {
     waiting: BTreeMap<&'static str, VecDeque<usize>>,
     dispatch_run: usize,
     caller_run: usize,
-    /// By who waits and who had turns: how many since the former last had one or began to wait.
+    /// Number of turns of the second holder since the first, who waits, last had a turn or began to wait.
     overtaken: HashMap<(&'static str, &'static str), usize>,
 }
 
@@ -132,7 +132,7 @@ impl Model {
         self.waiting.keys().copied().filter(is_caller)
     }
 
-    /// Checks that a ticket was the next, and removes it.
+    /// Checks that a ticket is the next one, and removes it.
     fn take(&mut self, ticket: &Ticket) {
         let of = *self.waiting.keys().find(|of| **of == ticket.of).expect("it came");
         let first = self.waiting.get_mut(of).and_then(VecDeque::pop_front);

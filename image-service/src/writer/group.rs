@@ -15,62 +15,63 @@ use crate::{
 
 /// Writes that share a transaction and its COMMIT.
 ///
-/// The first has the transaction to itself: if it is not kept, all is rolled back, and nobody else is concerned. Each later one begins
-/// at a savepoint, to which the transaction goes back if it is not kept. So a write that is alone costs no savepoint.
+/// The first write has the transaction to itself: if it is undone, all is rolled back, which affects no other write. Each later
+/// write begins at a savepoint, to which the transaction is rolled back if the write is undone. So a single write costs no
+/// savepoint.
 #[derive(Debug)]
 pub(super) struct Group<C> {
     connection: Arc<C>,
     begun: Instant,
     lent: usize,
     state: State,
-    /// The latest revision that was logged by a write that is kept.
+    /// Latest revision logged by a write that is kept.
     latest: Option<Revision>,
-    /// Those who wait for the COMMIT: the writes that are kept, and those that have read what these have written.
+    /// Calls that wait for the COMMIT. They have writes that are kept, or were undone after reading what these wrote.
     waiting: Vec<Answer>,
 }
 
-/// The content of the transaction.
+/// The content of a group's transaction.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum State {
-    /// Nothing yet.
+    /// No writes.
     Empty,
-    /// Writes that are kept, all before the savepoint.
+    /// Kept writes, all before the savepoint.
     Saved,
-    /// Writes that are kept, the last one after the savepoint, if there is one yet.
+    /// Kept writes, the last one after the savepoint, if there is a savepoint.
     Kept { has_savepoint: bool },
-    /// A first write that is not kept.
+    /// A first write that is undone only by rolling everything back.
     Spoilt,
 }
 
-/// The transaction, for as long as one write has it.
+/// The transaction, lent to one write.
 #[derive(Debug)]
 pub(crate) struct Lent<C> {
     connection: Arc<C>,
     back: Option<oneshot::Sender<Outcome>>,
 }
 
-/// Takes the transaction to the write that waits for it.
+/// A sender of the transaction to the write that waits for it.
 pub(super) type Ticket<C> = oneshot::Sender<Result<Lent<C>, <C as Connection>::Error>>;
 
 /// The outcome of a write.
 #[derive(Debug)]
 enum Outcome {
-    /// It is kept, with the latest revision that it has logged.
+    /// Kept, with the latest revision that the write has logged.
     Commit(Option<Revision>, Answer),
-    /// It is undone. Who wants to know learns when what it has read is committed.
+    /// Undone. The sender is notified once what the write has read is committed, if its call waits for that.
     Rollback(Option<Answer>),
 }
 
-/// Answers a write after the shared COMMIT.
+/// A sender of the result of the shared COMMIT.
 type Answer = oneshot::Sender<Result<(), Error>>;
 
 impl<C: Connection> Group<C> {
-    /// The most writes of a group. Postgres is slower with more than 64 savepoints in a transaction.
+    /// Maximum number of writes per group. Postgres slows down with more than 64 savepoints in a transaction.
     const MOST: usize = 32;
-    /// The time after which no other write joins: the first waits for the last.
+    /// Time after which no further write joins, because the first one waits for the last.
     const LONGEST: Duration = Duration::from_millis(5);
 
-    /// Forms a group in a transaction that has just begun.
+    /// Creates a group in a transaction that has just begun.
     pub(super) fn new(connection: Arc<C>) -> Self {
         Self {
             connection,
@@ -82,7 +83,7 @@ impl<C: Connection> Group<C> {
         }
     }
 
-    /// Returns whether another write may join.
+    /// Reports whether another write may join.
     pub(super) fn has_room(&self) -> bool {
         match self.state {
             State::Empty => true,
@@ -93,16 +94,16 @@ impl<C: Connection> Group<C> {
         }
     }
 
-    /// Returns whether there is something to commit.
+    /// Reports whether there is anything to commit.
     pub(super) fn has_writes(&self) -> bool {
         matches!(self.state, State::Saved | State::Kept { .. })
     }
 
-    /// Lends the transaction to a write, and waits until that has ended. Whose call was cancelled is passed over.
+    /// Lends the transaction to a write and waits until it ends. Skips a write whose call was cancelled.
     ///
     /// # Errors
     ///
-    /// Those of savepoints: the transaction is lost.
+    /// Returns the error of a savepoint statement, after which the transaction is lost.
     pub(super) async fn lend(&mut self, ticket: Ticket<C>) -> Result<(), C::Error> {
         if ticket.is_closed() {
             return Ok(());
@@ -110,7 +111,7 @@ impl<C: Connection> Group<C> {
         self.save().await?;
         let (back, ended) = oneshot::channel();
         let lent = Lent { connection: Arc::clone(&self.connection), back: Some(back) };
-        // If nobody takes it, it comes back at once.
+        // If the call is gone, the transaction comes back at once.
         drop(ticket.send(Ok(lent)));
         self.lent += 1;
         match ended.await.unwrap_or(Outcome::Rollback(None)) {
@@ -127,7 +128,7 @@ impl<C: Connection> Group<C> {
         }
     }
 
-    /// Has the savepoint after the writes that are kept, if there are any.
+    /// Moves the savepoint behind the kept writes, if there are any.
     async fn save(&mut self) -> Result<(), C::Error> {
         match self.state {
             State::Kept { has_savepoint: false } => self.connection.execute(Step::Save).await?,
@@ -138,7 +139,7 @@ impl<C: Connection> Group<C> {
         Ok(())
     }
 
-    /// Undoes what was written since the savepoint; without one, the end undoes it.
+    /// Rolls back to the savepoint. Without one, [`end`](Self::end) rolls everything back.
     async fn undo(&mut self) -> Result<(), C::Error> {
         if self.state == State::Saved {
             return self.connection.execute(Step::Undo).await;
@@ -147,11 +148,11 @@ impl<C: Connection> Group<C> {
         Ok(())
     }
 
-    /// Commits what is kept, publishes the latest revision, and answers all.
+    /// Commits the kept writes, publishes the latest revision, and notifies all waiting calls.
     ///
     /// # Errors
     ///
-    /// Those of the statement that ends the transaction: the connection is not to be used any more.
+    /// Returns the error of the statement that ends the transaction, after which the connection must no longer be used.
     pub(super) async fn end(self, committed: &watch::Sender<CommittedRevision>) -> Result<(), C::Error> {
         if !self.has_writes() {
             let ended = self.connection.execute(Step::Rollback).await;
@@ -164,12 +165,12 @@ impl<C: Connection> Group<C> {
             (Ok(()), None) => {}
             (Err(_), _) => drop(committed.send_replace(CommittedRevision::Unknown)),
         }
-        // A COMMIT that failed may have happened all the same.
+        // A failed COMMIT may have taken effect nevertheless.
         answer(self.waiting, || if ended.is_ok() { Ok(()) } else { Err(Error::Busy) });
         ended
     }
 
-    /// Answers all of a transaction that was lost before its COMMIT.
+    /// Fails all writes of a transaction that was lost before its COMMIT.
     pub(super) fn fail(self, error: &C::Error) {
         answer(self.waiting, || Err(error.clone().into()));
     }
@@ -177,32 +178,33 @@ impl<C: Connection> Group<C> {
 
 fn answer(waiting: Vec<Answer>, result: impl Fn() -> Result<(), Error>) {
     for answer in waiting {
-        // Its call may be cancelled meanwhile.
+        // Its call may have been cancelled.
         let _ = answer.send(result());
     }
 }
 
 impl<C> Lent<C> {
-    /// Returns the connection, to execute statements within the transaction.
+    /// Returns the connection, which executes statements within the transaction.
     pub(crate) fn connection(&self) -> &C {
         &self.connection
     }
 
-    /// Commits with the others that share the transaction, and publishes the latest revision that was logged. If the call is
-    /// cancelled meanwhile, it is committed all the same.
+    /// Commits together with the group, and publishes the latest revision that was logged.
+    ///
+    /// The write is committed even if the call is cancelled meanwhile.
     ///
     /// # Errors
     ///
-    /// [`Error::Busy`] also when it is unknown whether it was committed.
+    /// Returns [`Error::Busy`] also if the outcome is unknown.
     pub(crate) async fn commit(self, latest: Option<Revision>) -> Result<(), Error> {
         self.end(|answer| Outcome::Commit(latest, answer)).await
     }
 
-    /// Undoes it, and waits until whatever it has read is committed, so that the caller can be told of it.
+    /// Undoes the write and waits until whatever it has read is committed, so that it can be reported.
     ///
     /// # Errors
     ///
-    /// [`Error::Busy`] when that was not committed.
+    /// Returns [`Error::Busy`] if that was not committed.
     pub(crate) async fn rollback(self) -> Result<(), Error> {
         self.end(|answer| Outcome::Rollback(Some(answer))).await
     }
@@ -213,13 +215,13 @@ impl<C> Lent<C> {
             let _ = back.send(outcome(answer));
         }
         drop(self);
-        // Without an answer, the writer's task has ended, and what it did last is unknown.
+        // Without an answer, the task has ended, and the outcome is unknown.
         answered.await.unwrap_or(Err(Error::Busy))
     }
 }
 
 impl<C> Drop for Lent<C> {
-    /// Gives back what a write has left that failed, or whose call was cancelled.
+    /// Returns the transaction of a write that has failed or whose call was cancelled.
     fn drop(&mut self) {
         if let Some(back) = self.back.take() {
             let _ = back.send(Outcome::Rollback(None));

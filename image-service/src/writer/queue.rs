@@ -1,4 +1,4 @@
-//! The writes that wait for their turn.
+//! The queue of waiting writes.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -9,19 +9,21 @@ use crate::{
     turns::{Full, Turn, Turns},
 };
 
-/// The writes that wait; the writer's task takes them out. Each class and caller has a bounded number, beyond which more are refused.
+/// The waiting writes, until the writer's task removes them.
+///
+/// The number per class and caller is bounded, and further ones are refused.
 #[derive(Debug)]
 pub(super) struct Queue<T> {
-    /// None after it was closed.
+    /// `None` after the queue was closed.
     turns: Mutex<Option<Turns<T>>>,
     arrived: Notify,
 }
 
 impl<T> Queue<T> {
-    /// The most writes of one caller that wait.
+    /// Maximum number of waiting writes per caller.
     const MOST_WAITING: usize = 100;
 
-    /// Creates a queue whose tickets are passed over once `is_gone` says that nobody waits for them.
+    /// Creates a queue that skips the tickets for which `is_gone` returns true.
     pub(super) fn new(is_gone: fn(&T) -> bool) -> Self {
         Self { turns: Mutex::new(Some(Turns::new(is_gone, Self::MOST_WAITING))), arrived: Notify::new() }
     }
@@ -30,7 +32,7 @@ impl<T> Queue<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::TooManyWrites`] when as many wait as may, and [`Error::Busy`] after it was closed.
+    /// Returns [`Error::TooManyWrites`] if too many tickets of the caller wait, and [`Error::Busy`] after the queue was closed.
     pub(super) fn push(&self, turn: Turn<'_>, ticket: T) -> Result<(), Error> {
         let mut turns = self.turns();
         let turns = turns.as_mut().ok_or(Error::Busy)?;
@@ -39,25 +41,25 @@ impl<T> Queue<T> {
         Ok(())
     }
 
-    /// Removes the ticket whose turn it is.
+    /// Removes the next ticket.
     pub(super) fn pop(&self) -> Option<T> {
         self.turns().as_mut()?.pop()
     }
 
-    /// Waits until somebody waits.
+    /// Waits until the queue holds a ticket.
     pub(super) async fn arrival(&self) {
         while self.turns().as_mut().is_none_or(Turns::is_empty) {
             self.arrived.notified().await;
         }
     }
 
-    /// Returns how many wait.
+    /// Returns the number of waiting tickets.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.turns().as_ref().map_or(0, Turns::len)
     }
 
-    /// Refuses those that wait, and whoever comes.
+    /// Refuses all waiting and future tickets.
     pub(super) fn close(&self) {
         let refused = self.turns().take();
         drop(refused);

@@ -1,4 +1,4 @@
-//! The writer over numbers in memory.
+//! Tests of the writer over numbers in memory.
 
 use std::{
     convert::Infallible,
@@ -24,7 +24,7 @@ struct Numbers(Arc<Mutex<Transaction>>);
 struct Transaction {
     committed: Vec<i64>,
     written: Vec<i64>,
-    /// The numbers that were written before the savepoint.
+    /// Numbers that were written before the savepoint.
     saved: Vec<i64>,
     commits: usize,
 }
@@ -43,7 +43,7 @@ impl Connection for Numbers {
     }
 
     async fn execute(&self, step: Step) -> Result<(), NeverError> {
-        // A database takes a moment, in which others come.
+        // A database takes a moment, in which other writes arrive.
         yield_now().await;
         let mut txn = self.transaction();
         match step {
@@ -69,7 +69,7 @@ impl Connection for Numbers {
     }
 }
 
-/// No step fails.
+/// An error that cannot occur.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 struct NeverError(Infallible);
@@ -94,7 +94,7 @@ fn insert(lent: &Lent<Numbers>, n: i64) {
     lent.connection().transaction().written.push(n);
 }
 
-/// Waits until so many writes wait.
+/// Waits until `count` writes wait.
 async fn until_waiting(writer: &Writer<Numbers>, count: usize) {
     let waiting = async {
         while writer.waiting() != count {
@@ -238,7 +238,7 @@ fn writes_fail_when_the_task_has_gone() -> Tested {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     let of_the_task = runtime()?;
     let (writer, _) = of_the_task.block_on(async { start() });
-    // As a panic does, this ends the task in the middle of its work.
+    // Like a panic, this ends the task in the middle of its work.
     drop(of_the_task);
     runtime()?.block_on(async {
         let refused = timeout(LIMIT, writer.begin(Turn::Dispatch)).await?;

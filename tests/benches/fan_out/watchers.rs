@@ -1,4 +1,4 @@
-//! Watchers of one server, as many as are wanted.
+//! Any number of watchers of one server.
 
 use std::{
     net::SocketAddr,
@@ -19,7 +19,7 @@ use crate::{client, load::milliseconds, report::Samples};
 pub(super) const CONNECTIONS: usize = 100;
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Watchers that count the changes that come to them.
+/// Watchers that count the changes they receive.
 #[derive(Debug)]
 pub(super) struct Watchers {
     arrived: Arc<AtomicU64>,
@@ -28,7 +28,7 @@ pub(super) struct Watchers {
 }
 
 impl Watchers {
-    /// Opens a watch for each token, on [`CONNECTIONS`], and waits until all have the first state.
+    /// Opens a watch for each token, over [`CONNECTIONS`] connections, and waits for the initial states.
     pub(super) async fn open(addr: SocketAddr, tokens: &[String], notes_times: bool) -> anyhow::Result<Self> {
         let connections: Vec<Channel> = (0..CONNECTIONS).map(|_| client::channel(addr)).collect();
         let arrived = Arc::new(AtomicU64::new(0));
@@ -65,7 +65,7 @@ impl Watchers {
         Ok(Self { arrived, tasks, stop })
     }
 
-    /// Waits until so many changes have arrived.
+    /// Waits until `count` changes have arrived.
     pub(super) async fn wait_for(&self, count: u64) -> anyhow::Result<()> {
         let begun = Instant::now();
         loop {
@@ -78,7 +78,7 @@ impl Watchers {
         }
     }
 
-    /// Closes the watches; returns how long each change took to each watcher, in milliseconds.
+    /// Closes the watches and returns the latency of each change to each watcher, in milliseconds.
     pub(super) async fn times(self, changes: &[(i64, Instant)]) -> anyhow::Result<Samples> {
         let arrived = self.close().await?;
         let mut times = Vec::with_capacity(arrived.len());

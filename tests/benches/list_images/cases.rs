@@ -1,10 +1,10 @@
-//! The lists that are measured, and what each is to reach.
+//! The lists to measure, and their goals.
 
 use proto::images::{self as api, ListImagesRequest};
 
-use crate::seeding::{HALF, creator, term};
+use crate::seed::{HALF, creator, term};
 
-/// A list that is asked for.
+/// A list to measure.
 #[derive(Clone, Debug)]
 pub(super) struct Case {
     pub(super) name: String,
@@ -12,16 +12,16 @@ pub(super) struct Case {
     pub(super) class: Class,
 }
 
-/// A group of lists that are to reach the same.
+/// A group of lists with the same goal.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Any filter, no term, in the default order.
+    /// Any filter, no term, default order.
     NoTerm,
     /// A term without a filter, in the default order.
     Term,
-    /// One that only the oldest tenth of the images has.
+    /// A term that only the oldest tenth of the images has.
     OldTerm,
-    /// Lists that no structure helps with: short terms, terms of common trigrams, other orders, and terms with filters.
+    /// Lists that no index helps: short terms, common trigrams, other orders, and terms with filters.
     Hostile,
 }
 
@@ -37,7 +37,7 @@ impl Class {
         }
     }
 
-    /// Returns the quantiles with their limits in milliseconds.
+    /// Returns the quantiles and their limits, in milliseconds.
     pub(super) fn limits(self, images: u64) -> &'static [(&'static str, f64)] {
         let is_large = images > 100_000;
         match self {
@@ -51,7 +51,7 @@ impl Class {
     }
 }
 
-/// The names of those that are measured of more and more images.
+/// Names of the lists that are also measured by number of images.
 pub(super) const GROWING: [&str; 9] = [
     "all",
     "disabled, 1 %",
@@ -84,7 +84,9 @@ pub(super) fn cases() -> Vec<Case> {
     cases
 }
 
-/// One half, 1 % and ten images: of each by status and creator, which have many values, and of one each by the others.
+/// Returns filters that match one half, 1 % or ten of the images.
+///
+/// Status and creator have many values and are measured at each of these shares, the other fields at one of them.
 fn filters() -> Vec<(&'static str, ListImagesRequest)> {
     let all = ListImagesRequest::default;
     vec![

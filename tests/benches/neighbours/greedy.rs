@@ -1,4 +1,4 @@
-//! Callers who ask for as much as they may.
+//! Callers that use as much as their limits allow.
 
 use std::{
     net::SocketAddr,
@@ -18,23 +18,24 @@ use tonic::{Code, Status};
 
 use crate::client::{self, Client};
 
-/// The pause after a call was refused because its caller has too many.
+/// Pause after a call that was refused or failed.
 const PAUSE: Duration = Duration::from_millis(50);
 const CONNECTIONS: usize = 10;
 
 /// The behaviour of a greedy caller.
 #[derive(Clone, Debug)]
 pub(super) enum Greed {
-    /// So many at a time search without end.
+    /// `at_once` concurrent searches in an endless loop.
     Searches { at_once: usize, terms: Vec<String> },
-    /// So many watches, each of a term of its own, while one of these images changes again and again.
+    /// `count` watches, each with its own search term, while the images in `changing` keep changing.
     Watches { count: usize, changing: Vec<String> },
-    /// So many at a time preview a batch of these images.
+    /// `at_once` concurrent previews of a batch over `images`.
     Previews { at_once: usize, images: Vec<String> },
 }
 
-/// A greedy caller at work, on a thread of its own with a low priority: it stands for another machine, so that what it asks for
-/// counts and not what its own side costs. Stops when dropped.
+/// A greedy caller that runs on its own low-priority thread until dropped.
+///
+/// It stands for a client on another machine: only its load on the service should affect the results, not its own CPU time.
 #[derive(Debug)]
 pub(super) struct Greedy {
     counts: Arc<Counts>,
@@ -42,7 +43,7 @@ pub(super) struct Greedy {
     thread: Option<thread::JoinHandle<()>>,
 }
 
-/// Answers, refusals for there is too much of it, and other errors.
+/// Numbers of answers, of refusals with `RESOURCE_EXHAUSTED`, and of other errors.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     pub(super) answered: AtomicU64,
@@ -56,7 +57,7 @@ impl Greedy {
         let (counted, stopped, token) = (Arc::clone(&counts), stop.clone(), token.to_owned());
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("greedy".to_owned()).spawn(move || {
-            // Of this thread alone, on Linux; without it the figures are worse.
+            // On Linux this applies to the current thread only. If it fails, the figures are merely worse.
             let _ = rustix::process::nice(10);
             runtime.block_on(async {
                 let callers = (0..CONNECTIONS).map(|_| client::client(addr, &token)).collect();
@@ -69,7 +70,7 @@ impl Greedy {
         Ok(Self { counts, stop, thread: Some(thread) })
     }
 
-    /// Waits until it has had answers, or was refused them.
+    /// Waits until a call of the greedy caller was answered or refused.
     pub(super) async fn begun(&self) -> anyhow::Result<()> {
         let begun = Instant::now();
         while self.counts.answered.load(Relaxed) + self.counts.refused.load(Relaxed) == 0 {
@@ -92,7 +93,7 @@ impl Drop for Greedy {
     fn drop(&mut self) {
         self.stop.cancel();
         if let Some(thread) = self.thread.take() {
-            // A panic of it was printed.
+            // A panic of the thread has already been printed.
             let _ = thread.join();
         }
     }
@@ -133,7 +134,7 @@ impl Greed {
 }
 
 impl Counts {
-    /// Counts the outcome of a call, and waits before the next one where it was not answered.
+    /// Counts the outcome of a call, and pauses if the call failed.
     async fn count<T>(&self, outcome: Result<T, Status>) -> Option<T> {
         match outcome {
             Ok(answer) => {
@@ -156,7 +157,7 @@ async fn search(caller: Client, term: String, counts: Arc<Counts>) {
         let token = counts.count(page).await.map(|page| page.into_inner().next_page_token);
         match token {
             Some(token) if !token.is_empty() => request.page_token = token,
-            // From the first page again, also when it was refused: the token may be of a query that is gone.
+            // Restarts at the first page, after a refusal too: the page token may belong to an evicted query.
             Some(_) | None => request = first.clone(),
         }
     }
@@ -172,7 +173,7 @@ async fn watch(caller: Client, term: String, counts: Arc<Counts>) {
     }
 }
 
-/// Changes one image after the other, some fifty times a second.
+/// Toggles one image after another, about fifty times per second.
 async fn change(caller: Client, images: Vec<String>, counts: Arc<Counts>) {
     for (number, id) in images.iter().cycle().enumerate() {
         let changed = if (number / images.len()).is_multiple_of(2) {
@@ -194,7 +195,7 @@ async fn preview(caller: Client, request: api::BatchImagesRequest, counts: Arc<C
     }
 }
 
-/// Creates images with configurations of some 200 KiB; returns their ids.
+/// Creates `count` images with configurations of about 200 KiB and returns their ids.
 pub(super) async fn create_large(owner: &Client, count: usize) -> anyhow::Result<Vec<String>> {
     let mut ids = Vec::new();
     for number in 0..count {

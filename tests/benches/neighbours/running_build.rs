@@ -1,4 +1,4 @@
-//! A build that goes on for as long as it is measured.
+//! A build that keeps running for the whole measurement.
 
 use anyhow::Context as _;
 use proto::{images::build_event::Event, watch::BuildWatch};
@@ -8,16 +8,16 @@ use tonic::Status;
 use super::LONGEST;
 use crate::{
     client::{self, Caller, Client},
-    engine::{FakeEngine, Gate, Script},
+    fake_engine::{FakeEngine, Gate, Script},
 };
 
-/// The number of lines that it can print.
+/// Maximum number of lines that the build can print.
 const LINES: usize = 4_000;
 
-/// A running build that prints lines when it is told to, and its watcher.
+/// A running build that prints lines on demand, and a watcher of it.
 #[derive(Debug)]
 pub(super) struct RunningBuild {
-    /// One before each line.
+    /// One gate per line, which holds the line back until opened.
     gates: Vec<Gate>,
     watcher: Mutex<Watcher>,
 }
@@ -25,12 +25,12 @@ pub(super) struct RunningBuild {
 #[derive(Debug)]
 struct Watcher {
     watch: BuildWatch<Caller>,
-    /// The number of lines that were printed.
+    /// Number of lines printed so far.
     printed: usize,
 }
 
 impl RunningBuild {
-    /// Starts one, and waits until its watcher has seen it print.
+    /// Starts a build and waits until its watcher has seen the first line.
     pub(super) async fn start(engine: &FakeEngine, builder: &Client) -> anyhow::Result<Self> {
         let gates: Vec<Gate> = (0..LINES).map(|_| Gate::new()).collect();
         let script = Script::new().step("[1/1] RUN go on");
@@ -45,7 +45,7 @@ impl RunningBuild {
         Ok(running)
     }
 
-    /// Lets it print a line, and waits until its watcher has the line.
+    /// Lets the build print a line and waits until the watcher receives it.
     pub(super) async fn print(&self) -> Result<(), Status> {
         let mut watcher = self.watcher.lock().await;
         let gate = self.gates.get(watcher.printed);

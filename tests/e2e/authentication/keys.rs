@@ -1,4 +1,4 @@
-//! Where the keys come from: before the port is bound, and while the service runs.
+//! Sources of the keys, before the port is bound and while the service runs.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -19,7 +19,7 @@ use crate::{
     stack::{LIMIT, Service},
 };
 
-/// A service that gets as far as it gets with these flags.
+/// Starts a service with these flags, as far as binding its port.
 async fn bind(data: &Path, flags: &[&str]) -> anyhow::Result<Bound> {
     bind_to("127.0.0.1:0", data, flags).await
 }
@@ -76,7 +76,7 @@ async fn a_changed_file_is_read_again() -> anyhow::Result<()> {
     std::fs::write(&file, jwks(&[&new]))?;
     until(&service, &old_token, "TOKEN_INVALID").await?;
     assert_eq!(refusal(&service, &new_token).await, "");
-    // Nobody is trusted when the issuer says so.
+    // An empty set of keys is valid, and then no token is trusted.
     std::fs::write(&file, jwks(&[]))?;
     until(&service, &new_token, "TOKEN_INVALID").await
 }
@@ -92,7 +92,7 @@ async fn the_last_good_keys_stay_while_the_provider_is_broken() -> anyhow::Resul
         (StatusCode::OK, "<html>maintenance</html>".to_owned()),
     ] {
         server.set(status, document);
-        // One fetch may have begun before; the one after the next is begun when the next is done.
+        // One fetch may already be under way, and a fetch is known to be complete only when the next one starts.
         let count = server.fetches() + 3;
         tokio::time::timeout(LIMIT, server.fetched(count)).await?;
         assert_eq!(refusal(&service, &old_token).await, "");

@@ -1,4 +1,4 @@
-//! A watcher that folds what it is told, and checks every word of it.
+//! A watcher that applies every event and checks it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,12 +22,12 @@ use crate::{
     stack::LIMIT,
 };
 
-/// How a watcher reads.
+/// The pace of a watcher.
 #[derive(Copy, Clone, Debug)]
 pub(super) enum Reader {
     Prompt,
     Slow,
-    /// Stops now and then for longer than what waits for it stays fresh.
+    /// A reader that sometimes pauses for longer than its pending events stay fresh.
     Halting,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct Watcher {
     reader: Reader,
     writers: Arc<Writers>,
     images: BTreeMap<String, api::Image>,
-    /// What it was told is gone.
+    /// Ids of the images that were reported as removed.
     removed: BTreeSet<String>,
     revision: i64,
 }
@@ -64,7 +64,7 @@ impl Watcher {
         }
     }
 
-    /// Folds until everything is over and it knows what a list gives.
+    /// Applies events until the writers are done and the result equals a list.
     pub(super) async fn follow(
         mut self,
         lister: Client,
@@ -158,7 +158,7 @@ impl Watcher {
     }
 }
 
-/// Whether the image says that this identity cannot see it, see [`Writers`].
+/// Returns whether the description hides the image from this identity; see [`Writers`].
 fn writer_hides(image: &api::Image, identity: &str) -> bool {
     image.description.split(' ').any(|word| word == format!("hidden-from-{identity}"))
 }

@@ -1,7 +1,7 @@
-//! Writers who share, change and delete images at random.
+//! Writers that share, change and delete images at random.
 //!
-//! The description of an image names everybody who cannot see it. It is changed while they cannot: after a grant was revoked,
-//! and before one is given. So whoever is told of an image whose description names it was told too much.
+//! The description of an image names everyone who cannot see it. It is changed while they cannot: after a grant is revoked, and
+//! before one is given. A watcher that receives an image whose description names it has therefore received too much.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,9 +19,9 @@ pub(super) struct Writers(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
-    /// The images that exist, each with the number of its owner and those whom it was granted to.
+    /// Existing images, each with the index of its owner and the subjects with a grant.
     images: BTreeMap<String, (usize, BTreeSet<&'static str>)>,
-    /// Who could see which image at some time, owners and admins aside.
+    /// Guests, each with an image that it could see at some time.
     guests: BTreeSet<(&'static str, String)>,
     owners: BTreeMap<String, &'static str>,
     count: usize,
@@ -35,7 +35,7 @@ impl Writers {
             || known.guests.iter().any(|(guest, image)| *guest == identity && image == id)
     }
 
-    /// One thing that an owner does.
+    /// Performs one random action of an owner.
     pub(super) async fn step(&self, clients: &[Client], random: &mut Random) -> Result<(), Status> {
         let picked = {
             let known = self.known();
@@ -63,7 +63,7 @@ impl Writers {
             _ => Ok(()),
         };
         match done {
-            // Of what cannot be done now nothing is expected.
+            // The state of the image may not allow the action.
             Err(status) if status.code() == Code::FailedPrecondition => Ok(()),
             done => done,
         }
@@ -86,7 +86,7 @@ impl Writers {
             }),
             ..Default::default()
         };
-        // Its id is known before anybody can be told that it is gone, for only its owner deletes it.
+        // The id is recorded before any watcher can hear of its removal, because only the owner deletes it.
         let response = clients[owner].images.clone().create_image(request).await?.into_inner();
         let id = response.image.map(|image| image.id).unwrap_or_default();
         let mut known = self.known();

@@ -1,4 +1,4 @@
-//! Every call that concerns one image, and what was said to it.
+//! All calls on a single image, and their outcomes.
 
 use prost::Message as _;
 use proto::images::{self as api, batch_result::Result as Outcome};
@@ -27,7 +27,7 @@ pub(super) enum Call {
     RevokeAccess,
 }
 
-/// What to call for: an image and its latest build, if it has one.
+/// The target of a call: an image and its latest build, if it has one.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) state: &'static str,
@@ -35,22 +35,22 @@ pub(super) struct Target {
     pub(super) build: String,
 }
 
-/// How to call.
+/// The mode of a call.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum How {
-    /// With `validate_only`, where there is that.
+    /// A call with `validate_only`, if it has that field.
     Ask,
-    /// The same, with an etag that the image does not have.
+    /// A call with `validate_only` and an etag that the image does not have.
     AskWithStaleEtag,
     Do,
 }
 
-/// Whom `GrantAccess` lets in, and `RevokeAccess` shuts out.
+/// Subject that `GrantAccess` adds; [`REVOKED`] is the one that `RevokeAccess` removes.
 const GRANTED: &str = "let-in";
 pub(super) const REVOKED: &str = "shut-out";
 
 impl Call {
-    /// Whether it takes an etag.
+    /// Returns whether the call takes an etag.
     pub(super) fn takes_etag(self) -> bool {
         use Call::{BuildImage, DeleteImage, DisableImage, EnableImage, UpdateImage};
         matches!(self, UpdateImage | BuildImage | EnableImage | DisableImage | DeleteImage)
@@ -71,7 +71,7 @@ impl How {
     }
 }
 
-/// Calls; answers the image if the response has one.
+/// Makes a call and returns the image in its response, if there is one.
 pub(super) async fn attempt(
     client: &Client,
     call: Call,
@@ -107,7 +107,7 @@ pub(super) async fn attempt(
         Call::RenderDockerfile => {
             let subject = Some(api::render_dockerfile_request::Subject::Id(id));
             match images.render_dockerfile(api::RenderDockerfileRequest { subject }).await {
-                // Whoever hears this has seen the image.
+                // Only callers that see the image get this error.
                 Err(status) if reason(&status) == "NO_DOCKERFILE" => None,
                 answer => answer.map(|_| None)?,
             }
@@ -163,7 +163,7 @@ pub(super) async fn attempt(
     })
 }
 
-/// The same for many images in one call; what came of each is as `attempt` has it.
+/// Makes a call for many images in one batch. Each outcome is as [`attempt`] returns it.
 pub(super) async fn batch(
     client: &Client,
     action: api::BatchAction,
@@ -190,7 +190,7 @@ pub(super) async fn batch(
     Ok(results.into_iter().map(outcome).collect())
 }
 
-/// `OK`, or the code, the reason, the action that is forbidden, and the conditions that fail.
+/// Returns `OK`, or the code, the reason, the forbidden action, and the violated preconditions.
 pub(super) fn said<T>(answer: &Result<T, Status>) -> String {
     let Err(status) = answer else {
         return "OK".to_owned();
@@ -205,7 +205,7 @@ pub(super) fn said<T>(answer: &Result<T, Status>) -> String {
     words.join(" ")
 }
 
-/// An error as its caller has it; none of a success.
+/// An error as its caller receives it; `None` for a success.
 pub(super) type Wording = Option<(Code, String, Vec<u8>)>;
 
 pub(super) fn wording<T>(answer: &Result<T, Status>) -> Wording {

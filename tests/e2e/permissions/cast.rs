@@ -1,4 +1,4 @@
-//! The callers of the table, and an image of the creator's in each of its states.
+//! Callers of the table, and images of the creator in each state.
 
 use anyhow::Context as _;
 use image_service::Role;
@@ -19,7 +19,9 @@ use crate::{
 
 pub(super) const WORKER: &str = "w1";
 
-/// A caller of the table. Only the creator may create; nothing else depends on roles but the admin's.
+/// Returns a caller of the table.
+///
+/// Only the creator may create images; apart from the admin's, roles make no other difference.
 pub(super) fn client(service: &Service, caller: &str) -> Client {
     let roles = match caller {
         "admin" => &[Role::Admin][..],
@@ -29,7 +31,7 @@ pub(super) fn client(service: &Service, caller: &str) -> Client {
     service.client(&service.token(caller, roles))
 }
 
-/// Grants to a guest what its name says.
+/// Grants a guest the permissions in its name.
 pub(super) async fn admit(creator: &Client, caller: &str, image: &str) -> anyhow::Result<()> {
     let Some(letters) = caller.strip_prefix("guest") else {
         return Ok(());
@@ -44,17 +46,19 @@ pub(super) async fn admit(creator: &Client, caller: &str, image: &str) -> anyhow
     Ok(())
 }
 
-/// An image that does not exist.
+/// Returns a target that does not exist.
 pub(super) fn nowhere() -> Target {
     let id = || uuid::Uuid::now_v7().to_string();
     Target { state: "missing", image: id(), build: id() }
 }
 
-/// The worker that all but queued builds are pinned to, played here: it leaves each where it is wanted.
+/// A scripted worker that leaves each build in the state that is wanted.
+///
+/// All builds but those that stay queued are pinned to it.
 pub(super) struct Stage<'a> {
     service: &'a Service,
     actor: Actor,
-    /// What snapshots are taken of.
+    /// The image of which snapshots are taken.
     source: Option<String>,
 }
 
@@ -64,12 +68,12 @@ impl<'a> Stage<'a> {
         Ok(Self { service, actor, source: None })
     }
 
-    /// Leaves the worker to somebody else.
+    /// Hands the worker over to the caller.
     pub(super) fn leave(self) -> Actor {
         self.actor
     }
 
-    /// An image in each state, with a grant to each guest.
+    /// Creates an image in each state, with a grant to each guest.
     pub(super) async fn fill(&mut self) -> anyhow::Result<Vec<Target>> {
         let creator = client(self.service, "creator");
         let mut targets = Vec::new();
@@ -83,7 +87,7 @@ impl<'a> Stage<'a> {
         Ok(targets)
     }
 
-    /// The words of a state: what it is, how far its build is, and `disabled`.
+    /// Creates an image in a state, whose words are its kind, the progress of its build, and `disabled`.
     async fn bring(&mut self, creator: &Client, state: &'static str) -> anyhow::Result<Target> {
         let mut words = state.split('-');
         let (kind, progress) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
@@ -129,7 +133,7 @@ impl<'a> Stage<'a> {
         Ok(response.image.expect("an image"))
     }
 
-    /// Takes the next build, which is that of this image, as far as it is wanted.
+    /// Takes the next build, which must be that of this image, as far as `progress`.
     async fn play(
         &mut self,
         creator: &Client,
@@ -164,7 +168,7 @@ impl<'a> Stage<'a> {
         if last.is_empty() { Ok(()) } else { self.tell(&attempt, 2, last).await }
     }
 
-    /// Reports, and waits until that is durable.
+    /// Reports events and waits until they are durable.
     async fn tell(&mut self, attempt: &Attempt, first: i64, events: Vec<Event>) -> anyhow::Result<()> {
         let last = first - 1 + i64::try_from(events.len())?;
         self.actor.report(attempt, first, events).await;

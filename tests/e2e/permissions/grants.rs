@@ -1,4 +1,4 @@
-//! Grants: they count at once, and leave the record as it was.
+//! Grants, which take effect at once and leave the record unchanged.
 
 use proto::images::{self as api, ImageAction, Permission, WatchImagesRequest, watch_images_response::Event};
 use tonic::{Code, Streaming};
@@ -10,7 +10,7 @@ use crate::{
     stack::{LIMIT, Service},
 };
 
-/// A watch that is past its first state.
+/// Opens a watch and reads its initial state.
 async fn watch(client: &Client) -> anyhow::Result<Streaming<api::WatchImagesResponse>> {
     let mut stream = client.images.clone().watch_images(WatchImagesRequest::default()).await?.into_inner();
     while !matches!(next(&mut stream).await?, Event::Synced(_)) {}
@@ -46,7 +46,7 @@ async fn a_watch_follows_what_its_caller_is_granted() -> anyhow::Result<()> {
     let (zoe, mut watched) = (client(&service, "zoe"), watch(&bob).await?);
     let mut of_zoe = watch(&zoe).await?;
 
-    // Nothing of what comes to pass with the others may come between.
+    // No event about the other images and callers may come in between.
     creator.cancel(&hidden.id).await?;
     creator.grant(&hidden.id, "zoe", &[Permission::View]).await?;
     creator.revoke(&hidden.id, "zoe").await?;
@@ -69,7 +69,7 @@ async fn a_watch_follows_what_its_caller_is_granted() -> anyhow::Result<()> {
     let (own, _) = bob.create(image("Own", "FROM scratch")).await?;
     assert_eq!(changed(next(&mut watched).await?)?.id, own.id);
 
-    // Of what zoe saw she is told that it is gone, of the rest nothing.
+    // Zoe hears of the removal of what she saw, and of nothing else.
     loop {
         match next(&mut of_zoe).await? {
             Event::Changed(image) => assert!([&shared.id, &hidden.id].contains(&&image.id)),
@@ -83,7 +83,7 @@ async fn a_watch_follows_what_its_caller_is_granted() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The feed does not read grants anew with every change.
+/// Checks that each change reaches its grantees, although the feed does not always reread grants.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_change_goes_to_those_of_then() -> anyhow::Result<()> {
     let service = Service::start().await?;
@@ -117,7 +117,7 @@ async fn every_change_goes_to_those_of_then() -> anyhow::Result<()> {
         while changed(next(&mut of_zoe).await?)?.revision < revision {}
         while changed(next(&mut of_bob).await?)?.revision < revision {}
 
-        // At once, so that the image may be read with what it is after both.
+        // Without a pause, so that the feed may read the image in its state after both changes.
         creator.revoke(&shared.id, "zoe").await?;
         let revision = toggle().await?.revision;
         assert!(
@@ -169,7 +169,7 @@ async fn grants_are_no_change_of_the_record() -> anyhow::Result<()> {
         revision = now.revision;
         assert_eq!(api::Image { revision: created.revision, ..now }, created);
     }
-    // Nothing is permitted to bob now: that is the same as never.
+    // An empty grant is the same as no grant.
     assert_eq!(said(&bob.get(&created.id).await), "NotFound IMAGE_NOT_FOUND");
     assert_eq!(creator.grants(&created.id, 0).await?, []);
 
@@ -190,7 +190,7 @@ async fn grants_are_listed_by_subject_and_page_by_page() -> anyhow::Result<()> {
     let (creator, admin) = (client(&service, "creator"), client(&service, "admin"));
     let (created, _) = creator.create(image("A", "FROM scratch")).await?;
     let (other, _) = creator.create(image("B", "FROM scratch")).await?;
-    // By code points, on every database.
+    // In the order of code points, on every database.
     let subjects = ["Zoe", "a b", "a-b", "ab", "bob", "zoe", "ä"];
     for subject in subjects.iter().rev() {
         creator.grant(&created.id, subject, &[Permission::View]).await?;
@@ -203,7 +203,7 @@ async fn grants_are_listed_by_subject_and_page_by_page() -> anyhow::Result<()> {
     let page = creator.access.clone().list_grants(first.clone()).await?.into_inner();
     assert_eq!(page.grants.len(), 2);
     let next = api::ListGrantsRequest { page_token: page.next_page_token, ..first };
-    // What is listed between two pages, and what is gone, moves nothing else.
+    // A grant that is added or removed between two pages moves no other.
     creator.revoke(&created.id, "Zoe").await?;
     creator.grant(&created.id, "a", &[Permission::View]).await?;
     let page = creator.access.clone().list_grants(next.clone()).await?.into_inner();

@@ -1,6 +1,6 @@
-//! A write answers as it was predicted to, whatever is written, by whomever, to images in whatever state.
+//! Previews of random writes, which must predict the answers of the writes themselves.
 //!
-//! `TRAILER_TEST_SEED` begins another sequence of writes, and `TRAILER_TEST_PREDICTIONS` makes it longer.
+//! `TRAILER_TEST_SEED` selects another sequence of writes, and `TRAILER_TEST_PREDICTIONS` its length.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,7 +24,7 @@ mod answer;
 mod random;
 mod write;
 
-/// The refusals that random writes come to, sooner or later.
+/// Outcomes that random writes must have, sooner or later.
 const REASONS: [&str; 16] = [
     "OK",
     "INVALID_FIELDS",
@@ -111,14 +111,14 @@ async fn a_grant_too_many_is_predicted() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets a worker take no more builds, so that nothing changes by itself.
+/// Drains a worker, so that nothing changes by itself.
 async fn rest(admin: &Client, actor: Actor) -> anyhow::Result<JoinHandle<Actor>> {
     let request = api::DrainWorkerRequest { name: cast::WORKER.to_owned(), ..Default::default() };
     admin.workers.clone().drain_worker(request).await?;
     Ok(listen(actor))
 }
 
-/// Hears what the service says to a worker, and does nothing about it.
+/// Reads what the service sends to a worker, and ignores it.
 fn listen(mut actor: Actor) -> JoinHandle<Actor> {
     tokio::spawn(async move {
         while let Ok(Some(_)) = actor.responses.message().await {}
@@ -134,14 +134,14 @@ fn archive() -> anyhow::Result<Vec<u8>> {
     archive.into_inner().context("an archive in memory")
 }
 
-/// All images, by their ids.
+/// Returns all images by id.
 async fn all(admin: &Client) -> anyhow::Result<BTreeMap<String, api::Image>> {
     let request = api::ListImagesRequest { page_size: 1_000, ..Default::default() };
     let images = admin.images.clone().list_images(request).await?.into_inner().images;
     Ok(super::by_id(images))
 }
 
-/// The reason among the words of what was said.
+/// Returns the reason in the words of [`said`].
 fn reason(said: &str) -> String {
     said.split(' ').nth(1).unwrap_or(said).to_owned()
 }

@@ -1,11 +1,12 @@
-//! The design's table, as data: nothing in it is taken from the services.
+//! The permission table of the design, as data. Nothing in it is taken from the services.
 
 use proto::images::{BatchAction, ImageAction};
 
 use super::calls::{Call, How};
 
-/// Who may do what with an image, whatever its status. A guest was granted the permissions that its name ends with: view,
-/// modify, delete; plain `guest` the empty set.
+/// Actions that each caller may take on an image, whatever its status.
+///
+/// A guest was granted the permissions at the end of its name: view, modify, delete. Plain `guest` has the empty set.
 const CALLERS: &str = "
            SEE  CREATE_WORKSPACE  CLONE  EDIT  BUILD  CANCEL_BUILD  ENABLE  DISABLE  DELETE  SHARE
 admin      y    y                 y      y     y      y             y       y        y       y
@@ -21,8 +22,9 @@ guest-vmd  y    y                 y      y     y      y             y       y   
 stranger   n    n                 n      n     n      n             n       n        n       n
 ";
 
-/// What can be done with an image in each state, by whoever may: `y` is done, `-` is accepted and changes nothing, and all
-/// else is why it is refused.
+/// Effect of each action on an image in each state, for callers with permission.
+///
+/// `y` succeeds, `-` is accepted and changes nothing, and anything else is the reason of the refusal.
 const STATES: &str = "
                             CREATE_WORKSPACE       BUILD                   CANCEL_BUILD           ENABLE  DISABLE  CLONE                  SEE  EDIT  SHARE  DELETE
 image-queued                NOT_FINISHED           BUILD_IN_PROGRESS       y                      -       y        y                      y    y     y      y
@@ -46,14 +48,14 @@ template                    IS_TEMPLATE            TEMPLATE_NOT_BUILDABLE  NO_BU
 template-disabled           IS_TEMPLATE+DISABLED   TEMPLATE_NOT_BUILDABLE  NO_BUILD_IN_PROGRESS   y       -        y                      y    y     y      y
 ";
 
-/// Who has no business with images at all, and what it is told, whatever it asks.
+/// Callers without any access to images, each with the error that every call returns to it.
 pub(super) const OUTSIDERS: [(&str, &str); 3] = [
     ("anonymous", "Unauthenticated TOKEN_MISSING"),
     ("expired", "Unauthenticated TOKEN_EXPIRED"),
     ("worker", "PermissionDenied WORKER_TOKEN"),
 ];
 
-/// Which action each call is.
+/// The action of each call.
 pub(super) const CALLS: [(Call, &str); 16] = [
     (Call::GetImage, "SEE"),
     (Call::ListBuilds, "SEE"),
@@ -73,7 +75,7 @@ pub(super) const CALLS: [(Call, &str); 16] = [
     (Call::RevokeAccess, "SHARE"),
 ];
 
-/// Which call each row of a batch is.
+/// The call that each row of a batch stands for.
 pub(super) const BATCHES: [(BatchAction, Call); 5] = [
     (BatchAction::Build, Call::BuildImage),
     (BatchAction::CancelBuild, Call::CancelBuild),
@@ -94,7 +96,7 @@ fn may(caller: &str, action: &str) -> bool {
     cell(CALLERS, caller, action) == "y"
 }
 
-/// Whether it does something to an image in this state.
+/// Returns whether the action has an effect on an image in this state.
 pub(super) fn does(state: &str, action: &str) -> bool {
     cell(STATES, state, action) == "y"
 }
@@ -103,7 +105,9 @@ fn action_of(call: Call) -> &'static str {
     CALLS.iter().find(|(of, _)| *of == call).map(|(_, action)| *action).expect("every call is in the table")
 }
 
-/// What comes of a call, in the words of `calls::said`: existence before permission, before the etag, before the state.
+/// Returns the outcome of a call, in the words of `calls::said`.
+///
+/// Existence is checked before permission, then the etag, then the state.
 pub(super) fn expected(caller: &str, call: Call, state: &str, how: How) -> String {
     let action = action_of(call);
     if state == "missing" || !may(caller, "SEE") {
@@ -123,7 +127,7 @@ pub(super) fn expected(caller: &str, call: Call, state: &str, how: How) -> Strin
     }
 }
 
-/// What a caller is told that it may do with an image in this state.
+/// Returns the `allowed_actions` of an image in this state, as the caller should see them.
 pub(super) fn allowed(caller: &str, state: &str) -> Vec<ImageAction> {
     // In the order of the enum, whose zero is no action.
     let actions = (1..).map_while(|number| ImageAction::try_from(number).ok());
@@ -131,7 +135,7 @@ pub(super) fn allowed(caller: &str, state: &str) -> Vec<ImageAction> {
     actions.filter(|action| may(caller, name(*action)) && does(state, name(*action))).collect()
 }
 
-/// The action by which callers are told that they may do this; they are not told that they may see.
+/// Returns the [`ImageAction`] of an action, or `None` for `SEE`, which is not listed as allowed.
 pub(super) fn told_of(action: &str) -> Option<ImageAction> {
     ImageAction::from_str_name(&format!("IMAGE_ACTION_{action}"))
 }

@@ -1,4 +1,4 @@
-//! Placement by table and at random.
+//! Tests of placement, by table and with random queues.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ fn candidate(name: &str, free_slots: usize) -> Candidate {
     Candidate { name: name.to_owned(), labels: BTreeMap::new(), capabilities, free_slots }
 }
 
-/// Returns a build of the round that was queued `waited` ago.
+/// Returns a build of `round` that was queued `waited` ago.
 fn build(round: i64, waited: Duration) -> Build {
     let requirements = Requirements {
         worker: String::new(),
@@ -106,7 +106,7 @@ fn the_wait_begins_when_a_build_may_be_claimed() {
     for (not_before, expected) in [
         (NOW.before(Duration::from_secs(1)), None),
         (NOW.before(Build::MAX_CACHE_WAIT), Some("free")),
-        // Set before a clock was put back.
+        // Set before the clock was set back.
         (NOW.after(Duration::from_secs(100)), Some("free")),
     ] {
         build.not_before = Some(not_before);
@@ -122,7 +122,7 @@ fn a_build_that_waits_for_its_cache_holds_up_nobody() {
         [preferring(0, "cached", soon), preferring(1, "cached", soon), build(2, soon), pinned(3, "cached")];
     let expected = pairs(&[(0, "cached"), (2, "free")]);
     assert_eq!(placed(&queued, &[candidate("cached", 1), candidate("free", 1)], 32), expected);
-    // The slot that it waits for goes to whose turn it is.
+    // The slot goes to the build whose turn it is, rather than to the build that waits for it.
     let queued = [pinned(0, "cached"), preferring(1, "cached", soon)];
     let expected = pairs(&[(0, "cached")]);
     assert_eq!(placed(&queued, &[candidate("cached", 1), candidate("free", 1)], 32), expected);
@@ -142,7 +142,7 @@ fn builds_spread_evenly_over_equal_workers() {
     assert_eq!(given(&queued[..4]), [1; 4]);
     assert_eq!(given(&queued[..20]), [5; 4]);
     assert_eq!(given(&queued), [8; 4]);
-    // One after the other, while all are idle.
+    // One build at a time, while all workers are idle.
     let mut given = BTreeMap::<String, u32>::new();
     for build in (0..4_000).map(|round| build(round, Duration::ZERO)) {
         for (_, worker) in placed(&[build], &workers, 32) {
@@ -152,7 +152,7 @@ fn builds_spread_evenly_over_equal_workers() {
     assert!(given.len() == 4 && given.values().all(|count| (850..1_150).contains(count)), "{given:?}");
 }
 
-/// Draws a queue and its workers.
+/// Generates a random queue and random workers.
 fn draw(random: &mut fastrand::Rng) -> (Vec<Build>, Vec<Candidate>) {
     let workers = (0..random.usize(1..6)).map(|number| {
         let mut worker = candidate(&format!("w{number}"), random.usize(0..4));
@@ -202,7 +202,7 @@ fn nobody_starves_and_nobody_gets_what_it_must_not() {
         if placements.len() == limit {
             continue;
         }
-        // Slots only become fewer: whatever is free now was so at each turn.
+        // Slots only become fewer, so a slot that is free now was free at each turn.
         for build in queued.iter().filter(|build| !turns.contains(&build.turn())) {
             let prefers = |candidate: &&Candidate| build.preferred_worker.as_ref() == Some(&candidate.name);
             let may_wait = build.may_wait_for_cache(NOW)

@@ -1,4 +1,4 @@
-//! The reasons for which builds wait, by table.
+//! Tests of the reasons why builds wait, by table.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ fn worker(name: &str) -> Worker {
     }
 }
 
-/// Returns a build that is pinned to a worker, if it has a name.
+/// Returns a build that is pinned to a worker, unless `pin` is empty.
 fn build(pin: &str) -> Build {
     let requirements = Requirements {
         worker: pin.to_owned(),
@@ -71,7 +71,7 @@ fn a_build_waits_for_the_nearest_of_the_workers_that_suit_it() {
     ];
     for (place, (worker, reason)) in by_distance.into_iter().enumerate() {
         assert_eq!(pending_reason(&build(""), std::slice::from_ref(worker), NOW), reason, "{}", worker.name);
-        // Those that are further away change nothing.
+        // Workers that are further away change nothing.
         let with_others: Vec<Worker> =
             by_distance[place..].iter().rev().map(|(worker, _)| (*worker).clone()).collect();
         assert_eq!(pending_reason(&build(""), &with_others, NOW), reason, "{} first", worker.name);

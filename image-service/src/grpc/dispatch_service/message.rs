@@ -1,12 +1,12 @@
-//! The messages of dispatch on the wire.
+//! Conversion from and to the messages of the dispatch protocol.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proto::dispatch as wire;
 
 use crate::{
-    build::{BuildId, Failure, Fault, Happening, LogStream, StepState, Workspace},
-    context::ContextDigest,
+    build::{BuildId, Failure, Fault, LogStream, RecordedEvent, StepState, Workspace},
+    build_context::ContextDigest,
     dispatch::{
         Attempt, Hello, KeptAttempt, PROTOCOL_VERSION, Report, Reported, ToWorker, Welcome, WithheldAbility,
         WorkerEvent,
@@ -26,15 +26,19 @@ const MAX_WITHHELD: usize = 64;
 const MAX_WITHHELD_TEXT: usize = 120;
 const MAX_HELD: usize = 2_000;
 const MAX_EVENTS: usize = 4_096;
-/// As long as a line, a name or a message may be; what is longer is cut.
+/// Maximum length of a line, a name or a message, in bytes. Longer ones are truncated.
 const MAX_TEXT: usize = 16 * 1024;
 const MAX_STEPS: i32 = 10_000;
 const MAX_LAST_LINES: usize = 20;
 
-/// Checks what a worker says of itself.
+/// Parses and checks the hello of a worker.
 ///
-/// A worker that speaks another version of the protocol may mean something else by its fields: of its hello only the name, the
-/// labels and the engine are taken, as far as they can be read.
+/// A worker with another version of the protocol may give its fields another meaning. From its hello only the name, the instance,
+/// the labels and the version of the engine are taken, as far as they are valid.
+///
+/// # Errors
+///
+/// Returns [`Error::Invalid`] if the hello has invalid fields.
 pub(super) fn hello(hello: wire::Hello) -> Result<Hello, Error> {
     if hello.protocol_version != PROTOCOL_VERSION {
         return Ok(foreign_hello(hello));
@@ -91,7 +95,7 @@ pub(super) fn hello(hello: wire::Hello) -> Result<Hello, Error> {
     })
 }
 
-/// Reads what can be known of a worker that speaks another version of the protocol.
+/// Extracts what can be known of a worker with another version of the protocol.
 fn foreign_hello(hello: wire::Hello) -> Hello {
     Hello {
         name: hello.name,
@@ -119,14 +123,14 @@ fn withheld_fits(withheld: &wire::WithheldAbility) -> bool {
         && [ability, flaw, fixed_in].into_iter().all(|text| fits(text, MAX_WITHHELD_TEXT))
 }
 
-/// Returns whether a text is short enough and has no control characters.
+/// Reports whether a text is short enough and has no control characters.
 fn fits(text: &str, max_bytes: usize) -> bool {
     text.len() <= max_bytes && !text.chars().any(char::is_control)
 }
 
 fn capabilities(name: &str) -> &'static [Capability] {
     match name {
-        // What is generated goes to the worker as a Dockerfile.
+        // The worker gets generated images as Dockerfiles.
         "dockerfile" => &[Capability::Dockerfile, Capability::Generate],
         "pull" => &[Capability::Pull],
         "push" => &[Capability::Push],
@@ -160,19 +164,19 @@ fn reported(event: wire::ReportEvent) -> Result<Reported, Error> {
     });
     let event = match event.event {
         Some(Event::Started(_)) => WorkerEvent::Started,
-        Some(Event::Step(step)) => WorkerEvent::Happened(Happening::Step {
+        Some(Event::Step(step)) => WorkerEvent::Happened(RecordedEvent::Step {
             step: step.index.clamp(0, MAX_STEPS),
             name: cut(step.name),
             state: step_state(step.state)?,
             error: cut(step.error),
         }),
-        Some(Event::Line(line)) => WorkerEvent::Happened(Happening::Line {
+        Some(Event::Line(line)) => WorkerEvent::Happened(RecordedEvent::Line {
             step: line.step.clamp(-1, MAX_STEPS),
             stream: if line.stderr { LogStream::Stderr } else { LogStream::Stdout },
             text: cut(line.text),
         }),
         Some(Event::Gap(gap)) => {
-            WorkerEvent::Happened(Happening::Gap { lines: gap.lines.max(0), message: cut(gap.message) })
+            WorkerEvent::Happened(RecordedEvent::Gap { lines: gap.lines.max(0), message: cut(gap.message) })
         }
         Some(Event::Built(_)) => WorkerEvent::Built,
         Some(Event::Succeeded(succeeded)) => WorkerEvent::Succeeded {
@@ -191,7 +195,7 @@ fn reported(event: wire::ReportEvent) -> Result<Reported, Error> {
     Ok(Reported { time, event })
 }
 
-/// Parses the digest of an image's configuration; none when the engine did not report it.
+/// Parses the digest of an image's configuration; `None` if the engine did not report it.
 fn config_digest(digest: String) -> Result<Option<String>, Error> {
     if digest.is_empty() {
         return Ok(None);
@@ -234,12 +238,12 @@ fn step_state(number: i32) -> Result<StepState, Error> {
     })
 }
 
-/// What a worker's engine holds, at most a thousand.
+/// Parses the images that a worker's engine holds, at most a thousand.
 pub(super) fn held_images(
-    request: wire::FindUnneededRequest,
+    request: wire::FindUnusedImagesRequest,
 ) -> Result<(Vec<HeldImage>, Vec<String>), Error> {
     const MAX: usize = 1_000;
-    let wire::FindUnneededRequest { images, removed_engine_image_ids: removed } = request;
+    let wire::FindUnusedImagesRequest { images, removed_engine_image_ids: removed } = request;
     for (field, count) in [("images", images.len()), ("removed_engine_image_ids", removed.len())] {
         if count > MAX {
             return Err(Error::Invalid(Violations::one(field, format!("must be at most {MAX}"))));
@@ -270,17 +274,17 @@ fn cut(mut text: String) -> String {
         let end = (0..=MAX_TEXT).rev().find(|&end| text.is_char_boundary(end));
         text.truncate(end.unwrap_or(0));
     }
-    // Not every database can hold it.
+    // Not every database can store NUL.
     if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
 }
 
 pub(super) fn welcome(welcome: Welcome, queue: &Queue) -> wire::ConnectResponse {
-    let (times, stop_within) = (queue.times(), queue.policy().stop_deadline);
+    let (times, stop_timeout) = (queue.times(), queue.policy().stop_timeout);
     answer(wire::connect_response::Message::Welcome(wire::Welcome {
         session_id: welcome.session,
         heartbeat_interval: prost_types::Duration::try_from(times.heartbeat).ok(),
         stop_after: prost_types::Duration::try_from(times.stop_after).ok(),
-        stop_within: prost_types::Duration::try_from(stop_within).ok(),
+        stop_timeout: prost_types::Duration::try_from(stop_timeout).ok(),
         keep: welcome.keep.into_iter().map(kept).collect(),
         drop: welcome.drop.into_iter().map(Into::into).collect(),
         catalogue_id: queue.catalogue().to_string(),
@@ -321,7 +325,9 @@ pub(super) fn to_worker(message: ToWorker) -> wire::ConnectResponse {
     })
 }
 
-/// What the worker has to do. A worker that has taken a build can do what it requires, so this is never nothing.
+/// Returns the work of an assignment.
+///
+/// This is never `None`, because a worker that has taken a build supports what the build requires.
 fn work(configuration: &Configuration, workspace: Option<Workspace>) -> Option<wire::assignment::Work> {
     if let Some(Workspace { container, source }) = workspace {
         let snapshot = wire::Snapshot { container, source_image_id: source.to_string() };

@@ -9,7 +9,7 @@ use super::*;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Waits until the watch of a service has this status.
+/// Waits until the watch of a service reports this status.
 async fn until(
     statuses: &mut tonic::Streaming<HealthCheckResponse>,
     expected: Status,
@@ -47,7 +47,7 @@ async fn workers_are_served_before_the_catalogue_is_loaded() -> Result<(), tonic
     until(&mut images, Status::Serving).await?;
     until(&mut server, Status::Serving).await?;
 
-    // Without its database nothing serves, whatever the catalogue says.
+    // Without the database nothing serves, whatever the state of the catalogue.
     store_answers.send_replace(false);
     for statuses in [&mut dispatch, &mut images, &mut server] {
         until(statuses, Status::NotServing).await?;

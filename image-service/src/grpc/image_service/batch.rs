@@ -1,4 +1,4 @@
-//! Batches on the wire.
+//! Conversion of batches from and to their messages.
 
 use prost::Message;
 use proto::images::{self as wire, batch_result::Result as Outcome};
@@ -13,7 +13,7 @@ use crate::{
 
 pub(in crate::grpc) const MAX_TARGETS: usize = 1_000;
 
-/// What to do with which images. A target that is badly named is that target's error.
+/// Parses the action and the targets of a batch. An invalid target fails only its own row.
 pub(super) fn order(
     message: &wire::BatchImagesRequest,
     mut violations: Violations,
@@ -55,7 +55,7 @@ pub(super) fn response(
     wire::BatchImagesResponse { results: targets.into_iter().zip(outcomes).map(result).collect() }
 }
 
-/// What came of a row.
+/// Returns the status code of a row.
 pub(super) fn code(row: &wire::BatchResult) -> Code {
     match &row.result {
         Some(Outcome::Error(error)) => Code::from_i32(error.code),
@@ -63,7 +63,7 @@ pub(super) fn code(row: &wire::BatchResult) -> Code {
     }
 }
 
-/// A status as a message: its details are that message, encoded.
+/// Converts a status to a message, which is encoded in its details.
 fn rpc_status(status: &Status) -> tonic_types::Status {
     tonic_types::Status::decode(status.details()).unwrap_or_else(|_| tonic_types::Status {
         code: status.code().into(),

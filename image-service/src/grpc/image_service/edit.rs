@@ -1,4 +1,4 @@
-//! Updates on the wire: which fields of the image are meant.
+//! Conversion of updates, with the mask that selects the fields of the image.
 
 use prost_types::FieldMask;
 use proto::images as wire;
@@ -7,7 +7,7 @@ use crate::{error::Violations, grpc::configuration, image::EditDraft};
 
 const WRITABLE: [&str; 5] = ["name", "description", "repository", "tag", "config"];
 
-/// What the mask picks from the image.
+/// Returns the fields that the mask selects; without a mask, all that are not empty.
 pub(super) fn draft(violations: &mut Violations, image: wire::Image, mask: Option<FieldMask>) -> EditDraft {
     let paths = mask.map(|mask| mask.paths).unwrap_or_default();
     let is_picked = if paths.is_empty() {

@@ -1,4 +1,4 @@
-//! Snapshots on the wire.
+//! Conversion of snapshot requests.
 
 use proto::images as wire;
 
@@ -6,7 +6,7 @@ use crate::{build::Workspace, error::Violations, grpc::field, image::SnapshotOrd
 
 const MAX_CONTAINER: usize = 255;
 
-/// Which workspace is meant, and whose the snapshot shall be; every violation is noted.
+/// Parses the workspace and the creator of a snapshot, and records all violations.
 pub(super) fn order(violations: &mut Violations, message: &wire::SnapshotWorkspaceRequest) -> SnapshotOrder {
     let source = field::image(violations, "source_image_id", &message.source_image_id);
     field::subject(violations, "worker", &message.worker);

@@ -1,9 +1,11 @@
-//! Contexts that are fetched from a URL: Git repositories, and tar archives.
+//! Contexts that are fetched from a URL: Git repositories and tar archives.
 //!
-//! The forms are those of BuildKit: `git://…` is a repository, and so is `http(s)://…/name.git`. A repository takes a fragment
-//! `#ref:directory`, or a query `?ref=…&subdir=…`.
+//! The forms are those of BuildKit: `git://…` and `http(s)://…/name.git` are repositories. A repository takes a
+//! fragment `#ref:directory`, or a query `?ref=…&subdir=…`.
 
-/// Returns whether `url` names a directory within a Git repository. In doubt it does: an engine may read what is escaped.
+/// Reports whether `url` names a directory within a Git repository, which is assumed in doubt.
+///
+/// An engine may decode what is escaped.
 pub(super) fn is_git_directory(url: &str) -> bool {
     let (url, fragment) = url.split_once('#').unwrap_or((url, ""));
     let (path, query) = url.split_once('?').unwrap_or((url, ""));

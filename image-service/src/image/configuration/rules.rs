@@ -1,6 +1,6 @@
-//! The rules for single texts of a configuration. Each fails with the rule that is violated.
+//! The rules for single texts of a configuration. The error of each function is the violated rule.
 
-use crate::{context::ContextDigest, image::reference::PulledReference};
+use crate::{build_context::ContextDigest, image::reference::PulledReference};
 
 const MAX_PATH: usize = 255;
 const MAX_URL: usize = 2 * 1024;
@@ -9,22 +9,24 @@ const MAX_INSTRUCTION_VALUE: usize = 16 * 1024;
 
 pub(super) type Rule = fn(&str) -> Result<(), &'static str>;
 
-/// Any text at all, as long as databases and shells can hold it.
+/// Checks a text, which may be anything that databases and shells can hold.
 pub(super) fn text(text: &str) -> Result<(), &'static str> {
     if text.contains('\0') { Err("must not contain NUL") } else { Ok(()) }
 }
 
-/// One line of any text.
+/// Checks a text of one line.
 pub(super) fn line(text: &str) -> Result<(), &'static str> {
     if text.contains(['\0', '\n', '\r']) { Err("must be one line, without NUL") } else { Ok(()) }
 }
 
-/// The value of an environment variable in an instruction, of which the engine takes no line of over 64 KiB.
+/// Checks the value of an environment variable in an instruction.
+///
+/// It is bounded because the engine rejects lines of over 64 KiB.
 pub(super) fn instruction_value(text: &str) -> Result<(), &'static str> {
     if text.len() > MAX_INSTRUCTION_VALUE { Err("must have at most 16 KiB") } else { line(text) }
 }
 
-/// A shell command.
+/// Checks a shell command.
 pub(super) fn command(text: &str) -> Result<(), &'static str> {
     if text.trim().is_empty() {
         Err("must not be empty")
@@ -35,7 +37,7 @@ pub(super) fn command(text: &str) -> Result<(), &'static str> {
     }
 }
 
-/// The name of an environment variable, or of an ARG.
+/// Checks the name of an environment variable or of an ARG.
 pub(super) fn variable(name: &str) -> Result<(), &'static str> {
     let fits = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.len() <= 255
@@ -47,7 +49,7 @@ pub(super) fn variable(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// `name`, `name:architecture`, `name=version`, `name/release`.
+/// Checks an apt package: `name`, `name:architecture`, `name=version`, `name/release`.
 pub(super) fn apt_package(package: &str) -> Result<(), &'static str> {
     let fits = package.len() <= 255 && fits_apt(package);
     if fits {
@@ -78,7 +80,7 @@ fn fits_apt(package: &str) -> bool {
         && version.chars().all(version_fits)
 }
 
-/// `name`, `name[extra]`, `name==1.2`, `name>=1,<2`.
+/// Checks a Python package: `name`, `name[extra]`, `name==1.2`, `name>=1,<2`.
 pub(super) fn python_package(package: &str) -> Result<(), &'static str> {
     if package.len() <= 255 && fits_python(package) {
         Ok(())
@@ -115,7 +117,7 @@ fn fits_python(package: &str) -> bool {
     is_name(name) && (rest.is_empty() || rest.split(',').all(is_clause))
 }
 
-/// The name of a user, as Debian's `adduser` takes it.
+/// Checks the name of a user by the rules of Debian's `adduser`.
 pub(super) fn user(name: &str) -> Result<(), &'static str> {
     let fits = name.len() <= 32
         && name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
@@ -127,7 +129,7 @@ pub(super) fn user(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// The name of a service.
+/// Checks the name of a service.
 pub(super) fn service(name: &str) -> Result<(), &'static str> {
     let fits = name.len() <= 63
         && name.starts_with(|c: char| c.is_ascii_lowercase())
@@ -139,7 +141,7 @@ pub(super) fn service(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// The name of a build stage.
+/// Checks the name of a build stage.
 pub(super) fn stage(name: &str) -> Result<(), &'static str> {
     let fits = name.len() <= 255
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -151,7 +153,7 @@ pub(super) fn stage(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// A worker's name, or a part of a label.
+/// Checks the name of a worker, or the name or value of a label.
 pub(super) fn label(text: &str) -> Result<(), &'static str> {
     if text.len() > 255 || text.chars().any(char::is_control) {
         Err("must have at most 255 bytes and no control characters")
@@ -160,12 +162,12 @@ pub(super) fn label(text: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Something that a registry can be asked for.
+/// Checks a reference that is to be pulled from a registry.
 pub(super) fn image(reference: &str) -> Result<(), &'static str> {
     PulledReference::parse(reference).map(|_| ()).ok_or("must be a Docker reference, such as `ubuntu:24.04`")
 }
 
-/// A path within a build context.
+/// Checks the path of a file in a build context.
 pub(super) fn context_path(path: &str) -> Result<(), &'static str> {
     if path.starts_with('/') {
         Err("must be relative")
@@ -176,17 +178,17 @@ pub(super) fn context_path(path: &str) -> Result<(), &'static str> {
     }
 }
 
-/// A path within an archive or a remote context.
+/// Checks a path within an archive or a remote context.
 pub(super) fn path(path: &str) -> Result<(), &'static str> {
     if path.starts_with('/') { Err("must be relative") } else { check_path(path) }
 }
 
-/// What names an archive.
+/// Checks the digest of an archive.
 pub(super) fn digest(text: &str) -> Result<(), &'static str> {
     ContextDigest::parse(text).map(|_| ())
 }
 
-/// Where an engine can get a context from. What is in the configuration everyone sees: no password may be.
+/// Checks the URL of a remote context. It must not hold a password, because everyone who sees the image sees the URL.
 pub(super) fn remote(url: &str) -> Result<(), &'static str> {
     if url.len() > MAX_URL || !url.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("must have at most 2 KiB of printable ASCII, without spaces");
@@ -205,7 +207,7 @@ pub(super) fn remote(url: &str) -> Result<(), &'static str> {
     }
 }
 
-/// A path within an image.
+/// Checks the path of a file in an image.
 pub(super) fn image_path(path: &str) -> Result<(), &'static str> {
     if path.len() > MAX_PATH {
         return Err("must have at most 255 bytes");

@@ -15,7 +15,7 @@ impl MigrationName for Initial {
 
 #[async_trait::async_trait]
 impl MigrationTrait for Initial {
-    /// Whole or not at all, on SQLite, too.
+    /// Runs the migration in a transaction on SQLite, too.
     fn use_transaction(&self) -> Option<bool> {
         Some(true)
     }
@@ -23,7 +23,7 @@ impl MigrationTrait for Initial {
     #[expect(elided_lifetimes_in_paths, reason = "the trait's signature")]
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let is_postgres = manager.get_database_backend() == DbBackend::Postgres;
-        // Texts that are keys are ordered by code points, whatever the locale of the database is.
+        // Text keys are ordered by code points, whatever the locale of the database.
         let (key, uuid, bytes, clustered) = if is_postgres {
             ("text COLLATE \"C\"", "uuid", "bytea", "")
         } else {
@@ -42,7 +42,7 @@ impl MigrationTrait for Initial {
         }
         let first_row = Query::insert()
             .into_table("catalogue")
-            .columns(["id", "history"])
+            .columns(["id", "catalogue_id"])
             .values_panic([1.into(), uuid::Uuid::new_v4().into()])
             .to_owned();
         manager.execute(first_row).await
@@ -50,7 +50,7 @@ impl MigrationTrait for Initial {
 }
 
 const TABLES: [&str; 15] = [
-    "CREATE TABLE catalogue (id integer PRIMARY KEY, history UUID NOT NULL, revision bigint NOT NULL DEFAULT 0, \
+    "CREATE TABLE catalogue (id integer PRIMARY KEY, catalogue_id UUID NOT NULL, revision bigint NOT NULL DEFAULT 0, \
      nonce bigint NOT NULL DEFAULT 0, compacted_revision bigint NOT NULL DEFAULT 0, \
      compacted_nonce bigint NOT NULL DEFAULT 0, round bigint NOT NULL DEFAULT 0, first_round bigint NOT NULL DEFAULT 0, changed_at bigint NOT NULL DEFAULT 0, \
      index_bytes bigint NOT NULL DEFAULT 0)",
@@ -91,10 +91,10 @@ const TABLES: [&str; 15] = [
      tar_end bigint NOT NULL, used_at bigint NOT NULL)",
     "CREATE TABLE context_chunks (upload UUID NOT NULL, number bigint NOT NULL, bytes BYTES NOT NULL, \
      PRIMARY KEY (upload, number))",
-    "CREATE TABLE made_images (worker text NOT NULL, engine_id text NOT NULL, PRIMARY KEY (worker, engine_id)) CLUSTERED",
+    "CREATE TABLE engine_images (worker text NOT NULL, engine_id text NOT NULL, PRIMARY KEY (worker, engine_id)) CLUSTERED",
 ];
 
-/// States of builds: 1 is queued, 2 to 4 are held by a worker. Statements that are to use a partial index say the same literally.
+/// Indexes. Build state 1 is queued, 2 to 4 are held by a worker; statements must repeat a partial index's condition literally.
 const INDEXES: [&str; 13] = [
     "CREATE INDEX images_by_artifact ON images (artifact_image) WHERE artifact_image IS NOT NULL",
     "CREATE INDEX configurations_by_archive ON configurations (archive) WHERE archive IS NOT NULL",
@@ -111,5 +111,5 @@ const INDEXES: [&str; 13] = [
     "CREATE INDEX contexts_by_use ON contexts (used_at)",
 ];
 
-/// Keeps Postgres from looking for the builds of one group among all others, which it does where it has seen few groups.
+/// Statistics override. Having seen few groups, Postgres would search for the builds of one among all builds.
 const MANY_GROUPS: &str = "ALTER TABLE builds ALTER COLUMN requirements_key SET (n_distinct = 1000)";

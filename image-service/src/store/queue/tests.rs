@@ -1,4 +1,4 @@
-//! The queue's statements are answered from indexes that hold no finished build.
+//! Tests that the queue's statements use indexes without finished builds.
 
 use std::{collections::BTreeSet, error::Error, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
         Capability, ConfigurationDraft, Dockerfile, ImageDraft, ImageId, NewImage, RepositoryPrefixes, Source,
     },
     request::Request,
-    store::{Store, connecting::record_statements, values::Stored as _},
+    store::{Store, pool::record_statements, values::Stored as _},
     turns::Turn,
 };
 
@@ -31,7 +31,7 @@ fn image(name: &str) -> Result<NewImage, Box<dyn Error>> {
     let dockerfile = Dockerfile { text: "FROM scratch".to_owned(), ..Dockerfile::default() };
     let draft = ImageDraft {
         name: name.to_owned(),
-        configuration: Some(ConfigurationDraft::of(Source::Dockerfile(dockerfile))),
+        configuration: Some(ConfigurationDraft::from_source(Source::Dockerfile(dockerfile))),
         description: String::new(),
         repository: String::new(),
         tag: String::new(),
@@ -97,7 +97,7 @@ async fn what_waits_at_the_head_holds_up_nothing_behind_it() -> Outcome {
     const WAITING: usize = 20;
     let directory = tempfile::tempdir()?;
     let store = open(&directory, None).await?;
-    // Online at another replica, as far as this one can tell.
+    // Online on another replica, as far as this one can tell.
     store.open_session(&Hello { name: "w2".to_owned(), ..hello(1) }, Uuid::new_v4()).await?;
     let mut waiting = Vec::new();
     for _ in 0..WAITING {
@@ -110,7 +110,7 @@ async fn what_waits_at_the_head_holds_up_nothing_behind_it() -> Outcome {
     assert!(claim(&store, 2).await?.is_empty(), "all others wait for the worker that has their cache");
     let last = waiting.pop().ok_or("the last one")?;
     let txn = store.write(Turn::Background).await?;
-    txn.later(
+    txn.defer(
         build::Entity::update_many()
             .col_expr(build::Column::QueuedAt, Expr::cust("queued_at - 5000000"))
             .filter(build::Column::Id.eq(last)),
@@ -144,7 +144,7 @@ async fn a_build_that_comes_back_is_first_again() -> Outcome {
     Ok(store.close().await?)
 }
 
-/// Splits what was sent together.
+/// Splits statements that were sent together.
 fn split(statement: Statement) -> Vec<Statement> {
     let mut values = statement.values.map(|values| values.0).unwrap_or_default().into_iter();
     let is_numbered = statement.sql.contains('$');
@@ -156,7 +156,7 @@ fn split(statement: Statement) -> Vec<Statement> {
     statement.sql.split("; ").map(one).collect()
 }
 
-/// Returns how SQLite looks for builds in each of the statements.
+/// Returns the steps of SQLite's query plans that search or scan builds.
 async fn searches(store: &Store, statements: Vec<Statement>) -> Result<BTreeSet<String>, Box<dyn Error>> {
     let mut searches = BTreeSet::new();
     for mut statement in statements.into_iter().flat_map(split) {
@@ -192,7 +192,7 @@ async fn the_queue_never_looks_at_what_is_finished() -> Outcome {
     first_of_groups(&store.reader, 1, store.now(&store.reader).await?).await?;
     store.workers(None, 10).await?;
     store.transact(&request("alice"), async |write| write.cancel(image, None).await).await?;
-    store.unneeded("w1", Vec::new()).await?;
+    store.unused("w1", Vec::new()).await?;
     let statements = std::mem::take(&mut *statements.lock().map_err(|_| "poisoned")?);
     let searches = searches(&store, statements).await?;
     let is_of_the_queue = |search: &&String| {

@@ -1,4 +1,4 @@
-//! The answer to any write, and what of it can be predicted.
+//! The answer to any write, and the part of it that can be predicted.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use tonic::Status;
 
 use crate::permissions::calls::{said, wording};
 
-/// The answer of any write.
+/// The answer to any write.
 #[derive(Debug, Default)]
 pub(super) struct Answer {
     pub(super) images: Vec<Result<api::Image, Status>>,
@@ -16,11 +16,12 @@ pub(super) struct Answer {
     pub(super) worker: Option<api::Worker>,
 }
 
-/// The same without what only the write itself knows: ids of what is new, times, revisions and etags, but for whether they are
-/// other ones than before.
+/// An answer without the values that only the write itself can know.
+///
+/// Of ids of new records, times, revisions and etags, only whether they have changed is kept.
 #[derive(Debug, PartialEq)]
 pub(super) struct Comparable {
-    /// An error is what is said, and how.
+    /// Images, or errors with their words and their full wording.
     pub(super) rows: Vec<Result<api::Image, (String, String)>>,
     build: Option<api::Build>,
     grant: Option<api::Grant>,
@@ -28,7 +29,7 @@ pub(super) struct Comparable {
 }
 
 impl Answer {
-    pub(super) fn of(image: Option<api::Image>, build: Option<api::Build>) -> Self {
+    pub(super) fn new(image: Option<api::Image>, build: Option<api::Build>) -> Self {
         Self { images: image.map(Ok).into_iter().collect(), build, ..Self::default() }
     }
 
@@ -73,12 +74,12 @@ fn comparable_build(build: api::Build, before: &BTreeMap<String, api::Image>) ->
     }
 }
 
-/// The same, if it was there before.
+/// Returns the id if it was known before, or else `new`.
 fn known(id: &str, before: &str) -> String {
     if id == before { id.to_owned() } else { "new".to_owned() }
 }
 
-/// A repository without what makes it different from another image's.
+/// Returns a repository without the suffix that sets it apart from another image's.
 fn unvaried(repository: &str) -> String {
     match repository.rsplit_once('-') {
         Some((name, end)) if end.len() == 12 && end.chars().all(|c| c.is_ascii_hexdigit()) => {

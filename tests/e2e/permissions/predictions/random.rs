@@ -1,4 +1,4 @@
-//! Random writes, the same for the same seed, to images that are there, were there, and never were.
+//! Random writes, the same for the same seed, to images that exist, existed, or never did.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::{
     stack::Service,
 };
 
-/// A worker that can do nothing.
+/// Name of a worker without any capability.
 pub(super) const IDLE_WORKER: &str = "w2";
 const PLATFORM: &str = "platform";
 
@@ -28,18 +28,18 @@ const TAGS: [&str; 4] = ["", "", "", "v1"];
 const UNKNOWN_ARCHIVE: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
 const MOST_ROWS: usize = 12;
 
-/// The images that writes are about.
+/// The images that are the targets of writes.
 pub(super) struct World {
     random: Rng,
-    /// Those that were ever there, in the order of their creation.
+    /// Images that exist or existed, in the order of their creation.
     images: Vec<String>,
-    /// Those that nobody has asked to build yet, in each of their states.
+    /// Images in each of the states, without those that a write has tried to build.
     unbuilt: Vec<String>,
-    /// The digest of an archive that is kept.
+    /// Digest of a stored archive.
     archive: String,
 }
 
-/// A caller by its name.
+/// Returns a caller by its name.
 pub(super) fn client(service: &Service, name: &str) -> Client {
     match name {
         PLATFORM => service.client(&service.token(name, &[Role::Service])),
@@ -52,7 +52,7 @@ impl World {
         Self { random: Rng::with_seed(seed), unbuilt: images.clone(), images, archive }
     }
 
-    /// Knows of images that were created.
+    /// Adds the images that a write has created.
     pub(super) fn remember(&mut self, done: &Answer) {
         let ids: Vec<_> = done.images.iter().flatten().map(|image| image.id.clone()).collect();
         for id in ids {
@@ -62,7 +62,7 @@ impl World {
         }
     }
 
-    /// The next write, and who does it.
+    /// Returns the next write and its caller.
     pub(super) fn next(&mut self, now: &BTreeMap<String, api::Image>) -> (&'static str, Write) {
         if let Some(id) = self.unbuilt.pop() {
             let caller = ["creator", "admin", "guest-m"][self.unbuilt.len() % 3];
@@ -133,7 +133,7 @@ impl World {
     fn batch(&mut self, now: &BTreeMap<String, api::Image>) -> Write {
         use api::BatchAction::{Build, CancelBuild, Delete, Disable, Enable};
         let action = self.one_of(&[Build, Build, CancelBuild, CancelBuild, Disable, Enable, Delete]);
-        // So that some are left.
+        // A few, so that some images are left.
         let most = if action == Delete { 3 } else { MOST_ROWS };
         let mut targets: Vec<api::BatchTarget> = Vec::new();
         for _ in 0..self.random.usize(1..=most) {
@@ -150,7 +150,7 @@ impl World {
         Write::Batch(api::BatchImagesRequest { action: action.into(), targets, ..Default::default() })
     }
 
-    /// An image as callers may give it.
+    /// Returns an image as callers may send it.
     fn image(&mut self) -> api::Image {
         let mut wanted = image(self.one_of(&NAMES), "FROM scratch");
         wanted.description = self.one_of(&["", "described"]).to_owned();
@@ -177,7 +177,7 @@ impl World {
         wanted
     }
 
-    /// An image that was created at some time, or one that never was.
+    /// Returns the id of an image that was created at some time, or of one that never was.
     fn id(&mut self) -> String {
         match self.random.usize(0..=self.images.len()) {
             0 => missing(),
@@ -185,7 +185,7 @@ impl World {
         }
     }
 
-    /// The same, most often one that the action does something to.
+    /// Returns an id like [`Self::id`], but most often one on which the action has an effect.
     fn id_for(&mut self, action: api::BatchAction, now: &BTreeMap<String, api::Image>) -> String {
         use api::ImageStatus::{BuildCancelled, BuildFinished, BuildPending, Building, Error};
         let fits = |image: &api::Image| match action {

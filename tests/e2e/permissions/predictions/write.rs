@@ -1,4 +1,4 @@
-//! Any write, as it is asked for and done.
+//! Any write, previewed or performed.
 
 use prost::Message as _;
 use proto::images::{self as api, batch_result::Result as Outcome};
@@ -36,22 +36,22 @@ impl Write {
         Ok(match self {
             Self::Create(request) => {
                 let response = call!(images.create_image(request));
-                Answer::of(response.image, response.build)
+                Answer::new(response.image, response.build)
             }
-            Self::Update(request) => Answer::of(call!(images.update_image(request)).image, None),
+            Self::Update(request) => Answer::new(call!(images.update_image(request)).image, None),
             Self::Delete(request) => {
                 call!(images.delete_image(request));
                 Answer::default()
             }
-            Self::Enable(request) => Answer::of(call!(images.enable_image(request)).image, None),
-            Self::Disable(request) => Answer::of(call!(images.disable_image(request)).image, None),
+            Self::Enable(request) => Answer::new(call!(images.enable_image(request)).image, None),
+            Self::Disable(request) => Answer::new(call!(images.disable_image(request)).image, None),
             Self::Build(request) => {
                 let response = call!(images.build_image(request));
-                Answer::of(response.image, response.build)
+                Answer::new(response.image, response.build)
             }
             Self::Cancel(request) => {
                 let response = call!(images.cancel_build(request));
-                Answer::of(response.image, response.build)
+                Answer::new(response.image, response.build)
             }
             Self::Batch(request) => {
                 let rows = call!(images.batch_images(request)).results;
@@ -59,7 +59,7 @@ impl Write {
             }
             Self::Snapshot(request) => {
                 let response = call!(images.snapshot_workspace(request));
-                Answer::of(response.image, response.build)
+                Answer::new(response.image, response.build)
             }
             Self::Grant(request) => {
                 Answer { grant: call!(access.grant_access(request)).grant, ..Answer::default() }
@@ -77,7 +77,7 @@ impl Write {
         })
     }
 
-    /// Tells whether it does something to one image twice.
+    /// Returns whether the write is a batch that names an image twice.
     pub(super) fn repeats_a_row(&self) -> bool {
         let Self::Batch(batch) = self else {
             return false;

@@ -1,0 +1,92 @@
+//! Retrieval of build contexts; uploaded ones are fetched from the service once it responds.
+
+use std::{io, sync::Arc, time::Duration};
+
+use futures_util::StreamExt;
+use proto::dispatch::{Attempt, DockerBuild};
+use tokio::time::{sleep, timeout};
+use tonic::Code;
+
+use crate::{
+    context::{Context, Incoming, LargeContext, pack},
+    service_client::{ServiceClient, ServiceError},
+    spool::Spool,
+};
+
+/// Pause before the service is asked again.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Maximum time until the next part of an archive.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// The reason why a context is not available.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FetchError {
+    #[error("cannot fetch the context")]
+    ServiceClient(#[from] ServiceError),
+    #[error("nothing more of the context comes")]
+    Silent,
+    #[error("cannot keep the context")]
+    Keep(#[from] io::Error),
+    #[error("the context that was sent is not the one that was named")]
+    Other,
+}
+
+/// Returns a build's context; retries while the service is unavailable, until the future is dropped.
+///
+/// # Errors
+///
+/// Returns [`FetchError`] if the service refuses the request, the archive is not the one that the build names, or the
+/// context cannot be packed or written to the spool.
+pub(crate) async fn context_of(
+    build: &DockerBuild,
+    attempt: &Attempt,
+    service: &dyn ServiceClient,
+    spool: &dyn Spool,
+) -> Result<Context, FetchError> {
+    if !build.remote.is_empty() {
+        return Ok(Context::Remote(build.remote.clone()));
+    }
+    if build.archive.is_empty() {
+        return Ok(Context::Small(pack(build)?));
+    }
+    loop {
+        match fetch(build, attempt, service, spool).await {
+            Err(error) if may_pass(&error) => {
+                tracing::warn!(build = attempt.build_id, %error, "cannot fetch a context yet");
+                sleep(PAUSE).await;
+            }
+            fetched => return Ok(Context::Large(Arc::new(fetched?))),
+        }
+    }
+}
+
+async fn fetch(
+    build: &DockerBuild,
+    attempt: &Attempt,
+    service: &dyn ServiceClient,
+    spool: &dyn Spool,
+) -> Result<LargeContext, FetchError> {
+    let mut parts = service.fetch_context(attempt.clone()).await?;
+    let mut incoming = Incoming::new(build, spool.create().await?);
+    while let Some(part) = timeout(SILENCE, parts.next()).await.map_err(|_| FetchError::Silent)? {
+        incoming.take(part?).await?;
+    }
+    incoming.finish().await?.ok_or(FetchError::Other)
+}
+
+/// Reports whether a retry may succeed.
+fn may_pass(error: &FetchError) -> bool {
+    let error = match error {
+        FetchError::ServiceClient(error) => error,
+        FetchError::Silent => return true,
+        FetchError::Keep(_) | FetchError::Other => return false,
+    };
+    match error {
+        ServiceError::NoToken => false,
+        ServiceError::Connect(_) | ServiceError::Token(_) | ServiceError::Endpoint(_) => true,
+        ServiceError::Refused(status) => !matches!(
+            status.code(),
+            Code::NotFound | Code::InvalidArgument | Code::PermissionDenied | Code::Unimplemented
+        ),
+    }
+}

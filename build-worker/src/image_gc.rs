@@ -1,0 +1,252 @@
+//! Garbage collection of this worker's images that neither a record nor a container needs any more.
+//!
+//! The service decides which images are needed, but it knows only what was reported about a build. Therefore no image
+//! of a record is removed while one of its builds runs here, and no such build starts between the service's answer and
+//! the removal.
+//!
+//! When a build ends, the previous image of its record may become unused. Soon afterwards the service is asked about
+//! that image alone, because there may be thousands of others; all images are checked periodically.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use proto::dispatch::{FindUnusedImagesRequest, HeldImage};
+use tokio::{
+    sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock},
+    time::{Instant, sleep, timeout},
+};
+use uuid::Uuid;
+
+use crate::{
+    engine::{Engine, EngineError, LabelledImage},
+    labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
+    service_client::{ServiceClient, ServiceError},
+    stale_tags::ATTEMPTS,
+};
+
+/// The locks of the records that have running builds, by record ID.
+#[derive(Debug, Default)]
+pub(crate) struct Records(Mutex<BTreeMap<String, Weak<RwLock<()>>>>);
+
+/// The guard of a running build; no image of its record is removed while the guard lives.
+pub(crate) type SharedLock = OwnedRwLockReadGuard<()>;
+
+impl Records {
+    /// Waits until a build of the record may run.
+    pub(crate) async fn lock_shared(&self, record: &str) -> SharedLock {
+        self.lock(record).read_owned().await
+    }
+
+    /// Prevents builds of the record from starting; returns `None` if one is running.
+    fn try_lock_exclusive(&self, record: &str) -> Option<OwnedRwLockWriteGuard<()>> {
+        self.lock(record).try_write_owned().ok()
+    }
+
+    fn lock(&self, record: &str) -> Arc<RwLock<()>> {
+        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        records.retain(|_, lock| lock.strong_count() > 0);
+        if let Some(lock) = records.get(record).and_then(Weak::upgrade) {
+            return lock;
+        }
+        let lock = Arc::new(RwLock::new(()));
+        records.insert(record.to_owned(), Arc::downgrade(&lock));
+        lock
+    }
+}
+
+/// The images that builds have replaced since the last collection, by the engine's image ID.
+#[derive(Debug, Default)]
+pub(crate) struct Replaced {
+    images: Mutex<BTreeSet<String>>,
+    added: Notify,
+}
+
+impl Replaced {
+    pub(crate) fn add(&self, image: String) {
+        self.images().insert(image);
+        self.added.notify_one();
+    }
+
+    fn take(&self) -> BTreeSet<String> {
+        std::mem::take(&mut *self.images())
+    }
+
+    fn images(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The garbage collector of a worker.
+#[derive(Debug)]
+pub(crate) struct ImageGc {
+    pub(crate) worker: String,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) service: Arc<dyn ServiceClient>,
+    pub(crate) records: Arc<Records>,
+    /// ID of the catalogue that builds come from; empty until the first connection.
+    pub(crate) catalogue: Mutex<String>,
+    pub(crate) replaced: Arc<Replaced>,
+    /// Interval between collections of all images.
+    pub(crate) every: Duration,
+}
+
+/// The reason why a collection failed.
+#[derive(Debug, thiserror::Error)]
+enum CollectError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("the service does not say what is needed")]
+    Service(#[from] ServiceError),
+    #[error("the service does not answer")]
+    Silent,
+}
+
+impl ImageGc {
+    /// Minimum interval between collections of all images.
+    pub(crate) const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+    /// Minimum pause between two collections.
+    const PAUSE: Duration = Duration::from_secs(1);
+    /// Minimum pause after a collection, as a multiple of the time that the collection took.
+    ///
+    /// A collection of many images takes long; the pause limits the load on the engine and the service.
+    const PAUSED_BY_LOOKED: u32 = 9;
+    /// Deadline of the service's answer.
+    const ANSWER: Duration = Duration::from_secs(10);
+    /// Maximum number of images in one request to the service.
+    const AT_ONCE: usize = 500;
+
+    pub(crate) fn catalogue(&self) -> String {
+        self.catalogue.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_catalogue(&self, id: String) {
+        *self.catalogue.lock().unwrap_or_else(PoisonError::into_inner) = id;
+    }
+
+    /// Collects all images periodically, and replaced images soon after the builds that replaced them.
+    pub(crate) async fn run(&self) {
+        let mut removed = Vec::new();
+        let mut looked_at_all = Instant::now();
+        let mut pause = Self::PAUSE;
+        loop {
+            let wait = self.every.saturating_sub(looked_at_all.elapsed());
+            let _ = timeout(wait, self.replaced.added.notified()).await;
+            sleep(pause.min(self.every)).await;
+            let begun = Instant::now();
+            let mut replaced = Some(self.replaced.take());
+            if begun.duration_since(looked_at_all) >= self.every {
+                replaced = None;
+                looked_at_all = begun;
+            }
+            let catalogue = self.catalogue();
+            // A service of an earlier version gives no catalogue ID. The replaced images may be covered by a full
+            // collection.
+            if catalogue.is_empty() || replaced.as_ref().is_some_and(BTreeSet::is_empty) {
+                continue;
+            }
+            if let Err(error) = self.collect(&catalogue, replaced, &mut removed).await {
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(%error, source, "cannot look for images that nothing needs");
+            }
+            pause = Self::PAUSE.max(begun.elapsed() * Self::PAUSED_BY_LOOKED);
+        }
+    }
+
+    /// Returns the images that this worker has made for `catalogue`: all of them, or those in `ids`.
+    async fn made(
+        &self,
+        catalogue: &str,
+        ids: Option<BTreeSet<String>>,
+    ) -> Result<Vec<LabelledImage>, EngineError> {
+        let ours = [(WORKER_LABEL, self.worker.as_str()), (CATALOGUE_LABEL, catalogue)];
+        let Some(ids) = ids else {
+            return self.engine.labelled(&ours).await;
+        };
+        let mut made = Vec::new();
+        for id in ids {
+            let Some(image) = self.engine.image(&id).await? else { continue };
+            if ours.iter().all(|(label, value)| image.labels.get(*label).is_some_and(|found| found == value))
+            {
+                made.push(LabelledImage { id: image.id, names: image.names, labels: image.labels });
+            }
+        }
+        Ok(made)
+    }
+
+    /// Removes the unused images in `ids`, or among all images.
+    ///
+    /// `removed` holds the IDs of removed images that were not reported to the service yet.
+    async fn collect(
+        &self,
+        catalogue: &str,
+        ids: Option<BTreeSet<String>>,
+        removed: &mut Vec<String>,
+    ) -> Result<(), CollectError> {
+        let images: Vec<(HeldImage, LabelledImage)> =
+            self.made(catalogue, ids).await?.into_iter().filter_map(held).collect();
+        for images in images.chunks(Self::AT_ONCE) {
+            let mut laid_hold_of = BTreeMap::new();
+            for (held, _) in images {
+                if !laid_hold_of.contains_key(&held.image_id) {
+                    laid_hold_of.insert(&held.image_id, self.records.try_lock_exclusive(&held.image_id));
+                }
+            }
+            let is_idle = |held: &HeldImage| laid_hold_of.get(&held.image_id).is_some_and(Option::is_some);
+            let idle: Vec<HeldImage> =
+                images.iter().map(|(held, _)| held).filter(|held| is_idle(held)).cloned().collect();
+            let told = removed.len().min(Self::AT_ONCE);
+            let request =
+                FindUnusedImagesRequest { images: idle, removed_engine_image_ids: removed[..told].to_vec() };
+            let unused = timeout(Self::ANSWER, self.service.find_unused_images(request)).await;
+            let unused = unused.map_err(|_| CollectError::Silent)??;
+            removed.drain(..told);
+            for (held, image) in images.iter().filter(|(held, _)| is_idle(held)) {
+                if unused.contains(&held.engine_image_id) && self.remove(image).await {
+                    tracing::info!(id = image.id, "removed an image that nothing needs");
+                    removed.push(image.id.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an image and reports whether it is gone.
+    async fn remove(&self, image: &LabelledImage) -> bool {
+        // Each of these names belongs to a single attempt, so no other image can have taken it meanwhile.
+        let of_attempts = image.names.iter().filter(|name| name.starts_with(ATTEMPTS));
+        for name in of_attempts {
+            if let Err(error) = self.engine.untag(name).await {
+                tracing::warn!(name, %error, "cannot remove what an attempt has left");
+                return false;
+            }
+        }
+        match self.engine.remove(&image.id).await {
+            Ok(is_gone) => is_gone,
+            Err(error) => {
+                tracing::warn!(id = image.id, %error, "cannot remove an image that nothing needs");
+                false
+            }
+        }
+    }
+}
+
+/// Describes an image for the service; returns `None` if its record label is not a UUID.
+///
+/// An image that was labelled by hand is therefore kept.
+fn held(image: LabelledImage) -> Option<(HeldImage, LabelledImage)> {
+    let label = |name| image.labels.get(name).cloned().unwrap_or_default();
+    let image_id = label(IMAGE_LABEL);
+    if image_id.len() != 36 || Uuid::try_parse(&image_id).is_err() {
+        return None;
+    }
+    let held = HeldImage {
+        image_id,
+        engine_image_id: image.id.clone(),
+        names: image.names.clone(),
+        reference: label(REFERENCE_LABEL),
+    };
+    Some((held, image))
+}

@@ -1,0 +1,110 @@
+//! Publication of an image under its reference, in the engine and, if requested, in its registry.
+
+use super::{
+    Job,
+    outcome::{Artifact, Ended, Stop},
+};
+use crate::{
+    engine::{BuiltImage, EngineError, EngineImage},
+    output::Output,
+    reference,
+};
+
+impl Job {
+    /// Names an image, pushes it if requested, and checks that engine and registry have it.
+    ///
+    /// If the push fails, the name goes back to the image that had it before.
+    pub(super) async fn publish(
+        &self,
+        built: &BuiltImage,
+        is_pushed: bool,
+        output: &mut Output,
+    ) -> Result<Artifact, Ended> {
+        let before = self.engine.image(&self.assignment.reference).await?;
+        let named = self.name_image(built, before.as_ref()).await?;
+        if !is_pushed {
+            return Ok(named);
+        }
+        match self.push(output).await {
+            Ok(repo_digest) => Ok(Artifact { repo_digest, ..named }),
+            Err(ended) => {
+                self.take_back(before).await;
+                Err(ended)
+            }
+        }
+    }
+
+    /// Gives an image its name and checks that the engine has it under that name.
+    ///
+    /// `before` is the image that may have had the name until now.
+    pub(super) async fn name_image(
+        &self,
+        built: &BuiltImage,
+        before: Option<&EngineImage>,
+    ) -> Result<Artifact, Ended> {
+        let reference = &self.assignment.reference;
+        // The attempt may have been given up while the engine kept the job waiting.
+        if self.control.is_given_up() {
+            return Err(Ended::Stopped(Stop::Confirmed));
+        }
+        self.engine.tag(&built.id, reference).await?;
+        match self.engine.image(reference).await? {
+            Some(image) if image.id == built.id => Ok(Artifact {
+                image_id: image.id,
+                config_digest: if built.config_digest.is_empty() {
+                    image.config_digest
+                } else {
+                    built.config_digest.clone()
+                },
+                size_bytes: image.size_bytes,
+                repo_digest: String::new(),
+                replaced: before.map(|before| before.id.clone()),
+            }),
+            Some(image) => Err(Ended::by_broken_engine(format!(
+                "{reference} should be {} and is {}",
+                built.id, image.id
+            ))),
+            None => Err(Ended::by_broken_engine(format!("{reference} was tagged and is not there"))),
+        }
+    }
+
+    /// Pushes the reference and returns the digest that both the engine and the registry have for it.
+    async fn push(&self, output: &mut Output) -> Result<String, Ended> {
+        let reference = &self.assignment.reference;
+        let push = self.engine.push(reference)?;
+        self.follow(push, output).await?;
+        let refused = |error: EngineError| Ended::by_engine(&error, output.failed_step());
+        let digest = tokio::select! {
+            biased;
+            () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
+            digest = self.engine.registry_digest(reference) => digest.map_err(refused)?,
+        };
+        let (repository, _) = reference::parts(reference);
+        let image = self.engine.image(reference).await?;
+        let digests = image.map(|image| image.repo_digests).unwrap_or_default();
+        if digests.iter().any(|known| known.strip_prefix(repository) == Some(&format!("@{digest}"))) {
+            Ok(digest)
+        } else {
+            Err(Ended::by_infrastructure(format!(
+                "{reference} was pushed, and its registry has {digest} instead"
+            )))
+        }
+    }
+
+    /// Gives the name back to the image that had it before.
+    ///
+    /// A fenced attempt leaves the name alone, because it may belong to another attempt by now.
+    async fn take_back(&self, before: Option<EngineImage>) {
+        if self.control.is_fenced() {
+            return;
+        }
+        let reference = &self.assignment.reference;
+        let taken_back = match before {
+            Some(image) => self.engine.tag(&image.id, reference).await,
+            None => self.engine.untag(reference).await,
+        };
+        if let Err(error) = taken_back {
+            tracing::warn!(reference, %error, "cannot give a name back");
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! Middleware for all calls.
+//!
+//! It adds a span in the caller's trace, the deadline, the audit record of a write, and metrics.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Frame, SizeHint};
+use opentelemetry::{
+    KeyValue,
+    metrics::{Histogram, UpDownCounter},
+};
+use prost::Message;
+use prost_types::{FileDescriptorSet, MethodDescriptorProto};
+use service_runtime::telemetry;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, Sleep},
+};
+use tonic::{Code, Status, body::Body};
+use tower::{Layer, Service};
+use tracing::{Instrument, Span, field::Empty};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use super::{audit::Audit, caller_limits::CallSlot, code_names, status};
+use crate::error::Error;
+
+/// The layer that wraps services in [`Calls`].
+#[derive(Clone, Debug)]
+pub(super) struct CallsLayer {
+    known: Arc<HashMap<Arc<str>, Kind>>,
+    /// Permits for the calls that need no token.
+    places: Arc<Semaphore>,
+    /// Permits for the refusals that are delayed.
+    held_back: Arc<Semaphore>,
+    metrics: Metrics,
+}
+
+/// The kind of a method, which is streaming if either direction is.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    Unary,
+    Streaming,
+}
+
+#[derive(Clone, Debug)]
+struct Metrics {
+    duration: Histogram<f64>,
+    under_way: UpDownCounter<i64>,
+}
+
+impl CallsLayer {
+    /// Maximum number of concurrent calls without a token: health and reflection, open to anyone.
+    const WITHOUT_TOKEN: u32 = 1_000;
+    /// Maximum number of refusals delayed at a time. Further ones are sent at once.
+    const HELD_BACK: usize = 1_000;
+    /// Delay before a caller is told that it exceeds its limits.
+    ///
+    /// Most refused clients retry at once: without a delay some hundred calls keep a processor busy with refusals.
+    const HOLD: Duration = Duration::from_secs(1);
+
+    /// Creates the layer from the descriptor sets of the methods that metrics distinguish.
+    pub(super) fn new(described: &[&[u8]]) -> Result<Self, prost::DecodeError> {
+        let mut known = HashMap::new();
+        for set in described {
+            for file in FileDescriptorSet::decode(*set)?.file {
+                for service in &file.service {
+                    let service_name = format!("{}.{}", file.package(), service.name());
+                    let method = |method: &MethodDescriptorProto| {
+                        let name = format!("{service_name}/{}", method.name());
+                        let streams = method.client_streaming() || method.server_streaming();
+                        (Arc::from(name), if streams { Kind::Streaming } else { Kind::Unary })
+                    };
+                    known.extend(service.method.iter().map(method));
+                }
+            }
+        }
+        let meter = opentelemetry::global::meter(crate::PROGRAM);
+        let metrics = Metrics {
+            duration: meter
+                .f64_histogram("rpc.server.call.duration")
+                .with_unit("s")
+                .with_description("How long calls took, streams until their end")
+                .with_boundaries(vec![
+                    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0,
+                ])
+                .build(),
+            under_way: meter
+                .i64_up_down_counter("trailer.rpc.under_way")
+                .with_unit("{call}")
+                .with_description("Calls under way, streams included")
+                .build(),
+        };
+        let places = Arc::new(Semaphore::new(Self::WITHOUT_TOKEN as usize));
+        let held_back = Arc::new(Semaphore::new(Self::HELD_BACK));
+        Ok(Self { known: Arc::new(known), places, held_back, metrics })
+    }
+}
+
+impl<S> Layer<S> for CallsLayer {
+    type Service = Calls<S>;
+
+    fn layer(&self, inner: S) -> Calls<S> {
+        Calls { inner, layer: self.clone() }
+    }
+}
+
+/// A service with instrumented calls.
+#[derive(Clone, Debug)]
+pub(super) struct Calls<S> {
+    inner: S,
+    layer: CallsLayer,
+}
+
+type Answer<E> = Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>>;
+
+impl<S, B> Service<Request<Body>> for Calls<S>
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+    S::Future: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Answer<S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let path = request.uri().path().trim_start_matches('/');
+        // Calls of unknown methods must not create an unbounded number of metrics.
+        let known = self.layer.known.get_key_value(path);
+        let method = known.map_or_else(|| Arc::from("_OTHER"), |(method, _)| Arc::clone(method));
+        let is_unary = known.is_some_and(|(_, kind)| *kind == Kind::Unary);
+        // A health check must not be refused, and it completes at once.
+        let is_open_to_all = path.starts_with("grpc.") && !path.ends_with("/Check");
+        let mut call = Call::begin(method, request.headers(), self.layer.metrics.clone());
+        if is_open_to_all {
+            let Ok(place) = Arc::clone(&self.layer.places).try_acquire_owned() else {
+                call.code = Some(Code::ResourceExhausted);
+                let refusal = Error::TooManyStreams { limit: CallsLayer::WITHOUT_TOKEN };
+                return Box::pin(async move { Ok(Status::from(refusal).into_http()) });
+            };
+            call.place = Some(place);
+        }
+        let audit = Audit::for_call(&call.method);
+        request.extensions_mut().insert(audit.clone());
+        if is_unary {
+            request.extensions_mut().insert(call.slot.insert(CallSlot::default()).clone());
+        }
+        let deadline = timeout(request.headers()).map(|timeout| Instant::now() + timeout);
+        let span = call.span.clone();
+        let held_back = Arc::clone(&self.layer.held_back);
+        // Authentication takes place within this call.
+        let answering = span.in_scope(|| self.inner.call(request));
+        let answer = async move {
+            let audited = audit.begin();
+            let answered = match deadline {
+                None => answering.await?.map(Body::new),
+                Some(deadline) if deadline <= Instant::now() => status::too_late().into_http(),
+                Some(deadline) => match tokio::time::timeout_at(deadline, answering).await {
+                    Ok(answered) => answered?.map(Body::new),
+                    Err(_) => status::too_late().into_http(),
+                },
+            };
+            let code = answered
+                .headers()
+                .get("grpc-status")
+                .map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
+            audited.conclude(code);
+            if code == Code::ResourceExhausted {
+                hold_back(&held_back, deadline).await;
+            }
+            let mut call = call;
+            call.end((code != Code::Ok).then_some(code));
+            Ok(answered.map(|body| {
+                let late = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+                Body::new(CallBody { body, call, late })
+            }))
+        };
+        Box::pin(answer.instrument(span))
+    }
+}
+
+/// Delays a refusal, for at most half of the time until the caller's deadline.
+async fn hold_back(places: &Semaphore, deadline: Option<Instant>) {
+    if let Ok(_place) = places.try_acquire() {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()) / 2);
+        tokio::time::sleep(left.map_or(CallsLayer::HOLD, |left| left.min(CallsLayer::HOLD))).await;
+    }
+}
+
+/// A call, recorded in the metrics when dropped.
+#[derive(Debug)]
+struct Call {
+    method: Arc<str>,
+    begun: Instant,
+    span: Span,
+    metrics: Metrics,
+    /// Status at the end of the call; `None` if the caller left before.
+    code: Option<Code>,
+    place: Option<OwnedSemaphorePermit>,
+    /// Slot of a unary call.
+    slot: Option<CallSlot>,
+}
+
+impl Call {
+    fn begin(method: Arc<str>, headers: &HeaderMap, metrics: Metrics) -> Self {
+        let span = tracing::info_span!(
+            "call",
+            otel.name = &*method,
+            otel.kind = "server",
+            enduser.id = Empty,
+            trace_id = Empty,
+        );
+        // For traces only, because the log already has the name.
+        span.set_attribute("rpc.system.name", "grpc");
+        span.set_attribute("rpc.method", Arc::clone(&method));
+        // Without telemetry there is no trace to continue.
+        let _ = span.set_parent(telemetry::context_of_call(headers));
+        if let Some(trace_id) = span.in_scope(telemetry::trace_id) {
+            span.record("trace_id", trace_id);
+        }
+        metrics.under_way.add(1, &[]);
+        Self { method, begun: Instant::now(), span, metrics, code: None, place: None, slot: None }
+    }
+
+    /// Records the status of a call that has ended, which no longer counts as in progress.
+    ///
+    /// This happens before the caller can observe the end of the call.
+    fn end(&mut self, code: Option<Code>) {
+        if code.is_some() {
+            self.slot = None;
+        }
+        self.code = code;
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let code = self.code.unwrap_or(Code::Cancelled);
+        let name = code_names::name(code);
+        self.span.set_attribute("rpc.response.status_code", name);
+        if code_names::is_ours(code) {
+            self.span.set_status(opentelemetry::trace::Status::error(name));
+        }
+        self.metrics.under_way.add(-1, &[]);
+        let labels = [
+            KeyValue::new("rpc.system.name", "grpc"),
+            KeyValue::new("rpc.method", Arc::clone(&self.method)),
+            KeyValue::new("rpc.response.status_code", name),
+        ];
+        self.metrics.duration.record(self.begun.elapsed().as_secs_f64(), &labels);
+    }
+}
+
+/// The body of a response, with its call and deadline.
+struct CallBody {
+    body: Body,
+    call: Call,
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl http_body::Body for CallBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        let is_late = |late: &mut Pin<Box<Sleep>>| late.as_mut().poll(cx).is_ready();
+        // Checked first: otherwise a body that always has more data would never time out.
+        if this.call.code.is_none() && this.late.as_mut().is_some_and(is_late) {
+            this.late = None;
+            this.call.end(Some(Code::DeadlineExceeded));
+            this.body = Body::empty();
+            let mut trailers = HeaderMap::new();
+            return Poll::Ready(match status::too_late().add_header(&mut trailers) {
+                Ok(()) => Some(Ok(Frame::trailers(trailers))),
+                Err(status) => Some(Err(status)),
+            });
+        }
+        let polled = this.call.span.in_scope(|| Pin::new(&mut this.body).poll_frame(cx));
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(code) = frame.trailers_ref().and_then(|trailers| trailers.get("grpc-status")) {
+                    this.call.end(Some(Code::from_bytes(code.as_bytes())));
+                }
+            }
+            Poll::Ready(Some(Err(error))) => this.call.end(Some(error.code())),
+            Poll::Ready(None) | Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Parses the caller's timeout: `grpc-timeout` is at most eight digits and a unit.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_eight_digits_and_a_unit() {
+        let read = |text: &str| {
+            timeout(&HeaderMap::from_iter([(
+                http::HeaderName::from_static("grpc-timeout"),
+                http::HeaderValue::from_str(text).expect("a header"),
+            )]))
+        };
+        for (text, expected) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("99999999S", Some(Duration::from_secs(99_999_999))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("7u", Some(Duration::from_micros(7))),
+            ("0n", Some(Duration::ZERO)),
+            ("", None),
+            ("S", None),
+            ("+1S", None),
+            ("1", None),
+            ("1s", None),
+            ("123456789S", None),
+        ] {
+            assert_eq!(read(text), expected, "{text:?}");
+        }
+    }
+}

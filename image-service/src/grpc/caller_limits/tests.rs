@@ -1,0 +1,102 @@
+use std::time::Duration;
+
+use super::*;
+use crate::timestamp::Timestamp;
+
+const UNLIMITED: CallerLimits = CallerLimits { call_rate: 0, calls: 0, streams: 0 };
+
+fn caller(name: &str) -> Principal {
+    Principal::new(name.to_owned(), Vec::new(), Timestamp::now().after(Duration::from_secs(60)))
+}
+
+fn accounts(callers: &Callers) -> usize {
+    lock(&callers.accounts).by_caller.len()
+}
+
+fn retry_after(refused: Result<(), Error>) -> Duration {
+    match refused {
+        Err(Error::TooManyCalls { retry_after }) => retry_after,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_costly_call_is_refused_with_the_time_to_wait_for_all_of_it() {
+    let (callers, alice) = (Callers::new(CallerLimits { call_rate: 10, ..UNLIMITED }), caller("alice"));
+    callers.begin_call(&alice, None).expect("a unit");
+    callers.admit_cost(&alice, 6).expect("six of ten units");
+    callers.begin_call(&alice, None).expect("the seventh");
+    let pause = retry_after(callers.admit_cost(&alice, 6));
+    // Six units are used, six more are needed, ten fit the burst; hardly any are replenished meanwhile.
+    assert!(pause > Duration::from_millis(100) && pause <= Duration::from_millis(200), "{pause:?}");
+    callers.begin_call(&alice, None).expect("the seventh again");
+    callers.admit_cost(&alice, 4).expect("what costs less can be paid for");
+    callers.begin_call(&caller("bob"), None).expect("others pay for themselves");
+}
+
+#[test]
+fn of_two_calls_that_need_all_units_one_is_admitted() {
+    let (callers, alice) = (Callers::new(CallerLimits { call_rate: 10, ..UNLIMITED }), caller("alice"));
+    callers.begin_call(&alice, None).expect("the first");
+    callers.begin_call(&alice, None).expect("the second");
+    let pause = retry_after(callers.admit_cost(&alice, 10));
+    assert!(pause <= Duration::from_millis(100), "{pause:?}");
+    callers.admit_cost(&alice, 10).expect("the other has made room");
+}
+
+#[test]
+fn any_call_of_an_idle_caller_is_admitted() {
+    let (callers, alice) = (Callers::new(CallerLimits { call_rate: 2, ..UNLIMITED }), caller("alice"));
+    callers.begin_call(&alice, None).expect("a unit");
+    callers.admit_cost(&alice, 1_000).expect("the caller was idle");
+    assert!(retry_after(callers.begin_call(&alice, None)) <= Duration::from_millis(500));
+}
+
+#[test]
+fn what_is_charged_afterwards_delays_the_next_call() {
+    let (callers, alice) = (Callers::new(CallerLimits { call_rate: 100, ..UNLIMITED }), caller("alice"));
+    callers.begin_call(&alice, None).expect("a unit");
+    callers.charge(&alice, 64);
+    callers.begin_call(&alice, None).expect("there are units left");
+    for _ in 0..3 {
+        callers.charge(&alice, u32::MAX);
+    }
+    let pause = retry_after(callers.begin_call(&alice, None));
+    assert!(pause > Duration::from_secs(2) && pause < Duration::from_secs(4), "{pause:?}");
+    callers.begin_call(&caller("bob"), None).expect("others pay for themselves");
+}
+
+#[test]
+fn a_slot_counts_until_it_is_dropped() {
+    let (callers, alice) = (Callers::new(CallerLimits { calls: 2, ..UNLIMITED }), caller("alice"));
+    let (first, second, third) = (CallSlot::default(), CallSlot::default(), CallSlot::default());
+    callers.begin_call(&alice, Some(&first)).expect("the first");
+    callers.begin_call(&alice, Some(&second)).expect("the second");
+    let refused = callers.begin_call(&alice, Some(&third));
+    assert!(matches!(refused, Err(Error::TooManyConcurrentCalls { limit: 2 })), "{refused:?}");
+    callers.begin_call(&alice, None).expect("a stream is no unary call");
+    callers.begin_call(&caller("bob"), Some(&CallSlot::default())).expect("others have slots of their own");
+    let copy = first.clone();
+    drop(first);
+    callers.begin_call(&alice, Some(&third)).expect_err("the request still has the slot");
+    drop(copy);
+    callers.begin_call(&alice, Some(&third)).expect("one has ended");
+    drop((second, third));
+    assert_eq!(accounts(&callers), 0, "who has no call under way is forgotten");
+}
+
+#[test]
+fn callers_are_forgotten_when_the_rate_has_made_up_for_their_calls() {
+    let callers = Callers::new(CallerLimits { call_rate: 1_000_000, calls: 1, streams: 1 });
+    let (slot, watcher) = (CallSlot::default(), caller("watcher"));
+    callers.begin_call(&caller("under way"), Some(&slot)).expect("a call");
+    let place = callers.open_stream(&watcher).expect("a stream");
+    for i in 0..3 * Callers::SWEEP {
+        callers.begin_call(&caller(&format!("caller {i}")), None).expect("a call");
+    }
+    assert!(accounts(&callers) <= Callers::SWEEP + 3, "{}", accounts(&callers));
+    let refused = callers.open_stream(&watcher).map(drop);
+    assert!(matches!(refused, Err(Error::TooManyStreams { limit: 1 })), "{refused:?}");
+    drop((slot, place));
+    callers.open_stream(&watcher).expect("it was closed");
+}

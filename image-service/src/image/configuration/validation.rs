@@ -1,0 +1,391 @@
+//! The checks that turn a draft into a configuration. All violations are found together.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Configuration, ConfigurationDraft, Dockerfile, File, Generate, Service, Source,
+    rules::{self, Rule},
+};
+use crate::error::Violations;
+
+const MAX_BYTES: usize = 256 * 1024;
+const MAX_SERVICES: usize = 64;
+const MAX_LABELS: usize = 64;
+const MAX_LABEL_BYTES: usize = 4 * 1024;
+const MAX_PORTS: usize = 64;
+const TIMEOUT_MS: std::ops::RangeInclusive<i64> = 1_000..=24 * 3_600 * 1_000;
+const DEFAULT_BASE: &str = "ubuntu:24.04";
+
+impl Configuration {
+    /// Checks every rule, and records each violation with its path under `field`.
+    pub(crate) fn parse(mut draft: ConfigurationDraft, field: &str, violations: &mut Violations) -> Self {
+        if let Source::Generate(generate) = &mut draft.source
+            && generate.base_image.is_empty()
+        {
+            DEFAULT_BASE.clone_into(&mut generate.base_image);
+        }
+        if let Source::Dockerfile(dockerfile) = &mut draft.source
+            && dockerfile.text.trim().is_empty()
+        {
+            dockerfile.text.clear();
+        }
+        let mut check = Check { violations };
+        if draft.lacks_source {
+            check.violations.add(field, "must have a source: `dockerfile`, `generate` or `pull`");
+        } else {
+            check.source(field, &draft);
+        }
+        check.services(&format!("{field}.services"), &draft.services);
+        check.rule(&format!("{field}.worker"), &draft.worker, rules::label);
+        check.labels(&format!("{field}.worker_labels"), &draft.worker_labels);
+        if draft.build_timeout_ms.is_some_and(|ms| !TIMEOUT_MS.contains(&ms)) {
+            check.violations.add(format!("{field}.build_timeout"), "must be from 1 s to 24 h");
+        }
+        let bytes = draft.bytes();
+        if bytes > MAX_BYTES {
+            check.violations.add(field, format!("must have at most {MAX_BYTES} bytes in all, has {bytes}"));
+        }
+        Self(draft)
+    }
+}
+
+impl ConfigurationDraft {
+    /// Returns the size of all texts and files, in bytes.
+    fn bytes(&self) -> usize {
+        // The encoding adds a length and a tag to each.
+        const OVERHEAD: usize = 4;
+        let ports = self.services.iter().map(|service| service.ports.len()).sum::<usize>() * OVERHEAD;
+        let texts = self.texts().iter().map(|text| text.len() + OVERHEAD).sum::<usize>() + ports;
+        let files = match &self.source {
+            Source::Dockerfile(Dockerfile { files, .. }) | Source::Generate(Generate { files, .. }) => {
+                files.as_slice()
+            }
+            Source::Pull(_) => &[],
+        };
+        // Binary contents are not among the texts.
+        let binary = |file: &&File| file.text().is_none();
+        texts + files.iter().filter(binary).map(|file| file.content.len()).sum::<usize>()
+    }
+}
+
+/// A check in progress, with the violations found so far.
+struct Check<'a> {
+    violations: &'a mut Violations,
+}
+
+impl Check<'_> {
+    fn rule(&mut self, field: &str, text: &str, rule: Rule) {
+        if let Err(rule) = rule(text) {
+            self.violations.add(field, rule);
+        }
+    }
+
+    fn each(&mut self, field: &str, texts: &[String], rule: Rule) {
+        for (i, text) in texts.iter().enumerate() {
+            self.rule(&format!("{field}[{i}]"), text, rule);
+        }
+    }
+
+    /// Checks the entries of a map. The path of an entry is `field["key"]`.
+    fn variables(&mut self, field: &str, variables: &BTreeMap<String, String>, value: Rule) {
+        for (name, text) in variables {
+            let field = format!("{field}[{name:?}]");
+            self.rule(&field, name, rules::variable);
+            self.rule(&field, text, value);
+        }
+    }
+
+    fn labels(&mut self, field: &str, labels: &BTreeMap<String, String>) {
+        if labels.len() > MAX_LABELS {
+            self.violations.add(field, format!("must be at most {MAX_LABELS}"));
+        }
+        let bytes: usize = labels.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if bytes > MAX_LABEL_BYTES {
+            self.violations
+                .add(field, format!("must have at most {MAX_LABEL_BYTES} bytes in all, has {bytes}"));
+        }
+        for (name, value) in labels {
+            let fits = |text: &String| rules::label(text).is_ok();
+            if name.is_empty() || !fits(name) || !fits(value) {
+                let rule =
+                    "must have a name, at most 255 bytes in name and value each, and no control characters";
+                self.violations.add(format!("{field}[{name:?}]"), rule);
+            }
+        }
+    }
+
+    fn source(&mut self, field: &str, draft: &ConfigurationDraft) {
+        match &draft.source {
+            Source::Dockerfile(dockerfile) => {
+                let Dockerfile { text, files, build_args, target, .. } = dockerfile;
+                let field = format!("{field}.dockerfile");
+                self.context(&field, dockerfile);
+                self.rule(&format!("{field}.text"), text, rules::text);
+                self.files(&format!("{field}.files"), files, rules::context_path);
+                self.variables(&format!("{field}.build_args"), build_args, rules::text);
+                if !target.is_empty() {
+                    self.rule(&format!("{field}.target"), target, rules::stage);
+                }
+            }
+            Source::Generate(Generate {
+                base_image,
+                apt_packages,
+                python_packages,
+                environment,
+                user,
+                start_commands,
+                files,
+            }) => {
+                let field = format!("{field}.generate");
+                self.rule(&format!("{field}.base_image"), base_image, rules::image);
+                self.each(&format!("{field}.apt_packages"), apt_packages, rules::apt_package);
+                self.each(&format!("{field}.python_packages"), python_packages, rules::python_package);
+                self.variables(&format!("{field}.environment"), environment, rules::instruction_value);
+                if !user.is_empty() {
+                    self.rule(&format!("{field}.user"), user, rules::user);
+                }
+                self.each(&format!("{field}.start_commands"), start_commands, rules::command);
+                self.files(&format!("{field}.files"), files, rules::image_path);
+            }
+            Source::Pull(pull) => {
+                self.rule(&format!("{field}.pull.reference"), &pull.reference, rules::image);
+                for (name, is_set) in [
+                    ("pull_base", draft.pull_base),
+                    ("squash", draft.squash),
+                    ("push", draft.push),
+                    ("no_cache", draft.no_cache),
+                ] {
+                    if is_set {
+                        self.violations
+                            .add(format!("{field}.{name}"), "must not be set with `pull`: nothing is built");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Checks that a Dockerfile has one context, and is in one place.
+    fn context(&mut self, field: &str, dockerfile: &Dockerfile) {
+        let Dockerfile { text, files, archive, remote, dockerfile_path, .. } = dockerfile;
+        let (has_archive, has_remote) = (!archive.is_empty(), !remote.is_empty());
+        if has_archive {
+            self.rule(&format!("{field}.archive"), archive, rules::digest);
+        }
+        if has_remote {
+            self.rule(&format!("{field}.remote"), remote, rules::remote);
+        }
+        for (name, is_given) in
+            [("files", has_archive && !files.is_empty()), ("remote", has_archive && has_remote)]
+        {
+            if is_given {
+                self.violations.add(
+                    format!("{field}.{name}"),
+                    "must not be given with `archive`: a build has one context",
+                );
+            }
+        }
+        if has_remote && !files.is_empty() {
+            self.violations
+                .add(format!("{field}.files"), "must not be given with `remote`: a build has one context");
+        }
+        let has_text = !text.is_empty();
+        if has_remote && has_text {
+            let rule = "must not be given with `remote`: the engine takes the Dockerfile of that context";
+            self.violations.add(format!("{field}.text"), rule);
+        }
+        if !has_text && !has_archive && !has_remote {
+            self.violations.add(format!("{field}.text"), "must not be empty");
+        }
+        if !dockerfile_path.is_empty() {
+            self.rule(&format!("{field}.dockerfile_path"), dockerfile_path, rules::path);
+            if has_text || !(has_archive || has_remote) {
+                let rule = "must only be given with `archive` or `remote`, and without `text`";
+                self.violations.add(format!("{field}.dockerfile_path"), rule);
+            }
+        }
+    }
+
+    fn services(&mut self, field: &str, services: &[Service]) {
+        if services.len() > MAX_SERVICES {
+            self.violations.add(field, format!("must be at most {MAX_SERVICES}"));
+        }
+        let mut names = BTreeSet::new();
+        for (i, service) in services.iter().enumerate() {
+            let field = format!("{field}[{i}]");
+            self.rule(&format!("{field}.name"), &service.name, rules::service);
+            if !names.insert(&service.name) {
+                self.violations.add(format!("{field}.name"), "must be unique among the services");
+            }
+            self.each(&format!("{field}.packages"), &service.packages, rules::apt_package);
+            self.rule(&format!("{field}.command"), &service.command, rules::command);
+            self.variables(&format!("{field}.environment"), &service.environment, rules::line);
+            if service.ports.len() > MAX_PORTS {
+                self.violations.add(format!("{field}.ports"), format!("must be at most {MAX_PORTS}"));
+            }
+            let mut ports = BTreeSet::new();
+            for (j, port) in service.ports.iter().enumerate() {
+                if !(1..=65_535).contains(port) {
+                    self.violations.add(format!("{field}.ports[{j}]"), "must be from 1 to 65535");
+                } else if !ports.insert(port) {
+                    self.violations.add(format!("{field}.ports[{j}]"), "must be unique among the ports");
+                }
+            }
+        }
+    }
+
+    fn files(&mut self, field: &str, files: &[File], rule: Rule) {
+        let mut paths = BTreeSet::new();
+        for (i, file) in files.iter().enumerate() {
+            let field = format!("{field}[{i}].path");
+            if let Err(rule) = rule(&file.path) {
+                self.violations.add(field, rule);
+            } else if !paths.insert(file.path.as_str()) {
+                self.violations.add(field, "must be unique among the files");
+            }
+        }
+        for (i, file) in files.iter().enumerate() {
+            let mut above = file.path.match_indices('/').map(|(end, _)| &file.path[..end]);
+            if let Some(other) = above.find(|above| paths.contains(above)) {
+                let rule = format!("must not lie below the file {other:?}");
+                self.violations.add(format!("{field}[{i}].path"), rule);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::configuration::Pull;
+
+    fn violations(draft: ConfigurationDraft) -> Vec<String> {
+        let mut violations = Violations::default();
+        Configuration::parse(draft, "config", &mut violations);
+        violations.iter().map(|v| v.field.clone()).collect()
+    }
+
+    fn dockerfile(text: &str, paths: &[&str]) -> ConfigurationDraft {
+        let file = |path: &&str| File { path: (*path).to_owned(), content: Vec::new(), executable: false };
+        let files = paths.iter().map(file).collect();
+        let source = Dockerfile { text: text.to_owned(), files, ..Dockerfile::default() };
+        ConfigurationDraft::from_source(Source::Dockerfile(source))
+    }
+
+    #[test]
+    fn a_good_configuration_violates_nothing() {
+        assert_eq!(violations(dockerfile("FROM scratch", &["a", "b/c", "b/d.txt", "..e/f"])), [""; 0]);
+        assert_eq!(
+            violations(ConfigurationDraft::from_source(Source::Generate(Generate::default()))),
+            [""; 0]
+        );
+        let pull = Pull { reference: "nginx".to_owned() };
+        assert_eq!(violations(ConfigurationDraft::from_source(Source::Pull(pull))), [""; 0]);
+    }
+
+    #[test]
+    fn all_violations_are_found_together() {
+        let found = violations(dockerfile("", &["", "/etc/passwd", "Dockerfile", "x", "x", "x/y"]));
+        assert_eq!(found.len(), 6, "{found:#?}");
+        let bad = |text: &str| vec![text.to_owned()];
+        let pair = |name: &str, value: &str| [(name.to_owned(), value.to_owned())].into();
+        let generate = Generate {
+            base_image: "not an image".to_owned(),
+            apt_packages: bad("-y"),
+            python_packages: bad("-r x"),
+            environment: pair("1", "two\nlines"),
+            user: "no user".to_owned(),
+            start_commands: bad("two\nlines"),
+            files: vec![File { path: "relative".to_owned(), content: Vec::new(), executable: false }],
+        };
+        let service = Service {
+            name: "X".to_owned(),
+            packages: bad("X"),
+            command: String::new(),
+            ports: vec![0, 80, 80],
+            environment: pair("A", "\0"),
+        };
+        let draft = ConfigurationDraft {
+            services: vec![service],
+            worker: "\n".to_owned(),
+            worker_labels: pair("", "x"),
+            build_timeout_ms: Some(-1),
+            ..ConfigurationDraft::from_source(Source::Generate(generate))
+        };
+        assert_eq!(
+            violations(draft),
+            [
+                "config.generate.base_image",
+                "config.generate.apt_packages[0]",
+                "config.generate.python_packages[0]",
+                "config.generate.environment[\"1\"]",
+                "config.generate.environment[\"1\"]",
+                "config.generate.user",
+                "config.generate.start_commands[0]",
+                "config.generate.files[0].path",
+                "config.services[0].name",
+                "config.services[0].packages[0]",
+                "config.services[0].command",
+                "config.services[0].environment[\"A\"]",
+                "config.services[0].ports[0]",
+                "config.services[0].ports[2]",
+                "config.worker",
+                "config.worker_labels[\"\"]",
+                "config.build_timeout",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_build_has_one_context_and_one_dockerfile() {
+        let digest = format!("sha256:{}", "0a".repeat(32));
+        let found = |text: &str, files: &[&str], archive: &str, remote: &str, path: &str| {
+            let mut draft = dockerfile(text, files);
+            if let Source::Dockerfile(dockerfile) = &mut draft.source {
+                archive.clone_into(&mut dockerfile.archive);
+                remote.clone_into(&mut dockerfile.remote);
+                path.clone_into(&mut dockerfile.dockerfile_path);
+            }
+            violations(draft)
+                .into_iter()
+                .map(|field| field.replace("config.dockerfile.", ""))
+                .collect::<Vec<_>>()
+        };
+        let (text, remote) = ("FROM scratch", "https://git.example/x.git#main:docker");
+        for good in [
+            found(text, &[], &digest, "", ""),
+            found("", &[], &digest, "", ""),
+            found("", &[], &digest, "", "docker/Dockerfile.dev"),
+            found("", &[], "", remote, ""),
+            found("", &[], "", remote, "a/Dockerfile"),
+        ] {
+            assert_eq!(good, [""; 0]);
+        }
+        assert_eq!(found(text, &["a"], &digest, "", ""), ["files"]);
+        assert_eq!(found("", &[], &digest, remote, ""), ["remote"]);
+        assert_eq!(found("", &["a"], "", remote, ""), ["files"]);
+        assert_eq!(found(text, &[], "", remote, ""), ["text"]);
+        assert_eq!(found("", &[], "", "", ""), ["text"]);
+        assert_eq!(found(text, &[], &digest, "", "Dockerfile"), ["dockerfile_path"]);
+        assert_eq!(found(text, &[], "", "", "Dockerfile"), ["dockerfile_path"]);
+        assert_eq!(found("", &[], &digest, "", "../Dockerfile"), ["dockerfile_path"]);
+        assert_eq!(found("", &[], "sha256:1", "", ""), ["archive"]);
+        assert_eq!(found("", &[], "", "ftp://x/y", ""), ["remote"]);
+    }
+
+    #[test]
+    fn a_blank_dockerfile_is_none() {
+        let archive = format!("sha256:{}", "0a".repeat(32));
+        let blank = Dockerfile { text: " \n\t".to_owned(), archive, ..Dockerfile::default() };
+        let draft = ConfigurationDraft::from_source(Source::Dockerfile(blank.clone()));
+        let parsed = Configuration::parse(draft, "config", &mut Violations::default());
+        let none = Dockerfile { text: String::new(), ..blank };
+        assert_eq!(parsed.source, Source::Dockerfile(none));
+        assert_eq!(violations(dockerfile(" \n\t", &[])), ["config.dockerfile.text"]);
+    }
+
+    #[test]
+    fn the_size_is_bounded() {
+        assert_eq!(violations(dockerfile(&"#".repeat(256 * 1024 - 4), &[])), [""; 0]);
+        assert_eq!(violations(dockerfile(&"#".repeat(256 * 1024 - 4), &["a"])), ["config"]);
+    }
+}

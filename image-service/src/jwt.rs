@@ -1,0 +1,192 @@
+//! Bearer tokens: the principals that JSON Web Tokens name, if a trusted key has signed them.
+//!
+//! The keys are those of a JWKS or, without one, the key pair of the data directory, never both. Verification never
+//! blocks: a task keeps the keys up to date, and a token with an unknown key is rejected in the meantime.
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use jsonwebtoken::{Algorithm, errors::ErrorKind};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    cache::{Fingerprint, TokenCache},
+    jwks::KeySet,
+    refresh::Refresh,
+};
+pub(crate) use self::{claims::Requirements, key_pair::make_data_dir, source::JwksError};
+pub use self::{
+    key_pair::{MintError, TokenKeys},
+    source::JwksSource,
+};
+use crate::{
+    access::{Principal, Role},
+    timestamp::Timestamp,
+};
+
+mod cache;
+mod claims;
+mod jwks;
+mod key_pair;
+mod refresh;
+mod signatures;
+mod source;
+
+/// The verifier of bearer tokens.
+#[derive(Debug)]
+pub(crate) struct Verifier {
+    trust: RwLock<Arc<Trust>>,
+    requirements: Requirements,
+    refresh: Option<Refresh>,
+    /// Wake-up of the refresh. It is a hint: requests during a refresh are merged into one.
+    unknown_key: Notify,
+    anonymous: Option<Principal>,
+}
+
+/// Reason why a token is rejected.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum TokenError {
+    #[error("the token is not valid")]
+    Invalid,
+    #[error("the token expired")]
+    Expired,
+}
+
+/// The keys that are trusted at one time, with a cache of the tokens that they have verified.
+///
+/// New keys begin with an empty cache of their own, so that no token signed by a removed key stays in a cache, whatever
+/// is being verified at that moment.
+#[derive(Debug, Default)]
+struct Trust {
+    keys: KeySet,
+    document: Vec<u8>,
+    verified: RwLock<TokenCache>,
+}
+
+impl Verifier {
+    /// Creates a verifier that trusts the key pair of the data directory.
+    pub(crate) fn of_key_pair(keys: &TokenKeys) -> Self {
+        let keys = KeySet::single(Algorithm::EdDSA, keys.verifying().clone());
+        let requirements =
+            Requirements { issuer: None, audience: None, roles_claim: Requirements::ROLES.to_owned() };
+        Self::new(Trust { keys, ..Trust::default() }, requirements, None)
+    }
+
+    /// Creates a verifier that trusts the keys of a JWKS.
+    ///
+    /// The keys are loaded before this returns, and are kept up to date by [`Verifier::keep_fresh`].
+    ///
+    /// # Errors
+    ///
+    /// Returns [`JwksError`] if the keys cannot be loaded.
+    pub(crate) async fn of_jwks(
+        source: JwksSource,
+        interval: Duration,
+        requirements: Requirements,
+    ) -> Result<Self, JwksError> {
+        let refresh = Refresh::new(source, interval);
+        Ok(Self::new(refresh.first().await?, requirements, Some(refresh)))
+    }
+
+    fn new(trust: Trust, requirements: Requirements, refresh: Option<Refresh>) -> Self {
+        signatures::install();
+        Self {
+            trust: RwLock::new(Arc::new(trust)),
+            requirements,
+            refresh,
+            unknown_key: Notify::new(),
+            anonymous: None,
+        }
+    }
+
+    /// Admits callers without a token, who may create images and are neither admins nor workers.
+    pub(crate) fn with_anonymous(self) -> Self {
+        let never = Timestamp::from_micros(i64::MAX);
+        Self { anonymous: Some(Principal::new("anonymous".to_owned(), vec![Role::Builder], never)), ..self }
+    }
+
+    /// Returns the principal of callers without a token, or `None` if they are not admitted.
+    pub(crate) fn anonymous(&self) -> Option<Principal> {
+        self.anonymous.clone()
+    }
+
+    /// Returns the principal that a token names.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`TokenError::Invalid`] unless a trusted key has signed the token and its claims meet the requirements,
+    /// and [`TokenError::Expired`] if it has expired.
+    pub(crate) fn verify(&self, token: &str) -> Result<Principal, TokenError> {
+        let trust = self.trust();
+        let fingerprint = Fingerprint::new(token);
+        let known = trust.remember(&fingerprint);
+        let is_new = known.is_none();
+        let principal = known.or_else(|| self.check(&trust.keys, token)).ok_or(TokenError::Invalid)?;
+        if is_over(principal.expires_at()) {
+            return Err(TokenError::Expired);
+        }
+        if is_new {
+            let mut verified = trust.verified.write().unwrap_or_else(PoisonError::into_inner);
+            verified.insert(fingerprint, principal.clone());
+        }
+        Ok(principal)
+    }
+
+    /// Returns the principal that a token names, expired or not, or `None` if the token is invalid.
+    fn check(&self, keys: &KeySet, token: &str) -> Option<Principal> {
+        let header = jsonwebtoken::decode_header(token).ok()?;
+        if !KeySet::ALGORITHMS.contains(&header.alg) || header.crit.is_some() {
+            // `crit` names extensions that have to be understood, and none are.
+            return None;
+        }
+        let id = header.kid.as_deref();
+        if id.is_some_and(|id| !keys.knows(id)) {
+            self.unknown_key.notify_one();
+            return None;
+        }
+        for key in keys.candidates(id, header.alg) {
+            match self.requirements.verify(token, header.alg, key) {
+                Ok(principal) => return principal,
+                Err(error) if *error.kind() == ErrorKind::InvalidSignature => {}
+                Err(error) => {
+                    // Logged for operators; the caller does not learn the reason.
+                    tracing::debug!(%error, "a token with a good signature is refused");
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    /// Keeps the keys up to date until `shutdown`.
+    pub(crate) async fn keep_fresh(&self, shutdown: CancellationToken) {
+        if let Some(refresh) = &self.refresh {
+            shutdown.run_until_cancelled(refresh.run(self)).await;
+        }
+    }
+
+    fn replace(&self, trust: Trust) {
+        *self.trust.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(trust);
+    }
+
+    fn trust(&self) -> Arc<Trust> {
+        Arc::clone(&self.trust.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Trust {
+    fn remember(&self, token: &Fingerprint) -> Option<Principal> {
+        self.verified.read().unwrap_or_else(PoisonError::into_inner).get(token).cloned()
+    }
+}
+
+/// Reports whether a token with this expiry has expired. A token is valid until the moment of its expiry.
+fn is_over(expires_at: Timestamp) -> bool {
+    expires_at <= Timestamp::now()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+//! Images that workers have made in their engines, and their garbage collection.
+
+use std::collections::BTreeSet;
+
+use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect};
+
+use super::{
+    Store, contexts,
+    entity::{build, configuration, engine_image, image},
+    queue,
+    transaction::WriteTransaction,
+    values::AsJson,
+};
+use crate::{
+    build::Kind,
+    error::Error,
+    image::{Artifact, HeldImage, ImageId},
+    turns::Turn,
+};
+
+impl Store {
+    /// Deletes the records of images that a worker has removed.
+    pub(crate) async fn delete_engine_images(
+        &self,
+        worker: &str,
+        engine_ids: &[String],
+    ) -> Result<(), Error> {
+        if engine_ids.is_empty() {
+            return Ok(());
+        }
+        let txn = self.write(Turn::Background).await?;
+        engine_image::Entity::delete_many()
+            .filter(engine_image::Column::Worker.eq(worker))
+            .filter(engine_image::Column::EngineId.is_in(engine_ids))
+            .exec(&txn)
+            .await?;
+        txn.commit().await
+    }
+
+    /// Returns those of a worker's images that nothing needs any more.
+    ///
+    /// The worker has reported them, or has lost the attempts that made them, and they are no artifacts, no bases of configurations
+    /// in use, and not of images with active builds. None are returned while it pulls, because the pulled image may be one of them.
+    pub(crate) async fn unused(&self, worker: &str, held: Vec<HeldImage>) -> Result<Vec<String>, Error> {
+        let txn = self.read().await?;
+        let records: BTreeSet<ImageId> = held.iter().map(|held| held.image).collect();
+        let ids: BTreeSet<&str> = held.iter().map(|held| held.engine_id.as_str()).collect();
+        let names: BTreeSet<&str> = held.iter().flat_map(|held| &held.names).map(String::as_str).collect();
+        let pulls = queue::held()
+            .filter(build::Column::Kind.eq(Kind::Pull))
+            .filter(build::Column::Worker.eq(worker))
+            .one(&txn)
+            .await?;
+        if pulls.is_some() {
+            return Ok(Vec::new());
+        }
+        let is_elsewhere = |row: &image::Model| {
+            row.artifact_json.as_ref().is_some_and(|AsJson(artifact)| artifact.worker != worker)
+        };
+        let found = image::Entity::find().filter(image::Column::Id.is_in(records.clone())).all(&txn).await?;
+        let elsewhere: BTreeSet<_> = found.iter().filter(|row| is_elsewhere(row)).map(|row| row.id).collect();
+        let active = queue::active()
+            .select_only()
+            .column(build::Column::Image)
+            .filter(build::Column::Image.is_in(records));
+        let active: BTreeSet<ImageId> = active.into_tuple().all(&txn).await?.into_iter().collect();
+        let artifacts = image::Entity::find()
+            .select_only()
+            .column(image::Column::ArtifactImage)
+            .filter(image::Column::ArtifactImage.is_in(ids.iter().copied()));
+        let artifacts: BTreeSet<String> = artifacts.into_tuple().all(&txn).await?.into_iter().collect();
+        let made = engine_image::Entity::find()
+            .filter(engine_image::Column::Worker.eq(worker))
+            .filter(engine_image::Column::EngineId.is_in(ids));
+        let made: BTreeSet<String> = made.all(&txn).await?.into_iter().map(|row| row.engine_id).collect();
+        let bases = configuration::Entity::find()
+            .select_only()
+            .column(configuration::Column::Base)
+            .filter(configuration::Column::Base.is_in(names))
+            .filter(contexts::is_in_use());
+        let bases: BTreeSet<String> = bases.into_tuple().all(&txn).await?.into_iter().collect();
+        txn.commit().await?;
+        let is_unused = |held: &HeldImage| {
+            // Made by an attempt that was lost before it reported: another worker's artifact is in its place.
+            let is_lost = held.is_named_by_builds() && elsewhere.contains(&held.image);
+            (made.contains(&held.engine_id) || is_lost)
+                && !artifacts.contains(&held.engine_id)
+                && !active.contains(&held.image)
+                && held.names.iter().all(|name| !bases.contains(name))
+        };
+        Ok(held.into_iter().filter(is_unused).map(|held| held.engine_id).collect())
+    }
+}
+
+/// Records the artifacts that workers have made; pulled ones need no record.
+pub(super) fn record<'a>(txn: &WriteTransaction, artifacts: impl Iterator<Item = &'a Artifact>) {
+    let made: Vec<_> = artifacts
+        .filter(|artifact| !artifact.pulled)
+        .map(|made| engine_image::Model { worker: made.worker.clone(), engine_id: made.image_id.clone() })
+        .map(IntoActiveModel::into_active_model)
+        .collect();
+    if !made.is_empty() {
+        txn.defer(engine_image::Entity::insert_many(made).on_conflict_do_nothing());
+    }
+}

@@ -1,0 +1,400 @@
+//! Edits of images: their effects, conflicts and refusals.
+
+use std::sync::{Arc, atomic::AtomicUsize};
+
+use image_service::Role;
+use proto::{
+    dispatch::{Started, report_event::Event},
+    images::{self as api, ImageStatus},
+};
+use tonic::{Code, Status};
+
+use crate::{
+    actor::{Actor, hello},
+    answers::{fields, reason, refused},
+    client::{Client, image},
+    patience,
+    stack::{Service, number},
+};
+
+/// Updates the fields of an image that the paths name.
+pub(crate) async fn update(client: &Client, image: api::Image, paths: &[&str]) -> Result<api::Image, Status> {
+    let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
+    let request = api::UpdateImageRequest {
+        image: Some(image),
+        update_mask: Some(prost_types::FieldMask { paths }),
+        ..Default::default()
+    };
+    let response = client.images.clone().update_image(request).await?.into_inner();
+    Ok(response.image.expect("an image"))
+}
+
+fn named(id: &str, name: &str) -> api::Image {
+    api::Image { id: id.to_owned(), name: name.to_owned(), ..Default::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_changes_what_the_mask_names_and_nothing_else() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let described = api::Image { description: "first".to_owned(), ..image("Go tools", "FROM scratch") };
+    let (created, _) = alice.create(described).await?;
+    assert_eq!((created.repository.as_str(), created.config_revision), ("trailer/go-tools", 1));
+
+    let sent = api::Image { description: "ignored".to_owned(), ..named(&created.id, " Rust ") };
+    let renamed = update(&alice, sent, &["name"]).await?;
+    assert_eq!((renamed.name.as_str(), renamed.description.as_str()), ("Rust", "first"));
+    assert_eq!(renamed.repository, "trailer/rust", "a derived reference follows the name");
+    assert!(renamed.etag != created.etag && renamed.revision > created.revision);
+    assert_ne!(renamed.update_time, created.update_time);
+    assert_eq!(renamed.config, created.config);
+    assert_eq!(renamed, alice.get(&created.id).await?);
+
+    let same = update(&alice, named(&created.id, "Rust"), &["name"]).await?;
+    assert_eq!(same, renamed, "what changes nothing changes nothing");
+
+    let given =
+        api::Image { repository: "trailer/mine".to_owned(), tag: "v1".to_owned(), ..named(&created.id, "") };
+    let given = update(&alice, given, &["repository", "tag"]).await?;
+    assert_eq!((given.repository.as_str(), given.tag.as_str()), ("trailer/mine", "v1"));
+    let renamed = update(&alice, named(&created.id, "C"), &["name"]).await?;
+    assert_eq!(renamed.repository, "trailer/mine", "a reference that was set stays");
+
+    // Without a mask, all non-empty fields are meant; with `*`, all fields.
+    let request = api::UpdateImageRequest { image: Some(named(&created.id, "Zig")), ..Default::default() };
+    let implied = alice.images.clone().update_image(request).await?.into_inner().image.expect("an image");
+    assert_eq!((implied.name.as_str(), implied.description.as_str()), ("Zig", "first"));
+    let whole = api::Image { id: created.id.clone(), ..image("All", "FROM scratch\nLABEL a=b") };
+    let whole = update(&alice, whole, &["*"]).await?;
+    assert_eq!((whole.description.as_str(), whole.repository.as_str()), ("", "trailer/all"));
+    assert_eq!((whole.tag.as_str(), whole.config_revision), ("latest", 2));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_updates_are_refused_by_field() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let (created, _) = alice.create(image("A", "FROM scratch")).await?;
+    let id = created.id.as_str();
+    let bad = api::Image {
+        description: "x".repeat(5_000),
+        repository: "ubuntu".to_owned(),
+        config: Some(api::ImageConfig::default()),
+        ..named(id, "")
+    };
+    let invalid = |answer: Result<api::Image, Status>| fields(&answer.expect_err("it is refused"));
+    assert_eq!(
+        invalid(update(&alice, bad, &["*"]).await),
+        ["image.name", "image.description", "image.repository", "image.config"]
+    );
+    let paths = ["name", "creator", "config.dockerfile", "*", "id"];
+    assert_eq!(
+        invalid(update(&alice, named(id, "B"), &paths).await),
+        ["update_mask.paths[1]", "update_mask.paths[2]", "update_mask.paths[3]", "update_mask.paths[4]"]
+    );
+    assert_eq!(invalid(update(&alice, named("x", "B"), &["name"]).await), ["image.id"]);
+    assert_eq!(alice.get(id).await?, created);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_edits_of_the_same_state_one_wins_and_builds_disturb_neither() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let (created, build) = alice.create(image("A", "FROM scratch")).await?;
+    let seen = alice.get(&created.id).await?;
+
+    // The build goes on meanwhile, from pending to building.
+    let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
+    let (_, attempt) = actor.assignment().await?;
+    actor.report(&attempt, 1, vec![Event::Started(Started {})]).await;
+    actor.acknowledged().await?;
+    let building = alice.get(&created.id).await?;
+    assert_eq!((building.status(), &building.etag), (ImageStatus::Building, &seen.etag));
+
+    let edit = |name: &str| api::Image { etag: seen.etag.clone(), ..named(&created.id, name) };
+    let (one, other) =
+        tokio::join!(update(&alice, edit("One"), &["name"]), update(&alice, edit("Other"), &["name"]));
+    let (winner, loser) = if one.is_ok() { (one, other) } else { (other, one) };
+    assert_eq!(refused(loser), (Code::Aborted, "ETAG_MISMATCH".to_owned()));
+    let winner = winner?;
+    assert_eq!(alice.get(&created.id).await?.name, winner.name);
+    assert_eq!(alice.get_build(&build.id).await?.state(), api::BuildState::Running, "the build goes on");
+
+    let stale =
+        api::DisableImageRequest { id: created.id.clone(), etag: seen.etag.clone(), ..Default::default() };
+    assert_eq!(
+        refused(alice.images.clone().disable_image(stale).await),
+        (Code::Aborted, "ETAG_MISMATCH".to_owned())
+    );
+    let unknown = api::Image { etag: "no etag".to_owned(), ..named(&created.id, "X") };
+    assert_eq!(
+        refused(update(&alice, unknown, &["name"]).await),
+        (Code::Aborted, "ETAG_MISMATCH".to_owned())
+    );
+    let fresh = api::Image { etag: winner.etag, ..named(&created.id, "X") };
+    assert_eq!(update(&alice, fresh, &["name"]).await?.name, "X");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_artifact_is_stale_once_its_configuration_has_changed() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let (created, _) = alice.create(image("A", "FROM scratch")).await?;
+    let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
+    actor.build_next().await?;
+    let built = alice.get(&created.id).await?;
+    assert_eq!((built.status(), built.stale), (ImageStatus::BuildFinished, false));
+    let renamed = update(&alice, named(&created.id, "B"), &["name"]).await?;
+    assert!(!renamed.stale);
+    let config = image("", "FROM scratch\nLABEL a=b").config;
+    let changed = api::Image { config, ..named(&created.id, "") };
+    let changed = update(&alice, changed, &["config"]).await?;
+    assert!(changed.stale && changed.status() == ImageStatus::BuildFinished, "an edit queues nothing");
+    assert_eq!(changed.artifact, built.artifact);
+    alice.build(&created.id).await?;
+    actor.build_next().await?;
+    assert!(!alice.get(&created.id).await?.stale);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reference_belongs_to_one_image() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
+    let at =
+        |repository: &str| api::Image { repository: repository.to_owned(), ..image("A", "FROM scratch") };
+    let taken = (Code::AlreadyExists, "REFERENCE_TAKEN".to_owned());
+    let (first, _) = alice.create(at("trailer/one")).await?;
+    assert_eq!(refused(bob.create(at("trailer/one")).await), taken);
+    let admin = service.client(&service.token("root", &[Role::Admin]));
+    assert_eq!(
+        refused(admin.create(at("docker.io/trailer/one")).await),
+        taken,
+        "one repository, one spelling"
+    );
+
+    // The reference that a build writes stays taken when the image's reference changes, and so does the artifact's.
+    let to = |repository: &str| api::Image { repository: repository.to_owned(), ..named(&first.id, "") };
+    update(&alice, to("trailer/two"), &["repository"]).await?;
+    assert_eq!(refused(bob.create(at("trailer/one")).await), taken);
+    assert_eq!(refused(bob.create(at("trailer/two")).await), taken);
+    let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
+    actor.build_next().await?;
+    let artifact = alice.get(&first.id).await?.artifact.expect("an artifact");
+    assert_eq!(artifact.reference, "trailer/one:latest");
+    assert_eq!(refused(bob.create(at("trailer/one")).await), taken);
+    alice.build(&first.id).await?;
+    actor.build_next().await?;
+    let (second, _) = bob.create(at("trailer/one")).await?;
+    actor.build_next().await?;
+
+    // Templates and pulled images write no reference.
+    let template = api::Image { template: true, ..at("trailer/one") };
+    let request = api::CreateImageRequest { image: Some(template), ..Default::default() };
+    bob.images.clone().create_image(request).await?;
+    let pull = api::PullSource { reference: "nginx:1".to_owned() };
+    let pull = api::image_config::Source::Pull(pull);
+    let config = Some(api::ImageConfig { source: Some(pull), ..Default::default() });
+    for _ in 0..2 {
+        let (pulled, build) = bob.create(api::Image { config: config.clone(), ..image("P", "") }).await?;
+        assert_eq!((pulled.repository.as_str(), pulled.tag.as_str(), pulled.pulled), ("nginx", "1", true));
+        assert_eq!(build.kind(), api::BuildKind::Pull);
+    }
+    bob.delete(&second.id).await?;
+    bob.create(at("trailer/one")).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_of_one_name_have_each_a_reference_of_its_own() -> anyhow::Result<()> {
+    let images = number("TRAILER_TEST_IMAGES", 2_000);
+    let service = Service::start_with(&["--max-calls", "0"]).await?;
+    let mut creating = tokio::task::JoinSet::new();
+    let alice = service.builder("alice");
+    let tries = Arc::new(AtomicUsize::new(0));
+    for _ in 0..images {
+        let (alice, tries) = (alice.clone(), Arc::clone(&tries));
+        // A call that has waited for too long is retried.
+        creating.spawn(async move {
+            patience::create(&alice, image("The same name", "FROM scratch"), &tries).await
+        });
+    }
+    let mut references = std::collections::BTreeSet::new();
+    while let Some(created) = creating.join_next().await {
+        let (created, _) = created??;
+        assert!(created.repository.starts_with("trailer/the-same-name"), "{}", created.repository);
+        references.insert((created.repository, created.tag));
+    }
+    assert_eq!(references.len() as u64, images);
+    assert!(references.contains(&("trailer/the-same-name".to_owned(), "latest".to_owned())));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_can_be_submitted_as_it_is() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let clone = async |id: &str| {
+        let request = api::CloneImageRequest { id: id.to_owned() };
+        let response = alice.images.clone().clone_image(request).await?.into_inner();
+        Ok::<_, Status>(response.create_image_request.expect("a request"))
+    };
+    let original =
+        api::Image { description: "what for".to_owned(), tag: "v1".to_owned(), ..image("A", "FROM scratch") };
+    let (original, _) = alice.create(original).await?;
+    let before = alice.list().await?.len();
+    let request = clone(&original.id).await?;
+    assert_eq!(alice.list().await?.len(), before, "nothing is saved");
+    let created = alice.images.clone().create_image(request.clone()).await?.into_inner();
+    let created = created.image.expect("an image");
+    assert_eq!((created.name.as_str(), created.description.as_str()), ("Copy of A", "what for"));
+    assert_eq!((created.repository.as_str(), created.tag.as_str()), ("trailer/copy-of-a", "v1"));
+    assert_eq!(created.config, original.config);
+    let again = alice.images.clone().create_image(request).await?.into_inner().image.expect("an image");
+    assert_ne!(again.repository, created.repository);
+    let long = api::Image { name: "ä".repeat(120), ..image("", "FROM scratch") };
+    let (long, _) = alice.create(long).await?;
+    alice.images.clone().create_image(clone(&long.id).await?).await?;
+
+    let template = api::Image { template: true, ..image("T", "FROM scratch") };
+    let request = api::CreateImageRequest { image: Some(template), ..Default::default() };
+    let response = alice.images.clone().create_image(request).await?.into_inner();
+    assert_eq!(response.build, None, "a template is never built");
+    let template = response.image.expect("a template");
+    assert_eq!((template.status(), template.latest_build_id.as_str()), (ImageStatus::Unspecified, ""));
+    let response = alice.images.clone().create_image(clone(&template.id).await?).await?.into_inner();
+    assert!(response.build.is_some() && response.image.is_some_and(|image| !image.template));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_starts_clones_from_what_it_has_committed() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let platform = service.client(&service.token("workspaces", &[Role::Service]));
+    let (source, _) = alice.create(image("A", "FROM scratch")).await?;
+    let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
+    actor.build_next().await?;
+    let request = api::SnapshotWorkspaceRequest {
+        source_image_id: source.id.clone(),
+        worker: "w1".to_owned(),
+        container: "workspace-7".to_owned(),
+        creator: "alice".to_owned(),
+        image: Some(image("Mine", "")),
+        ..Default::default()
+    };
+    let response = platform.images.clone().snapshot_workspace(request.clone()).await?.into_inner();
+    let snapshot = response.image.expect("an image");
+    assert_eq!((snapshot.creator.as_str(), snapshot.status()), ("alice", ImageStatus::Snapshotting));
+    assert!(snapshot.snapshot && snapshot.config.is_none(), "whoever vouches for alice sees nothing of hers");
+    assert_eq!(alice.get(&snapshot.id).await?.config, source.config);
+    let clone = api::CloneImageRequest { id: snapshot.id.clone() };
+    assert_eq!(
+        refused(alice.images.clone().clone_image(clone.clone()).await),
+        (Code::FailedPrecondition, "SNAPSHOT_NOT_FINISHED".to_owned())
+    );
+    actor.build_next().await?;
+    assert_eq!(alice.get(&snapshot.id).await?.status(), ImageStatus::BuildFinished);
+    let answered = alice.images.clone().clone_image(clone).await?.into_inner();
+    let config =
+        answered.create_image_request.and_then(|request| request.image).and_then(|image| image.config);
+    let config = config.expect("a configuration");
+    let Some(api::image_config::Source::Generate(generate)) = config.source else {
+        panic!("{config:?}");
+    };
+    assert_eq!((generate.base_image.as_str(), config.worker.as_str()), ("trailer/mine:latest", "w1"));
+
+    let bad = api::SnapshotWorkspaceRequest {
+        source_image_id: "x".to_owned(),
+        worker: String::new(),
+        container: "a b".to_owned(),
+        creator: "\n".to_owned(),
+        ..request.clone()
+    };
+    let bad = platform.images.clone().snapshot_workspace(bad).await.expect_err("it is refused");
+    assert_eq!(fields(&bad), ["source_image_id", "worker", "creator", "container"]);
+    let missing = api::SnapshotWorkspaceRequest {
+        source_image_id: uuid::Uuid::now_v7().to_string(),
+        ..request.clone()
+    };
+    assert_eq!(refused(platform.images.clone().snapshot_workspace(missing).await).0, Code::NotFound);
+    assert_eq!(
+        refused(alice.images.clone().snapshot_workspace(request).await),
+        (Code::PermissionDenied, "ROLE_MISSING".to_owned())
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn resolving_names_every_missing_condition() -> anyhow::Result<()> {
+    use tonic_types::StatusExt as _;
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let (created, _) = alice.create(image("A", "FROM scratch")).await?;
+    let id = created.id.as_str();
+    let resolve = || {
+        let request = api::ResolveImageRequest { id: id.to_owned() };
+        let mut images = alice.images.clone();
+        async move { images.resolve_image(request).await }
+    };
+    let disable = api::DisableImageRequest { id: id.to_owned(), ..Default::default() };
+    alice.images.clone().disable_image(disable).await?;
+    let refused = resolve().await.expect_err("it is neither built nor enabled");
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "NOT_RESOLVABLE"));
+    let violations = refused.get_details_precondition_failure().expect("conditions").violations;
+    assert_eq!(
+        violations.iter().map(|v| v.r#type.as_str()).collect::<Vec<_>>(),
+        ["NOT_FINISHED", "DISABLED"]
+    );
+    let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
+    actor.build_next().await?;
+    let refused = resolve().await.expect_err("it is not enabled");
+    let violations = refused.get_details_precondition_failure().expect("conditions").violations;
+    assert_eq!(violations.iter().map(|v| v.r#type.as_str()).collect::<Vec<_>>(), ["DISABLED"]);
+    let enable = api::EnableImageRequest { id: id.to_owned(), ..Default::default() };
+    alice.images.clone().enable_image(enable).await?;
+    let resolved = resolve().await?.into_inner();
+    assert_eq!((resolved.reference.as_str(), resolved.worker.as_str()), ("trailer/a:latest", "w1"));
+    assert_eq!(resolved.image_id, alice.get(id).await?.artifact.expect("an artifact").image_id);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_waits_for_a_worker_that_can_take_it() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let config = |change: fn(&mut api::ImageConfig)| {
+        let mut image = image("A", "FROM scratch");
+        image.config.iter_mut().for_each(change);
+        image
+    };
+    let (_, pinned) = alice.create(config(|config| config.worker = "w2".to_owned())).await?;
+    let labels = |config: &mut api::ImageConfig| {
+        config.worker_labels = [("zone".to_owned(), "a".to_owned())].into();
+    };
+    let (_, labelled) = alice.create(config(labels)).await?;
+    let (_, any) = alice.create(config(|_| {})).await?;
+    let mut w1 = Actor::connect(&service, hello("w1", &[])).await?;
+    let (assignment, _) = w1.assignment().await?;
+    assert_eq!(
+        assignment.attempt.map(|attempt| attempt.build_id),
+        Some(any.id),
+        "the first that it can take"
+    );
+    for build in [&pinned, &labelled] {
+        let build = alice.get_build(&build.id).await?;
+        assert_eq!(build.pending_reason(), api::PendingReason::NoSuitableWorker);
+    }
+    let in_zone =
+        proto::dispatch::Hello { labels: [("zone".to_owned(), "a".to_owned())].into(), ..hello("w3", &[]) };
+    let mut w3 = Actor::connect(&service, in_zone).await?;
+    let (assignment, _) = w3.assignment().await?;
+    assert_eq!(assignment.attempt.map(|attempt| attempt.build_id), Some(labelled.id));
+    let mut w2 = Actor::connect(&service, hello("w2", &[])).await?;
+    let (assignment, _) = w2.assignment().await?;
+    assert_eq!(assignment.attempt.map(|attempt| attempt.build_id), Some(pinned.id));
+    Ok(())
+}
