@@ -2,6 +2,7 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
+use prost::Message as _;
 use prost_build::{Service, ServiceGenerator};
 
 const FILES: [&str; 8] = [
@@ -15,14 +16,25 @@ const FILES: [&str; 8] = [
     "trailer/images/v1/worker_service.proto",
 ];
 
+/// Directories of the Buf modules, which imports are relative to.
+const MODULES: [&str; 3] = ["api", "dispatch", "vendor"];
+
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo:rerun-if-changed=trailer");
-    println!("cargo:rerun-if-changed=google");
-    let mut compiler = protox::Compiler::new(["."])?;
+    for module in MODULES {
+        println!("cargo:rerun-if-changed={module}");
+    }
+    let mut compiler = protox::Compiler::new(MODULES)?;
     compiler.include_imports(true).include_source_info(true);
     compiler.open_files(FILES)?;
+    let mut files = compiler.file_descriptor_set();
+    // Options are for readers and other languages: neither the generated code nor server reflection has them.
+    let defines_options = |path: &str| path.starts_with("buf/validate/") || path.starts_with("google/api/");
+    files.file.retain(|file| !defines_options(file.name()));
+    for file in &mut files.file {
+        file.dependency.retain(|path| !defines_options(path));
+    }
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(out.join("descriptor_set.bin"), compiler.encode_file_descriptor_set())?;
+    fs::write(out.join("descriptor_set.bin"), files.encode_to_vec())?;
     let services = tonic_prost_build::configure()
         .bytes(".")
         // Equal values have equal encodings, by which repeated requests are recognized.
@@ -40,10 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         clients: services.clone().build_server(false).service_generator(),
         servers: services.clone().build_client(false).codec_path("crate::codec::Codec").service_generator(),
     }));
-    services
-        .build_client(false)
-        .build_server(false)
-        .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
+    services.build_client(false).build_server(false).compile_fds_with_config(files, config)?;
     Ok(())
 }
 

@@ -20,7 +20,7 @@ fn the_manual_lists_every_reason_and_no_other() -> anyhow::Result<()> {
     for violation in ["IS_TEMPLATE", "NOT_FINISHED", "DISABLED"] {
         assert!(given.remove(violation), "{violation}");
     }
-    let manual = fs::read_to_string(root.join("proto/trailer/images/v1/image_service.proto"))?;
+    let manual = fs::read_to_string(root.join("proto/api/trailer/images/v1/image_service.proto"))?;
     let begin = manual.find("//   UNAUTHENTICATED").context("no table of reasons")?;
     let table = manual[begin..].split("//\n").next();
     let listed: BTreeSet<String> = table
