@@ -19,7 +19,7 @@ use tokio::sync::{Notify, broadcast, watch};
 
 use self::{
     configurations::Configurations,
-    consistency::Asks,
+    consistency::RevisionProbe,
     filter::Filter,
     images::Images,
     scan::{CountScan, FoundPage, PageScan, SlotScan},
@@ -76,7 +76,7 @@ struct Inner {
     events: broadcast::Sender<IndexEvent>,
     /// Wakes the follower.
     wanted: Notify,
-    asks: Asks,
+    probe: RevisionProbe,
     scans: Scans,
     configurations: Configurations,
     texts: LastText,
@@ -124,7 +124,7 @@ impl Index {
             serves: watch::Sender::new(false),
             events: broadcast::Sender::new(Self::BACKLOG),
             wanted: Notify::new(),
-            asks: Asks::default(),
+            probe: RevisionProbe::new(),
             scans: Scans::default(),
             configurations: Configurations::new(),
             texts: LastText::default(),

@@ -223,6 +223,7 @@ impl Bound {
         tasks.spawn(background::relay_hints(store.clone(), Arc::clone(&signals), shutdown.clone()));
         tasks.spawn(background::purge_expired(store.clone(), retain, shutdown.clone()));
         tasks.spawn(index.clone().run(Arc::clone(&signals), shutdown.clone()));
+        tasks.spawn(index.clone().probe_revisions(shutdown.clone()));
         tasks.spawn({
             let shutdown = shutdown.clone();
             async move { verifier.keep_fresh(shutdown).await }

@@ -5,15 +5,16 @@
 //! next one.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
-use futures_util::{
-    FutureExt as _,
-    future::{BoxFuture, Shared},
+use tokio::{
+    sync::{Notify, watch},
+    task::yield_now,
+    time::timeout,
 };
-use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::{Index, State};
 use crate::{
@@ -62,11 +63,16 @@ impl Index {
         }
     }
 
+    /// Queries for the latest revision whenever a read needs it, until shutdown.
+    pub(crate) async fn probe_revisions(self, shutdown: CancellationToken) {
+        shutdown.run_until_cancelled(self.0.probe.run(&self.0.store)).await;
+    }
+
     /// Waits until the index has caught up; returns `None` if the database does not respond.
     async fn caught_up(&self, begun: State) -> Option<Revision> {
         let latest = match self.0.store.committed() {
             CommittedRevision::Known(committed) => committed,
-            CommittedRevision::Unknown => self.0.asks.latest(&self.0.store).await?,
+            CommittedRevision::Unknown => self.0.probe.latest().await?,
         };
         // A database that is behind its earlier state has lost its last changes, or is a different one.
         let is_other = begun.at.is_some_and(|at| {
@@ -89,69 +95,51 @@ fn covers(at: Revision, wanted: Revision) -> bool {
     at.number > wanted.number || at == wanted
 }
 
-/// A shared query for the latest revision; `None` if the database did not respond.
-type Ask = Shared<BoxFuture<'static, Option<Revision>>>;
-
-/// The query in flight, and the next one.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Asks(Arc<Mutex<UnderWay>>);
-
-#[derive(Debug, Default)]
-struct UnderWay {
-    /// May be complete.
-    current: Option<Ask>,
-    /// Sent once the current query is complete.
-    next: Option<Ask>,
+/// Queries for the latest revision of the database, each shared by all readers that began before it was sent.
+#[derive(Debug)]
+pub(super) struct RevisionProbe {
+    /// Number of the query that is sent next.
+    next: AtomicU64,
+    /// Wakes the task that sends queries.
+    wanted: Notify,
+    answer: watch::Sender<Answer>,
 }
 
-impl Asks {
+/// The answer to the query with this number; `None` if the database did not respond.
+#[derive(Copy, Clone, Debug)]
+struct Answer {
+    query: u64,
+    latest: Option<Revision>,
+}
+
+impl RevisionProbe {
     /// Maximum time for the database to respond.
     const PATIENCE: Duration = Duration::from_secs(3);
+
+    pub(super) fn new() -> Self {
+        let answer = watch::Sender::new(Answer { query: 0, latest: None });
+        Self { next: AtomicU64::new(1), wanted: Notify::new(), answer }
+    }
 
     /// Returns a revision that was the latest at some time after this call began.
     ///
     /// Returns `None` if the database does not respond.
-    pub(super) async fn latest(&self, store: &Store) -> Option<Revision> {
-        let ask = self.join(store);
-        ask.await
+    async fn latest(&self) -> Option<Revision> {
+        let query = self.next.load(Ordering::SeqCst);
+        let mut answer = self.answer.subscribe();
+        self.wanted.notify_one();
+        answer.wait_for(|answer| answer.query >= query).await.ok()?.latest
     }
 
-    fn join(&self, store: &Store) -> Ask {
-        let mut under_way = self.under_way();
-        if let Some(next) = &under_way.next {
-            return next.clone();
+    /// Sends a query whenever a reader waits for one.
+    async fn run(&self, store: &Store) {
+        loop {
+            self.wanted.notified().await;
+            // Readers that are ready to run join this query instead of waiting for the one after it.
+            yield_now().await;
+            let query = self.next.fetch_add(1, Ordering::SeqCst);
+            let latest = timeout(Self::PATIENCE, store.latest_revision()).await;
+            self.answer.send_replace(Answer { query, latest: latest.ok().and_then(Result::ok) });
         }
-        match under_way.current.clone().filter(|current| current.peek().is_none()) {
-            None => {
-                let ask = Self::send(store.clone()).boxed().shared();
-                under_way.current = Some(ask.clone());
-                ask
-            }
-            Some(current) => {
-                let (asks, store) = (self.clone(), store.clone());
-                let next = async move {
-                    current.await;
-                    asks.begin_next();
-                    Self::send(store).await
-                };
-                let next = next.boxed().shared();
-                under_way.next = Some(next.clone());
-                next
-            }
-        }
-    }
-
-    /// Makes the next query the current one, so that no further reader joins it.
-    fn begin_next(&self) {
-        let mut under_way = self.under_way();
-        under_way.current = under_way.next.take();
-    }
-
-    async fn send(store: Store) -> Option<Revision> {
-        timeout(Self::PATIENCE, store.latest_revision()).await.ok()?.ok()
-    }
-
-    fn under_way(&self) -> MutexGuard<'_, UnderWay> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
