@@ -191,6 +191,8 @@ impl Image {
     pub(crate) fn index_bytes(&self, text: usize) -> usize {
         /// The record, an artifact, its keys in the columns, its entries in the sets, and its part of a signature.
         const FIXED: usize = 1_400;
+        // The allocator has four sizes between a power of two and the next one.
+        let text = text.next_multiple_of((text.next_power_of_two() / 8).max(8));
         FIXED + self.name.len() + self.description.len() + self.creator.len() + text
     }
 

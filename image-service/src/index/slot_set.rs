@@ -4,33 +4,44 @@ use std::borrow::Cow;
 
 use roaring::RoaringBitmap;
 
-/// A set of slots.
+/// A set of slots, in 16 bytes while it has at most one.
 #[derive(Debug)]
 pub(super) enum SlotSet {
-    /// Sorted list of at most [`MOST`](Self::MOST) slots.
-    Small(Vec<u32>),
+    Empty,
+    One(u32),
+    Few(Box<Few>),
     Many(Box<RoaringBitmap>),
 }
 
+/// A sorted list of at most [`SlotSet::MOST`] slots.
+#[derive(Debug)]
+pub(super) struct Few(Vec<u32>);
+
 impl SlotSet {
-    /// Maximum length of the list. A bitmap takes about 250 bytes from the first slot on.
+    /// Maximum length of a list. A bitmap takes about 250 bytes from the first slot on.
     const MOST: usize = 16;
 
     /// Creates a set of one slot.
     pub(super) fn of_one(slot: u32) -> Self {
-        Self::Small(vec![slot])
+        Self::One(slot)
     }
 
     pub(super) fn insert(&mut self, slot: u32) {
         match self {
-            Self::Small(slots) => {
-                let Err(at) = slots.binary_search(&slot) else {
+            Self::Empty => *self = Self::One(slot),
+            Self::One(only) if *only == slot => {}
+            Self::One(only) => {
+                let only = *only;
+                *self = Self::Few(Box::new(Few(vec![only.min(slot), only.max(slot)])));
+            }
+            Self::Few(few) => {
+                let Err(at) = few.0.binary_search(&slot) else {
                     return;
                 };
-                if slots.len() < Self::MOST {
-                    slots.insert(at, slot);
+                if few.0.len() < Self::MOST {
+                    few.0.insert(at, slot);
                 } else {
-                    let mut many: RoaringBitmap = slots.iter().copied().collect();
+                    let mut many: RoaringBitmap = few.0.iter().copied().collect();
                     many.insert(slot);
                     *self = Self::Many(Box::new(many));
                 }
@@ -43,9 +54,11 @@ impl SlotSet {
 
     pub(super) fn remove(&mut self, slot: u32) {
         match self {
-            Self::Small(slots) => {
-                if let Ok(at) = slots.binary_search(&slot) {
-                    slots.remove(at);
+            Self::One(only) if *only == slot => *self = Self::Empty,
+            Self::Empty | Self::One(_) => {}
+            Self::Few(few) => {
+                if let Ok(at) = few.0.binary_search(&slot) {
+                    few.0.remove(at);
                 }
             }
             Self::Many(many) => {
@@ -56,7 +69,9 @@ impl SlotSet {
 
     pub(super) fn is_empty(&self) -> bool {
         match self {
-            Self::Small(slots) => slots.is_empty(),
+            Self::Empty => true,
+            Self::One(_) => false,
+            Self::Few(few) => few.0.is_empty(),
             Self::Many(many) => many.is_empty(),
         }
     }
@@ -64,7 +79,9 @@ impl SlotSet {
     /// Returns the set as a bitmap.
     pub(super) fn bitmap(&self) -> Cow<'_, RoaringBitmap> {
         match self {
-            Self::Small(slots) => Cow::Owned(slots.iter().copied().collect()),
+            Self::Empty => Cow::Owned(RoaringBitmap::new()),
+            Self::One(only) => Cow::Owned(RoaringBitmap::from_iter([*only])),
+            Self::Few(few) => Cow::Owned(few.0.iter().copied().collect()),
             Self::Many(many) => Cow::Borrowed(many),
         }
     }
@@ -79,6 +96,7 @@ mod tests {
     #[test]
     fn a_set_has_what_was_inserted_and_not_removed() {
         let mut random = fastrand::Rng::with_seed(9);
+        assert_eq!(size_of::<SlotSet>(), 16, "a million of them are in memory");
         let mut set = SlotSet::of_one(7);
         let mut model = BTreeSet::from([7]);
         for _ in 0..5_000 {
