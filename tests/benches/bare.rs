@@ -38,7 +38,8 @@ pub(crate) const IMAGE: &str = "image";
 /// Runs a bare server with the arguments `ADDRESS DIRECTORY [URL]`.
 ///
 /// Each file in the directory holds an encoded answer: [`IMAGE`] that of `GetImage`, and any other file that of `ListImages` to a
-/// request whose page token is the file's name. With the URL of a Postgres database, `GetImage` runs `SELECT 1` before it answers.
+/// request whose page token is the file's name. With the URL of a Postgres database, both run `SELECT 1` before
+/// they answer.
 pub(crate) async fn serve(arguments: &[String]) -> anyhow::Result<()> {
     let [listen, directory, rest @ ..] = arguments else {
         anyhow::bail!("an address and a directory are needed");
@@ -162,15 +163,8 @@ impl UnaryService<api::GetImageRequest> for Get {
     type Future = BoxFuture<'static, Result<Response<Bytes>, Status>>;
 
     fn call(&mut self, _: Request<api::GetImageRequest>) -> Self::Future {
-        let Bare { database, answers, .. } = self.0.clone();
-        Box::pin(async move {
-            if let Some(database) = database {
-                let statement = Statement::from_string(DbBackend::Postgres, "SELECT 1");
-                let row = database.query_one_raw(statement).await;
-                row.map_err(|error| Status::internal(error.to_string()))?;
-            }
-            answer(&answers, IMAGE)
-        })
+        let bare = self.0.clone();
+        Box::pin(async move { bare.answer(IMAGE).await })
     }
 }
 
@@ -178,16 +172,25 @@ struct List(Bare);
 
 impl UnaryService<api::ListImagesRequest> for List {
     type Response = Bytes;
-    type Future = std::future::Ready<Result<Response<Bytes>, Status>>;
+    type Future = BoxFuture<'static, Result<Response<Bytes>, Status>>;
 
     fn call(&mut self, request: Request<api::ListImagesRequest>) -> Self::Future {
-        std::future::ready(answer(&self.0.answers, &request.get_ref().page_token))
+        let bare = self.0.clone();
+        Box::pin(async move { bare.answer(&request.get_ref().page_token).await })
     }
 }
 
-fn answer(answers: &HashMap<String, Bytes>, name: &str) -> Result<Response<Bytes>, Status> {
-    let found = answers.get(name).cloned();
-    found.map(Response::new).ok_or_else(|| Status::not_found("there is no such answer"))
+impl Bare {
+    /// Returns a stored answer, after a round trip to the database if there is one.
+    async fn answer(&self, name: &str) -> Result<Response<Bytes>, Status> {
+        if let Some(database) = &self.database {
+            let statement = Statement::from_string(DbBackend::Postgres, "SELECT 1");
+            let row = database.query_one_raw(statement).await;
+            row.map_err(|error| Status::internal(error.to_string()))?;
+        }
+        let found = self.answers.get(name).cloned();
+        found.map(Response::new).ok_or_else(|| Status::not_found("there is no such answer"))
+    }
 }
 
 struct Watch(Bare);

@@ -38,7 +38,7 @@ pub(crate) use self::{
 const WORDS: &str = "wordsofthisimage";
 const NAME: &str = "Nameofthisimage";
 /// Version of the seeded data, incremented with every change to it or to the schema.
-const VERSION: &str = "3";
+const VERSION: &str = "4";
 /// Name of the file that marks a data directory as complete and holds its version.
 const COMPLETE: &str = "complete";
 /// Number of images written per statement.
