@@ -1,6 +1,6 @@
 //! A worker played by the test: speaks the dispatch protocol and sends what the test tells it to.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use image_service::Role;
 use proto::dispatch::{
@@ -10,6 +10,7 @@ use proto::dispatch::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, Streaming};
 
 use crate::stack::{LIMIT, Service};
@@ -40,7 +41,32 @@ pub(crate) fn say(message: ToService) -> ConnectRequest {
     ConnectRequest { message: Some(message) }
 }
 
+/// Heartbeats that an [`Actor`] sends until this is dropped.
+pub(crate) struct Pulse {
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Pulse {
+    /// Number from which the heartbeats are counted; their acknowledgements are skipped.
+    const FIRST: i64 = 1 << 32;
+    const INTERVAL: Duration = Duration::from_millis(50);
+}
+
 impl Actor {
+    /// Sends heartbeats for as long as the returned pulse lives, whatever else the test does.
+    pub(crate) fn pulse(&self, draining: bool) -> Pulse {
+        let requests = self.requests.clone();
+        let beating = async move {
+            for number in Pulse::FIRST.. {
+                if requests.send(say(ToService::Heartbeat(Heartbeat { number, draining }))).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(Pulse::INTERVAL).await;
+            }
+        };
+        Pulse { _task: AbortOnDropHandle::new(tokio::spawn(beating)) }
+    }
+
     /// Connects and sends only a `Hello`.
     pub(crate) async fn greet(service: &Service, hello: Hello) -> Result<Self, Status> {
         let (requests, stream) = mpsc::channel(16);
@@ -83,8 +109,14 @@ impl Actor {
     }
 
     async fn receive(&mut self) -> anyhow::Result<FromService> {
-        let response = tokio::time::timeout(LIMIT, self.responses.message()).await??;
-        response.and_then(|response| response.message).ok_or_else(|| anyhow::anyhow!("the connection ended"))
+        loop {
+            let response = tokio::time::timeout(LIMIT, self.responses.message()).await??;
+            match response.and_then(|response| response.message) {
+                Some(FromService::HeartbeatAck(ack)) if ack.number >= Pulse::FIRST => {}
+                Some(said) => return Ok(said),
+                None => anyhow::bail!("the connection ended"),
+            }
+        }
     }
 
     pub(crate) async fn assignment(&mut self) -> anyhow::Result<(Assignment, Attempt)> {

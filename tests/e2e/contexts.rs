@@ -161,14 +161,14 @@ async fn what_is_no_good_archive_is_refused_with_its_rule() -> anyhow::Result<()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archive_is_forgotten_when_nothing_names_it() -> anyhow::Result<()> {
-    let service = Service::start_with(&["--retain-contexts", "1s"]).await?;
+    let service = Service::start_with(&["--retain-contexts", "3s"]).await?;
     let alice = service.builder("alice");
     let upload = async |text: &str| {
         alice.upload("", &tar_of(&[("Dockerfile", text.as_bytes())])?).await.map_err(anyhow::Error::from)
     };
-    let (unnamed, named_once, built) =
-        (upload("FROM a").await?.digest, upload("FROM b").await?.digest, upload("FROM c").await?.digest);
+    let named_once = upload("FROM b").await?.digest;
     let (image, _) = alice.create(image_of("Once", named(&named_once, ""))).await?;
+    let built = upload("FROM c").await?.digest;
     // The first build waits for a worker and names the archive that it was queued with.
     let (queued, build) = alice.create(image_of("Queued", named(&built, ""))).await?;
     let other =
@@ -179,6 +179,7 @@ async fn an_archive_is_forgotten_when_nothing_names_it() -> anyhow::Result<()> {
         ..Default::default()
     };
     alice.images.clone().update_image(update).await?;
+    let unnamed = upload("FROM a").await?.digest;
     let gone = async |digest: &str| {
         let waiting = async {
             while is_kept(&alice, digest).await.is_ok() {

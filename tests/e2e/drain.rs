@@ -135,22 +135,15 @@ async fn a_build_says_when_its_worker_is_away() -> anyhow::Result<()> {
     let service = Service::start_with(&flags).await?;
     let alice = service.builder("alice");
     let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
+    let pulse = actor.pulse(false);
     let (_, build) = alice.create(image("A", "FROM scratch")).await?;
     actor.assignment().await?;
+    drop(pulse);
     let away = until_offline(&alice, &build.id, true).await?;
     assert_eq!(away.state(), BuildState::Claimed);
-    let living = async {
-        for number in 1.. {
-            actor.say(ToService::Heartbeat(Heartbeat { number, draining: false })).await;
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::select! {
-        back = until_offline(&alice, &build.id, false) => {
-            assert_eq!(back?.state(), BuildState::Claimed);
-        }
-        () = living => unreachable!("it lives on"),
-    }
+    let _pulse = actor.pulse(false);
+    let back = until_offline(&alice, &build.id, false).await?;
+    assert_eq!(back.state(), BuildState::Claimed);
     Ok(())
 }
 

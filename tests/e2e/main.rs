@@ -1,7 +1,7 @@
 //! End-to-end tests: both services in process, called over the network.
 //!
 //! `stack` starts the services, each on a `database` of its own; `client` calls them; `actor` plays a worker and `issuer` an
-//! identity provider; `engine` is a scripted Docker Engine, `registry` a real image registry, and `proxy` cuts and stalls
+//! identity provider; `fake_engine` is a scripted Docker Engine, `registry` a real image registry, and `proxy` cuts and stalls
 //! connections. The other modules are tests, named after their subjects.
 
 mod access;

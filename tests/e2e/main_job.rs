@@ -9,7 +9,7 @@ use tonic::Code;
 use crate::{
     answers::{assert_gapless, lines, reason, states},
     client::image,
-    fake_engine::{Ended, FakeEngine, Gate, Script},
+    fake_engine::{Ended, FakeEngine, Gate, Script, State},
     stack::{LIMIT, Service, Worker},
 };
 
@@ -200,7 +200,7 @@ async fn a_build_is_what_its_options_say_and_ends_with_its_time() -> anyhow::Res
     if let Some(config) = &mut options.config {
         config.no_cache = true;
         config.pull_base = true;
-        config.build_timeout = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+        config.build_timeout = Some(prost_types::Duration { seconds: 3, nanos: 0 });
         if let Some(Source::Dockerfile(dockerfile)) = &mut config.source {
             dockerfile.build_args = [("A".to_owned(), "of alice".to_owned())].into();
             dockerfile.target = "tools".to_owned();
@@ -213,7 +213,9 @@ async fn a_build_is_what_its_options_say_and_ends_with_its_time() -> anyhow::Res
     assert_eq!((finished.state, kind), (BuildState::Failed.into(), BuildErrorKind::Timeout));
     assert_eq!((finished.attempt, finished.failures), (1, 0), "it is not tried again");
     assert_eq!(alice.get(&created.id).await?.status(), ImageStatus::Error);
-    engine.wait_for(|state| state.builds[0].ended == Ended::Cancelled, LIMIT).await?;
+    let is_cancelled =
+        |state: &State| state.builds.first().is_some_and(|build| build.ended == Ended::Cancelled);
+    engine.wait_for(is_cancelled, LIMIT).await?;
     let asked = &engine.builds()[0].attributes;
     let option = |name: &str| asked.get(name).map(String::as_str);
     assert_eq!((option("target"), option("build-arg:A")), (Some("tools"), Some("of alice")));
