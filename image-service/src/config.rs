@@ -135,7 +135,7 @@ pub struct Config {
     #[arg(long, env = "TRAILER_MAX_PENDING_BUILDS", default_value_t = 2000)]
     pub max_pending_builds: u64,
 
-    /// Maximum call rate per caller, in calls per second, with bursts of up to one second's worth; 0 for no limit. An
+    /// Maximum call rate per caller, in units per second, with bursts of up to one second's worth; 0 for no limit. An
     /// expensive call counts as several: 1 more for each 16 KiB of a write's message, 10 targets of a batch, or 100
     /// images of a page (10 with their configurations), and 10 for a watch with a search term. Workers are exempt.
     #[arg(long, env = "TRAILER_MAX_CALL_RATE", default_value_t = 2000)]

@@ -1,6 +1,6 @@
 //! Database access: each method is one transaction. No other module uses sea-orm.
 //!
-//! SQLite and Postgres give the same guarantees. RequestTransaction transactions are serialised, so a decision is committed against the rows
+//! SQLite and Postgres give the same guarantees. Write transactions are serialised, so a decision is committed against the rows
 //! that it was made from, and revisions are in commit order. One task, the [writer](crate::writer), begins them: `IMMEDIATE` on
 //! SQLite, and under a lock that all replicas share on Postgres. Readers never wait for writers. Whatever a method has returned
 //! survives a power failure (`synchronous=FULL` on SQLite). Stored times and the time that they are compared with come from one

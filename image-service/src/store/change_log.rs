@@ -165,7 +165,7 @@ pub(super) async fn log(
     required(logged.into_iter().next(), "a change")
 }
 
-/// Appends changes to the change log. RequestTransaction transactions are serialised, so their new revisions are in commit order.
+/// Appends changes to the change log. Write transactions are serialised, so their new revisions are in commit order.
 pub(super) async fn log_all(
     txn: &WriteTransaction,
     changes: &[NewChange<'_>],
