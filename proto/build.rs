@@ -4,6 +4,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 use prost_build::{Service, ServiceGenerator};
+use prost_types::{DescriptorProto, FieldOptions};
 
 const FILES: [&str; 8] = [
     "trailer/dispatch/v1/dispatch_service.proto",
@@ -28,10 +29,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     compiler.open_files(FILES)?;
     let mut files = compiler.file_descriptor_set();
     // Options are for readers and other languages: neither the generated code nor server reflection has them.
-    let defines_options = |path: &str| path.starts_with("buf/validate/") || path.starts_with("google/api/");
+    let defines_options = |path: &str| {
+        path.starts_with("buf/validate/")
+            || path.starts_with("google/api/")
+            || path.ends_with("/descriptor.proto")
+    };
     files.file.retain(|file| !defines_options(file.name()));
     for file in &mut files.file {
         file.dependency.retain(|path| !defines_options(path));
+        file.message_type.iter_mut().for_each(remove_unknown_options);
     }
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptor_set.bin"), files.encode_to_vec())?;
@@ -54,6 +60,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     }));
     services.build_client(false).build_server(false).compile_fds_with_config(files, config)?;
     Ok(())
+}
+
+/// Removes options that have nothing but extensions, for which `prost_build` would not pack repeated fields.
+fn remove_unknown_options(message: &mut DescriptorProto) {
+    for field in &mut message.field {
+        field.options.take_if(|options| *options == FieldOptions::default());
+    }
+    message.nested_type.iter_mut().for_each(remove_unknown_options);
 }
 
 /// A generator of clients and servers, which differ.
