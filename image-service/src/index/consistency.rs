@@ -1,8 +1,8 @@
 //! The wait of a read until the index contains everything committed before the read began.
 //!
 //! If other processes write to the database as well, it is queried for its latest revision. A result is valid for a reader only if
-//! the query was sent after the reader began. One query is in flight at a time, and all readers that arrive meanwhile share the
-//! next one.
+//! the query was sent after the reader began. A reader that is alone queries for itself; all that arrive meanwhile share the next
+//! query.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     task::yield_now,
     time::timeout,
 };
@@ -72,7 +72,7 @@ impl Index {
     async fn caught_up(&self, begun: State) -> Option<Revision> {
         let latest = match self.0.store.committed() {
             CommittedRevision::Known(committed) => committed,
-            CommittedRevision::Unknown => self.0.probe.latest().await?,
+            CommittedRevision::Unknown => self.0.probe.latest(&self.0.store).await?,
         };
         // A database that is behind its earlier state has lost its last changes, or is a different one.
         let is_other = begun.at.is_some_and(|at| {
@@ -95,9 +95,11 @@ fn covers(at: Revision, wanted: Revision) -> bool {
     at.number > wanted.number || at == wanted
 }
 
-/// Queries for the latest revision of the database, each shared by all readers that began before it was sent.
+/// Queries for the latest revision of the database: that of a reader which is alone, and those that readers share.
 #[derive(Debug)]
 pub(super) struct RevisionProbe {
+    /// Held by a reader that queries for itself.
+    alone: Semaphore,
     /// Number of the query that is sent next.
     next: AtomicU64,
     /// Wakes the task that sends queries.
@@ -118,13 +120,17 @@ impl RevisionProbe {
 
     pub(super) fn new() -> Self {
         let answer = watch::Sender::new(Answer { query: 0, latest: None });
-        Self { next: AtomicU64::new(1), wanted: Notify::new(), answer }
+        Self { alone: Semaphore::new(1), next: AtomicU64::new(1), wanted: Notify::new(), answer }
     }
 
     /// Returns a revision that was the latest at some time after this call began.
     ///
     /// Returns `None` if the database does not respond.
-    async fn latest(&self) -> Option<Revision> {
+    async fn latest(&self, store: &Store) -> Option<Revision> {
+        // Nobody has to be woken for a reader that is alone.
+        if let Ok(_alone) = self.alone.try_acquire() {
+            return Self::query(store).await;
+        }
         let query = self.next.load(Ordering::SeqCst);
         let mut answer = self.answer.subscribe();
         self.wanted.notify_one();
@@ -138,8 +144,11 @@ impl RevisionProbe {
             // Readers that are ready to run join this query instead of waiting for the one after it.
             yield_now().await;
             let query = self.next.fetch_add(1, Ordering::SeqCst);
-            let latest = timeout(Self::PATIENCE, store.latest_revision()).await;
-            self.answer.send_replace(Answer { query, latest: latest.ok().and_then(Result::ok) });
+            self.answer.send_replace(Answer { query, latest: Self::query(store).await });
         }
+    }
+
+    async fn query(store: &Store) -> Option<Revision> {
+        timeout(Self::PATIENCE, store.latest_revision()).await.ok()?.ok()
     }
 }
