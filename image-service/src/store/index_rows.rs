@@ -142,13 +142,14 @@ fn select(backend: DbBackend, parts: Parts) -> String {
     } else {
         String::new()
     };
-    let (text, join) = if parts.text {
-        let join = " JOIN configurations c ON c.image = i.id AND c.revision = i.configuration_revision";
-        (", c.json AS configuration_json", join)
+    // A join would read the configurations from the first one on for every page, by a merge with the images.
+    let text = if parts.text {
+        ", (SELECT c.json FROM configurations c WHERE c.image = i.id AND c.revision = i.configuration_revision) \
+         AS configuration_json"
     } else {
-        ("", "")
+        ""
     };
-    format!("SELECT i.*{text}{grants} FROM images i{join}")
+    format!("SELECT i.*{text}{grants} FROM images i")
 }
 
 async fn entries(
