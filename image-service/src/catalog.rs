@@ -288,11 +288,11 @@ impl Catalog {
         let found = self.index.image(&caller.visibility(), id).await?;
         found.require(Action::CreateWorkspace)?;
         let image = &found.entry.image;
-        let artifact = image.artifact.clone();
+        let artifact = image.artifact();
         let artifact =
             artifact.ok_or_else(|| Error::Internal("a finished build has left no artifact".into()))?;
         let reference = artifact.reference.clone().unwrap_or_else(|| image.reference.clone());
-        Ok(Artifact { reference: Some(reference), ..*artifact })
+        Ok(Artifact { reference: Some(reference), ..artifact })
     }
 
     /// Returns a build.

@@ -87,9 +87,9 @@ impl Weighter<ImageId, EncodedRecord> for ByLength {
 
 impl Encoder {
     /// Maximum memory of the records, in bytes.
-    const MEMORY: u64 = 16 * 1024 * 1024;
+    const MEMORY: u64 = 8 * 1024 * 1024;
     /// Expected number of records in the cache.
-    const EXPECTED: usize = 16_000;
+    const EXPECTED: usize = 8_000;
 
     pub(super) fn new() -> Self {
         Self(Cache::with_weighter(Self::EXPECTED, Self::MEMORY, ByLength))
@@ -143,7 +143,7 @@ fn basic(image: Image) -> wire::Image {
         tag: image.reference.tag().to_owned(),
         config: None,
         config_revision: image.configuration_revision,
-        artifact: image.artifact.map(|artifact| (*artifact).into()),
+        artifact: image.artifact.map(|packed| packed.unpack().into()),
         create_time: Some(field::time(image.created_at)),
         update_time: Some(field::time(image.updated_at)),
         revision: image.revision,

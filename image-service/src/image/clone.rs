@@ -22,7 +22,7 @@ impl Image {
 
     fn clone_configuration(&self, configuration: &Configuration) -> ConfigurationDraft {
         let draft = ConfigurationDraft::clone(configuration);
-        let Some(artifact) = self.artifact.as_ref().filter(|_| self.snapshot) else {
+        let Some(artifact) = self.artifact().filter(|_| self.snapshot) else {
             return draft;
         };
         // Only the engine that committed the snapshot can start from it, unless a registry holds it.

@@ -27,7 +27,7 @@ impl From<entity::image::Model> for Image {
             enabled: row.enabled,
             pulled: row.pulled,
             configuration_revision: row.configuration_revision,
-            artifact: row.artifact_json.map(|artifact| Box::new(artifact.into_noun())),
+            artifact: row.artifact_json.map(|artifact| artifact.into_noun().into()),
             created_at: row.created_at,
             updated_at: row.updated_at,
             revision: row.revision,
@@ -40,6 +40,7 @@ impl From<entity::image::Model> for Image {
 impl From<Image> for entity::image::Model {
     /// Converts an image into a row that is not deleted.
     fn from(image: Image) -> Self {
+        let artifact = image.artifact();
         Self {
             id: image.id,
             name: image.name,
@@ -55,8 +56,8 @@ impl From<Image> for entity::image::Model {
             enabled: image.enabled,
             pulled: image.pulled,
             configuration_revision: image.configuration_revision,
-            artifact_image: image.artifact.as_ref().map(|artifact| artifact.image_id.clone()),
-            artifact_json: image.artifact.map(|artifact| AsJson(*artifact)),
+            artifact_image: artifact.as_ref().map(|artifact| artifact.image_id.clone()),
+            artifact_json: artifact.map(AsJson),
             created_at: image.created_at,
             updated_at: image.updated_at,
             revision: image.revision,
