@@ -9,6 +9,8 @@
 mod bare;
 mod dispatch;
 mod docker_cli;
+#[path = "../e2e/eventually.rs"]
+mod eventually;
 mod fan_out;
 mod get_image;
 mod list_images;

@@ -17,6 +17,7 @@ use tonic_health::pb::{
 
 use crate::{
     client::{self, Client},
+    eventually::eventually_true,
     process::{Program, bound_to_test, program},
 };
 
@@ -218,12 +219,11 @@ impl Running {
         let listen = addr.to_string();
         let command: Vec<&str> = [crate::bare::ARGUMENT, &listen].iter().chain(arguments).copied().collect();
         let mut program = start(&directory, "bare", &myself, &command)?;
-        let begun = Instant::now();
-        while tokio::net::TcpStream::connect(addr).await.is_err() {
+        eventually_true("the bare server listens", async || {
             program.require_life()?;
-            anyhow::ensure!(begun.elapsed() < Duration::from_secs(20), "the bare server does not listen");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+            Ok(tokio::net::TcpStream::connect(addr).await.is_ok())
+        })
+        .await?;
         Ok(Self { addr, _program: program, _directory: directory })
     }
 }

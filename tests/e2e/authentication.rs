@@ -18,6 +18,7 @@ use crate::{
     actor::hello,
     answers::{reason, refused},
     client::{client, image},
+    eventually::eventually_true,
     issuer::{KeyServer, SigningKey, encode, jwks, message},
     stack::{LIMIT, Service},
 };
@@ -58,12 +59,8 @@ async fn refusal(service: &Service, token: &str) -> String {
 
 /// Waits until a token is refused for the `expected` reason, or accepted if that is empty.
 async fn until(service: &Service, token: &str, expected: &str) -> anyhow::Result<()> {
-    let waiting = async {
-        while refusal(service, token).await != expected {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(LIMIT, waiting).await.with_context(|| format!("it does not become {expected:?}"))
+    let what = format!("the reason becomes {expected:?}");
+    eventually_true(&what, async || Ok(refusal(service, token).await == expected)).await
 }
 
 /// Writes the JWKS of these keys to a file.

@@ -13,6 +13,7 @@ use crate::{
     actor::{Actor, hello},
     answers::{reason, states},
     client::{Client, image},
+    eventually::{eventually, eventually_true},
     fake_engine::{Ended, FakeEngine, Gate, Script},
     proxy::Proxy,
     stack::{LIMIT, Service, Worker},
@@ -69,13 +70,10 @@ async fn an_engine_that_does_not_stop_is_told_of() -> anyhow::Result<()> {
     // No build starts there while the old one goes on, although a slot is free.
     engine.script(Script::new().step("[1/1] RUN sleep").succeed());
     let (_, next) = alice.create(image("Next", "FROM scratch\nRUN sleep")).await?;
-    let waits = async {
-        while alice.get_build(&next.id).await?.pending_reason() != PendingReason::WorkersDraining {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok::<_, anyhow::Error>(())
-    };
-    tokio::time::timeout(LIMIT, waits).await??;
+    eventually_true("the build waits", async || {
+        Ok(alice.get_build(&next.id).await?.pending_reason() == PendingReason::WorkersDraining)
+    })
+    .await?;
     assert_eq!(alice.get_build(&next.id).await?.attempt, 0);
     end.open();
     assert_eq!(alice.finished(&next.id).await?.state(), BuildState::Succeeded);
@@ -148,16 +146,12 @@ async fn deleting_stops_the_work_and_frees_the_reference_afterwards() -> anyhow:
     assert_eq!(alice.list().await?, []);
     engine.wait_for(|state| state.builds[0].ended == Ended::Cancelled, LIMIT).await?;
     // The reference is free once the worker has confirmed the stop.
-    let begun = tokio::time::Instant::now();
-    let (again, _) = loop {
-        match alice.create(wanted.clone()).await {
-            Ok(created) => break created,
-            Err(status) if status.code() == Code::AlreadyExists && begun.elapsed() < LIMIT => {
-                tokio::task::yield_now().await;
-            }
-            Err(status) => return Err(status.into()),
-        }
-    };
+    let (again, _) = eventually("the reference is free", async || match alice.create(wanted.clone()).await {
+        Ok(created) => Ok(Some(created)),
+        Err(status) if status.code() == Code::AlreadyExists => Ok(None),
+        Err(status) => Err(status.into()),
+    })
+    .await?;
     assert_eq!(again.repository, "trailer/gone");
     Ok(())
 }

@@ -5,7 +5,6 @@ use std::{
     net::Ipv4Addr,
     path::Path,
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -17,7 +16,7 @@ use proto::images::{
 use ring::digest::{SHA256, digest};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
 };
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
@@ -25,8 +24,9 @@ use tonic::Code;
 use crate::{
     answers::{fields, lines, refused},
     client::Client,
+    eventually::eventually_true,
     real_engine::Real,
-    stack::{LIMIT, Service},
+    stack::Service,
 };
 
 fn digest_of(bytes: &[u8]) -> String {
@@ -181,13 +181,9 @@ async fn an_archive_is_forgotten_when_nothing_names_it() -> anyhow::Result<()> {
     alice.images.clone().update_image(update).await?;
     let unnamed = upload("FROM a").await?.digest;
     let gone = async |digest: &str| {
-        let waiting = async {
-            while is_kept(&alice, digest).await.is_ok() {
-                // The check does not count as a use.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        tokio::time::timeout(LIMIT, waiting).await.with_context(|| format!("{digest} is kept"))
+        // The check does not count as a use.
+        eventually_true(&format!("{digest} is gone"), async || Ok(is_kept(&alice, digest).await.is_err()))
+            .await
     };
     gone(&unnamed).await?;
     is_kept(&alice, &named_once).await?;
@@ -282,12 +278,10 @@ async fn serve_git(directory: &Path) -> anyhow::Result<(GitDaemon, u16)> {
         .stderr(Stdio::null())
         .spawn()?;
     let daemon = GitDaemon(daemon);
-    let listening = async {
-        while tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, listening).await.context("the Git daemon does not listen")?;
+    eventually_true("the Git daemon listens", async || {
+        Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_ok())
+    })
+    .await?;
     Ok((daemon, port))
 }
 

@@ -26,10 +26,11 @@ use proto::images::{
 use crate::{
     base_image,
     dockerd::{self, starts_containers},
+    eventually::eventually,
     process::{Program, bound_to_test},
     real_engine,
     registry::{DockerConfig, PASSWORD, Registry, USER},
-    stack::{LIMIT, Service, Worker},
+    stack::{Service, Worker},
 };
 
 /// Time limit of the package managers.
@@ -71,18 +72,17 @@ async fn start_engine(directory: &Path) -> anyhow::Result<(Program, Docker, Stri
     let socket = path("docker.sock");
     command.push(format!("--host=unix://{socket}"));
     let mut dockerd = Program::start(directory, "dockerd", command)?;
-    let begun = Instant::now();
-    let docker = loop {
+    let docker = eventually("dockerd answers", async || {
         dockerd.require_life().context("the tests need root and a dockerd: run them by tests/run")?;
-        anyhow::ensure!(begun.elapsed() < LIMIT, "dockerd does not answer:\n{}", dockerd.told());
-        if Path::new(&socket).exists() {
-            let docker = Docker::connect_with_unix(&socket, 60, API_DEFAULT_VERSION)?;
-            if docker.ping().await.is_ok() {
-                break docker;
-            }
+        if !Path::new(&socket).exists() {
+            return Ok(None);
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
+        let docker = Docker::connect_with_unix(&socket, 60, API_DEFAULT_VERSION)?;
+        let is_answered = docker.ping().await.is_ok();
+        Ok(is_answered.then_some(docker))
+    })
+    .await
+    .with_context(|| dockerd.told())?;
     Ok((dockerd, docker, format!("unix://{socket}")))
 }
 

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use proto::{
     images::{self as api, BuildState, Permission, WatchImagesRequest, watch_images_response::Event},
     watch::{ImagesWatch, Watched},
@@ -20,6 +21,7 @@ use crate::{
     answers::{assert_gapless, lines},
     client::{Caller, Client, channel, image},
     edits::update,
+    eventually::eventually_true,
     fake_engine::{FakeEngine, Gate, Script},
     programs::{Catalogue, Listening},
     recovery::talk,
@@ -28,7 +30,6 @@ use crate::{
 };
 
 const SERVICE: &str = "image-service";
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// Retries a call for as long as the catalogue is unavailable.
 async fn answered<T>(call: impl AsyncFn() -> Result<T, Status>) -> anyhow::Result<Result<T, Status>> {
@@ -36,7 +37,7 @@ async fn answered<T>(call: impl AsyncFn() -> Result<T, Status>) -> anyhow::Resul
     loop {
         match call().await {
             Err(status) if status.code() == Code::Unavailable && begun.elapsed() < LIMIT => {
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
             answer => return Ok(answer),
         }
@@ -62,25 +63,19 @@ async fn edit(client: &Client, id: &str, name: &str, dockerfile: &str) -> Result
 async fn health(replica: &Listening, status: ServingStatus) -> anyhow::Result<()> {
     let mut health = HealthClient::new(channel(replica.addr));
     let request = HealthCheckRequest { service: "trailer.images.v1.ImageService".to_owned() };
-    let begun = Instant::now();
-    while health.check(request.clone()).await?.into_inner().status() != status {
-        anyhow::ensure!(begun.elapsed() < LIMIT, "health does not say {status:?}");
-        tokio::time::sleep(PAUSE).await;
-    }
-    Ok(())
+    eventually_true(&format!("health says {status:?}"), async || {
+        Ok(health.check(request.clone()).await?.into_inner().status() == status)
+    })
+    .await
 }
 
 /// Waits until a program has logged a line with all of these words.
 async fn logged(catalogue: &Catalogue, program: &str, words: &[&str]) -> anyhow::Result<()> {
-    let begun = Instant::now();
-    loop {
-        let log = catalogue.log(program)?;
-        if log.lines().any(|line| words.iter().all(|word| line.contains(word))) {
-            return Ok(());
-        }
-        anyhow::ensure!(begun.elapsed() < LIMIT, "{words:?} is not in the log:\n{log}");
-        tokio::time::sleep(PAUSE).await;
-    }
+    eventually_true(&format!("{words:?} is in the log"), async || {
+        Ok(catalogue.log(program)?.lines().any(|line| words.iter().all(|word| line.contains(word))))
+    })
+    .await
+    .with_context(|| catalogue.log(program).unwrap_or_default())
 }
 
 /// A watch and the image names that it has received.
@@ -227,14 +222,13 @@ async fn a_change_that_was_not_logged_is_found_and_repaired() -> anyhow::Result<
     ] {
         catalogue.database().execute(planted).await?;
     }
-    let begun = Instant::now();
-    while name(&alice, &renamed.id).await?.as_deref() != Some("Planted")
-        || name(&alice, &removed.id).await?.is_some()
-        || name(&bob, &revoked.id).await?.is_some()
-    {
-        anyhow::ensure!(begun.elapsed() < LIMIT, "it is not repaired:\n{}", catalogue.log(SERVICE)?);
-        tokio::time::sleep(PAUSE).await;
-    }
+    eventually_true("it is repaired", async || {
+        Ok(name(&alice, &renamed.id).await?.as_deref() == Some("Planted")
+            && name(&alice, &removed.id).await?.is_none()
+            && name(&bob, &revoked.id).await?.is_none())
+    })
+    .await
+    .with_context(|| catalogue.log(SERVICE).unwrap_or_default())?;
     let by_term = api::ListImagesRequest { search: "planted".to_owned(), ..Default::default() };
     let found = alice.images.clone().list_images(by_term).await?.into_inner().images;
     assert_eq!(found.into_iter().map(|image| image.id).collect::<Vec<_>>(), [renamed.id.as_str()]);

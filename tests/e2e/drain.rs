@@ -1,7 +1,5 @@
 //! Drained workers, and builds that no worker takes.
 
-use std::time::Duration;
-
 use image_service::Role;
 use proto::{
     dispatch::{Heartbeat, connect_request::Message as ToService, connect_response::Message as FromService},
@@ -16,8 +14,9 @@ use crate::{
     actor::{Actor, hello},
     answers::reason,
     client::{Client, channel, image},
+    eventually::{eventually, eventually_true},
     fake_engine::FakeEngine,
-    stack::{LIMIT, Service, Worker},
+    stack::{Service, Worker},
 };
 
 async fn drain(admin: &Client, name: &str) -> anyhow::Result<api::Worker> {
@@ -32,16 +31,11 @@ async fn resume(admin: &Client, name: &str) -> anyhow::Result<api::Worker> {
 
 /// Polls a build until `worker_offline` is `offline`, because no event reports that.
 async fn until_offline(client: &Client, build: &str, offline: bool) -> anyhow::Result<api::Build> {
-    tokio::time::timeout(LIMIT, async {
-        loop {
-            let found = client.get_build(build).await?;
-            if found.worker_offline == offline {
-                return Ok(found);
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    eventually(&format!("worker_offline becomes {offline}"), async || {
+        let found = client.get_build(build).await?;
+        Ok((found.worker_offline == offline).then_some(found))
     })
-    .await?
+    .await
 }
 
 fn admin(service: &Service) -> Client {
@@ -155,17 +149,12 @@ async fn a_worker_whose_disk_is_nearly_full_takes_nothing_and_says_so() -> anyho
     let flags = ["--min-free-disk", no_disk_is_that_large.as_str()];
     let worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags).await?;
     let admin = admin(&service);
-    let says_so = async {
-        loop {
-            let request = api::ListWorkersRequest::default();
-            let workers = admin.workers.clone().list_workers(request).await?.into_inner().workers;
-            if workers.iter().any(|worker| worker.online && worker.draining && !worker.drained) {
-                return anyhow::Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, says_so).await??;
+    eventually_true("the worker is shown as draining", async || {
+        let request = api::ListWorkersRequest::default();
+        let workers = admin.workers.clone().list_workers(request).await?.into_inner().workers;
+        Ok(workers.iter().any(|worker| worker.online && worker.draining && !worker.drained))
+    })
+    .await?;
     let health = HealthClient::new(channel(worker.addr)).check(HealthCheckRequest::default()).await?;
     assert_eq!(health.into_inner().status(), ServingStatus::NotServing);
     let alice = service.builder("alice");

@@ -12,6 +12,7 @@ use tonic_health::pb::{
 
 use crate::{
     client::{Client, image},
+    eventually::eventually,
     fake_engine::{FakeEngine, Script},
     real_engine,
     stack::{LIMIT, Service, Worker},
@@ -30,19 +31,12 @@ async fn until_shown(
     name: &str,
     condition: impl Fn(&api::Worker) -> bool,
 ) -> anyhow::Result<api::Worker> {
-    let waiting = async {
-        loop {
-            if let Ok(worker) = shown(service, name).await
-                && condition(&worker)
-            {
-                return worker;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    match tokio::time::timeout(LIMIT, waiting).await {
+    let waiting = eventually("the worker meets the condition", async || {
+        Ok(shown(service, name).await.ok().filter(&condition))
+    });
+    match waiting.await {
         Ok(worker) => Ok(worker),
-        Err(_) => anyhow::bail!("{:?}", shown(service, name).await),
+        Err(error) => Err(error.context(format!("{:?}", shown(service, name).await))),
     }
 }
 

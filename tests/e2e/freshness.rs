@@ -16,6 +16,7 @@ use tonic_health::pb::{
 use crate::{
     answers::{assert_gapless, lines, refused},
     client::{Client, channel, image},
+    eventually::eventually_true,
     fake_engine::{Ended, FakeEngine, Gate, Script, State},
     relay::Relay,
     stack::{LIMIT, Service, Worker},
@@ -180,11 +181,10 @@ async fn a_restart_that_loads_the_catalogue_for_long_stops_no_build() -> anyhow:
     assert_eq!(unavailable, (Code::Unavailable, "CATALOGUE_LOADING".to_owned()));
 
     lock.rollback().await?;
-    let begun = Instant::now();
-    while check("trailer.images.v1.ImageService").await? != ServingStatus::Serving {
-        anyhow::ensure!(begun.elapsed() < LIMIT, "it does not serve");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually_true("it serves", async || {
+        Ok(check("trailer.images.v1.ImageService").await? == ServingStatus::Serving)
+    })
+    .await?;
     for build in [&running, &queued] {
         let finished = alice.finished(&build.id).await?;
         assert_eq!((finished.state(), finished.attempt, finished.failures), (BuildState::Succeeded, 1, 0));

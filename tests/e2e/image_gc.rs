@@ -1,9 +1,6 @@
 //! Garbage collection of images in the engine.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    time::{Duration, Instant},
-};
+use std::collections::{BTreeSet, HashMap};
 
 use anyhow::Context as _;
 use bollard::{
@@ -22,6 +19,7 @@ use proto::{
 
 use crate::{
     client::image,
+    eventually::eventually_true,
     fake_engine::FakeEngine,
     real_engine::{Real, list_images},
     stack::{LIMIT, Service, Worker},
@@ -36,15 +34,13 @@ async fn made_by(docker: &Docker, worker: &str) -> anyhow::Result<BTreeSet<Strin
 }
 
 async fn until_made(docker: &Docker, worker: &str, expected: &BTreeSet<String>) -> anyhow::Result<()> {
-    let begun = Instant::now();
-    loop {
-        let found = made_by(docker, worker).await?;
-        if found == *expected {
-            return Ok(());
-        }
-        anyhow::ensure!(begun.elapsed() < LIMIT, "{found:#?} instead of {expected:#?}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let mut found = BTreeSet::new();
+    eventually_true("the engine holds these images", async || {
+        found = made_by(docker, worker).await?;
+        Ok(found == *expected)
+    })
+    .await
+    .with_context(|| format!("{found:#?} instead of {expected:#?}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,6 +22,7 @@ use tonic_types::StatusExt as _;
 use crate::{
     answers::{reason, refused},
     client::{Client, channel, image},
+    eventually::{eventually, eventually_true},
     fake_engine::FakeEngine,
     raw,
     stack::{LIMIT, Service, Worker},
@@ -109,13 +110,11 @@ async fn a_call_that_asks_for_more_counts_as_several() -> anyhow::Result<()> {
 ///
 /// They are repeated if the machine was too busy to make both within a second.
 async fn one_of_two<T>(call: impl AsyncFn() -> Result<T, Status>) -> anyhow::Result<Status> {
-    let begun = Instant::now();
-    let (refusal, answer) = loop {
-        match tokio::join!(call(), call()) {
-            (Err(refusal), answer) | (answer, Err(refusal)) => break (refusal, answer),
-            (Ok(_), Ok(_)) => anyhow::ensure!(begun.elapsed() < LIMIT, "both are answered"),
-        }
-    };
+    let (refusal, answer) = eventually("one is refused", async || match tokio::join!(call(), call()) {
+        (Err(refusal), answer) | (answer, Err(refusal)) => Ok(Some((refusal, answer))),
+        (Ok(_), Ok(_)) => Ok(None),
+    })
+    .await?;
     answer.context("both are refused")?;
     anyhow::ensure!(
         (refusal.code(), reason(&refusal)) == (Code::ResourceExhausted, "TOO_MANY_CALLS".to_owned()),
@@ -159,20 +158,15 @@ async fn fill(
     subject: &str,
     calls: &mut Vec<HalfSent>,
 ) -> anyhow::Result<Status> {
-    let filling = async {
-        loop {
-            // A call that arrived during the list below may have been refused.
-            calls.retain(|call| !call.answer.is_finished());
-            while calls.len() < 2 {
-                calls.push(HalfSent::begin(service, subject)?);
-            }
-            if let Err(refusal) = caller.list().await {
-                return Ok(refusal);
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+    eventually("calls under way count", async || {
+        // A call that arrived during the list below may have been refused.
+        calls.retain(|call| !call.answer.is_finished());
+        while calls.len() < 2 {
+            calls.push(HalfSent::begin(service, subject)?);
         }
-    };
-    tokio::time::timeout(LIMIT, filling).await.context("calls under way do not count")?
+        Ok(caller.list().await.err())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -197,12 +191,7 @@ async fn a_caller_has_so_many_calls_under_way_and_no_more() -> anyhow::Result<()
     fill(&service, &alice, "alice", &mut calls).await?;
     // The caller disconnects.
     drop(calls);
-    let freed = async {
-        while alice.list().await.is_err() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, freed).await.context("calls whose caller has gone still count")
+    eventually_true("calls whose caller has gone do not count", async || Ok(alice.list().await.is_ok())).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -218,12 +207,7 @@ async fn a_caller_has_so_many_watches_and_no_more() -> anyhow::Result<()> {
     assert!(retry_after(&refusal) > Duration::ZERO);
     watch(&bob).await.context("nobody else is kept from watching")?;
     drop(first);
-    let freed = async {
-        while watch(&alice).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, freed).await.context("a watch that has ended still counts")
+    eventually_true("a watch that has ended does not count", async || Ok(watch(&alice).await.is_ok())).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::Context as _;
 use image_service::{Role, TokenKeys};
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -15,6 +14,7 @@ use tokio::net::TcpStream;
 use crate::{
     client::{Client, client},
     database::Database,
+    eventually::eventually_true,
     process::{Program, bound_to_test, program},
     stack::LIMIT,
 };
@@ -152,13 +152,10 @@ impl Listening {
 
     /// Waits until the program listens.
     pub(crate) async fn answers(&mut self) -> anyhow::Result<()> {
-        let answers = async {
-            while TcpStream::connect(self.addr).await.is_err() {
-                self.program.require_life()?;
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
-            anyhow::Ok(())
-        };
-        tokio::time::timeout(LIMIT, answers).await.context("it does not listen")?
+        eventually_true("it listens", async || {
+            self.program.require_life()?;
+            Ok(TcpStream::connect(self.addr).await.is_ok())
+        })
+        .await
     }
 }

@@ -28,6 +28,7 @@ use crate::{
     base_image,
     client::{Client, image},
     dockerd::starts_containers,
+    eventually::eventually_true,
     stack::{LIMIT, Service, Worker},
 };
 
@@ -163,16 +164,6 @@ fn processes_with(argument: &str) -> anyhow::Result<usize> {
     Ok(count)
 }
 
-/// Waits until a condition of the host holds, and returns how long that took.
-async fn eventually(what: &str, condition: impl Fn() -> anyhow::Result<bool>) -> anyhow::Result<Duration> {
-    let begun = Instant::now();
-    while !condition()? {
-        anyhow::ensure!(begun.elapsed() < LIMIT, "{what}: not within {LIMIT:?}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(begun.elapsed())
-}
-
 fn unique_seconds(run: &str, salt: u32) -> anyhow::Result<String> {
     let digits = u32::from_str_radix(&run[..6], 16)?;
     Ok(format!("300.{digits:08}{salt}"))
@@ -271,7 +262,7 @@ async fn a_cancel_leaves_no_process_and_the_previous_image() -> anyhow::Result<(
 
     let sleeping = real.dockerfile(&format!("RUN /bin/busybox sleep {seconds}"));
     let (other, build) = alice.create(image("Cancelled", &sleeping)).await?;
-    eventually("the step runs", || Ok(processes_with(&seconds)? > 0)).await?;
+    eventually_true("the step runs", async || Ok(processes_with(&seconds)? > 0)).await?;
     alice.cancel(&other.id).await?;
     let cancelled = alice.finished(&build.id).await?;
     assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, true));
@@ -429,7 +420,7 @@ async fn a_build_over_its_time_leaves_nothing_running() -> anyhow::Result<()> {
         config.build_timeout = Some(prost_types::Duration { seconds: 10, nanos: 0 });
     }
     let (created, build) = alice.create(wanted).await?;
-    eventually("the step runs", || Ok(processes_with(&seconds)? > 0)).await?;
+    eventually_true("the step runs", async || Ok(processes_with(&seconds)? > 0)).await?;
     let failed = alice.finished(&build.id).await?;
     let error = failed.error.clone().context("an error")?;
     assert_eq!(

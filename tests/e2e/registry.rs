@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use tempfile::TempDir;
 
-use crate::stack::LIMIT;
+use crate::eventually::eventually_true;
 
 pub(crate) const USER: &str = "trailer";
 pub(crate) const PASSWORD: &str = "sesame-4711";
@@ -55,12 +55,7 @@ impl Registry {
             .spawn()
             .context("the tests need docker-registry: run them by tests/run")?;
         let registry = Self { addr, process, _directory: directory };
-        let listening = async {
-            while TcpStream::connect(addr).is_err() {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(LIMIT, listening).await.context("the registry does not listen")?;
+        eventually_true("the registry listens", async || Ok(TcpStream::connect(addr).is_ok())).await?;
         Ok(registry)
     }
 }

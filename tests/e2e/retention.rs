@@ -1,8 +1,5 @@
 //! Retention of the older builds of an image.
 
-use std::time::Duration;
-
-use anyhow::Context as _;
 use proto::{
     dispatch::{Failed, FailureKind, Started, report_event::Event},
     images::{self as api, BuildState},
@@ -13,8 +10,9 @@ use crate::{
     actor::{Actor, hello},
     answers::{assert_gapless, refused},
     client::{Client, image},
+    eventually::eventually_true,
     fake_engine::FakeEngine,
-    stack::{LIMIT, Service, Worker},
+    stack::{Service, Worker},
 };
 
 async fn numbers(client: &Client, image: &str) -> anyhow::Result<Vec<i64>> {
@@ -24,15 +22,8 @@ async fn numbers(client: &Client, image: &str) -> anyhow::Result<Vec<i64>> {
 }
 
 async fn until_numbers(client: &Client, image: &str, expected: &[i64]) -> anyhow::Result<()> {
-    let forgotten = async {
-        while numbers(client, image).await? != expected {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(LIMIT, forgotten)
-        .await
-        .with_context(|| format!("it does not become {expected:?}"))?
+    let what = format!("the builds become {expected:?}");
+    eventually_true(&what, async || Ok(numbers(client, image).await? == expected)).await
 }
 
 /// Fails the next build.

@@ -5,7 +5,6 @@ use std::{
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -15,6 +14,7 @@ use tempfile::TempDir;
 use crate::{
     answers::{assert_gapless, lines},
     client::{Client, image},
+    eventually::eventually_true,
     fake_engine::{Ended, FakeEngine, Gate, Script},
     proxy::Proxy,
     stack::{LIMIT, Service, Worker},
@@ -52,14 +52,9 @@ fn spooled(directory: &Path) -> anyhow::Result<u64> {
 }
 
 async fn wait_for_spooled(directory: &Path, condition: impl Fn(u64) -> bool) -> anyhow::Result<()> {
-    let waiting = async {
-        let mut poll = tokio::time::interval(Duration::from_millis(20));
-        while !condition(spooled(directory)?) {
-            poll.tick().await;
-        }
-        Ok(())
-    };
-    tokio::time::timeout(LIMIT, waiting).await.with_context(|| format!("{:?}", spooled(directory)))?
+    eventually_true("the spool meets the condition", async || Ok(condition(spooled(directory)?)))
+        .await
+        .with_context(|| format!("{:?}", spooled(directory)))
 }
 
 /// Checks that the build succeeded at the first attempt, with every line exactly once.

@@ -1,7 +1,5 @@
 //! Telemetry of the programs: traces, metrics, the log, and an audit record of every write.
 
-use std::time::Duration;
-
 use anyhow::Context as _;
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind};
 use proto::images as api;
@@ -11,6 +9,7 @@ use tonic::{Request, transport::Identity};
 use crate::{
     authority::{Authority, flag},
     client::image,
+    eventually::{eventually, eventually_true},
     fake_engine::{FakeEngine, Script},
     otlp_collector::Collector,
     programs::Catalogue,
@@ -59,18 +58,13 @@ async fn one_trace_goes_from_the_call_to_the_last_step_of_the_build() -> anyhow:
 
     // Each program exports its own spans in its own time, in any order.
     let wanted = [BUILD_IMAGE, "queue", "attempt", "[1/2] FROM scratch", "[2/2] RUN make"];
-    let complete = async {
-        loop {
-            let spans = collector.trace(&trace.to_be_bytes());
-            if wanted.iter().all(|wanted| spans.iter().any(|(_, span)| span.name == *wanted)) {
-                return spans;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    let spans = tokio::time::timeout(LIMIT, complete).await.with_context(|| {
-        format!("the trace is not complete: {:#?}", collector.trace(&trace.to_be_bytes()))
-    })?;
+    let spans = eventually("the trace is complete", async || {
+        let spans = collector.trace(&trace.to_be_bytes());
+        let is_complete = wanted.iter().all(|wanted| spans.iter().any(|(_, span)| span.name == *wanted));
+        Ok(is_complete.then_some(spans))
+    })
+    .await
+    .with_context(|| format!("{:#?}", collector.trace(&trace.to_be_bytes())))?;
     let (of_service, of_worker) = ("image-service", "build-worker");
     let mut parent = of_client.to_be_bytes().to_vec();
     for (name, program, kind) in [
@@ -102,21 +96,14 @@ async fn one_trace_goes_from_the_call_to_the_last_step_of_the_build() -> anyhow:
         (of_worker, "trailer.worker.slots"),
         (of_worker, "trailer.worker.slots.taken"),
     ];
-    let told = async {
-        loop {
-            let metrics = collector.metrics();
-            let is_told = |(program, name): &(&str, &str)| {
-                metrics.contains(&((*program).to_owned(), (*name).to_owned()))
-            };
-            if wanted.iter().all(is_told) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, told)
-        .await
-        .with_context(|| format!("not all is told, only {:#?}", collector.metrics()))
+    eventually_true("all metrics are told", async || {
+        let metrics = collector.metrics();
+        let is_told =
+            |(program, name): &(&str, &str)| metrics.contains(&((*program).to_owned(), (*name).to_owned()));
+        Ok(wanted.iter().all(is_told))
+    })
+    .await
+    .with_context(|| format!("only {:#?}", collector.metrics()))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,6 +15,7 @@ use crate::{
     answers::refused,
     authority::{Authority, Issued, flag},
     client::{channel, client, image},
+    eventually::eventually_true,
     fake_engine::FakeEngine,
     stack::{LIMIT, Service, Worker},
 };
@@ -111,18 +112,13 @@ async fn a_worker_builds_over_mutual_tls_and_answers_by_it() -> anyhow::Result<(
     });
     request.metadata_mut().insert("authorization", bearer.clone());
     let created = client.create_image(request).await?.into_inner().image.context("an image")?;
-    let built = async {
-        loop {
-            let mut request = Request::new(api::GetImageRequest { id: created.id.clone() });
-            request.metadata_mut().insert("authorization", bearer.clone());
-            let found = client.get_image(request).await?.into_inner().image.context("an image")?;
-            if found.status() == api::ImageStatus::BuildFinished {
-                return anyhow::Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, built).await??;
+    eventually_true("the image is built", async || {
+        let mut request = Request::new(api::GetImageRequest { id: created.id.clone() });
+        request.metadata_mut().insert("authorization", bearer.clone());
+        let found = client.get_image(request).await?.into_inner().image.context("an image")?;
+        Ok(found.status() == api::ImageStatus::BuildFinished)
+    })
+    .await?;
 
     let mut health = HealthClient::new(connect(worker.addr, &authorities, Some(&shown)).await?);
     health.check(HealthCheckRequest::default()).await?;
@@ -140,12 +136,10 @@ async fn a_renewed_certificate_is_taken_in_without_a_restart() -> anyhow::Result
     let before = connect(service.addr, &first.file(), None).await?;
     assert_eq!(list(before.clone(), &token).await?, 0);
     second.issue_into(&issued)?;
-    let renewed = async {
-        while lists(service.addr, &second.file(), None, &token).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, renewed).await.context("it is not taken in")?;
+    eventually_true("it is taken in", async || {
+        Ok(lists(service.addr, &second.file(), None, &token).await.is_ok())
+    })
+    .await?;
     assert!(connect(service.addr, &first.file(), None).await.is_err());
     assert_eq!(list(before, &token).await?, 0, "a connection that there was goes on");
     // Unusable files change nothing.

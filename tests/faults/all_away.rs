@@ -23,6 +23,7 @@ use tonic_health::pb::{
 use crate::{
     client::{Client, image},
     docker_engine::{BASE, Engine},
+    eventually::eventually_true,
     otlp_collector::Collector,
     patience,
     postgres::Postgres,
@@ -40,24 +41,12 @@ async fn serves(addr: SocketAddr) -> anyhow::Result<bool> {
 }
 
 async fn until_serves(addr: SocketAddr, expected: bool) -> anyhow::Result<()> {
-    let waiting = async {
-        while serves(addr).await? != expected {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(LIMIT, waiting)
-        .await
-        .with_context(|| format!("health does not become {expected}"))?
+    let what = format!("health becomes {expected}");
+    eventually_true(&what, async || Ok(serves(addr).await? == expected)).await
 }
 
 async fn until_told(collector: &Collector) -> anyhow::Result<()> {
-    let told = async {
-        while collector.spans() == 0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, told).await.context("the collector is told nothing")
+    eventually_true("the collector is told something", async || Ok(collector.spans() > 0)).await
 }
 
 /// Builds one image after another until `end` is set, and returns the builds.

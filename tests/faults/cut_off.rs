@@ -8,11 +8,9 @@ use crate::{
     answers::lines,
     client::{Client, image},
     docker_engine::Engine,
+    eventually::eventually_true,
     proxy::Proxy,
-    stack::{
-        LIMIT, SHORT_LEASE, Service, Worker, counted, counting, directory, ended, eventually, last_attempt,
-        watch,
-    },
+    stack::{LIMIT, SHORT_LEASE, Service, Worker, counted, counting, directory, ended, last_attempt, watch},
 };
 
 /// Maximum time for a worker to stop builds that it no longer owns.
@@ -86,7 +84,7 @@ async fn a_worker_stops_its_work_before_another_begins_it() -> anyhow::Result<()
     proxy.stall(true);
     let mut last_here = Instant::now();
     let mut first_there = None;
-    eventually("another worker does it", || {
+    eventually_true("another worker does it", async || {
         let now = Instant::now();
         if !cut.step_processes().is_empty() {
             last_here = now;
@@ -94,7 +92,7 @@ async fn a_worker_stops_its_work_before_another_begins_it() -> anyhow::Result<()
         if first_there.is_none() && !other.step_processes().is_empty() {
             first_there = Some(now);
         }
-        first_there.is_some_and(|first| first.elapsed() > AT_ONCE)
+        Ok(first_there.is_some_and(|first| first.elapsed() > AT_ONCE))
     })
     .await?;
     assert!(Some(last_here) < first_there, "both ran at a time");

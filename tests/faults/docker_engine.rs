@@ -12,8 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     base_image, dockerd,
+    eventually::eventually_true,
     process::{Program, bound_to_test},
-    stack::{LIMIT, eventually},
 };
 
 /// Name of the base image, which contains a shell and which every engine has.
@@ -60,12 +60,12 @@ impl Engine {
         let socket = path("docker.sock");
         command.push(format!("--host=unix://{socket}"));
         let mut dockerd = Program::start(directory, name, command)?;
-        let begun = Instant::now();
-        while !Path::new(&socket).exists() {
+        eventually_true("dockerd listens", async || {
             dockerd.require_life().context("the tests need root and a dockerd: run them by tests/run")?;
-            anyhow::ensure!(begun.elapsed() < LIMIT, "dockerd does not listen:\n{}", dockerd.told());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+            Ok(Path::new(&socket).exists())
+        })
+        .await
+        .with_context(|| dockerd.told())?;
         let docker = Docker::connect_with_unix(&socket, 60, API_DEFAULT_VERSION)?;
         let mut engine = Self { dockerd, directory: own, docker };
         engine.answers().await?;
@@ -100,20 +100,19 @@ impl Engine {
         // Its containerd ends with it, but a dockerd that starts too early takes it for one that keeps running.
         if let Ok(pid) = fs::read_to_string(self.directory.join("exec/containerd/containerd.pid")) {
             let process = Path::new("/proc").join(pid.trim());
-            eventually("containerd ends", || !process.exists()).await?;
+            eventually_true("containerd ends", async || Ok(!process.exists())).await?;
         }
         self.dockerd.start_again()
     }
 
     /// Waits until the engine answers.
     pub(crate) async fn answers(&mut self) -> anyhow::Result<()> {
-        let begun = Instant::now();
-        while self.docker.ping().await.is_err() {
+        eventually_true("dockerd answers", async || {
             self.dockerd.require_life()?;
-            anyhow::ensure!(begun.elapsed() < LIMIT, "dockerd does not answer:\n{}", self.dockerd.told());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
+            Ok(self.docker.ping().await.is_ok())
+        })
+        .await
+        .with_context(|| self.dockerd.told())
     }
 
     /// Returns the id of the image with this name, if there is one.
@@ -135,12 +134,15 @@ impl Engine {
     /// Waits until a step whose command contains `text` has a process.
     pub(crate) async fn runs(&self, text: &str) -> anyhow::Result<()> {
         let is_ours = |process: &StepProcess| process.command.contains(text);
-        eventually("the step runs", || self.step_processes().iter().any(is_ours)).await.map(|_| ())
+        eventually_true("the step runs", async || Ok(self.step_processes().iter().any(is_ours))).await
     }
 
     /// Waits until no step has a process and returns the time that it took.
     pub(crate) async fn runs_nothing(&self) -> anyhow::Result<Duration> {
-        eventually("no process of a step is left", || self.step_processes().is_empty()).await
+        let begun = Instant::now();
+        eventually_true("no process of a step is left", async || Ok(self.step_processes().is_empty()))
+            .await?;
+        Ok(begun.elapsed())
     }
 }
 

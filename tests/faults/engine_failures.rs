@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -26,7 +25,8 @@ use crate::{
     client::image,
     docker_engine::{BASE, Engine, StepProcess},
     dockerd::{has_memory_controller, starts_containers},
-    stack::{LIMIT, Service, Worker, counting, directory},
+    eventually::eventually_true,
+    stack::{Service, Worker, counting, directory},
 };
 
 /// A control group that limits its processes to 64 MiB of memory. Removed on drop.
@@ -254,13 +254,8 @@ async fn state(docker: &Docker, container: &str) -> anyhow::Result<ContainerStat
 
 /// Waits until a container is paused, or no longer paused.
 async fn until_paused(docker: &Docker, container: &str, paused: bool) -> anyhow::Result<()> {
-    let waiting = async {
-        while state(docker, container).await?.paused != Some(paused) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(LIMIT, waiting).await.with_context(|| format!("paused is never {paused}"))?
+    let what = format!("paused becomes {paused}");
+    eventually_true(&what, async || Ok(state(docker, container).await?.paused == Some(paused))).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -287,18 +282,13 @@ async fn a_worker_that_is_killed_while_it_commits_leaves_no_container_paused() -
     };
     let container = docker.create_container(None::<CreateContainerOptions>, body).await?.id;
     docker.start_container(&container, None::<StartContainerOptions>).await?;
-    let sleeps = async {
+    eventually_true("the workspace is ready", async || {
         // The process runs `sleep` once the commands before it have ended.
-        loop {
-            let pid = state(docker, &container).await?.pid.context("a process")?;
-            let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            if command.contains("sleep") && !command.contains("dd") {
-                return anyhow::Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, sleeps).await.context("the workspace is not ready")??;
+        let pid = state(docker, &container).await?.pid.context("a process")?;
+        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        Ok(command.contains("sleep") && !command.contains("dd"))
+    })
+    .await?;
 
     let request = SnapshotWorkspaceRequest {
         source_image_id: source.id.clone(),

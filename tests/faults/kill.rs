@@ -9,9 +9,8 @@ use crate::{
     answers::lines,
     client::{Client, image},
     docker_engine::{BASE, Engine},
-    stack::{
-        SHORT_LEASE, Service, Worker, counted, counting, directory, ended, eventually, last_attempt, watch,
-    },
+    eventually::eventually_true,
+    stack::{SHORT_LEASE, Service, Worker, counted, counting, directory, ended, last_attempt, watch},
 };
 
 /// Time after which a silent worker loses its builds with `SHORT_LEASE`.
@@ -107,8 +106,8 @@ async fn an_engine_that_is_killed_leaves_nothing_running() -> anyhow::Result<()>
     engine.start_again().await?;
     engine.answers().await?;
     let begun = Instant::now();
-    eventually("what ran before is gone", || {
-        engine.step_processes().iter().all(|process| !before.contains(process))
+    eventually_true("what ran before is gone", async || {
+        Ok(engine.step_processes().iter().all(|process| !before.contains(process)))
     })
     .await?;
     assert!(begun.elapsed() < GONE, "{:?}", begun.elapsed());

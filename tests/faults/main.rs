@@ -18,6 +18,8 @@ mod cut_off;
 mod docker_engine;
 mod dockerd;
 mod engine_failures;
+#[path = "../e2e/eventually.rs"]
+mod eventually;
 mod kill;
 #[path = "../e2e/otlp_collector.rs"]
 #[expect(dead_code, reason = "the end-to-end tests use the rest")]

@@ -4,7 +4,6 @@ use std::{
     os::unix::fs::chown,
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -12,8 +11,8 @@ use sea_orm::Database;
 use tempfile::TempDir;
 
 use crate::{
+    eventually::eventually_true,
     process::{Program, bound_to_test},
-    stack::LIMIT,
 };
 
 /// A server that listens on a Unix socket in its own directory.
@@ -63,13 +62,12 @@ impl Postgres {
     }
 
     async fn answers(&mut self) -> anyhow::Result<()> {
-        let begun = Instant::now();
-        while Database::connect(self.url()).await.is_err() {
+        eventually_true("Postgres answers", async || {
             self.program.require_life()?;
-            anyhow::ensure!(begun.elapsed() < LIMIT, "Postgres does not answer:\n{}", self.program.told());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
+            Ok(Database::connect(self.url()).await.is_ok())
+        })
+        .await
+        .with_context(|| self.program.told())
     }
 }
 

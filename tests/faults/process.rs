@@ -7,13 +7,12 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::OnceLock,
-    time::Instant,
 };
 
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::stack::LIMIT;
+use crate::eventually::eventually_true;
 
 /// A program that ends with the test, however the test ends.
 #[derive(Debug)]
@@ -79,12 +78,7 @@ impl Program {
     pub(crate) async fn end(&mut self, signal: Signal) -> anyhow::Result<()> {
         self.signal(signal)?;
         let mut child = self.child.take().context("it is running")?;
-        let begun = Instant::now();
-        while child.try_wait()?.is_none() {
-            anyhow::ensure!(begun.elapsed() < LIMIT, "{} does not end", self.name);
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-        Ok(())
+        eventually_true(&format!("{} ends", self.name), async || Ok(child.try_wait()?.is_some())).await
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {

@@ -3,7 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -21,6 +21,7 @@ use crate::{
     answers::{assert_gapless, states},
     client::{Client, client},
     docker_engine::{BASE, Engine},
+    eventually::eventually_true,
     process::{Program, bound_to_test, program},
 };
 
@@ -101,13 +102,12 @@ impl Service {
 
     /// Waits until the service accepts connections.
     pub(crate) async fn answers(&mut self) -> anyhow::Result<()> {
-        let begun = Instant::now();
-        while TcpStream::connect(self.addr).await.is_err() {
+        eventually_true("it listens", async || {
             self.program.require_life()?;
-            anyhow::ensure!(begun.elapsed() < LIMIT, "it does not listen:\n{}", self.program.told());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
+            Ok(TcpStream::connect(self.addr).await.is_ok())
+        })
+        .await
+        .with_context(|| self.program.told())
     }
 
     /// Returns a caller that may create images.
@@ -200,16 +200,6 @@ pub(crate) fn counting(count: u32, pause: &str) -> String {
 /// Returns the lines that the step of [`counting`] prints.
 pub(crate) fn counted(count: u32) -> Vec<String> {
     (1..=count).map(|i| i.to_string()).collect()
-}
-
-/// Waits until a condition holds and returns the time that it took.
-pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> anyhow::Result<Duration> {
-    let begun = Instant::now();
-    while !condition() {
-        anyhow::ensure!(begun.elapsed() < LIMIT, "{what}: not within {LIMIT:?}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(begun.elapsed())
 }
 
 /// Watches a build to its end, resuming whenever the service comes back.

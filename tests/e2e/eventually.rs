@@ -1,0 +1,34 @@
+//! Polling, for conditions that no event reports.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::stack::LIMIT;
+
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Repeats an attempt until it returns a value. An error of an attempt ends this at once.
+pub(crate) async fn eventually<T>(
+    what: &str,
+    mut attempt: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
+    tokio::time::timeout(LIMIT, async {
+        loop {
+            if let Some(found) = attempt().await? {
+                return Ok(found);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    })
+    .await
+    .with_context(|| format!("{what}: not within {LIMIT:?}"))?
+}
+
+/// Waits until a condition holds. An error of the condition ends this at once.
+pub(crate) async fn eventually_true(
+    what: &str,
+    mut condition: impl AsyncFnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    eventually(what, async || Ok(condition().await?.then_some(()))).await
+}
