@@ -27,6 +27,7 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     client::{channel, image},
+    constraints::Constraints,
     programs::Catalogue,
     raw::Raw,
     stack::{LIMIT, number},
@@ -103,6 +104,7 @@ struct Fuzzer {
     random: fastrand::Rng,
     heard: Heard,
     methods: Vec<MethodDescriptor>,
+    constraints: Arc<Constraints>,
     /// Name of the worker that the worker token is for.
     worker: String,
     tokens: Vec<AsciiMetadataValue>,
@@ -248,7 +250,7 @@ impl Fuzzer {
         let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
         let count = if method.is_client_streaming() { self.random.usize(..5) } else { 1 };
         let messages: Vec<Bytes> = (0..count).map(|_| self.request(&method)).collect();
-        let mut request = Request::new(futures_util::stream::iter(messages));
+        let mut request = Request::new(futures_util::stream::iter(messages.clone()));
         if let Some(token) = self.tokens.get(self.random.usize(..self.tokens.len() + 1)) {
             request.metadata_mut().insert("authorization", token.clone());
         }
@@ -276,11 +278,31 @@ impl Fuzzer {
             }
         };
         let code = match answered {
-            Ok(()) => Code::Ok,
+            Ok(()) => {
+                self.require_valid(&method, &messages)?;
+                Code::Ok
+            }
             Err(status) if is_allowed(&status) => status.code(),
             Err(status) => return Err(Status::unknown(format!("{}: {status:?}", method.full_name()))),
         };
         Ok((method.full_name().to_owned(), code))
+    }
+}
+
+impl Fuzzer {
+    /// Checks that a request that was accepted satisfies the constraints of the protocol.
+    fn require_valid(&self, method: &MethodDescriptor, messages: &[Bytes]) -> Result<(), Status> {
+        for message in messages {
+            let violations = self.constraints.violations(method.input().full_name(), message);
+            match violations.map_err(|error| Status::unknown(error.to_string()))? {
+                Some(violations) if !method.is_client_streaming() => {
+                    let told = format!("{} accepts what violates {violations}", method.full_name());
+                    return Err(Status::unknown(told));
+                }
+                Some(_) | None => {}
+            }
+        }
+        Ok(())
     }
 }
 
@@ -315,6 +337,7 @@ async fn whatever_is_asked_for_breaks_nothing() -> anyhow::Result<()> {
     let pool = DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET)?;
     let methods: Vec<MethodDescriptor> =
         pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()).collect();
+    let constraints = Arc::new(Constraints::load()?);
     let heard = Heard::default();
     let left = Arc::new(AtomicUsize::new(usize::try_from(requests)?));
     let mut fuzzing = tokio::task::JoinSet::new();
@@ -331,6 +354,7 @@ async fn whatever_is_asked_for_breaks_nothing() -> anyhow::Result<()> {
             random: fastrand::Rng::with_seed(seed * CLIENTS + i),
             heard: heard.clone(),
             methods: methods.clone(),
+            constraints: Arc::clone(&constraints),
             worker,
             tokens,
             channel: channel(service.addr),
