@@ -11,7 +11,6 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     engine::{Engine, EngineInfo},
-    orphaned_steps,
     step_processes::StepProcesses,
 };
 
@@ -88,7 +87,7 @@ impl EngineMonitor {
     pub(crate) async fn run(&self, engine: &dyn Engine, processes: impl Fn() -> Option<StepProcesses>) {
         let end_orphans = async || {
             if let Some(processes) = processes() {
-                orphaned_steps::kill(&processes).await;
+                processes.end_orphans().await;
             }
         };
         loop {

@@ -4,8 +4,8 @@
 //! is one attempt at a build. `context_download` fetches its `context`. `engine` is the interface to an engine and `docker`
 //! the real one, with `registry_credentials`; `engine_support` lists the supported versions, and `fault` attributes their
 //! errors. `output` turns progress into events, and `outbox` keeps them until they are durable, with a `spool` for events
-//! that memory cannot hold. `lease` decides when all work has to stop, `step_processes` observes whether it has,
-//! `orphaned_steps` kills the steps that a killed engine has left running, `stale_tags` removes the tags of a killed
+//! that memory cannot hold. `lease` decides when all work has to stop, `job::stop` stops a build and reaps what is left,
+//! `step_processes` observes and kills the processes of steps, `stale_tags` removes the tags of a killed
 //! worker, and `image_gc` the images that nothing needs any more. `simulation` surrounds the worker with models.
 //!
 //! Invariants:
@@ -52,7 +52,6 @@ mod job;
 mod jobs;
 mod labels;
 mod lease;
-mod orphaned_steps;
 mod outbox;
 mod output;
 mod readiness;

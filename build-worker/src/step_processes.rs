@@ -141,6 +141,30 @@ impl StepProcesses {
         self.kill_where(|process| self.is_orphan(process))
     }
 
+    /// Kills orphans until there are none left; a failure is only logged.
+    pub(crate) async fn end_orphans(&self) {
+        const LIMIT: Duration = Duration::from_secs(5);
+        const POLL: Duration = Duration::from_millis(20);
+        let ending = async {
+            loop {
+                let processes = self.clone();
+                let killed = tokio::task::spawn_blocking(move || processes.kill_orphans());
+                match killed.await.map_err(io::Error::other)?? {
+                    0 => return Ok::<(), io::Error>(()),
+                    count => {
+                        tracing::warn!(count, "killed processes of builds that an engine has left behind")
+                    }
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        match tokio::time::timeout(LIMIT, ending).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "cannot end what an engine has left behind"),
+            Err(_) => tracing::warn!("what an engine has left behind does not end"),
+        }
+    }
+
     /// Kills all processes of these steps; returns their number.
     ///
     /// # Errors

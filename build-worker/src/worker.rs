@@ -27,7 +27,6 @@ use crate::{
     job::{Control, Job, StopReason},
     jobs::{Held, Jobs},
     lease::Lease,
-    orphaned_steps,
     outbox::{Outbox, Settings, Unreadable},
     readiness::Readiness,
     registry_credentials::DockerConfig,
@@ -170,7 +169,7 @@ impl Worker {
     /// Ends and removes what predecessors have left behind, and then serves.
     async fn begin(&self) {
         if let Some(processes) = self.step_processes() {
-            orphaned_steps::kill(&processes).await;
+            processes.end_orphans().await;
         }
         stale_tags::remove(self.engine.as_ref(), &self.config.name).await;
         self.stay_connected().await;

@@ -1,4 +1,7 @@
-//! Operations of callers on images, builds and grants: authorise, write, publish.
+//! Operations of callers on images, builds and grants.
+//!
+//! The permissions are the table of [`access`](crate::access), and [`image::actions`](crate::image) the table of what is possible now.
+//! Reads ask them through the index, and writes in the transaction of [`RequestTransaction`].
 //!
 //! A write that is only validated is handled by a [`Preview`]. A write to images that the caller cannot see is refused
 //! without a transaction; a transaction checks the visibility again.
@@ -8,15 +11,15 @@ use std::sync::Arc;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    access::{Action, Grantee, Permissions, Principal, Role, Visibility},
-    build::{BuildId, BuildInView},
+    access::{Permissions, Principal, Role, Visibility},
+    build::BuildId,
     dispatch::Worker,
-    error::{Error, Refusal, Resource, Violations},
+    error::{Error, Resource, Violations},
     image::{
-        Artifact, BatchAction, EditDraft, Etag, HeldImage, ImageDraft, ImageId, ImageInView, Position, Query,
-        RepositoryPrefixes, SnapshotOrder, Written,
+        BatchAction, EditDraft, Etag, HeldImage, ImageDraft, ImageId, ImageInView, RepositoryPrefixes,
+        SnapshotOrder,
     },
-    index::{CachedConfiguration, Index, Page, VisibleImage},
+    index::Index,
     preview::Preview,
     queue::Queue,
     request::Request,
@@ -25,6 +28,8 @@ use crate::{
 };
 
 pub(crate) use crate::store::{BatchOutcome, BatchTarget};
+
+mod reads;
 
 /// The operations of the catalogue, for all callers.
 #[derive(Clone, Debug)]
@@ -95,60 +100,6 @@ impl Catalog {
             return Ok(answer);
         }
         self.transact(request, async |write| write.snapshot(of_source, &order).await).await
-    }
-
-    /// Returns an image and its configuration.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of [`Index::fresh`].
-    pub(crate) async fn image(
-        &self,
-        caller: &Principal,
-        id: ImageId,
-    ) -> Result<(VisibleImage, Arc<CachedConfiguration>), Error> {
-        self.index.image_in_full(&caller.visibility(), id).await
-    }
-
-    /// Renders the Dockerfile and the context that an image is built from.
-    ///
-    /// # Errors
-    ///
-    /// Returns the errors of [`image`](Self::image), and [`Error::Refused`] if the image has no Dockerfile to show.
-    pub(crate) async fn dockerfile(&self, caller: &Principal, id: ImageId) -> Result<Written, Error> {
-        let (found, cached) = self.image(caller, id).await?;
-        if found.entry.image.snapshot {
-            return Err(Error::Refused(Refusal::SnapshotNotWritten));
-        }
-        cached.configuration.rendered().map_err(Error::Refused)
-    }
-
-    /// Returns the next images that the caller can see and that match a query.
-    ///
-    /// # Errors
-    ///
-    /// Returns the errors of [`Index::fresh`].
-    pub(crate) async fn images(
-        &self,
-        caller: &Principal,
-        query: &Query,
-        after: Option<&Position>,
-        limit: usize,
-        with_total: bool,
-    ) -> Result<Page, Error> {
-        self.index.list(caller, query, after, limit, with_total).await
-    }
-
-    /// Returns the configurations of images; `None` for an image whose configuration is no longer kept.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if the store cannot be read.
-    pub(crate) async fn configurations(
-        &self,
-        images: &[VisibleImage],
-    ) -> Result<Vec<Option<Arc<CachedConfiguration>>>, Error> {
-        self.index.configurations(images).await
     }
 
     /// Updates the fields of an image that clients may write.
@@ -266,78 +217,6 @@ impl Catalog {
         self.transact(request, async |write| write.batch(action, targets).await).await
     }
 
-    /// Returns a draft for a clone of an image.
-    ///
-    /// # Errors
-    ///
-    /// Returns the errors of [`image`](Self::image), [`Error::Forbidden`] without permission to clone it, and
-    /// [`Error::Refused`] for an unfinished snapshot.
-    pub(crate) async fn clone_image(&self, caller: &Principal, id: ImageId) -> Result<ImageDraft, Error> {
-        let (found, cached) = self.image(caller, id).await?;
-        found.require(Action::Clone)?;
-        Ok(found.entry.image.clone_draft(&cached.configuration))
-    }
-
-    /// Returns the artifact to start a workspace from.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::NotFound`] if the caller cannot see the image, [`Error::Forbidden`] without permission to use
-    /// it, and [`Error::NotResolvable`] if the image cannot back workspaces now.
-    pub(crate) async fn resolve_image(&self, caller: &Principal, id: ImageId) -> Result<Artifact, Error> {
-        let found = self.index.image(&caller.visibility(), id).await?;
-        found.require(Action::CreateWorkspace)?;
-        let image = &found.entry.image;
-        let artifact = image.artifact();
-        let artifact =
-            artifact.ok_or_else(|| Error::Internal("a finished build has left no artifact".into()))?;
-        let reference = artifact.reference.clone().unwrap_or_else(|| image.reference.clone());
-        Ok(Artifact { reference: Some(reference), ..artifact })
-    }
-
-    /// Returns a build.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::NotFound`] if the build does not exist or the caller cannot see its image.
-    pub(crate) async fn build(&self, caller: &Principal, id: BuildId) -> Result<BuildInView, Error> {
-        let build = self.store.build(id).await?;
-        self.index.visible(&caller.visibility(), build.build.image, Resource::Build).await?;
-        Ok(build)
-    }
-
-    /// Returns the next builds of an image, newest first.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::NotFound`] if the caller cannot see the image.
-    pub(crate) async fn builds(
-        &self,
-        caller: &Principal,
-        image: ImageId,
-        before: Option<i64>,
-        limit: u64,
-    ) -> Result<Vec<BuildInView>, Error> {
-        self.index.image(&caller.visibility(), image).await?;
-        self.store.builds(image, before, limit).await
-    }
-
-    /// Returns the next grants of an image, ordered by grantee.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::NotFound`] if the caller cannot see the image, and [`Error::Forbidden`] if it may not share it.
-    pub(crate) async fn grants(
-        &self,
-        caller: &Principal,
-        image: ImageId,
-        after: Option<&Grantee>,
-        limit: u64,
-    ) -> Result<Vec<(Grantee, Permissions)>, Error> {
-        self.index.image(&caller.visibility(), image).await?.require(Action::Share)?;
-        self.store.grants(image, after, limit).await
-    }
-
     /// Sets the permissions of a subject on an image.
     ///
     /// # Errors
@@ -371,15 +250,6 @@ impl Catalog {
     ) -> Result<Vec<String>, Error> {
         self.store.delete_engine_images(worker.subject(), removed).await?;
         self.store.unused(worker.subject(), held).await
-    }
-
-    /// Returns the next workers, ordered by name. Every caller may read them.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if the store cannot be read.
-    pub(crate) async fn workers(&self, after: Option<&str>, limit: u64) -> Result<Vec<Worker>, Error> {
-        self.store.workers(after, limit).await
     }
 
     /// Drains a worker, so that it gets no more builds, or reverts that.

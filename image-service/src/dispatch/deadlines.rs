@@ -7,9 +7,11 @@ use crate::{build::Build, error::Error, timestamp::Timestamp};
 /// Times and limits of dispatch.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Policy {
-    /// Time for which a claim holds without a heartbeat.
+    /// Time for which a claim holds without a heartbeat. The worker stops earlier by itself: see its module `lease`.
     pub(crate) lease: Duration,
-    /// Maximum time for an online worker to stop a build.
+    /// Maximum time for an online worker to stop a cancelled build.
+    ///
+    /// After that the build counts as cancelled, without confirmation.
     pub(crate) stop_timeout: Duration,
     /// Time without contact after which a worker counts as offline.
     pub(crate) offline_after: Duration,
