@@ -20,7 +20,7 @@ const ENGINE: [&str; 12] = [
     "transport: error while dialing",
     "connection error: desc",
     "code = unavailable",
-    "service unix",
+    "dial unix",
     "transport is closing",
     "error reading from server: eof",
     "failed to create lease",
@@ -33,7 +33,7 @@ const ENGINE: [&str; 12] = [
 
 /// Phrases of errors about unreachable or busy systems, in lower case.
 const REMOTE: [&str; 37] = [
-    "service tcp",
+    "dial tcp",
     "connection refused",
     "connection reset by peer",
     "connection timed out",
@@ -118,17 +118,17 @@ mod tests {
                 Some(Fault::User),
             ),
             (
-                r#"failed to create lease: connection error: desc = "transport: Error while dialing: service unix /run/containerd/containerd.sock: connect: connection refused""#,
+                r#"failed to create lease: connection error: desc = "transport: Error while dialing: dial unix /run/containerd/containerd.sock: connect: connection refused""#,
                 Some(Fault::Engine),
             ),
             ("failed to copy: write /x: no space left on device", Some(Fault::Engine)),
             ("context canceled", Some(Fault::Engine)),
             (
-                r#"127.0.0.1:1/x:1: failed to resolve source metadata for 127.0.0.1:1/x:1: failed to do request: Head "http://127.0.0.1:1/v2/x/manifests/1": service tcp 127.0.0.1:1: connect: connection refused"#,
+                r#"127.0.0.1:1/x:1: failed to resolve source metadata for 127.0.0.1:1/x:1: failed to do request: Head "http://127.0.0.1:1/v2/x/manifests/1": dial tcp 127.0.0.1:1: connect: connection refused"#,
                 Some(Fault::Remote),
             ),
             (
-                r#"failed to do request: Head "https://r.invalid/v2/x/manifests/1": service tcp: lookup r.invalid: no such host"#,
+                r#"failed to do request: Head "https://r.invalid/v2/x/manifests/1": dial tcp: lookup r.invalid: no such host"#,
                 Some(Fault::Remote),
             ),
             (
