@@ -5,7 +5,10 @@
 //! query.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -104,7 +107,9 @@ pub(super) struct RevisionProbe {
     next: AtomicU64,
     /// Wakes the task that sends queries.
     wanted: Notify,
-    answer: watch::Sender<Answer>,
+    answer: watch::Receiver<Answer>,
+    /// Taken by the task.
+    sender: Mutex<Option<watch::Sender<Answer>>>,
 }
 
 /// The answer to the query with this number; `None` if the database did not respond.
@@ -119,8 +124,14 @@ impl RevisionProbe {
     const PATIENCE: Duration = Duration::from_secs(3);
 
     pub(super) fn new() -> Self {
-        let answer = watch::Sender::new(Answer { query: 0, latest: None });
-        Self { alone: Semaphore::new(1), next: AtomicU64::new(1), wanted: Notify::new(), answer }
+        let (sender, answer) = watch::channel(Answer { query: 0, latest: None });
+        Self {
+            alone: Semaphore::new(1),
+            next: AtomicU64::new(1),
+            wanted: Notify::new(),
+            answer,
+            sender: Mutex::new(Some(sender)),
+        }
     }
 
     /// Returns a revision that was the latest at some time after this call began.
@@ -132,19 +143,27 @@ impl RevisionProbe {
             return Self::query(store).await;
         }
         let query = self.next.load(Ordering::SeqCst);
-        let mut answer = self.answer.subscribe();
+        let mut answer = self.answer.clone();
         self.wanted.notify_one();
-        answer.wait_for(|answer| answer.query >= query).await.ok()?.latest
+        let answered = answer.wait_for(|answer| answer.query >= query).await.map(|answer| answer.latest);
+        match answered {
+            Ok(latest) => latest,
+            // The task ends when the service drains, while calls go on.
+            Err(_) => Self::query(store).await,
+        }
     }
 
     /// Sends a query whenever a reader waits for one.
     async fn run(&self, store: &Store) {
+        let Some(sender) = self.sender.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return;
+        };
         loop {
             self.wanted.notified().await;
             // Readers that are ready to run join this query instead of waiting for the one after it.
             yield_now().await;
             let query = self.next.fetch_add(1, Ordering::SeqCst);
-            self.answer.send_replace(Answer { query, latest: Self::query(store).await });
+            sender.send_replace(Answer { query, latest: Self::query(store).await });
         }
     }
 
