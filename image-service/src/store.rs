@@ -135,10 +135,6 @@ impl Store {
     }
 
     /// Waits for writes under way and closes the connections.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if a connection cannot be closed.
     pub(crate) async fn close(self) -> Result<(), DbErr> {
         self.writer.close().await;
         self.asked.close().await?;
@@ -168,10 +164,6 @@ impl Store {
     }
 
     /// Checks that the database responds.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::Busy`] or [`Error::Internal`] if it does not.
     pub(crate) async fn ask(&self) -> Result<(), Error> {
         Ok(self.asked.ping().await?)
     }

@@ -241,6 +241,55 @@ async fn a_change_that_was_not_logged_is_found_and_repaired() -> anyhow::Result<
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_cannot_be_read_takes_no_other_along() -> anyhow::Result<()> {
+    let catalogue = Catalogue::create().await?;
+    let mut replica = catalogue.replica(SERVICE, &[], &[]).await?;
+    health(&replica, ServingStatus::Serving).await?;
+    let alice = catalogue.builder("alice", replica.addr);
+    let damaged = alice.create_template("Damaged").await?;
+    let other = alice.create_template("Before").await?;
+    for planted in [
+        "UPDATE configurations SET json = '{' WHERE image IN (SELECT id FROM images WHERE name = 'Damaged')",
+        "UPDATE images SET name = 'Planted' WHERE name = 'Before'",
+    ] {
+        catalogue.database().execute(planted).await?;
+    }
+    let is_repaired = async || Ok(name(&alice, &other.id).await?.as_deref() == Some("Planted"));
+    eventually_true("the other one is repaired", is_repaired)
+        .await
+        .with_context(|| catalogue.log(SERVICE).unwrap_or_default())?;
+    logged(&catalogue, SERVICE, &["cannot be read from the database", &damaged.id]).await?;
+    replica.restart().await?;
+    health(&replica, ServingStatus::Serving).await?;
+    assert_eq!(name(&alice, &other.id).await?.as_deref(), Some("Planted"));
+    assert_eq!(name(&alice, &damaged.id).await?, None);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revisions_that_the_log_lacks_are_not_waited_for() -> anyhow::Result<()> {
+    let catalogue = Catalogue::create().await?;
+    let mut replica = catalogue.replica(SERVICE, &[], &[]).await?;
+    health(&replica, ServingStatus::Serving).await?;
+    let alice = catalogue.builder("alice", replica.addr);
+    let image = alice.create_template("Here").await?;
+    for planted in ["UPDATE catalogue SET revision = revision + 1", "UPDATE catalogue SET nonce = nonce + 1"]
+    {
+        catalogue.database().execute(planted).await?;
+        logged(&catalogue, SERVICE, &["loaded anew"]).await?;
+        assert_eq!(name(&alice, &image.id).await?.as_deref(), Some("Here"), "{planted}");
+    }
+    // A backup may have been made without the log.
+    catalogue.database().execute("DELETE FROM changes").await?;
+    replica.restart().await?;
+    health(&replica, ServingStatus::Serving).await?;
+    assert_eq!(name(&alice, &image.id).await?.as_deref(), Some("Here"));
+    let second = alice.create_template("Second").await?;
+    assert_eq!(name(&alice, &second.id).await?.as_deref(), Some("Second"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_build_whose_last_lines_a_failover_has_lost_is_begun_anew() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let database = Arc::clone(service.database());

@@ -83,7 +83,11 @@ impl Index {
         let following = async {
             loop {
                 match self.load().await {
-                    Ok(at) => self.follow(at, &signals, &mut suspected, &instruments).await,
+                    Ok(at) => {
+                        if !self.follow(at, &signals, &mut suspected, &instruments).await {
+                            sleep(POLL).await;
+                        }
+                    }
                     Err(error) => {
                         tracing::warn!(%error, source = ?error.source(), "cannot load the catalogue");
                         sleep(POLL).await;
@@ -117,13 +121,15 @@ impl Index {
     }
 
     /// Follows the change log from a revision on, until the index belongs to another history.
+    ///
+    /// Returns `true` if it has served in between.
     async fn follow(
         &self,
         mut at: Revision,
         signals: &Signals,
         suspected: &mut mpsc::Receiver<Suspects>,
         instruments: &Instruments,
-    ) {
+    ) -> bool {
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
@@ -163,7 +169,7 @@ impl Index {
                         "the database is not the one that was read, or has forgotten changes too early: the catalogue is \
                          loaded anew"
                     );
-                    return;
+                    return is_loaded;
                 }
                 Err(error) => {
                     tracing::warn!(%error, source = ?error.source(), "cannot read the change log");

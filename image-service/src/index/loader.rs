@@ -82,11 +82,11 @@ async fn read(
     pages: mpsc::Sender<Vec<Arc<Entry>>>,
 ) -> Result<(), Error> {
     loop {
-        let page = store.records(after, until, READ_AT_ONCE).await?;
-        let Some(last) = page.last() else {
+        let (page, last) = store.records(after, until, READ_AT_ONCE).await?;
+        let Some(last) = last else {
             return Ok(());
         };
-        after = last.image.id;
+        after = last;
         let loaded = page.into_iter().map(|read| Arc::new(Entry::new(read, None))).collect();
         // The receiver is dropped once another reader has failed.
         if pages.send(loaded).await.is_err() {

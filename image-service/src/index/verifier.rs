@@ -44,9 +44,8 @@ impl Index {
                 Ok(found) if found.is_empty() => {}
                 // The channel is full while the follower checks other suspects; these are found again.
                 Ok(found) => drop(suspects.try_send(found)),
-                // Reads already report a database that does not respond.
                 Err(error) => {
-                    tracing::debug!(%error, source = ?error.source(), "cannot compare the index with the database");
+                    tracing::warn!(%error, source = ?error.source(), "cannot compare the index with the database");
                 }
             }
         }
@@ -54,8 +53,8 @@ impl Index {
 
     async fn find_suspects(&self, cursor: &mut Cursor) -> Result<Suspects, Error> {
         let store = &self.0.store;
-        let read = store.records(cursor.after, ImageId(Uuid::max()), AT_ONCE).await?;
-        cursor.after = read.last().map_or(ImageId(Uuid::nil()), |last| last.image.id);
+        let (read, last) = store.records(cursor.after, ImageId(Uuid::max()), AT_ONCE).await?;
+        cursor.after = last.unwrap_or(ImageId(Uuid::nil()));
         let mut suspects: Suspects = read.into_iter().filter_map(|read| self.differs(read)).collect();
         let held = self.images().ids_from(cursor.slot, AT_ONCE);
         cursor.slot = held.last().map_or(0, |(slot, _)| slot + 1);

@@ -41,10 +41,6 @@ impl Store {
     }
 
     /// Returns the builds of an image with numbers below `before`, newest first.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::Busy`] or [`Error::Internal`] if the database fails.
     pub(crate) async fn builds(
         &self,
         image: ImageId,
@@ -95,10 +91,6 @@ impl Store {
     }
 
     /// Returns the number of queued builds and the age of the oldest.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::Busy`] or [`Error::Internal`] if the database fails.
     pub(crate) async fn queue_load(&self) -> Result<(u64, Duration), Error> {
         let load = queue::queued()
             .select_only()

@@ -97,13 +97,14 @@ pub(super) async fn changes_after(
         .limit(limit + 1)
         .all(txn)
         .await?;
-    let Revisions { oldest, .. } = revisions(txn).await?;
+    let Revisions { oldest, latest } = revisions(txn).await?;
     let is_given = match found.first() {
         Some(first) if first.revision == after.number => first.nonce == after.nonce,
         // The last compacted revision, or the one before the first change.
         _ => after == oldest,
     };
-    if !is_given {
+    // Nothing follows the latest revision, whatever the log has lost.
+    if !is_given && after != latest {
         return Err(Error::RevisionUnavailable { oldest: oldest.number });
     }
     Ok(found.into_iter().filter(|row| row.revision > after.number).map(Change::from).collect())

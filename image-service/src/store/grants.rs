@@ -27,10 +27,6 @@ impl Store {
     pub(crate) const MAX_GRANTS: u64 = 1_000;
 
     /// Returns the next grants of an image, in the order of their grantees.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::Busy`] or [`Error::Internal`] if the database fails.
     pub(crate) async fn grants(
         &self,
         id: ImageId,

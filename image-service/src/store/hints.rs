@@ -18,10 +18,6 @@ pub(crate) struct Hints(PgListener);
 
 impl Store {
     /// Subscribes to the hints of all replicas; `None` on SQLite.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if the connection cannot be opened.
     pub(crate) async fn hints(&self) -> Result<Option<Hints>, DbErr> {
         if self.backend() != DbBackend::Postgres {
             return Ok(None);
@@ -36,10 +32,6 @@ impl Store {
 
 impl Hints {
     /// Waits for the next hint, and reconnects as needed.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if the database cannot be reached again.
     pub(crate) async fn next(&mut self) -> Result<Hint, SqlxError> {
         let heard = self.0.try_recv().await?;
         // Hints sent while the connection was down are lost.

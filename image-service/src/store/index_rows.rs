@@ -12,7 +12,7 @@ use sea_orm::{
 use super::{Store, begin_to_read, change_log, entity::image, values::from_json};
 use crate::{
     access::{GranteeDigest, Permissions},
-    change::{Change, ChangeKind, Revision},
+    change::{Change, ChangeKind, Revision, Revisions},
     error::Error,
     image::{CatalogueEntry, Configuration, Image, ImageId, search_text},
 };
@@ -34,20 +34,24 @@ struct Parts {
 }
 
 impl Store {
-    /// Returns the next images after an id, up to and including `until`, in the order of their ids.
+    /// Returns the next images after an id, up to and including `until`, in the order of their ids, and the last of these ids.
+    ///
+    /// An image that cannot be read is left out, but counts for the limit and for the last id.
     pub(crate) async fn records(
         &self,
         after: ImageId,
         until: ImageId,
         limit: u64,
-    ) -> Result<Vec<CatalogueEntry>, Error> {
+    ) -> Result<(Vec<CatalogueEntry>, Option<ImageId>), Error> {
         let all = Parts { grants: true, text: true };
         let sql = select(self.backend(), all)
             + " WHERE i.id > $1 AND i.id <= $2 AND NOT i.deleted ORDER BY i.id LIMIT $3";
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let values = [Value::from(after), until.into(), limit.into()];
-        Ok(entries(&self.index_reader, all, Statement::from_sql_and_values(self.backend(), sql, values))
-            .await?)
+        let statement = Statement::from_sql_and_values(self.backend(), sql, values);
+        let rows = self.index_reader.query_all_raw(statement).await?;
+        let last = rows.last().map(|row| row.try_get("", "id")).transpose()?;
+        Ok((readable(&rows, all), last))
     }
 
     /// Returns those of the images that exist, and the revision of the snapshot that they are from.
@@ -90,6 +94,12 @@ impl Store {
     ) -> Result<ChangedRecords, Error> {
         let txn = begin_to_read(&self.index_reader).await?;
         let changes = change_log::changes_after(&txn, after, limit).await?;
+        let reached = changes.last().map_or(after, |last| last.revision);
+        let Revisions { latest, oldest } = change_log::revisions(&txn).await?;
+        if (changes.len() as u64) < limit && reached != latest {
+            // The log lacks what would lead there.
+            return Err(Error::RevisionUnavailable { oldest: oldest.number });
+        }
         let mut parts: BTreeMap<ImageId, Parts> = BTreeMap::new();
         for change in &changes {
             let is_new = !parts.contains_key(&change.image) && !is_known(change.image);
@@ -124,7 +134,8 @@ async fn with_ids(
     }
     sql.push(')');
     let values = ids.iter().copied().map(Value::from);
-    entries(txn, parts, Statement::from_sql_and_values(txn.get_database_backend(), sql, values)).await
+    let statement = Statement::from_sql_and_values(txn.get_database_backend(), sql, values);
+    Ok(readable(&txn.query_all_raw(statement).await?, parts))
 }
 
 /// Selects images with these parts. Grants are one JSON column, because reading a row takes longer than finding it.
@@ -152,13 +163,15 @@ fn select(backend: DbBackend, parts: Parts) -> String {
     format!("SELECT i.*{text}{grants} FROM images i")
 }
 
-async fn entries(
-    db: &impl ConnectionTrait,
-    parts: Parts,
-    statement: Statement,
-) -> Result<Vec<CatalogueEntry>, DbErr> {
-    let rows = db.query_all_raw(statement).await?;
-    rows.iter().map(|row| entry(row, parts)).collect()
+/// Returns the images that can be read. One that was damaged by something else must not take the others along.
+fn readable(rows: &[QueryResult], parts: Parts) -> Vec<CatalogueEntry> {
+    let read = rows.iter().map(|row| {
+        entry(row, parts).inspect_err(|error| {
+            let image: Option<ImageId> = row.try_get("", "id").ok();
+            tracing::error!(?image, %error, "an image cannot be read from the database, and is left out");
+        })
+    });
+    read.flatten().collect()
 }
 
 fn entry(row: &QueryResult, parts: Parts) -> Result<CatalogueEntry, DbErr> {

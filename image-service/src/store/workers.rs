@@ -62,10 +62,6 @@ impl Store {
     }
 
     /// Returns the next workers in the order of their names.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::Busy`] or [`Error::Internal`] if the database fails.
     pub(crate) async fn workers(&self, after: Option<&str>, limit: u64) -> Result<Vec<Worker>, Error> {
         let now = self.now(&self.reader).await?;
         let mut next = worker::Entity::find().limit(limit);
