@@ -79,7 +79,7 @@ impl Replaced {
     }
 }
 
-/// The garbage collector of a worker.
+/// The garbage image_gc of a worker.
 #[derive(Debug)]
 pub(crate) struct ImageGc {
     pub(crate) worker: String,

@@ -35,7 +35,8 @@ use self::{
     registry_credentials::DockerConfig,
     service_client::GrpcServiceClient,
     spool::{DiskSpool, Spool},
-    worker::{Surroundings, TokioSpawn, Worker},
+    surroundings::{Surroundings, TokioSpawn},
+    worker::Worker,
 };
 
 mod config;
@@ -65,6 +66,7 @@ mod spool;
 mod stale_tags;
 mod step_processes;
 mod steps;
+mod surroundings;
 mod telemetry;
 mod worker;
 

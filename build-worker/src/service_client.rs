@@ -101,7 +101,10 @@ impl GrpcServiceClient {
         Ok(endpoint.tls_config(tls::client(self.server_ca.as_deref(), identity)?)?)
     }
 
-    async fn connect(&self, requests: mpsc::Receiver<ConnectRequest>) -> Result<Responses, ServiceError> {
+    async fn open_session(
+        &self,
+        requests: mpsc::Receiver<ConnectRequest>,
+    ) -> Result<Responses, ServiceError> {
         let (mut client, call) = self.call(ReceiverStream::new(requests)).await?;
         let responses = client.connect(call).await.map_err(refused)?;
         Ok(responses.into_inner().map_err(refused).boxed())
@@ -135,7 +138,7 @@ impl ServiceClient for GrpcServiceClient {
         &self,
         requests: mpsc::Receiver<ConnectRequest>,
     ) -> BoxFuture<'_, Result<Responses, ServiceError>> {
-        Box::pin(self.connect(requests))
+        Box::pin(self.open_session(requests))
     }
 
     fn find_unused_images(

@@ -94,7 +94,7 @@ pub(crate) async fn connect(worker: &Worker, welcomed: impl FnOnce()) -> Result<
         heartbeats: 0,
         heard: said_hello,
     };
-    worker.collector.set_catalogue(welcome.catalogue_id.clone());
+    worker.image_gc.set_catalogue(welcome.catalogue_id.clone());
     tracing::info!(session = welcome.session_id, "connected to image-service");
     worker.sweep().await;
     session.take_up(welcome)?;

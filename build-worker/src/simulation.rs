@@ -25,7 +25,8 @@ use crate::{
     outbox::{Limits, Settings},
     service_client::{Chunks, Responses, ServiceClient, ServiceError},
     spool::{Spool, SpoolFile},
-    worker::{Spawn, Surroundings as Parts, Worker},
+    surroundings::{Spawn, Surroundings as Parts},
+    worker::Worker,
 };
 
 mod model_engine;

@@ -109,12 +109,12 @@ fn time(at: &Timestamp) -> Option<SystemTime> {
 pub(crate) fn slots(all: u16, free: &Arc<Semaphore>) {
     let meter = global::meter(crate::PROGRAM);
     let slots = meter.u64_observable_gauge("trailer.worker.slots").with_unit("{build}");
-    let slots = slots.with_description("How many builds the worker runs at a time");
+    let slots = slots.with_description("Maximum number of builds that the worker runs concurrently");
     slots.with_callback(move |gauge| gauge.observe(u64::from(all), &[])).build();
     // A meter keeps its callbacks forever.
     let free = Arc::downgrade(free);
     let taken = meter.u64_observable_gauge("trailer.worker.slots.taken").with_unit("{build}");
-    let taken = taken.with_description("How many builds the worker runs now");
+    let taken = taken.with_description("Number of builds that the worker runs now");
     taken
         .with_callback(move |gauge| {
             if let Some(free) = free.upgrade() {

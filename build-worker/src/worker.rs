@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
 use proto::dispatch::{Assignment, Attempt, HandedBack, Report, report_event::Event};
 use tokio::{
     sync::{Notify, Semaphore},
@@ -34,35 +33,9 @@ use crate::{
     session, stale_tags,
     step_processes::{StepGroup, StepProcesses},
     steps::StepsUnderWay,
+    surroundings::{Spawn, Surroundings},
     telemetry,
 };
-
-/// The environment of a worker.
-#[derive(Debug)]
-pub(crate) struct Surroundings {
-    pub(crate) engine: Arc<dyn Engine>,
-    /// Set if the engine's processes are on this host.
-    pub(crate) is_local: bool,
-    pub(crate) outbox: Settings,
-    pub(crate) service: Arc<dyn ServiceClient>,
-    pub(crate) spawn: Arc<dyn Spawn>,
-}
-
-/// A spawner of the worker's tasks.
-pub(crate) trait Spawn: Debug + Send + Sync {
-    /// Runs a task to its end.
-    fn spawn(&self, task: BoxFuture<'static, ()>);
-}
-
-/// A spawner on the worker's own Tokio runtime.
-#[derive(Debug)]
-pub(crate) struct TokioSpawn;
-
-impl Spawn for TokioSpawn {
-    fn spawn(&self, task: BoxFuture<'static, ()>) {
-        tokio::spawn(task);
-    }
-}
 
 /// The state of a worker's process.
 #[derive(Debug)]
@@ -94,7 +67,7 @@ pub(crate) struct Worker {
     slots: Arc<Semaphore>,
     /// Turn among the attempts, so that each of them gets to report.
     turn: AtomicUsize,
-    pub(crate) collector: ImageGc,
+    pub(crate) image_gc: ImageGc,
     draining: AtomicBool,
     draining_begun: Notify,
 }
@@ -109,7 +82,7 @@ impl Worker {
 
     pub(crate) fn new(config: Config, info: EngineInfo, surroundings: Surroundings) -> Self {
         let Surroundings { engine, is_local, outbox, service, spawn } = surroundings;
-        let collector = ImageGc {
+        let image_gc = ImageGc {
             worker: config.name.clone(),
             engine: Arc::clone(&engine),
             service: Arc::clone(&service),
@@ -131,7 +104,7 @@ impl Worker {
             engine,
             service,
             spawn,
-            collector,
+            image_gc,
             readiness: Arc::new(Readiness::new(info, config.exceptions())),
             steps: StepsUnderWay::default(),
             jobs: Arc::new(Jobs::default()),
@@ -153,7 +126,7 @@ impl Worker {
             biased;
             () = self.readiness.engine.run(self.engine.as_ref(), || self.step_processes()) => {}
             () = self.begin() => {}
-            () = self.collector.run() => {}
+            () = self.image_gc.run() => {}
             () = self.drain(shutdown) => {}
         }
         self.tasks.close();
@@ -336,7 +309,7 @@ impl Worker {
         let job = Job {
             assignment,
             worker: self.config.name.clone(),
-            catalogue: self.collector.catalogue(),
+            catalogue: self.image_gc.catalogue(),
             engine: Arc::clone(&self.engine),
             outbox: held.outbox,
             control: held.control,
@@ -353,8 +326,8 @@ impl Worker {
             begin_by: self.lease.end(),
         };
         let slots = Arc::clone(&self.slots);
-        let (control, records) = (Arc::clone(&job.control), Arc::clone(&self.collector.records));
-        let replaced = Arc::clone(&self.collector.replaced);
+        let (control, records) = (Arc::clone(&job.control), Arc::clone(&self.image_gc.records));
+        let replaced = Arc::clone(&self.image_gc.replaced);
         self.spawn(async move {
             let may_begin = async {
                 let at_work = records.lock_shared(&job.assignment.image_id).await;

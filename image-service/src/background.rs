@@ -30,12 +30,12 @@ pub(crate) async fn relay_hints(store: Store, signals: Arc<Signals>, shutdown: C
                     match hints.next().await {
                         Ok(hint) => signals.hint(hint),
                         Err(error) => {
-                            tracing::warn!(%error, "cannot hear what other replicas do");
+                            tracing::warn!(%error, "cannot receive the hints of other replicas");
                             break;
                         }
                     }
                 },
-                Err(error) => tracing::warn!(%error, "cannot hear what other replicas do"),
+                Err(error) => tracing::warn!(%error, "cannot receive the hints of other replicas"),
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -65,17 +65,17 @@ pub(crate) async fn purge_expired(store: Store, retain: Retention, shutdown: Can
             _ = tick.tick() => {}
         }
         loop {
-            let forgotten = async {
+            let purged = async {
                 let changes = store.compact_change_log(retain.changes).await?;
                 let answers = store.purge_answers().await?;
                 let contexts = store.purge_contexts(retain.contexts).await?;
                 Ok::<_, Error>(changes || answers || contexts)
             };
-            match forgotten.await {
+            match purged.await {
                 Ok(true) if !shutdown.is_cancelled() => tokio::task::yield_now().await,
                 Ok(_) => break,
                 Err(error) => {
-                    tracing::warn!(%error, source = ?error.source(), "cannot forget what is old");
+                    tracing::warn!(%error, source = ?error.source(), "cannot purge expired data");
                     break;
                 }
             }
@@ -103,7 +103,7 @@ pub(crate) async fn prune_builds(
                 _ = everywhere.tick() => prune_all_builds(&store, keep).await,
             };
             if let Err(error) = trimmed {
-                tracing::warn!(%error, source = ?error.source(), "cannot forget older builds");
+                tracing::warn!(%error, source = ?error.source(), "cannot prune older builds");
             }
         }
     };
@@ -159,7 +159,7 @@ pub(crate) async fn record_queue_metrics(store: Store, shutdown: CancellationTok
     let age = meter
         .f64_gauge("trailer.queue.age")
         .with_unit("s")
-        .with_description("How long the oldest build in the queue has been there")
+        .with_description("Time that the oldest queued build has spent in the queue")
         .build();
     let measuring = async {
         loop {

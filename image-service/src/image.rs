@@ -191,11 +191,6 @@ impl Image {
         self.artifact.as_ref().map(PackedArtifact::unpack)
     }
 
-    /// Reports whether the configuration has changed since the artifact was built.
-    pub(crate) fn is_stale(&self) -> bool {
-        self.artifact().is_some_and(|artifact| artifact.configuration_revision != self.configuration_revision)
-    }
-
     /// Reports whether builds of the image write its reference.
     pub(crate) fn writes_reference(&self) -> bool {
         !self.template && !self.pulled

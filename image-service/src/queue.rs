@@ -42,7 +42,7 @@ pub(crate) struct Queue {
     metrics: QueueMetrics,
     retries: Retries,
     /// Identifier of the catalogue for its workers.
-    catalogue: Uuid,
+    catalogue_id: Uuid,
     to_decide: mpsc::Sender<PendingEvent>,
     /// Receiving end of `to_decide`, held by the task that decides.
     pending_events: Mutex<mpsc::Receiver<PendingEvent>>,
@@ -68,7 +68,7 @@ impl Queue {
         store: Arc<dyn DispatchStore>,
         signals: Arc<Signals>,
         times: Times,
-        catalogue: Uuid,
+        catalogue_id: Uuid,
     ) -> Self {
         let (to_decide, pending_events) = mpsc::channel(2 * Self::DECIDED_AT_ONCE);
         Self {
@@ -78,7 +78,7 @@ impl Queue {
             times,
             metrics: QueueMetrics::new(),
             retries: Retries::default(),
-            catalogue,
+            catalogue_id,
             to_decide,
             pending_events: Mutex::new(pending_events),
         }
@@ -97,8 +97,8 @@ impl Queue {
         self.store.policy()
     }
 
-    pub(crate) fn catalogue(&self) -> Uuid {
-        self.catalogue
+    pub(crate) fn catalogue_id(&self) -> Uuid {
+        self.catalogue_id
     }
 
     pub(crate) fn times(&self) -> &Times {

@@ -1,4 +1,4 @@
-"""Lists, builds and watches with the generated stubs. Arguments: HOST:PORT TOKEN. Prints one JSON object per step."""
+"""Lists, builds and watches with the generated stubs. Arguments: HOST:PORT TOKEN. Prints one JSON object."""
 
 import json
 import sys

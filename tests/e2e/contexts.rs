@@ -24,8 +24,8 @@ use tonic::Code;
 use crate::{
     answers::{fields, lines, refused},
     client::Client,
+    engine_fixture::Real,
     eventually::eventually_true,
-    real_engine::Real,
     stack::Service,
 };
 

@@ -26,9 +26,9 @@ use proto::images::{
 use crate::{
     base_image,
     dockerd::{self, starts_containers},
+    engine_fixture,
     eventually::eventually,
     process::{Program, bound_to_test},
-    real_engine,
     registry::{DockerConfig, PASSWORD, Registry, USER},
     stack::{Service, Worker},
 };
@@ -158,7 +158,7 @@ fn workspace(base_image: &str) -> ImageConfig {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Result<()> {
-    let (docker, docker_host) = real_engine::connect().await?;
+    let (docker, docker_host) = engine_fixture::connect().await?;
     let run = uuid::Uuid::new_v4().simple().to_string();
     let registry = Registry::start().await?;
     let local = format!("trailer-test/debian-{run}:12");

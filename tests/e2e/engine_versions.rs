@@ -12,9 +12,9 @@ use tonic_health::pb::{
 
 use crate::{
     client::{Client, image},
+    engine_fixture,
     eventually::eventually,
     fake_engine::{FakeEngine, Script},
-    real_engine,
     stack::{LIMIT, Service, Worker},
 };
 
@@ -119,7 +119,7 @@ async fn too_old_an_engine_is_tried_out_where_the_operator_says_so() -> anyhow::
 /// Runs on any engine: it gets builds exactly if it is new enough.
 #[tokio::test(flavor = "multi_thread")]
 async fn too_old_is_told_of_the_real_engine_by_its_version() -> anyhow::Result<()> {
-    let (docker, docker_host) = real_engine::connect().await?;
+    let (docker, docker_host) = engine_fixture::connect().await?;
     let version = docker.version().await?.version.unwrap_or_default();
     let major: u32 = version.split('.').next().unwrap_or_default().parse()?;
     let service = Service::start().await?;

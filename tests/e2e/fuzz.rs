@@ -244,6 +244,21 @@ impl Fuzzer {
         }
     }
 
+    /// Checks that a request that was accepted satisfies the constraints of the protocol.
+    fn require_valid(&self, method: &MethodDescriptor, messages: &[Bytes]) -> Result<(), Status> {
+        for message in messages {
+            let violations = self.constraints.violations(method.input().full_name(), message);
+            match violations.map_err(|error| Status::unknown(error.to_string()))? {
+                Some(violations) if !method.is_client_streaming() => {
+                    let told = format!("{} accepts what violates {violations}", method.full_name());
+                    return Err(Status::unknown(told));
+                }
+                Some(_) | None => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Calls a random method and returns its name and the code of the result.
     async fn call(&mut self) -> Result<(String, Code), Status> {
         let method = self.methods[self.random.usize(..self.methods.len())].clone();
@@ -286,23 +301,6 @@ impl Fuzzer {
             Err(status) => return Err(Status::unknown(format!("{}: {status:?}", method.full_name()))),
         };
         Ok((method.full_name().to_owned(), code))
-    }
-}
-
-impl Fuzzer {
-    /// Checks that a request that was accepted satisfies the constraints of the protocol.
-    fn require_valid(&self, method: &MethodDescriptor, messages: &[Bytes]) -> Result<(), Status> {
-        for message in messages {
-            let violations = self.constraints.violations(method.input().full_name(), message);
-            match violations.map_err(|error| Status::unknown(error.to_string()))? {
-                Some(violations) if !method.is_client_streaming() => {
-                    let told = format!("{} accepts what violates {violations}", method.full_name());
-                    return Err(Status::unknown(told));
-                }
-                Some(_) | None => {}
-            }
-        }
-        Ok(())
     }
 }
 

@@ -19,8 +19,8 @@ use tonic::{Code, Status};
 use crate::{
     answers::{fields, refused},
     client::{Client, image},
+    engine_fixture::Real,
     fake_engine::FakeEngine,
-    real_engine::Real,
     stack::{Service, Worker},
 };
 

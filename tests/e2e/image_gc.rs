@@ -19,9 +19,9 @@ use proto::{
 
 use crate::{
     client::image,
+    engine_fixture::{Real, list_images},
     eventually::eventually_true,
     fake_engine::FakeEngine,
-    real_engine::{Real, list_images},
     stack::{LIMIT, Service, Worker},
 };
 

@@ -30,6 +30,7 @@ mod dockerd;
 mod documents;
 mod drain;
 mod edits;
+mod engine_fixture;
 mod engine_versions;
 mod eventually;
 mod fairness;

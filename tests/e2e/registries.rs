@@ -21,8 +21,8 @@ use crate::{
     answers::{assert_gapless, lines, states},
     base_image,
     client::{Client, image},
+    engine_fixture,
     proxy::Proxy,
-    real_engine,
     registry::{DockerConfig, PASSWORD, Registry, USER},
     stack::{Service, Worker},
 };
@@ -40,7 +40,7 @@ struct Setting {
 
 impl Setting {
     async fn start() -> anyhow::Result<Self> {
-        let (docker, docker_host) = real_engine::connect().await?;
+        let (docker, docker_host) = engine_fixture::connect().await?;
         let registry = Registry::start().await?;
         let proxy = Proxy::start(registry.addr).await?;
         let prefixes = [format!("{}/", registry.addr), format!("{}/", proxy.addr())];
@@ -201,7 +201,7 @@ async fn what_a_registry_refuses_is_an_error_with_its_reason() -> anyhow::Result
     setting.publish_base("forbidden").await?;
     let reference = setting.in_registry("forbidden:1");
     let empty = DockerConfig::with(PASSWORD, &[])?;
-    let (_, docker_host) = real_engine::connect().await?;
+    let (_, docker_host) = engine_fixture::connect().await?;
     let name = format!("stranger-{}", setting.run);
     let flags = ["--docker-config", empty.path()?];
     let _stranger =

@@ -19,8 +19,8 @@ use proto::images::{BuildErrorKind, BuildState};
 use crate::{
     base_image,
     client::image,
+    engine_fixture,
     process::{Program, bound_to_test, program},
-    real_engine,
     registry::{PASSWORD, Registry, USER},
     stack::Service,
 };
@@ -80,7 +80,7 @@ fn a_secret_is_found_in_every_form() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_credential_is_in_any_record_log_error_or_argument() -> anyhow::Result<()> {
-    let (docker, docker_host) = real_engine::connect().await?;
+    let (docker, docker_host) = engine_fixture::connect().await?;
     let (good, bad) = (Registry::start().await?, Registry::start().await?);
     let prefixes = [&good, &bad].map(|registry| format!("--repository-prefix={}/", registry.addr));
     let service = Service::start_with(&prefixes.each_ref().map(String::as_str)).await?;

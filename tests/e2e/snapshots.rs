@@ -16,7 +16,7 @@ use proto::images::{
     SnapshotWorkspaceRequest,
 };
 
-use crate::{client::image, dockerd::starts_containers, real_engine::Real};
+use crate::{client::image, dockerd::starts_containers, engine_fixture::Real};
 
 async fn start(docker: &Docker, reference: &str) -> anyhow::Result<String> {
     let body = ContainerCreateBody {

@@ -22,7 +22,7 @@ use tokio::{
 use crate::{
     base_image,
     client::{Client, image},
-    real_engine,
+    engine_fixture,
     registry::{DockerConfig, PASSWORD, Registry},
     stack::{Service, Worker},
 };
@@ -108,7 +108,7 @@ impl Setting {
     const NO_NAME: &str = "registry.invalid";
 
     async fn start(slots: &str) -> anyhow::Result<Self> {
-        let (docker, docker_host) = real_engine::connect().await?;
+        let (docker, docker_host) = engine_fixture::connect().await?;
         let registry = Registry::start().await?;
         let stumbling = Stumbling::start(registry.addr).await?;
         let closed = closed().await?;

@@ -88,16 +88,16 @@ impl BuildService for Builds {
             let violation = Violations::one("after_sequence", "must not be negative");
             return Err(Error::Invalid(violation).into());
         }
-        let place = self.callers.open_stream(&caller)?;
+        let permit = self.callers.open_stream(&caller)?;
         let watch = self.histories.watch(&caller, id, request.after_sequence).await?;
-        let messages = stream::unfold(Some((watch, place)), |watch| async {
-            let (mut watch, place) = watch?;
+        let messages = stream::unfold(Some((watch, permit)), |watch| async {
+            let (mut watch, permit) = watch?;
             match watch.next().await {
                 Ok(None) => None,
                 Ok(Some(records)) => {
                     let kind = watch.build().kind;
                     let events = records.into_iter().map(|record| build::event(kind, record)).collect();
-                    Some((Ok(wire::WatchBuildResponse { events }), Some((watch, place))))
+                    Some((Ok(wire::WatchBuildResponse { events }), Some((watch, permit))))
                 }
                 Err(error) => Some((Err(Status::from(error)), None)),
             }

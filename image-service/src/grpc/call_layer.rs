@@ -88,7 +88,7 @@ impl CallsLayer {
             duration: meter
                 .f64_histogram("rpc.server.call.duration")
                 .with_unit("s")
-                .with_description("How long calls took, streams until their end")
+                .with_description("Duration of calls; of streams, until their end")
                 .with_boundaries(vec![
                     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0,
                 ])

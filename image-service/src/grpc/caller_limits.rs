@@ -159,7 +159,7 @@ impl Callers {
         rate.charge(&mut lock(&self.accounts).account(caller.subject(), now).debt, units, now);
     }
 
-    /// Counts a stream until the returned place is dropped.
+    /// Counts a stream until the returned permit is dropped.
     ///
     /// # Errors
     ///

@@ -72,7 +72,7 @@ impl ContextService for Uploads {
     ) -> Result<Response<wire::UploadContextResponse>, Status> {
         let caller = caller(&request)?;
         let audit = Audit::new(&request);
-        let _place = self.callers.open_stream(&caller)?;
+        let _permit = self.callers.open_stream(&caller)?;
         let expiry = deadline(&caller);
         let mut parts = request.into_inner();
         let Some(Part::Start(start)) = self.next(&mut parts).await? else {

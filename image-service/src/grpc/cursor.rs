@@ -26,47 +26,47 @@ impl Binding {
         Self { digest, catalogue_id }
     }
 
-    /// Issues a token for a place, which the caller can read.
-    pub(super) fn seal(&self, place: &str) -> String {
-        [place, ".", &self.digest].concat()
+    /// Issues a token for a position, which the caller can read.
+    pub(super) fn seal(&self, position: &str) -> String {
+        [position, ".", &self.digest].concat()
     }
 
-    /// Returns the place in a token; `None` if it was issued for another query or caller.
+    /// Returns the position in a token; `None` if it was issued for another query or caller.
     pub(super) fn open<'a>(&self, sealed: &'a str) -> Option<&'a str> {
-        let (place, digest) = sealed.rsplit_once('.')?;
-        (digest == self.digest).then_some(place)
+        let (position, digest) = sealed.rsplit_once('.')?;
+        (digest == self.digest).then_some(position)
     }
 
-    /// Issues a token for a place, which the caller can neither read nor forge.
+    /// Issues a token for a position, which the caller can neither read nor forge.
     ///
-    /// The place may be that of an image which the caller cannot see.
-    pub(super) fn conceal(&self, place: &[u8]) -> Result<String, Error> {
-        self.encrypt(place).map_err(|error| Error::Internal(error.to_string().into()))
+    /// The position may be that of an image which the caller cannot see.
+    pub(super) fn conceal(&self, position: &[u8]) -> Result<String, Error> {
+        self.encrypt(position).map_err(|error| Error::Internal(error.to_string().into()))
     }
 
-    fn encrypt(&self, place: &[u8]) -> Result<String, Unspecified> {
+    fn encrypt(&self, position: &[u8]) -> Result<String, Unspecified> {
         let mut nonce = [0; NONCE_LEN];
         SystemRandom::new().fill(&mut nonce)?;
-        let mut sealed = place.to_vec();
+        let mut sealed = position.to_vec();
         let bound = Aad::from(self.digest.as_bytes());
         self.key()?.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), bound, &mut sealed)?;
         Ok(BASE64_URL_SAFE_NO_PAD.encode([nonce.as_slice(), &sealed].concat()))
     }
 
-    /// Returns the place in a concealed token; `None` if it was issued for another query or caller.
+    /// Returns the position in a concealed token; `None` if it was issued for another query or caller.
     pub(super) fn reveal(&self, concealed: &str) -> Option<Vec<u8>> {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(concealed).ok()?;
         let (nonce, sealed) = bytes.split_first_chunk()?;
-        let mut place = sealed.to_vec();
+        let mut position = sealed.to_vec();
         let (nonce, bound) = (Nonce::assume_unique_for_key(*nonce), Aad::from(self.digest.as_bytes()));
-        let length = self.key().ok()?.open_in_place(nonce, bound, &mut place).ok()?.len();
-        place.truncate(length);
-        Some(place)
+        let length = self.key().ok()?.open_in_place(nonce, bound, &mut position).ok()?.len();
+        position.truncate(length);
+        Some(position)
     }
 
     /// Derives the key, which is the same for all replicas.
     ///
-    /// It is secret because the history is random and no caller learns it.
+    /// It is secret because the id of the catalogue is random and no caller learns it.
     fn key(&self) -> Result<LessSafeKey, Unspecified> {
         let key = digest(&SHA256, &[b"places of ".as_slice(), self.catalogue_id.as_bytes()].concat());
         Ok(LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key.as_ref())?))

@@ -131,8 +131,9 @@ impl Encoder {
 }
 
 fn basic(image: Image) -> wire::Image {
+    let artifact = image.artifact();
     wire::Image {
-        stale: image.is_stale(),
+        stale: artifact.as_ref().is_some_and(|artifact| artifact.is_stale(image.configuration_revision)),
         id: image.id.to_string(),
         name: image.name,
         description: image.description,
@@ -143,7 +144,7 @@ fn basic(image: Image) -> wire::Image {
         tag: image.reference.tag().to_owned(),
         config: None,
         config_revision: image.configuration_revision,
-        artifact: image.artifact.map(|packed| packed.unpack().into()),
+        artifact: artifact.map(Into::into),
         create_time: Some(field::time(image.created_at)),
         update_time: Some(field::time(image.updated_at)),
         revision: image.revision,

@@ -78,11 +78,11 @@ pub(super) fn bound(request: &wire::ListImagesRequest) -> String {
     format!("ListImages/{bound:?}")
 }
 
-pub(super) fn write_position(place: &Position) -> Result<Vec<u8>, Error> {
-    serde_json::to_vec(place).map_err(|error| Error::Internal(Box::new(error)))
+pub(super) fn write_position(position: &Position) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(position).map_err(|error| Error::Internal(Box::new(error)))
 }
 
-/// Parses a place; `None` if it is no place in this order.
+/// Parses a position; `None` if it is no position in this order.
 pub(super) fn read_position(json: &[u8], order: &Order) -> Option<Position> {
-    serde_json::from_slice(json).ok().filter(|place| order.fits(place))
+    serde_json::from_slice(json).ok().filter(|position| order.fits(position))
 }

@@ -98,9 +98,10 @@ impl ImageService for Images {
         let after = match request.page_token.as_str() {
             "" => None,
             token => {
-                let place =
-                    binding.reveal(token).and_then(|place| image_query::read_position(&place, &query.order));
-                Some(place.ok_or_else(field::foreign_page_token)?)
+                let position = binding
+                    .reveal(token)
+                    .and_then(|position| image_query::read_position(&position, &query.order));
+                Some(position.ok_or_else(field::foreign_page_token)?)
             }
         };
         let size = usize::try_from(size).unwrap_or(usize::MAX);
@@ -122,7 +123,7 @@ impl ImageService for Images {
             None => page.next,
         };
         let next_page_token = match next {
-            Some(place) => binding.conceal(&image_query::write_position(&place)?)?,
+            Some(position) => binding.conceal(&image_query::write_position(&position)?)?,
             None => String::new(),
         };
         let total_size = page.total.map(|total| i64::try_from(total).unwrap_or(i64::MAX));
@@ -315,10 +316,11 @@ impl ImageService for Images {
                 }
             },
         };
-        let place = self.callers.open_stream(&caller)?;
+        let permit = self.callers.open_stream(&caller)?;
         let watch = self.feed.watch(&caller, query, after, view).await?;
         // Boxed, because it is large, and the stream moves its state with every message.
-        let watch = Box::new(OpenWatch { watch, binding, encoder: Arc::clone(&self.encoder), _place: place });
+        let watch =
+            Box::new(OpenWatch { watch, binding, encoder: Arc::clone(&self.encoder), _permit: permit });
         let messages = stream::unfold(Some(watch), async |watch| {
             let mut watch = watch?;
             match watch.watch.next().await {
@@ -335,7 +337,7 @@ struct OpenWatch {
     watch: ImageWatch,
     binding: Binding,
     encoder: Arc<Encoder>,
-    _place: caller_limits::StreamPermit,
+    _permit: caller_limits::StreamPermit,
 }
 
 impl OpenWatch {

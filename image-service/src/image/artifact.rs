@@ -28,6 +28,13 @@ pub(crate) struct Artifact {
     pub(crate) config_digest: Option<String>,
 }
 
+impl Artifact {
+    /// Reports whether the image's configuration, now of this revision, has changed since the artifact was built.
+    pub(crate) fn is_stale(&self, configuration_revision: i64) -> bool {
+        self.configuration_revision != configuration_revision
+    }
+}
+
 /// An [`Artifact`] in one small allocation, because a million images are in memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Artifact", into = "Artifact")]

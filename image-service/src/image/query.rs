@@ -1,4 +1,4 @@
-//! Queries for images: the filters, the order, and the place to continue from.
+//! Queries for images: the filters, the order, and the position to continue from.
 
 use std::{cmp::Ordering, collections::BTreeSet};
 
@@ -104,7 +104,7 @@ impl Order {
         Ok(Self(keys))
     }
 
-    /// Returns the place right after an image.
+    /// Returns the position right after an image.
     pub(crate) fn position_of(&self, image: &Image) -> Position {
         Position { keys: self.0.iter().map(|(key, _)| key.value_in(image)).collect(), id: image.id }
     }
@@ -115,12 +115,12 @@ impl Order {
         by_keys.find(|ordering| ordering.is_ne()).unwrap_or_else(|| a.id.cmp(&b.id))
     }
 
-    /// Compares an image with the image right before a place. The place has to [fit](Self::fits) the order.
-    pub(crate) fn compare_to_position(&self, image: &Image, place: &Position) -> Ordering {
-        let by_keys = self.0.iter().zip(&place.keys);
+    /// Compares an image with the image right before a position. The position has to [fit](Self::fits) the order.
+    pub(crate) fn compare_to_position(&self, image: &Image, position: &Position) -> Ordering {
+        let by_keys = self.0.iter().zip(&position.keys);
         let mut by_keys =
             by_keys.map(|((key, direction), value)| direction.apply(key.value_in(image).cmp(value)));
-        by_keys.find(|ordering| ordering.is_ne()).unwrap_or_else(|| image.id.cmp(&place.id))
+        by_keys.find(|ordering| ordering.is_ne()).unwrap_or_else(|| image.id.cmp(&position.id))
     }
 
     /// Returns the keys, the most significant first.
@@ -133,10 +133,10 @@ impl Order {
         self.0 == [(Key::UpdateTime, Direction::Descending)]
     }
 
-    /// Reports whether the values of a place have the types of the keys of this order.
-    pub(crate) fn fits(&self, place: &Position) -> bool {
-        self.0.len() == place.keys.len()
-            && self.0.iter().zip(&place.keys).all(|((key, _), value)| match value {
+    /// Reports whether the values of a position have the types of the keys of this order.
+    pub(crate) fn fits(&self, position: &Position) -> bool {
+        self.0.len() == position.keys.len()
+            && self.0.iter().zip(&position.keys).all(|((key, _), value)| match value {
                 KeyValue::Text(_) => key.is_text(),
                 KeyValue::Number(_) => !key.is_text(),
             })

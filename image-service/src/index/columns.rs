@@ -112,9 +112,9 @@ impl Columns {
         joined(keys, self.ids[at])
     }
 
-    /// Returns the rank of a place that [fits](Order::fits) the order.
-    pub(super) fn rank_of_position(&self, order: &Order, place: &Position) -> u128 {
-        let keys = order.keys().iter().zip(&place.keys).map(|((key, direction), value)| {
+    /// Returns the rank of a position that [fits](Order::fits) the order.
+    pub(super) fn rank_of_position(&self, order: &Order, position: &Position) -> u128 {
+        let keys = order.keys().iter().zip(&position.keys).map(|((key, direction), value)| {
             let bits = match (key, value) {
                 (Key::Name, KeyValue::Text(text)) => Bits::of_text(self.names.rank(text)),
                 (Key::Creator, KeyValue::Text(text)) => Bits::of_text(self.creators.rank(text)),
@@ -124,12 +124,12 @@ impl Columns {
                 }
                 (Key::Enabled | Key::Pulled, KeyValue::Number(flag)) => Bits::of_flag(*flag != 0),
                 (Key::CreateTime | Key::UpdateTime, KeyValue::Number(time)) => Bits::of_time(*time),
-                // The place does not fit the order.
+                // The position does not fit the order.
                 (_, KeyValue::Text(_) | KeyValue::Number(_)) => Bits { bits: 0, width: u128::BITS },
             };
             (bits, *direction)
         });
-        joined(keys, first_half(place.id))
+        joined(keys, first_half(position.id))
     }
 }
 

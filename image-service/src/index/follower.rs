@@ -53,7 +53,7 @@ impl Instruments {
             lag: meter
                 .f64_histogram("trailer.index.lag")
                 .with_unit("s")
-                .with_description("How long after a change was made the index here had it")
+                .with_description("Time from a change until the index of this replica contains it")
                 .with_boundaries(vec![0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0])
                 .build(),
             images: meter

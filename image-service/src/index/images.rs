@@ -127,7 +127,7 @@ impl Images {
         self.texts.get(slot as usize)?.as_ref()
     }
 
-    /// Iterates over the slots before a place, latest update first; over all slots without one.
+    /// Iterates over the slots before a position, latest update first; over all slots without one.
     pub(super) fn latest_first(&self, before: Option<(i64, ImageId)>) -> impl Iterator<Item = (i64, u32)> {
         self.by_update.latest_first(before, id_in(&self.entries))
     }
@@ -153,9 +153,9 @@ impl Images {
             self.signatures.add(slot, trigrams);
         }
         self.enter(slot, &entry, before.as_deref());
-        let place = (entry.image.updated_at.micros(), id);
+        let position = (entry.image.updated_at.micros(), id);
         self.entries[slot as usize] = Some(entry);
-        self.by_update.insert(place, slot, id_in(&self.entries));
+        self.by_update.insert(position, slot, id_in(&self.entries));
         due
     }
 
@@ -203,10 +203,10 @@ impl Images {
 
     /// Removes a slot from the structures that any change may affect, while its entry is taken out.
     fn leave(&mut self, slot: u32, entry: &Arc<Entry>) {
-        let place = (entry.image.updated_at.micros(), entry.image.id);
+        let position = (entry.image.updated_at.micros(), entry.image.id);
         let entries = &self.entries;
         self.by_update.remove(
-            place,
+            position,
             |other| {
                 if other == slot { entry.image.id } else { id_in(entries)(other) }
             },

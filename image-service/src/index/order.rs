@@ -4,7 +4,7 @@ use std::cmp::{Ordering, Reverse};
 
 use crate::image::ImageId;
 
-/// A place in the order: an update time, and the id of an image.
+/// A position in the order: an update time, and the id of an image.
 ///
 /// Among equal times the higher id comes first, so that the reversed order is latest update first, then ascending id.
 pub(super) type UpdatePosition = (i64, ImageId);
@@ -32,15 +32,15 @@ impl UpdateOrder {
     }
 
     /// Inserts a slot; `id_of` returns the id of the image in a slot.
-    pub(super) fn insert(&mut self, place: UpdatePosition, slot: u32, id_of: impl Fn(u32) -> ImageId) {
-        let (run, at) = self.find(place, &id_of);
+    pub(super) fn insert(&mut self, position: UpdatePosition, slot: u32, id_of: impl Fn(u32) -> ImageId) {
+        let (run, at) = self.find(position, &id_of);
         match self.runs.get_mut(run) {
             None => match self.runs.last_mut() {
-                Some(last) if last.len() < Self::MAX_RUN => last.push((place.0, slot)),
-                _ => self.runs.push(vec![(place.0, slot)]),
+                Some(last) if last.len() < Self::MAX_RUN => last.push((position.0, slot)),
+                _ => self.runs.push(vec![(position.0, slot)]),
             },
             Some(found) => {
-                found.insert(at, (place.0, slot));
+                found.insert(at, (position.0, slot));
                 if found.len() > Self::MAX_RUN {
                     let upper = found.split_off(Self::MAX_RUN / 2);
                     self.runs.insert(run + 1, upper);
@@ -49,9 +49,9 @@ impl UpdateOrder {
         }
     }
 
-    /// Removes the slot at a place.
-    pub(super) fn remove(&mut self, place: UpdatePosition, id_of: impl Fn(u32) -> ImageId) {
-        let (run, at) = self.find(place, &id_of);
+    /// Removes the slot at a position.
+    pub(super) fn remove(&mut self, position: UpdatePosition, id_of: impl Fn(u32) -> ImageId) {
+        let (run, at) = self.find(position, &id_of);
         let Some(found) = self.runs.get_mut(run) else {
             return;
         };
@@ -67,21 +67,22 @@ impl UpdateOrder {
         }
     }
 
-    /// Iterates over the slots before a place, latest update first; over all slots without one.
+    /// Iterates over the slots before a position, latest update first; over all slots without one.
     pub(super) fn latest_first(
         &self,
         before: Option<UpdatePosition>,
         id_of: impl Fn(u32) -> ImageId,
     ) -> impl Iterator<Item = (i64, u32)> {
-        let (run, at) = before.map_or((self.runs.len(), 0), |place| self.find(place, &id_of));
+        let (run, at) = before.map_or((self.runs.len(), 0), |position| self.find(position, &id_of));
         let part = self.runs.get(run).map_or(&[][..], |found| &found[..at]);
         part.iter().rev().chain(self.runs[..run].iter().rev().flat_map(|run| run.iter().rev())).copied()
     }
 
-    /// Finds the first slot that is not before a place, as a run and an index into it.
-    fn find(&self, place: UpdatePosition, id_of: &impl Fn(u32) -> ImageId) -> (usize, usize) {
+    /// Finds the first slot that is not before a position, as a run and an index into it.
+    fn find(&self, position: UpdatePosition, id_of: &impl Fn(u32) -> ImageId) -> (usize, usize) {
         let is_before = |(time, slot): &(i64, u32)| {
-            time.cmp(&place.0).then_with(|| Reverse(id_of(*slot)).cmp(&Reverse(place.1))) == Ordering::Less
+            time.cmp(&position.0).then_with(|| Reverse(id_of(*slot)).cmp(&Reverse(position.1)))
+                == Ordering::Less
         };
         let run = self.runs.partition_point(|run| run.last().is_some_and(is_before));
         (run, self.runs.get(run).map_or(0, |found| found.partition_point(is_before)))
@@ -119,10 +120,11 @@ mod tests {
                 times[slot as usize] = Some(time);
             }
             if round % 997 == 0 {
-                let place = (random.i64(0..2_000), id_of(random.u32(0..3_000)));
-                let before: Vec<u32> = order.latest_first(Some(place), id_of).map(|(_, slot)| slot).collect();
+                let position = (random.i64(0..2_000), id_of(random.u32(0..3_000)));
+                let before: Vec<u32> =
+                    order.latest_first(Some(position), id_of).map(|(_, slot)| slot).collect();
                 let expected: Vec<u32> =
-                    model.range(..(place.0, Reverse(place.1))).rev().map(|(_, slot)| *slot).collect();
+                    model.range(..(position.0, Reverse(position.1))).rev().map(|(_, slot)| *slot).collect();
                 assert_eq!(before, expected);
             }
         }

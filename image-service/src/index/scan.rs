@@ -35,7 +35,7 @@ pub(super) struct PageScan {
     candidates: Candidates,
     limit: usize,
     /// Position up to which images were looked at.
-    place: Option<Position>,
+    position: Option<Position>,
     found: Vec<VisibleImage>,
     source: Source,
     end: Option<End>,
@@ -84,7 +84,7 @@ impl PageScan {
     /// Number of steps after which the walk is reconsidered.
     const MIN_WALK: u64 = 4_096;
 
-    pub(super) fn new(images: &Images, filter: Filter, place: Option<Position>, limit: usize) -> Self {
+    pub(super) fn new(images: &Images, filter: Filter, position: Option<Position>, limit: usize) -> Self {
         let candidates = filter.candidates(images);
         let count = candidates.count(images);
         let walks = filter.query.order.is_latest_first() && count > Self::FEW;
@@ -92,7 +92,7 @@ impl PageScan {
         let selected =
             if count <= Self::FEW { Self::FEW as usize } else { Self::selected_first(&filter, limit) };
         let source = if walks { Source::Walk { steps: 0 } } else { Source::pass(&order, selected) };
-        Self { filter, order, candidates, limit, place, found: Vec::new(), source, end: None }
+        Self { filter, order, candidates, limit, position, found: Vec::new(), source, end: None }
     }
 
     /// Returns the number of images that the first pass selects.
@@ -120,7 +120,7 @@ impl PageScan {
         let next = match self.end {
             _ if is_full => last,
             Some(End::Full | End::Exhausted) | None => None,
-            Some(End::Bounded) => self.place,
+            Some(End::Bounded) => self.position,
         };
         FoundPage { images: self.found, next, searched: self.filter.searched() }
     }
@@ -129,7 +129,7 @@ impl PageScan {
         let Source::Walk { mut steps } = self.source else {
             return;
         };
-        let before = self.place.as_ref().and_then(update_position);
+        let before = self.position.as_ref().and_then(update_position);
         let Self { filter, candidates, found, .. } = self;
         let mut last = None;
         let mut is_over = true;
@@ -153,7 +153,7 @@ impl PageScan {
             }
         }
         if let Some(last) = last {
-            self.place = Some(self.order.position_of(&last.image));
+            self.position = Some(self.order.position_of(&last.image));
         }
         if self.end.is_some() {
             return;
@@ -178,11 +178,14 @@ impl PageScan {
             return;
         };
         let (order, filter) = (&self.order, &mut self.filter);
-        let after = self.place.as_ref().map(|place| (place, images.columns.rank_of_position(order, place)));
+        let after = self
+            .position
+            .as_ref()
+            .map(|position| (position, images.columns.rank_of_position(order, position)));
         let is_behind = |slot, rank: u128| match after {
-            Some((place, after)) if rank == after => images
+            Some((position, after)) if rank == after => images
                 .in_slot(slot)
-                .is_some_and(|entry| order.compare_to_position(&entry.image, place).is_gt()),
+                .is_some_and(|entry| order.compare_to_position(&entry.image, position).is_gt()),
             Some((_, after)) => rank > after,
             None => true,
         };
@@ -222,7 +225,7 @@ impl PageScan {
             let is_enough = self.found.len() + selection.found.len() > self.limit;
             if selection.is_sorted && (is_enough || self.filter.searched() >= Self::MAX_SEARCHED) {
                 self.found.append(&mut selection.found);
-                self.place = Some(order.position_of(&entry.image));
+                self.position = Some(order.position_of(&entry.image));
                 self.end = Some(if is_enough { End::Full } else { End::Bounded });
                 return;
             }
@@ -233,7 +236,7 @@ impl PageScan {
         selection.found.sort_unstable_by(|a, b| order.compare(&a.entry.image, &b.entry.image));
         let (selected, held) = (selection.count, selection.found.len());
         self.found.append(&mut selection.found);
-        self.place = selection.last.as_ref().map(|last| order.position_of(&last.image));
+        self.position = selection.last.as_ref().map(|last| order.position_of(&last.image));
         if self.found.len() > self.limit {
             self.end = Some(End::Full);
         } else if selection.last.is_none() {
@@ -266,10 +269,10 @@ impl Pass {
     }
 }
 
-/// Converts a place of the default order to a place in the order of updates.
-fn update_position(place: &Position) -> Option<(i64, ImageId)> {
-    match place.keys.as_slice() {
-        [KeyValue::Number(time)] => Some((*time, place.id)),
+/// Converts a position of the default order to a position in the order of updates.
+fn update_position(position: &Position) -> Option<(i64, ImageId)> {
+    match position.keys.as_slice() {
+        [KeyValue::Number(time)] => Some((*time, position.id)),
         _ => None,
     }
 }

@@ -32,13 +32,13 @@ impl QueueMetrics {
             waited: meter
                 .f64_histogram("trailer.dispatch.duration")
                 .with_unit("s")
-                .with_description("How long builds were in the queue when a worker got them")
+                .with_description("Time that builds spent in the queue until a worker claimed them")
                 .with_boundaries(seconds.clone())
                 .build(),
             took: meter
                 .f64_histogram("trailer.build.duration")
                 .with_unit("s")
-                .with_description("How long builds ran in their last attempt, by outcome")
+                .with_description("Duration of the last attempt of builds, by outcome")
                 .with_boundaries(seconds)
                 .build(),
         }

@@ -48,7 +48,7 @@ impl Store {
     /// Returns [`Error::RevisionUnavailable`] if this database never assigned `after`, or changes since then were compacted.
     pub(crate) async fn changes_after(&self, after: Revision, limit: u64) -> Result<Vec<Change>, Error> {
         let txn = self.read().await?;
-        let changes = changes_after(&txn, after, limit).await?;
+        let (changes, _) = changes_after(&txn, after, limit).await?;
         txn.commit().await?;
         Ok(changes)
     }
@@ -85,29 +85,29 @@ impl Store {
     }
 }
 
-/// Returns the next changes after a revision, within a read transaction.
+/// Returns the next changes after a revision, and the ends of the log, within a read transaction.
 pub(super) async fn changes_after(
     txn: &DatabaseTransaction,
     after: Revision,
     limit: u64,
-) -> Result<Vec<Change>, Error> {
+) -> Result<(Vec<Change>, Revisions), Error> {
     let found = change::Entity::find()
         .filter(change::Column::Revision.gte(after.number))
         .order_by_asc(change::Column::Revision)
         .limit(limit + 1)
         .all(txn)
         .await?;
-    let Revisions { oldest, latest } = revisions(txn).await?;
+    let ends = revisions(txn).await?;
     let is_given = match found.first() {
         Some(first) if first.revision == after.number => first.nonce == after.nonce,
         // The last compacted revision, or the one before the first change.
-        _ => after == oldest,
+        _ => after == ends.oldest,
     };
     // Nothing follows the latest revision, whatever the log has lost.
-    if !is_given && after != latest {
-        return Err(Error::RevisionUnavailable { oldest: oldest.number });
+    if !is_given && after != ends.latest {
+        return Err(Error::RevisionUnavailable { oldest: ends.oldest.number });
     }
-    Ok(found.into_iter().filter(|row| row.revision > after.number).map(Change::from).collect())
+    Ok((found.into_iter().filter(|row| row.revision > after.number).map(Change::from).collect(), ends))
 }
 
 impl From<change::Model> for Change {

@@ -35,9 +35,9 @@ pub(super) async fn apply<'a>(
     let mut all = BuildChange::of_decisions(decisions);
     // Group updates of the same columns, so that fewer statements are prepared.
     all.sort_by_key(BuildChange::enters_a_state);
-    for moved in &all {
-        let mut standing = build::ActiveModel::standing(moved.build);
-        if !moved.enters_a_state() {
+    for change in &all {
+        let mut standing = build::ActiveModel::standing(change.build);
+        if !change.enters_a_state() {
             // Indexes depend on the state, and setting it would rewrite their entries.
             standing.not_set(build::Column::State);
         }
@@ -81,7 +81,7 @@ pub(super) fn record(
     if !chunks.is_empty() {
         txn.defer(build_record::Entity::insert_many(chunks));
     }
-    engine_images::record(txn, all.iter().filter_map(|moved| moved.artifact));
+    engine_images::record(txn, all.iter().filter_map(|change| change.artifact));
     Ok(())
 }
 
@@ -97,20 +97,20 @@ pub(super) async fn apply_to_images(
     if all.is_empty() {
         return Ok(());
     }
-    let ids = all.iter().map(|moved| moved.build.image);
+    let ids = all.iter().map(|change| change.build.image);
     let images = image::Entity::find().filter(image::Column::Id.is_in(ids)).all(txn).await?;
     let mut images: HashMap<ImageId, image::Model> = images.into_iter().map(|row| (row.id, row)).collect();
     let mut kept = Vec::with_capacity(all.len());
-    for moved in all {
-        let image = required(images.remove(&moved.build.image), "the image of a build")?;
+    for change in all {
+        let image = required(images.remove(&change.build.image), "the image of a build")?;
         if !image.deleted {
-            kept.push((image, moved));
-        } else if moved.build.state.is_final() {
-            purge(txn, moved.build.image, now);
+            kept.push((image, change));
+        } else if change.build.state.is_final() {
+            purge(txn, change.build.image, now);
         }
     }
     apply_to_latest(txn, &mut kept, now, committed).await?;
-    let ended = kept.iter().filter(|(_, moved)| moved.build.state.is_final());
+    let ended = kept.iter().filter(|(_, change)| change.build.state.is_final());
     references::release_unused(txn, ended.map(|(image, _)| image)).await
 }
 
@@ -123,14 +123,14 @@ async fn apply_to_latest(
 ) -> Result<(), DbErr> {
     let changed: Vec<_> = images
         .iter_mut()
-        .filter_map(|(image, moved)| {
-            let status = StatusCode(Some(Status::from_build(moved.build.kind, moved.build.state)));
-            let message = moved.build.message();
-            let is_latest = image.latest_build == Some(moved.build.id);
+        .filter_map(|(image, change)| {
+            let status = StatusCode(Some(Status::from_build(change.build.kind, change.build.state)));
+            let message = change.build.message();
+            let is_latest = image.latest_build == Some(change.build.id);
             (is_latest && (image.status != status || image.status_message != message)).then(|| {
                 image.status = status;
                 image.status_message = message;
-                (image, moved.artifact)
+                (image, change.artifact)
             })
         })
         .collect();

@@ -93,9 +93,8 @@ impl Store {
         is_known: impl Fn(ImageId) -> bool + Send,
     ) -> Result<ChangedRecords, Error> {
         let txn = begin_to_read(&self.index_reader).await?;
-        let changes = change_log::changes_after(&txn, after, limit).await?;
+        let (changes, Revisions { latest, oldest }) = change_log::changes_after(&txn, after, limit).await?;
         let reached = changes.last().map_or(after, |last| last.revision);
-        let Revisions { latest, oldest } = change_log::revisions(&txn).await?;
         if (changes.len() as u64) < limit && reached != latest {
             // The log lacks what would lead there.
             return Err(Error::RevisionUnavailable { oldest: oldest.number });

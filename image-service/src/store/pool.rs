@@ -103,7 +103,7 @@ fn measure(connection: &mut DatabaseConnection, url: &str) {
     let duration = opentelemetry::global::meter(crate::PROGRAM)
         .f64_histogram("db.client.operation.duration")
         .with_unit("s")
-        .with_description("How long statements took")
+        .with_description("Duration of statements")
         .with_boundaries(vec![0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0])
         .build();
     connection.set_metric_callback(move |done| {

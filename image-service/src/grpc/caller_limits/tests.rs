@@ -90,13 +90,13 @@ fn callers_are_forgotten_when_the_rate_has_made_up_for_their_calls() {
     let callers = Callers::new(CallerLimits { call_rate: 1_000_000, calls: 1, streams: 1 });
     let (slot, watcher) = (CallSlot::default(), caller("watcher"));
     callers.begin_call(&caller("under way"), Some(&slot)).expect("a call");
-    let place = callers.open_stream(&watcher).expect("a stream");
+    let permit = callers.open_stream(&watcher).expect("a stream");
     for i in 0..3 * Callers::SWEEP {
         callers.begin_call(&caller(&format!("caller {i}")), None).expect("a call");
     }
     assert!(accounts(&callers) <= Callers::SWEEP + 3, "{}", accounts(&callers));
     let refused = callers.open_stream(&watcher).map(drop);
     assert!(matches!(refused, Err(Error::TooManyStreams { limit: 1 })), "{refused:?}");
-    drop((slot, place));
+    drop((slot, permit));
     callers.open_stream(&watcher).expect("it was closed");
 }

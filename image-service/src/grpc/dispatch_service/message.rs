@@ -287,7 +287,7 @@ pub(super) fn welcome(welcome: Welcome, queue: &Queue) -> wire::ConnectResponse 
         stop_timeout: prost_types::Duration::try_from(stop_timeout).ok(),
         keep: welcome.keep.into_iter().map(kept).collect(),
         drop: welcome.drop.into_iter().map(Into::into).collect(),
-        catalogue_id: queue.catalogue().to_string(),
+        catalogue_id: queue.catalogue_id().to_string(),
     }))
 }
 
