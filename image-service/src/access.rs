@@ -28,7 +28,7 @@ pub(crate) struct Principal {
 pub enum Role {
     /// Full access to every image.
     Admin,
-    /// Permission to create images.
+    /// Permission to create and to build images, and to change what is built.
     Builder,
     /// Permission to act for a platform service, which takes snapshots.
     Service,
@@ -59,9 +59,17 @@ pub(crate) struct Permissions {
     delete: bool,
 }
 
+/// The relation of a caller to an image that it can see, and whether the caller may build at all.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) relation: Relation,
+    /// Set if the caller has the role [`Role::Builder`].
+    pub(crate) is_builder: bool,
+}
+
 /// The relation of a caller to an image that it can see.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum Relation {
     /// An admin, or the creator of the image.
     Owner,
     /// A caller that was granted permissions by an owner.
@@ -100,25 +108,28 @@ impl Principal {
     ///
     /// Returns [`Error::RoleMissing`] if the caller does not have the role.
     pub(crate) fn require(&self, role: Role) -> Result<(), Error> {
-        if self.has(role) || (self.is_admin() && role != Role::Worker) {
-            Ok(())
-        } else {
-            Err(Error::RoleMissing(role))
-        }
+        if self.acts_as(role) { Ok(()) } else { Err(Error::RoleMissing(role)) }
+    }
+
+    fn acts_as(&self, role: Role) -> bool {
+        self.has(role) || (self.is_admin() && role != Role::Worker)
     }
 
     pub(crate) fn visibility(&self) -> Visibility {
         if self.is_admin() {
-            Visibility::Everything
+            Visibility::everything()
         } else {
-            Visibility::Of(BTreeSet::from([Grantee::Subject(self.subject.clone())]))
+            let grantees = BTreeSet::from([Grantee::Subject(self.subject.clone())]);
+            Visibility::new(grantees, self.acts_as(Role::Builder))
         }
     }
 
     /// Returns the standing of the caller to an image of `creator` without any grants.
     pub(crate) fn standing_to_new(&self, creator: &str) -> Standing {
         let nothing = Permissions::default();
-        self.visibility().standing(creator, |_| nothing).unwrap_or(Standing::Guest(nothing))
+        let stranger =
+            Standing { relation: Relation::Guest(nothing), is_builder: self.acts_as(Role::Builder) };
+        self.visibility().standing(creator, |_| nothing).unwrap_or(stranger)
     }
 }
 
@@ -160,19 +171,44 @@ impl Permissions {
 
 impl Standing {
     /// Number of distinct standings.
-    pub(crate) const COUNT: usize = 9;
+    pub(crate) const COUNT: usize = 18;
 
     /// Returns the index of the standing, below [`Self::COUNT`].
     pub(crate) fn index(self) -> usize {
-        match self {
-            Self::Owner => 0,
-            Self::Guest(Permissions { view, modify, delete }) => {
+        let relation = match self.relation {
+            Relation::Owner => 0,
+            Relation::Guest(Permissions { view, modify, delete }) => {
                 1 + usize::from(view) + 2 * usize::from(modify) + 4 * usize::from(delete)
             }
-        }
+        };
+        2 * relation + usize::from(self.is_builder)
     }
 
-    /// Returns the standing of a caller that is not an owner and has these grants, taken together.
+    /// Checks that an action is permitted.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Forbidden`] if the relation to the image does not permit it, and [`Error::RoleMissing`] if only
+    /// the role is missing.
+    pub(crate) fn permit(self, action: Action) -> Result<(), Error> {
+        if !self.relation.permits(action) {
+            return Err(Error::Forbidden(action));
+        }
+        if action == Action::Build { self.require_builder() } else { Ok(()) }
+    }
+
+    /// Checks that the caller may change what is built.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::RoleMissing`] if it may not.
+    pub(crate) fn require_builder(self) -> Result<(), Error> {
+        if self.is_builder { Ok(()) } else { Err(Error::RoleMissing(Role::Builder)) }
+    }
+}
+
+impl Relation {
+    /// Returns the relation of a caller that is not an owner and has these grants, taken together.
     ///
     /// Returns `None` if they do not include permission to view the image.
     pub(crate) fn guest(granted: impl IntoIterator<Item = Permissions>) -> Option<Self> {
@@ -250,14 +286,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_standing_permits_what_the_contract_says() {
+    fn every_relation_permits_what_the_contract_says() {
         // One letter per action, in the order of `Action::ALL`: Workspace, Build, Cancel, Enable, Disable, cLone, eDit,
         // Share, delete.
-        let row = |standing: Standing| -> String {
-            Action::ALL.map(|action| if standing.permits(action) { 'y' } else { 'n' }).iter().collect()
+        let row = |relation: Relation| -> String {
+            Action::ALL.map(|action| if relation.permits(action) { 'y' } else { 'n' }).iter().collect()
         };
-        let guest = |view, modify, delete| Standing::Guest(Permissions::new(view, modify, delete));
-        assert_eq!(row(Standing::Owner), "yyyyyyyyy");
+        let guest = |view, modify, delete| Relation::Guest(Permissions::new(view, modify, delete));
+        assert_eq!(row(Relation::Owner), "yyyyyyyyy");
         assert_eq!(row(guest(true, false, false)), "ynnnnynnn");
         assert_eq!(row(guest(false, false, true)), "ynnnnynny");
         assert_eq!(row(guest(true, false, true)), "ynnnnynny");
@@ -270,7 +306,32 @@ mod tests {
     #[test]
     fn grants_to_several_grantees_of_a_caller_add_up() {
         let granted = [Permissions::new(false, true, false), Permissions::new(false, false, true)];
-        assert_eq!(Standing::guest(granted), Some(Standing::Guest(Permissions::new(true, true, true))));
-        assert_eq!(Standing::guest([]), None);
+        assert_eq!(Relation::guest(granted), Some(Relation::Guest(Permissions::new(true, true, true))));
+        assert_eq!(Relation::guest([]), None);
+    }
+
+    #[test]
+    fn without_the_role_of_a_builder_only_builds_are_refused() {
+        let refused = |is_builder| {
+            let standing = Standing { relation: Relation::Owner, is_builder };
+            Action::ALL.into_iter().filter(|action| standing.permit(*action).is_err()).collect::<Vec<_>>()
+        };
+        assert_eq!(refused(true), []);
+        assert_eq!(refused(false), [Action::Build]);
+    }
+
+    #[test]
+    fn every_standing_has_an_index_of_its_own() {
+        let mut indices = BTreeSet::new();
+        let guests = (0..8).map(|bits: u8| {
+            // As stored, where view need not be implied.
+            Relation::Guest(Permissions { view: bits & 1 > 0, modify: bits & 2 > 0, delete: bits & 4 > 0 })
+        });
+        for relation in std::iter::once(Relation::Owner).chain(guests) {
+            for is_builder in [false, true] {
+                indices.insert(Standing { relation, is_builder }.index());
+            }
+        }
+        assert!(indices.into_iter().eq(0..Standing::COUNT));
     }
 }

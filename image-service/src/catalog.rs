@@ -96,7 +96,7 @@ impl Catalog {
         if request.validate_only {
             return self.preview.snapshot_workspace(request, of_source, &order).await;
         }
-        if let Some(answer) = self.unseen(request, &Visibility::Everything, order.workspace.source).await? {
+        if let Some(answer) = self.unseen(request, &Visibility::everything(), order.workspace.source).await? {
             return Ok(answer);
         }
         self.transact(request, async |write| write.snapshot(of_source, &order).await).await

@@ -60,7 +60,7 @@ impl Preview {
     ) -> Result<ImageInView, Error> {
         let (found, cached) = self.index.image_in_full(&request.caller.visibility(), id).await?;
         let before = &found.entry.image;
-        before.admit(found.standing, etag, Action::Edit)?;
+        before.admit_edit(found.standing, etag, &edit)?;
         let edit = edit.check(before, prefixes, request.caller.is_admin())?;
         let mut image = before.clone();
         let configuration = edit.apply(&mut image, &cached.configuration);

@@ -273,6 +273,44 @@ async fn who_may_create_depends_on_roles() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_built_changes_only_by_builders() -> anyhow::Result<()> {
+    const MISSING: &str = "PermissionDenied ROLE_MISSING";
+    let service = Service::start().await?;
+    let (created, _) = client(&service, "creator").create(image("Tools", "FROM scratch")).await?;
+    admit(&client(&service, "creator"), "guest-m*", &created.id).await?;
+    admit(&client(&service, "creator"), "guest-m", &created.id).await?;
+    let other = image("Tools", "FROM scratch\nENV A=1");
+    for (path, without_role) in [
+        ("name", "OK"),
+        ("description", "OK"),
+        ("repository", MISSING),
+        ("tag", MISSING),
+        ("config", MISSING),
+        ("*", MISSING),
+    ] {
+        for (caller, expected) in [
+            ("creator*", without_role),
+            ("guest-m*", without_role),
+            ("guest-m", "OK"),
+            ("creator", "OK"),
+            ("admin", "OK"),
+        ] {
+            for validate_only in [true, false] {
+                let request = api::UpdateImageRequest {
+                    image: Some(api::Image { id: created.id.clone(), ..other.clone() }),
+                    update_mask: Some(prost_types::FieldMask { paths: vec![path.to_owned()] }),
+                    validate_only,
+                    ..Default::default()
+                };
+                let answer = client(&service, caller).images.clone().update_image(request).await;
+                assert_eq!(said(&answer), expected, "{caller}, {path}");
+            }
+        }
+    }
+    Ok(())
+}
+
 fn by_id(images: Vec<api::Image>) -> BTreeMap<String, api::Image> {
     images.into_iter().map(|image| (image.id.clone(), image)).collect()
 }

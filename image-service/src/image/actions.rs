@@ -1,6 +1,6 @@
 //! The table of actions that are possible on an image, which callers are shown and the service enforces.
 
-use super::{Etag, Image, Status};
+use super::{EditDraft, Etag, Image, Status};
 use crate::{
     access::{Action, Standing},
     build::BuildId,
@@ -41,12 +41,10 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Forbidden`] without permission, [`Error::NotResolvable`] if the image cannot back workspaces,
+    /// Returns the errors of [`Standing::permit`], [`Error::NotResolvable`] if the image cannot back workspaces,
     /// and [`Error::Refused`] if the image is in another state than the action needs.
     pub(crate) fn require(&self, standing: Standing, action: Action) -> Result<(), Error> {
-        if !standing.permits(action) {
-            return Err(Error::Forbidden(action));
-        }
+        standing.permit(action)?;
         if action == Action::CreateWorkspace {
             let obstacles = self.obstacles();
             return if obstacles.is_empty() { Ok(()) } else { Err(Error::NotResolvable(obstacles)) };
@@ -58,16 +56,30 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Forbidden`] without permission, [`Error::EtagMismatch`] if the image has changed, and the
-    /// errors of [`require`](Self::require), in this order.
+    /// Returns the errors of [`Standing::permit`], [`Error::EtagMismatch`] if the image has changed, and the errors of
+    /// [`require`](Self::require), in this order.
     pub(crate) fn admit(&self, standing: Standing, etag: Option<Etag>, action: Action) -> Result<(), Error> {
-        if !standing.permits(action) {
-            return Err(Error::Forbidden(action));
-        }
+        standing.permit(action)?;
         if etag.is_some_and(|etag| etag != self.etag) {
             return Err(Error::EtagMismatch);
         }
         self.require(standing, action)
+    }
+
+    /// Checks the permission and the expected etag of an edit.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`admit`](Self::admit), and those of [`Standing::require_builder`] if the edit names a part
+    /// that is built.
+    pub(crate) fn admit_edit(
+        &self,
+        standing: Standing,
+        etag: Option<Etag>,
+        draft: &EditDraft,
+    ) -> Result<(), Error> {
+        self.admit(standing, etag, Action::Edit)?;
+        if draft.names_what_is_built() { standing.require_builder() } else { Ok(()) }
     }
 
     /// Returns the build to cancel, which is the latest one.

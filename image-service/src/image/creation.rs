@@ -4,7 +4,7 @@ use super::{
     Configuration, Description, Etag, Image, ImageId, ImageInView, Name, Reference, Requirements, Status,
 };
 use crate::{
-    access::{Principal, Standing},
+    access::{Principal, Relation},
     build::{Build, Job, Kind, Workspace},
     timestamp::Timestamp,
 };
@@ -119,7 +119,7 @@ impl Creation<'_> {
     pub(crate) fn in_view(&self, image: Image, caller: &Principal) -> ImageInView {
         let standing = caller.standing_to_new(self.creator);
         // A caller that creates an image for another subject does not see everything that its creator sees.
-        let configuration = (standing == Standing::Owner).then(|| self.new.configuration.clone());
+        let configuration = (standing.relation == Relation::Owner).then(|| self.new.configuration.clone());
         ImageInView { actions: image.allowed_actions(standing), image, configuration }
     }
 

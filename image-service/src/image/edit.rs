@@ -32,6 +32,11 @@ pub(crate) struct Edit {
 }
 
 impl EditDraft {
+    /// Reports whether the change names a field that decides what builds make.
+    pub(crate) fn names_what_is_built(&self) -> bool {
+        self.repository.is_some() || self.tag.is_some() || self.configuration.is_some()
+    }
+
     /// Checks everything against the current image, and reports all violations together.
     ///
     /// With `anywhere`, the reference may lie outside of the prefixes.

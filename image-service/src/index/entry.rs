@@ -1,10 +1,10 @@
 //! An image as the index holds it, and the viewer that asks for it.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 use super::text::Text;
 use crate::{
-    access::{Action, Grantee, GranteeDigest, Permissions, Standing, Visibility},
+    access::{Action, Grantee, GranteeDigest, Permissions, Relation, Standing, Visibility},
     error::Error,
     image::{CatalogueEntry, Image},
 };
@@ -28,11 +28,13 @@ pub(crate) struct VisibleImage {
     pub(crate) standing: Standing,
 }
 
-/// The grantees whose creations and grants are visible; `None` if everything is.
-///
-/// This is a [`Visibility`] in digests, because grantees are compared a million times per second.
+/// A [`Visibility`] in digests, because grantees are compared a million times per second.
 #[derive(Clone, Debug)]
-pub(crate) struct Viewer(Option<Box<[GranteeDigest]>>);
+pub(crate) struct Viewer {
+    /// Grantees whose creations and grants are visible; `None` if everything is.
+    grantees: Option<Box<[GranteeDigest]>>,
+    is_builder: bool,
+}
 
 impl Entry {
     /// Creates the entry of an image; parts that were not read are taken from its previous entry.
@@ -106,20 +108,22 @@ impl VisibleImage {
 
 impl Viewer {
     pub(crate) fn new(visibility: &Visibility) -> Self {
-        Self(visibility.grantees().map(|grantees| grantees.iter().map(GranteeDigest::new).collect()))
+        let digests = |grantees: &BTreeSet<Grantee>| grantees.iter().map(GranteeDigest::new).collect();
+        Self { grantees: visibility.grantees().map(digests), is_builder: visibility.is_builder() }
     }
 
     /// Returns the viewer's standing toward an image; `None` if the image is not visible.
     pub(crate) fn standing(&self, entry: &Entry) -> Option<Standing> {
-        match &self.0 {
-            None => Some(Standing::Owner),
-            Some(grantees) if grantees.contains(&entry.creator) => Some(Standing::Owner),
-            Some(grantees) => Standing::guest(grantees.iter().map(|grantee| entry.granted_to(*grantee))),
-        }
+        let relation = match &self.grantees {
+            None => Relation::Owner,
+            Some(grantees) if grantees.contains(&entry.creator) => Relation::Owner,
+            Some(grantees) => Relation::guest(grantees.iter().map(|grantee| entry.granted_to(*grantee)))?,
+        };
+        Some(Standing { relation, is_builder: self.is_builder })
     }
 
     /// Returns the grantees of the viewer; `None` if everything is visible.
     pub(crate) fn grantees(&self) -> Option<&[GranteeDigest]> {
-        self.0.as_deref()
+        self.grantees.as_deref()
     }
 }

@@ -136,7 +136,7 @@ fn all_pages_together_are_what_sorting_gives() -> Result<(), String> {
             }
             let query = query(&mut random)?;
             let visibility = match random.usize(0..4) {
-                0 => Visibility::Everything,
+                0 => Visibility::everything(),
                 1 => visibility(&[GUEST]),
                 2 => visibility(&[GUEST, CREATORS[random.usize(0..3)]]),
                 _ => visibility(&[CREATORS[random.usize(0..3)]]),
@@ -199,7 +199,8 @@ fn what_is_removed_leaves_nothing_behind() {
 }
 
 fn visibility(subjects: &[&str]) -> Visibility {
-    Visibility::Of(subjects.iter().map(|subject| Grantee::Subject((*subject).to_owned())).collect())
+    let grantees = subjects.iter().map(|subject| Grantee::Subject((*subject).to_owned())).collect();
+    Visibility::new(grantees, true)
 }
 
 fn expected(model: &Model, visibility: &Visibility, query: &Query) -> Vec<ImageId> {

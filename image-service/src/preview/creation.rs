@@ -30,7 +30,7 @@ impl Preview {
         order: &SnapshotOrder,
     ) -> Result<WithBuild, Error> {
         // The requester is responsible for the snapshot, and need not see the image that the workspace was started from.
-        let (_, cached) = self.index.image_in_full(&Visibility::Everything, order.workspace.source).await?;
+        let (_, cached) = self.index.image_in_full(&Visibility::everything(), order.workspace.source).await?;
         let new = new(cached.configuration.clone());
         let creation = Creation { new: &new, creator: &order.creator, snapshot: Some(order) };
         self.create(request, &creation).await

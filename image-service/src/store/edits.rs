@@ -42,7 +42,8 @@ impl RequestTransaction<'_> {
         edit: EditDraft,
         prefixes: &RepositoryPrefixes,
     ) -> Result<ImageInView, Error> {
-        let Target { row, image: before, standing } = self.target(id, etag, Action::Edit).await?;
+        let Target { row, image: before, standing } = self.seen(id).await?;
+        before.admit_edit(standing, etag, &edit)?;
         let edit = edit.check(&before, prefixes, self.request.caller.is_admin())?;
         let current = images::configuration(&self.txn, id, before.configuration_revision).await?;
         let mut image = before.clone();

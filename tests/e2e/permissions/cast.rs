@@ -20,15 +20,15 @@ use crate::{
 pub(super) const WORKER: &str = "w1";
 
 /// Returns a caller of the table.
-///
-/// Only the creator may create images; apart from the admin's, roles make no other difference.
 pub(super) fn client(service: &Service, caller: &str) -> Client {
     let roles = match caller {
         "admin" => &[Role::Admin][..],
-        "creator" => &[Role::Builder],
-        _ => &[],
+        "stranger" => &[],
+        _ if caller.ends_with('*') => &[],
+        _ => &[Role::Builder],
     };
-    service.client(&service.token(caller, roles))
+    let subject = if caller == "creator*" { "creator" } else { caller };
+    service.client(&service.token(subject, roles))
 }
 
 /// Grants a guest the permissions in its name.
@@ -36,7 +36,7 @@ pub(super) async fn admit(creator: &Client, caller: &str, image: &str) -> anyhow
     let Some(letters) = caller.strip_prefix("guest") else {
         return Ok(());
     };
-    let permissions = letters.trim_start_matches('-').chars().map(|letter| match letter {
+    let permissions = letters.trim_matches(['-', '*']).chars().map(|letter| match letter {
         'v' => Permission::View,
         'm' => Permission::Modify,
         'd' => Permission::Delete,

@@ -6,14 +6,18 @@ use super::calls::{Call, How};
 
 /// Actions that each caller may take on an image, whatever its status.
 ///
-/// A guest was granted the permissions at the end of its name: view, modify, delete. Plain `guest` has the empty set.
+/// A guest was granted the permissions at the end of its name: view, modify, delete. Plain `guest` has the empty set. All have
+/// the role `builder` but those whose name ends in `*`; `creator*` is the creator without it. `r` needs the role.
 const CALLERS: &str = "
            SEE  CREATE_WORKSPACE  CLONE  EDIT  BUILD  CANCEL_BUILD  ENABLE  DISABLE  DELETE  SHARE
 admin      y    y                 y      y     y      y             y       y        y       y
 creator    y    y                 y      y     y      y             y       y        y       y
+creator*   y    y                 y      y     r      y             y       y        y       y
 guest      n    n                 n      n     n      n             n       n        n       n
 guest-v    y    y                 y      n     n      n             n       n        n       n
+guest-v*   y    y                 y      n     n      n             n       n        n       n
 guest-m    y    y                 y      y     y      y             y       y        n       n
+guest-m*   y    y                 y      y     r      y             y       y        n       n
 guest-d    y    y                 y      n     n      n             n       n        y       n
 guest-vm   y    y                 y      y     y      y             y       y        n       n
 guest-vd   y    y                 y      n     n      n             n       n        y       n
@@ -113,6 +117,9 @@ pub(super) fn expected(caller: &str, call: Call, state: &str, how: How) -> Strin
     if state == "missing" || !may(caller, "SEE") {
         let what = if matches!(call, Call::GetBuild | Call::WatchBuild) { "BUILD" } else { "IMAGE" };
         return format!("NotFound {what}_NOT_FOUND");
+    }
+    if cell(CALLERS, caller, action) == "r" {
+        return "PermissionDenied ROLE_MISSING".to_owned();
     }
     if !may(caller, action) {
         return format!("PermissionDenied ACTION_FORBIDDEN IMAGE_ACTION_{action}");

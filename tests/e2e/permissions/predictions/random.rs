@@ -19,7 +19,7 @@ const PLATFORM: &str = "platform";
 
 #[rustfmt::skip]
 const CALLERS: [&str; 12] = [
-    "creator", "creator", "creator", "creator", "admin", "admin", "guest-m", "guest-vmd", "guest-d", "guest-v", "stranger", PLATFORM,
+    "creator", "creator", "creator", "creator", "admin", "admin", "guest-m", "guest-m*", "guest-d", "guest-v", "stranger", PLATFORM,
 ];
 const SUBJECTS: [&str; 5] = ["creator", "guest-m", "guest-v", "stranger", "nobody"];
 const NAMES: [&str; 5] = ["Go tools", "go  tools", "Rust", "image-queued", "Mine"];
