@@ -299,6 +299,11 @@ impl Engine for DockerEngine {
         Ok(labelled.collect())
     }
 
+    async fn names(&self, pattern: &str) -> Result<Vec<String>, EngineError> {
+        let images = self.list(HashMap::from([("reference", vec![pattern.to_owned()])])).await?;
+        Ok(images.into_iter().flat_map(|image| image.repo_tags).collect())
+    }
+
     async fn remove(&self, id: &str) -> Result<bool, EngineError> {
         let options = RemoveImageOptionsBuilder::new().force(false).noprune(true).build();
         match self.docker.remove_image(id, Some(options), None).await {

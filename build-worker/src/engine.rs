@@ -20,7 +20,7 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// Starts a build.
     fn build(&self, order: BuildOrder) -> Result<Box<dyn RunningWork>, EngineError>;
 
-    /// Starts a pull.
+    /// Starts a pull of what a reference stands for in its registry now, which sets no tag.
     fn pull(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError>;
 
     /// Starts a push of the image with this name.
@@ -54,6 +54,9 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
 
     /// Returns the images that have all of these labels.
     async fn labelled(&self, labels: &[(&str, &str)]) -> Result<Vec<LabelledImage>, EngineError>;
+
+    /// Returns the names, `repository:tag`, whose repositories match a pattern, in which `*` is anything but a slash.
+    async fn names(&self, pattern: &str) -> Result<Vec<String>, EngineError>;
 
     /// Removes the image with this ID, including its name, and reports whether it is gone.
     ///
@@ -115,19 +118,21 @@ pub(crate) struct BuildOrder {
 pub(crate) enum EngineEvent {
     /// Changes of steps, and their output.
     Progress(Vec<Progress>),
-    /// The image that was built.
+    /// The image that was built or pulled.
     Built(BuiltImage),
     /// A gap in the progress, with its reason.
     Gap(&'static str),
 }
 
-/// An image that a build has produced.
+/// An image that a build or a pull has produced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BuiltImage {
     /// ID of the image in the engine.
     pub(crate) id: String,
     /// Digest of its configuration, the same on every engine; empty if the engine does not report it.
     pub(crate) config_digest: String,
+    /// Digest in its registry; `None` unless it was pulled.
+    pub(crate) repo_digest: Option<String>,
 }
 
 /// An engine's description of itself.

@@ -5,7 +5,8 @@
 //! the removal.
 //!
 //! When a build ends, the previous image of its record may become unused. Soon afterwards the service is asked about
-//! that image alone, because there may be thousands of others; all images are checked periodically.
+//! that image alone, because there may be thousands of others; all images, and all names of artifacts, are checked
+//! periodically. An image that was pulled only loses its name: whoever else pulled it may need it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use proto::dispatch::{FindUnusedImagesRequest, HeldImage};
+use proto::dispatch::{self as wire, FindUnusedImagesRequest, FindUnusedImagesResponse, HeldImage};
 use tokio::{
     sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock},
     time::{Instant, sleep, timeout},
@@ -21,6 +22,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    artifact_name::ArtifactName,
     engine::{Engine, EngineError, LabelledImage},
     labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
     service_client::{ServiceClient, ServiceError},
@@ -79,7 +81,7 @@ impl Replaced {
     }
 }
 
-/// The garbage image_gc of a worker.
+/// The garbage collection of a worker.
 #[derive(Debug)]
 pub(crate) struct ImageGc {
     pub(crate) worker: String,
@@ -147,7 +149,12 @@ impl ImageGc {
             if catalogue.is_empty() || replaced.as_ref().is_some_and(BTreeSet::is_empty) {
                 continue;
             }
-            if let Err(error) = self.collect(&catalogue, replaced, &mut removed).await {
+            let is_full = replaced.is_none();
+            let mut collected = self.collect(&catalogue, replaced, &mut removed).await;
+            if is_full && collected.is_ok() {
+                collected = self.collect_names(&catalogue).await;
+            }
+            if let Err(error) = collected {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(%error, source, "cannot look for images that nothing needs");
             }
@@ -188,20 +195,19 @@ impl ImageGc {
         let images: Vec<(HeldImage, LabelledImage)> =
             self.made(catalogue, ids).await?.into_iter().filter_map(held).collect();
         for images in images.chunks(Self::AT_ONCE) {
-            let mut laid_hold_of = BTreeMap::new();
-            for (held, _) in images {
-                if !laid_hold_of.contains_key(&held.image_id) {
-                    laid_hold_of.insert(&held.image_id, self.records.try_lock_exclusive(&held.image_id));
-                }
-            }
-            let is_idle = |held: &HeldImage| laid_hold_of.get(&held.image_id).is_some_and(Option::is_some);
+            let locks = self.lock_idle(images.iter().map(|(held, _)| held.image_id.as_str()));
+            let is_idle = |held: &HeldImage| locks.contains_key(held.image_id.as_str());
             let idle: Vec<HeldImage> =
                 images.iter().map(|(held, _)| held).filter(|held| is_idle(held)).cloned().collect();
             let told = removed.len().min(Self::AT_ONCE);
-            let request =
-                FindUnusedImagesRequest { images: idle, removed_engine_image_ids: removed[..told].to_vec() };
-            let unused = timeout(Self::ANSWER, self.service.find_unused_images(request)).await;
-            let unused = unused.map_err(|_| CollectError::Silent)??;
+            let unused = self
+                .find_unused(FindUnusedImagesRequest {
+                    images: idle,
+                    removed_engine_image_ids: removed[..told].to_vec(),
+                    artifacts: Vec::new(),
+                })
+                .await?
+                .engine_image_ids;
             removed.drain(..told);
             for (held, image) in images.iter().filter(|(held, _)| is_idle(held)) {
                 if unused.contains(&held.engine_image_id) && self.remove(image).await {
@@ -213,13 +219,54 @@ impl ImageGc {
         Ok(())
     }
 
+    /// Removes the names of artifacts that nothing needs.
+    async fn collect_names(&self, catalogue: &str) -> Result<(), CollectError> {
+        let names = self.engine.names(&ArtifactName::repositories(catalogue)).await?;
+        let names: Vec<ArtifactName> = names.iter().filter_map(|name| ArtifactName::parse(name)).collect();
+        for names in names.chunks(Self::AT_ONCE) {
+            let locks = self.lock_idle(names.iter().map(|name| name.image_id.as_str()));
+            let idle = names.iter().filter(|name| locks.contains_key(name.image_id.as_str()));
+            let artifacts = idle.map(|name| wire::ArtifactName {
+                image_id: name.image_id.clone(),
+                build_id: name.build_id.clone(),
+            });
+            let request = FindUnusedImagesRequest { artifacts: artifacts.collect(), ..Default::default() };
+            for wire::ArtifactName { image_id, build_id } in self.find_unused(request).await?.artifacts {
+                let name = ArtifactName { catalogue: catalogue.to_owned(), image_id, build_id }.to_string();
+                match self.engine.untag(&name).await {
+                    Ok(()) => tracing::info!(name, "removed the name of an artifact that nothing needs"),
+                    Err(error) => tracing::warn!(name, %error, "cannot remove the name of an artifact"),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps builds of those of these records from starting that have none running.
+    fn lock_idle<'a>(
+        &self,
+        records: impl Iterator<Item = &'a str>,
+    ) -> BTreeMap<&'a str, OwnedRwLockWriteGuard<()>> {
+        let records: BTreeSet<&str> = records.collect();
+        let lock = |record| Some((record, self.records.try_lock_exclusive(record)?));
+        records.into_iter().filter_map(lock).collect()
+    }
+
+    async fn find_unused(
+        &self,
+        request: FindUnusedImagesRequest,
+    ) -> Result<FindUnusedImagesResponse, CollectError> {
+        let answer = timeout(Self::ANSWER, self.service.find_unused_images(request)).await;
+        Ok(answer.map_err(|_| CollectError::Silent)??)
+    }
+
     /// Removes an image and reports whether it is gone.
     async fn remove(&self, image: &LabelledImage) -> bool {
-        // Each of these names belongs to a single attempt, so no other image can have taken it meanwhile.
-        let of_attempts = image.names.iter().filter(|name| name.starts_with(ATTEMPTS));
-        for name in of_attempts {
+        // Each of these names belongs to a single build, so no other image can have taken it meanwhile.
+        let is_of_build = |name: &&String| name.starts_with(ATTEMPTS) || ArtifactName::parse(name).is_some();
+        for name in image.names.iter().filter(is_of_build) {
             if let Err(error) = self.engine.untag(name).await {
-                tracing::warn!(name, %error, "cannot remove what an attempt has left");
+                tracing::warn!(name, %error, "cannot remove a name of an image that nothing needs");
                 return false;
             }
         }

@@ -9,6 +9,7 @@ use proto::dispatch::{
 use tokio::time::Instant;
 
 use crate::{
+    artifact_name::ArtifactName,
     context::{self, Context},
     context_download,
     engine::{BuildOrder, BuiltImage, Engine, EngineError, EngineEvent, RunningWork},
@@ -22,6 +23,7 @@ use crate::{
     step_processes::{StepGroup, StepProcesses},
     steps::StepsUnderWay,
     telemetry::StepSpans,
+    trust_domain::TrustDomain,
 };
 
 pub(crate) use self::control::{Control, StopReason};
@@ -68,6 +70,8 @@ impl Job {
     const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
     /// Maximum time that the last report waits for the removal of the attempt's tag.
     const UNTAG_LIMIT: Duration = Duration::from_secs(1);
+    /// Build argument that keeps the cache mounts of trust domains apart.
+    const CACHE_MOUNT_NAMESPACE: &str = "BUILDKIT_CACHE_MOUNT_NS";
     /// Maximum time that a terminating worker waits for the grant of a finished build.
     const LAST_GRANT: Duration = Duration::from_secs(5);
 
@@ -311,8 +315,11 @@ impl Job {
     }
 
     fn start(&self, order: &DockerBuild, context: Context) -> Result<Box<dyn RunningWork>, EngineError> {
+        let domain = TrustDomain::parse(&self.assignment.trust_domain)
+            .ok_or_else(|| EngineError::Refused("the service has named no trust domain".to_owned()))?;
         let mut build_args = self.proxies.clone();
         build_args.extend(order.build_args.clone());
+        build_args.insert(Self::CACHE_MOUNT_NAMESPACE.to_owned(), domain.to_string());
         self.engine.build(BuildOrder {
             name: self.name(),
             tag: self.attempt_tag(),
@@ -325,7 +332,7 @@ impl Job {
             no_cache: order.no_cache,
             squash: order.squash,
             labels: self.labels(),
-            cgroup_parent: self.group.path().to_owned(),
+            cgroup_parent: self.group.path(&domain),
             compression: self.compression.clone(),
         })
     }
@@ -344,6 +351,16 @@ impl Job {
     fn name(&self) -> String {
         let attempt = self.assignment.attempt.clone().unwrap_or_default();
         format!("{}-{}", attempt.build_id, attempt.number)
+    }
+
+    /// Returns the name that the artifact of the build has in the engine.
+    fn artifact_name(&self) -> ArtifactName {
+        let attempt = self.assignment.attempt.clone().unwrap_or_default();
+        ArtifactName {
+            catalogue: self.catalogue.clone(),
+            image_id: self.assignment.image_id.clone(),
+            build_id: attempt.build_id,
+        }
     }
 
     fn attempt_tag(&self) -> String {

@@ -39,6 +39,7 @@ use self::{
     worker::Worker,
 };
 
+mod artifact_name;
 mod config;
 mod context;
 mod context_download;
@@ -68,6 +69,7 @@ mod step_processes;
 mod steps;
 mod surroundings;
 mod telemetry;
+mod trust_domain;
 mod worker;
 
 /// Name of the program in its logs and telemetry.

@@ -15,6 +15,12 @@ pub(crate) fn parts(reference: &str) -> (&str, &str) {
     }
 }
 
+/// Returns the repository of a reference, which may have a tag and a digest.
+pub(crate) fn repository(reference: &str) -> &str {
+    let (named, _) = reference.split_once('@').unwrap_or((reference, ""));
+    parts(named).0
+}
+
 /// Returns the registry of a reference, by its key in Docker's configuration.
 ///
 /// It is the first part, if that cannot be a folder of Docker Hub.
@@ -47,6 +53,13 @@ mod tests {
             ("x@sha256:0", ("x", "sha256:0")),
         ] {
             assert_eq!(parts(reference), expected, "{reference}");
+        }
+    }
+
+    #[test]
+    fn a_repository_has_neither_tag_nor_digest() {
+        for reference in ["h:5000/x", "h:5000/x:1", "h:5000/x@sha256:0", "h:5000/x:1@sha256:0"] {
+            assert_eq!(repository(reference), "h:5000/x");
         }
     }
 

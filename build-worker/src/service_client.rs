@@ -5,7 +5,7 @@ use std::{fmt::Debug, path::PathBuf, time::Duration};
 use futures_util::{StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
 use proto::dispatch::{
     Attempt, ConnectRequest, ConnectResponse, FetchContextRequest, FetchContextResponse,
-    FindUnusedImagesRequest, dispatch_service_client::DispatchServiceClient,
+    FindUnusedImagesRequest, FindUnusedImagesResponse, dispatch_service_client::DispatchServiceClient,
 };
 use service_runtime::tls;
 use tokio::sync::mpsc;
@@ -28,11 +28,11 @@ pub(crate) trait ServiceClient: Debug + Send + Sync {
         requests: mpsc::Receiver<ConnectRequest>,
     ) -> BoxFuture<'_, Result<Responses, ServiceError>>;
 
-    /// Calls `FindUnusedImages` and returns the engine's IDs of the unused images.
+    /// Calls `FindUnusedImages`.
     fn find_unused_images(
         &self,
         request: FindUnusedImagesRequest,
-    ) -> BoxFuture<'_, Result<Vec<String>, ServiceError>>;
+    ) -> BoxFuture<'_, Result<FindUnusedImagesResponse, ServiceError>>;
 
     /// Calls `FetchContext` and returns the parts of the archive.
     fn fetch_context(&self, attempt: Attempt) -> BoxFuture<'_, Result<Chunks, ServiceError>>;
@@ -144,10 +144,10 @@ impl ServiceClient for GrpcServiceClient {
     fn find_unused_images(
         &self,
         request: FindUnusedImagesRequest,
-    ) -> BoxFuture<'_, Result<Vec<String>, ServiceError>> {
+    ) -> BoxFuture<'_, Result<FindUnusedImagesResponse, ServiceError>> {
         Box::pin(async move {
             let (mut client, call) = self.call(request).await?;
-            Ok(client.find_unused_images(call).await.map_err(refused)?.into_inner().engine_image_ids)
+            Ok(client.find_unused_images(call).await.map_err(refused)?.into_inner())
         })
     }
 

@@ -10,7 +10,9 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
-use proto::dispatch::{Attempt, ConnectRequest, ConnectResponse, FindUnusedImagesRequest};
+use proto::dispatch::{
+    Attempt, ConnectRequest, ConnectResponse, FindUnusedImagesRequest, FindUnusedImagesResponse,
+};
 use service_runtime::{
     telemetry::{LogFormat, Options},
     tls::ServerFiles,
@@ -131,8 +133,8 @@ impl ServiceClient for Around {
     fn find_unused_images(
         &self,
         _request: FindUnusedImagesRequest,
-    ) -> BoxFuture<'_, Result<Vec<String>, ServiceError>> {
-        async { Ok(Vec::new()) }.boxed()
+    ) -> BoxFuture<'_, Result<FindUnusedImagesResponse, ServiceError>> {
+        async { Ok(FindUnusedImagesResponse::default()) }.boxed()
     }
 
     fn fetch_context(&self, _attempt: Attempt) -> BoxFuture<'_, Result<Chunks, ServiceError>> {

@@ -2,8 +2,8 @@
 
 use crate::{engine::Engine, labels::WORKER_LABEL};
 
-/// Prefix of an attempt's tag, `trailer-attempt/<build>:<number>`, which lasts until publication.
-pub(crate) const ATTEMPTS: &str = "trailer-attempt/";
+/// Prefix of an attempt's tag, `trailer.invalid/attempt/<build>:<number>`, which lasts until publication.
+pub(crate) const ATTEMPTS: &str = "trailer.invalid/attempt/";
 
 /// Removes the tags that attempts of this worker's name have left, each by its exact name.
 ///

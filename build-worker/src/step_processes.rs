@@ -1,8 +1,9 @@
 //! Processes of build steps, as far as they are visible from here.
 //!
 //! BuildKit's steps are not containers, so the engine does not list them. The worker runs every step below a control
-//! group of its own name, `<parent>/trailer-<worker>-<digest>/buildkit/<step>`, which is visible to everyone in
-//! `/proc/PID/cgroup`. Marking the steps themselves, for example by their environment, would make equal steps of two
+//! group of its own name, `<parent>/trailer-<worker>-<digest>/<trust domain>/buildkit/<step>`, which is visible to
+//! everyone in `/proc/PID/cgroup`. The engine shares the result of a step among builds with the same parent group only,
+//! so that those of two trust domains share none. Marking the steps themselves, for example by their environment, would make equal steps of two
 //! builds differ to the engine, which then runs them once but shows the output to one build only.
 
 use std::{
@@ -18,6 +19,8 @@ use std::{
 
 use ring::digest::{SHA256, digest};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::trust_domain::TrustDomain;
 
 /// The control group below which the steps of one worker on one engine run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,16 +64,18 @@ impl StepGroup {
         Self { path: format!("{}/{name}", parent.trim_end_matches('/')), name }
     }
 
-    /// Returns the path of the group, as it is given to the engine.
-    pub(crate) fn path(&self) -> &str {
-        &self.path
+    /// Returns the path of the group of a trust domain, as it is given to the engine.
+    pub(crate) fn path(&self, domain: &TrustDomain) -> String {
+        format!("{}/{domain}", self.path)
     }
 
     /// Returns the step of a process by its control groups, the content of `/proc/PID/cgroup`.
     fn step<'a>(&self, groups: &'a str) -> Option<&'a str> {
         let below = |group: &'a str| {
             let (_, rest) = group.split_once(&self.name)?;
-            rest.strip_prefix("/buildkit/")?.split('/').next()
+            let (domain, rest) = rest.strip_prefix('/')?.split_once('/')?;
+            TrustDomain::parse(domain)?;
+            rest.strip_prefix("buildkit/")?.split('/').next()
         };
         groups.lines().find_map(below)
     }
@@ -283,13 +288,16 @@ mod tests {
     }
 
     /// Path of the group, as the engine sets it and as another control group namespace shows it.
-    const OURS: [&str; 2] =
-        ["/trailer-w_1-ca13afeec4569bcc/buildkit/", "/../../pod/trailer-w_1-ca13afeec4569bcc/buildkit/"];
+    const OURS: [&str; 2] = [
+        "/trailer-w_1-ca13afeec4569bcc/00112233445566aa/buildkit/",
+        "/../../pod/trailer-w_1-ca13afeec4569bcc/00112233445566bb/buildkit/",
+    ];
 
     #[test]
     fn a_group_is_named_by_its_worker_and_engine() {
         let group = StepGroup::new("/builds.slice/", "w/1", "engine");
-        assert_eq!(group.path(), "/builds.slice/trailer-w_1-ca13afeec4569bcc");
+        let domain = TrustDomain::parse("00112233445566aa").expect("a domain");
+        assert_eq!(group.path(&domain), "/builds.slice/trailer-w_1-ca13afeec4569bcc/00112233445566aa");
         assert_ne!(group.name, StepGroup::new("", "w/1", "another").name);
         assert_ne!(group.name, StepGroup::new("", "w:1", "engine").name);
     }

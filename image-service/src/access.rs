@@ -17,9 +17,15 @@ mod visibility;
 /// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Principal {
-    subject: String,
-    roles: Vec<Role>,
+    identity: Identity,
     expires_at: Timestamp,
+}
+
+/// Who a caller is, apart from its token. A build keeps the identity of its requester as of when it was queued.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) subject: String,
+    pub(crate) roles: Vec<Role>,
 }
 
 /// A role of a token's bearer, which permits more than access to its own images.
@@ -78,11 +84,15 @@ pub(crate) enum Relation {
 
 impl Principal {
     pub(crate) fn new(subject: String, roles: Vec<Role>, expires_at: Timestamp) -> Self {
-        Self { subject, roles, expires_at }
+        Self { identity: Identity { subject, roles }, expires_at }
+    }
+
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     pub(crate) fn subject(&self) -> &str {
-        &self.subject
+        &self.identity.subject
     }
 
     pub(crate) fn expires_at(&self) -> Timestamp {
@@ -90,7 +100,7 @@ impl Principal {
     }
 
     pub(crate) fn has(&self, role: Role) -> bool {
-        self.roles.contains(&role)
+        self.identity.roles.contains(&role)
     }
 
     pub(crate) fn is_admin(&self) -> bool {
@@ -108,28 +118,36 @@ impl Principal {
     ///
     /// Returns [`Error::RoleMissing`] if the caller does not have the role.
     pub(crate) fn require(&self, role: Role) -> Result<(), Error> {
-        if self.acts_as(role) { Ok(()) } else { Err(Error::RoleMissing(role)) }
-    }
-
-    fn acts_as(&self, role: Role) -> bool {
-        self.has(role) || (self.is_admin() && role != Role::Worker)
+        if self.identity.acts_as(role) { Ok(()) } else { Err(Error::RoleMissing(role)) }
     }
 
     pub(crate) fn visibility(&self) -> Visibility {
-        if self.is_admin() {
-            Visibility::everything()
-        } else {
-            let grantees = BTreeSet::from([Grantee::Subject(self.subject.clone())]);
-            Visibility::new(grantees, self.acts_as(Role::Builder))
-        }
+        self.identity.visibility()
     }
 
     /// Returns the standing of the caller to an image of `creator` without any grants.
     pub(crate) fn standing_to_new(&self, creator: &str) -> Standing {
         let nothing = Permissions::default();
         let stranger =
-            Standing { relation: Relation::Guest(nothing), is_builder: self.acts_as(Role::Builder) };
+            Standing { relation: Relation::Guest(nothing), is_builder: self.identity.acts_as(Role::Builder) };
         self.visibility().standing(creator, |_| nothing).unwrap_or(stranger)
+    }
+}
+
+impl Identity {
+    fn acts_as(&self, role: Role) -> bool {
+        let has = |role| self.roles.contains(&role);
+        has(role) || (has(Role::Admin) && role != Role::Worker)
+    }
+
+    /// Returns the images that a caller of this identity can see.
+    pub(crate) fn visibility(&self) -> Visibility {
+        if self.roles.contains(&Role::Admin) {
+            Visibility::everything()
+        } else {
+            let grantees = BTreeSet::from([Grantee::Subject(self.subject.clone())]);
+            Visibility::new(grantees, self.acts_as(Role::Builder))
+        }
     }
 }
 

@@ -16,8 +16,8 @@ use crate::{
     dispatch::Worker,
     error::{Error, Resource, Violations},
     image::{
-        BatchAction, EditDraft, Etag, HeldImage, ImageDraft, ImageId, ImageInView, RepositoryPrefixes,
-        SnapshotOrder,
+        BatchAction, EditDraft, EngineContents, Etag, ImageDraft, ImageId, ImageInView, RepositoryPrefixes,
+        SnapshotOrder, UnusedContents,
     },
     index::Index,
     preview::Preview,
@@ -70,7 +70,8 @@ impl Catalog {
     ) -> Result<WithBuild, Error> {
         request.caller.require(Role::Builder)?;
         let draft = given(draft, &violations)?;
-        let new = draft.check(&self.prefixes, request.caller.is_admin(), violations)?;
+        let namespace = self.prefixes.namespace(request.caller.subject(), request.caller.is_admin());
+        let new = draft.check(&namespace, violations)?;
         if request.validate_only {
             return self.preview.create_image(request, &new).await;
         }
@@ -92,7 +93,8 @@ impl Catalog {
     ) -> Result<WithBuild, Error> {
         request.caller.require(Role::Service)?;
         let draft = given(draft, &violations)?;
-        let of_source = draft.check_snapshot(&self.prefixes, request.caller.is_admin(), violations)?;
+        let namespace = self.prefixes.namespace(&order.creator, request.caller.is_admin());
+        let of_source = draft.check_snapshot(&namespace, violations)?;
         if request.validate_only {
             return self.preview.snapshot_workspace(request, of_source, &order).await;
         }
@@ -235,9 +237,9 @@ impl Catalog {
         self.write(request, image, async |write| write.grant(image, subject, permissions).await).await
     }
 
-    /// Returns the images of a worker's engine that are no longer needed.
+    /// Returns what is no longer needed in a worker's engine.
     ///
-    /// Forgets the images that the worker has `removed`.
+    /// Forgets the images that the worker has removed.
     ///
     /// # Errors
     ///
@@ -245,11 +247,10 @@ impl Catalog {
     pub(crate) async fn unused(
         &self,
         worker: &Principal,
-        held: Vec<HeldImage>,
-        removed: &[String],
-    ) -> Result<Vec<String>, Error> {
-        self.store.delete_engine_images(worker.subject(), removed).await?;
-        self.store.unused(worker.subject(), held).await
+        contents: EngineContents,
+    ) -> Result<UnusedContents, Error> {
+        self.store.delete_engine_images(worker.subject(), &contents.removed).await?;
+        self.store.unused(worker.subject(), contents).await
     }
 
     /// Drains a worker, so that it gets no more builds, or reverts that.

@@ -86,13 +86,13 @@ pub struct Config {
     #[arg(long, env = "TRAILER_ANONYMOUS", value_parser = clap::builder::FalseyValueParser::new())]
     pub anonymous: bool,
 
-    /// Repository prefix under which callers other than admins may tag images; derived references use the first one.
-    /// Repeatable.
+    /// Repository prefix below which each creator has a directory for its images; derived references use the first one.
+    /// Only admins name images elsewhere. Repeatable.
     #[arg(
         long = "repository-prefix",
         env = "TRAILER_REPOSITORY_PREFIX",
         value_delimiter = ',',
-        default_value = "trailer/"
+        default_value = "trailer.invalid/"
     )]
     pub repository_prefixes: Vec<String>,
 

@@ -61,7 +61,7 @@ impl Preview {
         let (found, cached) = self.index.image_in_full(&request.caller.visibility(), id).await?;
         let before = &found.entry.image;
         before.admit_edit(found.standing, etag, &edit)?;
-        let edit = edit.check(before, prefixes, request.caller.is_admin())?;
+        let edit = edit.check(before, &prefixes.namespace(&before.creator, request.caller.is_admin()))?;
         let mut image = before.clone();
         let configuration = edit.apply(&mut image, &cached.configuration);
         if let Some(configuration) = configuration {
@@ -134,8 +134,8 @@ impl Preview {
         overlay.count_pending(&self.store).await?;
         let latest = self.store.builds_by_id(image.latest_build).await?;
         let number = latest.into_values().next().map_or(0, |latest| latest.number) + 1;
-        let requested_by = request.caller.subject().to_owned();
-        let mut build = image.next_build(number, &cached.configuration, requested_by, overlay.now());
+        let requester = request.caller.identity().clone();
+        let mut build = image.next_build(number, &cached.configuration, requester, overlay.now());
         let image = overlay.build(id, etag, build.id)?;
         build.record_queued();
         Ok((image, Some(self.store.queued_in_view(build).await?)))

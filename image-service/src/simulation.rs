@@ -24,7 +24,7 @@ use uuid::Uuid;
 use self::store::MemoryStore;
 pub(crate) use self::tables::Tables;
 use crate::{
-    access::{Principal, Role},
+    access::{Identity, Principal, Role},
     build::{Build, BuildId, Event as BuildEvent, Job, Kind, RecordedEvent, State},
     dispatch::{Decision, Event, Policy, ToWorker},
     error::Violations,
@@ -234,8 +234,10 @@ impl Replica {
             let Ok(reference) = Reference::new(&format!("trailer/{id}"), "") else {
                 return Ok(None);
             };
+            let requester = Identity { subject: wish.requester.to_owned(), roles: Vec::new() };
             let job = Job {
                 kind: Kind::Build,
+                creator: wish.requester.to_owned(),
                 configuration_revision: 1,
                 reference,
                 requirements: configuration.requirements(),
@@ -243,7 +245,7 @@ impl Replica {
                     .then(|| wish.preferred_worker.to_owned()),
                 workspace: None,
             };
-            let mut build = Build::queued(ImageId(id), 1, wish.requester.to_owned(), job, now);
+            let mut build = Build::queued(ImageId(id), 1, requester, job, now);
             build.id = BuildId(id);
             let committed = tables.enqueue(build, configuration);
             store.surroundings.committed(&change(tables, BuildId(id), &[], None));

@@ -49,7 +49,7 @@ pub(crate) async fn import_archive(
     archive: Vec<u8>,
     change: &str,
 ) -> anyhow::Result<()> {
-    let (name, tag) = reference.split_once(':').context("a tag")?;
+    let (name, tag) = reference.rsplit_once(':').context("a tag")?;
     let options = CreateImageOptionsBuilder::new().from_src("-").repo(name).tag(tag);
     let options = if change.is_empty() { options } else { options.changes(vec![change.to_owned()]) };
     let options = options.build();

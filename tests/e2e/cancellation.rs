@@ -12,7 +12,7 @@ use tonic::Code;
 use crate::{
     actor::{Actor, hello},
     answers::{reason, states},
-    client::{Client, image},
+    client::{Client, image, repository},
     eventually::{eventually, eventually_true},
     fake_engine::{Ended, FakeEngine, Gate, Script},
     proxy::Proxy,
@@ -125,7 +125,7 @@ async fn deleting_stops_the_work_and_frees_the_reference_afterwards() -> anyhow:
     let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
     let alice = service.builder("alice");
     let mut wanted = image("Gone", "FROM scratch\nRUN sleep");
-    wanted.repository = "trailer/gone".to_owned();
+    wanted.repository = repository("alice", "gone");
     let (created, build) = alice.create(wanted.clone()).await?;
     gate.reached().await;
     gate.open();
@@ -152,7 +152,7 @@ async fn deleting_stops_the_work_and_frees_the_reference_afterwards() -> anyhow:
         Err(status) => Err(status.into()),
     })
     .await?;
-    assert_eq!(again.repository, "trailer/gone");
+    assert_eq!(again.repository, repository("alice", "gone"));
     Ok(())
 }
 

@@ -56,6 +56,18 @@ pub(crate) fn client_on(channel: Channel, token: &str) -> Client {
     }
 }
 
+/// Returns the repository with this name below a prefix that belongs to `creator`, a subject of ASCII letters and dashes.
+pub(crate) fn repository_under(prefix: impl std::fmt::Display, creator: &str, name: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, creator.as_bytes());
+    let distinct = u32::from_be_bytes(digest.as_ref()[..4].try_into().expect("4 bytes"));
+    format!("{prefix}/{}-{distinct:08x}/{name}", creator.to_lowercase())
+}
+
+/// Returns the repository with this name below the default prefix that belongs to `creator`.
+pub(crate) fn repository(creator: &str, name: &str) -> String {
+    repository_under("trailer.invalid", creator, name)
+}
+
 /// Returns a channel that connects at the first call.
 pub(crate) fn channel(addr: SocketAddr) -> Channel {
     Endpoint::from_shared(format!("http://{addr}")).expect("an address makes a URL").connect_lazy()

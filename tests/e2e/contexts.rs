@@ -23,7 +23,7 @@ use tonic::Code;
 
 use crate::{
     answers::{fields, lines, refused},
-    client::Client,
+    client::{Client, repository},
     engine_fixture::Real,
     eventually::eventually_true,
     stack::Service,
@@ -207,7 +207,7 @@ async fn build(real: &Real, name: &str, source: DockerfileSource) -> anyhow::Res
 }
 
 fn references(real: &Real, names: &[&str]) -> Vec<String> {
-    names.iter().map(|name| format!("trailer/{name}-{}:latest", real.run)).collect()
+    names.iter().map(|name| repository("alice", &format!("{name}-{}:latest", real.run))).collect()
 }
 
 const PRINT: &str =

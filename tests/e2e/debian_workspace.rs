@@ -25,6 +25,7 @@ use proto::images::{
 
 use crate::{
     base_image,
+    client::repository_under,
     dockerd::{self, starts_containers},
     engine_fixture,
     eventually::eventually,
@@ -174,7 +175,7 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
     let builder = Worker::start_at(&service, service.addr, "builder", &docker_host, &flags).await?;
     let mut wanted = Image {
         name: "Workspace".to_owned(),
-        repository: format!("{}/workspace", registry.addr),
+        repository: repository_under(registry.addr, "alice", "workspace"),
         config: Some(workspace(&base)),
         ..Image::default()
     };
@@ -213,7 +214,7 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
     }
 
     let body = ContainerCreateBody {
-        image: Some(reference.clone()),
+        image: Some(format!("{}@{}", created.repository, artifact.repo_digest)),
         cmd: Some(["sh", "-c", LOOK].map(str::to_owned).into()),
         // The services are called from inside the container.
         network_disabled: Some(true),

@@ -16,7 +16,7 @@ use tonic::Code;
 use crate::{
     actor::{Actor, hello, say},
     answers::{assert_gapless, fields, lines, reason},
-    client::image,
+    client::{image, repository},
     fake_engine::FakeEngine,
     stack::{LIMIT, Service, Worker},
 };
@@ -55,8 +55,8 @@ async fn reports_are_taken_once_and_in_order() -> anyhow::Result<()> {
     let (assignment, attempt) = actor.assignment().await?;
     assert_eq!((attempt.build_id.as_str(), attempt.number), (build.id.as_str(), 1));
     assert_eq!(
-        (assignment.reference.as_str(), assignment.image_id),
-        ("trailer/a:latest", created.id.clone())
+        (assignment.reference, assignment.image_id),
+        (format!("{}:latest", repository("alice", "a")), created.id.clone())
     );
 
     actor.report(&attempt, 1, vec![started(), line("one")]).await;

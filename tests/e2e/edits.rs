@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 use crate::{
     actor::{Actor, hello},
     answers::{fields, reason, refused},
-    client::{Client, image},
+    client::{Client, image, repository, repository_under},
     patience,
     stack::{Service, number},
 };
@@ -39,12 +39,12 @@ async fn an_update_changes_what_the_mask_names_and_nothing_else() -> anyhow::Res
     let alice = service.builder("alice");
     let described = api::Image { description: "first".to_owned(), ..image("Go tools", "FROM scratch") };
     let (created, _) = alice.create(described).await?;
-    assert_eq!((created.repository.as_str(), created.config_revision), ("trailer/go-tools", 1));
+    assert_eq!((&created.repository, created.config_revision), (&repository("alice", "go-tools"), 1));
 
     let sent = api::Image { description: "ignored".to_owned(), ..named(&created.id, " Rust ") };
     let renamed = update(&alice, sent, &["name"]).await?;
     assert_eq!((renamed.name.as_str(), renamed.description.as_str()), ("Rust", "first"));
-    assert_eq!(renamed.repository, "trailer/rust", "a derived reference follows the name");
+    assert_eq!(renamed.repository, repository("alice", "rust"), "a derived reference follows the name");
     assert!(renamed.etag != created.etag && renamed.revision > created.revision);
     assert_ne!(renamed.update_time, created.update_time);
     assert_eq!(renamed.config, created.config);
@@ -53,12 +53,15 @@ async fn an_update_changes_what_the_mask_names_and_nothing_else() -> anyhow::Res
     let same = update(&alice, named(&created.id, "Rust"), &["name"]).await?;
     assert_eq!(same, renamed, "what changes nothing changes nothing");
 
-    let given =
-        api::Image { repository: "trailer/mine".to_owned(), tag: "v1".to_owned(), ..named(&created.id, "") };
+    let given = api::Image {
+        repository: repository("alice", "mine"),
+        tag: "v1".to_owned(),
+        ..named(&created.id, "")
+    };
     let given = update(&alice, given, &["repository", "tag"]).await?;
-    assert_eq!((given.repository.as_str(), given.tag.as_str()), ("trailer/mine", "v1"));
+    assert_eq!((&given.repository, given.tag.as_str()), (&repository("alice", "mine"), "v1"));
     let renamed = update(&alice, named(&created.id, "C"), &["name"]).await?;
-    assert_eq!(renamed.repository, "trailer/mine", "a reference that was set stays");
+    assert_eq!(renamed.repository, repository("alice", "mine"), "a reference that was set stays");
 
     // Without a mask, all non-empty fields are meant; with `*`, all fields.
     let request = api::UpdateImageRequest { image: Some(named(&created.id, "Zig")), ..Default::default() };
@@ -66,7 +69,7 @@ async fn an_update_changes_what_the_mask_names_and_nothing_else() -> anyhow::Res
     assert_eq!((implied.name.as_str(), implied.description.as_str()), ("Zig", "first"));
     let whole = api::Image { id: created.id.clone(), ..image("All", "FROM scratch\nLABEL a=b") };
     let whole = update(&alice, whole, &["*"]).await?;
-    assert_eq!((whole.description.as_str(), whole.repository.as_str()), ("", "trailer/all"));
+    assert_eq!((whole.description.as_str(), &whole.repository), ("", &repository("alice", "all")));
     assert_eq!((whole.tag.as_str(), whole.config_revision), ("latest", 2));
     Ok(())
 }
@@ -164,37 +167,32 @@ async fn an_artifact_is_stale_once_its_configuration_has_changed() -> anyhow::Re
 async fn a_reference_belongs_to_one_image() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let (alice, bob) = (service.builder("alice"), service.builder("bob"));
-    let at =
-        |repository: &str| api::Image { repository: repository.to_owned(), ..image("A", "FROM scratch") };
+    let at = |name: &str| api::Image { repository: repository("alice", name), ..image("A", "FROM scratch") };
     let taken = (Code::AlreadyExists, "REFERENCE_TAKEN".to_owned());
-    let (first, _) = alice.create(at("trailer/one")).await?;
-    assert_eq!(refused(bob.create(at("trailer/one")).await), taken);
+    let (first, _) = alice.create(at("one")).await?;
+    assert_eq!(refused(alice.create(at("one")).await), taken);
     let admin = service.client(&service.token("root", &[Role::Admin]));
-    assert_eq!(
-        refused(admin.create(at("docker.io/trailer/one")).await),
-        taken,
-        "one repository, one spelling"
-    );
+    assert_eq!(refused(admin.create(at("one")).await), taken);
 
     // The reference that a build writes stays taken when the image's reference changes, and so does the artifact's.
-    let to = |repository: &str| api::Image { repository: repository.to_owned(), ..named(&first.id, "") };
-    update(&alice, to("trailer/two"), &["repository"]).await?;
-    assert_eq!(refused(bob.create(at("trailer/one")).await), taken);
-    assert_eq!(refused(bob.create(at("trailer/two")).await), taken);
+    let to = api::Image { repository: repository("alice", "two"), ..named(&first.id, "") };
+    update(&alice, to, &["repository"]).await?;
+    assert_eq!(refused(alice.create(at("one")).await), taken);
+    assert_eq!(refused(alice.create(at("two")).await), taken);
     let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
     actor.build_next().await?;
     let artifact = alice.get(&first.id).await?.artifact.expect("an artifact");
-    assert_eq!(artifact.reference, "trailer/one:latest");
-    assert_eq!(refused(bob.create(at("trailer/one")).await), taken);
+    assert_eq!(artifact.reference, format!("{}:latest", repository("alice", "one")));
+    assert_eq!(refused(alice.create(at("one")).await), taken);
     alice.build(&first.id).await?;
     actor.build_next().await?;
-    let (second, _) = bob.create(at("trailer/one")).await?;
+    let (second, _) = alice.create(at("one")).await?;
     actor.build_next().await?;
 
     // Templates and pulled images write no reference.
-    let template = api::Image { template: true, ..at("trailer/one") };
+    let template = api::Image { template: true, ..at("one") };
     let request = api::CreateImageRequest { image: Some(template), ..Default::default() };
-    bob.images.clone().create_image(request).await?;
+    alice.images.clone().create_image(request).await?;
     let pull = api::PullSource { reference: "nginx:1".to_owned() };
     let pull = api::image_config::Source::Pull(pull);
     let config = Some(api::ImageConfig { source: Some(pull), ..Default::default() });
@@ -203,8 +201,58 @@ async fn a_reference_belongs_to_one_image() -> anyhow::Result<()> {
         assert_eq!((pulled.repository.as_str(), pulled.tag.as_str(), pulled.pulled), ("nginx", "1", true));
         assert_eq!(build.kind(), api::BuildKind::Pull);
     }
-    bob.delete(&second.id).await?;
-    bob.create(at("trailer/one")).await?;
+    alice.delete(&second.id).await?;
+    alice.create(at("one")).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_belongs_to_one_creator() -> anyhow::Result<()> {
+    let service = Service::start_with(&[
+        "--repository-prefix",
+        "trailer.invalid/",
+        "--repository-prefix",
+        "registry.example/team/",
+    ])
+    .await?;
+    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
+    let admin = service.client(&service.token("root", &[Role::Admin]));
+    let invalid = (Code::InvalidArgument, "INVALID_FIELDS".to_owned());
+    let at = |repository: &str| api::Image {
+        repository: repository.to_owned(),
+        ..image("Ärger mit 日本語", "FROM scratch")
+    };
+    let own = repository_under("registry.example/team", "alice", "tools/go");
+    let (first, _) = alice.create(at(&own)).await?;
+    assert_eq!(first.repository, own);
+    let (derived, _) = alice.create(at("")).await?;
+    assert_eq!(derived.repository, repository("alice", "arger-mit-ri-ben-yu"));
+
+    // It makes no difference whether a reference is free, was ever taken, or belongs to an image that the caller sees.
+    alice.grant(&first.id, "bob", &[api::Permission::Modify]).await?;
+    alice.delete(&derived.id).await?;
+    for elsewhere in [
+        own.as_str(),
+        &derived.repository,
+        &repository("alice", "new"),
+        &repository("carol", "new"),
+        "trailer.invalid/new",
+        "registry.example/team/new",
+        "ubuntu",
+    ] {
+        assert_eq!(refused(bob.create(at(elsewhere)).await), invalid, "{elsewhere}");
+    }
+    // Whoever edits an image of alice's stays in the namespace of alice.
+    for (repository, expected) in
+        [(repository("bob", "mine"), false), (repository("alice", "yours"), true), (String::new(), true)]
+    {
+        let to = api::Image { repository, ..named(&first.id, "") };
+        let updated = update(&bob, to, &["repository"]).await;
+        assert_eq!(updated.is_ok(), expected, "{updated:?}");
+    }
+    for anywhere in ["ubuntu", "trailer.invalid/new", &repository("carol", "new")] {
+        admin.create(at(anywhere)).await?;
+    }
     Ok(())
 }
 
@@ -225,11 +273,15 @@ async fn images_of_one_name_have_each_a_reference_of_its_own() -> anyhow::Result
     let mut references = std::collections::BTreeSet::new();
     while let Some(created) = creating.join_next().await {
         let (created, _) = created??;
-        assert!(created.repository.starts_with("trailer/the-same-name"), "{}", created.repository);
+        assert!(
+            created.repository.starts_with(&repository("alice", "the-same-name")),
+            "{}",
+            created.repository
+        );
         references.insert((created.repository, created.tag));
     }
     assert_eq!(references.len() as u64, images);
-    assert!(references.contains(&("trailer/the-same-name".to_owned(), "latest".to_owned())));
+    assert!(references.contains(&(repository("alice", "the-same-name"), "latest".to_owned())));
     Ok(())
 }
 
@@ -251,7 +303,7 @@ async fn a_clone_can_be_submitted_as_it_is() -> anyhow::Result<()> {
     let created = alice.images.clone().create_image(request.clone()).await?.into_inner();
     let created = created.image.expect("an image");
     assert_eq!((created.name.as_str(), created.description.as_str()), ("Copy of A", "what for"));
-    assert_eq!((created.repository.as_str(), created.tag.as_str()), ("trailer/copy-of-a", "v1"));
+    assert_eq!((&created.repository, created.tag.as_str()), (&repository("alice", "copy-of-a"), "v1"));
     assert_eq!(created.config, original.config);
     let again = alice.images.clone().create_image(request).await?.into_inner().image.expect("an image");
     assert_ne!(again.repository, created.repository);
@@ -305,7 +357,8 @@ async fn a_snapshot_starts_clones_from_what_it_has_committed() -> anyhow::Result
     let Some(api::image_config::Source::Generate(generate)) = config.source else {
         panic!("{config:?}");
     };
-    assert_eq!((generate.base_image.as_str(), config.worker.as_str()), ("trailer/mine:latest", "w1"));
+    let base = format!("{}:latest", repository("alice", "mine"));
+    assert_eq!((generate.base_image, config.worker.as_str()), (base, "w1"));
 
     let bad = api::SnapshotWorkspaceRequest {
         source_image_id: "x".to_owned(),
@@ -357,8 +410,10 @@ async fn resolving_names_every_missing_condition() -> anyhow::Result<()> {
     let enable = api::EnableImageRequest { id: id.to_owned(), ..Default::default() };
     alice.images.clone().enable_image(enable).await?;
     let resolved = resolve().await?.into_inner();
-    assert_eq!((resolved.reference.as_str(), resolved.worker.as_str()), ("trailer/a:latest", "w1"));
-    assert_eq!(resolved.image_id, alice.get(id).await?.artifact.expect("an artifact").image_id);
+    let artifact = alice.get(id).await?.artifact.expect("an artifact");
+    assert!(resolved.reference.starts_with("trailer.invalid/artifact/"), "{}", resolved.reference);
+    assert!(resolved.reference.ends_with(&format!("/{id}:{}", artifact.build_id)), "{}", resolved.reference);
+    assert_eq!((resolved.image_id, resolved.worker.as_str()), (artifact.image_id, "w1"));
     Ok(())
 }
 

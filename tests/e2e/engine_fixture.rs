@@ -32,7 +32,7 @@ pub(crate) struct Real {
     /// Unique id of the run, from which names are made.
     pub(crate) run: String,
     pub(crate) service: Service,
-    _worker: Worker,
+    running: Worker,
 }
 
 impl Real {
@@ -46,7 +46,7 @@ impl Real {
         let run = uuid::Uuid::new_v4().simple().to_string();
         let service = Service::start().await?;
         let worker = Worker::start_at(&service, service.addr, &worker_of(&run), &docker_host, flags).await?;
-        let real = Self { docker, run, service, _worker: worker };
+        let real = Self { docker, run, service, running: worker };
         base_image::import(&real.docker, &real.base()).await?;
         Ok(real)
     }
@@ -104,11 +104,16 @@ impl Real {
         Ok(images.into_iter().flat_map(|image| image.repo_tags).filter(|tag| tag.contains(text)).collect())
     }
 
-    /// Removes these images and the base image.
+    /// Removes these images and the base image, each with all of its names.
     pub(crate) async fn clean(self, references: &[&str]) -> anyhow::Result<()> {
-        for name in references.iter().copied().chain([self.base().as_str()]) {
+        let base = self.base();
+        let Self { docker, running, .. } = self;
+        // It removes names, too.
+        running.stop().await?;
+        for name in references.iter().copied().chain([base.as_str()]) {
+            let id = docker.inspect_image(name).await?.id.context("an id")?;
             let options = RemoveImageOptionsBuilder::new().force(true).build();
-            self.docker.remove_image(name, Some(options), None).await?;
+            docker.remove_image(&id, Some(options), None).await?;
         }
         Ok(())
     }

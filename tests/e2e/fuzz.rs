@@ -46,7 +46,7 @@ const TEXTS: [&str; 16] = [
     "00000000-0000-0000-0000-000000000000",
     "%_\\",
     "name desc, id",
-    "trailer/x",
+    "trailer.invalid/x",
     "sha256:",
     "4",
     "-1",

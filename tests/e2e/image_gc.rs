@@ -161,7 +161,8 @@ async fn what_no_database_can_hold_is_no_image_that_the_catalogue_knows() -> any
         reference: "\0".to_owned(),
     };
     let removed_engine_image_ids = vec!["\0".to_owned()];
-    let request = FindUnusedImagesRequest { images: vec![held], removed_engine_image_ids };
+    let request =
+        FindUnusedImagesRequest { images: vec![held], removed_engine_image_ids, artifacts: Vec::new() };
     let response = worker.dispatch.clone().find_unused_images(request).await?.into_inner();
     assert!(response.engine_image_ids.is_empty(), "{response:?}");
     Ok(())

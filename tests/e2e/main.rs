@@ -72,6 +72,7 @@ mod spool;
 mod stack;
 mod telemetry;
 mod tls;
+mod trust;
 mod unreachable;
 mod unsupported_engine;
 mod watch_images;

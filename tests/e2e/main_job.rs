@@ -8,7 +8,7 @@ use tonic::Code;
 
 use crate::{
     answers::{assert_gapless, lines, reason, states},
-    client::image,
+    client::{image, repository},
     fake_engine::{Ended, FakeEngine, Gate, Script, State},
     stack::{LIMIT, Service, Worker},
 };
@@ -36,14 +36,15 @@ async fn an_image_is_built_and_its_history_is_kept() -> anyhow::Result<()> {
     assert_eq!(created.status(), ImageStatus::BuildPending);
     assert_eq!(build.pending_reason(), PendingReason::NoWorkerOnline);
     assert_eq!(build.queue_position, 1);
-    assert_eq!((created.repository.as_str(), created.tag.as_str()), ("trailer/tools", "latest"));
+    assert_eq!((&created.repository, created.tag.as_str()), (&repository("alice", "tools"), "latest"));
 
     let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
     gate.reached().await;
     let running = alice.until(&build.id, |build| build.log_bytes > 0).await?;
     assert_eq!((running.state(), running.worker.as_str()), (BuildState::Running, "w1"));
     assert_eq!(alice.get(&created.id).await?.status(), ImageStatus::Building);
-    assert!(!engine.tags().contains_key("trailer/tools:latest"), "nothing is tagged before it is built");
+    let reference = format!("{}:latest", created.repository);
+    assert!(!engine.tags().contains_key(&reference), "nothing is tagged before it is built");
     gate.open();
 
     let finished = alice.finished(&build.id).await?;
@@ -53,10 +54,12 @@ async fn an_image_is_built_and_its_history_is_kept() -> anyhow::Result<()> {
     let built = alice.get(&created.id).await?;
     assert_eq!(built.status(), ImageStatus::BuildFinished);
     let artifact = built.artifact.expect("a finished build leaves an artifact");
-    assert_eq!(Some(&artifact.image_id), engine.tags().get("trailer/tools:latest"));
+    assert_eq!(Some(&artifact.image_id), engine.tags().get(&reference));
     assert_eq!((artifact.worker.as_str(), artifact.build_id), ("w1", build.id.clone()));
     assert_eq!(artifact.size_bytes, 1_234_567);
-    assert_eq!(engine.tags().len(), 1, "the attempt's own tag is gone");
+    let tags: Vec<String> = engine.tags().into_keys().filter(|tag| *tag != reference).collect();
+    assert_eq!(tags.len(), 1, "the artifact's own name is there, and the attempt's is gone: {tags:?}");
+    assert!(tags[0].starts_with("trailer.invalid/artifact/") && tags[0].ends_with(&build.id), "{tags:?}");
 
     let events = alice.history(&build.id, 0).await?;
     assert_gapless(&events, 1);
@@ -158,7 +161,7 @@ async fn equal_names_get_different_references() -> anyhow::Result<()> {
     let references: BTreeSet<&str> = created.iter().map(|(image, _)| image.repository.as_str()).collect();
     assert_eq!(references.len(), 20);
     let mut taken = image("Other", "FROM scratch");
-    taken.repository = "trailer/same-name".to_owned();
+    taken.repository = repository("alice", "same-name");
     let refused = alice.create(taken).await.expect_err("it is taken");
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::AlreadyExists, "REFERENCE_TAKEN"));
     Ok(())

@@ -55,7 +55,8 @@ async fn a_built_image_runs() -> anyhow::Result<()> {
     let artifact = alice.get(&created.id).await?.artifact.context("an artifact")?;
     assert_eq!(real.image_id(&reference).await?, artifact.image_id);
     assert!(artifact.size_bytes > 1_000_000);
-    assert_eq!(real.tags_with(&build.id).await?, [""; 0], "the attempt's own tag is gone");
+    let of_attempt = format!("trailer.invalid/attempt/{}", build.id);
+    assert_eq!(real.tags_with(&of_attempt).await?, [""; 0], "the attempt's own tag is gone");
     let events = alice.history(&build.id, 0).await?;
     assert_gapless(&events, 1);
     assert_eq!(lines(&events), [format!("building {}", real.run).as_str(), "grüß dich"]);
@@ -247,7 +248,7 @@ async fn a_worker_removes_what_attempts_of_its_name_have_left() -> anyhow::Resul
     let (_, docker_host) = connect().await?;
     let name = format!("killed-{}", real.run);
     let stranger = format!("stranger-{}", real.run);
-    let tags = [1, 2, 3].map(|number| format!("trailer-attempt/{}:{number}", real.run));
+    let tags = [1, 2, 3].map(|number| format!("trailer.invalid/attempt/{}:{number}", real.run));
     let strangers = tags[2].clone();
     for (worker, tag) in [&name, &name, &stranger].into_iter().zip(tags) {
         base_image::import_with(&real.docker, &tag, &tag, &format!("LABEL trailer.worker={worker}")).await?;
@@ -263,7 +264,7 @@ async fn a_worker_removes_what_attempts_of_its_name_have_left() -> anyhow::Resul
     let (created, build) = real.alice().create(wanted).await?;
     assert_eq!(real.alice().finished(&build.id).await?.state(), BuildState::Succeeded);
     assert_eq!(
-        real.tags_with(&format!("trailer-attempt/{}", real.run)).await?,
+        real.tags_with(&format!("trailer.invalid/attempt/{}", real.run)).await?,
         std::slice::from_ref(&strangers)
     );
     assert_eq!(real.tags_with(&named).await?, std::slice::from_ref(&named));

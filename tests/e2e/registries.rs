@@ -9,19 +9,22 @@ use anyhow::Context as _;
 use bollard::{
     Docker,
     auth::DockerCredentials,
-    query_parameters::{PushImageOptions, RemoveImageOptionsBuilder, TagImageOptionsBuilder},
+    query_parameters::{
+        ListImagesOptionsBuilder, PushImageOptions, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+    },
 };
 use futures_util::StreamExt as _;
 use proto::images::{
-    BuildErrorKind, BuildState, Image, ImageConfig, ImageStatus, PullSource, StepState, UpdateImageRequest,
-    build_event::Event, image_config::Source,
+    BuildErrorKind, BuildState, Image, ImageConfig, ImageStatus, PullSource, ResolveImageRequest, StepState,
+    UpdateImageRequest, build_event::Event, image_config::Source,
 };
 
 use crate::{
     answers::{assert_gapless, lines, states},
     base_image,
-    client::{Client, image},
+    client::{Client, image, repository_under},
     engine_fixture,
+    eventually::eventually_true,
     proxy::Proxy,
     registry::{DockerConfig, PASSWORD, Registry, USER},
     stack::{Service, Worker},
@@ -48,7 +51,7 @@ impl Setting {
         let service = Service::start_with(&flags).await?;
         let config = DockerConfig::with(PASSWORD, &[registry.addr, proxy.addr()])?;
         let run = uuid::Uuid::new_v4().simple().to_string();
-        let flags = ["--docker-config", config.path()?];
+        let flags = ["--docker-config", config.path()?, "--collect-every", "500ms"];
         let worker =
             Worker::start_at(&service, service.addr, &format!("w-{run}"), &docker_host, &flags).await?;
         Ok(Self { docker, registry, proxy, service, _worker: worker, config, run })
@@ -102,7 +105,7 @@ impl Setting {
     /// Returns an image that is built and pushed to the registry at `at`.
     fn pushed(&self, at: SocketAddr, name: &str, from: &str, instructions: &str) -> Image {
         let mut pushed = image(name, &format!("FROM {from}\nENV RUN={}\n{instructions}", self.run));
-        pushed.repository = format!("{at}/{name}");
+        pushed.repository = repository_under(at, "alice", name);
         if let Some(config) = &mut pushed.config {
             config.push = true;
         }
@@ -144,10 +147,13 @@ async fn a_pull_brings_what_the_registry_has_and_a_rebuild_pulls_again() -> anyh
     let artifact = shown.artifact.context("an artifact")?;
     assert_eq!((artifact.repo_digest, artifact.reference), (digest, reference.clone()));
     assert!(artifact.size_bytes > 0);
+    let request = ResolveImageRequest { id: created.id.clone() };
+    let resolved = alice.images.clone().resolve_image(request).await?.into_inner();
     assert_eq!(
-        setting.docker.inspect_image(&reference).await?.id.as_deref(),
+        setting.docker.inspect_image(&resolved.reference).await?.id.as_deref(),
         Some(artifact.image_id.as_str())
     );
+    assert!(!setting.is_in_engine(&reference).await, "a pull has set a tag");
     let events = alice.history(&build.id, 0).await?;
     assert_gapless(&events, 1);
     let expected = [BuildState::Queued, BuildState::Claimed, BuildState::Running, BuildState::Succeeded];
@@ -166,14 +172,30 @@ async fn a_pull_brings_what_the_registry_has_and_a_rebuild_pulls_again() -> anyh
     assert_eq!(steps.iter().filter(layer).count(), 1, "{steps:?}");
     assert!(lines(&events).iter().any(|line| line.starts_with("Digest: sha256:")), "{:?}", lines(&events));
 
-    // The registry has a newer image now.
-    setting.remove(&reference).await?;
+    // The registry has a newer image now, and the engine another one under the same tag.
     let newer = setting.publish_base("base").await?;
+    base_image::import(&setting.docker, &reference).await?;
+    let own = setting.docker.inspect_image(&reference).await?.id;
     let again = alice.build(&created.id).await?;
     assert_eq!(alice.finished(&again.id).await?.state(), BuildState::Succeeded);
-    let artifact = alice.get(&created.id).await?.artifact.context("an artifact")?;
-    assert_eq!((artifact.repo_digest, artifact.build_id), (newer, again.id));
-    setting.remove(&reference).await
+    let latest = alice.get(&created.id).await?.artifact.context("an artifact")?;
+    assert_eq!((latest.repo_digest, &latest.build_id), (newer, &again.id));
+    assert_eq!(setting.docker.inspect_image(&reference).await?.id, own, "a pull has moved a tag");
+    setting.remove(&reference).await?;
+
+    // The engine has names for artifacts that records have, and for no others.
+    let builds = async || -> anyhow::Result<Vec<String>> {
+        let options = ListImagesOptionsBuilder::new().build();
+        let tags = engine_fixture::list_images(&setting.docker, options).await?;
+        let tags = tags.into_iter().flat_map(|image| image.repo_tags);
+        let of_image = format!("/{}:", created.id);
+        Ok(tags.filter_map(|tag| Some(tag.split_once(&of_image)?.1.to_owned())).collect())
+    };
+    let of_latest = [again.id];
+    eventually_true("the name of the replaced artifact goes", async || Ok(builds().await? == of_latest))
+        .await?;
+    alice.delete(&created.id).await?;
+    eventually_true("the name of the last artifact goes", async || Ok(builds().await?.is_empty())).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,7 +252,7 @@ async fn what_is_built_on_a_private_image_is_pushed_and_verified() -> anyhow::Re
     let finished = alice.finished(&build.id).await?;
     assert_eq!(finished.state(), BuildState::Succeeded, "{finished:?}");
     let artifact = alice.get(&created.id).await?.artifact.context("an artifact")?;
-    let reference = setting.in_registry("tools:latest");
+    let reference = format!("{}:{}", created.repository, created.tag);
     assert_eq!(artifact.repo_digest, setting.digest_in_registry(&reference).await?);
     let events = alice.history(&build.id, 0).await?;
     assert_gapless(&events, 1);
@@ -256,7 +278,7 @@ async fn a_push_that_is_refused_names_its_step_and_gives_the_name_back() -> anyh
     let (mut created, build) = alice.create(wanted).await?;
     let finished = alice.finished(&build.id).await?;
     assert_eq!(finished.state(), BuildState::Succeeded, "{finished:?}");
-    let reference = setting.in_registry("refused:latest");
+    let reference = format!("{}:{}", created.repository, created.tag);
     let before = setting.docker.inspect_image(&reference).await?.id;
 
     // From now on, the password is wrong.

@@ -18,7 +18,7 @@ use proto::images::{BuildErrorKind, BuildState};
 
 use crate::{
     base_image,
-    client::image,
+    client::{image, repository_under},
     engine_fixture,
     process::{Program, bound_to_test, program},
     registry::{PASSWORD, Registry, USER},
@@ -124,7 +124,7 @@ async fn no_credential_is_in_any_record_log_error_or_argument() -> anyhow::Resul
     let mut told = String::new();
     for (registry, state) in [(&good, BuildState::Succeeded), (&bad, BuildState::Failed)] {
         let mut wanted = image("Pushed", &format!("FROM {base}\nENV RUN={run}\nENV AT={}\n", registry.addr));
-        wanted.repository = format!("{}/pushed", registry.addr);
+        wanted.repository = repository_under(registry.addr, "alice", "pushed");
         if let Some(config) = &mut wanted.config {
             config.push = true;
         }

@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     base_image,
-    client::{Client, image},
+    client::{Client, image, repository_under},
     engine_fixture,
     registry::{DockerConfig, PASSWORD, Registry},
     stack::{Service, Worker},
@@ -112,10 +112,14 @@ impl Setting {
         let registry = Registry::start().await?;
         let stumbling = Stumbling::start(registry.addr).await?;
         let closed = closed().await?;
-        let prefixes: Vec<String> =
-            [stumbling.addr.to_string(), closed.to_string(), Self::NO_NAME.to_owned(), "trailer".to_owned()]
-                .map(|host| format!("--repository-prefix={host}/"))
-                .into();
+        let prefixes: Vec<String> = [
+            stumbling.addr.to_string(),
+            closed.to_string(),
+            Self::NO_NAME.to_owned(),
+            "trailer.invalid".to_owned(),
+        ]
+        .map(|host| format!("--repository-prefix={host}/"))
+        .into();
         let flags: Vec<&str> = prefixes.iter().map(String::as_str).chain(["--retry-backoff=50ms"]).collect();
         let service = Service::start_with(&flags).await?;
         let config = DockerConfig::with(PASSWORD, &[stumbling.addr])?;
@@ -142,6 +146,11 @@ impl Setting {
         self.service.builder("alice")
     }
 
+    /// Returns the reference of the image that is pushed to the registry at `host`.
+    fn pushed(&self, host: &str) -> String {
+        repository_under(host, "alice", &format!("{}-push:latest", self.run))
+    }
+
     /// Returns an image whose build needs the registry at `host`.
     fn image(&self, way: Way, host: &str) -> Image {
         let reference = format!("{host}/{}-{way:?}", self.run).to_lowercase();
@@ -158,7 +167,7 @@ impl Setting {
             Way::Push => {
                 let mut pushed =
                     image(&format!("Push {host}"), &format!("FROM {}\nENV RUN={}", self.base, self.run));
-                pushed.repository = reference;
+                pushed.repository = self.pushed(host).trim_end_matches(":latest").to_owned();
                 if let Some(config) = &mut pushed.config {
                     config.push = true;
                 }
@@ -224,7 +233,7 @@ async fn a_registry_that_stumbles_once_costs_an_attempt_at_most() -> anyhow::Res
     assert!(pushed.attempt <= 2, "{pushed:?}");
     for way in [Way::From, Way::Pull] {
         let mut wanted = setting.image(way, &host);
-        let reference = format!("{host}/{}-push:latest", setting.run);
+        let reference = setting.pushed(&host);
         let config = wanted.config.as_mut().context("a configuration")?;
         match &mut config.source {
             Some(Source::Pull(pull)) => pull.reference.clone_from(&reference),
@@ -240,7 +249,7 @@ async fn a_registry_that_stumbles_once_costs_an_attempt_at_most() -> anyhow::Res
         assert!(build.attempt <= 2, "{build:?}");
         assert_eq!(setting.stumbling.left.load(Ordering::Relaxed), 0, "{way:?}: it has stumbled");
     }
-    setting.remove(&format!("{host}/{}-push:latest", setting.run)).await;
+    setting.remove(&setting.pushed(&host)).await;
     setting.remove(&setting.base).await;
     Ok(())
 }

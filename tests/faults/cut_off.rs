@@ -138,6 +138,6 @@ async fn a_worker_that_was_suspended_finds_its_work_given_away() -> anyhow::Resu
         assert_eq!((finished.attempt, finished.failures), (2, 1));
         built_elsewhere(&alice, &finished, &lost, &other).await?;
     }
-    assert_eq!(lost.tags_with("trailer-attempt/").await?, [""; 0]);
+    assert_eq!(lost.tags_with("trailer.invalid/attempt/").await?, [""; 0]);
     Ok(())
 }

@@ -313,6 +313,6 @@ async fn a_worker_that_is_killed_while_it_commits_leaves_no_container_paused() -
     let resolved = alice.images.clone().resolve_image(ResolveImageRequest { id }).await?.into_inner();
     let found = printed(docker, &resolved.reference, "/bin/busybox cat /done").await?;
     assert_eq!(found, "done\n");
-    assert_eq!(engine.tags_with("trailer-attempt/").await?, [""; 0]);
+    assert_eq!(engine.tags_with("trailer.invalid/attempt/").await?, [""; 0]);
     Ok(())
 }

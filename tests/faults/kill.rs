@@ -59,7 +59,7 @@ async fn a_worker_that_is_killed_leaves_nothing_running_and_begins_anew() -> any
     let cancelled = alice.finished(&sleeping.id).await?;
     assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, true));
     assert_eq!(engine.step_processes(), []);
-    assert_eq!(engine.tags_with("trailer-attempt/").await?, [""; 0]);
+    assert_eq!(engine.tags_with("trailer.invalid/attempt/").await?, [""; 0]);
     Ok(())
 }
 

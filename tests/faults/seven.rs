@@ -260,7 +260,7 @@ async fn every_build_ends_whatever_is_killed() -> anyhow::Result<()> {
     for engine in &seven.engines {
         engine.runs_nothing().await?;
         let begun = Instant::now();
-        while let [first, ..] = engine.tags_with("trailer-attempt/").await?.as_slice() {
+        while let [first, ..] = engine.tags_with("trailer.invalid/attempt/").await?.as_slice() {
             anyhow::ensure!(begun.elapsed() < COLLECTED, "{first} is left");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }

@@ -9,14 +9,23 @@ use bollard::{
     models::ProgressDetail,
     query_parameters::{CreateImageOptionsBuilder, PushImageOptions},
 };
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt};
 
-use super::{DockerEngine, connect, layers::Layers, solve::Teller};
+use super::{DockerEngine, config_digest, connect, layers::Layers, solve::Teller};
 use crate::{
-    engine::{EngineError, EngineEvent, Progress, RunningWork},
+    engine::{BuiltImage, EngineError, EngineEvent, Progress, RunningWork},
     reference,
     registry_credentials::{Credentials, CredentialsError},
 };
+
+/// A transfer of an image between a registry and the engine.
+#[derive(Clone, Debug)]
+enum Transfer {
+    /// A pull of what a reference stands for.
+    Pull(String),
+    /// A push of a reference.
+    Push(String),
+}
 
 /// A message of the engine about one layer, or about the whole transfer.
 struct Transferred {
@@ -25,51 +34,99 @@ struct Transferred {
     detail: Option<ProgressDetail>,
 }
 
+impl Transfer {
+    fn reference(&self) -> &str {
+        match self {
+            Self::Pull(reference) | Self::Push(reference) => reference,
+        }
+    }
+
+    /// Returns the name of the step for the whole transfer.
+    fn name(&self) -> String {
+        match self {
+            Self::Pull(reference) => format!("pull {reference}"),
+            Self::Push(reference) => format!("push {reference}"),
+        }
+    }
+
+    /// Runs the transfer; returns the image that was pulled.
+    async fn run(
+        &self,
+        docker: &Docker,
+        credentials: Option<DockerCredentials>,
+        layers: &mut Layers,
+        tell: &Teller,
+    ) -> Result<Option<BuiltImage>, EngineError> {
+        match self {
+            Self::Pull(reference) => pull(docker, reference, credentials, layers, tell).await.map(Some),
+            Self::Push(reference) => {
+                let (repository, tag) = reference::parts(reference);
+                let options = PushImageOptions { tag: Some(tag.to_owned()), ..PushImageOptions::default() };
+                let pushing = docker.push_image(repository, Some(options), credentials).map_ok(|info| {
+                    Transferred { id: None, status: info.status, detail: info.progress_detail }
+                });
+                tell_layers(pushing, layers, tell).await.map(|()| None)
+            }
+        }
+    }
+}
+
+/// Pulls what a reference stands for in its registry now, by digest.
+///
+/// So the pull sets no tag: it would take it from the image that has it.
+async fn pull(
+    docker: &Docker,
+    reference: &str,
+    credentials: Option<DockerCredentials>,
+    layers: &mut Layers,
+    tell: &Teller,
+) -> Result<BuiltImage, EngineError> {
+    let repo_digest = match reference.split_once('@') {
+        Some((_, digest)) => digest.to_owned(),
+        None => registry_digest(docker, reference, credentials.clone()).await?,
+    };
+    let repository = reference::repository(reference);
+    let options = CreateImageOptionsBuilder::new().from_image(repository).tag(&repo_digest).build();
+    let pulling = docker.create_image(Some(options), None, credentials).map_ok(|info| Transferred {
+        id: info.id,
+        status: info.status,
+        detail: info.progress_detail,
+    });
+    tell_layers(pulling, layers, tell).await?;
+    let image = docker.inspect_image(&format!("{repository}@{repo_digest}")).await?;
+    Ok(BuiltImage {
+        config_digest: config_digest(&image),
+        id: image.id.unwrap_or_default(),
+        repo_digest: Some(repo_digest),
+    })
+}
+
+/// Returns the digest that the registry has for a reference.
+async fn registry_digest(
+    docker: &Docker,
+    reference: &str,
+    credentials: Option<DockerCredentials>,
+) -> Result<String, EngineError> {
+    let digest = docker.inspect_registry_image(reference, credentials).await?.descriptor.digest;
+    digest.ok_or_else(|| EngineError::Broken(format!("no registry tells the digest of {reference}")))
+}
+
 impl DockerEngine {
     pub(super) fn start_pull(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {
-        let (repository, tag) = reference::parts(reference);
-        let options = CreateImageOptionsBuilder::new().from_image(repository).tag(tag).build();
-        self.transfer(format!("pull {reference}"), reference, move |docker, credentials| {
-            docker.create_image(Some(options.clone()), None, credentials).map(|info| {
-                info.map(|info| Transferred {
-                    id: info.id,
-                    status: info.status,
-                    detail: info.progress_detail,
-                })
-            })
-        })
+        self.transfer(Transfer::Pull(reference.to_owned()))
     }
 
     pub(super) fn start_push(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {
-        let (repository, tag) = reference::parts(reference);
-        let options = PushImageOptions { tag: Some(tag.to_owned()), ..PushImageOptions::default() };
-        let repository = repository.to_owned();
-        self.transfer(format!("push {reference}"), reference, move |docker, credentials| {
-            docker.push_image(&repository, Some(options.clone()), credentials).map(|info| {
-                info.map(|info| Transferred { id: None, status: info.status, detail: info.progress_detail })
-            })
-        })
+        self.transfer(Transfer::Push(reference.to_owned()))
     }
 
     pub(super) async fn digest_in_registry(&self, reference: &str) -> Result<String, EngineError> {
         let credentials = self.docker_config.credentials(reference).await?;
-        let found = self.docker.inspect_registry_image(reference, credentials.map(Into::into)).await;
-        found?
-            .descriptor
-            .digest
-            .ok_or_else(|| EngineError::Broken(format!("no registry tells the digest of {reference}")))
+        registry_digest(&self.docker, reference, credentials.map(Into::into)).await
     }
 
     /// Runs a transfer that reports layers; the engine aborts it when its connection closes.
-    fn transfer<S>(
-        &self,
-        name: String,
-        reference: &str,
-        begin: impl Fn(&Docker, Option<DockerCredentials>) -> S + Send + 'static,
-    ) -> Result<Box<dyn RunningWork>, EngineError>
-    where
-        S: Stream<Item = Result<Transferred, BollardError>> + Send,
-    {
+    fn transfer(&self, transfer: Transfer) -> Result<Box<dyn RunningWork>, EngineError> {
         /// Maximum number of attempts with credentials.
         ///
         /// An engine that finds a registry busy while it asks for the authentication scheme continues without the
@@ -77,27 +134,24 @@ impl DockerEngine {
         const TRIES_WITH_CREDENTIALS: u32 = 2;
         const PAUSE: Duration = Duration::from_millis(500);
 
-        let (docker_config, reference) = (self.docker_config.clone(), reference.to_owned());
+        let docker_config = self.docker_config.clone();
         let connections = self.connections.separate();
         let docker = connect(&connections, Self::WORK_TIMEOUT_SECONDS)?;
         // Closing the connections makes the engine abort the transfer and ends the reader.
         let cancel = connections.closed().clone();
         Ok(Self::run(connections, cancel, false, async move |tell: Teller| {
-            let mut layers = Layers::new(name);
+            let mut layers = Layers::new(transfer.name());
             if !say(&tell, layers.begun()).await {
                 return;
             }
-            let ended = match docker_config.credentials(&reference).await {
+            let ended = match docker_config.credentials(transfer.reference()).await {
                 Ok(credentials) => {
                     let mut tries = 1;
                     loop {
-                        let stream = begin(&docker, credentials.clone().map(Into::into));
-                        match tell_layers(stream, &mut layers, &tell).await {
-                            Err(error)
-                                if credentials.is_some()
-                                    && tries < TRIES_WITH_CREDENTIALS
-                                    && wants_credentials(&error) =>
-                            {
+                        let credentials: Option<DockerCredentials> = credentials.clone().map(Into::into);
+                        let may_try = credentials.is_some() && tries < TRIES_WITH_CREDENTIALS;
+                        match transfer.run(&docker, credentials, &mut layers, &tell).await {
+                            Err(error) if may_try && wants_credentials(&error) => {
                                 tries += 1;
                                 tokio::time::sleep(PAUSE).await;
                             }
@@ -109,7 +163,12 @@ impl DockerEngine {
             };
             // The receiver may be gone.
             match ended {
-                Ok(()) => drop(say(&tell, layers.succeeded()).await),
+                Ok(image) => {
+                    say(&tell, layers.succeeded()).await;
+                    if let Some(image) = image {
+                        drop(tell.send(Ok(EngineEvent::Built(image))).await);
+                    }
+                }
                 Err(error) => {
                     say(&tell, layers.failed(error.to_string())).await;
                     drop(tell.send(Err(error)).await);

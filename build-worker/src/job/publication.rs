@@ -13,7 +13,7 @@ use crate::{
 impl Job {
     /// Names an image, pushes it if requested, and checks that engine and registry have it.
     ///
-    /// If the push fails, the name goes back to the image that had it before.
+    /// If the push fails, the reference goes back to the image that had it before.
     pub(super) async fn publish(
         &self,
         built: &BuiltImage,
@@ -34,7 +34,7 @@ impl Job {
         }
     }
 
-    /// Gives an image its name and checks that the engine has it under that name.
+    /// Gives an image its names, and checks that the engine has it under its reference.
     ///
     /// `before` is the image that may have had the name until now.
     pub(super) async fn name_image(
@@ -47,6 +47,7 @@ impl Job {
         if self.control.is_given_up() {
             return Err(Ended::Stopped(Stop::Confirmed));
         }
+        self.engine.tag(&built.id, &self.artifact_name().to_string()).await?;
         self.engine.tag(&built.id, reference).await?;
         match self.engine.image(reference).await? {
             Some(image) if image.id == built.id => Ok(Artifact {
@@ -91,9 +92,9 @@ impl Job {
         }
     }
 
-    /// Gives the name back to the image that had it before.
+    /// Gives the reference back to the image that had it before, and removes the name of the artifact.
     ///
-    /// A fenced attempt leaves the name alone, because it may belong to another attempt by now.
+    /// A fenced attempt leaves both alone, because they may belong to another attempt by now.
     async fn take_back(&self, before: Option<EngineImage>) {
         if self.control.is_fenced() {
             return;
@@ -105,6 +106,10 @@ impl Job {
         };
         if let Err(error) = taken_back {
             tracing::warn!(reference, %error, "cannot give a name back");
+        }
+        let artifact = self.artifact_name().to_string();
+        if let Err(error) = self.engine.untag(&artifact).await {
+            tracing::warn!(artifact, %error, "cannot remove the name of an artifact");
         }
     }
 }

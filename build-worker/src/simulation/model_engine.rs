@@ -230,6 +230,11 @@ impl Engine for ModelEngine {
         Err(EngineError::Refused(format!("{container}: this model has no containers")))
     }
 
+    async fn names(&self, _pattern: &str) -> Result<Vec<String>, EngineError> {
+        self.alive().await?;
+        Ok(Vec::new())
+    }
+
     async fn labelled(&self, _labels: &[(&str, &str)]) -> Result<Vec<LabelledImage>, EngineError> {
         self.alive().await?;
         Ok(Vec::new())
@@ -312,7 +317,7 @@ impl Run {
             Outcome::Succeeds | Outcome::RefusesPush => {
                 self.say(step(StepState::Done)).await;
                 let id = format!("sha256:{}", self.name);
-                Ok(EngineEvent::Built(BuiltImage { id, config_digest: String::new() }))
+                Ok(EngineEvent::Built(BuiltImage { id, config_digest: String::new(), repo_digest: None }))
             }
             Outcome::Fails => Err(EngineError::Refused("a step failed".to_owned())),
             Outcome::Breaks => Err(EngineError::Broken("it broke".to_owned())),

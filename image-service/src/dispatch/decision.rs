@@ -45,6 +45,7 @@ impl<'a> Decider<'a> {
             attempt: Attempt::from_build(build),
             image: build.image,
             reference: build.reference.clone(),
+            trust_domain: build.trust_domain(),
             configuration,
             workspace: build.workspace.clone(),
             trace: build.trace.clone(),

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    build::{Build, BuildId, Failure, RecordedEvent, Workspace},
+    build::{Build, BuildId, Failure, RecordedEvent, TrustDomain, Workspace},
     image::{Capability, Configuration, ImageId, Reference},
     timestamp::Timestamp,
 };
@@ -76,6 +76,7 @@ pub(crate) enum ToWorker {
         attempt: Attempt,
         image: ImageId,
         reference: Reference,
+        trust_domain: TrustDomain,
         configuration: Arc<Configuration>,
         /// Workspace to commit, if the build is a snapshot.
         workspace: Option<Workspace>,

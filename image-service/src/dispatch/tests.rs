@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
+    access::Identity,
     build::{Failure, Fault, Job, Kind, LogStream, RecordedEvent, State},
     image::{ConfigurationDraft, Dockerfile, ImageId, Reference, Source},
 };
@@ -75,13 +76,14 @@ fn queued() -> Build {
     let requirements = configuration().requirements();
     let job = Job {
         kind: Kind::Build,
+        creator: "alice".to_owned(),
         configuration_revision: 1,
         reference,
         requirements,
         preferred_worker: None,
         workspace: None,
     };
-    Build::queued(ImageId::new(), 1, "alice".to_owned(), job, Timestamp::from_micros(0))
+    Build::queued(ImageId::new(), 1, alice(), job, Timestamp::from_micros(0))
 }
 
 fn configuration() -> Arc<Configuration> {
@@ -240,4 +242,8 @@ fn a_clock_that_was_put_back_holds_nothing_up() {
         let now = Timestamp::from_micros(0).after(Duration::from_secs(seconds));
         assert_eq!(build.is_backing_off(now), waits, "at {seconds} s");
     }
+}
+
+fn alice() -> Identity {
+    Identity { subject: "alice".to_owned(), roles: Vec::new() }
 }

@@ -21,7 +21,7 @@ impl From<BuildInView> for wire::Build {
             state: wire::BuildState::from(build.state).into(),
             attempt: build.attempt,
             failures: build.failures,
-            requested_by: build.requested_by,
+            requested_by: build.requester.subject,
             queue_time: Some(field::time(build.queued_at)),
             start_time: build.started_at.map(field::time),
             finish_time: build.finished_at.map(field::time),

@@ -23,6 +23,7 @@ use crate::{
     worker_session::{Opened, Session},
 };
 
+mod engine_contents;
 mod message;
 
 type Answers = mpsc::Sender<Result<wire::ConnectResponse, Status>>;
@@ -78,9 +79,9 @@ impl DispatchService for Dispatcher {
         request: Request<wire::FindUnusedImagesRequest>,
     ) -> Result<Response<wire::FindUnusedImagesResponse>, Status> {
         let caller = caller(&request)?;
-        let (held, removed) = message::held_images(request.into_inner())?;
-        let engine_image_ids = self.catalog.unused(&caller, held, &removed).await?;
-        Ok(Response::new(wire::FindUnusedImagesResponse { engine_image_ids }))
+        let contents = engine_contents::parse(request.into_inner())?;
+        let unused = self.catalog.unused(&caller, contents).await?;
+        Ok(Response::new(engine_contents::unused(unused)))
     }
 
     type FetchContextStream = BoxStream<'static, Result<wire::FetchContextResponse, Status>>;

@@ -269,8 +269,7 @@ impl ImageService for Images {
         let artifact = self.catalog.resolve_image(&caller, id).await?;
         let reference = match (&artifact.reference, &artifact.repo_digest) {
             (Some(reference), Some(digest)) => format!("{}@{digest}", reference.repository()),
-            (Some(reference), None) => reference.to_string(),
-            (None, _) => String::new(),
+            (Some(_) | None, None) | (None, Some(_)) => artifact.engine_name(self.catalogue_id, id),
         };
         Ok(Response::new(wire::ResolveImageResponse {
             reference,

@@ -1,8 +1,9 @@
 //! Artifacts of images, and their form in memory.
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use super::Reference;
+use super::{ImageId, Reference};
 use crate::{build::BuildId, timestamp::Timestamp};
 
 /// The result of the last successful build, held by an engine.
@@ -29,6 +30,13 @@ pub(crate) struct Artifact {
 }
 
 impl Artifact {
+    /// Returns the name that the artifact has in its engine for as long as it is the image's artifact.
+    ///
+    /// The reference may pass to another image there; this name does not.
+    pub(crate) fn engine_name(&self, catalogue_id: Uuid, image: ImageId) -> String {
+        format!("{}{catalogue_id}/{image}:{}", Reference::ARTIFACTS, self.build)
+    }
+
     /// Reports whether the image's configuration, now of this revision, has changed since the artifact was built.
     pub(crate) fn is_stale(&self, configuration_revision: i64) -> bool {
         self.configuration_revision != configuration_revision
@@ -70,7 +78,7 @@ mod tests {
             worker: "w1".to_owned(),
             finished_at: Timestamp::from_micros(1),
             configuration_revision: 2,
-            build: BuildId(uuid::Uuid::max()),
+            build: BuildId(Uuid::max()),
             reference: Some(Reference::from_stored("trailer/a".to_owned(), "latest".to_owned())),
             pulled: true,
             repo_digest: None,

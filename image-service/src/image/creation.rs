@@ -4,7 +4,7 @@ use super::{
     Configuration, Description, Etag, Image, ImageId, ImageInView, Name, Reference, Requirements, Status,
 };
 use crate::{
-    access::{Principal, Relation},
+    access::{Identity, Principal, Relation},
     build::{Build, Job, Kind, Workspace},
     timestamp::Timestamp,
 };
@@ -60,7 +60,7 @@ impl Creation<'_> {
         &self,
         id: ImageId,
         reference: &Reference,
-        requested_by: &str,
+        requester: &Identity,
         now: Timestamp,
     ) -> Option<Build> {
         let kind = match self.snapshot {
@@ -70,6 +70,7 @@ impl Creation<'_> {
         };
         let job = Job {
             kind,
+            creator: self.creator.to_owned(),
             configuration_revision: 1,
             reference: reference.clone(),
             requirements: self.snapshot.map_or_else(
@@ -79,7 +80,7 @@ impl Creation<'_> {
             preferred_worker: None,
             workspace: self.snapshot.map(|order| order.workspace.clone()),
         };
-        (!self.new.template).then(|| Build::queued(id, 1, requested_by.to_owned(), job, now))
+        (!self.new.template).then(|| Build::queued(id, 1, requester.clone(), job, now))
     }
 
     /// Returns the record of the image, as of the change that creates it.

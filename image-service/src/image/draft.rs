@@ -1,8 +1,8 @@
 //! The unchecked input for creating an image.
 
 use super::{
-    Configuration, ConfigurationDraft, Description, Name, NewImage, PulledReference, Reference,
-    RepositoryPrefixes, Source, WantedReference, reference::ReferenceError,
+    Configuration, ConfigurationDraft, Description, Name, Namespace, NewImage, PulledReference, Reference,
+    Source, WantedReference, reference::ReferenceError,
 };
 use crate::error::{Error, Violations};
 
@@ -23,21 +23,18 @@ pub(crate) struct ImageDraft {
 impl ImageDraft {
     /// Checks everything and reports all violations together, those found before first.
     ///
-    /// With `anywhere`, the reference may lie outside of the prefixes.
-    ///
     /// # Errors
     ///
     /// Returns [`Error::Invalid`] with all violations.
     pub(crate) fn check(
         mut self,
-        prefixes: &RepositoryPrefixes,
-        anywhere: bool,
+        namespace: &Namespace,
         mut violations: Violations,
     ) -> Result<NewImage, Error> {
         let template = self.template;
         let configuration = self.configuration.take();
         let pulled = configuration.as_ref().and_then(pulled);
-        let record = self.check_record(pulled, prefixes, anywhere, &mut violations);
+        let record = self.check_record(pulled, namespace, &mut violations);
         let configuration = check_configuration(&mut violations, configuration);
         violations.check()?;
         let (Some(record), Some(configuration)) = (record, configuration) else {
@@ -55,11 +52,10 @@ impl ImageDraft {
     /// Returns [`Error::Invalid`] with all violations.
     pub(crate) fn check_snapshot(
         self,
-        prefixes: &RepositoryPrefixes,
-        anywhere: bool,
+        namespace: &Namespace,
         mut violations: Violations,
     ) -> Result<impl FnOnce(Configuration) -> NewImage, Error> {
-        let record = self.check_record(None, prefixes, anywhere, &mut violations);
+        let record = self.check_record(None, namespace, &mut violations);
         violations.check()?;
         let record = record.ok_or_else(|| Error::Internal("a part is missing without a violation".into()))?;
         Ok(move |configuration| record.with(configuration, false))
@@ -68,8 +64,7 @@ impl ImageDraft {
     fn check_record(
         self,
         pulled: Option<Reference>,
-        prefixes: &RepositoryPrefixes,
-        anywhere: bool,
+        namespace: &Namespace,
         violations: &mut Violations,
     ) -> Option<Record> {
         let name = violations.take("image.name", Name::parse(&self.name));
@@ -81,12 +76,11 @@ impl ImageDraft {
             // The tag can be checked even without a valid name.
             let any_name = name.clone().or_else(|| Name::parse("any").ok());
             any_name
-                .map(|name| Reference::derived(prefixes, &name, &self.tag))
+                .map(|name| namespace.derive(&name, &self.tag))
                 .and_then(|derived| note(violations, derived))
                 .map(WantedReference::Derived)
         } else {
-            check_given(violations, &self.repository, &self.tag, prefixes, anywhere)
-                .map(WantedReference::Given)
+            check_given(violations, &self.repository, &self.tag, namespace).map(WantedReference::Given)
         };
         Some(Record {
             name: name?,
@@ -153,8 +147,7 @@ pub(super) fn check_given(
     violations: &mut Violations,
     repository: &str,
     tag: &str,
-    prefixes: &RepositoryPrefixes,
-    anywhere: bool,
+    namespace: &Namespace,
 ) -> Option<Reference> {
     let parsed = match Reference::new(repository, tag) {
         // The repository can be checked even if the tag is invalid.
@@ -165,9 +158,9 @@ pub(super) fn check_given(
         parsed => parsed,
     };
     note(violations, parsed).filter(|reference| {
-        let is_allowed = anywhere || prefixes.allow(reference);
+        let is_allowed = namespace.contains(reference);
         if !is_allowed {
-            violations.add("image.repository", format!("must begin with one of the prefixes {prefixes}"));
+            violations.add("image.repository", format!("must be empty or begin with one of {namespace}"));
         }
         is_allowed
     })
@@ -187,7 +180,7 @@ pub(super) fn note(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::Pull;
+    use crate::image::{Pull, RepositoryPrefixes};
 
     fn draft() -> ImageDraft {
         ImageDraft {
@@ -201,9 +194,13 @@ mod tests {
         }
     }
 
+    fn namespace(is_unlimited: bool) -> Namespace {
+        let prefixes = RepositoryPrefixes::parse(&["trailer.invalid/".to_owned()]).expect("a prefix");
+        prefixes.namespace("alice", is_unlimited)
+    }
+
     fn fields(draft: ImageDraft, anywhere: bool) -> Vec<String> {
-        let prefixes = RepositoryPrefixes::parse(&["trailer/".to_owned()]).expect("a prefix");
-        match draft.check(&prefixes, anywhere, Violations::default()) {
+        match draft.check(&namespace(anywhere), Violations::default()) {
             Err(Error::Invalid(violations)) => violations.iter().map(|v| v.field.clone()).collect(),
             other => vec![format!("{other:?}")],
         }
@@ -220,7 +217,6 @@ mod tests {
 
     #[test]
     fn a_pulled_image_has_the_reference_of_what_is_pulled() {
-        let prefixes = RepositoryPrefixes::parse(&["trailer/".to_owned()]).expect("a prefix");
         let pulling = |reference: &str, repository: &str| ImageDraft {
             name: "Pulled".to_owned(),
             description: String::new(),
@@ -231,12 +227,12 @@ mod tests {
             ..draft()
         };
         let checked = pulling("docker.io/library/nginx", "nginx")
-            .check(&prefixes, false, Violations::default())
+            .check(&namespace(false), Violations::default())
             .expect("it is good");
         let WantedReference::Pulled(reference) = checked.reference else {
             panic!("{:?}", checked.reference);
         };
         assert_eq!(reference.to_string(), "nginx:latest");
-        assert_eq!(fields(pulling("nginx", "trailer/nginx"), true), ["image.repository"]);
+        assert_eq!(fields(pulling("nginx", "trailer.invalid/nginx"), true), ["image.repository"]);
     }
 }

@@ -1,8 +1,7 @@
 //! Changes that a caller requests of an image.
 
 use super::{
-    Configuration, ConfigurationDraft, Description, Image, Name, Reference, RepositoryPrefixes,
-    WantedReference,
+    Configuration, ConfigurationDraft, Description, Image, Name, Namespace, Reference, WantedReference,
     draft::{check_configuration, check_given, check_pulled, note, pulled},
 };
 use crate::error::{Error, Violations};
@@ -39,17 +38,10 @@ impl EditDraft {
 
     /// Checks everything against the current image, and reports all violations together.
     ///
-    /// With `anywhere`, the reference may lie outside of the prefixes.
-    ///
     /// # Errors
     ///
     /// Returns [`Error::Invalid`] with all violations.
-    pub(crate) fn check(
-        self,
-        image: &Image,
-        prefixes: &RepositoryPrefixes,
-        anywhere: bool,
-    ) -> Result<Edit, Error> {
+    pub(crate) fn check(self, image: &Image, namespace: &Namespace) -> Result<Edit, Error> {
         let mut violations = Violations::default();
         let name = violations.take("image.name", Name::parse(self.name.as_deref().unwrap_or(&image.name)));
         let description = self.description.unwrap_or_else(|| image.description.clone());
@@ -65,7 +57,7 @@ impl EditDraft {
             Some(WantedReference::Pulled(pulled))
         } else {
             let name = name.clone().or_else(|| Name::parse("any").ok());
-            name.and_then(|name| wanted(&mut violations, image, &name, repository, tag, prefixes, anywhere))
+            name.and_then(|name| wanted(&mut violations, image, &name, repository, tag, namespace))
         };
         let configuration = self.configuration.and_then(|draft| check_configuration(&mut violations, draft));
         violations.check()?;
@@ -102,43 +94,44 @@ fn wanted(
     name: &Name,
     repository: Option<&str>,
     tag: Option<&str>,
-    prefixes: &RepositoryPrefixes,
-    anywhere: bool,
+    namespace: &Namespace,
 ) -> Option<WantedReference> {
     let current = (!image.pulled).then_some(&image.reference);
     let tag = tag.or_else(|| current.map(Reference::tag)).unwrap_or_default();
     match (repository, current) {
         (Some(repository), _) if !repository.is_empty() => {
-            given(violations, current, repository, tag, prefixes, anywhere)
+            given(violations, current, repository, tag, namespace)
         }
         (None, Some(current)) if image.reference_given => {
-            given(violations, Some(current), current.repository(), tag, prefixes, anywhere)
+            given(violations, Some(current), current.repository(), tag, namespace)
         }
         (None, Some(current)) if name.has_slug_of(&image.name) => {
             // The reference may have been varied, and stays so.
             note(violations, Reference::new(current.repository(), tag)).map(WantedReference::Derived)
         }
-        _ => note(violations, Reference::derived(prefixes, name, tag)).map(WantedReference::Derived),
+        _ => note(violations, namespace.derive(name, tag)).map(WantedReference::Derived),
     }
 }
 
-/// Checks a given reference. The current one is always allowed; any other has to lie under the prefixes.
+/// Checks a given reference. The current one is always allowed; any other has to lie in the namespace.
 fn given(
     violations: &mut Violations,
     current: Option<&Reference>,
     repository: &str,
     tag: &str,
-    prefixes: &RepositoryPrefixes,
-    anywhere: bool,
+    namespace: &Namespace,
 ) -> Option<WantedReference> {
     let stays = current.is_some_and(|current| current.repository() == repository && current.tag() == tag);
-    check_given(violations, repository, tag, prefixes, anywhere || stays).map(WantedReference::Given)
+    if stays {
+        return note(violations, Reference::new(repository, tag)).map(WantedReference::Given);
+    }
+    check_given(violations, repository, tag, namespace).map(WantedReference::Given)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{Etag, ImageId, Pull, Source, Status};
+    use crate::image::{Etag, ImageId, Pull, RepositoryPrefixes, Source, Status};
     use crate::timestamp::Timestamp;
 
     fn image(repository: &str, reference_given: bool) -> Image {
@@ -166,8 +159,8 @@ mod tests {
     }
 
     fn reference(draft: EditDraft, image: &Image) -> Option<String> {
-        let prefixes = RepositoryPrefixes::parse(&["trailer/".to_owned()]).expect("a prefix");
-        match draft.check(image, &prefixes, false) {
+        let prefixes = RepositoryPrefixes::parse(&["trailer.invalid/".to_owned()]).expect("a prefix");
+        match draft.check(image, &prefixes.namespace(&image.creator, false)) {
             Ok(edit) => edit.reference.map(|reference| format!("{reference:?}").replace(['"', ' '], "")),
             Err(error) => Some(error.to_string()),
         }
@@ -179,26 +172,43 @@ mod tests {
 
     #[test]
     fn a_reference_follows_the_name_until_it_is_set() {
-        let derived = image("trailer/go-tools-a1b2", false);
-        let given = image("trailer/mine", true);
+        let derived = image("trailer.invalid/alice-2bd806c9/go-tools-a1b2", false);
+        let given = image("trailer.invalid/alice-2bd806c9/mine", true);
         let rename = |name: &str| EditDraft { name: Some(name.to_owned()), ..EditDraft::default() };
         assert_eq!(reference(rename("Go  Tools!"), &derived), None);
-        assert_eq!(reference(rename("Rust"), &derived), is("Derived", "trailer/rust", "v1"));
+        assert_eq!(
+            reference(rename("Rust"), &derived),
+            is("Derived", "trailer.invalid/alice-2bd806c9/rust", "v1")
+        );
         assert_eq!(reference(rename("Rust"), &given), None);
         let set =
             |repository: &str| EditDraft { repository: Some(repository.to_owned()), ..EditDraft::default() };
-        assert_eq!(reference(set("trailer/mine"), &given), None);
-        assert_eq!(reference(set(""), &given), is("Derived", "trailer/go-tools", "v1"));
-        assert_eq!(reference(set("trailer/other"), &derived), is("Given", "trailer/other", "v1"));
-        assert!(reference(set("ubuntu"), &derived).is_some_and(|error| error.contains("prefixes")));
+        assert_eq!(reference(set("trailer.invalid/alice-2bd806c9/mine"), &given), None);
+        assert_eq!(
+            reference(set(""), &given),
+            is("Derived", "trailer.invalid/alice-2bd806c9/go-tools", "v1")
+        );
+        assert_eq!(
+            reference(set("trailer.invalid/alice-2bd806c9/other"), &derived),
+            is("Given", "trailer.invalid/alice-2bd806c9/other", "v1")
+        );
+        assert!(
+            reference(set("ubuntu"), &derived)
+                .is_some_and(|error| error.contains("must be empty or begin with"))
+        );
         let elsewhere = image("ubuntu", true);
         assert_eq!(reference(set("ubuntu"), &elsewhere), None, "it is there already");
         assert_eq!(reference(rename("Rust"), &elsewhere), None);
         let moved = EditDraft { tag: Some("24.04".to_owned()), ..EditDraft::default() };
-        assert!(reference(moved, &elsewhere).is_some_and(|error| error.contains("prefixes")));
+        assert!(
+            reference(moved, &elsewhere).is_some_and(|error| error.contains("must be empty or begin with"))
+        );
         let tag = EditDraft { tag: Some("v2".to_owned()), ..EditDraft::default() };
-        assert_eq!(reference(tag.clone(), &given), is("Given", "trailer/mine", "v2"));
-        assert_eq!(reference(tag, &derived), is("Derived", "trailer/go-tools-a1b2", "v2"));
+        assert_eq!(reference(tag.clone(), &given), is("Given", "trailer.invalid/alice-2bd806c9/mine", "v2"));
+        assert_eq!(
+            reference(tag, &derived),
+            is("Derived", "trailer.invalid/alice-2bd806c9/go-tools-a1b2", "v2")
+        );
     }
 
     #[test]
@@ -208,7 +218,10 @@ mod tests {
             configuration: Some(Some(ConfigurationDraft::from_source(pull))),
             ..EditDraft::default()
         };
-        assert_eq!(reference(draft, &image("trailer/mine", true)), is("Pulled", "nginx", "1"));
+        assert_eq!(
+            reference(draft, &image("trailer.invalid/alice-2bd806c9/mine", true)),
+            is("Pulled", "nginx", "1")
+        );
         let pulled = Image { pulled: true, ..image("nginx", false) };
         let rename = EditDraft { name: Some("Web".to_owned()), ..EditDraft::default() };
         assert_eq!(reference(rename, &pulled), None);

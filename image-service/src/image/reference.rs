@@ -1,11 +1,16 @@
-//! The Docker reference that an image writes: `repository:tag`, under one of the operator's prefixes.
+//! The Docker reference that an image writes: `repository:tag`, in the namespace of its creator.
 
 use std::{cmp::Ordering, fmt, str::FromStr};
 
 use oci_spec::distribution;
 use serde::{Deserialize, Serialize};
 
-use super::{ImageId, Name};
+use super::ImageId;
+
+pub(super) use self::namespace::slug;
+pub(crate) use self::namespace::{Namespace, RepositoryPrefixes};
+
+mod namespace;
 
 /// A repository and a tag that the Docker Engine accepts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -18,15 +23,11 @@ pub(crate) struct Reference {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PulledReference(Reference);
 
-/// Prefixes of the repositories that callers other than admins may use: `trailer/` allows `trailer/a` and
-/// `trailer/b/c`.
-#[derive(Clone, Debug)]
-pub(crate) struct RepositoryPrefixes(Vec<String>);
-
 impl Reference {
     const DEFAULT_TAG: &str = "latest";
-    const MAX_SLUG: usize = 100;
     const MAX_REPOSITORY: usize = 255;
+    /// Beginning of the names that artifacts have in their engines.
+    pub(super) const ARTIFACTS: &str = "trailer.invalid/artifact/";
 
     /// Creates a reference from a repository and a tag; an empty tag means `latest`.
     ///
@@ -64,24 +65,17 @@ impl Reference {
         Self { repository, tag }
     }
 
-    /// Derives the reference of an image that was given only a name.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`ReferenceError`] if the result is not a valid reference.
-    pub(crate) fn derived(
-        prefixes: &RepositoryPrefixes,
-        name: &Name,
-        tag: &str,
-    ) -> Result<Self, ReferenceError> {
-        Self::new(&format!("{}{}", prefixes.first(), slug(name.as_str())), tag)
-    }
-
     /// Returns the reference with a suffix that makes it different from every other image's.
     pub(crate) fn varied(&self, id: ImageId) -> Self {
         let id = id.0.simple().to_string();
         let random_end = &id[id.len() - 12..];
         Self { repository: format!("{}-{random_end}", self.repository), tag: self.tag.clone() }
+    }
+
+    /// Reports whether a name is reserved for what workers do in their engines, so that no image may be given it.
+    pub(crate) fn is_reserved(name: &str) -> bool {
+        const ATTEMPTS: &str = "trailer.invalid/attempt/";
+        name.starts_with(Self::ARTIFACTS) || name.starts_with(ATTEMPTS)
     }
 
     pub(crate) fn repository(&self) -> &str {
@@ -159,47 +153,6 @@ impl ReferenceError {
     }
 }
 
-impl RepositoryPrefixes {
-    /// Checks that repositories can begin with each of the prefixes.
-    ///
-    /// # Errors
-    ///
-    /// Returns the violated rule if a prefix is invalid or there is none.
-    pub(crate) fn parse(prefixes: &[String]) -> Result<Self, String> {
-        for prefix in prefixes {
-            if !prefix.ends_with('/') {
-                return Err(format!("the repository prefix {prefix:?} must end with `/`"));
-            }
-            let under = Reference::new(&format!("{prefix}a"), "")
-                .map_err(|_| format!("no Docker repository can begin with the prefix {prefix:?}"))?;
-            if !under.repository.starts_with(prefix.as_str()) {
-                return Err(format!(
-                    "the repository prefix {prefix:?} must be in the short form that Docker shows"
-                ));
-            }
-        }
-        if prefixes.is_empty() {
-            return Err("at least one repository prefix is needed".to_owned());
-        }
-        Ok(Self(prefixes.to_vec()))
-    }
-
-    fn first(&self) -> &str {
-        &self.0[0]
-    }
-
-    /// Reports whether a reference lies under one of the prefixes.
-    pub(crate) fn allow(&self, reference: &Reference) -> bool {
-        self.0.iter().any(|prefix| reference.repository.starts_with(prefix.as_str()))
-    }
-}
-
-impl fmt::Display for RepositoryPrefixes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join(", "))
-    }
-}
-
 /// Returns the short form of a repository that Docker displays.
 ///
 /// It makes different spellings of one repository equal.
@@ -231,43 +184,9 @@ fn has_registry_port(repository: &str) -> bool {
         .is_some_and(|(registry, path)| registry.matches(':').count() == 1 && !path.contains([':', '@']))
 }
 
-/// Returns the part of a repository that is derived from a name.
-///
-/// It has lower-case ASCII words joined by `-`, or is `image` if there are none.
-pub(super) fn slug(name: &str) -> String {
-    let mut slug = String::new();
-    for c in name.chars() {
-        let c = c.to_ascii_lowercase();
-        if c.is_ascii_alphanumeric() {
-            slug.push(c);
-        } else if !slug.is_empty() && !slug.ends_with('-') {
-            slug.push('-');
-        }
-        if slug.len() == Reference::MAX_SLUG {
-            break;
-        }
-    }
-    let slug = slug.trim_end_matches('-');
-    if slug.is_empty() { "image" } else { slug }.to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn derived(name: &str) -> String {
-        let prefixes = RepositoryPrefixes::parse(&["trailer/".to_owned()]).expect("a prefix");
-        let name = Name::parse(name).expect("a name");
-        Reference::derived(&prefixes, &name, "").expect("a reference").to_string()
-    }
-
-    #[test]
-    fn a_reference_is_derived_from_any_name() {
-        assert_eq!(derived("Go Tools 1.24 (beta)"), "trailer/go-tools-1-24-beta:latest");
-        assert_eq!(derived("—"), "trailer/image:latest");
-        assert_eq!(derived("Größe"), "trailer/gr-e:latest");
-        assert!(derived(&"a b".repeat(40)).len() < 120);
-    }
 
     #[test]
     fn what_docker_would_refuse_is_refused() {
@@ -311,13 +230,5 @@ mod tests {
         for bad in ["", " nginx", "nginx ", "Nginx", "a b", "nginx:", "nginx@sha256:00", "a\nb", "-x"] {
             assert_eq!(pulled(bad), None, "{bad:?}");
         }
-    }
-
-    #[test]
-    fn a_prefix_is_a_whole_path_component() {
-        assert!(RepositoryPrefixes::parse(&["trailer".to_owned()]).is_err());
-        assert!(RepositoryPrefixes::parse(&["TRAILER/".to_owned()]).is_err());
-        assert!(RepositoryPrefixes::parse(&["docker.io/acme/".to_owned()]).is_err());
-        assert!(RepositoryPrefixes::parse(&[]).is_err());
     }
 }

@@ -45,7 +45,7 @@ impl Preview {
         let (id, now) = (ImageId::new(), self.store.present().await?);
         let owner = |reference| async move { self.store.reference_owner(&reference).await };
         let reference = new.reference.choose(id, creation.writes_reference(), owner).await?;
-        let build = creation.first_build(id, &reference, request.caller.subject(), now);
+        let build = creation.first_build(id, &reference, request.caller.identity(), now);
         let image = creation.record(id, reference, build.as_ref(), self.index.revision() + 1, now);
         let bytes = image.index_bytes_with(&new.configuration);
         self.store.require_quota(creation.creator, UsageChange { images: 1, bytes }).await?;

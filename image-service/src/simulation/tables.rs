@@ -74,10 +74,10 @@ impl Tables {
 
     pub(crate) fn enqueue(&mut self, mut build: Build, configuration: Configuration) -> Committed {
         self.configurations.insert(build.id, Arc::new(configuration));
-        let own = self.queued().filter(|of| of.requested_by == build.requested_by).map(|of| of.round);
-        let last = own.chain(self.turns.get(&build.requested_by).copied()).max();
+        let own = self.queued().filter(|of| of.requester == build.requester).map(|of| of.round);
+        let last = own.chain(self.turns.get(&build.requester.subject).copied()).max();
         build.round = last.map_or(self.round, |last| self.round.max(last + 1));
-        let message = format!("queued by {}", build.requested_by);
+        let message = format!("queued by {}", build.requester.subject);
         let queued = RecordedEvent::State { state: build.state, message };
         let record = build.record(build.queued_at, queued);
         self.apply(&Decision { build: Some(build), records: vec![record], ..Decision::default() })
@@ -112,7 +112,7 @@ impl Tables {
         let candidates = candidates(self.workers(now), workers);
         for Placement { build, worker } in place(&queued, &candidates, now, CLAIMED_AT_ONCE) {
             self.round = self.round.max(build.round);
-            let turn = self.turns.entry(build.requested_by.clone()).or_default();
+            let turn = self.turns.entry(build.requester.subject.clone()).or_default();
             *turn = build.round.max(*turn);
             let configuration = self.configurations.get(&build.id).cloned();
             let rows = Rows { build, configuration };

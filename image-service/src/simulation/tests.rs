@@ -118,8 +118,8 @@ impl Both {
             template: false,
             enabled: None,
         };
-        let prefixes = RepositoryPrefixes::parse(&["trailer/".to_owned()]).expect("a prefix");
-        let new = draft.check(&prefixes, false, Violations::default()).expect("a draft");
+        let prefixes = RepositoryPrefixes::parse(&["trailer.invalid/".to_owned()]).expect("a prefix");
+        let new = draft.check(&prefixes.namespace("alice", false), Violations::default()).expect("a draft");
         let (created, _) = self
             .store
             .transact(&request(subject), async |write| write.create(&new).await)

@@ -77,7 +77,7 @@ impl Store {
 
     /// Returns a build as callers would see it if it were queued now.
     pub(crate) async fn queued_in_view(&self, mut build: Build) -> Result<BuildInView, Error> {
-        build.round = queue::next_round(&self.reader, &build.requested_by).await?;
+        build.round = queue::next_round(&self.reader, &build.requester.subject).await?;
         self.build_in_view(build).await
     }
 

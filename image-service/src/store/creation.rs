@@ -49,7 +49,7 @@ impl RequestTransaction<'_> {
         let (now, id) = (self.now, ImageId::new());
         let writes = creation.writes_reference();
         let reference = references::choose(&self.txn, id, &new.reference, writes).await?;
-        let mut build = creation.first_build(id, &reference, self.request.caller.subject(), now);
+        let mut build = creation.first_build(id, &reference, self.request.caller.identity(), now);
         let change_log::Logged { revision, at } =
             change_log::log(&self.txn, NewChange::new(id, ChangeKind::Content, creator), now).await?;
         let image = creation.record(id, reference, build.as_ref(), revision, at);
@@ -92,7 +92,7 @@ impl RequestTransaction<'_> {
 
     /// Queues a build, and returns the first record of its history.
     pub(super) async fn enqueue(&mut self, build: &mut Build) -> Result<Record, Error> {
-        build.round = queue::next_round(&self.txn, &build.requested_by).await?;
+        build.round = queue::next_round(&self.txn, &build.requester.subject).await?;
         build.trace.clone_from(&self.request.trace);
         let first = build.record_queued();
         self.txn.defer(entity::build::Entity::insert(entity::build::ActiveModel::queued(build)?));

@@ -44,7 +44,8 @@ impl RequestTransaction<'_> {
     ) -> Result<ImageInView, Error> {
         let Target { row, image: before, standing } = self.seen(id).await?;
         before.admit_edit(standing, etag, &edit)?;
-        let edit = edit.check(&before, prefixes, self.request.caller.is_admin())?;
+        let edit =
+            edit.check(&before, &prefixes.namespace(&before.creator, self.request.caller.is_admin()))?;
         let current = images::configuration(&self.txn, id, before.configuration_revision).await?;
         let mut image = before.clone();
         let configuration = edit.apply(&mut image, &current);
@@ -111,8 +112,8 @@ impl RequestTransaction<'_> {
             Some(latest) => builds::one(&self.txn, latest).await?.number,
             None => 0,
         };
-        let requested_by = self.request.caller.subject().to_owned();
-        let mut build = target.image.next_build(number + 1, &configuration, requested_by, self.now);
+        let requester = self.request.caller.identity().clone();
+        let mut build = target.image.next_build(number + 1, &configuration, requester, self.now);
         self.txn.defer(
             image::Entity::update_many()
                 .col_expr(image::Column::LatestBuild, Expr::value(build.id))

@@ -12,9 +12,9 @@ use super::{
     values::AsJson,
 };
 use crate::{
-    build::Kind,
+    build::{BuildId, Kind},
     error::Error,
-    image::{Artifact, HeldImage, ImageId},
+    image::{Artifact, EngineContents, HeldImage, ImageId, UnusedContents},
     turns::Turn,
 };
 
@@ -37,13 +37,21 @@ impl Store {
         txn.commit().await
     }
 
-    /// Returns those of a worker's images that nothing needs any more.
+    /// Returns what nothing needs any more of what a worker's engine holds.
     ///
-    /// The worker has reported them, or has lost the attempts that made them, and they are no artifacts, no bases of configurations
+    /// An artifact's name is needed as long as its image has no other artifact and no active build.
+    ///
+    /// Of the images, the worker has reported them, or has lost the attempts that made them, and they are no artifacts, no bases of configurations
     /// in use, and not of images with active builds. None are returned while it pulls, because the pulled image may be one of them.
-    pub(crate) async fn unused(&self, worker: &str, held: Vec<HeldImage>) -> Result<Vec<String>, Error> {
+    pub(crate) async fn unused(
+        &self,
+        worker: &str,
+        contents: EngineContents,
+    ) -> Result<UnusedContents, Error> {
+        let EngineContents { images: held, removed: _, artifacts: named } = contents;
         let txn = self.read().await?;
-        let records: BTreeSet<ImageId> = held.iter().map(|held| held.image).collect();
+        let of_names = named.iter().map(|(image, _)| *image);
+        let records: BTreeSet<ImageId> = held.iter().map(|held| held.image).chain(of_names).collect();
         let ids: BTreeSet<&str> = held.iter().map(|held| held.engine_id.as_str()).collect();
         let names: BTreeSet<&str> = held.iter().flat_map(|held| &held.names).map(String::as_str).collect();
         let pulls = queue::held()
@@ -52,7 +60,7 @@ impl Store {
             .one(&txn)
             .await?;
         if pulls.is_some() {
-            return Ok(Vec::new());
+            return Ok(UnusedContents::default());
         }
         let is_elsewhere = |row: &image::Model| {
             row.artifact_json.as_ref().is_some_and(|AsJson(artifact)| artifact.worker != worker)
@@ -64,6 +72,13 @@ impl Store {
             .column(build::Column::Image)
             .filter(build::Column::Image.is_in(records));
         let active: BTreeSet<ImageId> = active.into_tuple().all(&txn).await?.into_iter().collect();
+        let built_by: BTreeSet<(ImageId, BuildId)> = found
+            .iter()
+            .filter(|row| !row.deleted)
+            .filter_map(|row| {
+                Some((row.id, row.artifact_json.as_ref().map(|AsJson(artifact)| artifact.build)?))
+            })
+            .collect();
         let artifacts = image::Entity::find()
             .select_only()
             .column(image::Column::ArtifactImage)
@@ -88,7 +103,13 @@ impl Store {
                 && !active.contains(&held.image)
                 && held.names.iter().all(|name| !bases.contains(name))
         };
-        Ok(held.into_iter().filter(is_unused).map(|held| held.engine_id).collect())
+        Ok(UnusedContents {
+            images: held.into_iter().filter(is_unused).map(|held| held.engine_id).collect(),
+            artifacts: named
+                .into_iter()
+                .filter(|artifact| !built_by.contains(artifact) && !active.contains(&artifact.0))
+                .collect(),
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::values::{AsJson, StatusCode};
 use crate::{
-    access::Grantee,
+    access::{Grantee, Identity},
     build::{BuildId, Failure, Kind, State, Workspace},
     build_context::ContextDigest,
     change::ChangeKind,
@@ -140,6 +140,8 @@ table! {
     attempt: i32,
     failures: i32,
     requested_by: String,
+    requester_json: AsJson<Identity>,
+    creator: String,
     queued_at: Timestamp,
     started_at: Option<Timestamp>,
     finished_at: Option<Timestamp>,

@@ -194,7 +194,7 @@ pub(super) fn take_turns(txn: &WriteTransaction, head: &Head, placements: &[Plac
     let turns: Vec<_> = placements
         .iter()
         .filter(|placement| placement.build.round == round)
-        .map(|placement| turn::Model { round, requester: placement.build.requested_by.clone() })
+        .map(|placement| turn::Model { round, requester: placement.build.requester.subject.clone() })
         .map(IntoActiveModel::into_active_model)
         .collect();
     if !turns.is_empty() {

@@ -161,6 +161,8 @@ async fn write_history(database: &DatabaseConnection) -> anyhow::Result<()> {
                     ("image", "step_builds.image"),
                     ("number", "step_builds.n"),
                     ("requested_by", "'user-' || (i % 1000)"),
+                    ("requester_json", "'{\"subject\":\"user-' || (i % 1000) || '\",\"roles\":[]}'"),
+                    ("creator", "'user-0'"),
                     own_repository,
                 ][..],
             ),

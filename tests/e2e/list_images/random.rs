@@ -100,14 +100,13 @@ impl Random {
         self.text(0..12)
     }
 
-    /// Returns an image with the fields that a caller may set.
+    /// Returns an image with the fields that a caller may set. Its repository, if it has one, lacks the namespace.
     pub(super) fn image(&mut self) -> api::Image {
         let config = self.config();
         let is_given = self.chance(20) && !matches!(config.source, Some(Source::Pull(_)));
         self.repositories += u32::from(is_given);
         let word = self.one_of(&["a", "a-b", "a_b", "a/b", "z"]);
-        let repository =
-            if is_given { format!("trailer/{word}{}", self.repositories) } else { String::new() };
+        let repository = if is_given { format!("{word}{}", self.repositories) } else { String::new() };
         api::Image {
             name: self.name(),
             description: self.description(),

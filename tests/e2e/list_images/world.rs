@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     actor::{Actor, hello},
-    client::{Client, image},
+    client::{Client, image, repository},
     stack::Service,
 };
 
@@ -89,7 +89,11 @@ impl World {
         }
         let creator = self.random.within(0..CREATORS.len());
         let creator = &self.callers[creator];
-        let draft = self.random.image();
+        let mut draft = self.random.image();
+        draft.repository = match draft.repository.as_str() {
+            name if !name.is_empty() && creator.subject.is_ascii() => repository(&creator.subject, name),
+            _ => String::new(),
+        };
         let request = api::CreateImageRequest { image: Some(draft.clone()), ..Default::default() };
         let answer = creator.client.images.clone().create_image(request).await?.into_inner();
         let mut config = draft.config.clone().expect("every random image has one");

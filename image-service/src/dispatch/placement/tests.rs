@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
+    access::Identity,
     build::{Job, Kind, State},
     image::{ImageId, Reference, Requirements},
 };
@@ -25,13 +26,14 @@ fn build(round: i64, waited: Duration) -> Build {
     let reference = Reference::new("trailer/a", "").expect("a reference");
     let job = Job {
         kind: Kind::Build,
+        creator: "alice".to_owned(),
         configuration_revision: 1,
         reference,
         requirements,
         preferred_worker: None,
         workspace: None,
     };
-    let mut build = Build::queued(ImageId::new(), 1, "alice".to_owned(), job, NOW.before(waited));
+    let mut build = Build::queued(ImageId::new(), 1, alice(), job, NOW.before(waited));
     build.round = round;
     build
 }
@@ -213,4 +215,8 @@ fn nobody_starves_and_nobody_gets_what_it_must_not() {
             assert!(!is_free || build.is_backing_off(NOW), "case {number}: {build:?} starves");
         }
     }
+}
+
+fn alice() -> Identity {
+    Identity { subject: "alice".to_owned(), roles: Vec::new() }
 }

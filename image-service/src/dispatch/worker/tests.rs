@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
+    access::Identity,
     build::{Job, Kind},
     image::{ImageId, Reference, Requirements},
 };
@@ -40,13 +41,14 @@ fn build(pin: &str) -> Build {
     };
     let job = Job {
         kind: Kind::Build,
+        creator: "alice".to_owned(),
         configuration_revision: 1,
         reference: Reference::new("trailer/a", "").expect("a reference"),
         requirements,
         preferred_worker: None,
         workspace: None,
     };
-    Build::queued(ImageId::new(), 1, "alice".to_owned(), job, NOW)
+    Build::queued(ImageId::new(), 1, alice(), job, NOW)
 }
 
 #[test]
@@ -94,4 +96,8 @@ fn a_build_that_backs_off_waits_for_no_worker() {
         pending_reason(&build, &[worker("w1")], NOW.after(Duration::from_secs(1))),
         PendingReason::Dispatching
     );
+}
+
+fn alice() -> Identity {
+    Identity { subject: "alice".to_owned(), roles: Vec::new() }
 }

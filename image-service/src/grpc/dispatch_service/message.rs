@@ -13,7 +13,7 @@ use crate::{
     },
     error::{Error, Violations},
     grpc::field,
-    image::{Capability, Configuration, Dockerfile, HeldImage, ImageId, Source},
+    image::{Capability, Configuration, Dockerfile, Source},
     queue::Queue,
     timestamp::Timestamp,
 };
@@ -238,29 +238,6 @@ fn step_state(number: i32) -> Result<StepState, Error> {
     })
 }
 
-/// Parses the images that a worker's engine holds, at most a thousand.
-pub(super) fn held_images(
-    request: wire::FindUnusedImagesRequest,
-) -> Result<(Vec<HeldImage>, Vec<String>), Error> {
-    const MAX: usize = 1_000;
-    let wire::FindUnusedImagesRequest { images, removed_engine_image_ids: removed } = request;
-    for (field, count) in [("images", images.len()), ("removed_engine_image_ids", removed.len())] {
-        if count > MAX {
-            return Err(Error::Invalid(Violations::one(field, format!("must be at most {MAX}"))));
-        }
-    }
-    let held = images.into_iter().enumerate().map(|(i, held)| {
-        let image = ImageId(field::id(&format!("images[{i}].image_id"), &held.image_id)?);
-        Ok(HeldImage {
-            image,
-            engine_id: cut(held.engine_image_id),
-            names: held.names.into_iter().map(cut).collect(),
-            reference: cut(held.reference),
-        })
-    });
-    Ok((held.collect::<Result<_, Error>>()?, removed.into_iter().map(cut).collect()))
-}
-
 pub(super) fn attempt(name: &str, attempt: Option<wire::Attempt>) -> Result<Attempt, Error> {
     let attempt = attempt.ok_or_else(|| Error::Invalid(Violations::one(name, "must be given")))?;
     Ok(Attempt {
@@ -269,7 +246,7 @@ pub(super) fn attempt(name: &str, attempt: Option<wire::Attempt>) -> Result<Atte
     })
 }
 
-fn cut(mut text: String) -> String {
+pub(super) fn cut(mut text: String) -> String {
     if text.len() > MAX_TEXT {
         let end = (0..=MAX_TEXT).rev().find(|&end| text.is_char_boundary(end));
         text.truncate(end.unwrap_or(0));
@@ -304,7 +281,7 @@ pub(super) fn to_worker(message: ToWorker) -> wire::ConnectResponse {
     use wire::connect_response::Message;
     answer(match message {
         ToWorker::HeartbeatAck(number) => Message::HeartbeatAck(wire::HeartbeatAck { number }),
-        ToWorker::Assignment { attempt, image, reference, configuration, workspace, trace } => {
+        ToWorker::Assignment { attempt, image, reference, trust_domain, configuration, workspace, trace } => {
             Message::Assignment(wire::Assignment {
                 attempt: Some(attempt.into()),
                 image_id: image.to_string(),
@@ -312,6 +289,7 @@ pub(super) fn to_worker(message: ToWorker) -> wire::ConnectResponse {
                 timeout: configuration.build_timeout_ms.map(timeout),
                 work: work(&configuration, workspace),
                 traceparent: trace.unwrap_or_default(),
+                trust_domain: trust_domain.to_string(),
             })
         }
         ToWorker::ReportAck { attempt, sequence } => {

@@ -37,6 +37,24 @@ pub(super) fn command(text: &str) -> Result<(), &'static str> {
     }
 }
 
+/// Checks the name of a build argument. BuildKit gives some names a meaning of their own.
+///
+/// Proxies are the operator's, and no part of the engine's cache keys: an author who chose one would choose what later builds
+/// find in the cache. `BUILDKIT_` arguments steer the frontend, for instance to run another one.
+pub(super) fn build_argument(name: &str) -> Result<(), &'static str> {
+    variable(name)?;
+    let lower = name.to_ascii_lowercase();
+    if lower.starts_with("buildkit_") {
+        return Err("must not begin with `BUILDKIT_`: such arguments steer the engine");
+    }
+    match lower.strip_suffix("_proxy") {
+        Some("http" | "https" | "ftp" | "no" | "all") => {
+            Err("must not name a proxy: builds use the proxies of the worker's Docker configuration")
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// Checks the name of an environment variable or of an ARG.
 pub(super) fn variable(name: &str) -> Result<(), &'static str> {
     let fits = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
@@ -304,6 +322,17 @@ mod tests {
     #[test]
     fn names_are_words() {
         assert_rule(variable, &["A", "_x1", "PATH"], &["", "1A", "A-B", "A=B", "é", "A B"]);
+        let reserved = [
+            "HTTP_PROXY",
+            "https_proxy",
+            "No_Proxy",
+            "ALL_PROXY",
+            "ftp_proxy",
+            "BUILDKIT_SYNTAX",
+            "buildkit_x",
+        ];
+        assert_rule(build_argument, &["A", "PROXY", "MY_PROXY", "BUILDKIT", "http_proxy_"], &reserved);
+        assert_rule(build_argument, &[], &["1A", ""]);
         assert_rule(user, &["root", "dev_1", "_apt"], &["", "Root", "1a", "-a", "a b", "a:b", "é"]);
         assert_rule(service, &["ssh", "code-server-2"], &["", "SSH", "1a", "a_b", "a b"]);
         assert_rule(stage, &["builder", "0", "a.b-c_d"], &["", "-a", "a b", "a/b"]);

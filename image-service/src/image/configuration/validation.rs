@@ -87,10 +87,10 @@ impl Check<'_> {
     }
 
     /// Checks the entries of a map. The path of an entry is `field["key"]`.
-    fn variables(&mut self, field: &str, variables: &BTreeMap<String, String>, value: Rule) {
-        for (name, text) in variables {
+    fn entries(&mut self, field: &str, entries: &BTreeMap<String, String>, key: Rule, value: Rule) {
+        for (name, text) in entries {
             let field = format!("{field}[{name:?}]");
-            self.rule(&field, name, rules::variable);
+            self.rule(&field, name, key);
             self.rule(&field, text, value);
         }
     }
@@ -122,7 +122,7 @@ impl Check<'_> {
                 self.context(&field, dockerfile);
                 self.rule(&format!("{field}.text"), text, rules::text);
                 self.files(&format!("{field}.files"), files, rules::context_path);
-                self.variables(&format!("{field}.build_args"), build_args, rules::text);
+                self.entries(&format!("{field}.build_args"), build_args, rules::build_argument, rules::text);
                 if !target.is_empty() {
                     self.rule(&format!("{field}.target"), target, rules::stage);
                 }
@@ -140,7 +140,12 @@ impl Check<'_> {
                 self.rule(&format!("{field}.base_image"), base_image, rules::image);
                 self.each(&format!("{field}.apt_packages"), apt_packages, rules::apt_package);
                 self.each(&format!("{field}.python_packages"), python_packages, rules::python_package);
-                self.variables(&format!("{field}.environment"), environment, rules::instruction_value);
+                self.entries(
+                    &format!("{field}.environment"),
+                    environment,
+                    rules::variable,
+                    rules::instruction_value,
+                );
                 if !user.is_empty() {
                     self.rule(&format!("{field}.user"), user, rules::user);
                 }
@@ -218,7 +223,7 @@ impl Check<'_> {
             }
             self.each(&format!("{field}.packages"), &service.packages, rules::apt_package);
             self.rule(&format!("{field}.command"), &service.command, rules::command);
-            self.variables(&format!("{field}.environment"), &service.environment, rules::line);
+            self.entries(&format!("{field}.environment"), &service.environment, rules::variable, rules::line);
             if service.ports.len() > MAX_PORTS {
                 self.violations.add(format!("{field}.ports"), format!("must be at most {MAX_PORTS}"));
             }

@@ -69,7 +69,8 @@ const TABLES: [&str; 15] = [
     "CREATE TABLE creators (subject KEY_TEXT PRIMARY KEY, images bigint NOT NULL, index_bytes bigint NOT NULL) CLUSTERED",
     "CREATE TABLE builds (id UUID PRIMARY KEY, image UUID NOT NULL, number bigint NOT NULL, kind integer NOT NULL, \
      state integer NOT NULL, attempt integer NOT NULL, failures integer NOT NULL, requested_by KEY_TEXT NOT NULL, \
-     queued_at bigint NOT NULL, started_at bigint, finished_at bigint, worker text, claimed_at bigint, \
+     requester_json text NOT NULL, \
+     creator text NOT NULL, queued_at bigint NOT NULL, started_at bigint, finished_at bigint, worker text, claimed_at bigint, \
      lease_expires_at bigint, cancel_requested_at bigint, stop_confirmed boolean NOT NULL, report_sequence bigint NOT NULL, \
      last_sequence bigint NOT NULL, steps_total integer NOT NULL, steps_done integer NOT NULL, steps_cached integer NOT NULL, \
      error_json text, log_bytes bigint NOT NULL, log_truncated boolean NOT NULL, configuration_revision bigint NOT NULL, \

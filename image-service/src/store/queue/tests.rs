@@ -12,7 +12,8 @@ use crate::{
     dispatch::{Connected, DispatchStore as _, Event, Hello, PROTOCOL_VERSION},
     error::Violations,
     image::{
-        Capability, ConfigurationDraft, Dockerfile, ImageDraft, ImageId, NewImage, RepositoryPrefixes, Source,
+        Capability, ConfigurationDraft, Dockerfile, EngineContents, ImageDraft, ImageId, NewImage,
+        RepositoryPrefixes, Source,
     },
     request::Request,
     store::{Store, pool::record_statements, values::Stored as _},
@@ -38,8 +39,10 @@ fn image(name: &str) -> Result<NewImage, Box<dyn Error>> {
         template: false,
         enabled: None,
     };
-    let prefixes = RepositoryPrefixes::parse(&["trailer/".to_owned()])?;
-    draft.check(&prefixes, false, Violations::default()).map_err(|error| format!("{error:?}").into())
+    let prefixes = RepositoryPrefixes::parse(&["trailer.invalid/".to_owned()])?;
+    draft
+        .check(&prefixes.namespace("alice", false), Violations::default())
+        .map_err(|error| format!("{error:?}").into())
 }
 
 fn hello(slots: i32) -> Hello {
@@ -192,7 +195,7 @@ async fn the_queue_never_looks_at_what_is_finished() -> Outcome {
     first_of_groups(&store.reader, 1, store.now(&store.reader).await?).await?;
     store.workers(None, 10).await?;
     store.transact(&request("alice"), async |write| write.cancel(image, None).await).await?;
-    store.unused("w1", Vec::new()).await?;
+    store.unused("w1", EngineContents::default()).await?;
     let statements = std::mem::take(&mut *statements.lock().map_err(|_| "poisoned")?);
     let searches = searches(&store, statements).await?;
     let is_of_the_queue = |search: &&String| {

@@ -8,7 +8,7 @@ use proto::images::{self as api, image_config::Source};
 
 use super::{answer::Answer, write::Write};
 use crate::{
-    client::{Client, image},
+    client::{Client, image, repository},
     permissions::cast::{self, WORKER},
     stack::Service,
 };
@@ -23,7 +23,7 @@ const CALLERS: [&str; 12] = [
 ];
 const SUBJECTS: [&str; 5] = ["creator", "guest-m", "guest-v", "stranger", "nobody"];
 const NAMES: [&str; 5] = ["Go tools", "go  tools", "Rust", "image-queued", "Mine"];
-const REPOSITORIES: [&str; 5] = ["", "", "trailer/mine", "trailer/go-tools", "trailer/rust"];
+const REPOSITORIES: [&str; 5] = ["", "", "mine", "go-tools", "rust"];
 const TAGS: [&str; 4] = ["", "", "", "v1"];
 const UNKNOWN_ARCHIVE: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
 const MOST_ROWS: usize = 12;
@@ -154,7 +154,9 @@ impl World {
     fn image(&mut self) -> api::Image {
         let mut wanted = image(self.one_of(&NAMES), "FROM scratch");
         wanted.description = self.one_of(&["", "described"]).to_owned();
-        wanted.repository = self.one_of(&REPOSITORIES).to_owned();
+        let name = self.one_of(&REPOSITORIES);
+        // Often that of another creator.
+        wanted.repository = if name.is_empty() { String::new() } else { repository("creator", name) };
         wanted.tag = self.one_of(&TAGS).to_owned();
         wanted.template = self.random.u8(0..4) == 0;
         wanted.enabled = [None, Some(false), Some(true)][self.random.usize(0..3)];

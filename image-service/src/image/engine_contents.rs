@@ -1,0 +1,43 @@
+//! The images and names that a worker keeps in its engine.
+
+use super::{ImageId, Reference};
+use crate::build::BuildId;
+
+/// What a worker's engine holds for the catalogue.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct EngineContents {
+    pub(crate) images: Vec<HeldImage>,
+    /// Identifiers in the engine of the images that were removed.
+    pub(crate) removed: Vec<String>,
+    /// Artifacts that have a name in the engine, each by its image and the build that made it.
+    pub(crate) artifacts: Vec<(ImageId, BuildId)>,
+}
+
+/// What nothing needs any more in a worker's engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct UnusedContents {
+    /// Identifiers in the engine.
+    pub(crate) images: Vec<String>,
+    pub(crate) artifacts: Vec<(ImageId, BuildId)>,
+}
+
+/// An image that an engine holds on behalf of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HeldImage {
+    pub(crate) image: ImageId,
+    /// Identifier of the image in the engine.
+    pub(crate) engine_id: String,
+    pub(crate) names: Vec<String>,
+    /// Reference that the image was made to have.
+    pub(crate) reference: String,
+}
+
+impl HeldImage {
+    /// Reports whether the image has names, all of them given by builds.
+    ///
+    /// Builds give an image its own reference, and names that are reserved for workers.
+    pub(crate) fn is_named_by_builds(&self) -> bool {
+        let of_build = |name: &String| *name == self.reference || Reference::is_reserved(name);
+        !self.names.is_empty() && self.names.iter().all(of_build)
+    }
+}
