@@ -36,7 +36,7 @@ pub(super) fn is_held() -> SimpleExpr {
 
 /// Matches builds that are not final, as the index `builds_active_of_image` does.
 pub(super) fn is_active() -> SimpleExpr {
-    Expr::cust("builds.state IN (1, 2, 3, 4)")
+    Expr::cust("builds.finished_at IS NULL")
 }
 
 pub(super) fn queued() -> Select<build::Entity> {
