@@ -29,6 +29,7 @@ use crate::{
 
 pub(crate) use crate::store::{BatchOutcome, BatchTarget};
 
+mod build_sources;
 mod reads;
 
 /// The operations of the catalogue, for all callers.

@@ -130,9 +130,16 @@ impl Actor {
 
     /// Takes the next assignment, whatever its kind, and reports success.
     pub(crate) async fn build_next(&mut self) -> anyhow::Result<()> {
+        self.build_and_push_next("").await
+    }
+
+    /// Takes the next assignment, whatever its kind, and reports success with a digest in the registry.
+    pub(crate) async fn build_and_push_next(&mut self, repo_digest: &str) -> anyhow::Result<()> {
         let (assignment, attempt) = self.assignment().await?;
         let image_id = format!("sha256:{:064}", attempt.build_id.len());
-        let succeeded = Event::Succeeded(Succeeded { image_id, size_bytes: 1, ..Succeeded::default() });
+        let repo_digest = repo_digest.to_owned();
+        let succeeded =
+            Event::Succeeded(Succeeded { image_id, size_bytes: 1, repo_digest, ..Succeeded::default() });
         let events = match assignment.work {
             Some(Work::DockerBuild(_)) => {
                 self.report(&attempt, 1, vec![Event::Started(Started {}), Event::Built(Built {})]).await;

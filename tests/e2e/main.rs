@@ -11,6 +11,7 @@ mod authentication;
 mod authority;
 mod backoff;
 mod base_image;
+mod build_sources;
 mod cancellation;
 mod client;
 mod clients;

@@ -25,6 +25,7 @@ use crate::{
 
 mod engine_contents;
 mod message;
+mod sources;
 
 type Answers = mpsc::Sender<Result<wire::ConnectResponse, Status>>;
 
@@ -82,6 +83,18 @@ impl DispatchService for Dispatcher {
         let contents = engine_contents::parse(request.into_inner())?;
         let unused = self.catalog.unused(&caller, contents).await?;
         Ok(Response::new(engine_contents::unused(unused)))
+    }
+
+    async fn resolve_sources(
+        &self,
+        request: Request<wire::ResolveSourcesRequest>,
+    ) -> Result<Response<wire::ResolveSourcesResponse>, Status> {
+        let caller = caller(&request)?;
+        let wire::ResolveSourcesRequest { attempt, references } = request.into_inner();
+        let attempt = message::attempt("attempt", attempt)?;
+        sources::check(&references)?;
+        let resolved = self.catalog.resolve_sources(&caller, attempt, &references).await?;
+        Ok(Response::new(sources::resolved(resolved)))
     }
 
     type FetchContextStream = BoxStream<'static, Result<wire::FetchContextResponse, Status>>;

@@ -156,7 +156,7 @@ impl ReferenceError {
 /// Returns the short form of a repository that Docker displays.
 ///
 /// It makes different spellings of one repository equal.
-fn familiar(parsed: &distribution::Reference) -> String {
+pub(super) fn familiar(parsed: &distribution::Reference) -> String {
     match (parsed.registry(), parsed.repository()) {
         ("docker.io" | "index.docker.io", repository) => {
             let short = repository.strip_prefix("library/").filter(|short| !short.contains('/'));

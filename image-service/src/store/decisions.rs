@@ -143,6 +143,7 @@ async fn apply_to_latest(
         if let Some(artifact) = artifact {
             image.artifact_json = Some(AsJson(artifact.clone()));
             image.artifact_image = Some(artifact.image_id.clone());
+            image.artifact_digest.clone_from(&artifact.repo_digest);
         }
         let row = image::ActiveModel {
             id: Set(image.id),
@@ -152,6 +153,7 @@ async fn apply_to_latest(
             updated_at: Set(image.updated_at),
             artifact_json: Set(image.artifact_json.clone()),
             artifact_image: Set(image.artifact_image.clone()),
+            artifact_digest: Set(image.artifact_digest.clone()),
             ..Default::default()
         };
         txn.defer(image::Entity::update(row).validate()?);

@@ -81,6 +81,8 @@ table! {
     artifact_json: Option<AsJson<Artifact>>,
     /// Engine's identifier of the artifact.
     artifact_image: Option<String>,
+    /// Digest of the artifact in a registry.
+    artifact_digest: Option<String>,
     created_at: Timestamp,
     updated_at: Timestamp,
     revision: i64,

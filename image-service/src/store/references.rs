@@ -18,10 +18,40 @@ use super::{
 use crate::{
     build::Kind,
     error::Error,
-    image::{ImageId, Reference, WantedReference},
+    image::{ImageId, Reference, SourceReference, SourceVersion, WantedReference},
 };
 
+/// The images that a reference of a build may stand for.
+#[derive(Debug, Default)]
+pub(crate) struct Owners {
+    pub(crate) images: Vec<ImageId>,
+    /// Set if any image owns a reference of the repository.
+    pub(crate) has_repository: bool,
+}
+
 impl Store {
+    /// Returns the image that owns a reference, or those with an artifact of its digest.
+    pub(crate) async fn owners(&self, reference: &SourceReference) -> Result<Owners, Error> {
+        let txn = self.read().await?;
+        let of_repository = || {
+            image_reference::Entity::find()
+                .filter(image_reference::Column::Repository.eq(&reference.repository))
+        };
+        let images = match &reference.version {
+            SourceVersion::Tag(tag) => {
+                let found = of_repository().filter(image_reference::Column::Tag.eq(tag)).one(&txn).await?;
+                found.into_iter().map(|found| found.image).collect()
+            }
+            SourceVersion::Digest(digest) => {
+                let found = image::Entity::find().select_only().column(image::Column::Id);
+                found.filter(image::Column::ArtifactDigest.eq(digest)).into_tuple().all(&txn).await?
+            }
+        };
+        let has_repository = !images.is_empty() || of_repository().one(&txn).await?.is_some();
+        txn.commit().await?;
+        Ok(Owners { images, has_repository })
+    }
+
     /// Returns the image that owns a reference, if any.
     pub(crate) async fn reference_owner(&self, reference: &Reference) -> Result<Option<ImageId>, Error> {
         Ok(owner(&self.reader, reference).await?)

@@ -57,6 +57,7 @@ impl From<Image> for entity::image::Model {
             pulled: image.pulled,
             configuration_revision: image.configuration_revision,
             artifact_image: artifact.as_ref().map(|artifact| artifact.image_id.clone()),
+            artifact_digest: artifact.as_ref().and_then(|artifact| artifact.repo_digest.clone()),
             artifact_json: artifact.map(AsJson),
             created_at: image.created_at,
             updated_at: image.updated_at,

@@ -49,6 +49,11 @@ impl RepositoryPrefixes {
         Ok(Self(prefixes.to_vec()))
     }
 
+    /// Reports whether a repository lies below one of the prefixes, so that no other image than the catalogue's has it.
+    pub(crate) fn contain(&self, repository: &str) -> bool {
+        self.0.iter().any(|prefix| repository.starts_with(prefix.as_str()))
+    }
+
     /// Returns the namespace of an image of `creator`, which is unlimited if an admin names the image.
     pub(crate) fn namespace(&self, creator: &str, is_unlimited: bool) -> Namespace {
         let directory = directory(creator);

@@ -1,0 +1,99 @@
+//! References to images by which a build names what it starts from or copies from.
+
+use std::str::FromStr;
+
+use oci_spec::distribution;
+
+use super::{Artifact, ImageId, reference::familiar};
+
+/// A reference in the words of a Dockerfile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SourceReference {
+    /// Repository in the form in which the catalogue writes it.
+    pub(crate) repository: String,
+    pub(crate) version: SourceVersion,
+}
+
+/// The image of a repository that a reference names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SourceVersion {
+    Tag(String),
+    /// Digest in the registry, which counts more than a tag beside it.
+    Digest(String),
+}
+
+/// What a reference stands for, as far as the requester of a build can see.
+#[derive(Clone, Debug)]
+pub(crate) enum ResolvedSource {
+    /// No image of the catalogue: whatever the worker's own rules say.
+    Foreign,
+    /// Nothing that exists for the requester.
+    Missing,
+    /// The artifact of an image that the requester can see.
+    Artifact(ImageId, Box<Artifact>),
+}
+
+impl SourceReference {
+    /// Parses a reference; returns `None` if it is no reference to an image.
+    ///
+    /// Different spellings of one repository are equal: the case of its registry, the port of HTTPS, and what Docker
+    /// leaves out.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        const DEFAULT_TAG: &str = "latest";
+        const HTTPS: &str = ":443";
+        let text = match text.split_once('/') {
+            Some((registry, rest))
+                if registry.contains(['.', ':']) || registry.eq_ignore_ascii_case("localhost") =>
+            {
+                let registry = registry.to_ascii_lowercase();
+                format!("{}/{rest}", registry.strip_suffix(HTTPS).unwrap_or(&registry))
+            }
+            Some(_) | None => text.to_owned(),
+        };
+        let parsed = distribution::Reference::from_str(&text).ok()?;
+        let version = match (parsed.digest(), parsed.tag()) {
+            (Some(digest), _) => SourceVersion::Digest(digest.to_ascii_lowercase()),
+            (None, tag) => SourceVersion::Tag(tag.unwrap_or(DEFAULT_TAG).to_owned()),
+        };
+        Some(Self { repository: familiar(&parsed), version })
+    }
+
+    /// Reports whether the reference stands for this artifact.
+    pub(crate) fn names(&self, artifact: &Artifact) -> bool {
+        let Some(reference) = &artifact.reference else { return false };
+        let is_version = match &self.version {
+            SourceVersion::Tag(tag) => reference.tag() == tag,
+            SourceVersion::Digest(digest) => artifact.repo_digest.as_ref() == Some(digest),
+        };
+        !artifact.pulled && reference.repository() == self.repository && is_version
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_repository_has_one_spelling() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        for (text, expected) in [
+            ("ubuntu", Some("ubuntu:latest")),
+            ("docker.io/library/ubuntu:24.04", Some("ubuntu:24.04")),
+            ("Registry.Example:443/a/b:1", Some("registry.example/a/b:1")),
+            ("registry.example:5000/a", Some("registry.example:5000/a:latest")),
+            ("LOCALHOST/a", Some("localhost/a:latest")),
+            ("trailer.invalid/alice-2bd806c9/a", Some("trailer.invalid/alice-2bd806c9/a:latest")),
+            ("a/b:1@sha256:", None),
+            ("A", None),
+            ("", None),
+        ] {
+            let parsed = SourceReference::parse(text).map(|parsed| match parsed.version {
+                SourceVersion::Tag(tag) => format!("{}:{tag}", parsed.repository),
+                SourceVersion::Digest(digest) => format!("{}@{digest}", parsed.repository),
+            });
+            assert_eq!(parsed.as_deref(), expected, "{text}");
+        }
+        let version = SourceReference::parse(&format!("a/b:1@{digest}")).map(|parsed| parsed.version);
+        assert_eq!(version, Some(SourceVersion::Digest(digest)));
+    }
+}
