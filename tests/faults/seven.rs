@@ -37,7 +37,7 @@ const LONGEST_BETWEEN_KILLS: Duration = Duration::from_secs(20);
 /// Time between a kill and the restart.
 const AWAY: Duration = Duration::from_millis(500);
 /// Maximum time until an image that nothing needs is garbage-collected.
-const COLLECTED: Duration = Duration::from_secs(75);
+const COLLECTED: Duration = Duration::from_secs(180);
 /// Maximum time for all builds to end after the last kill.
 const RECOVERY: Duration = Duration::from_secs(120);
 
