@@ -14,6 +14,7 @@ use service_runtime::{health::Question, telemetry, tls::ServerFiles};
 use crate::{
     engine_support::{self, Exceptions},
     image_gc::ImageGc,
+    source_rules::{Pattern, SourceRules},
 };
 
 /// Runs Docker builds for an image-service.
@@ -96,6 +97,22 @@ pub struct Config {
     /// Address of the Docker Engine: `unix:///path` or `tcp://host:port`.
     #[arg(long, env = "TRAILER_DOCKER_HOST", default_value = "unix:///var/run/docker.sock")]
     pub docker_host: String,
+
+    /// Images of registries that builds may use beside the catalogue's, such as `docker.io/library/*`. `*` stands for any
+    /// characters. Repeatable, or separated by commas.
+    #[arg(long, env = "TRAILER_ALLOW_SOURCE", value_name = "PATTERN", value_delimiter = ',', default_value = "*",
+        value_parser = pattern)]
+    pub allow_source: Vec<String>,
+
+    /// Images that builds may use although they came from no registry, but were loaded into the engine or made there.
+    /// `*` stands for any characters. Repeatable, or separated by commas.
+    #[arg(long, env = "TRAILER_ALLOW_LOCAL", value_name = "PATTERN", value_delimiter = ',', value_parser = pattern)]
+    pub allow_local: Vec<String>,
+
+    /// Host from which ADD may fetch files and Git repositories, such as `github.com`; by default none. `*` stands for
+    /// any characters. Repeatable, or separated by commas.
+    #[arg(long, env = "TRAILER_ALLOW_ADD", value_name = "HOST", value_delimiter = ',', value_parser = pattern)]
+    pub allow_add: Vec<String>,
 
     /// Parent of the control group of this worker's builds, such as `/builds.slice`. Limits set on it apply to all
     /// builds together. Overrides dockerd's --cgroup-parent.
@@ -204,6 +221,16 @@ impl Config {
         Ok(())
     }
 
+    /// Returns the operator's rules on the sources of builds.
+    pub(crate) fn source_rules(&self) -> SourceRules {
+        let patterns = |texts: &[String]| texts.iter().map(|text| Pattern::new(text)).collect();
+        SourceRules {
+            registries: patterns(&self.allow_source),
+            local: patterns(&self.allow_local),
+            hosts: patterns(&self.allow_add),
+        }
+    }
+
     /// Returns the operator's exceptions to the rules about engine versions.
     pub(crate) fn exceptions(&self) -> Exceptions {
         Exceptions { allow_old: self.allow_old_engine, fixed: self.engine_has_fix.clone() }
@@ -245,6 +272,10 @@ fn label(text: &str) -> Result<(String, String), String> {
 /// Parses the path of a control group, without `.` or `..` in it.
 ///
 /// BuildKit gives a name that ends in a colon another meaning.
+fn pattern(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
 fn cgroup_parent(text: &str) -> Result<String, String> {
     let is_plain = |part: &str| !matches!(part, "." | "..") && !part.contains(char::is_control);
     if text.split('/').all(is_plain) && !text.ends_with(':') {

@@ -81,21 +81,6 @@ pub(crate) fn dockerfile_path(build: &DockerBuild) -> String {
     path.to_owned()
 }
 
-/// Returns the names of a Dockerfile's stages in order, as BuildKit shows them.
-///
-/// Returns no names for text that BuildKit would reject.
-pub(crate) fn stages(dockerfile: &str) -> Vec<String> {
-    let Ok(dockerfile) = parse_dockerfile::parse(dockerfile) else { return Vec::new() };
-    let count = dockerfile.stages().len();
-    let name = |(number, stage): (usize, parse_dockerfile::Stage<'_, '_>)| match &stage.from.as_ {
-        Some((_, name)) => name.value.to_lowercase(),
-        // BuildKit does not name the only stage of a Dockerfile.
-        None if count == 1 => String::new(),
-        None => format!("stage-{number}"),
-    };
-    dockerfile.stages().enumerate().map(name).collect()
-}
-
 /// Packs a build's Dockerfile and files into a tar.
 ///
 /// Equal builds give equal bytes, so that they hit the engine's cache.

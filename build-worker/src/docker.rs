@@ -41,6 +41,7 @@ mod layers;
 mod progress;
 mod session;
 mod solve;
+mod source_policy;
 mod squash;
 mod transfers;
 
@@ -119,13 +120,14 @@ impl DockerEngine {
         cancel: &CancellationToken,
         tell: &Teller,
     ) -> Result<Option<BuiltImage>, EngineError> {
-        let Some(built) = self.solve(connections, order, cancel, tell).await? else {
+        let Some(built) = self.solve_with_sources(connections, order, cancel, tell).await? else {
             return Ok(None);
         };
         if !order.squash {
             return Ok(Some(built));
         }
-        let squashed = self.solve(connections, &squash::order(connections, order).await?, cancel, tell).await;
+        let order = squash::order(connections, order, &built).await?;
+        let squashed = self.solve(connections, &order, &order.name, cancel, tell).await;
         // The squashed image has taken its only name, or else it is removed with that name.
         if let Err(error) = self.remove(&built.id).await {
             tracing::warn!(id = built.id, %error, "cannot remove what was squashed");
@@ -133,10 +135,44 @@ impl DockerEngine {
         squashed
     }
 
+    /// Solves a build, and again whenever it names an image that has not been decided about.
+    async fn solve_with_sources(
+        &self,
+        connections: &Connections,
+        order: &BuildOrder,
+        cancel: &CancellationToken,
+        tell: &Teller,
+    ) -> Result<Option<BuiltImage>, EngineError> {
+        /// Maximum number of images that are decided about while the build runs.
+        const MAX_DECIDED: usize = 16;
+        let mut name = order.name.clone();
+        let mut decided = 0;
+        loop {
+            let error = match self.solve(connections, order, &name, cancel, tell).await {
+                Err(error) => error,
+                solved => return solved,
+            };
+            let Some(source) = source_policy::denied(&error) else { return Err(error) };
+            let Some(image) = source_policy::image(&source) else {
+                return Err(source_policy::error(&source, None));
+            };
+            let Some(decision) = order.sources.decide(image).await? else {
+                let known = order.sources.images().remove(image);
+                return Err(source_policy::error(&source, known.as_ref()));
+            };
+            decided += 1;
+            if !decision.is_usable() || decided > MAX_DECIDED {
+                return Err(source_policy::error(&source, Some(&decision)));
+            }
+            name = format!("{}-{decided}", order.name);
+        }
+    }
+
     async fn solve(
         &self,
         connections: &Connections,
         order: &BuildOrder,
+        name: &str,
         cancel: &CancellationToken,
         tell: &Teller,
     ) -> Result<Option<BuiltImage>, EngineError> {
@@ -145,7 +181,7 @@ impl DockerEngine {
             return Ok(None);
         };
         let control = control?;
-        let request = solve::request(order, &control.session);
+        let request = solve::request(order, name, &control.session);
         solve::solve(&control, request, &order.stages, cancel, tell).await
     }
 
@@ -325,6 +361,7 @@ impl Engine for DockerEngine {
             id,
             config_digest: config_digest(&image),
             size_bytes: self.size(name, &image).await?,
+            is_in_containerd: !has_graph_driver(&image),
             repo_digests: image.repo_digests.unwrap_or_default(),
             names: image.repo_tags.unwrap_or_default(),
             labels: image.config.and_then(|config| config.labels).unwrap_or_default(),

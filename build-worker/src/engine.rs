@@ -2,7 +2,11 @@
 //!
 //! The real implementation is in `docker`; a simulation has its own.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::Arc,
+};
 
 pub(crate) use crate::output::Progress;
 use crate::{context::Context, fault::Fault};
@@ -82,6 +86,53 @@ pub(crate) trait RunningWork: fmt::Debug + Send {
     fn cancel(&self);
 }
 
+/// The decisions about the sources of a build.
+#[tonic::async_trait]
+pub(crate) trait SourcePolicy: fmt::Debug + Send + Sync {
+    /// Returns the decisions so far, by the canonical reference of each image.
+    fn images(&self) -> BTreeMap<String, ImageDecision>;
+
+    /// Returns patterns of the hosts that ADD may fetch from.
+    fn hosts(&self) -> Vec<String>;
+
+    /// Decides about an image that the engine was denied, by its canonical reference.
+    ///
+    /// Returns `None` if the image was decided about before.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the decision cannot be made now.
+    async fn decide(&self, image: &str) -> Result<Option<ImageDecision>, EngineError>;
+}
+
+/// A decision about an image that a build names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ImageDecision {
+    /// The engine uses the image with this name, which may be another one than the build names.
+    Usable {
+        /// Canonical reference.
+        name: String,
+        /// ID of the image in the engine, if the engine has it; engines may append it to the name as a digest.
+        id: Option<String>,
+    },
+    /// No such image exists for the requester, for this reason.
+    Missing(String),
+    /// The operator does not allow the reference.
+    Refused,
+    /// Only this worker's engine holds the image.
+    Elsewhere(String),
+}
+
+impl ImageDecision {
+    /// Reports whether a build may use the image, or what replaces it.
+    pub(crate) fn is_usable(&self) -> bool {
+        match self {
+            Self::Usable { .. } => true,
+            Self::Missing(_) | Self::Refused | Self::Elsewhere(_) => false,
+        }
+    }
+}
+
 /// A build for the engine to run.
 #[derive(Debug)]
 pub(crate) struct BuildOrder {
@@ -101,12 +152,12 @@ pub(crate) struct BuildOrder {
     pub(crate) build_args: HashMap<String, String>,
     /// Stage to build; the last one if empty.
     pub(crate) target: String,
-    /// Set if registries are asked for newer base images.
-    pub(crate) pull_base: bool,
     /// Set if the cache is not used.
     pub(crate) no_cache: bool,
     /// Set if the layers are squashed into one.
     pub(crate) squash: bool,
+    /// Images and hosts that the build may use.
+    pub(crate) sources: Arc<dyn SourcePolicy>,
     /// Parent control group of the processes of its steps.
     pub(crate) cgroup_parent: String,
     /// Compression of layers, if the engine's image store compresses them; the engine's default if empty.
@@ -161,6 +212,8 @@ pub(crate) struct EngineImage {
     pub(crate) size_bytes: i64,
     /// Names in registries, `repository@sha256:…`, known from pulls and pushes.
     pub(crate) repo_digests: Vec<String>,
+    /// Set if containerd stores the image; then it has such names even if no registry ever had it.
+    pub(crate) is_in_containerd: bool,
     /// Names of the image, each `repository:tag`.
     pub(crate) names: Vec<String>,
     pub(crate) labels: HashMap<String, String>,

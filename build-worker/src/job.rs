@@ -1,6 +1,10 @@
 //! One attempt at a build, from its assignment to its last report.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use proto::dispatch::{
     Assignment, Built, DockerBuild, Failed, FailureKind, HandedBack, Started, Stopped, Succeeded,
@@ -10,14 +14,16 @@ use tokio::time::Instant;
 
 use crate::{
     artifact_name::ArtifactName,
+    build_sources::BuildSources,
     context::{self, Context},
-    context_download,
+    context_download, dockerfile,
     engine::{BuildOrder, BuiltImage, Engine, EngineError, EngineEvent, RunningWork},
     labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
     outbox::Outbox,
     output::Output,
     readiness::Readiness,
     service_client::ServiceClient,
+    source_rules::SourceRules,
     spool::Spool,
     stale_tags::ATTEMPTS,
     step_processes::{StepGroup, StepProcesses},
@@ -54,6 +60,8 @@ pub(crate) struct Job {
     pub(crate) group: StepGroup,
     /// Processes of steps; `None` if the engine's processes are not on this host.
     pub(crate) processes: Option<StepProcesses>,
+    /// The operator's rules on the sources of builds.
+    pub(crate) source_rules: Arc<SourceRules>,
     /// Build arguments that name the proxies of builds.
     pub(crate) proxies: HashMap<String, String>,
     /// Compression of layers; the engine's default if empty.
@@ -200,7 +208,11 @@ impl Job {
                     () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
                     context = self.context(order) => context?,
                 };
-                let build = self.start(order, context)?;
+                let build = tokio::select! {
+                    biased;
+                    () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
+                    build = self.start(order, context) => build?,
+                };
                 let built = self.follow(build, &mut output).await?.ok_or_else(|| {
                     Ended::by_broken_engine("the engine ended the build without an image".to_owned())
                 })?;
@@ -314,21 +326,35 @@ impl Job {
         })
     }
 
-    fn start(&self, order: &DockerBuild, context: Context) -> Result<Box<dyn RunningWork>, EngineError> {
+    async fn start(
+        &self,
+        order: &DockerBuild,
+        context: Context,
+    ) -> Result<Box<dyn RunningWork>, EngineError> {
         let domain = TrustDomain::parse(&self.assignment.trust_domain)
             .ok_or_else(|| EngineError::Refused("the service has named no trust domain".to_owned()))?;
         let mut build_args = self.proxies.clone();
         build_args.extend(order.build_args.clone());
         build_args.insert(Self::CACHE_MOUNT_NAMESPACE.to_owned(), domain.to_string());
+        let sources = BuildSources {
+            attempt: self.assignment.attempt.clone().unwrap_or_default(),
+            catalogue: self.catalogue.clone(),
+            engine: Arc::clone(&self.engine),
+            service: Arc::clone(&self.service),
+            rules: Arc::clone(&self.source_rules),
+            pull_base: order.pull_base,
+            decided: Mutex::default(),
+        };
+        sources.decide_all(dockerfile::image_references(&order.dockerfile, &build_args)).await?;
         self.engine.build(BuildOrder {
             name: self.name(),
             tag: self.attempt_tag(),
             context: Arc::new(context),
             dockerfile: context::dockerfile_path(order),
-            stages: context::stages(&order.dockerfile),
+            stages: dockerfile::stages(&order.dockerfile),
             build_args,
             target: order.target.clone(),
-            pull_base: order.pull_base,
+            sources: Arc::new(sources),
             no_cache: order.no_cache,
             squash: order.squash,
             labels: self.labels(),

@@ -1,18 +1,21 @@
 //! Build worker of Trailer Images: takes builds from image-service and runs them on a Docker Engine.
 //!
 //! `service_client` calls the service, `session` holds the connection, `worker` the attempts of the connection, and `job`
-//! is one attempt at a build. `context_download` fetches its `context`. `engine` is the interface to an engine and `docker`
-//! the real one, with `registry_credentials`; `engine_support` lists the supported versions, and `fault` attributes their
-//! errors. `output` turns progress into events, and `outbox` keeps them until they are durable, with a `spool` for events
-//! that memory cannot hold. `lease` decides when all work has to stop, `job::stop` stops a build and reaps what is left,
-//! `step_processes` observes and kills the processes of steps, `stale_tags` removes the tags of a killed
-//! worker, and `image_gc` the images that nothing needs any more. `simulation` surrounds the worker with models.
+//! is one attempt at a build. `context_download` fetches its `context`, and `build_sources` decides which images it may
+//! use, by the service's word and `source_rules`, for what its `dockerfile` names. `engine` is the interface to an engine
+//! and `docker` the real one, with `registry_credentials`; `engine_support` lists the supported versions, and `fault`
+//! attributes their errors. `output` turns progress into events, and `outbox` keeps them until they are durable, with a
+//! `spool` for events that memory cannot hold. `lease` decides when all work has to stop, `job::stop` stops a build and
+//! reaps what is left, `step_processes` observes and kills the processes of steps, `stale_tags` removes the tags of a
+//! killed worker, and `image_gc` the images that nothing needs any more. `simulation` surrounds the worker with models.
 //!
 //! Invariants:
 //! - A build runs under a tag of its attempt; the image's own tag is set after the service has granted it.
 //! - An event leaves the outbox when the service has acknowledged it, not when it was sent.
 //! - Unacknowledged events are in memory up to a limit, then on disk up to a limit; then the engine is not read any
 //!   further.
+//! - The engine uses no image, file or repository for a build that was not decided about, see `docker::source_policy`.
+//! - Steps of two trust domains share neither results nor cache mounts, see `step_processes`.
 //! - A cancel is confirmed after the engine's response has ended and no process of the build is left.
 //! - While anything goes on that was told to stop, nothing starts.
 
@@ -40,10 +43,12 @@ use self::{
 };
 
 mod artifact_name;
+mod build_sources;
 mod config;
 mod context;
 mod context_download;
 mod docker;
+mod dockerfile;
 mod engine;
 mod engine_monitor;
 mod engine_support;
@@ -63,6 +68,7 @@ mod service_client;
 mod session;
 #[cfg(feature = "simulation")]
 pub mod simulation;
+mod source_rules;
 mod spool;
 mod stale_tags;
 mod step_processes;

@@ -1,5 +1,9 @@
 //! References to images, as Docker writes them.
 
+use std::str::FromStr;
+
+use oci_spec::distribution;
+
 /// Key of Docker Hub in Docker's configuration.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 
@@ -19,6 +23,20 @@ pub(crate) fn parts(reference: &str) -> (&str, &str) {
 pub(crate) fn repository(reference: &str) -> &str {
     let (named, _) = reference.split_once('@').unwrap_or((reference, ""));
     parts(named).0
+}
+
+/// Returns a reference in the full form of the engine, such as `docker.io/library/ubuntu:24.04`.
+///
+/// Returns `None` if it is no reference to an image, as the ID of one is not.
+pub(crate) fn canonical(reference: &str) -> Option<String> {
+    let is_id = reference.len() == 64 && reference.bytes().all(|byte| byte.is_ascii_hexdigit());
+    distribution::Reference::from_str(reference).ok().filter(|_| !is_id).map(|parsed| parsed.to_string())
+}
+
+/// Returns the short form in which Docker shows a canonical reference, such as `ubuntu:24.04`.
+pub(crate) fn familiar(canonical: &str) -> &str {
+    let Some(short) = canonical.strip_prefix("docker.io/") else { return canonical };
+    short.strip_prefix("library/").filter(|official| !official.contains('/')).unwrap_or(short)
 }
 
 /// Returns the registry of a reference, by its key in Docker's configuration.
@@ -54,6 +72,22 @@ mod tests {
         ] {
             assert_eq!(parts(reference), expected, "{reference}");
         }
+    }
+
+    #[test]
+    fn a_reference_has_a_full_form_and_a_short_one() {
+        for (reference, full, short) in [
+            ("ubuntu", "docker.io/library/ubuntu:latest", "ubuntu:latest"),
+            ("docker.io/library/ubuntu:24.04", "docker.io/library/ubuntu:24.04", "ubuntu:24.04"),
+            ("a/b:1", "docker.io/a/b:1", "a/b:1"),
+            ("h:5000/x", "h:5000/x:latest", "h:5000/x:latest"),
+            ("trailer.invalid/a-0/b", "trailer.invalid/a-0/b:latest", "trailer.invalid/a-0/b:latest"),
+        ] {
+            assert_eq!(canonical(reference).as_deref(), Some(full));
+            assert_eq!(familiar(full), short);
+        }
+        assert_eq!(canonical("A b"), None);
+        assert_eq!(canonical(&"0a".repeat(32)), None);
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::{fmt::Debug, path::PathBuf, time::Duration};
 use futures_util::{StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
 use proto::dispatch::{
     Attempt, ConnectRequest, ConnectResponse, FetchContextRequest, FetchContextResponse,
-    FindUnusedImagesRequest, FindUnusedImagesResponse, dispatch_service_client::DispatchServiceClient,
+    FindUnusedImagesRequest, FindUnusedImagesResponse, ResolveSourcesRequest, ResolveSourcesResponse,
+    dispatch_service_client::DispatchServiceClient,
 };
 use service_runtime::tls;
 use tokio::sync::mpsc;
@@ -27,6 +28,12 @@ pub(crate) trait ServiceClient: Debug + Send + Sync {
         &self,
         requests: mpsc::Receiver<ConnectRequest>,
     ) -> BoxFuture<'_, Result<Responses, ServiceError>>;
+
+    /// Calls `ResolveSources`.
+    fn resolve_sources(
+        &self,
+        request: ResolveSourcesRequest,
+    ) -> BoxFuture<'_, Result<ResolveSourcesResponse, ServiceError>>;
 
     /// Calls `FindUnusedImages`.
     fn find_unused_images(
@@ -148,6 +155,16 @@ impl ServiceClient for GrpcServiceClient {
         Box::pin(async move {
             let (mut client, call) = self.call(request).await?;
             Ok(client.find_unused_images(call).await.map_err(refused)?.into_inner())
+        })
+    }
+
+    fn resolve_sources(
+        &self,
+        request: ResolveSourcesRequest,
+    ) -> BoxFuture<'_, Result<ResolveSourcesResponse, ServiceError>> {
+        Box::pin(async move {
+            let (mut client, call) = self.call(request).await?;
+            Ok(client.resolve_sources(call).await.map_err(refused)?.into_inner())
         })
     }
 

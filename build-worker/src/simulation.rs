@@ -12,6 +12,7 @@ use std::{
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
 use proto::dispatch::{
     Attempt, ConnectRequest, ConnectResponse, FindUnusedImagesRequest, FindUnusedImagesResponse,
+    ResolveSourcesRequest, ResolveSourcesResponse, Source,
 };
 use service_runtime::{
     telemetry::{LogFormat, Options},
@@ -72,6 +73,9 @@ impl Process {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             docker_host: String::new(),
             docker_config: None,
+            allow_source: vec!["*".to_owned()],
+            allow_local: Vec::new(),
+            allow_add: Vec::new(),
             cgroup_parent: String::new(),
             compression: None,
             allow_old_engine: false,
@@ -135,6 +139,15 @@ impl ServiceClient for Around {
         _request: FindUnusedImagesRequest,
     ) -> BoxFuture<'_, Result<FindUnusedImagesResponse, ServiceError>> {
         async { Ok(FindUnusedImagesResponse::default()) }.boxed()
+    }
+
+    fn resolve_sources(
+        &self,
+        request: ResolveSourcesRequest,
+    ) -> BoxFuture<'_, Result<ResolveSourcesResponse, ServiceError>> {
+        // Builds of simulations name no images.
+        let sources = vec![Source::default(); request.references.len()];
+        async { Ok(ResolveSourcesResponse { sources }) }.boxed()
     }
 
     fn fetch_context(&self, _attempt: Attempt) -> BoxFuture<'_, Result<Chunks, ServiceError>> {

@@ -167,7 +167,7 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
     let debian = format!("{}/debian", registry.addr);
     move_to_registry(&docker, &local, &debian).await?;
     let base = format!("{debian}:12");
-    let service = Service::start_with(&["--repository-prefix", &format!("{}/", registry.addr)]).await?;
+    let service = Service::start_with(&["--repository-prefix", &format!("{}/team/", registry.addr)]).await?;
     let config = DockerConfig::with(PASSWORD, &[registry.addr])?;
     let flags = ["--docker-config", config.path()?];
     let alice = service.builder("alice");
@@ -175,7 +175,7 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
     let builder = Worker::start_at(&service, service.addr, "builder", &docker_host, &flags).await?;
     let mut wanted = Image {
         name: "Workspace".to_owned(),
-        repository: repository_under(registry.addr, "alice", "workspace"),
+        repository: repository_under(format!("{}/team", registry.addr), "alice", "workspace"),
         config: Some(workspace(&base)),
         ..Image::default()
     };

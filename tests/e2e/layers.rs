@@ -153,8 +153,47 @@ fn only_the_docker_module_of_build_worker_knows_bollard() -> anyhow::Result<()> 
         let is_docker = module(&file) == "docker";
         assert!(is_docker || !names(&code, "bollard"), "build-worker/src/{file} must not name bollard");
         assert!(!names(&code, "image_service"), "the services do not depend on each other: {file}");
-        let pure = ["context", "output", "residue", "steps"].contains(&module(&file));
-        assert!(!pure || !names(&code, "tokio"), "build-worker/src/{file} must not name tokio");
+        assert!(!is_pure(&file) || !names(&code, "tokio"), "build-worker/src/{file} must not name tokio");
+    }
+    for file in PURE {
+        assert!(
+            sources("build-worker")?.keys().any(|path| module(path) == file),
+            "there is no module {file}"
+        );
+    }
+    Ok(())
+}
+
+/// Modules of build-worker without input and output.
+const PURE: [&str; 9] = [
+    "artifact_name",
+    "context",
+    "dockerfile",
+    "fault",
+    "output",
+    "reference",
+    "source_rules",
+    "steps",
+    "trust_domain",
+];
+
+fn is_pure(file: &str) -> bool {
+    PURE.contains(&module(file))
+}
+
+#[test]
+fn the_codemaps_have_every_module() -> anyhow::Result<()> {
+    for package in ["image-service", "build-worker"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(package).join("README.md");
+        let readme = fs::read_to_string(path)?;
+        let (_, codemap) = readme.split_once("## Codemap").context("a codemap")?;
+        let missing: Vec<String> = sources(package)?
+            .into_keys()
+            .filter_map(|file| file.strip_suffix(".rs").map(str::to_owned))
+            .filter(|module| !module.starts_with("store/migration/"))
+            .filter(|module| !codemap.contains(&format!("`{module}`")))
+            .collect();
+        assert!(missing.is_empty(), "{package}/README.md does not have {missing:?}");
     }
     Ok(())
 }

@@ -104,6 +104,8 @@ impl Catalogue {
             ["--name", name],
             ["--docker-host", docker_host],
             ["--spool-dir", &file("spool")],
+            // The tests' base images come from no registry.
+            ["--allow-local", "trailer-test/*"],
         ]
         .concat()
         .into_iter()

@@ -10,10 +10,11 @@ use bollard::{
     Docker,
     auth::DockerCredentials,
     query_parameters::{
-        ListImagesOptionsBuilder, PushImageOptions, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+        CreateImageOptionsBuilder, ListImagesOptionsBuilder, PushImageOptions, RemoveImageOptionsBuilder,
+        TagImageOptionsBuilder,
     },
 };
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use proto::images::{
     BuildErrorKind, BuildState, Image, ImageConfig, ImageStatus, PullSource, ResolveImageRequest, StepState,
     UpdateImageRequest, build_event::Event, image_config::Source,
@@ -46,7 +47,7 @@ impl Setting {
         let (docker, docker_host) = engine_fixture::connect().await?;
         let registry = Registry::start().await?;
         let proxy = Proxy::start(registry.addr).await?;
-        let prefixes = [format!("{}/", registry.addr), format!("{}/", proxy.addr())];
+        let prefixes = [format!("{}/team/", registry.addr), format!("{}/team/", proxy.addr())];
         let flags = ["--repository-prefix", &prefixes[0], "--repository-prefix", &prefixes[1]];
         let service = Service::start_with(&flags).await?;
         let config = DockerConfig::with(PASSWORD, &[registry.addr, proxy.addr()])?;
@@ -67,6 +68,16 @@ impl Setting {
 
     /// Pushes a small unique image to the registry and returns its digest. None is left in the engine.
     async fn publish_base(&self, name: &str) -> anyhow::Result<String> {
+        let names = self.push_base(name).await?;
+        let digest = self.digest_in_registry(&names[0]).await?;
+        for name in &names {
+            self.remove(name).await?;
+        }
+        Ok(digest)
+    }
+
+    /// Pushes a small unique image to the registry and returns the names that it has in the engine.
+    async fn push_base(&self, name: &str) -> anyhow::Result<[String; 2]> {
         let local = format!("trailer-test/published-{}:latest", self.run);
         let text = uuid::Uuid::new_v4().to_string();
         base_image::import_with(&self.docker, &local, &text, "").await?;
@@ -79,12 +90,7 @@ impl Setting {
             progress?;
         }
         drop(pushing);
-        let reference = format!("{repository}:1");
-        let digest = self.digest_in_registry(&reference).await?;
-        for name in [&reference, &local] {
-            self.remove(name).await?;
-        }
-        Ok(digest)
+        Ok([format!("{repository}:1"), local])
     }
 
     async fn digest_in_registry(&self, reference: &str) -> anyhow::Result<String> {
@@ -105,7 +111,7 @@ impl Setting {
     /// Returns an image that is built and pushed to the registry at `at`.
     fn pushed(&self, at: SocketAddr, name: &str, from: &str, instructions: &str) -> Image {
         let mut pushed = image(name, &format!("FROM {from}\nENV RUN={}\n{instructions}", self.run));
-        pushed.repository = repository_under(at, "alice", name);
+        pushed.repository = repository_under(format!("{at}/team"), "alice", name);
         if let Some(config) = &mut pushed.config {
             config.push = true;
         }
@@ -196,6 +202,37 @@ async fn a_pull_brings_what_the_registry_has_and_a_rebuild_pulls_again() -> anyh
         .await?;
     alice.delete(&created.id).await?;
     eventually_true("the name of the last artifact goes", async || Ok(builds().await?.is_empty())).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_takes_a_newer_base_only_if_it_asks_for_it() -> anyhow::Result<()> {
+    let setting = Setting::start().await?;
+    let alice = setting.alice();
+    let base = setting.in_registry("base:1");
+    setting.publish_base("base").await?;
+    let digest_of_base = async |name: &str, pull_base: bool| -> anyhow::Result<String> {
+        let mut wanted = image(name, &format!("FROM {base}\nENV RUN={}", setting.run));
+        wanted.config.as_mut().context("a configuration")?.pull_base = pull_base;
+        let (created, build) = alice.create(wanted).await?;
+        let finished = alice.finished(&build.id).await?;
+        anyhow::ensure!(finished.state() == BuildState::Succeeded, "{finished:?}");
+        let reference = format!("{}:{}", created.repository, created.tag);
+        let layers = setting.docker.inspect_image(&reference).await?.root_fs.and_then(|fs| fs.layers);
+        Ok(layers.context("layers")?.first().context("a layer")?.clone())
+    };
+    // The engine has the base from here on.
+    let options = CreateImageOptionsBuilder::new().from_image(&setting.in_registry("base")).tag("1").build();
+    let pulling = setting.docker.create_image(Some(options), None, Some(credentials()));
+    pulling.try_collect::<Vec<_>>().await?;
+    let first = digest_of_base("First", false).await?;
+    let local = setting.docker.inspect_image(&base).await?.id.context("an id")?;
+    let [_, newer] = setting.push_base("base").await?;
+    let options = TagImageOptionsBuilder::new().repo(&setting.in_registry("base")).tag("1").build();
+    setting.docker.tag_image(&local, Some(options)).await?;
+    setting.remove(&newer).await?;
+    assert_eq!(digest_of_base("Second", false).await?, first);
+    assert_ne!(digest_of_base("Third", true).await?, first);
+    setting.remove(&base).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -82,7 +82,7 @@ fn a_secret_is_found_in_every_form() {
 async fn no_credential_is_in_any_record_log_error_or_argument() -> anyhow::Result<()> {
     let (docker, docker_host) = engine_fixture::connect().await?;
     let (good, bad) = (Registry::start().await?, Registry::start().await?);
-    let prefixes = [&good, &bad].map(|registry| format!("--repository-prefix={}/", registry.addr));
+    let prefixes = [&good, &bad].map(|registry| format!("--repository-prefix={}/team/", registry.addr));
     let service = Service::start_with(&prefixes.each_ref().map(String::as_str)).await?;
     let run = uuid::Uuid::new_v4().simple().to_string();
     let base = format!("trailer-test/base-{run}:latest");
@@ -108,6 +108,7 @@ async fn no_credential_is_in_any_record_log_error_or_argument() -> anyhow::Resul
         ("token-file", token_file.display().to_string()),
         ("name", name.clone()),
         ("listen", "127.0.0.1:0".to_owned()),
+        ("allow-local", "trailer-test/*".to_owned()),
         ("docker-host", docker_host),
         ("docker-config", directory.path().display().to_string()),
         ("spool-dir", directory.path().join("spool").display().to_string()),
@@ -124,7 +125,7 @@ async fn no_credential_is_in_any_record_log_error_or_argument() -> anyhow::Resul
     let mut told = String::new();
     for (registry, state) in [(&good, BuildState::Succeeded), (&bad, BuildState::Failed)] {
         let mut wanted = image("Pushed", &format!("FROM {base}\nENV RUN={run}\nENV AT={}\n", registry.addr));
-        wanted.repository = repository_under(registry.addr, "alice", "pushed");
+        wanted.repository = repository_under(format!("{}/team", registry.addr), "alice", "pushed");
         if let Some(config) = &mut wanted.config {
             config.push = true;
         }

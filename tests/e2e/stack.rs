@@ -206,6 +206,9 @@ impl Worker {
         let has_its_own = flags.contains(&"--spool-dir");
         let fixed = [
             "build-worker",
+            // The tests' base images come from no registry.
+            "--allow-local",
+            "trailer-test/*",
             "--server",
             server,
             "--token-file",

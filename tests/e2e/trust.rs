@@ -1,11 +1,13 @@
 //! Isolation of builds from each other, on the real Docker Engine that `tests/run` provides.
 
-use proto::images::{BuildState, Image};
+use proto::images::{BuildErrorKind, BuildState, Image, Permission};
 
 use crate::{
     answers::lines,
+    base_image,
     client::{Client, image},
     engine_fixture::Real,
+    registry::Registry,
 };
 
 /// The output of one build: the lines that its steps have printed, and the number of cached steps.
@@ -101,4 +103,101 @@ async fn cache_mounts_stay_with_who_filled_them() -> anyhow::Result<()> {
     }
     let references: Vec<&str> = references.iter().map(String::as_str).collect();
     real.clean(&references).await
+}
+
+/// Builds a Dockerfile and returns the message of its failure; empty if it succeeds.
+async fn failure(client: &Client, wanted: Image) -> anyhow::Result<String> {
+    let (_, build) = client.create(wanted).await?;
+    let built = client.finished(&build.id).await?;
+    Ok(match built.error {
+        Some(error) => {
+            assert_eq!((error.kind(), built.attempt), (BuildErrorKind::User, 1), "{error:?}");
+            error.message
+        }
+        None => String::new(),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_builder_cannot_see_cannot_be_built_from() -> anyhow::Result<()> {
+    let real = Real::start_with(&["--slots", "4"]).await?;
+    let (alice, bob) = (real.alice(), real.service.builder("bob"));
+    let run = &real.run;
+    let secret =
+        build(&alice, image(&format!("Secret {run}"), &real.dockerfile("RUN echo treasure > /secret")))
+            .await?;
+    let (reference, id) = (secret.reference.as_str(), secret.id.as_str());
+    let (repository, _) = reference.rsplit_once(':').expect("a tag");
+    let artifact = alice.get(id).await?.artifact.expect("an artifact");
+    let names = real.tags_with(&artifact.build_id).await?;
+    let artifact_name =
+        names.iter().find(|name| name.starts_with("trailer.invalid/artifact/")).expect("a name");
+    let print = "RUN [\"/bin/busybox\", \"cat\", \"/secret\"]";
+    let base = real.base();
+    let ways = [
+        format!("FROM {reference}\n{print}"),
+        format!("FROM {repository}\n{print}"),
+        format!("FROM {reference} AS it\nFROM it\n{print}"),
+        format!("ARG BASE={reference}\nFROM $BASE\n{print}"),
+        format!("FROM {base}\nCOPY --from={reference} /secret /secret\n{print}"),
+        format!("FROM {base}\nRUN --mount=type=bind,from={reference},target=/it /bin/busybox cat /it/secret"),
+        format!("FROM {artifact_name}\n{print}"),
+        format!("FROM {repository}@{}\n{print}", artifact.image_id),
+        format!("# syntax={reference}\nFROM {reference}\n{print}"),
+    ];
+    for (number, dockerfile) in ways.iter().enumerate() {
+        let hidden = failure(&bob, image(&format!("Way {number} {run}"), dockerfile)).await?;
+        assert!(hidden.contains("not found"), "{dockerfile}: {hidden}");
+        assert!(!hidden.contains("treasure"), "{dockerfile}: {hidden}");
+    }
+    // The engine takes no id for a name.
+    let engine_id = artifact.image_id.trim_start_matches("sha256:");
+    let refused = failure(&bob, image(&format!("Id {run}"), &format!("FROM {engine_id}\n{print}"))).await?;
+    assert!(!refused.is_empty());
+    // What does not exist is refused in the same words.
+    let none = format!("{repository}-none:latest");
+    let missing = failure(&bob, image(&format!("None {run}"), &format!("FROM {none}\n{print}"))).await?;
+    let hidden = failure(&bob, image(&format!("Hidden {run}"), &ways[0])).await?;
+    assert_eq!(missing.replace(&none, reference), hidden);
+
+    // With permission to view, the catalogue's names work, and the engine's own do not.
+    alice.grant(id, "bob", &[Permission::View]).await?;
+    let mut references = vec![secret.reference.clone()];
+    for (number, dockerfile) in ways[..6].iter().enumerate() {
+        let mut wanted = image(&format!("Seen {number} {run}"), dockerfile);
+        // Equal steps would come from the cache, and print nothing.
+        wanted.config.as_mut().expect("an image has a configuration").no_cache = true;
+        let seen = build(&bob, wanted).await?;
+        assert_eq!(seen.lines, ["treasure"], "{dockerfile}");
+        references.push(seen.reference);
+    }
+    alice.revoke(id, "bob").await?;
+    let hidden = failure(&bob, image(&format!("Revoked {run}"), &ways[0])).await?;
+    assert!(hidden.contains("not found"), "{hidden}");
+    let references: Vec<&str> = references.iter().map(String::as_str).collect();
+    real.clean(&references).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_an_engine_by_other_ways_is_no_source() -> anyhow::Result<()> {
+    let real = Real::start().await?;
+    let bob = real.service.builder("bob");
+    // Of a registry that has no such image, and whose password the worker does not know.
+    let registry = Registry::start().await?;
+    let loaded = format!("{}/private-{}:1", registry.addr, real.run);
+    base_image::import(&real.docker, &loaded).await?;
+    let hidden =
+        failure(&bob, image(&format!("Loaded {}", real.run), &format!("FROM {loaded}\nENV A=b"))).await?;
+    assert!(hidden.contains(&loaded), "{hidden}");
+    for (number, dockerfile) in [
+        format!("FROM {}\nADD http://127.0.0.1:1/file /", real.base()),
+        format!("FROM {}\nADD https://github.com/moby/moby.git#master /", real.base()),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let refused = failure(&bob, image(&format!("Add {number} {}", real.run), dockerfile)).await?;
+        assert!(refused.contains("--allow-add"), "{dockerfile}: {refused}");
+    }
+    real.clean(&[&loaded]).await
 }

@@ -118,7 +118,7 @@ impl Setting {
             Self::NO_NAME.to_owned(),
             "trailer.invalid".to_owned(),
         ]
-        .map(|host| format!("--repository-prefix={host}/"))
+        .map(|host| format!("--repository-prefix={host}/team/"))
         .into();
         let flags: Vec<&str> = prefixes.iter().map(String::as_str).chain(["--retry-backoff=50ms"]).collect();
         let service = Service::start_with(&flags).await?;
@@ -148,7 +148,7 @@ impl Setting {
 
     /// Returns the reference of the image that is pushed to the registry at `host`.
     fn pushed(&self, host: &str) -> String {
-        repository_under(host, "alice", &format!("{}-push:latest", self.run))
+        repository_under(format!("{host}/team"), "alice", &format!("{}-push:latest", self.run))
     }
 
     /// Returns an image whose build needs the registry at `host`.
@@ -231,6 +231,7 @@ async fn a_registry_that_stumbles_once_costs_an_attempt_at_most() -> anyhow::Res
     let pushed = setting.build(setting.image(Way::Push, &host)).await?;
     assert_eq!(pushed.state(), BuildState::Succeeded, "{pushed:?}");
     assert!(pushed.attempt <= 2, "{pushed:?}");
+    let artifact = setting.alice().get(&pushed.image_id).await?.artifact.context("an artifact")?;
     for way in [Way::From, Way::Pull] {
         let mut wanted = setting.image(way, &host);
         let reference = setting.pushed(&host);
@@ -242,7 +243,11 @@ async fn a_registry_that_stumbles_once_costs_an_attempt_at_most() -> anyhow::Res
             }
             source => anyhow::bail!("{source:?}"),
         }
-        setting.remove(&reference).await;
+        // With all of its names.
+        let pushed = setting.docker.inspect_image(&artifact.image_id).await;
+        if let Some(id) = pushed.ok().and_then(|image| image.id) {
+            setting.remove(&id).await;
+        }
         setting.stumbling.stumble(1);
         let build = setting.build(wanted).await?;
         assert_eq!(build.state(), BuildState::Succeeded, "{way:?}: {build:?}");

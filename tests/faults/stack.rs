@@ -162,6 +162,8 @@ impl Worker {
             ("listen", addr.to_string()),
             ("docker-host", engine.host()),
             ("slots", slots.to_string()),
+            // The tests' base images come from no registry.
+            ("allow-local", "trailer-test/*".to_owned()),
         ];
         let command = bound_to_test()
             .into_iter()

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use super::{control::Control, progress};
+use super::{control::Control, progress, source_policy};
 use crate::{
     context::Context,
     engine::{BuildOrder, BuiltImage, EngineError, EngineEvent},
@@ -111,27 +111,26 @@ async fn follow(
 }
 
 /// Returns the request for a build, which uses the engine's built-in frontend.
-pub(super) fn request(order: &BuildOrder, session: &str) -> SolveRequest {
+pub(super) fn request(order: &BuildOrder, name: &str, session: &str) -> SolveRequest {
     let context = match order.context.as_ref() {
         Context::Small(_) | Context::Large(_) => format!("http://buildkit-session/{session}"),
         Context::Remote(url) => url.clone(),
     };
     let mut attributes = HashMap::from([
-        ("context".to_owned(), context),
+        ("context".to_owned(), context.clone()),
         ("filename".to_owned(), order.dockerfile.clone()),
         ("cgroup-parent".to_owned(), order.cgroup_parent.clone()),
         // Keeps the engine from fetching and running a frontend that the Dockerfile names: a client that sends a
         // command line counts as a frontend.
         ("cmdline".to_owned(), "dockerfile.v0".to_owned()),
+        // What the engine has need not be asked for: the worker has decided what stands for each name.
+        ("image-resolve-mode".to_owned(), "local".to_owned()),
     ]);
     if !order.target.is_empty() {
         attributes.insert("target".to_owned(), order.target.clone());
     }
     if order.no_cache {
         attributes.insert("no-cache".to_owned(), String::new());
-    }
-    if order.pull_base {
-        attributes.insert("image-resolve-mode".to_owned(), "pull".to_owned());
     }
     for (prefix, values) in [("build-arg", &order.build_args), ("label", &order.labels)] {
         attributes.extend(values.iter().map(|(name, value)| (format!("{prefix}:{name}"), value.clone())));
@@ -141,13 +140,14 @@ pub(super) fn request(order: &BuildOrder, session: &str) -> SolveRequest {
         exporter.insert("compression".to_owned(), order.compression.clone());
     }
     SolveRequest {
-        r#ref: order.name.clone(),
+        r#ref: name.to_owned(),
         session: session.to_owned(),
         frontend: "dockerfile.v0".to_owned(),
         frontend_attrs: attributes,
         exporter_deprecated: "moby".to_owned(),
         exporter_attrs_deprecated: exporter,
         cache: Some(CacheOptions::default()),
+        source_policy: Some(source_policy::policy(order.sources.as_ref(), &context)),
         // The catalogue keeps the history of builds. The engine's history would store every log, and a cancel would
         // wait for it.
         internal: true,

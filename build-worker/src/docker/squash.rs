@@ -3,7 +3,11 @@
 //! It also restates the configuration of the image, by a Dockerfile, because the exporter of graph drivers accepts
 //! none. The values are build arguments, which are not interpreted again.
 
-use std::{collections::HashMap, fmt::Write as _, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Write as _,
+    sync::Arc,
+};
 
 use http::StatusCode;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
@@ -11,7 +15,8 @@ use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use super::connection::Connections;
 use crate::{
     context::{self, Context},
-    engine::{BuildOrder, EngineError},
+    engine::{BuildOrder, BuiltImage, EngineError, ImageDecision, SourcePolicy},
+    reference,
 };
 
 /// The configuration of an image, as the engine's API returns it.
@@ -54,6 +59,32 @@ struct Healthcheck {
     retries: u32,
 }
 
+/// The only source of a squash: the image that it squashes.
+#[derive(Debug)]
+struct SquashedImage {
+    /// Canonical reference.
+    name: String,
+    /// ID in the engine.
+    id: String,
+}
+
+#[tonic::async_trait]
+impl SourcePolicy for SquashedImage {
+    fn images(&self) -> BTreeMap<String, ImageDecision> {
+        let Self { name, id } = self;
+        let usable = ImageDecision::Usable { name: name.clone(), id: Some(id.clone()) };
+        BTreeMap::from([(name.clone(), usable)])
+    }
+
+    fn hosts(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    async fn decide(&self, _image: &str) -> Result<Option<ImageDecision>, EngineError> {
+        Ok(None)
+    }
+}
+
 /// A Dockerfile whose values are build arguments.
 #[derive(Default)]
 struct Restatement {
@@ -66,7 +97,11 @@ struct Restatement {
 /// # Errors
 ///
 /// Returns [`EngineError::Broken`] if the engine does not return the configuration of the image.
-pub(super) async fn order(connections: &Connections, order: &BuildOrder) -> Result<BuildOrder, EngineError> {
+pub(super) async fn order(
+    connections: &Connections,
+    order: &BuildOrder,
+    built: &BuiltImage,
+) -> Result<BuildOrder, EngineError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Image {
@@ -92,7 +127,10 @@ pub(super) async fn order(connections: &Connections, order: &BuildOrder) -> Resu
         labels: config.labels,
         build_args,
         target: String::new(),
-        pull_base: false,
+        sources: Arc::new(SquashedImage {
+            name: reference::canonical(&order.tag).unwrap_or_default(),
+            id: built.id.clone(),
+        }),
         no_cache: order.no_cache,
         squash: false,
         cgroup_parent: order.cgroup_parent.clone(),

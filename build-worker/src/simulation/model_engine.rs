@@ -258,6 +258,7 @@ impl Engine for ModelEngine {
                 config_digest: String::new(),
                 size_bytes: 1,
                 repo_digests,
+                is_in_containerd: false,
                 names: vec![name.to_owned()],
                 labels: HashMap::new(),
             }

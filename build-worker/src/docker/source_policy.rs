@@ -1,0 +1,157 @@
+//! BuildKit's source policy: the engine uses nothing for a build that was not decided about.
+
+use bollard::moby::buildkit::v1::sourcepolicy::{MatchType, Policy, PolicyAction, Rule, Selector, Update};
+
+use crate::{
+    engine::{EngineError, ImageDecision, SourcePolicy},
+    reference,
+};
+
+const IMAGE: &str = "docker-image://";
+
+/// Returns the policy of a build whose context the engine fetches from this URL.
+///
+/// Of all rules that allow or deny a source, the last one counts; a conversion is followed by another pass with the new name.
+pub(super) fn policy(sources: &dyn SourcePolicy, context: &str) -> Policy {
+    let (_, location) = context.split_once("://").unwrap_or(("", context));
+    // The engine calls a Git repository by another scheme, and appends what it takes of it.
+    let location = location.split(['#', '?']).next().unwrap_or_default();
+    let hosts = sources.hosts().into_iter().map(|host| format!("{host}/*"));
+    let mut rules = vec![rule(PolicyAction::Deny, "*", MatchType::Wildcard)];
+    for place in std::iter::once(format!("{location}*")).chain(hosts) {
+        for scheme in ["http", "https", "git"] {
+            rules.push(rule(PolicyAction::Allow, &format!("{scheme}://{place}"), MatchType::Wildcard));
+        }
+    }
+    for (image, decision) in sources.images() {
+        let image = format!("{IMAGE}{image}");
+        match decision {
+            ImageDecision::Usable { name, id } => {
+                let name = format!("{IMAGE}{name}");
+                if name != image {
+                    let updates = Update { identifier: name.clone(), ..Update::default() };
+                    // An exact match converts to what it has matched. A reference has no wildcards.
+                    let convert = rule(PolicyAction::Convert, &image, MatchType::Wildcard);
+                    rules.push(Rule { updates: Some(updates), ..convert });
+                }
+                rules.push(rule(PolicyAction::Allow, &name, MatchType::Exact));
+                rules.extend(
+                    id.map(|id| rule(PolicyAction::Allow, &format!("{name}@{id}"), MatchType::Exact)),
+                );
+            }
+            ImageDecision::Missing(_) | ImageDecision::Refused | ImageDecision::Elsewhere(_) => {}
+        }
+    }
+    Policy { version: 1, rules }
+}
+
+fn rule(action: PolicyAction, identifier: &str, match_type: MatchType) -> Rule {
+    let selector =
+        Selector { identifier: identifier.to_owned(), match_type: match_type.into(), ..Selector::default() };
+    Rule { action: action.into(), selector: Some(selector), updates: None }
+}
+
+/// Returns the source that the engine was denied, if a build failed with this error because of it.
+pub(super) fn denied(error: &EngineError) -> Option<String> {
+    let message = error.to_string();
+    let (before, _) = message.split_once("\" denied by policy")?;
+    before.rsplit_once("source \"").map(|(_, source)| source.to_owned())
+}
+
+/// Returns the canonical reference of a source that is an image.
+pub(super) fn image(source: &str) -> Option<&str> {
+    source.strip_prefix(IMAGE)
+}
+
+/// Returns the error of a build that was denied a source.
+pub(super) fn error(source: &str, decision: Option<&ImageDecision>) -> EngineError {
+    let name = image(source).map_or(source, reference::familiar);
+    EngineError::Refused(match (image(source), decision) {
+        (Some(_), Some(ImageDecision::Refused)) => {
+            format!("{name}: the operator of the worker allows no images from there (--allow-source)")
+        }
+        (Some(_), Some(ImageDecision::Elsewhere(worker))) => {
+            format!("{name}: only the engine of worker {worker} has it: build there (`worker`), or push it")
+        }
+        (Some(_), Some(ImageDecision::Missing(reason))) => format!("{name}: {reason}"),
+        (Some(_), Some(ImageDecision::Usable { .. }) | None) => format!("{name}: not found"),
+        (None, _) => format!("{name}: the operator of the worker allows nothing from there (--allow-add)"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Decided(BTreeMap<String, ImageDecision>);
+
+    #[tonic::async_trait]
+    impl SourcePolicy for Decided {
+        fn images(&self) -> BTreeMap<String, ImageDecision> {
+            self.0.clone()
+        }
+
+        fn hosts(&self) -> Vec<String> {
+            vec!["files.example".to_owned()]
+        }
+
+        async fn decide(&self, _image: &str) -> Result<Option<ImageDecision>, EngineError> {
+            Ok(None)
+        }
+    }
+
+    #[test]
+    fn nothing_is_allowed_but_what_was_decided() {
+        let decided = [
+            ("a", ImageDecision::Usable { name: "a".to_owned(), id: Some("sha256:0".to_owned()) }),
+            ("b", ImageDecision::Usable { name: "c".to_owned(), id: None }),
+            ("d", ImageDecision::Missing("not found".to_owned())),
+            ("e", ImageDecision::Refused),
+            ("f", ImageDecision::Elsewhere("w".to_owned())),
+        ];
+        let decided = decided.map(|(image, decision)| (image.to_owned(), decision));
+        let policy = policy(&Decided(decided.into()), "http://buildkit-session/1");
+        let told: Vec<String> = policy
+            .rules
+            .iter()
+            .map(|rule| {
+                let selector = rule.selector.clone().unwrap_or_default();
+                let to = rule.updates.as_ref().map(|updates| format!(" to {}", updates.identifier));
+                format!("{:?} {}{}", rule.action(), selector.identifier, to.unwrap_or_default())
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "Deny *",
+                "Allow http://buildkit-session/1*",
+                "Allow https://buildkit-session/1*",
+                "Allow git://buildkit-session/1*",
+                "Allow http://files.example/*",
+                "Allow https://files.example/*",
+                "Allow git://files.example/*",
+                "Allow docker-image://a",
+                "Allow docker-image://a@sha256:0",
+                "Convert docker-image://b to docker-image://c",
+                "Allow docker-image://c",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_denied_source_is_named_by_the_error() {
+        let of_engine = "failed to load: source \"docker-image://docker.io/library/a:1\" denied by policy: source denied by policy";
+        let source = denied(&EngineError::Refused(of_engine.to_owned()));
+        assert_eq!(source.as_deref(), Some("docker-image://docker.io/library/a:1"));
+        assert_eq!(source.as_deref().and_then(image), Some("docker.io/library/a:1"));
+        assert_eq!(denied(&EngineError::Refused("denied: requested access".to_owned())), None);
+        let missing = error(
+            "docker-image://docker.io/library/a:1",
+            Some(&ImageDecision::Missing("not found".to_owned())),
+        );
+        assert_eq!(missing.to_string(), "a:1: not found");
+    }
+}

@@ -1,0 +1,148 @@
+//! Dockerfiles, as far as they tell before a build what it will do.
+
+use std::collections::{BTreeSet, HashMap};
+
+use parse_dockerfile::{Flag, Instruction, Stage};
+
+/// Returns the names of a Dockerfile's stages in order, as BuildKit shows them.
+///
+/// Returns no names for text that BuildKit would reject.
+pub(crate) fn stages(dockerfile: &str) -> Vec<String> {
+    let Ok(dockerfile) = parse_dockerfile::parse(dockerfile) else { return Vec::new() };
+    let count = dockerfile.stages().len();
+    let name = |(number, stage): (usize, Stage<'_, '_>)| match &stage.from.as_ {
+        Some((_, name)) => name.value.to_lowercase(),
+        // BuildKit does not name the only stage of a Dockerfile.
+        None if count == 1 => String::new(),
+        None => format!("stage-{number}"),
+    };
+    dockerfile.stages().enumerate().map(name).collect()
+}
+
+/// Returns the references to images that a Dockerfile names, in its words.
+///
+/// References that depend on more than ARG defaults and build arguments are left out.
+pub(crate) fn image_references(dockerfile: &str, build_args: &HashMap<String, String>) -> BTreeSet<String> {
+    let Ok(dockerfile) = parse_dockerfile::parse(dockerfile) else { return BTreeSet::new() };
+    let mut variables = HashMap::new();
+    for argument in dockerfile.global_args() {
+        for (name, default) in declarations(&argument.arguments.value) {
+            let default = default.map(|default| expand(default, &variables)).unwrap_or_default();
+            let value = build_args.get(name).cloned().or(default);
+            variables.extend(value.map(|value| (name.to_owned(), value)));
+        }
+    }
+    let mut names = BTreeSet::new();
+    let mut references = BTreeSet::new();
+    for stage in dockerfile.stages() {
+        let from = expand(&stage.from.image.value, &variables);
+        let copied =
+            stage.instructions.iter().flat_map(sources).filter_map(|source| expand(source, &variables));
+        let is_image = |name: &String| {
+            !name.is_empty()
+                && *name != "scratch"
+                && !names.contains(&name.to_lowercase())
+                && !name.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        references.extend(from.into_iter().chain(copied).filter(is_image));
+        names.extend(stage.from.as_.as_ref().map(|(_, name)| name.value.to_lowercase()));
+    }
+    references
+}
+
+/// Returns the declarations of an ARG instruction, each with its default.
+fn declarations(arguments: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
+    arguments.split_whitespace().map(|declaration| match declaration.split_once('=') {
+        Some((name, default)) => (name, Some(default.trim_matches(['"', '\'']))),
+        None => (declaration, None),
+    })
+}
+
+/// Returns the images or stages that an instruction copies from or mounts.
+fn sources<'a>(instruction: &'a Instruction<'_>) -> Vec<&'a str> {
+    fn value<'a>(flag: &'a Flag<'_>, name: &str) -> Option<&'a str> {
+        flag.value.as_ref().filter(|_| flag.name.value == name).map(|value| &*value.value)
+    }
+    if let Instruction::Copy(copy) = instruction {
+        return copy.options.iter().filter_map(|flag| value(flag, "from")).collect();
+    }
+    let Instruction::Run(run) = instruction else { return Vec::new() };
+    let mounts = run.options.iter().filter_map(|flag| value(flag, "mount"));
+    mounts.flat_map(|mount| mount.split(',')).filter_map(|option| option.strip_prefix("from=")).collect()
+}
+
+/// Puts variables into a text; returns `None` if one is unknown or the text is more than that.
+fn expand(text: &str, variables: &HashMap<String, String>) -> Option<String> {
+    let mut expanded = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('$') {
+        expanded.push_str(before);
+        if let Some(braced) = after.strip_prefix('{') {
+            let (inner, behind) = braced.split_once('}')?;
+            let (name, default) = inner.split_once(":-").unwrap_or((inner, ""));
+            let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+            let value = variables.get(name).map(String::as_str).filter(|value| !value.is_empty());
+            let value = value.or_else(|| (!default.is_empty()).then_some(default))?;
+            expanded.push_str(Some(value).filter(|_| is_name && !default.contains('$'))?);
+            rest = behind;
+        } else {
+            let end = after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(after.len());
+            let (name, behind) = after.split_at(end);
+            expanded.push_str(variables.get(name)?);
+            rest = behind;
+        }
+    }
+    expanded.push_str(rest);
+    Some(expanded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn references(dockerfile: &str, build_args: &[(&str, &str)]) -> Vec<String> {
+        let build_args = build_args.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        image_references(dockerfile, &build_args.collect()).into_iter().collect()
+    }
+
+    #[test]
+    fn a_dockerfile_names_the_images_that_it_starts_and_copies_from() {
+        for (dockerfile, expected) in [
+            ("FROM scratch", &[][..]),
+            (
+                "FROM alpine:3.20 AS base\nFROM Base\nCOPY --from=base / /\nCOPY --from=0 / /",
+                &["alpine:3.20"],
+            ),
+            (
+                "FROM a\nCOPY --from=b:1 --chmod=755 /x /y\nRUN --mount=type=bind,from=c,target=/c true",
+                &["a", "b:1", "c"],
+            ),
+            ("FROM --platform=linux/amd64 a@sha256:00 AS x", &["a@sha256:00"]),
+            // A stage is a stage only from its own line on.
+            ("FROM x AS y\nCOPY --from=z / /\nFROM y AS z", &["x", "z"]),
+            ("FROM a\nRUN --mount=type=cache,target=/c true", &["a"]),
+            ("no Dockerfile", &[]),
+        ] {
+            assert_eq!(references(dockerfile, &[]), expected, "{dockerfile}");
+        }
+    }
+
+    #[test]
+    fn arguments_are_put_in() {
+        const ARGS: &str = "ARG TAG=1\nARG IMAGE=\"a:${TAG}\" OTHER\n";
+        for (from, build_args, expected) in [
+            ("$IMAGE", &[][..], &["a:1"][..]),
+            ("${IMAGE}", &[("TAG", "2")], &["a:2"]),
+            ("b:$TAG", &[("TAG", "2")], &["b:2"]),
+            ("${OTHER:-c}", &[], &["c"]),
+            ("${OTHER:-c}", &[("OTHER", "d")], &["d"]),
+            ("$OTHER", &[], &[]),
+            ("${IMAGE:+e}", &[], &[]),
+            ("${IMAGE#a}", &[], &[]),
+            // What no line declares is unknown, whoever gives it a value.
+            ("$UNDECLARED", &[("UNDECLARED", "x")], &[]),
+        ] {
+            assert_eq!(references(&format!("{ARGS}FROM {from}"), build_args), expected, "{from}");
+        }
+    }
+}

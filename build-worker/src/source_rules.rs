@@ -1,0 +1,99 @@
+//! The operator's rules on the sources of builds.
+
+use crate::reference;
+
+/// Images and hosts that builds may use beside the catalogue's.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SourceRules {
+    /// Patterns of images that builds may use from registries.
+    pub(crate) registries: Vec<Pattern>,
+    /// Patterns of images that builds may use although only the engine has them.
+    pub(crate) local: Vec<Pattern>,
+    /// Hosts from which ADD may fetch files and Git repositories.
+    pub(crate) hosts: Vec<Pattern>,
+}
+
+/// A pattern in which `*` stands for any characters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pattern(String);
+
+impl SourceRules {
+    /// Reports whether a build may use an image of this canonical reference from a registry.
+    pub(crate) fn allow_from_registry(&self, canonical: &str) -> bool {
+        allows(&self.registries, canonical)
+    }
+
+    /// Reports whether a build may use an image of this canonical reference that only the engine has.
+    pub(crate) fn allow_local(&self, canonical: &str) -> bool {
+        allows(&self.local, canonical)
+    }
+}
+
+/// Compares with and without what Docker leaves out of a reference.
+fn allows(patterns: &[Pattern], canonical: &str) -> bool {
+    let familiar = reference::familiar(canonical);
+    patterns.iter().any(|pattern| pattern.matches(canonical) || pattern.matches(familiar))
+}
+
+impl Pattern {
+    pub(crate) fn new(pattern: &str) -> Self {
+        Self(pattern.to_owned())
+    }
+
+    pub(crate) fn matches(&self, text: &str) -> bool {
+        let mut parts = self.0.split('*');
+        let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
+        let mut parts: Vec<&str> = parts.collect();
+        let Some(last) = parts.pop() else { return rest.is_empty() };
+        for part in parts {
+            match rest.split_once(part) {
+                Some((_, behind)) => rest = behind,
+                None => return false,
+            }
+        }
+        rest.ends_with(last)
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_anything() {
+        for (pattern, text, matches) in [
+            ("*", "", true),
+            ("*", "docker.io/library/ubuntu:24.04", true),
+            ("a*", "ab/c", true),
+            ("a*", "ba", false),
+            ("*a", "ba", true),
+            ("a*b*c", "a-b-c", true),
+            ("a*b*c", "a-c-b", false),
+            ("a*a", "a", false),
+            ("a", "a", true),
+            ("a", "ab", false),
+        ] {
+            assert_eq!(Pattern::new(pattern).matches(text), matches, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn an_image_is_named_as_docker_shows_it_or_in_full() {
+        let rules = SourceRules {
+            local: vec![Pattern::new("ubuntu:*"), Pattern::new("docker.io/a/*")],
+            ..SourceRules::default()
+        };
+        for (image, is_allowed) in [
+            ("docker.io/library/ubuntu:24.04", true),
+            ("docker.io/a/b:1", true),
+            ("docker.io/b/ubuntu:1", false),
+            ("quay.io/a/b:1", false),
+        ] {
+            assert_eq!(rules.allow_local(image), is_allowed, "{image}");
+        }
+    }
+}
