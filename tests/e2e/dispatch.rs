@@ -302,6 +302,10 @@ async fn bad_messages_end_the_connection_and_name_the_field() -> anyhow::Result<
         (Hello { slots: 0, ..hello("w1", &[]) }, "hello.slots"),
         (Hello { instance: String::new(), ..hello("w1", &[]) }, "hello.instance"),
         (hello("w1", &[Attempt::default()]), "hello.holds.build_id"),
+        (
+            hello("w1", &[Attempt { build_id: uuid::Uuid::now_v7().to_string(), number: 0 }]),
+            "hello.holds.number",
+        ),
     ] {
         let refused = Actor::connect(&service, bad).await.err().expect("it is refused");
         assert_eq!((refused.code(), fields(&refused)), (Code::InvalidArgument, vec![field.to_owned()]));

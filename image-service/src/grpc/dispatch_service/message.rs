@@ -240,10 +240,11 @@ fn step_state(number: i32) -> Result<StepState, Error> {
 
 pub(super) fn attempt(name: &str, attempt: Option<wire::Attempt>) -> Result<Attempt, Error> {
     let attempt = attempt.ok_or_else(|| Error::Invalid(Violations::one(name, "must be given")))?;
-    Ok(Attempt {
-        build: BuildId(field::id(&format!("{name}.build_id"), &attempt.build_id)?),
-        number: attempt.number,
-    })
+    let build = BuildId(field::id(&format!("{name}.build_id"), &attempt.build_id)?);
+    if attempt.number < 1 {
+        return Err(Error::Invalid(Violations::one(format!("{name}.number"), "must be at least 1")));
+    }
+    Ok(Attempt { build, number: attempt.number })
 }
 
 pub(super) fn cut(mut text: String) -> String {
