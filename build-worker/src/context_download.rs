@@ -23,11 +23,11 @@ const SILENCE: Duration = Duration::from_secs(30);
 pub(crate) enum FetchError {
     #[error("cannot fetch the context")]
     ServiceClient(#[from] ServiceError),
-    #[error("nothing more of the context comes")]
+    #[error("the transfer of the context stalled")]
     Silent,
-    #[error("cannot keep the context")]
+    #[error("cannot store the context")]
     Keep(#[from] io::Error),
-    #[error("the context that was sent is not the one that was named")]
+    #[error("the received context does not have the expected digest")]
     Other,
 }
 

@@ -130,7 +130,7 @@ impl DockerEngine {
         let squashed = self.solve(connections, &order, &order.name, cancel, tell).await;
         // The squashed image has taken its only name, or else it is removed with that name.
         if let Err(error) = self.remove(&built.id).await {
-            tracing::warn!(id = built.id, %error, "cannot remove what was squashed");
+            tracing::warn!(id = built.id, %error, "cannot remove the image before squashing");
         }
         squashed
     }

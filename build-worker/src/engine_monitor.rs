@@ -76,7 +76,7 @@ impl EngineMonitor {
                 true
             }
             Ok(Err(error)) => {
-                tracing::debug!(%error, "the Docker Engine does not answer well");
+                tracing::debug!(%error, "the Docker Engine responds with errors");
                 false
             }
             Err(_) => false,
@@ -96,7 +96,7 @@ impl EngineMonitor {
             while !self.ask(engine).await {
                 if !was_away {
                     tracing::warn!(
-                        "the Docker Engine or its image store does not answer; no build is begun meanwhile"
+                        "the Docker Engine or its image store does not respond; no build starts meanwhile"
                     );
                 }
                 was_away = true;
@@ -104,7 +104,7 @@ impl EngineMonitor {
                 tokio::time::sleep(Self::POLL).await;
             }
             if was_away {
-                tracing::info!("the Docker Engine and its image store answer again");
+                tracing::info!("the Docker Engine and its image store are available again");
             }
             end_orphans().await;
             self.answers.store(true, Ordering::Release);

@@ -47,9 +47,9 @@ impl Health {
                 match full {
                     Some((directory, free)) => tracing::error!(
                         directory = %directory.display(), free, min_free = self.min_free,
-                        "the disk is nearly full; no build is begun meanwhile"
+                        "the disk is nearly full; no build starts meanwhile"
                     ),
-                    None => tracing::info!("the disk has room again"),
+                    None => tracing::info!("the disk has free space again"),
                 }
             }
             let support = readiness.support();

@@ -100,9 +100,9 @@ pub(crate) struct ImageGc {
 enum CollectError {
     #[error(transparent)]
     Engine(#[from] EngineError),
-    #[error("the service does not say what is needed")]
+    #[error("the service does not report what is unused")]
     Service(#[from] ServiceError),
-    #[error("the service does not answer")]
+    #[error("the service does not respond")]
     Silent,
 }
 
@@ -156,7 +156,7 @@ impl ImageGc {
             }
             if let Err(error) = collected {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::warn!(%error, source, "cannot look for images that nothing needs");
+                tracing::warn!(%error, source, "cannot look for unused images");
             }
             pause = Self::PAUSE.max(begun.elapsed() * Self::PAUSED_BY_LOOKED);
         }
@@ -211,7 +211,7 @@ impl ImageGc {
             removed.drain(..told);
             for (held, image) in images.iter().filter(|(held, _)| is_idle(held)) {
                 if unused.contains(&held.engine_image_id) && self.remove(image).await {
-                    tracing::info!(id = image.id, "removed an image that nothing needs");
+                    tracing::info!(id = image.id, "removed an unused image");
                     removed.push(image.id.clone());
                 }
             }
@@ -234,7 +234,7 @@ impl ImageGc {
             for wire::ArtifactName { image_id, build_id } in self.find_unused(request).await?.artifacts {
                 let name = ArtifactName { catalogue: catalogue.to_owned(), image_id, build_id }.to_string();
                 match self.engine.untag(&name).await {
-                    Ok(()) => tracing::info!(name, "removed the name of an artifact that nothing needs"),
+                    Ok(()) => tracing::info!(name, "removed the name of an unused artifact"),
                     Err(error) => tracing::warn!(name, %error, "cannot remove the name of an artifact"),
                 }
             }
@@ -266,14 +266,14 @@ impl ImageGc {
         let is_of_build = |name: &&String| name.starts_with(ATTEMPTS) || ArtifactName::parse(name).is_some();
         for name in image.names.iter().filter(is_of_build) {
             if let Err(error) = self.engine.untag(name).await {
-                tracing::warn!(name, %error, "cannot remove a name of an image that nothing needs");
+                tracing::warn!(name, %error, "cannot remove a name of an unused image");
                 return false;
             }
         }
         match self.engine.remove(&image.id).await {
             Ok(is_gone) => is_gone,
             Err(error) => {
-                tracing::warn!(id = image.id, %error, "cannot remove an image that nothing needs");
+                tracing::warn!(id = image.id, %error, "cannot remove an unused image");
                 false
             }
         }

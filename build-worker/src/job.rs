@@ -190,7 +190,7 @@ impl Job {
             biased;
             () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
             waited = tokio::time::timeout(Self::ENGINE_PATIENCE, self.readiness.engine.answering()) => {
-                waited.map_err(|_| Ended::NotBegun("the Docker Engine does not answer".to_owned()))?;
+                waited.map_err(|_| Ended::NotBegun("the Docker Engine does not respond".to_owned()))?;
             }
         }
         if let Some(obstacle) = self.obstacle() {
@@ -229,13 +229,13 @@ impl Job {
     /// Returns the reason why nothing can start here now, if there is one.
     fn obstacle(&self) -> Option<String> {
         if self.readiness.has_unconfirmed_stops() {
-            return Some("a build that was to stop goes on here".to_owned());
+            return Some("an earlier build on this worker has not stopped".to_owned());
         }
         if self.readiness.is_disk_full() {
             return Some("the disk is nearly full".to_owned());
         }
         if Instant::now() >= self.begin_by {
-            return Some("it could not be begun in time".to_owned());
+            return Some("it could not be started in time".to_owned());
         }
         self.readiness.support().unsupported
     }

@@ -207,7 +207,7 @@ async fn work(
     tracing::info!(
         engine_version = info.version,
         has_containerd_store = info.has_containerd_store,
-        "the Docker Engine answers"
+        "the Docker Engine responds"
     );
     if let Some(warning) = config.exceptions().warning() {
         tracing::warn!("{warning}");
@@ -263,7 +263,7 @@ async fn engine_info(engine: &dyn Engine) -> EngineInfo {
         match engine.info().await {
             Ok(info) => return info,
             Err(error) if is_first => {
-                tracing::warn!(%error, "the Docker Engine does not answer; waiting for it")
+                tracing::warn!(%error, "the Docker Engine does not respond; waiting for it")
             }
             Err(_) => {}
         }

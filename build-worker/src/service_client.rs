@@ -54,13 +54,13 @@ pub(crate) type Responses = BoxStream<'static, Result<ConnectResponse, ServiceEr
 /// The reason why a connection failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServiceError {
-    #[error("the files of TLS are of no use")]
+    #[error("cannot use the TLS files")]
     Endpoint(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("cannot connect")]
     Connect(#[source] tonic::transport::Error),
     #[error("cannot read the token file")]
     Token(#[source] std::io::Error),
-    #[error("the token file holds no token")]
+    #[error("the token file contains no token")]
     NoToken,
     #[error("{} ({:?})", .0.message(), .0.code())]
     Refused(Box<Status>),

@@ -39,9 +39,9 @@ pub(crate) enum SessionError {
     Closed,
     #[error("the service was silent")]
     Silent,
-    #[error("the service did not begin with a welcome")]
+    #[error("the service did not start with a welcome")]
     NoWelcome,
-    #[error("the service asks for reports that it has said to be durable")]
+    #[error("the service requests reports that it has acknowledged")]
     Forgotten,
 }
 
@@ -131,7 +131,7 @@ impl Session<'_> {
         if let Some(attempt) = attempt {
             tracing::error!(
                 build = attempt.build_id,
-                "the service was restored from a backup; giving the build up"
+                "the service was restored from a backup; abandoning the build"
             );
             self.worker.give_up(attempt);
         }
@@ -208,7 +208,7 @@ impl Session<'_> {
             }
             // A message of a later version, or a second welcome, which this version cannot act on.
             Some(FromService::Welcome(_)) | None => {
-                tracing::warn!("a message that this worker does not know")
+                tracing::warn!("received an unknown message")
             }
         }
         Ok(())

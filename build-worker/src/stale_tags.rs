@@ -12,15 +12,15 @@ pub(crate) async fn remove(engine: &dyn Engine, worker: &str) {
     let left = match engine.labelled(&[(WORKER_LABEL, worker)]).await {
         Ok(images) => images,
         Err(error) => {
-            tracing::warn!(%error, "cannot look for what attempts have left in the engine");
+            tracing::warn!(%error, "cannot look for stale tags of attempts");
             return;
         }
     };
     let names = left.iter().flat_map(|image| &image.names);
     for tag in names.filter(|tag| tag.starts_with(ATTEMPTS)) {
         match engine.untag(tag).await {
-            Ok(()) => tracing::info!(tag, "removed what an attempt has left"),
-            Err(error) => tracing::warn!(tag, %error, "cannot remove what an attempt has left"),
+            Ok(()) => tracing::info!(tag, "removed a stale tag of an attempt"),
+            Err(error) => tracing::warn!(tag, %error, "cannot remove a stale tag of an attempt"),
         }
     }
 }

@@ -157,7 +157,7 @@ impl StepProcesses {
                 match killed.await.map_err(io::Error::other)?? {
                     0 => return Ok::<(), io::Error>(()),
                     count => {
-                        tracing::warn!(count, "killed processes of builds that an engine has left behind")
+                        tracing::warn!(count, "killed orphaned processes of an engine")
                     }
                 }
                 tokio::time::sleep(POLL).await;
@@ -165,8 +165,8 @@ impl StepProcesses {
         };
         match tokio::time::timeout(LIMIT, ending).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "cannot end what an engine has left behind"),
-            Err(_) => tracing::warn!("what an engine has left behind does not end"),
+            Ok(Err(error)) => tracing::warn!(%error, "cannot kill orphaned processes of an engine"),
+            Err(_) => tracing::warn!("orphaned processes of an engine do not end"),
         }
     }
 

@@ -200,7 +200,7 @@ impl Worker {
             self.lease.over().await;
             let all = self.jobs.all();
             for (attempt, held) in &all {
-                tracing::warn!(build = attempt.build_id, "the lease is over; stopping");
+                tracing::warn!(build = attempt.build_id, "the lease has expired; stopping");
                 held.fence();
             }
             if !all.is_empty() {
@@ -216,7 +216,7 @@ impl Worker {
         self.draining_begun.notify_one();
         // After the service has acknowledged the heartbeat, no more assignments are on the way.
         if tokio::time::timeout(Self::LAST_ASSIGNMENTS, self.lease.extended_after(begun)).await.is_err() {
-            tracing::warn!("the service does not know that this worker is shutting down");
+            tracing::warn!("cannot tell the service that this worker is shutting down");
         }
         let emptied = || self.jobs.until(BTreeMap::is_empty);
         if tokio::time::timeout(self.config.drain_grace, emptied()).await.is_ok() {
@@ -226,7 +226,7 @@ impl Worker {
             held.control.stop(StopReason::HandBack);
         }
         if tokio::time::timeout(Self::LAST_REPORTS, emptied()).await.is_err() {
-            tracing::warn!("some reports could not be delivered; the service will find out by the lease");
+            tracing::warn!("some reports could not be delivered; the service notices when the lease expires");
             for (_, held) in self.jobs.all() {
                 held.outbox.drop_all();
             }
@@ -250,10 +250,10 @@ impl Worker {
         match tokio::task::spawn_blocking(move || processes.kill_all()).await.map_err(std::io::Error::other) {
             Ok(Ok(0)) => {}
             Ok(Ok(count)) => {
-                tracing::warn!(count, "killed processes of builds that a worker of this name has left behind")
+                tracing::warn!(count, "killed orphaned processes of an earlier worker")
             }
             Ok(Err(error)) | Err(error) => {
-                tracing::warn!(%error, "cannot end what a worker of this name has left behind");
+                tracing::warn!(%error, "cannot kill orphaned processes of an earlier worker");
             }
         }
     }
@@ -281,7 +281,7 @@ impl Worker {
     /// Starts an attempt as soon as a slot is free, or hands it back while draining.
     pub(crate) fn accept(&self, assignment: Assignment) {
         let Some(attempt) = assignment.attempt.clone() else {
-            tracing::warn!("an assignment without an attempt");
+            tracing::warn!("received an assignment without an attempt");
             return;
         };
         let held = Held {

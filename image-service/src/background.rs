@@ -133,9 +133,9 @@ pub(crate) fn probe_database(
             let answers = matches!(timeout(PATIENCE, store.ask()).await, Ok(Ok(())));
             if sender.send_if_modified(|known| std::mem::replace(known, answers) != answers) {
                 if answers {
-                    tracing::info!("the database answers again");
+                    tracing::info!("the database is available again");
                 } else {
-                    tracing::error!("the database does not answer; health says NOT_SERVING");
+                    tracing::error!("the database does not respond; health is NOT_SERVING");
                 }
             }
             tokio::time::sleep(EVERY).await;

@@ -17,17 +17,17 @@ pub(crate) enum Error {
     Invalid(Violations),
     #[error("no such {0}")]
     NotFound(Resource),
-    #[error("the role {0} is needed")]
+    #[error("the role {0} is required")]
     RoleMissing(Role),
-    #[error("a worker's token is good for the dispatch API alone")]
+    #[error("a worker's token is valid for the dispatch API only")]
     WrongApi,
-    #[error("the token is another worker's")]
+    #[error("the token belongs to another worker")]
     OtherWorker,
     #[error("you may see this image but not {0} it")]
     Forbidden(Action),
-    #[error("the reference {0} is another image's")]
+    #[error("the reference {0} belongs to another image")]
     ReferenceTaken(String),
-    #[error("the image has changed: its etag is another by now")]
+    #[error("the image has changed: the etag does not match")]
     EtagMismatch,
     #[error("the request id was used for another request")]
     RequestIdReused,
@@ -41,7 +41,7 @@ pub(crate) enum Error {
     SequenceUnavailable { asked: i64, last: i64 },
     #[error("the token expired")]
     TokenExpired,
-    #[error("a connection of the worker {0} lives")]
+    #[error("the worker {0} is already connected")]
     WorkerConnected(String),
     #[error(
         "the worker speaks version {spoken} of the dispatch protocol; this service speaks version {PROTOCOL_VERSION}"
@@ -49,33 +49,27 @@ pub(crate) enum Error {
     ProtocolUnsupported { spoken: i32 },
     #[error("this connection was superseded or reads too slowly")]
     SessionLost,
-    #[error("the service drains; connect again")]
+    #[error("the service is draining; reconnect")]
     Draining,
-    #[error("nothing more of the archive has come for a minute, or not all of it in an hour")]
+    #[error("no part of the archive arrived for a minute, or the upload took more than an hour")]
     UploadStalled,
-    #[error("too many archives are being uploaded; try again a little later")]
+    #[error("too many uploads are in progress; try again later")]
     TooManyUploads,
-    #[error("more calls a second than one caller may make; try again a little later")]
+    #[error("the caller exceeds its rate limit; try again later")]
     TooManyCalls { retry_after: Duration },
-    #[error("{limit} calls are under way, which is as many as one caller may have")]
+    #[error("the caller has {limit} calls in progress, which is the limit")]
     TooManyConcurrentCalls { limit: u32 },
-    #[error("{limit} streams are open, which is as many as one caller may have")]
+    #[error("the caller has {limit} open streams, which is the limit")]
     TooManyStreams { limit: u32 },
-    #[error(
-        "{limit} writes wait for their turn, which is as many as one caller may have; try again a little later"
-    )]
+    #[error("the caller has {limit} waiting writes, which is the limit; try again later")]
     TooManyWrites { limit: usize },
-    #[error(
-        "{limit} builds are in the queue, which is as many as one caller may have there; try again a little later"
-    )]
+    #[error("the caller has {limit} queued builds, which is the limit; try again later")]
     TooManyPendingBuilds { limit: u64 },
-    #[error("the catalogue has no room for this: the operator decides how large it may be (--index-memory)")]
+    #[error("the catalogue is full: the operator limits its size (--index-memory)")]
     CatalogueFull,
-    #[error(
-        "the creator of this image may have {limit} {quota} in the catalogue and no more; delete some first"
-    )]
+    #[error("the creator of this image has reached its quota of {limit} {quota}; delete some images first")]
     CreatorQuotaExceeded { quota: CreatorQuota, limit: u64 },
-    #[error("the catalogue is being loaded; try again a little later")]
+    #[error("the catalogue is loading; try again later")]
     CatalogueLoading,
     #[error("the store is busy; try again")]
     Busy,
@@ -130,13 +124,13 @@ pub(crate) enum Refusal {
     NoBuildInProgress,
     #[error("a snapshot cannot be cancelled")]
     BuildNotCancellable,
-    #[error("a template is never built")]
+    #[error("a template cannot be built")]
     TemplateNotBuildable,
     #[error("the image is pulled: it has no Dockerfile")]
     PulledNotWritten,
     #[error("a snapshot has no Dockerfile: it was committed from a running workspace")]
     SnapshotNotWritten,
-    #[error("the Dockerfile lies in the image's context")]
+    #[error("the Dockerfile is in the image's context")]
     DockerfileInContext,
     #[error("the snapshot is not finished")]
     SnapshotNotFinished,
@@ -144,7 +138,7 @@ pub(crate) enum Refusal {
     TooManyGrants,
     #[error("a snapshot cannot be built again: it would lose the committed file system")]
     SnapshotNotBuildable,
-    #[error("the build that is meant is not the latest one of this image")]
+    #[error("the given build is not the latest one of this image")]
     OtherBuild,
 }
 
@@ -154,7 +148,7 @@ pub(crate) enum Refusal {
 pub(crate) enum Obstacle {
     #[error("it is a template")]
     Template,
-    #[error("its latest build has not finished with success")]
+    #[error("its latest build has not succeeded")]
     NotFinished,
     #[error("it is disabled")]
     Disabled,

@@ -153,7 +153,7 @@ impl Verifier {
                 Err(error) if *error.kind() == ErrorKind::InvalidSignature => {}
                 Err(error) => {
                     // Logged for operators; the caller does not learn the reason.
-                    tracing::debug!(%error, "a token with a good signature is refused");
+                    tracing::debug!(%error, "rejected a token with a valid signature");
                     return None;
                 }
             }

@@ -156,7 +156,7 @@ async fn verifier(config: &Config) -> Result<Verifier, ServeError> {
     if !config.anonymous {
         return Ok(verifier);
     }
-    tracing::warn!("whoever reaches the port of this machine can create images: --anonymous");
+    tracing::warn!("anyone who can reach this port can create images: --anonymous");
     Ok(verifier.with_anonymous())
 }
 
@@ -270,7 +270,7 @@ impl Bound {
         // Tasks that are blocked on an unreachable database are abandoned.
         match tokio::time::timeout(Self::LAST_WORDS, ended).await {
             Ok(closed) => closed.map_err(database)?,
-            Err(_) => tracing::warn!("something still waited for the database at the end"),
+            Err(_) => tracing::warn!("a task was still waiting for the database at shutdown"),
         }
         served
     }
@@ -304,7 +304,7 @@ pub enum ServeError {
     #[error("cannot describe the services")]
     Reflection(#[from] tonic_reflection::server::Error),
     /// Failure to read the methods from the descriptor set.
-    #[error("cannot tell the methods apart")]
+    #[error("cannot read the descriptors of the methods")]
     Methods(#[from] prost::DecodeError),
     /// Panic of the task that writes to the database.
     #[error("the task that writes to the database has panicked")]
@@ -342,7 +342,7 @@ async fn within_grace(
     tokio::select! {
         served = serve => served,
         () = too_late => {
-            tracing::warn!("connections were still open when the grace was over");
+            tracing::warn!("connections were still open at the end of the grace period");
             Ok(())
         }
     }

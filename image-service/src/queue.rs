@@ -259,7 +259,7 @@ impl Queue {
                 _ = tick.tick() => {}
             }
             if let Err(error) = self.end_overdue().await {
-                tracing::warn!(%error, source = ?error.source(), "cannot look for what is overdue");
+                tracing::warn!(%error, source = ?error.source(), "cannot read overdue builds");
             }
         }
     }
@@ -285,7 +285,7 @@ impl Queue {
     /// Ends an attempt or a wait. A failure is only logged, so that it does not affect other builds.
     async fn end(&self, build: BuildId, event: Event) {
         if let Err(error) = self.handle(build, event).await {
-            tracing::warn!(%build, %error, source = ?error.source(), "cannot end an attempt or a wait");
+            tracing::warn!(%build, %error, source = ?error.source(), "cannot end an overdue attempt or build");
         }
     }
 }

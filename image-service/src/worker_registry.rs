@@ -77,7 +77,7 @@ impl Workers {
         };
         let is_sent = connection.outbox.try_send(message).is_ok();
         if !is_sent {
-            tracing::warn!(worker = name, "the worker reads too slowly; hanging up");
+            tracing::warn!(worker = name, "the worker reads too slowly; closing the connection");
             connection.takes_builds = false;
             connection.hang_up.cancel();
         }

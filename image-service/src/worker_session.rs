@@ -204,7 +204,7 @@ impl Session {
     pub(crate) async fn close(self) {
         self.queue.workers().disconnect(&self.worker, self.id);
         if let Err(error) = self.queue.store().close_session(&self.worker, self.id).await {
-            tracing::warn!(worker = self.worker, %error, "cannot note that a worker has disconnected");
+            tracing::warn!(worker = self.worker, %error, "cannot record that a worker has disconnected");
         }
     }
 }

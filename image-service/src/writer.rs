@@ -211,7 +211,7 @@ impl<C: Connection> Task<C> {
             && let Some(ticket) = self.queue.pop()
         {
             if let Err(error) = group.lend(ticket).await {
-                tracing::warn!(%error, "the connection broke: a group of writes is undone");
+                tracing::warn!(%error, "the connection broke: a group of writes was rolled back");
                 self.connection = None;
                 return group.fail(&error);
             }

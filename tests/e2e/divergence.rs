@@ -190,7 +190,7 @@ async fn a_feed_that_was_cut_until_its_changes_were_forgotten_loads_anew() -> an
     let unavailable = bob.get(&revoked.id).await.map_err(|status| status.code());
     assert_eq!(unavailable, Err(Code::Unavailable));
     logged(&catalogue, "cut", &["cannot read the change log"]).await?;
-    logged(&catalogue, "cut", &["the catalogue is behind", "NOT_SERVING"]).await?;
+    logged(&catalogue, "cut", &["the catalogue lags behind", "NOT_SERVING"]).await?;
     health(&cut, ServingStatus::NotServing).await?;
 
     relay.close(false);
@@ -235,7 +235,8 @@ async fn a_change_that_was_not_logged_is_found_and_repaired() -> anyhow::Result<
     of_alice.until(&[(&renamed.id, "Planted"), (&revoked.id, "Revoked")]).await?;
     of_bob.until(&[]).await?;
     for id in [&renamed.id, &removed.id, &revoked.id] {
-        logged(&catalogue, SERVICE, &["the index was not as the database is: repaired", id]).await?;
+        logged(&catalogue, SERVICE, &["repaired a difference between the index and the database", id])
+            .await?;
     }
     Ok(())
 }

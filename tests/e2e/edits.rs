@@ -314,7 +314,7 @@ async fn a_clone_can_be_submitted_as_it_is() -> anyhow::Result<()> {
     let template = api::Image { template: true, ..image("T", "FROM scratch") };
     let request = api::CreateImageRequest { image: Some(template), ..Default::default() };
     let response = alice.images.clone().create_image(request).await?.into_inner();
-    assert_eq!(response.build, None, "a template is never built");
+    assert_eq!(response.build, None, "a template cannot be built");
     let template = response.image.expect("a template");
     assert_eq!((template.status(), template.latest_build_id.as_str()), (ImageStatus::Unspecified, ""));
     let response = alice.images.clone().create_image(clone(&template.id).await?).await?.into_inner();

@@ -45,7 +45,7 @@ pub(super) async fn solve(
     ///
     /// The engine looks for such a build for some seconds.
     const NOT_BEGUN: Duration = Duration::from_secs(1);
-    const NOT_ALL: &str = "the Docker Engine does not tell the rest of this build's progress";
+    const NOT_ALL: &str = "the Docker Engine does not report the rest of this build's progress";
 
     let mut client = control.client.clone();
     let has_begun = AtomicBool::new(false);

@@ -105,7 +105,7 @@ impl Job {
             None => self.engine.untag(reference).await,
         };
         if let Err(error) = taken_back {
-            tracing::warn!(reference, %error, "cannot give a name back");
+            tracing::warn!(reference, %error, "cannot restore a reference");
         }
         let artifact = self.artifact_name().to_string();
         if let Err(error) = self.engine.untag(&artifact).await {

@@ -88,7 +88,7 @@ impl Job {
             Remains::Unseen if has_ended => {
                 tracing::warn!(
                     build = self.name(),
-                    "the engine says that a build has stopped; its processes cannot be seen from here"
+                    "the engine reports the end of a build, whose processes are not visible to this worker"
                 );
                 return Ended::Stopped(Stop::Unseen);
             }
@@ -123,7 +123,7 @@ impl Job {
             tokio::time::sleep(Self::REAP_POLL).await;
         }
         self.steps.forget(&self.name());
-        tracing::info!(build = self.name(), "a build has stopped after all");
+        tracing::info!(build = self.name(), "a build has stopped late");
     }
 
     /// Waits until the build has no processes left, except in steps that other builds of this worker need.
@@ -138,7 +138,7 @@ impl Job {
                 Ok(Some(found)) => found,
                 Ok(None) => return Remains::Unseen,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot look for what is left of a build");
+                    tracing::warn!(%error, "cannot look for remaining processes of a build");
                     return Remains::Unseen;
                 }
             };
@@ -198,7 +198,7 @@ impl Job {
             // A killed engine does not stop its steps any more. Without the permission to kill them, they are seen to
             // go on.
             if let Err(error) = processes.kill_orphans() {
-                tracing::warn!(%error, "cannot end what an engine has left behind");
+                tracing::warn!(%error, "cannot kill orphaned processes of an engine");
             }
             let found = processes.younger_than(begun.elapsed())?;
             io::Result::Ok((found, processes.can_be_seen(engine)))

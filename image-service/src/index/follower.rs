@@ -176,7 +176,7 @@ impl Index {
                     if heard.elapsed() > SILENCE
                         && self.0.serves.send_if_modified(|serves| std::mem::replace(serves, false))
                     {
-                        tracing::error!("the catalogue is behind; health says NOT_SERVING");
+                        tracing::error!("the catalogue lags behind; health is NOT_SERVING");
                     }
                 }
             }

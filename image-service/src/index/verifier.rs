@@ -94,7 +94,7 @@ impl Index {
                 None => self.entry(*id).is_some(),
             };
             if differs {
-                tracing::error!(image = %id, revision = at.number, "the index was not as the database is: repaired");
+                tracing::error!(image = %id, revision = at.number, "repaired a difference between the index and the database");
                 differing.push((*id, read.cloned()));
             }
         }

@@ -50,7 +50,7 @@ impl Refresh {
             JwksSource::Url(_) => self.fetch_first().await?,
         };
         if self.source.is_exposed() {
-            tracing::warn!(jwks = %self.source, "the JWKS comes over an unencrypted connection: who can change it can make tokens");
+            tracing::warn!(jwks = %self.source, "the JWKS is fetched over an unencrypted connection: anyone who can alter it can mint tokens");
         }
         tracing::info!(jwks = %self.source, keys = trust.keys.len(), "tokens are verified with the keys of the JWKS");
         Ok(trust)
@@ -122,7 +122,7 @@ impl Refresh {
 
     fn recovered(&self, failure: &mut Option<Failure>) {
         if failure.take().is_some() {
-            tracing::info!(jwks = %self.source, "the JWKS can be read again");
+            tracing::info!(jwks = %self.source, "the JWKS is available again");
         }
     }
 

@@ -30,13 +30,13 @@ pub(crate) enum JwksError {
     Roots(#[source] io::Error),
     #[error("cannot fetch it")]
     Fetch(#[source] Box<dyn std::error::Error + Send + Sync>),
-    #[error("the server answers {0}")]
+    #[error("the server responded with {0}")]
     Status(StatusCode),
-    #[error("it did not come within {} s", JwksSource::LIMIT.as_secs())]
+    #[error("it did not arrive within {} s", JwksSource::LIMIT.as_secs())]
     Late,
     #[error("it is larger than {} bytes", JwksSource::MAX_SIZE)]
     Large,
-    #[error("it is no JWKS")]
+    #[error("it is not a JWKS")]
     Malformed(#[source] serde_json::Error),
     #[error("it has no key for EdDSA, RS256 or ES256 signatures")]
     NoKey,

@@ -124,8 +124,8 @@ async fn shake_hands(
             // The server is gone, and the client's connection with it.
             let _ = sender.send(Connection::new(Io::Right(Box::new(stream)), place)).await;
         }
-        Ok(Err(error)) => tracing::info!(%from, %error, "a client does not agree on TLS"),
-        Err(_) => tracing::info!(%from, "a client is too slow to agree on TLS"),
+        Ok(Err(error)) => tracing::info!(%from, %error, "a TLS handshake failed"),
+        Err(_) => tracing::info!(%from, "a TLS handshake timed out"),
     }
 }
 

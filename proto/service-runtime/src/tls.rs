@@ -80,7 +80,7 @@ impl ServerTls {
     pub async fn keep_fresh(mut self, shutdown: CancellationToken) {
         while shutdown.run_until_cancelled(tokio::time::sleep(Self::REFRESH)).await.is_some() {
             if let Err(error) = self.refresh() {
-                tracing::warn!("TLS goes on with what was read before: {error:#}");
+                tracing::warn!("TLS continues with the previous files: {error:#}");
             }
         }
     }
@@ -91,7 +91,7 @@ impl ServerTls {
             let config = Arc::new(server_config(&self.files)?);
             *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
             self.read = found;
-            tracing::info!("TLS goes on with files that have changed");
+            tracing::info!("TLS uses the changed files");
         }
         Ok(())
     }

@@ -142,14 +142,14 @@ async fn without_keys_no_port_is_bound() -> anyhow::Result<()> {
     let broken = [
         (directory.path().join("missing").display().to_string(), "cannot read the file: No such file"),
         (directory.path().display().to_string(), "cannot read the file: Is a directory"),
-        (written("garbage", "garbage")?, "it is no JWKS: expected value"),
+        (written("garbage", "garbage")?, "it is not a JWKS: expected value"),
         (written("empty", r#"{"keys": []}"#)?, "it has no key for EdDSA, RS256 or ES256"),
         (large_file, "it is larger than 1048576 bytes"),
         (url(closed), "cannot fetch it"),
-        (url(silent.local_addr()?), "it did not come within 10 s"),
-        (missing.url(), "the server answers 404"),
-        (moved.url(), "the server answers 302"),
-        (html.url(), "it is no JWKS: expected value"),
+        (url(silent.local_addr()?), "it did not arrive within 10 s"),
+        (missing.url(), "the server responded with 404"),
+        (moved.url(), "the server responded with 302"),
+        (html.url(), "it is not a JWKS: expected value"),
         (large.url(), "it is larger than 1048576 bytes"),
     ];
     let begun = Instant::now();

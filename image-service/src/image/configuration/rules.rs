@@ -74,7 +74,7 @@ pub(super) fn apt_package(package: &str) -> Result<(), &'static str> {
         Ok(())
     } else {
         Err(
-            "must be the name of a Debian package, and behind it `:architecture`, `=version` or `/release` where wanted",
+            "must be the name of a Debian package, optionally followed by `:architecture`, `=version` or `/release`",
         )
     }
 }
@@ -104,7 +104,7 @@ pub(super) fn python_package(package: &str) -> Result<(), &'static str> {
         Ok(())
     } else {
         Err(
-            "must be the name of a Python package, and behind it `[extra,…]` and versions such as `==1.2` or `>=1,<2`",
+            "must be the name of a Python package, optionally followed by `[extra,…]` and versions such as `==1.2` or `>=1,<2`",
         )
     }
 }
@@ -217,7 +217,7 @@ pub(super) fn remote(url: &str) -> Result<(), &'static str> {
     };
     let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if host.contains('@') {
-        Err("must not have a user or a password in it: everyone who sees the image would see them")
+        Err("must not contain a user or a password: everyone who may view the image would see them")
     } else if host.is_empty() {
         Err("must name a host")
     } else {
