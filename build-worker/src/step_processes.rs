@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_sees_the_engine_sees_its_steps() {
+    fn a_visible_engine_makes_its_steps_visible() {
         let proc = tempfile::tempdir().expect("a directory");
         for (pid, name) in [("7", "dockerd\n"), ("8", "systemd\n")] {
             fs::create_dir(proc.path().join(pid)).expect("a directory");

@@ -76,7 +76,7 @@ async fn each_token_is_good_for_its_api_alone() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_caller_may_not_see_does_not_exist_for_it() -> anyhow::Result<()> {
+async fn an_invisible_image_does_not_exist_for_the_caller() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let alice = service.builder("alice");
     let mallory = service.builder("mallory");

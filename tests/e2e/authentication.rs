@@ -100,7 +100,7 @@ async fn every_algorithm_is_accepted_from_a_file_and_from_a_url() -> anyhow::Res
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_token_says_is_checked() -> anyhow::Result<()> {
+async fn the_claims_of_a_token_are_checked() -> anyhow::Result<()> {
     let key = SigningKey::p256("p");
     let file = file(&[&key])?;
     let flags = ["--jwks", name(&file), "--issuer", "https://id.example", "--audience", "images"];

@@ -132,7 +132,7 @@ async fn watchers_of_one_replica_follow_what_another_writes() -> anyhow::Result<
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_was_notified_of_is_found_all_the_same() -> anyhow::Result<()> {
+async fn changes_without_a_notification_are_found() -> anyhow::Result<()> {
     let write = Service::start().await?;
     let Some(read) = write.start_replica().await? else {
         return Ok(());

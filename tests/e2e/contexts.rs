@@ -110,7 +110,7 @@ async fn an_archive_is_kept_once_and_named_by_its_digest() -> anyhow::Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_good_archive_is_refused_with_its_rule() -> anyhow::Result<()> {
+async fn an_invalid_archive_is_refused_with_the_violated_rule() -> anyhow::Result<()> {
     let service = Service::start_with(&["--context-limit", "1000000"]).await?;
     let alice = service.builder("alice");
     let good = tar_of(&[("Dockerfile", b"FROM scratch\n")])?;

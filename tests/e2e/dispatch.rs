@@ -180,7 +180,7 @@ async fn a_grant_is_repeated_until_it_is_used() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_handed_back_costs_nothing() -> anyhow::Result<()> {
+async fn a_build_that_is_handed_back_counts_no_failure() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("A", "FROM scratch")).await?;

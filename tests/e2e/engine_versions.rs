@@ -141,7 +141,7 @@ async fn too_old_is_told_of_the_real_engine_by_its_version() -> anyhow::Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_flawed_engine_cannot_be_trusted_with_is_withheld() -> anyhow::Result<()> {
+async fn an_ability_of_a_flawed_engine_is_withheld() -> anyhow::Result<()> {
     let engine = FakeEngine::start_as("28.5.2", "1.51").await?;
     let service = Service::start().await?;
     let alice = service.builder("alice");

@@ -34,7 +34,7 @@ async fn take(actor: &mut Actor) -> anyhow::Result<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_queues_many_builds_delays_nobody_by_more_than_one() -> anyhow::Result<()> {
+async fn a_caller_with_many_builds_delays_others_by_one_build() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let (alice, bob) = (service.builder("alice"), service.builder("bob"));
     let many = queue(&alice, "Many", 500).await?;
@@ -82,7 +82,7 @@ async fn the_queue_takes_turns_in_the_order_that_it_tells() -> anyhow::Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_comes_again_and_again_does_not_go_before_those_who_wait() -> anyhow::Result<()> {
+async fn a_returning_caller_does_not_overtake_waiting_ones() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let (alice, bob) = (service.builder("alice"), service.builder("bob"));
     let waiting = queue(&alice, "Waiting", 6).await?;

@@ -326,7 +326,7 @@ fn is_allowed(status: &Status) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_is_asked_for_breaks_nothing() -> anyhow::Result<()> {
+async fn random_requests_break_nothing() -> anyhow::Result<()> {
     const MOST_MEMORY: u64 = 400 * 1024 * 1024;
     let (requests, seed) = (number("TRAILER_TEST_REQUESTS", 10_000), number("TRAILER_TEST_SEED", 1));
     let catalogue = Catalogue::create().await?;

@@ -38,7 +38,7 @@ async fn render(client: &Client, subject: Subject) -> Result<RenderDockerfileRes
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_rendered_is_what_is_built() -> anyhow::Result<()> {
+async fn the_rendered_dockerfile_is_the_one_that_is_built() -> anyhow::Result<()> {
     let engine = FakeEngine::start().await?;
     let service = Service::start().await?;
     let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
@@ -77,7 +77,7 @@ async fn what_is_rendered_is_what_is_built() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_written_is_not_rendered() -> anyhow::Result<()> {
+async fn an_image_without_a_dockerfile_is_not_rendered() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let alice = service.builder("alice");
     let by_hand = image("By hand", "FROM scratch").config.context("a configuration")?;

@@ -127,7 +127,7 @@ async fn the_engine_holds_what_records_and_containers_use_and_nothing_else() -> 
 
 /// Does not wait for the scan of all images, which by default runs once a minute.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_build_has_replaced_is_removed_soon_after_it() -> anyhow::Result<()> {
+async fn a_replaced_image_is_removed_soon_after_its_build() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let engine = FakeEngine::start().await?;
     let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
@@ -151,7 +151,7 @@ async fn what_a_build_has_replaced_is_removed_soon_after_it() -> anyhow::Result<
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_database_can_hold_is_no_image_that_the_catalogue_knows() -> anyhow::Result<()> {
+async fn text_that_no_database_can_hold_names_no_known_image() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let worker = service.client(&service.token("w1", &[Role::Worker]));
     let held = HeldImage {

@@ -37,7 +37,7 @@ fn retry_after(status: &Status) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_calls_too_often_is_told_when_to_come_again() -> anyhow::Result<()> {
+async fn a_rate_limited_caller_is_told_when_to_retry() -> anyhow::Result<()> {
     let service = Service::start_with(&["--max-call-rate", "2"]).await?;
     let (alice, bob) = (service.builder("alice"), service.builder("bob"));
     let answers = futures_util::future::join_all((0..20).map(|_| alice.list())).await;
@@ -252,7 +252,7 @@ async fn a_caller_has_so_many_builds_in_the_queue_and_no_more() -> anyhow::Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_answered_who_does_not_wait_any_longer() -> anyhow::Result<()> {
+async fn an_abandoned_request_is_not_answered() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let alice = service.builder("alice");
     let (method, token) = ("/trailer.images.v1.ImageService/ListImages", service.token("alice", &[]));

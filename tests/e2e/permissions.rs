@@ -156,7 +156,7 @@ async fn shut_out(service: &Service, targets: &[Target]) -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_predicted_is_what_happens() -> anyhow::Result<()> {
+async fn writes_have_their_predicted_outcome() -> anyhow::Result<()> {
     let service = Service::start().await?;
     try_join_all(table::callers().into_iter().map(|caller| act(&service, caller))).await?;
     Ok(())
@@ -224,7 +224,7 @@ async fn fresh(creator: &Client, caller: &str, state: &'static str) -> anyhow::R
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_may_create_depends_on_roles() -> anyhow::Result<()> {
+async fn roles_decide_which_callers_create_images() -> anyhow::Result<()> {
     const MISSING: &str = "PermissionDenied ROLE_MISSING";
     const WORKER: &str = "PermissionDenied WORKER_TOKEN";
     let service = Service::start().await?;
@@ -274,7 +274,7 @@ async fn who_may_create_depends_on_roles() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_built_changes_only_by_builders() -> anyhow::Result<()> {
+async fn only_builders_change_the_configuration_and_reference() -> anyhow::Result<()> {
     const MISSING: &str = "PermissionDenied ROLE_MISSING";
     let service = Service::start().await?;
     let (created, _) = client(&service, "creator").create(image("Tools", "FROM scratch")).await?;

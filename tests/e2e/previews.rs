@@ -93,7 +93,7 @@ async fn a_preview_waits_for_nobody_who_writes() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_in_sight_is_refused_without_a_writer() -> anyhow::Result<()> {
+async fn a_write_to_an_invisible_image_takes_no_transaction() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let (alice, mallory) = (service.builder("alice"), service.builder("mallory"));
     let (created, _) = alice.create(image("A", "FROM scratch")).await?;

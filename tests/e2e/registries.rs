@@ -236,7 +236,7 @@ async fn a_build_takes_a_newer_base_only_if_it_asks_for_it() -> anyhow::Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_registry_refuses_is_an_error_with_its_reason() -> anyhow::Result<()> {
+async fn a_refusal_by_a_registry_is_an_error_with_its_reason() -> anyhow::Result<()> {
     let setting = Setting::start().await?;
     let alice = setting.alice();
     let reference = setting.in_registry("nothing:1");
@@ -279,7 +279,7 @@ async fn what_a_registry_refuses_is_an_error_with_its_reason() -> anyhow::Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_built_on_a_private_image_is_pushed_and_verified() -> anyhow::Result<()> {
+async fn an_image_built_on_a_private_one_is_pushed_and_verified() -> anyhow::Result<()> {
     let setting = Setting::start().await?;
     setting.publish_base("base").await?;
     let base = setting.in_registry("base:1");

@@ -45,7 +45,7 @@ fn too_old(answer: Result<Event, Status>) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_forgotten_cannot_be_resumed_from() -> anyhow::Result<()> {
+async fn a_forgotten_revision_cannot_be_resumed_from() -> anyhow::Result<()> {
     let service = Service::start_with(&["--retain-changes", "1s"]).await?;
     let alice = service.builder("alice");
     let (first, _) = alice.create(image("A", "FROM scratch")).await?;

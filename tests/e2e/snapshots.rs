@@ -140,7 +140,7 @@ async fn a_snapshot_holds_what_the_workspace_has_changed() -> anyhow::Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_workspace_of_the_image_is_not_committed() -> anyhow::Result<()> {
+async fn a_container_of_another_image_is_not_committed() -> anyhow::Result<()> {
     if !starts_containers() {
         return Ok(());
     }

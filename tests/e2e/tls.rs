@@ -61,7 +61,7 @@ async fn a_service_with_a_certificate_serves_whom_it_convinces() -> anyhow::Resu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_certificates_are_asked_for_nobody_comes_in_without_one() -> anyhow::Result<()> {
+async fn a_client_without_a_required_certificate_is_rejected() -> anyhow::Result<()> {
     let (ours, others) = (Authority::new()?, Authority::new()?);
     let (issued, authorities) = (ours.issue()?, ours.file());
     let flags =
@@ -150,7 +150,7 @@ async fn a_renewed_certificate_is_taken_in_without_a_restart() -> anyhow::Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_the_files_is_said_at_the_start() -> anyhow::Result<()> {
+async fn errors_in_tls_files_are_reported_at_startup() -> anyhow::Result<()> {
     let refusal = |flags: &[&str]| {
         let flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
         async move {

@@ -119,7 +119,7 @@ async fn failure(client: &Client, wanted: Image) -> anyhow::Result<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_builder_cannot_see_cannot_be_built_from() -> anyhow::Result<()> {
+async fn an_invisible_image_cannot_be_built_from() -> anyhow::Result<()> {
     let real = Real::start_with(&["--slots", "4"]).await?;
     let (alice, bob) = (real.alice(), real.service.builder("bob"));
     let run = &real.run;
@@ -179,7 +179,7 @@ async fn what_a_builder_cannot_see_cannot_be_built_from() -> anyhow::Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_an_engine_by_other_ways_is_no_source() -> anyhow::Result<()> {
+async fn images_loaded_by_hand_and_urls_are_no_sources() -> anyhow::Result<()> {
     let real = Real::start().await?;
     let bob = real.service.builder("bob");
     // Of a registry that has no such image, and whose password the worker does not know.

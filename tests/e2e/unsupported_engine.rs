@@ -182,7 +182,7 @@ async fn a_directory_of_a_git_repository_needs_an_ability_of_its_own() -> anyhow
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_worker_says_of_its_engine_is_bounded() -> anyhow::Result<()> {
+async fn the_engine_fields_of_a_worker_are_bounded() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let withheld = |ability: &str, flaw: &str, count: usize| {
         let withheld =

@@ -151,7 +151,7 @@ async fn a_request_id_is_its_callers_own_and_refusals_are_not_remembered() -> an
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_only_validated_leaves_no_trace() -> anyhow::Result<()> {
+async fn a_validated_write_leaves_no_trace() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let alice = service.builder("alice");
     let (created, _) = alice.create(image("A", "FROM scratch")).await?;

@@ -120,7 +120,7 @@ async fn an_engine_that_is_killed_leaves_nothing_running() -> anyhow::Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_engine_left_behind_goes_when_a_worker_begins() -> anyhow::Result<()> {
+async fn orphans_of_an_engine_are_killed_when_a_worker_starts() -> anyhow::Result<()> {
     let directory = directory()?;
     let service = Service::start(directory.path(), &SHORT_LEASE).await?;
     let alice = service.builder("alice");

@@ -206,7 +206,7 @@ impl Service {
 }
 
 #[tokio::test]
-async fn what_comes_out_is_what_went_in() {
+async fn events_leave_the_outbox_unchanged() {
     const EVENTS: i64 = 400;
     const SEEDS: u64 = 150;
     let mut spooled = 0;
@@ -241,7 +241,7 @@ async fn what_comes_out_is_what_went_in() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_back_ends_the_attempt_without_a_gap() {
+async fn an_unreadable_spool_ends_the_attempt_without_a_gap() {
     const SEEDS: u64 = 100;
     let mut ended = 0;
     for seed in 0..SEEDS {
@@ -272,7 +272,7 @@ async fn what_cannot_be_read_back_ends_the_attempt_without_a_gap() {
 }
 
 #[tokio::test]
-async fn what_is_not_acknowledged_is_sent_again() {
+async fn unacknowledged_events_are_sent_again() {
     let (outbox, _) = outbox(SMALL, Faults::default(), 0);
     for sequence in 1..=3 {
         outbox.push(None, line(text(0, sequence))).await;

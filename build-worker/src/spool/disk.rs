@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_spool_is_refused() -> io::Result<()> {
+    fn an_unusable_spool_directory_is_refused() -> io::Result<()> {
         let file = tempfile::NamedTempFile::new()?;
         assert!(DiskSpool::open(file.path().to_owned()).is_err());
         assert!(DiskSpool::open(file.path().join("below")).is_err());

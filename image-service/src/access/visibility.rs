@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_sees_what_was_not_granted() {
+    fn ungranted_images_are_invisible() {
         let bob = Visibility::new(BTreeSet::from([Grantee::Subject("bob".to_owned())]), true);
         let nothing = |_: &Grantee| Permissions::default();
         let standing = |relation| Some(Standing { relation, is_builder: true });

@@ -76,7 +76,7 @@ fn a_good_archive_is_taken_and_told_of() {
 }
 
 #[test]
-fn what_leads_out_is_refused() {
+fn paths_that_leave_the_context_are_refused() {
     use EntryType::{Block, Char, Directory, Fifo, GNUSparse, Link, Regular, Symlink};
     let file = |path: &'static str| vec![(Regular, path, "", &b"x"[..])];
     let link = |path: &'static str, target: &'static str| vec![(Symlink, path, target, &b""[..])];
@@ -158,7 +158,7 @@ fn extended_headers_are_held_to_the_same_rules() {
 }
 
 #[test]
-fn what_is_not_whole_is_refused() {
+fn a_truncated_archive_is_refused() {
     let bytes = archive(&[(EntryType::Regular, "a", "", &[1; 600]), (EntryType::Regular, "b", "", b"x")]);
     for end in [1, 511, 512, 1000, 512 + 1024, bytes.len() - 1024, bytes.len() - 512] {
         let error = inspect(&bytes[..end]).expect_err("cut off");
@@ -183,7 +183,7 @@ fn what_is_not_whole_is_refused() {
 }
 
 #[test]
-fn what_others_would_read_differently_is_refused() {
+fn archives_that_tools_read_differently_are_refused() {
     for name in ["BZh9", "P*M\u{18}", "_*M\u{18}x"] {
         let hidden = archive(&[(EntryType::Regular, name, "", b"x")]);
         assert!(inspect(&hidden).expect_err("compressed for some").contains("must be a tar"));

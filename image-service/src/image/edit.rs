@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_pulled_says_the_reference() {
+    fn a_pulled_image_has_the_reference_that_it_pulls() {
         let pull = Source::Pull(Pull { reference: "nginx:1".to_owned() });
         let draft = EditDraft {
             configuration: Some(Some(ConfigurationDraft::from_source(pull))),

@@ -263,14 +263,14 @@ exec "$@"
     }
 
     #[test]
-    fn what_is_not_wanted_is_not_there() {
+    fn absent_options_add_no_instructions() {
         let generate = Generate { base_image: "alpine".to_owned(), ..Generate::default() };
         let written = render(&generate, &[]);
         assert_eq!((written.text.as_str(), written.files.len()), ("FROM alpine\n", 0));
     }
 
     #[test]
-    fn what_is_written_by_hand_stays_as_it_is() {
+    fn a_given_dockerfile_is_not_changed() {
         let source =
             Dockerfile { text: "FROM x".to_owned(), files: vec![file("a")], ..Dockerfile::default() };
         let mut violations = crate::error::Violations::default();

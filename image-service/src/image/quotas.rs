@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_every_quota_is_admitted() {
+    fn a_write_within_every_quota_is_admitted() {
         for (used, added, expected) in [
             ((0, 0, 0), (1, 400), "admitted"),
             ((600, 2, 0), (1, 400), "admitted"),

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_docker_would_refuse_is_refused() {
+    fn invalid_docker_references_are_refused() {
         for repository in
             ["", "Trailer/a", "trailer//a", "trailer/a:b", "trailer/a@sha256:00", "a b", "/a", "trailer/"]
         {
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_pulled_has_a_tag_or_a_digest() {
+    fn a_pulled_reference_has_a_tag_or_a_digest() {
         let pulled = |text: &str| PulledReference::parse(text).map(|pulled| pulled.reference().to_string());
         let digest = format!("sha256:{}", "0".repeat(64));
         assert_eq!(pulled("nginx").as_deref(), Some("nginx:latest"));

@@ -182,7 +182,7 @@ fn all_pages_together_are_what_sorting_gives() -> Result<(), String> {
 }
 
 #[test]
-fn what_is_removed_leaves_nothing_behind() {
+fn a_removed_image_leaves_nothing_in_the_index() {
     let mut random = Rng::with_seed(1);
     let mut images = Images::default();
     let entries: Vec<CatalogueEntry> = (0..500).map(|number| some_entry(&mut random, number).0).collect();

@@ -215,8 +215,8 @@ mod tests {
 
     /// Runs on Postgres only. `now()` is constant within a transaction there, so it reveals one that was left open.
     #[tokio::test]
-    async fn who_goes_away_while_its_transaction_begins_leaves_none() -> Result<(), Box<dyn std::error::Error>>
-    {
+    async fn a_caller_that_leaves_while_its_transaction_begins_leaves_none()
+    -> Result<(), Box<dyn std::error::Error>> {
         let Ok(url) = std::env::var("TRAILER_TEST_POSTGRES_URL") else {
             return Ok(());
         };

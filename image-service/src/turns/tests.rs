@@ -101,7 +101,7 @@ fn a_caller_has_a_hundred_tickets_and_those_that_are_gone_do_not_count() {
 }
 
 #[test]
-fn who_is_refused_and_has_nothing_left_keeps_no_place_in_the_round() {
+fn a_refused_caller_without_other_writes_keeps_no_place_in_the_round() {
     let mut hall = Hall::new();
     for ticket in (0..100).map(|_| hall.push("a").expect("room")).collect::<Vec<_>>() {
         ticket.set(true);

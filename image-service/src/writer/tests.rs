@@ -139,7 +139,7 @@ async fn writes_that_wait_share_commits_and_their_fates_are_their_own() -> Teste
 }
 
 #[tokio::test]
-async fn who_wants_to_write_a_thousand_times_delays_another_by_a_turn() -> Tested {
+async fn a_thousand_writes_of_one_caller_delay_another_by_one_turn() -> Tested {
     let (writer, numbers) = start();
     let first = writer.begin(Turn::Background).await?;
     let mut writes = JoinSet::new();
@@ -177,7 +177,7 @@ async fn who_wants_to_write_a_thousand_times_delays_another_by_a_turn() -> Teste
 }
 
 #[tokio::test]
-async fn who_goes_away_while_it_waits_keeps_no_turn() -> Tested {
+async fn a_caller_that_leaves_while_waiting_keeps_no_turn() -> Tested {
     let (writer, _) = start();
     let first = writer.begin(Turn::Background).await?;
     for _ in 0..150 {

@@ -45,7 +45,7 @@ const REASONS: [&str; 16] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_was_predicted_is_what_happens() -> anyhow::Result<()> {
+async fn random_writes_have_their_predicted_outcome() -> anyhow::Result<()> {
     let flags = [&PATIENT[..], &["--max-pending-builds", "3"]].concat();
     let service = Service::start_with(&flags).await?;
     let admin = cast::client(&service, "admin");

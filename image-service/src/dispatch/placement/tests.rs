@@ -182,7 +182,7 @@ fn draw(random: &mut fastrand::Rng) -> (Vec<Build>, Vec<Candidate>) {
 }
 
 #[test]
-fn nobody_starves_and_nobody_gets_what_it_must_not() {
+fn no_requester_starves_and_every_worker_suits_its_builds() {
     let mut random = fastrand::Rng::with_seed(1);
     for number in 0..3_000 {
         let (queued, workers) = draw(&mut random);

@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_costs_more_than_a_second_of_units_waits_for_an_idle_caller() {
+    fn a_call_of_over_a_second_of_units_waits_for_an_idle_caller() {
         let (rate, mut debt, now) = of_ten();
         rate.take(&mut debt, 1_000, now).expect("the caller is idle");
         assert_eq!(rate.take(&mut debt, 1_000, now), Err(1_000 * MILLISECOND));

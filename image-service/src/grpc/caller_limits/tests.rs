@@ -53,7 +53,7 @@ fn any_call_of_an_idle_caller_is_admitted() {
 }
 
 #[test]
-fn what_is_charged_afterwards_delays_the_next_call() {
+fn units_charged_afterwards_delay_the_next_call() {
     let (callers, alice) = (Callers::new(CallerLimits { call_rate: 100, ..UNLIMITED }), caller("alice"));
     callers.begin_call(&alice, None).expect("a unit");
     callers.charge(&alice, 64);

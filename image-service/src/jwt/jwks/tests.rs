@@ -137,7 +137,7 @@ fn keys_that_are_of_no_use_are_skipped() {
 }
 
 #[test]
-fn what_is_no_set_of_keys_is_an_error() {
+fn an_invalid_jwks_is_an_error() {
     assert!(KeySet::parse(br#"{"keys": []}"#).expect("a JWKS").is_empty());
     for text in ["", "{}", "[]", r#"{"keys": {}}"#, r#"{"keys": [}"#, "<html></html>", "{\"keys\": []} x"] {
         assert!(KeySet::parse(text.as_bytes()).is_err(), "{text}");

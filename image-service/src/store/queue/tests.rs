@@ -96,7 +96,7 @@ fn the_conditions_name_the_states() {
 }
 
 #[tokio::test]
-async fn what_waits_at_the_head_holds_up_nothing_behind_it() -> Outcome {
+async fn a_waiting_head_holds_up_nothing_behind_it() -> Outcome {
     const WAITING: usize = 20;
     let directory = tempfile::tempdir()?;
     let store = open(&directory, None).await?;

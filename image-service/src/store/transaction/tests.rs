@@ -23,7 +23,7 @@ async fn below(db: &impl ConnectionTrait, limit: i64) -> Result<i64, DbErr> {
 }
 
 #[tokio::test]
-async fn what_is_written_later_is_there_when_something_is_asked() -> Result<(), Box<dyn Error>> {
+async fn deferred_writes_are_visible_to_later_queries() -> Result<(), Box<dyn Error>> {
     let directory = tempfile::tempdir()?;
     let store = Store::open(directory.path(), None, Policy::OF_TESTS).await?;
     store.execute("CREATE TABLE numbers (n INTEGER PRIMARY KEY, of TEXT)").await?;

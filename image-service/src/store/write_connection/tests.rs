@@ -141,7 +141,7 @@ async fn run_together(store: &Store, fates: &[Fate]) -> Result<Vec<Result<(), Er
 }
 
 #[tokio::test]
-async fn what_is_not_committed_leaves_no_trace_and_its_neighbours_stay() -> Tested {
+async fn a_rolled_back_write_leaves_no_trace_and_its_neighbours_stay() -> Tested {
     use Fate::{Cancelled, Committed, Dropped, Failed, FailedLate, Reckless, RolledBack};
     let late = |is_asked| FailedLate { is_asked };
     let failing = [Failed, Reckless, late(false), late(true)];

@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_ready_together_is_one_write() -> io::Result<()> {
+    async fn events_that_are_ready_together_are_one_write() -> io::Result<()> {
         let inner = slow(usize::MAX);
         let mut connection = WriteBuffer::new(inner.clone());
         let mut sent = Vec::new();
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whatever_is_taken_at_once_all_arrives_in_its_order() -> io::Result<()> {
+    async fn events_arrive_in_order_whatever_is_taken_at_once() -> io::Result<()> {
         for most in [7, 100, 1_033, 1_034, 5_000] {
             let inner = slow(most);
             let mut connection = WriteBuffer::new(inner.clone());
