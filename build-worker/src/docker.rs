@@ -3,7 +3,7 @@
 //! Builds use BuildKit's Control API; pulls, pushes, commits, tags and images use the engine's own. Each piece of work
 //! has its own connections, so that closing them ends it and leaves no session behind.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use bollard::{
     API_DEFAULT_VERSION, Docker,
@@ -22,19 +22,18 @@ use tokio_util::{
 
 use self::{
     connection::{Connections, Host},
-    control::Control,
     solve::Teller,
 };
 use crate::{
     engine::{
-        BuildOrder, BuiltImage, Engine, EngineError, EngineEvent, EngineImage, EngineInfo, LabelledImage,
-        RunningWork,
+        BuildOrder, Engine, EngineError, EngineEvent, EngineImage, EngineInfo, LabelledImage, RunningWork,
     },
     fault::Fault,
     reference,
     registry_credentials::DockerConfig,
 };
 
+mod build;
 mod connection;
 mod control;
 mod layers;
@@ -110,79 +109,6 @@ impl DockerEngine {
             _close: connections.closed().clone().drop_guard(),
             told,
         })
-    }
-
-    /// Builds an image, and squashes it if requested; returns `None` if the build was cancelled.
-    async fn build_image(
-        &self,
-        connections: &Connections,
-        order: &BuildOrder,
-        cancel: &CancellationToken,
-        tell: &Teller,
-    ) -> Result<Option<BuiltImage>, EngineError> {
-        let Some(built) = self.solve_with_sources(connections, order, cancel, tell).await? else {
-            return Ok(None);
-        };
-        if !order.squash {
-            return Ok(Some(built));
-        }
-        let order = squash::order(connections, order, &built).await?;
-        let squashed = self.solve(connections, &order, &order.name, cancel, tell).await;
-        // The squashed image has taken its only name, or else it is removed with that name.
-        if let Err(error) = self.remove(&built.id).await {
-            tracing::warn!(id = built.id, %error, "cannot remove the image before squashing");
-        }
-        squashed
-    }
-
-    /// Solves a build, and again whenever it names an image that has not been decided about.
-    async fn solve_with_sources(
-        &self,
-        connections: &Connections,
-        order: &BuildOrder,
-        cancel: &CancellationToken,
-        tell: &Teller,
-    ) -> Result<Option<BuiltImage>, EngineError> {
-        /// Maximum number of images that are decided about while the build runs.
-        const MAX_DECIDED: usize = 16;
-        let mut name = order.name.clone();
-        let mut decided = 0;
-        loop {
-            let error = match self.solve(connections, order, &name, cancel, tell).await {
-                Err(error) => error,
-                solved => return solved,
-            };
-            let Some(source) = source_policy::denied(&error) else { return Err(error) };
-            let Some(image) = source_policy::image(&source) else {
-                return Err(source_policy::error(&source, None));
-            };
-            let Some(decision) = order.sources.decide(image).await? else {
-                let known = order.sources.images().remove(image);
-                return Err(source_policy::error(&source, known.as_ref()));
-            };
-            decided += 1;
-            if !decision.is_usable() || decided > MAX_DECIDED {
-                return Err(source_policy::error(&source, Some(&decision)));
-            }
-            name = format!("{}-{decided}", order.name);
-        }
-    }
-
-    async fn solve(
-        &self,
-        connections: &Connections,
-        order: &BuildOrder,
-        name: &str,
-        cancel: &CancellationToken,
-        tell: &Teller,
-    ) -> Result<Option<BuiltImage>, EngineError> {
-        let open = Control::open(connections, Arc::clone(&order.context), self.docker_config.clone());
-        let Some(control) = cancel.run_until_cancelled(open).await else {
-            return Ok(None);
-        };
-        let control = control?;
-        let request = solve::request(order, name, &control.session);
-        solve::solve(&control, request, &order.stages, cancel, tell).await
     }
 
     async fn list(&self, filters: HashMap<&str, Vec<String>>) -> Result<Vec<ImageSummary>, EngineError> {

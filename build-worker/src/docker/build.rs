@@ -1,0 +1,92 @@
+//! Builds: one or more calls of Solve, each over a session of its own.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    DockerEngine,
+    connection::Connections,
+    control::Control,
+    solve::{self, Teller},
+    source_policy, squash,
+};
+use crate::engine::{BuildOrder, BuiltImage, Engine, EngineError};
+
+impl DockerEngine {
+    /// Builds an image, and squashes it if requested; returns `None` if the build was cancelled.
+    pub(super) async fn build_image(
+        &self,
+        connections: &Connections,
+        order: &BuildOrder,
+        cancel: &CancellationToken,
+        tell: &Teller,
+    ) -> Result<Option<BuiltImage>, EngineError> {
+        let Some(built) = self.solve_with_sources(connections, order, cancel, tell).await? else {
+            return Ok(None);
+        };
+        if !order.squash {
+            return Ok(Some(built));
+        }
+        let order = squash::order(connections, order, &built).await?;
+        let squashed = self.solve(connections, &order, &order.name, cancel, tell).await;
+        // The squashed image has taken its only name, or else it is removed with that name.
+        if let Err(error) = self.remove(&built.id).await {
+            tracing::warn!(id = built.id, %error, "cannot remove the image before squashing");
+        }
+        squashed
+    }
+
+    /// Solves a build, and again whenever it names an image that has not been decided about.
+    async fn solve_with_sources(
+        &self,
+        connections: &Connections,
+        order: &BuildOrder,
+        cancel: &CancellationToken,
+        tell: &Teller,
+    ) -> Result<Option<BuiltImage>, EngineError> {
+        /// Maximum number of images that are decided about while the build runs.
+        const MAX_DECIDED: usize = 16;
+        let mut name = order.name.clone();
+        let mut decided = 0;
+        loop {
+            let error = match self.solve(connections, order, &name, cancel, tell).await {
+                Err(error) => error,
+                solved => return solved,
+            };
+            let Some(source) = source_policy::denied(&error) else { return Err(error) };
+            let Some(image) = source_policy::image(&source) else {
+                return Err(source_policy::error(&source, None));
+            };
+            let Some(decision) = cancel.run_until_cancelled(order.sources.decide(image)).await else {
+                return Ok(None);
+            };
+            let Some(decision) = decision? else {
+                let known = order.sources.images().remove(image);
+                return Err(source_policy::error(&source, known.as_ref()));
+            };
+            decided += 1;
+            if !decision.is_usable() || decided > MAX_DECIDED {
+                return Err(source_policy::error(&source, Some(&decision)));
+            }
+            name = format!("{}-{decided}", order.name);
+        }
+    }
+
+    async fn solve(
+        &self,
+        connections: &Connections,
+        order: &BuildOrder,
+        name: &str,
+        cancel: &CancellationToken,
+        tell: &Teller,
+    ) -> Result<Option<BuiltImage>, EngineError> {
+        let open = Control::open(connections, Arc::clone(&order.context), self.docker_config.clone());
+        let Some(control) = cancel.run_until_cancelled(open).await else {
+            return Ok(None);
+        };
+        let control = control?;
+        let request = solve::request(order, name, &control.session);
+        solve::solve(&control, request, &order.stages, cancel, tell).await
+    }
+}
