@@ -1,4 +1,4 @@
-//! What the references that builds name stand for, which depends on who has requested the build.
+//! The meaning of the references that builds name, which depends on the requester of the build.
 
 use image_service::Role;
 use proto::{

@@ -1,7 +1,5 @@
 //! Edits of images: their effects, conflicts and refusals.
 
-use std::sync::{Arc, atomic::AtomicUsize};
-
 use image_service::Role;
 use proto::{
     dispatch::{Started, report_event::Event},
@@ -12,9 +10,8 @@ use tonic::{Code, Status};
 use crate::{
     actor::{Actor, hello},
     answers::{fields, reason, refused},
-    client::{Client, image, repository, repository_under},
-    patience,
-    stack::{Service, number},
+    client::{Client, image, repository},
+    stack::Service,
 };
 
 /// Updates the fields of an image that the paths name.
@@ -29,7 +26,8 @@ pub(crate) async fn update(client: &Client, image: api::Image, paths: &[&str]) -
     Ok(response.image.expect("an image"))
 }
 
-fn named(id: &str, name: &str) -> api::Image {
+/// Returns an image with this id and name, for an update.
+pub(crate) fn named(id: &str, name: &str) -> api::Image {
     api::Image { id: id.to_owned(), name: name.to_owned(), ..Default::default() }
 }
 
@@ -160,128 +158,6 @@ async fn an_artifact_is_stale_once_its_configuration_has_changed() -> anyhow::Re
     alice.build(&created.id).await?;
     actor.build_next().await?;
     assert!(!alice.get(&created.id).await?.stale);
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_reference_belongs_to_one_image() -> anyhow::Result<()> {
-    let service = Service::start().await?;
-    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
-    let at = |name: &str| api::Image { repository: repository("alice", name), ..image("A", "FROM scratch") };
-    let taken = (Code::AlreadyExists, "REFERENCE_TAKEN".to_owned());
-    let (first, _) = alice.create(at("one")).await?;
-    assert_eq!(refused(alice.create(at("one")).await), taken);
-    let admin = service.client(&service.token("root", &[Role::Admin]));
-    assert_eq!(refused(admin.create(at("one")).await), taken);
-
-    // The reference that a build writes stays taken when the image's reference changes, and so does the artifact's.
-    let to = api::Image { repository: repository("alice", "two"), ..named(&first.id, "") };
-    update(&alice, to, &["repository"]).await?;
-    assert_eq!(refused(alice.create(at("one")).await), taken);
-    assert_eq!(refused(alice.create(at("two")).await), taken);
-    let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
-    actor.build_next().await?;
-    let artifact = alice.get(&first.id).await?.artifact.expect("an artifact");
-    assert_eq!(artifact.reference, format!("{}:latest", repository("alice", "one")));
-    assert_eq!(refused(alice.create(at("one")).await), taken);
-    alice.build(&first.id).await?;
-    actor.build_next().await?;
-    let (second, _) = alice.create(at("one")).await?;
-    actor.build_next().await?;
-
-    // Templates and pulled images write no reference.
-    let template = api::Image { template: true, ..at("one") };
-    let request = api::CreateImageRequest { image: Some(template), ..Default::default() };
-    alice.images.clone().create_image(request).await?;
-    let pull = api::PullSource { reference: "nginx:1".to_owned() };
-    let pull = api::image_config::Source::Pull(pull);
-    let config = Some(api::ImageConfig { source: Some(pull), ..Default::default() });
-    for _ in 0..2 {
-        let (pulled, build) = bob.create(api::Image { config: config.clone(), ..image("P", "") }).await?;
-        assert_eq!((pulled.repository.as_str(), pulled.tag.as_str(), pulled.pulled), ("nginx", "1", true));
-        assert_eq!(build.kind(), api::BuildKind::Pull);
-    }
-    alice.delete(&second.id).await?;
-    alice.create(at("one")).await?;
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_namespace_belongs_to_one_creator() -> anyhow::Result<()> {
-    let service = Service::start_with(&[
-        "--repository-prefix",
-        "trailer.invalid/",
-        "--repository-prefix",
-        "registry.example/team/",
-    ])
-    .await?;
-    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
-    let admin = service.client(&service.token("root", &[Role::Admin]));
-    let invalid = (Code::InvalidArgument, "INVALID_FIELDS".to_owned());
-    let at = |repository: &str| api::Image {
-        repository: repository.to_owned(),
-        ..image("Ärger mit 日本語", "FROM scratch")
-    };
-    let own = repository_under("registry.example/team", "alice", "tools/go");
-    let (first, _) = alice.create(at(&own)).await?;
-    assert_eq!(first.repository, own);
-    let (derived, _) = alice.create(at("")).await?;
-    assert_eq!(derived.repository, repository("alice", "arger-mit-ri-ben-yu"));
-
-    // It makes no difference whether a reference is free, was ever taken, or belongs to an image that the caller sees.
-    alice.grant(&first.id, "bob", &[api::Permission::Modify]).await?;
-    alice.delete(&derived.id).await?;
-    for elsewhere in [
-        own.as_str(),
-        &derived.repository,
-        &repository("alice", "new"),
-        &repository("carol", "new"),
-        "trailer.invalid/new",
-        "registry.example/team/new",
-        "ubuntu",
-    ] {
-        assert_eq!(refused(bob.create(at(elsewhere)).await), invalid, "{elsewhere}");
-    }
-    // Whoever edits an image of alice's stays in the namespace of alice.
-    for (repository, expected) in
-        [(repository("bob", "mine"), false), (repository("alice", "yours"), true), (String::new(), true)]
-    {
-        let to = api::Image { repository, ..named(&first.id, "") };
-        let updated = update(&bob, to, &["repository"]).await;
-        assert_eq!(updated.is_ok(), expected, "{updated:?}");
-    }
-    for anywhere in ["ubuntu", "trailer.invalid/new", &repository("carol", "new")] {
-        admin.create(at(anywhere)).await?;
-    }
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn images_of_one_name_have_each_a_reference_of_its_own() -> anyhow::Result<()> {
-    let images = number("TRAILER_TEST_IMAGES", 2_000);
-    let service = Service::start_with(&["--max-calls", "0"]).await?;
-    let mut creating = tokio::task::JoinSet::new();
-    let alice = service.builder("alice");
-    let tries = Arc::new(AtomicUsize::new(0));
-    for _ in 0..images {
-        let (alice, tries) = (alice.clone(), Arc::clone(&tries));
-        // A call that has waited for too long is retried.
-        creating.spawn(async move {
-            patience::create(&alice, image("The same name", "FROM scratch"), &tries).await
-        });
-    }
-    let mut references = std::collections::BTreeSet::new();
-    while let Some(created) = creating.join_next().await {
-        let (created, _) = created??;
-        assert!(
-            created.repository.starts_with(&repository("alice", "the-same-name")),
-            "{}",
-            created.repository
-        );
-        references.insert((created.repository, created.tag));
-    }
-    assert_eq!(references.len() as u64, images);
-    assert!(references.contains(&(repository("alice", "the-same-name"), "latest".to_owned())));
     Ok(())
 }
 

@@ -60,6 +60,7 @@ mod raw;
 mod real_engine;
 mod reasons;
 mod recovery;
+mod references;
 mod reflection;
 mod registries;
 mod registry;
