@@ -21,7 +21,7 @@ pub(crate) struct Principal {
     expires_at: Timestamp,
 }
 
-/// Who a caller is, apart from its token. A build keeps the identity of its requester as of when it was queued.
+/// The subject and roles of a caller, without its token. A build keeps the identity of its requester as of when it was queued.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     pub(crate) subject: String,

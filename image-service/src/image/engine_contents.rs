@@ -3,7 +3,7 @@
 use super::{ImageId, Reference};
 use crate::build::BuildId;
 
-/// What a worker's engine holds for the catalogue.
+/// The images and names that a worker's engine holds for the catalogue.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct EngineContents {
     pub(crate) images: Vec<HeldImage>,
@@ -13,7 +13,7 @@ pub(crate) struct EngineContents {
     pub(crate) artifacts: Vec<(ImageId, BuildId)>,
 }
 
-/// What nothing needs any more in a worker's engine.
+/// The images and names in a worker's engine that are no longer needed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct UnusedContents {
     /// Identifiers in the engine.

@@ -22,7 +22,7 @@ pub(crate) enum SourceVersion {
     Digest(String),
 }
 
-/// What a reference stands for, as far as the requester of a build can see.
+/// The meaning of a reference to the requester of a build.
 #[derive(Clone, Debug)]
 pub(crate) enum ResolvedSource {
     /// No image of the catalogue: whatever the worker's own rules say.
