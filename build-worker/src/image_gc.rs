@@ -162,8 +162,8 @@ impl ImageGc {
         }
     }
 
-    /// Returns the images that this worker has made for `catalogue`: all of them, or those in `ids`.
-    async fn made(
+    /// Returns the images that this worker has built for `catalogue`: all of them, or those in `ids`.
+    async fn built_images(
         &self,
         catalogue: &str,
         ids: Option<BTreeSet<String>>,
@@ -172,15 +172,15 @@ impl ImageGc {
         let Some(ids) = ids else {
             return self.engine.labelled(&ours).await;
         };
-        let mut made = Vec::new();
+        let mut images = Vec::new();
         for id in ids {
             let Some(image) = self.engine.image(&id).await? else { continue };
             if ours.iter().all(|(label, value)| image.labels.get(*label).is_some_and(|found| found == value))
             {
-                made.push(LabelledImage { id: image.id, names: image.names, labels: image.labels });
+                images.push(LabelledImage { id: image.id, names: image.names, labels: image.labels });
             }
         }
-        Ok(made)
+        Ok(images)
     }
 
     /// Removes the unused images in `ids`, or among all images.
@@ -193,22 +193,22 @@ impl ImageGc {
         removed: &mut Vec<String>,
     ) -> Result<(), CollectError> {
         let images: Vec<(HeldImage, LabelledImage)> =
-            self.made(catalogue, ids).await?.into_iter().filter_map(held).collect();
+            self.built_images(catalogue, ids).await?.into_iter().filter_map(held).collect();
         for images in images.chunks(Self::AT_ONCE) {
             let locks = self.lock_idle(images.iter().map(|(held, _)| held.image_id.as_str()));
             let is_idle = |held: &HeldImage| locks.contains_key(held.image_id.as_str());
             let idle: Vec<HeldImage> =
                 images.iter().map(|(held, _)| held).filter(|held| is_idle(held)).cloned().collect();
-            let told = removed.len().min(Self::AT_ONCE);
+            let reported = removed.len().min(Self::AT_ONCE);
             let unused = self
                 .find_unused(FindUnusedImagesRequest {
                     images: idle,
-                    removed_engine_image_ids: removed[..told].to_vec(),
+                    removed_engine_image_ids: removed[..reported].to_vec(),
                     artifacts: Vec::new(),
                 })
                 .await?
                 .engine_image_ids;
-            removed.drain(..told);
+            removed.drain(..reported);
             for (held, image) in images.iter().filter(|(held, _)| is_idle(held)) {
                 if unused.contains(&held.engine_image_id) && self.remove(image).await {
                     tracing::info!(id = image.id, "removed an unused image");

@@ -83,7 +83,7 @@ async fn start_engine(directory: &Path) -> anyhow::Result<(Program, Docker, Stri
         Ok(is_answered.then_some(docker))
     })
     .await
-    .with_context(|| dockerd.told())?;
+    .with_context(|| dockerd.output())?;
     Ok((dockerd, docker, format!("unix://{socket}")))
 }
 

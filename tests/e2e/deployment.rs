@@ -91,7 +91,7 @@ fn workers_on_kubernetes_do_not_wait_for_the_catalogue() -> anyhow::Result<()> {
 }
 
 /// Runs a command that must succeed, and returns its output.
-fn told(command: &mut Command) -> anyhow::Result<String> {
+fn output_of(command: &mut Command) -> anyhow::Result<String> {
     let output = command.output().with_context(|| format!("{command:?}"))?;
     let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     anyhow::ensure!(
@@ -103,7 +103,7 @@ fn told(command: &mut Command) -> anyhow::Result<String> {
 }
 
 fn docker(arguments: &[&str]) -> anyhow::Result<String> {
-    told(Command::new("docker").args(arguments))
+    output_of(Command::new("docker").args(arguments))
 }
 
 /// A container that is removed when dropped.
@@ -120,7 +120,9 @@ fn the_images_run_as_nobody_in_particular_and_say_how_they_are() -> anyhow::Resu
     let programs = Path::new(&program("image-service")?).parent().context("a directory")?.to_owned();
     let profile = if programs.ends_with("release") { "release" } else { "dev" };
     let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/images/build");
-    told(Command::new(build).args(["--profile", profile, "--tag", "test"]).env("TRAILER_TEST_BUILT", "yes"))?;
+    output_of(
+        Command::new(build).args(["--profile", profile, "--tag", "test"]).env("TRAILER_TEST_BUILT", "yes"),
+    )?;
     for image in ["trailer-images/image-service:test", "trailer-images/build-worker:test"] {
         assert_eq!(docker(&["inspect", "--format", "{{.Config.User}}", image])?, "65532:65532");
         let megabytes = docker(&["inspect", "--format", "{{.Size}}", image])?.parse::<u64>()? >> 20;

@@ -388,7 +388,7 @@ async fn random_requests_break_nothing() -> anyhow::Result<()> {
     assert!(
         !log.contains("a panic") && !log.contains("internal error"),
         "seed {seed}: {}",
-        service.program.told()
+        service.program.output()
     );
     let peak = service.program.peak_memory()?;
     assert!(peak < MOST_MEMORY, "{peak} bytes");

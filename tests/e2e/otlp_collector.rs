@@ -33,12 +33,12 @@ use tonic::{
 #[derive(Debug)]
 pub(crate) struct Collector {
     pub(crate) addr: SocketAddr,
-    told: Told,
+    received: Received,
     _gone: DropGuard,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Told(Arc<Mutex<Kept>>);
+struct Received(Arc<Mutex<Kept>>);
 
 /// Received data, each item with the name of the program that sent it.
 #[derive(Debug, Default)]
@@ -66,42 +66,43 @@ impl Collector {
     async fn serve(mut server: Server, addr: SocketAddr) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
-        let (told, gone) = (Told::default(), CancellationToken::new());
+        let (received, gone) = (Received::default(), CancellationToken::new());
         let serving = server
-            .add_service(TraceServiceServer::new(told.clone()))
-            .add_service(MetricsServiceServer::new(told.clone()))
+            .add_service(TraceServiceServer::new(received.clone()))
+            .add_service(MetricsServiceServer::new(received.clone()))
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), gone.clone().cancelled_owned());
         // The task ends when all of its connections have ended.
         tokio::spawn(async move {
             let _ = serving.await;
         });
-        Ok(Self { addr, told, _gone: gone.drop_guard() })
+        Ok(Self { addr, received, _gone: gone.drop_guard() })
     }
 
     /// Returns the number of received spans.
     pub(crate) fn spans(&self) -> usize {
-        self.told.with(|kept| kept.spans.len())
+        self.received.with(|kept| kept.spans.len())
     }
 
     /// Returns the spans of a trace, each with the program that sent it.
     pub(crate) fn trace(&self, id: &[u8]) -> Vec<(String, Span)> {
-        self.told.with(|kept| kept.spans.iter().filter(|(_, span)| span.trace_id == id).cloned().collect())
+        self.received
+            .with(|kept| kept.spans.iter().filter(|(_, span)| span.trace_id == id).cloned().collect())
     }
 
     /// Returns the names of the metrics, each with the program that sent it.
     pub(crate) fn metrics(&self) -> BTreeSet<(String, String)> {
-        self.told.with(|kept| kept.metrics.clone())
+        self.received.with(|kept| kept.metrics.clone())
     }
 }
 
-impl Told {
+impl Received {
     fn with<T>(&self, what: impl FnOnce(&mut Kept) -> T) -> T {
         what(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 #[tonic::async_trait]
-impl TraceService for Told {
+impl TraceService for Received {
     async fn export(
         &self,
         request: Request<ExportTraceServiceRequest>,
@@ -116,7 +117,7 @@ impl TraceService for Told {
 }
 
 #[tonic::async_trait]
-impl MetricsService for Told {
+impl MetricsService for Received {
     async fn export(
         &self,
         request: Request<ExportMetricsServiceRequest>,

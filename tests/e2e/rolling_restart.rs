@@ -80,7 +80,7 @@ impl Balancer {
 }
 
 /// Returns an image that matches the engine's script.
-fn made(name: &str) -> api::Image {
+fn scripted_image(name: &str) -> api::Image {
     image(name, "FROM scratch\nRUN make")
 }
 
@@ -168,7 +168,9 @@ async fn a_rolling_restart_of_everything_is_noticed_by_nobody() -> anyhow::Resul
         clients.spawn(async move {
             let mut builds = Vec::new();
             while builds.len() < count / CLIENTS || !all_restarted.load(Ordering::Relaxed) {
-                builds.push(create(&client, made(&format!("Image {i}-{}", builds.len())), &tries).await?);
+                builds.push(
+                    create(&client, scripted_image(&format!("Image {i}-{}", builds.len())), &tries).await?,
+                );
                 tokio::time::sleep(PAUSE).await;
             }
             Ok::<_, Status>(builds)
@@ -320,17 +322,17 @@ async fn a_replica_that_freezes_keeps_the_others_from_nothing_for_long() -> anyh
         let (client, tries) = (catalogue.builder("alice", frozen.addr), Arc::clone(&tries));
         writing.spawn(async move {
             for j in 0.. {
-                if create(&client, made(&format!("Frozen {i}-{j}")), &tries).await.is_err() {
+                if create(&client, scripted_image(&format!("Frozen {i}-{j}")), &tries).await.is_err() {
                     return;
                 }
             }
         });
     }
     let bob = catalogue.builder("bob", other.addr);
-    create(&bob, made("Before"), &tries).await?;
+    create(&bob, scripted_image("Before"), &tries).await?;
     frozen.program.signal(Signal::STOP)?;
     let begun = std::time::Instant::now();
-    create(&bob, made("After"), &tries).await?;
+    create(&bob, scripted_image("After"), &tries).await?;
     // Workers stop their builds when no heartbeat has been written for 30 s.
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     frozen.program.signal(Signal::CONT)?;

@@ -65,7 +65,7 @@ impl Engine {
             Ok(Path::new(&socket).exists())
         })
         .await
-        .with_context(|| dockerd.told())?;
+        .with_context(|| dockerd.output())?;
         let docker = Docker::connect_with_unix(&socket, 60, API_DEFAULT_VERSION)?;
         let mut engine = Self { dockerd, directory: own, docker };
         engine.answers().await?;
@@ -112,7 +112,7 @@ impl Engine {
             Ok(self.docker.ping().await.is_ok())
         })
         .await
-        .with_context(|| self.dockerd.told())
+        .with_context(|| self.dockerd.output())
     }
 
     /// Returns the id of the image with this name, if there is one.

@@ -67,7 +67,7 @@ impl Postgres {
             Ok(Database::connect(self.url()).await.is_ok())
         })
         .await
-        .with_context(|| self.program.told())
+        .with_context(|| self.program.output())
     }
 }
 

@@ -69,7 +69,7 @@ impl Program {
             ended.code().is_none(),
             "{} had ended by itself: {ended}\n{}",
             self.name,
-            self.told()
+            self.output()
         );
         Ok(())
     }
@@ -104,13 +104,13 @@ impl Program {
     pub(crate) fn require_life(&mut self) -> anyhow::Result<()> {
         let child = self.child.as_mut().with_context(|| format!("{} is not running", self.name))?;
         if let Some(ended) = child.try_wait()? {
-            anyhow::bail!("{} has ended by itself: {ended}\n{}", self.name, self.told());
+            anyhow::bail!("{} has ended by itself: {ended}\n{}", self.name, self.output());
         }
         Ok(())
     }
 
     /// Returns the last lines of the program's output.
-    pub(crate) fn told(&self) -> String {
+    pub(crate) fn output(&self) -> String {
         const LINES: usize = 40;
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let from = log.lines().count().saturating_sub(LINES);
@@ -121,7 +121,7 @@ impl Program {
 impl Drop for Program {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- the end of what {} has printed:\n{}", self.name, self.told());
+            eprintln!("--- the end of what {} has printed:\n{}", self.name, self.output());
         }
         if let Some(mut child) = self.child.take() {
             // The program may have exited by itself.

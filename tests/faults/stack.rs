@@ -107,7 +107,7 @@ impl Service {
             Ok(TcpStream::connect(self.addr).await.is_ok())
         })
         .await
-        .with_context(|| self.program.told())
+        .with_context(|| self.program.output())
     }
 
     /// Returns a caller that may create images.

@@ -60,7 +60,7 @@ fn run(seed: u64, is_told: bool) -> Run {
         disturb(&world, DISTURBED).await;
         let _ = clients.await;
         let begun = Instant::now();
-        let is_settled = timeout(SETTLED_WITHIN, settle(&world, builds)).await.is_ok();
+        let is_settled = timeout(SETTLED_WITHIN, until_all_ended(&world, builds)).await.is_ok();
         if is_settled {
             // Lets heartbeats get through again.
             sleep(Duration::from_secs(3)).await;
@@ -88,7 +88,7 @@ fn run(seed: u64, is_told: bool) -> Run {
 }
 
 /// Waits until every build has ended and no engine runs any.
-async fn settle(world: &World, builds: u32) {
+async fn until_all_ended(world: &World, builds: u32) {
     let is_over = || {
         let rules = lock(&world.rules);
         rules.rows().len() == builds as usize && rules.are_all_final() && rules.running() == 0

@@ -49,7 +49,7 @@ impl Layers {
     }
 
     /// Converts a message of the engine.
-    pub(super) fn told(
+    pub(super) fn convert(
         &mut self,
         id: Option<String>,
         status: Option<String>,
@@ -68,9 +68,9 @@ impl Layers {
             "Already exists" => StepState::Cached,
             _ => StepState::Started,
         };
-        let mut told = Vec::new();
+        let mut progress = Vec::new();
         if !self.told.contains_key(&layer) || state != StepState::Pending {
-            told.push(layer_step(&layer, state));
+            progress.push(layer_step(&layer, state));
         }
         let size =
             detail.and_then(|detail| Some((detail.current?, detail.total.filter(|&total| total > 0)?)));
@@ -81,11 +81,11 @@ impl Layers {
                 None => status.clone(),
             };
             // The line precedes the step's end.
-            told.insert(0, line(&layer, &text));
+            progress.insert(0, line(&layer, &text));
             let is_over = matches!(state, StepState::Done | StepState::Cached);
             self.told.insert(layer, Layer { status, tenths, is_over });
         }
-        told
+        progress
     }
 
     fn whole(&self, state: StepState, error: String) -> Progress {
@@ -130,7 +130,7 @@ mod tests {
         let mut hear = |status: &str, size: Option<(i64, i64)>| {
             let detail =
                 size.map(|(current, total)| ProgressDetail { current: Some(current), total: Some(total) });
-            texts(layers.told(Some("abc".to_owned()), Some(status.to_owned()), detail))
+            texts(layers.convert(Some("abc".to_owned()), Some(status.to_owned()), detail))
         };
         assert_eq!(hear("Pulling from x", None), ["Pulling from x"]);
         assert_eq!(hear("Pulling fs layer", None), ["Pulling fs layer", "layer abc: Pending"]);
@@ -151,7 +151,7 @@ mod tests {
         let mut layers = Layers::new("pull x".to_owned());
         for (layer, status) in [("a", "Pulling fs layer"), ("b", "Pulling fs layer"), ("b", "Pull complete")]
         {
-            layers.told(Some(layer.to_owned()), Some(status.to_owned()), None);
+            layers.convert(Some(layer.to_owned()), Some(status.to_owned()), None);
         }
         assert_eq!(texts(layers.succeeded()), ["layer a: Done", "pull x: Done"]);
     }
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn layers_without_a_name_are_not_told_one_by_one() {
         let mut layers = Layers::new("push x".to_owned());
-        let mut hear = |status: &str, detail| texts(layers.told(None, Some(status.to_owned()), detail));
+        let mut hear = |status: &str, detail| texts(layers.convert(None, Some(status.to_owned()), detail));
         assert_eq!(hear("The push refers to x", None), ["The push refers to x"]);
         assert_eq!(hear("Preparing", None), [""; 0]);
         assert_eq!(hear("Pushing", Some(ProgressDetail::default())), [""; 0]);

@@ -193,7 +193,7 @@ async fn tell_layers(
     let mut stream = std::pin::pin!(stream);
     while let Some(said) = stream.next().await {
         let Transferred { id, status, detail } = said?;
-        let progress = layers.told(id, status, detail);
+        let progress = layers.convert(id, status, detail);
         if !progress.is_empty() && !say(tell, progress).await {
             break;
         }

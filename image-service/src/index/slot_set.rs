@@ -9,13 +9,13 @@ use roaring::RoaringBitmap;
 pub(super) enum SlotSet {
     Empty,
     One(u32),
-    Few(Box<Few>),
+    List(Box<SlotList>),
     Many(Box<RoaringBitmap>),
 }
 
 /// A sorted list of at most [`SlotSet::MOST`] slots.
 #[derive(Debug)]
-pub(super) struct Few(Vec<u32>);
+pub(super) struct SlotList(Vec<u32>);
 
 impl SlotSet {
     /// Maximum length of a list. A bitmap takes about 250 bytes from the first slot on.
@@ -32,16 +32,16 @@ impl SlotSet {
             Self::One(only) if *only == slot => {}
             Self::One(only) => {
                 let only = *only;
-                *self = Self::Few(Box::new(Few(vec![only.min(slot), only.max(slot)])));
+                *self = Self::List(Box::new(SlotList(vec![only.min(slot), only.max(slot)])));
             }
-            Self::Few(few) => {
-                let Err(at) = few.0.binary_search(&slot) else {
+            Self::List(list) => {
+                let Err(at) = list.0.binary_search(&slot) else {
                     return;
                 };
-                if few.0.len() < Self::MOST {
-                    few.0.insert(at, slot);
+                if list.0.len() < Self::MOST {
+                    list.0.insert(at, slot);
                 } else {
-                    let mut many: RoaringBitmap = few.0.iter().copied().collect();
+                    let mut many: RoaringBitmap = list.0.iter().copied().collect();
                     many.insert(slot);
                     *self = Self::Many(Box::new(many));
                 }
@@ -56,9 +56,9 @@ impl SlotSet {
         match self {
             Self::One(only) if *only == slot => *self = Self::Empty,
             Self::Empty | Self::One(_) => {}
-            Self::Few(few) => {
-                if let Ok(at) = few.0.binary_search(&slot) {
-                    few.0.remove(at);
+            Self::List(list) => {
+                if let Ok(at) = list.0.binary_search(&slot) {
+                    list.0.remove(at);
                 }
             }
             Self::Many(many) => {
@@ -71,7 +71,7 @@ impl SlotSet {
         match self {
             Self::Empty => true,
             Self::One(_) => false,
-            Self::Few(few) => few.0.is_empty(),
+            Self::List(list) => list.0.is_empty(),
             Self::Many(many) => many.is_empty(),
         }
     }
@@ -81,7 +81,7 @@ impl SlotSet {
         match self {
             Self::Empty => Cow::Owned(RoaringBitmap::new()),
             Self::One(only) => Cow::Owned(RoaringBitmap::from_iter([*only])),
-            Self::Few(few) => Cow::Owned(few.0.iter().copied().collect()),
+            Self::List(list) => Cow::Owned(list.0.iter().copied().collect()),
             Self::Many(many) => Cow::Borrowed(many),
         }
     }

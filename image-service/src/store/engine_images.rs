@@ -37,12 +37,11 @@ impl Store {
         txn.commit().await
     }
 
-    /// Returns what nothing needs any more of what a worker's engine holds.
+    /// Returns the part of a worker's engine contents that can be removed.
     ///
-    /// An artifact's name is needed as long as its image has no other artifact and no active build.
-    ///
-    /// Of the images, the worker has reported them, or has lost the attempts that made them, and they are no artifacts, no bases of configurations
-    /// in use, and not of images with active builds. None are returned while it pulls, because the pulled image may be one of them.
+    /// An artifact name is unused once its image has another artifact and no active build. An image is unused if it was built by a
+    /// recorded or lost attempt and is neither an artifact nor a base of a configuration in use, nor belongs to an image with
+    /// active builds. While the worker pulls, no image is unused: the pulled one may be among them.
     pub(crate) async fn unused(
         &self,
         worker: &str,
@@ -84,10 +83,11 @@ impl Store {
             .column(image::Column::ArtifactImage)
             .filter(image::Column::ArtifactImage.is_in(ids.iter().copied()));
         let artifacts: BTreeSet<String> = artifacts.into_tuple().all(&txn).await?.into_iter().collect();
-        let made = engine_image::Entity::find()
+        let recorded = engine_image::Entity::find()
             .filter(engine_image::Column::Worker.eq(worker))
             .filter(engine_image::Column::EngineId.is_in(ids));
-        let made: BTreeSet<String> = made.all(&txn).await?.into_iter().map(|row| row.engine_id).collect();
+        let recorded: BTreeSet<String> =
+            recorded.all(&txn).await?.into_iter().map(|row| row.engine_id).collect();
         let bases = configuration::Entity::find()
             .select_only()
             .column(configuration::Column::Base)
@@ -98,7 +98,7 @@ impl Store {
         let is_unused = |held: &HeldImage| {
             // Made by an attempt that was lost before it reported: another worker's artifact is in its place.
             let is_lost = held.is_named_by_builds() && elsewhere.contains(&held.image);
-            (made.contains(&held.engine_id) || is_lost)
+            (recorded.contains(&held.engine_id) || is_lost)
                 && !artifacts.contains(&held.engine_id)
                 && !active.contains(&held.image)
                 && held.names.iter().all(|name| !bases.contains(name))
@@ -115,12 +115,15 @@ impl Store {
 
 /// Records the artifacts that workers have made; pulled ones need no record.
 pub(super) fn record<'a>(txn: &WriteTransaction, artifacts: impl Iterator<Item = &'a Artifact>) {
-    let made: Vec<_> = artifacts
+    let images: Vec<_> = artifacts
         .filter(|artifact| !artifact.pulled)
-        .map(|made| engine_image::Model { worker: made.worker.clone(), engine_id: made.image_id.clone() })
+        .map(|artifact| engine_image::Model {
+            worker: artifact.worker.clone(),
+            engine_id: artifact.image_id.clone(),
+        })
         .map(IntoActiveModel::into_active_model)
         .collect();
-    if !made.is_empty() {
-        txn.defer(engine_image::Entity::insert_many(made).on_conflict_do_nothing());
+    if !images.is_empty() {
+        txn.defer(engine_image::Entity::insert_many(images).on_conflict_do_nothing());
     }
 }

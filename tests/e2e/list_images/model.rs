@@ -76,7 +76,7 @@ impl Entry {
     }
 
     /// Applies the answer to a change, which must equal `expected` except for what the service sets.
-    pub(super) fn settle(&mut self, expected: api::Image, answer: api::Image) {
+    pub(super) fn replace_with(&mut self, expected: api::Image, answer: api::Image) {
         let grants = std::mem::take(&mut self.grants);
         *self = Self { grants, ..Self::new(agreed(expected, answer)) };
     }

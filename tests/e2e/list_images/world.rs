@@ -168,7 +168,7 @@ impl World {
             ..Default::default()
         };
         let answer = client.images.clone().update_image(request).await?.into_inner();
-        self.entry(&id).settle(expected, answer.image.expect("an image"));
+        self.entry(&id).replace_with(expected, answer.image.expect("an image"));
         Ok(())
     }
 
@@ -185,7 +185,7 @@ impl World {
         };
         let entry = self.entry(&id);
         let expected = api::Image { enabled: Some(enabled), ..entry.image.clone() };
-        entry.settle(expected, answer.expect("an image"));
+        entry.replace_with(expected, answer.expect("an image"));
         Ok(())
     }
 
@@ -206,7 +206,7 @@ impl World {
         let answer = self.admin().get(&id).await?;
         let entry = self.entry(&id);
         let expected = api::Image { status: status.into(), ..entry.image.clone() };
-        entry.settle(expected, answer);
+        entry.replace_with(expected, answer);
         Ok(())
     }
 
@@ -241,7 +241,7 @@ impl World {
         client.access.clone().grant_access(request).await?;
         let answer = self.admin().get(&id).await?;
         let entry = self.entry(&id);
-        entry.settle(entry.image.clone(), answer);
+        entry.replace_with(entry.image.clone(), answer);
         if permissions.is_empty() {
             entry.grants.remove(&subject);
         } else {
