@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use proto::dispatch::{ArtifactSource, Attempt, ResolveSourcesRequest, source::Source};
+use proto::dispatch::{ArtifactSource, Attempt, DistantBase, ResolveSourcesRequest, source::Source};
 
 use crate::{
     artifact_name::ArtifactName,
@@ -54,20 +54,31 @@ impl BuildSources {
     }
 
     async fn ask(&self, images: &[String]) -> Result<(), EngineError> {
-        let request =
-            ResolveSourcesRequest { attempt: Some(self.attempt.clone()), references: images.to_vec() };
-        let answer = self.service.resolve_sources(request).await.map_err(|error| {
-            let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
-            EngineError::Unreachable(format!(
-                "the service does not tell what the build may use: {error}{}",
-                source.unwrap_or_default()
-            ))
-        })?;
-        for (image, source) in images.iter().zip(answer.sources) {
-            let decision = match source.source {
+        let mut pinned = Vec::new();
+        for (image, source) in images.iter().zip(self.resolve(images.to_vec()).await?) {
+            let decision = match source {
                 Some(Source::Artifact(artifact)) => self.artifact(artifact).await?,
-                Some(Source::Foreign(_)) => self.foreign(image).await?,
+                Some(Source::Foreign(_)) => {
+                    let (decision, digest) = self.foreign(image).await?;
+                    if let Some(digest) = digest {
+                        pinned.push((image, decision, format!("{}@{digest}", reference::repository(image))));
+                        continue;
+                    }
+                    decision
+                }
                 // What the worker does not understand is not there, either.
+                Some(Source::Missing(_)) | None => ImageDecision::Missing(Self::NOT_FOUND.to_owned()),
+            };
+            self.decisions().insert(image.clone(), decision);
+        }
+        if pinned.is_empty() {
+            return Ok(());
+        }
+        // A registry can answer with any digest, also with that of an image which the requester cannot see.
+        let digests = pinned.iter().map(|(_, _, reference)| reference.clone()).collect();
+        for ((image, decision, _), source) in pinned.into_iter().zip(self.resolve(digests).await?) {
+            let decision = match source {
+                Some(Source::Artifact(_) | Source::Foreign(_)) => decision,
                 Some(Source::Missing(_)) | None => ImageDecision::Missing(Self::NOT_FOUND.to_owned()),
             };
             self.decisions().insert(image.clone(), decision);
@@ -75,9 +86,27 @@ impl BuildSources {
         Ok(())
     }
 
+    /// Asks the service what references stand for, and returns its answers in their order.
+    async fn resolve(&self, references: Vec<String>) -> Result<Vec<Option<Source>>, EngineError> {
+        let asked = references.len();
+        let request = ResolveSourcesRequest { attempt: Some(self.attempt.clone()), references };
+        let answer = self.service.resolve_sources(request).await.map_err(|error| {
+            let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+            EngineError::Unreachable(format!(
+                "the service does not tell what the build may use: {error}{}",
+                source.unwrap_or_default()
+            ))
+        })?;
+        let mut sources: Vec<Option<Source>> =
+            answer.sources.into_iter().map(|source| source.source).collect();
+        sources.resize(asked, None);
+        Ok(sources)
+    }
+
     /// Decides about an artifact of the catalogue: its name in this engine, or else its digest in a registry.
     async fn artifact(&self, artifact: ArtifactSource) -> Result<ImageDecision, EngineError> {
         let name = artifact.name.unwrap_or_default();
+        let image_id = name.image_id.clone();
         let name = ArtifactName {
             catalogue: self.catalogue.clone(),
             image_id: name.image_id,
@@ -89,44 +118,49 @@ impl BuildSources {
         }
         Ok(match reference::canonical(&artifact.registry_reference) {
             Some(name) if !artifact.registry_reference.is_empty() => ImageDecision::Usable { name, id: None },
-            Some(_) | None => ImageDecision::Elsewhere(artifact.worker),
+            Some(_) | None => ImageDecision::Elsewhere {
+                holder: DistantBase { image_id, worker: artifact.worker },
+                may_build: artifact.worker_may_build,
+            },
         })
     }
 
-    /// Decides about an image that is none of the catalogue's.
+    /// Decides about an image that is none of the catalogue's, and returns its digest in the registry if it is usable from there.
     ///
     /// One that the engine has must have come from a registry: what was loaded by hand or committed from a container is
     /// somebody's, unless the operator says otherwise.
-    async fn foreign(&self, image: &str) -> Result<ImageDecision, EngineError> {
+    async fn foreign(&self, image: &str) -> Result<(ImageDecision, Option<String>), EngineError> {
+        let missing = || Ok((ImageDecision::Missing(Self::NOT_FOUND.to_owned()), None));
         let name = image.to_owned();
         let held = self.engine.image(image).await?;
         if let Some(held) = held.as_ref().filter(|_| self.rules.allow_local(image)) {
-            return Ok(ImageDecision::Usable { name, id: Some(held.id.clone()) });
+            return Ok((ImageDecision::Usable { name, id: Some(held.id.clone()) }, None));
         }
         if !self.rules.allow_from_registry(image) {
-            return Ok(ImageDecision::Refused);
+            return Ok((ImageDecision::Refused, None));
         }
         let repository = reference::repository(image);
         let (asked, usable) = match held.filter(|_| !self.pull_base) {
-            Some(held) if held.labels.contains_key(IMAGE_LABEL) || !may_be_of_registry(repository, &held) => {
-                return Ok(ImageDecision::Missing(Self::NOT_FOUND.to_owned()));
-            }
-            Some(held) if !held.is_in_containerd => {
-                return Ok(ImageDecision::Usable { name, id: Some(held.id) });
-            }
-            // Containerd calls every image as if it came from a registry.
+            Some(held) if held.labels.contains_key(IMAGE_LABEL) => return missing(),
             Some(held) => {
-                (format!("{repository}@{}", held.id), Some(ImageDecision::Usable { name, id: Some(held.id) }))
+                let Some(digest) = digest_of(repository, &held) else { return missing() };
+                let digest = digest.to_owned();
+                let usable = ImageDecision::Usable { name, id: Some(held.id) };
+                if !held.is_in_containerd {
+                    return Ok((usable, Some(digest)));
+                }
+                // Containerd calls every image as if it came from a registry.
+                (format!("{repository}@{digest}"), Some(usable))
             }
             None => (name, None),
         };
         match self.engine.registry_digest(&asked).await {
             // Pinned, so that the engine takes what was decided about.
-            Ok(digest) => Ok(usable.unwrap_or_else(|| ImageDecision::Usable {
-                name: format!("{repository}@{digest}"),
-                id: None,
-            })),
-            Err(EngineError::Refused(reason)) => Ok(ImageDecision::Missing(reason)),
+            Ok(digest) => {
+                let name = format!("{repository}@{digest}");
+                Ok((usable.unwrap_or(ImageDecision::Usable { name, id: None }), Some(digest)))
+            }
+            Err(EngineError::Refused(reason)) => Ok((ImageDecision::Missing(reason), None)),
             Err(error) => Err(error),
         }
     }
@@ -155,10 +189,9 @@ impl SourcePolicy for BuildSources {
     }
 }
 
-/// Reports whether the engine knows an image by a digest of this repository in a registry.
-fn may_be_of_registry(repository: &str, held: &EngineImage) -> bool {
+/// Returns the digest by which the engine knows an image in this repository of a registry.
+fn digest_of<'a>(repository: &str, held: &'a EngineImage) -> Option<&'a str> {
     let repository = reference::familiar(repository);
-    let is_of_repository =
-        |digest: &String| digest.split_once('@').is_some_and(|(name, _)| name == repository);
-    held.repo_digests.iter().any(is_of_repository)
+    let digests = held.repo_digests.iter().filter_map(|digest| digest.split_once('@'));
+    digests.filter(|(name, _)| *name == repository).map(|(_, digest)| digest).next()
 }

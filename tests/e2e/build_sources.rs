@@ -48,7 +48,7 @@ async fn a_build_sees_what_its_requester_sees() -> anyhow::Result<()> {
     let admin = service.client(&service.token("root", &[Role::Admin]));
     let worker = service.client(&service.token("w1", &[Role::Worker]));
     let mut actor = Actor::connect(&service, Hello { slots: 10, ..hello("w1", &[]) }).await?;
-    let digest = format!("sha256:{}", "a".repeat(64));
+    let [digest, other_digest] = ["a", "b"].map(|digit| format!("sha256:{}", digit.repeat(64)));
 
     let (secret, secret_build) = alice.create(image("Secret", "FROM scratch")).await?;
     actor.build_next().await?;
@@ -82,7 +82,7 @@ async fn a_build_sees_what_its_requester_sees() -> anyhow::Result<()> {
         (upper_case, missing, pushed_build, pushed_build),
         (format!("{at}@{digest}"), missing, pushed_build, pushed_build),
         (format!("{at}:other@{digest}"), missing, pushed_build, pushed_build),
-        (format!("{at}@{}", digest.replace('a', "b")), missing, missing, missing),
+        (format!("{at}@{}", other_digest), missing, missing, missing),
         (format!("{}@{digest}", secret.repository), missing, missing, missing),
         // What the engine calls it is no way around.
         (
@@ -97,6 +97,12 @@ async fn a_build_sees_what_its_requester_sees() -> anyhow::Result<()> {
         ("docker.io/tools/go:latest".to_owned(), missing, missing, elsewhere_build),
         ("tools/go:1".to_owned(), missing, missing, missing),
         ("registry.example:5000/other/base:1".to_owned(), foreign, foreign, foreign),
+        // Another registry may answer with any digest.
+        (format!("elsewhere.example/a@{digest}"), missing, foreign, foreign),
+        (format!("elsewhere.example/a@{}", other_digest), foreign, foreign, foreign),
+        // An address may be that of the catalogue's registry.
+        (at.replace("registry.example", "192.0.2.1"), missing, missing, missing),
+        ("192.0.2.1:5001/team/base:1".to_owned(), foreign, foreign, foreign),
         ("ubuntu:24.04".to_owned(), foreign, foreign, foreign),
         ("docker.io/library/ubuntu".to_owned(), foreign, foreign, foreign),
         ("UBUNTU".to_owned(), missing, missing, missing),

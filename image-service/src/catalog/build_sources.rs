@@ -2,17 +2,19 @@
 
 use super::Catalog;
 use crate::{
-    access::{Principal, Visibility},
+    access::Principal,
+    build::{Build, DistantBase},
     dispatch::Attempt,
     error::{Error, Resource},
-    image::{ResolvedSource, SourceReference},
+    image::{ImageId, ResolvedSource, SourceReference},
 };
 
 impl Catalog {
     /// Resolves the references that an attempt names, in their order, for the requester of its build.
     ///
     /// A repository below a prefix, or with a reference of any image, is the catalogue's: whatever it does not know there
-    /// is missing. The requester has the roles of when the build was queued, and sees what it is granted now.
+    /// is missing, and so is the digest of an invisible image in any other repository. The requester has the roles of when
+    /// the build was queued, and sees what it is granted now.
     ///
     /// # Errors
     ///
@@ -27,11 +29,10 @@ impl Catalog {
         let build = build
             .filter(|build| build.is_attempt_of(worker.subject(), attempt.number))
             .ok_or(Error::NotFound(Resource::Build))?;
-        let visibility = build.requester.visibility();
         let mut resolved = Vec::with_capacity(references.len());
         for text in references {
             resolved.push(match SourceReference::parse(text) {
-                Some(reference) => self.resolve_source(&visibility, &reference).await?,
+                Some(reference) => self.resolve_source(&build, worker, &reference).await?,
                 None => ResolvedSource::Missing,
             });
         }
@@ -40,17 +41,43 @@ impl Catalog {
 
     async fn resolve_source(
         &self,
-        visibility: &Visibility,
+        build: &Build,
+        worker: &Principal,
         reference: &SourceReference,
     ) -> Result<ResolvedSource, Error> {
-        let owners = self.store.owners(reference).await?;
-        for found in self.index.images_by_id(visibility, &owners.images).await?.into_values() {
+        let visibility = build.requester.visibility();
+        let owners = self.store.owners(worker.subject(), reference).await?;
+        let mut has_visible_digest = false;
+        for found in self.index.images_by_id(&visibility, &owners.images).await?.into_values() {
             let image = &found.entry.image;
-            if let Some(artifact) = image.artifact().filter(|artifact| reference.names(artifact)) {
-                return Ok(ResolvedSource::Artifact(image.id, Box::new(artifact)));
+            let Some(artifact) = image.artifact() else { continue };
+            if reference.names(&artifact) {
+                let worker_may_build = self.may_build_on(build, image.id, &artifact.worker).await?;
+                return Ok(ResolvedSource::Artifact {
+                    image: image.id,
+                    artifact: Box::new(artifact),
+                    worker_may_build,
+                });
             }
+            has_visible_digest |= reference.has_digest_of(&artifact);
         }
-        let is_ours = owners.has_repository || self.prefixes.contain(&reference.repository);
+        let is_in_prefix = self.prefixes.contain(&reference.repository);
+        let is_ours = is_in_prefix || (owners.is_known && !has_visible_digest);
         Ok(if is_ours { ResolvedSource::Missing } else { ResolvedSource::Foreign })
+    }
+
+    /// Reports whether a build may be handed back for the worker that alone holds an image.
+    ///
+    /// A build that was handed back before for another image stays with the worker that holds that one.
+    async fn may_build_on(&self, build: &Build, image: ImageId, worker: &str) -> Result<bool, Error> {
+        if build.base.as_ref().is_some_and(|base| base.image != image) {
+            return Ok(false);
+        }
+        let base = Some(DistantBase { image, worker: worker.to_owned() });
+        match self.store.worker(worker).await {
+            Ok(worker) => Ok(worker.suits(&Build { base, ..build.clone() })),
+            Err(Error::NotFound(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }

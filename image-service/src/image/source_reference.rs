@@ -30,7 +30,12 @@ pub(crate) enum ResolvedSource {
     /// Nothing that exists for the requester.
     Missing,
     /// The artifact of an image that the requester can see.
-    Artifact(ImageId, Box<Artifact>),
+    Artifact {
+        image: ImageId,
+        artifact: Box<Artifact>,
+        /// Set if the worker that holds the artifact may take the build.
+        worker_may_build: bool,
+    },
 }
 
 impl SourceReference {
@@ -41,12 +46,16 @@ impl SourceReference {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         const DEFAULT_TAG: &str = "latest";
         const HTTPS: &str = ":443";
+        /// Names of the registry that Docker writes as `docker.io`.
+        const DOCKER_HUB: [&str; 2] = ["index.docker.io", "registry-1.docker.io"];
         let text = match text.split_once('/') {
             Some((registry, rest))
                 if registry.contains(['.', ':']) || registry.eq_ignore_ascii_case("localhost") =>
             {
                 let registry = registry.to_ascii_lowercase();
-                format!("{}/{rest}", registry.strip_suffix(HTTPS).unwrap_or(&registry))
+                let registry = registry.strip_suffix(HTTPS).unwrap_or(&registry);
+                let registry = if DOCKER_HUB.contains(&registry) { "docker.io" } else { registry };
+                format!("{registry}/{rest}")
             }
             Some(_) | None => text.to_owned(),
         };
@@ -56,6 +65,16 @@ impl SourceReference {
             (None, tag) => SourceVersion::Tag(tag.unwrap_or(DEFAULT_TAG).to_owned()),
         };
         Some(Self { repository: familiar(&parsed), version })
+    }
+
+    /// Reports whether the reference has the digest of this artifact, in a registry or in an engine.
+    pub(crate) fn has_digest_of(&self, artifact: &Artifact) -> bool {
+        match &self.version {
+            SourceVersion::Tag(_) => false,
+            SourceVersion::Digest(digest) => {
+                artifact.repo_digest.as_ref() == Some(digest) || artifact.image_id == *digest
+            }
+        }
     }
 
     /// Reports whether the reference stands for this artifact.
@@ -81,6 +100,8 @@ mod tests {
             ("docker.io/library/ubuntu:24.04", Some("ubuntu:24.04")),
             ("Registry.Example:443/a/b:1", Some("registry.example/a/b:1")),
             ("registry.example:5000/a", Some("registry.example:5000/a:latest")),
+            ("registry-1.docker.io/library/ubuntu", Some("ubuntu:latest")),
+            ("Index.Docker.io:443/team/a:1", Some("team/a:1")),
             ("LOCALHOST/a", Some("localhost/a:latest")),
             ("trailer.invalid/alice-2bd806c9/a", Some("trailer.invalid/alice-2bd806c9/a:latest")),
             ("a/b:1@sha256:", None),

@@ -4,13 +4,14 @@
 use std::collections::{BTreeSet, HashMap};
 
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect, QueryTrait,
+    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QuerySelect,
+    QueryTrait,
     sea_query::{Expr, UnionType},
 };
 
 use super::{
     Store,
-    entity::{build, image, image_reference},
+    entity::{build, engine_image, image, image_reference},
     queue,
     transaction::WriteTransaction,
     values::AsJson,
@@ -25,31 +26,41 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Owners {
     pub(crate) images: Vec<ImageId>,
-    /// Set if any image owns a reference of the repository.
-    pub(crate) has_repository: bool,
+    /// Set if the reference can stand for nothing but the catalogue's: an image owns a reference of its repository, or an
+    /// image of the catalogue has or had its digest.
+    pub(crate) is_known: bool,
 }
 
 impl Store {
-    /// Returns the image that owns a reference, or those with an artifact of its digest.
-    pub(crate) async fn owners(&self, reference: &SourceReference) -> Result<Owners, Error> {
+    /// Returns the image that owns a reference, or those with an artifact of its digest in a registry or in an engine.
+    ///
+    /// What was pulled is not the catalogue's. Of the artifacts that are no longer current, only those in the engine of `worker` are
+    /// known.
+    pub(crate) async fn owners(&self, worker: &str, reference: &SourceReference) -> Result<Owners, Error> {
         let txn = self.read().await?;
         let of_repository = || {
             image_reference::Entity::find()
                 .filter(image_reference::Column::Repository.eq(&reference.repository))
         };
+        let mut is_known = of_repository().one(&txn).await?.is_some();
         let images = match &reference.version {
             SourceVersion::Tag(tag) => {
                 let found = of_repository().filter(image_reference::Column::Tag.eq(tag)).one(&txn).await?;
                 found.into_iter().map(|found| found.image).collect()
             }
             SourceVersion::Digest(digest) => {
+                let is_of_digest =
+                    image::Column::ArtifactDigest.eq(digest).or(image::Column::ArtifactImage.eq(digest));
                 let found = image::Entity::find().select_only().column(image::Column::Id);
-                found.filter(image::Column::ArtifactDigest.eq(digest)).into_tuple().all(&txn).await?
+                let found = found.filter(image::Column::Pulled.eq(false)).filter(is_of_digest);
+                let held = engine_image::Entity::find_by_id((worker.to_owned(), digest.clone()));
+                is_known |= held.one(&txn).await?.is_some();
+                found.into_tuple().all(&txn).await?
             }
         };
-        let has_repository = !images.is_empty() || of_repository().one(&txn).await?.is_some();
+        is_known |= !images.is_empty();
         txn.commit().await?;
-        Ok(Owners { images, has_repository })
+        Ok(Owners { images, is_known })
     }
 
     /// Returns the image that owns a reference, if any.

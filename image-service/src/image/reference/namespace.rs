@@ -50,8 +50,13 @@ impl RepositoryPrefixes {
     }
 
     /// Reports whether a repository lies below one of the prefixes, so that no other image than the catalogue's has it.
+    ///
+    /// A registry that is named by an address counts as the registry of every prefix with its port.
     pub(crate) fn contain(&self, repository: &str) -> bool {
-        self.0.iter().any(|prefix| repository.starts_with(prefix.as_str()))
+        self.0.iter().any(|prefix| {
+            repository.starts_with(prefix.as_str())
+                || by_name(repository, prefix).is_some_and(|named| named.starts_with(prefix.as_str()))
+        })
     }
 
     /// Returns the namespace of an image of `creator`, which is unlimited if an admin names the image.
@@ -96,6 +101,31 @@ fn directory(creator: &str) -> String {
     let digest = digest(&SHA256, creator.as_bytes());
     let distinct: String = digest.as_ref()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{}-{distinct}", words(creator, MAX_SLUG, "creator"))
+}
+
+/// Returns a repository with the registry of a prefix, if its own is an address that may be that registry's.
+fn by_name(repository: &str, prefix: &str) -> Option<String> {
+    let ((address, path), (registry, _)) = (repository.split_once('/')?, prefix.split_once('/')?);
+    let is_registry = registry.contains(['.', ':']) || registry == "localhost";
+    // This top-level domain has no addresses.
+    let has_address = is_registry && !host_and_port(registry).0.ends_with(".invalid");
+    let ((host, port), (_, wanted_port)) = (host_and_port(address), host_and_port(registry));
+    (has_address && is_address(host) && port == wanted_port).then(|| format!("{registry}/{path}"))
+}
+
+fn host_and_port(registry: &str) -> (&str, &str) {
+    const HTTPS: &str = "443";
+    match registry.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, port),
+        Some(_) | None => (registry, HTTPS),
+    }
+}
+
+/// Reports whether a host is no name but an address, in any of the forms that resolvers accept, or this host.
+fn is_address(host: &str) -> bool {
+    let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
+    let is_number = last.starts_with(|first: char| first.is_ascii_digit());
+    host.starts_with('[') || is_number || last == "localhost"
 }
 
 /// Returns the part of a repository that is derived from a name.
@@ -184,6 +214,32 @@ mod tests {
         }
         let reserved = Reference::new("trailer.invalid/artifact/a", "").expect("a reference");
         assert!(!admin.contains(&reserved));
+    }
+
+    #[test]
+    fn a_registry_may_be_named_by_its_address() {
+        let prefixes =
+            ["trailer.invalid/", "registry.example/team/", "localhost:5000/", "hub/"].map(str::to_owned);
+        let prefixes = RepositoryPrefixes::parse(&prefixes).expect("prefixes");
+        for (repository, is_contained) in [
+            ("registry.example/team/a", true),
+            ("192.0.2.1/team/a", true),
+            ("192.0.2.1:443/team/a", true),
+            ("[2001:db8::1]/team/a", true),
+            ("192.0.2.1/other/a", false),
+            ("192.0.2.1:444/team/a", false),
+            ("127.0.0.1:5000/a", true),
+            ("0x7f000001:5000/a", true),
+            ("127.1:5000/a", true),
+            ("[::1]:5000/a", true),
+            ("localhost:5000/a", true),
+            ("127.0.0.1:5001/a", false),
+            ("mirror.example:5000/a", false),
+            ("192.0.2.1/hub/a", false),
+            ("a", false),
+        ] {
+            assert_eq!(prefixes.contain(repository), is_contained, "{repository}");
+        }
     }
 
     #[test]
