@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use proto::dispatch::DistantBase;
+
 pub(crate) use crate::output::Progress;
 use crate::{context::Context, fault::Fault};
 
@@ -119,8 +121,12 @@ pub(crate) enum ImageDecision {
     Missing(String),
     /// The operator does not allow the reference.
     Refused,
-    /// Only this worker's engine holds the image.
-    Elsewhere(String),
+    /// Only another worker's engine holds the image.
+    Elsewhere {
+        holder: DistantBase,
+        /// Set if the build may be handed back for that worker.
+        may_build: bool,
+    },
 }
 
 impl ImageDecision {
@@ -128,7 +134,7 @@ impl ImageDecision {
     pub(crate) fn is_usable(&self) -> bool {
         match self {
             Self::Usable { .. } => true,
-            Self::Missing(_) | Self::Refused | Self::Elsewhere(_) => false,
+            Self::Missing(_) | Self::Refused | Self::Elsewhere { .. } => false,
         }
     }
 }
@@ -238,6 +244,9 @@ pub(crate) enum EngineError {
     /// A request that failed because another system could not be reached, while the engine works.
     #[error("{0}")]
     Unreachable(String),
+    /// A build that only another worker can run, whose engine alone holds an image.
+    #[error("{image}: only the engine of worker {} has it", holder.worker)]
+    BaseElsewhere { image: String, holder: DistantBase },
     /// An engine that does not work or cannot be reached.
     #[error("the Docker Engine: {0}")]
     Broken(String),

@@ -114,7 +114,10 @@ impl Job {
                 rest.replaced = replaced.filter(|replaced| *replaced != image_id);
                 Some(Event::Succeeded(Succeeded { image_id, size_bytes, repo_digest, config_digest }))
             }
-            Err(Ended::NotBegun(reason)) => Some(Event::HandedBack(HandedBack { reason })),
+            Err(Ended::NotBegun(reason)) => Some(Event::HandedBack(HandedBack { reason, base: None })),
+            Err(Ended::Elsewhere { reason, base }) => {
+                Some(Event::HandedBack(HandedBack { reason, base: Some(base) }))
+            }
             Err(Ended::Failed { failed, doubts_engine }) => {
                 if doubts_engine {
                     // This comes before the report, upon which the service reassigns the build.
@@ -164,9 +167,10 @@ impl Job {
                     ..Failed::default()
                 }))
             }
-            Some(StopReason::HandBack) if has_ended => {
-                Some(Event::HandedBack(HandedBack { reason: "the worker is shutting down".to_owned() }))
-            }
+            Some(StopReason::HandBack) if has_ended => Some(Event::HandedBack(HandedBack {
+                reason: "the worker is shutting down".to_owned(),
+                base: None,
+            })),
             // Work that may still go on is not given to other workers before the lease expires.
             Some(StopReason::HandBack | StopReason::Fenced) | None => None,
         }

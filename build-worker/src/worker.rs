@@ -304,7 +304,7 @@ impl Worker {
         if self.is_draining() {
             self.spawn(async move {
                 let reason = "the worker is shutting down".to_owned();
-                held.outbox.push(None, Event::HandedBack(HandedBack { reason })).await;
+                held.outbox.push(None, Event::HandedBack(HandedBack { reason, base: None })).await;
                 held.outbox.flushed().await;
                 drop(entry);
             });

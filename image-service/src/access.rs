@@ -8,24 +8,31 @@ use crate::{error::Error, timestamp::Timestamp};
 
 pub(crate) use self::{
     grantee::{Grantee, GranteeDigest},
+    pools::Pools,
     visibility::Visibility,
+    worker_claims::WorkerClaims,
 };
 
 mod grantee;
+mod pools;
 mod visibility;
+mod worker_claims;
 
 /// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Principal {
     identity: Identity,
+    /// Claims that count if the caller is a worker.
+    worker_claims: WorkerClaims,
     expires_at: Timestamp,
 }
 
-/// The subject and roles of a caller, without its token. A build keeps the identity of its requester as of when it was queued.
+/// The subject, roles and pools of a caller, without its token. A build keeps the identity of its requester as of when it was queued.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     pub(crate) subject: String,
     pub(crate) roles: Vec<Role>,
+    pub(crate) pools: Pools,
 }
 
 /// A role of a token's bearer, which permits more than access to its own images.
@@ -84,11 +91,22 @@ pub(crate) enum Relation {
 
 impl Principal {
     pub(crate) fn new(subject: String, roles: Vec<Role>, expires_at: Timestamp) -> Self {
-        Self { identity: Identity { subject, roles }, expires_at }
+        let identity = Identity { subject, roles, pools: Pools::default() };
+        Self { identity, worker_claims: WorkerClaims::default(), expires_at }
+    }
+
+    pub(crate) fn with_claims(mut self, claims: WorkerClaims) -> Self {
+        self.identity.pools = claims.pools.clone();
+        self.worker_claims = claims;
+        self
     }
 
     pub(crate) fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    pub(crate) fn worker_claims(&self) -> &WorkerClaims {
+        &self.worker_claims
     }
 
     pub(crate) fn subject(&self) -> &str {

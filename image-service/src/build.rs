@@ -1,13 +1,17 @@
 //! A build: one job of one image, from the queue to its final state.
 
-use std::{fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    access::Identity,
-    image::{ImageId, Reference, Requirements},
+    access::{Identity, Pools},
+    image::{Capability, ImageId, Reference, Requirements},
     timestamp::Timestamp,
 };
 
@@ -94,6 +98,9 @@ pub(crate) struct Build {
     pub(crate) reference: Reference,
     /// Requirements that a worker has to meet to take the build.
     pub(crate) requirements: Requirements,
+    /// Base image that only one worker's engine holds; `None` unless an attempt elsewhere was handed back for its lack.
+    #[serde(default)]
+    pub(crate) base: Option<DistantBase>,
     /// Worker that is likely to have the layers in its cache, see [`Build::may_wait_for_cache`].
     #[serde(default)]
     pub(crate) preferred_worker: Option<String>,
@@ -102,6 +109,13 @@ pub(crate) struct Build {
     /// W3C `traceparent` of the call that requested the build.
     #[serde(default)]
     pub(crate) trace: Option<String>,
+}
+
+/// A base image of a build that only one worker's engine holds, so that no other worker can take the build.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DistantBase {
+    pub(crate) image: ImageId,
+    pub(crate) worker: String,
 }
 
 /// The running workspace that a snapshot commits.
@@ -179,6 +193,7 @@ pub(crate) enum PendingReason {
     AllSlotsTaken,
     Dispatching,
     BackingOff,
+    BaseElsewhere,
 }
 
 impl fmt::Display for PendingReason {
@@ -191,6 +206,7 @@ impl fmt::Display for PendingReason {
             Self::AllSlotsTaken => "all slots are taken",
             Self::Dispatching => "a worker is about to take it",
             Self::BackingOff => "it waits before the next attempt",
+            Self::BaseElsewhere => "the only worker that holds its base image cannot take it",
         })
     }
 }
@@ -231,6 +247,26 @@ impl Build {
     /// Maximum wait for a slot of the preferred worker: about what an empty cache costs a small build.
     pub(crate) const MAX_CACHE_WAIT: Duration = Duration::from_secs(5);
 
+    /// Returns the size of the recorded history, in bytes, with 32 counted for each event beside the text of its line.
+    pub(crate) fn history_bytes(&self) -> i64 {
+        const PER_EVENT: i64 = 32;
+        self.log_bytes.saturating_add(self.last_sequence.saturating_mul(PER_EVENT))
+    }
+
+    /// Reports whether a worker may take the build: it meets the requirements, serves one of the requester's pools, and
+    /// holds the base image if no other worker does.
+    pub(crate) fn suits(
+        &self,
+        worker: &str,
+        labels: &BTreeMap<String, String>,
+        capabilities: &BTreeSet<Capability>,
+        pools: &Pools,
+    ) -> bool {
+        self.requirements.fit(worker, labels, capabilities)
+            && self.requester.pools.meet(pools)
+            && self.base.as_ref().is_none_or(|base| base.worker == worker)
+    }
+
     /// Creates the next build of an image, in the queue.
     pub(crate) fn queued(image: ImageId, number: i64, requester: Identity, job: Job, now: Timestamp) -> Self {
         Self {
@@ -262,6 +298,7 @@ impl Build {
             configuration_revision: job.configuration_revision,
             reference: job.reference,
             requirements: job.requirements,
+            base: None,
             preferred_worker: job.preferred_worker,
             workspace: job.workspace,
             trace: None,

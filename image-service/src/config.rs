@@ -81,6 +81,17 @@ pub struct Config {
     )]
     pub roles_claim: String,
 
+    /// Claim that holds the pools of a worker, or those that a caller may use: an array, or a string of names separated
+    /// by spaces. A token without it has the pool `default`; one with any other value is refused.
+    #[arg(
+        long,
+        env = "TRAILER_POOLS_CLAIM",
+        default_value = "pools",
+        requires = "jwks",
+        value_parser = NonEmptyStringValueParser::new()
+    )]
+    pub pools_claim: String,
+
     /// Admit callers without a token as `anonymous` with the role builder. For local trials only: rejected unless
     /// --listen is a loopback address.
     #[arg(long, env = "TRAILER_ANONYMOUS", value_parser = clap::builder::FalseyValueParser::new())]
@@ -134,6 +145,11 @@ pub struct Config {
     /// Maximum number of queued builds per caller; 0 for no limit.
     #[arg(long, env = "TRAILER_MAX_PENDING_BUILDS", default_value_t = 2000)]
     pub max_pending_builds: u64,
+
+    /// Maximum size of a build's log, in bytes, with 32 more counted for each event; at least 64 KiB. What a worker reports
+    /// beyond it is left out; a worker's own limit is its --log-limit.
+    #[arg(long, env = "TRAILER_MAX_LOG_BYTES", default_value_t = 1 << 30, value_parser = clap::value_parser!(u64).range(1 << 16..=1 << 40))]
+    pub max_log_bytes: u64,
 
     /// Maximum call rate per caller, in units per second, with bursts of up to one second's worth; 0 for no limit. An
     /// expensive call counts as several: 1 more for each 16 KiB of a write's message, 10 targets of a batch, or 100
@@ -202,6 +218,10 @@ pub struct TokenArgs {
     /// Role of the subject: admin, builder, service or worker. Repeatable.
     #[arg(long = "role")]
     pub roles: Vec<Role>,
+
+    /// Pool that a worker serves, or that a caller may use; `default` if absent. Repeatable.
+    #[arg(long = "pool", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub pools: Vec<String>,
 
     /// Lifetime of the token.
     #[arg(long, default_value = "24h", value_parser = humantime::parse_duration)]

@@ -70,8 +70,12 @@ impl Verifier {
     /// Creates a verifier that trusts the key pair of the data directory.
     pub(crate) fn of_key_pair(keys: &TokenKeys) -> Self {
         let keys = KeySet::single(Algorithm::EdDSA, keys.verifying().clone());
-        let requirements =
-            Requirements { issuer: None, audience: None, roles_claim: Requirements::ROLES.to_owned() };
+        let requirements = Requirements {
+            issuer: None,
+            audience: None,
+            roles_claim: Requirements::ROLES.to_owned(),
+            pools_claim: Requirements::POOLS.to_owned(),
+        };
         Self::new(Trust { keys, ..Trust::default() }, requirements, None)
     }
 

@@ -125,6 +125,7 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
         max_failures: i32::from(config.max_attempt_failures),
         retry_backoff: config.retry_backoff,
         max_pending: any_of_zero(config.max_pending_builds),
+        max_history_bytes: i64::try_from(config.max_log_bytes).unwrap_or(i64::MAX),
     };
     let quotas = Quotas {
         index_memory: config.index_memory,
@@ -147,6 +148,7 @@ async fn verifier(config: &Config) -> Result<Verifier, ServeError> {
                 issuer: config.issuer.clone(),
                 audience: config.audience.clone(),
                 roles_claim: config.roles_claim.clone(),
+                pools_claim: config.pools_claim.clone(),
             };
             Verifier::of_jwks(source.clone(), config.jwks_refresh, requirements)
                 .await

@@ -24,7 +24,7 @@ use uuid::Uuid;
 use self::store::MemoryStore;
 pub(crate) use self::tables::Tables;
 use crate::{
-    access::{Identity, Principal, Role},
+    access::{Identity, Pools, Principal, Role},
     build::{Build, BuildId, Event as BuildEvent, Job, Kind, RecordedEvent, State},
     dispatch::{Decision, Event, Policy, ToWorker},
     error::Violations,
@@ -167,6 +167,7 @@ impl Database {
             max_failures: 3,
             retry_backoff: Duration::from_millis(400),
             max_pending: None,
+            max_history_bytes: 1 << 30,
         };
         let tables = Tables::new(policy);
         Self { tables: Arc::new(Mutex::new(tables)), policy }
@@ -234,7 +235,8 @@ impl Replica {
             let Ok(reference) = Reference::new(&format!("trailer/{id}"), "") else {
                 return Ok(None);
             };
-            let requester = Identity { subject: wish.requester.to_owned(), roles: Vec::new() };
+            let requester =
+                Identity { subject: wish.requester.to_owned(), roles: Vec::new(), pools: Pools::default() };
             let job = Job {
                 kind: Kind::Build,
                 creator: wish.requester.to_owned(),

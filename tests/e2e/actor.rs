@@ -41,6 +41,9 @@ pub(crate) fn say(message: ToService) -> ConnectRequest {
     ConnectRequest { message: Some(message) }
 }
 
+/// ID of an image in an engine, for actors that report artifacts.
+pub(crate) const IMAGE_ID: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+
 /// Heartbeats that an [`Actor`] sends until this is dropped.
 pub(crate) struct Pulse {
     _task: AbortOnDropHandle<()>,
@@ -69,8 +72,12 @@ impl Actor {
 
     /// Connects and sends only a `Hello`.
     pub(crate) async fn greet(service: &Service, hello: Hello) -> Result<Self, Status> {
+        Self::greet_with(service, &service.token(&hello.name, &[Role::Worker]), hello).await
+    }
+
+    async fn greet_with(service: &Service, token: &str, hello: Hello) -> Result<Self, Status> {
         let (requests, stream) = mpsc::channel(16);
-        let client = service.client(&service.token(&hello.name, &[Role::Worker]));
+        let client = service.client(token);
         requests.send(say(ToService::Hello(hello))).await.expect("the stream is held below");
         let mut responses = client.dispatch.clone().connect(ReceiverStream::new(stream)).await?.into_inner();
         let first = responses.message().await?.and_then(|response| response.message);
@@ -82,7 +89,12 @@ impl Actor {
 
     /// Connects and sends one heartbeat, after which the service acts on the `Hello`.
     pub(crate) async fn connect(service: &Service, hello: Hello) -> Result<Self, Status> {
-        let mut actor = Self::greet(service, hello).await?;
+        Self::connect_with(service, &service.token(&hello.name, &[Role::Worker]), hello).await
+    }
+
+    /// Connects as [`Self::connect`] does, with this token.
+    pub(crate) async fn connect_with(service: &Service, token: &str, hello: Hello) -> Result<Self, Status> {
+        let mut actor = Self::greet_with(service, token, hello).await?;
         actor.say(ToService::Heartbeat(Heartbeat { number: 0, draining: false })).await;
         match actor.next().await {
             Ok(FromService::HeartbeatAck(ack)) if ack.number == 0 => Ok(actor),

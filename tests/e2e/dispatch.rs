@@ -14,7 +14,7 @@ use proto::{
 use tonic::Code;
 
 use crate::{
-    actor::{Actor, hello, say},
+    actor::{Actor, IMAGE_ID, hello, say},
     answers::{assert_gapless, fields, lines, reason},
     client::{image, repository},
     fake_engine::FakeEngine,
@@ -72,7 +72,7 @@ async fn reports_are_taken_once_and_in_order() -> anyhow::Result<()> {
     assert_eq!(actor.acknowledged().await?, 6);
     let config_digest = format!("sha256:{}", "0a".repeat(32));
     let succeeded = Event::Succeeded(Succeeded {
-        image_id: "sha256:0".to_owned(),
+        image_id: IMAGE_ID.to_owned(),
         size_bytes: 7,
         config_digest: config_digest.clone(),
         ..Default::default()
@@ -173,7 +173,7 @@ async fn a_grant_is_repeated_until_it_is_used() -> anyhow::Result<()> {
         }
         actor.say(ToService::Heartbeat(Heartbeat { number, draining: false })).await;
     }
-    let image_id = "sha256:0".to_owned();
+    let image_id = IMAGE_ID.to_owned();
     actor.report(&attempt, 3, vec![Event::Succeeded(Succeeded { image_id, ..Succeeded::default() })]).await;
     assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Succeeded);
     Ok(())
@@ -186,7 +186,7 @@ async fn a_build_that_is_handed_back_counts_no_failure() -> anyhow::Result<()> {
     let (_, build) = alice.create(image("A", "FROM scratch")).await?;
     let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
     let (_, attempt) = actor.assignment().await?;
-    let handed_back = Event::HandedBack(HandedBack { reason: "no room".to_owned() });
+    let handed_back = Event::HandedBack(HandedBack { reason: "no room".to_owned(), base: None });
     actor.report(&attempt, 1, vec![handed_back]).await;
     assert_eq!(actor.acknowledged().await?, 1);
     // The same worker does not get the build again before its next heartbeat, but other workers do.
@@ -311,8 +311,10 @@ async fn bad_messages_end_the_connection_and_name_the_field() -> anyhow::Result<
         assert_eq!((refused.code(), fields(&refused)), (Code::InvalidArgument, vec![field.to_owned()]));
     }
     let attempt = Attempt { build_id: uuid::Uuid::now_v7().to_string(), number: 1 };
-    let of_digest = |digest: &str| {
-        let succeeded = Succeeded { config_digest: digest.to_owned(), ..Succeeded::default() };
+    let digests = |image_id: &str, repo_digest: &str, config_digest: &str| {
+        let [image_id, repo_digest, config_digest] =
+            [image_id, repo_digest, config_digest].map(str::to_owned);
+        let succeeded = Succeeded { image_id, repo_digest, config_digest, ..Succeeded::default() };
         let events = vec![ReportEvent { time: None, event: Some(Event::Succeeded(succeeded)) }];
         say(ToService::Report(Report { attempt: Some(attempt.clone()), first_sequence: 1, events }))
     };
@@ -328,7 +330,10 @@ async fn bad_messages_end_the_connection_and_name_the_field() -> anyhow::Result<
             })),
             "report.first_sequence",
         ),
-        (of_digest("sha256:0A"), "report.events.succeeded.config_digest"),
+        (digests("", "", ""), "report.events.succeeded.image_id"),
+        (digests("sha256:0", "", ""), "report.events.succeeded.image_id"),
+        (digests(IMAGE_ID, "repository@sha256:0", ""), "report.events.succeeded.repo_digest"),
+        (digests(IMAGE_ID, "", "sha256:0A"), "report.events.succeeded.config_digest"),
     ] {
         let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
         actor.requests.send(bad).await?;
@@ -358,5 +363,30 @@ async fn a_hello_alone_takes_nothing_from_a_worker() -> anyhow::Result<()> {
     let _empty = Actor::connect(&service, hello("w1", &[])).await?;
     let again = alice.get_build(&build.id).await?;
     assert_eq!((again.failures, again.attempt > 1 || again.state() == BuildState::Queued), (1, true));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_has_a_maximum_size_whatever_its_worker_sends() -> anyhow::Result<()> {
+    let service = Service::start_with(&["--max-log-bytes", "65536"]).await?;
+    let alice = service.builder("alice");
+    let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
+    let (_, build) = alice.create(image("A", "FROM scratch")).await?;
+    let (_, attempt) = actor.assignment().await?;
+    actor.report(&attempt, 1, vec![started()]).await;
+    let long = "x".repeat(16 * 1024);
+    for sequence in 2..20 {
+        actor.report(&attempt, sequence, vec![line(&long)]).await;
+    }
+    actor.report(&attempt, 20, vec![failed(FailureKind::User)]).await;
+    let ended = alice.finished(&build.id).await?;
+    assert_eq!(
+        (ended.state(), ended.log_bytes, ended.log_truncated),
+        (BuildState::Failed, 4 * 16 * 1024, true)
+    );
+    let gaps = alice.history(&build.id, 0).await?.into_iter().filter(|event| {
+        matches!(&event.event, Some(proto::images::build_event::Event::LogGap(gap)) if gap.message.contains("--max-log-bytes"))
+    });
+    assert_eq!(gaps.count(), 1);
     Ok(())
 }

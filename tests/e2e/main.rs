@@ -51,6 +51,7 @@ mod main_job;
 mod otlp_collector;
 mod patience;
 mod permissions;
+mod pools;
 mod previews;
 #[path = "../faults/process.rs"]
 mod process;

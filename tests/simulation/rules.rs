@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use build_worker::simulation::{Outcome, Plan};
+use build_worker::simulation::{Outcome, Plan, image_id};
 use image_service::simulation::{Change, Database, Row, Wish};
 use proto::dispatch::ReportAck;
 use uuid::Uuid;
@@ -262,7 +262,7 @@ impl Rules {
             let is_whole =
                 winning.map(|(_, line)| line.clone()).eq((0..plan.lines).map(|line| format!("line {line}")));
             self.rule(is_whole, "the winning attempt has every line once");
-            let image = format!("sha256:{}-{}", change.build, after.attempt);
+            let image = image_id(&format!("{}-{}", change.build, after.attempt));
             self.rule(after.artifact == Some(image), "the artifact is the winning attempt's");
         } else {
             self.rule(after.artifact.is_none(), "only a success has an artifact");

@@ -39,7 +39,7 @@ pub(super) fn policy(sources: &dyn SourcePolicy, context: &str) -> Policy {
                     id.map(|id| rule(PolicyAction::Allow, &format!("{name}@{id}"), MatchType::Exact)),
                 );
             }
-            ImageDecision::Missing(_) | ImageDecision::Refused | ImageDecision::Elsewhere(_) => {}
+            ImageDecision::Missing(_) | ImageDecision::Refused | ImageDecision::Elsewhere { .. } => {}
         }
     }
     Policy { version: 1, rules }
@@ -66,13 +66,17 @@ pub(super) fn image(source: &str) -> Option<&str> {
 /// Returns the error of a build that was denied a source.
 pub(super) fn error(source: &str, decision: Option<&ImageDecision>) -> EngineError {
     let name = image(source).map_or(source, reference::familiar);
+    if let Some(ImageDecision::Elsewhere { holder, may_build: true }) = decision {
+        return EngineError::BaseElsewhere { image: name.to_owned(), holder: holder.clone() };
+    }
     EngineError::Refused(match (image(source), decision) {
         (Some(_), Some(ImageDecision::Refused)) => {
             format!("{name}: the operator of the worker allows no images from there (--allow-source)")
         }
-        (Some(_), Some(ImageDecision::Elsewhere(worker))) => {
-            format!("{name}: only the engine of worker {worker} has it: build there (`worker`), or push it")
-        }
+        (Some(_), Some(ImageDecision::Elsewhere { holder, .. })) => format!(
+            "{name}: only the engine of worker {} has it, which cannot take the build: push it, or build everything there",
+            holder.worker
+        ),
         (Some(_), Some(ImageDecision::Missing(reason))) => format!("{name}: {reason}"),
         (Some(_), Some(ImageDecision::Usable { .. }) | None) => format!("{name}: not found"),
         (None, _) => format!("{name}: the operator of the worker allows nothing from there (--allow-add)"),
@@ -82,6 +86,8 @@ pub(super) fn error(source: &str, decision: Option<&ImageDecision>) -> EngineErr
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
+    use proto::dispatch::DistantBase;
 
     use super::*;
 
@@ -110,7 +116,7 @@ mod tests {
             ("b", ImageDecision::Usable { name: "c".to_owned(), id: None }),
             ("d", ImageDecision::Missing("not found".to_owned())),
             ("e", ImageDecision::Refused),
-            ("f", ImageDecision::Elsewhere("w".to_owned())),
+            ("f", ImageDecision::Elsewhere { holder: DistantBase::default(), may_build: true }),
         ];
         let decided = decided.map(|(image, decision)| (image.to_owned(), decision));
         let policy = policy(&Decided(decided.into()), "http://buildkit-session/1");

@@ -1,6 +1,6 @@
 //! Outcome of an attempt: an artifact, or the way in which it ended without one.
 
-use proto::dispatch::{Failed, FailureKind};
+use proto::dispatch::{DistantBase, Failed, FailureKind};
 use tokio::time::Instant;
 
 use crate::{
@@ -33,6 +33,11 @@ pub(super) struct Artifact {
 pub(super) enum Ended {
     /// An attempt that was not started, for this reason.
     NotBegun(String),
+    /// A build that only another worker can run.
+    Elsewhere {
+        reason: String,
+        base: DistantBase,
+    },
     Failed {
         failed: Failed,
         /// Set if the engine has to be checked before anything else starts.
@@ -67,6 +72,9 @@ impl Ended {
     /// Creates the end of an attempt from an engine error and the step that failed.
     pub(super) fn by_engine(error: &EngineError, step: Option<FailedStep>) -> Self {
         let kind = match error {
+            EngineError::BaseElsewhere { holder, .. } => {
+                return Self::Elsewhere { reason: error.to_string(), base: holder.clone() };
+            }
             EngineError::Refused(_) => FailureKind::User,
             EngineError::Unreachable(_) | EngineError::Broken(_) => FailureKind::Infrastructure,
         };

@@ -149,6 +149,13 @@ impl ModelEngine {
     }
 }
 
+/// Returns the ID of the image that a build of this name makes.
+pub fn image_id(build: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, build.as_bytes());
+    let digits: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{digits}")
+}
+
 #[tonic::async_trait]
 impl Engine for ModelEngine {
     async fn info(&self) -> Result<EngineInfo, EngineError> {
@@ -160,7 +167,7 @@ impl Engine for ModelEngine {
         let mut state = self.state();
         let life = state.life.clone().ok_or_else(|| EngineError::Broken("it is away".to_owned()))?;
         let cancel = CancellationToken::new();
-        state.images.insert(order.tag.clone(), format!("sha256:{}", order.name));
+        state.images.insert(order.tag.clone(), image_id(&order.name));
         let (tell, told) = mpsc::channel(4);
         let run = Run {
             name: order.name.clone(),
@@ -317,7 +324,7 @@ impl Run {
         match self.plan.outcome {
             Outcome::Succeeds | Outcome::RefusesPush => {
                 self.say(step(StepState::Done)).await;
-                let id = format!("sha256:{}", self.name);
+                let id = image_id(&self.name);
                 Ok(EngineEvent::Built(BuiltImage { id, config_digest: String::new(), repo_digest: None }))
             }
             Outcome::Fails => Err(EngineError::Refused("a step failed".to_owned())),

@@ -24,6 +24,8 @@ pub(crate) struct Policy {
     pub(crate) retry_backoff: Duration,
     /// Maximum number of queued builds per requester; `None` for no limit.
     pub(crate) max_pending: Option<u64>,
+    /// Size of a build's history, see [`Build::history_bytes`], from which on the events of workers are left out.
+    pub(crate) max_history_bytes: i64,
 }
 
 impl Policy {
@@ -37,6 +39,7 @@ impl Policy {
         max_failures: 3,
         retry_backoff: Duration::from_secs(1),
         max_pending: None,
+        max_history_bytes: 1 << 30,
     };
 
     /// Reports whether a worker that was last heard from at `heard_at` counts as online.

@@ -102,9 +102,7 @@ impl<'a> Decider<'a> {
                 allowed
             }
             WorkerEvent::Happened(event) => {
-                self.build.note(event);
-                let record = self.build.record(reported.time, event.clone());
-                self.decision.records.push(record);
+                self.happened(reported.time, event);
                 true
             }
             WorkerEvent::Built if self.build.cancel_requested_at.is_some() => {
@@ -139,8 +137,11 @@ impl<'a> Decider<'a> {
                 allowed
             }
             WorkerEvent::Failed(failure) => self.lose(BuildEvent::Failed(failure.fault), failure.clone()),
-            WorkerEvent::HandedBack { reason } => match self.next(BuildEvent::HandedBack) {
+            WorkerEvent::HandedBack { reason, base } => match self.next(BuildEvent::HandedBack) {
                 Some(Next::Requeue) => {
+                    if base.is_some() {
+                        self.build.base.clone_from(base);
+                    }
                     self.requeue(format!("handed back: {reason}"));
                     true
                 }
@@ -158,6 +159,27 @@ impl<'a> Decider<'a> {
                 }
                 allowed
             }
+        }
+    }
+
+    /// Records an event that a worker reports, unless the history has reached its maximum size.
+    fn happened(&mut self, time: Timestamp, event: &RecordedEvent) {
+        let is_full = |build: &Build| build.history_bytes() >= self.policy.max_history_bytes;
+        if is_full(&self.build) {
+            self.build.count_step(event);
+            self.build.log_truncated = true;
+            return;
+        }
+        self.build.note(event);
+        let record = self.build.record(time, event.clone());
+        self.decision.records.push(record);
+        if is_full(&self.build) {
+            let message =
+                "the history of the build has reached its maximum size (--max-log-bytes)".to_owned();
+            let gap = RecordedEvent::Gap { lines: 0, message };
+            self.build.note(&gap);
+            let record = self.build.record(time, gap);
+            self.decision.records.push(record);
         }
     }
 
@@ -329,23 +351,27 @@ impl<'a> Decider<'a> {
 impl Build {
     /// Updates the counters of the build for something that a worker reports.
     fn note(&mut self, event: &RecordedEvent) {
+        self.count_step(event);
         match event {
-            RecordedEvent::Step { step, state, .. } => {
-                self.steps.total = self.steps.total.max(step.saturating_add(1));
-                match state {
-                    StepState::Done => self.steps.done += 1,
-                    StepState::Cached => {
-                        self.steps.done += 1;
-                        self.steps.cached += 1;
-                    }
-                    StepState::Pending | StepState::Started | StepState::Failed => {}
-                }
-            }
             RecordedEvent::Line { text, .. } => {
                 self.log_bytes += i64::try_from(text.len()).unwrap_or(i64::MAX);
             }
             RecordedEvent::Gap { .. } => self.log_truncated = true,
-            RecordedEvent::State { .. } => {}
+            RecordedEvent::State { .. } | RecordedEvent::Step { .. } => {}
+        }
+    }
+
+    /// Updates the numbers of steps if an event is the change of one.
+    fn count_step(&mut self, event: &RecordedEvent) {
+        let RecordedEvent::Step { step, state, .. } = event else { return };
+        self.steps.total = self.steps.total.max(step.saturating_add(1));
+        match state {
+            StepState::Done => self.steps.done = self.steps.done.saturating_add(1),
+            StepState::Cached => {
+                self.steps.done = self.steps.done.saturating_add(1);
+                self.steps.cached = self.steps.cached.saturating_add(1);
+            }
+            StepState::Pending | StepState::Started | StepState::Failed => {}
         }
     }
 }

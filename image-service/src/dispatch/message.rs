@@ -8,7 +8,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    build::{Build, BuildId, Failure, RecordedEvent, TrustDomain, Workspace},
+    access::Pools,
+    build::{Build, BuildId, DistantBase, Failure, RecordedEvent, TrustDomain, Workspace},
     image::{Capability, Configuration, ImageId, Reference},
     timestamp::Timestamp,
 };
@@ -33,6 +34,8 @@ pub(crate) struct Hello {
     pub(crate) slots: i32,
     pub(crate) engine_version: String,
     pub(crate) capabilities: BTreeSet<Capability>,
+    /// Pools of the worker's token; the worker itself does not send them.
+    pub(crate) pools: Pools,
     pub(crate) holds: Vec<Attempt>,
     pub(crate) protocol_version: i32,
     /// Reason why the worker gets no builds at all; empty if it takes some.
@@ -134,6 +137,8 @@ pub(crate) enum WorkerEvent {
     Failed(Failure),
     HandedBack {
         reason: String,
+        /// Base image that only another worker holds, if that is the reason.
+        base: Option<DistantBase>,
     },
     Stopped {
         confirmed: bool,

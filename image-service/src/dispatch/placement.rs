@@ -11,6 +11,7 @@ use std::{
 
 use super::{Connected, Worker};
 use crate::{
+    access::Pools,
     build::{Build, BuildId},
     image::Capability,
     timestamp::Timestamp,
@@ -22,13 +23,14 @@ pub(crate) struct Candidate {
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) capabilities: BTreeSet<Capability>,
+    pub(crate) pools: Pools,
     /// Number of builds that the worker can be given now; 0 for a worker that only another replica reaches.
     pub(crate) free_slots: usize,
 }
 
 impl Candidate {
     fn suits(&self, build: &Build) -> bool {
-        build.requirements.fit(&self.name, &self.labels, &self.capabilities)
+        build.suits(&self.name, &self.labels, &self.capabilities, &self.pools)
     }
 }
 
@@ -56,6 +58,7 @@ pub(crate) fn candidates(workers: Vec<Worker>, connected: &[Connected]) -> Vec<C
             name: worker.name,
             labels: worker.labels,
             capabilities: worker.capabilities,
+            pools: worker.pools,
         })
     };
     workers.into_iter().filter_map(candidate).collect()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    access::Identity,
+    access::{Identity, Pools},
     build::{Failure, Fault, Job, Kind, LogStream, RecordedEvent, State},
     image::{ConfigurationDraft, Dockerfile, ImageId, Reference, Source},
 };
@@ -47,7 +47,7 @@ impl Random {
             },
             5 => failed(Fault::User),
             6 => failed(Fault::Infrastructure),
-            7 => WorkerEvent::HandedBack { reason: "no room".to_owned() },
+            7 => WorkerEvent::HandedBack { reason: "no room".to_owned(), base: None },
             _ => WorkerEvent::Stopped { confirmed: self.below(2) == 0 },
         }
     }
@@ -196,7 +196,7 @@ fn only_a_reported_failure_of_the_infrastructure_backs_off() {
     };
     let claim = Event::Claim { worker: "w".to_owned() };
     let build = queued();
-    let handed_back = WorkerEvent::HandedBack { reason: "no room".to_owned() };
+    let handed_back = WorkerEvent::HandedBack { reason: "no room".to_owned(), base: None };
     let gap = WorkerEvent::Happened(RecordedEvent::Gap { lines: 0, message: String::new() });
     for (what, events, state, seconds) in [
         ("reported", vec![report(&build, 1, failed(Fault::Infrastructure))], State::Queued, Some(1)),
@@ -245,5 +245,5 @@ fn a_clock_that_was_put_back_holds_nothing_up() {
 }
 
 fn alice() -> Identity {
-    Identity { subject: "alice".to_owned(), roles: Vec::new() }
+    Identity { subject: "alice".to_owned(), roles: Vec::new(), pools: Pools::default() }
 }

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::WithheldAbility;
 use crate::{
+    access::Pools,
     build::{Build, PendingReason},
     image::Capability,
     timestamp::Timestamp,
@@ -22,6 +23,8 @@ pub(crate) struct Worker {
     pub(crate) slots_taken: i64,
     pub(crate) engine_version: String,
     pub(crate) capabilities: BTreeSet<Capability>,
+    /// Pools that the worker serves, by its token.
+    pub(crate) pools: Pools,
     /// Session that speaks for the worker, if there is one.
     #[serde(skip)]
     pub(crate) session: Option<Uuid>,
@@ -51,6 +54,11 @@ impl Worker {
         !self.drained && !self.draining
     }
 
+    /// Reports whether the worker may take a build once it is online and has a free slot.
+    pub(crate) fn suits(&self, build: &Build) -> bool {
+        build.suits(&self.name, &self.labels, &self.capabilities, &self.pools)
+    }
+
     /// Returns the number of free slots.
     pub(crate) fn free_slots(&self) -> usize {
         usize::try_from(i64::from(self.slots) - self.slots_taken).unwrap_or(0)
@@ -77,22 +85,27 @@ const BY_DISTANCE: [PendingReason; 4] = [
 
 /// Returns the reason why a queued build waits.
 ///
-/// It is the backoff of the build, or else the state of the suitable worker that is nearest to taking it.
+/// It is the backoff of the build, or that it waits for the worker that holds its base image, or else the state of the
+/// suitable worker that is nearest to taking it.
 ///
 /// Offline workers are ignored, and need not be among `workers`.
 pub(crate) fn pending_reason(build: &Build, workers: &[Worker], now: Timestamp) -> PendingReason {
     if build.is_backing_off(now) {
         return PendingReason::BackingOff;
     }
-    let requirements = &build.requirements;
     let mut online = workers.iter().filter(|worker| worker.online).peekable();
-    if online.peek().is_none() && requirements.worker.is_empty() {
+    let is_bound = !build.requirements.worker.is_empty() || build.base.is_some();
+    if online.peek().is_none() && !is_bound {
         return PendingReason::NoWorkerOnline;
     }
-    let suitable =
-        online.filter(|worker| requirements.fit(&worker.name, &worker.labels, &worker.capabilities));
-    let nearest = suitable.map(Worker::distance).min();
-    nearest.map_or(PendingReason::NoSuitableWorker, |distance| BY_DISTANCE[distance])
+    let nearest = online.filter(|worker| worker.suits(build)).map(Worker::distance).min();
+    let reason = nearest.map_or(PendingReason::NoSuitableWorker, |distance| BY_DISTANCE[distance]);
+    match reason {
+        PendingReason::Dispatching => reason,
+        // Other workers may well be free.
+        _ if build.base.is_some() => PendingReason::BaseElsewhere,
+        _ => reason,
+    }
 }
 
 #[cfg(test)]

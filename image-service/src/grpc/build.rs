@@ -115,6 +115,7 @@ impl From<PendingReason> for wire::PendingReason {
             PendingReason::AllSlotsTaken => Self::AllSlotsTaken,
             PendingReason::Dispatching => Self::Dispatching,
             PendingReason::BackingOff => Self::BackingOff,
+            PendingReason::BaseElsewhere => Self::BaseElsewhere,
         }
     }
 }

@@ -31,6 +31,7 @@ impl AllWorkers {
             name: worker.name,
             labels: worker.labels.into_iter().collect(),
             online: worker.online,
+            pools: worker.pools.names().map(str::to_owned).collect(),
             ..wire::Worker::default()
         };
         if !for_admin {

@@ -191,6 +191,24 @@ impl Configuration {
     }
 }
 
+impl Capability {
+    /// Returns what a worker can do that names this capability of the dispatch protocol; nothing if the name is unknown.
+    pub(crate) fn of_worker(name: &str) -> &'static [Self] {
+        match name {
+            // The worker gets generated images as Dockerfiles.
+            "dockerfile" => &[Self::Dockerfile, Self::Generate],
+            "pull" => &[Self::Pull],
+            "push" => &[Self::Push],
+            "squash" => &[Self::Squash],
+            "snapshot" => &[Self::Snapshot],
+            "archive" => &[Self::Archive],
+            "remote" => &[Self::Remote],
+            "remote-directory" => &[Self::RemoteDirectory],
+            _ => &[],
+        }
+    }
+}
+
 impl Requirements {
     /// Returns the requirements of a snapshot, which only the worker that runs the workspace can take.
     pub(crate) fn of_snapshot(worker: String) -> Self {

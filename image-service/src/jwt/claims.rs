@@ -6,7 +6,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::Error};
 use serde_json::{Map, Value};
 
 use crate::{
-    access::{Principal, Role, is_subject},
+    access::{Pools, Principal, Role, WorkerClaims, is_subject},
     timestamp::Timestamp,
 };
 
@@ -19,10 +19,13 @@ pub(crate) struct Requirements {
     pub(crate) audience: Option<String>,
     /// Name of the claim that holds the roles.
     pub(crate) roles_claim: String,
+    /// Name of the claim that holds the pools.
+    pub(crate) pools_claim: String,
 }
 
 impl Requirements {
     pub(super) const ROLES: &str = "roles";
+    pub(super) const POOLS: &str = "pools";
 
     /// Verifies a token with a key, and returns the principal that its claims name, if they are complete.
     ///
@@ -63,7 +66,10 @@ impl Requirements {
         let subject = claims.get("sub")?.as_str().filter(|subject| is_subject(subject))?;
         let expires_at = time(claims.get("exp")?)?;
         let roles = claims.get(&self.roles_claim).map(roles).unwrap_or_default();
-        Some(Principal::new(subject.to_owned(), roles, expires_at))
+        // A claim that cannot be understood must not admit to the default pool.
+        let pools = claims.get(&self.pools_claim).map_or_else(|| Some(Pools::default()), Pools::parse)?;
+        let claims = WorkerClaims::parse(pools, claims)?;
+        Some(Principal::new(subject.to_owned(), roles, expires_at).with_claims(claims))
     }
 }
 

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::signatures;
 use crate::{
-    access::{Role, is_subject},
+    access::{Pools, Role, is_subject},
     timestamp::Timestamp,
 };
 
@@ -34,6 +34,9 @@ pub enum MintError {
     /// Invalid subject.
     #[error("the subject must have 1 to 255 bytes and no control characters")]
     Subject,
+    /// Invalid pools.
+    #[error("pools must be at most 64, each of 1 to 63 bytes without white space and control characters")]
+    Pools,
     /// Failure to sign the token.
     #[error("cannot sign the token")]
     Sign(#[from] jsonwebtoken::errors::Error),
@@ -45,6 +48,8 @@ struct Claims<'a> {
     iat: i64,
     exp: i64,
     roles: &'a [Role],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pools: Option<&'a [String]>,
 }
 
 impl TokenKeys {
@@ -76,20 +81,36 @@ impl TokenKeys {
         })
     }
 
-    /// Signs a token for a subject, valid for `ttl` from now.
+    /// Signs a token for a subject, valid for `ttl` from now. Without any pools, it has the pool `default`.
     ///
     /// # Errors
     ///
-    /// Returns [`MintError::Subject`] if the subject is invalid, and [`MintError::Sign`] if the token cannot be signed.
-    pub fn mint(&self, subject: &str, roles: &[Role], ttl: Duration) -> Result<String, MintError> {
+    /// Returns [`MintError::Subject`] or [`MintError::Pools`] if the subject or the pools are invalid, and
+    /// [`MintError::Sign`] if the token cannot be signed.
+    pub fn mint(
+        &self,
+        subject: &str,
+        roles: &[Role],
+        pools: &[String],
+        ttl: Duration,
+    ) -> Result<String, MintError> {
         if !is_subject(subject) {
             return Err(MintError::Subject);
+        }
+        if Pools::parse(&pools.into()).is_none() {
+            return Err(MintError::Pools);
         }
         let now = Timestamp::now();
         let seconds = |at: Timestamp| at.micros().div_euclid(1_000_000);
         // Tokens have whole seconds, and this one has to be valid for no less than `ttl`.
         let exp = seconds(now.after(ttl)).saturating_add(1);
-        let claims = Claims { sub: subject, iat: seconds(now), exp, roles };
+        let claims = Claims {
+            sub: subject,
+            iat: seconds(now),
+            exp,
+            roles,
+            pools: (!pools.is_empty()).then_some(pools),
+        };
         Ok(jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.signing)?)
     }
 
@@ -139,7 +160,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let keys = TokenKeys::open(dir.path()).expect("keys");
         for subject in ["", " ", "a\nb", &"a".repeat(256)] {
-            let minted = keys.mint(subject, &[], Duration::from_secs(3600));
+            let minted = keys.mint(subject, &[], &[], Duration::from_secs(3600));
             assert!(matches!(minted, Err(MintError::Subject)), "{subject:?}");
         }
     }

@@ -132,6 +132,7 @@ impl Tables {
             slots_taken: i64::try_from(self.held_by(&entry.hello.name).len()).unwrap_or(i64::MAX),
             engine_version: entry.hello.engine_version.clone(),
             capabilities: entry.hello.capabilities.clone(),
+            pools: entry.hello.pools.clone(),
             session: entry.session,
             online: entry.session.is_some() && self.policy.is_recent(entry.heard_at, now),
             connected_at: entry.heard_at,

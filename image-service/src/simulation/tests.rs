@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::Tables;
 use crate::{
-    access::{Principal, Role},
+    access::{Pools, Principal, Role},
     build::{Build, BuildId, Failure, Fault, LogStream, PendingReason, RecordedEvent},
     dispatch::{
         Attempt, Connected, Decision, DispatchStore as _, Event, Hello, PROTOCOL_VERSION, Policy, Report,
@@ -187,6 +187,7 @@ impl Both {
             slots: 2,
             engine_version: String::new(),
             capabilities: BTreeSet::from([Capability::Dockerfile]),
+            pools: Pools::default(),
             holds: Vec::new(),
             protocol_version: PROTOCOL_VERSION,
             unsupported_reason: if self.random.u8(0..6) == 0 { "too old".to_owned() } else { String::new() },

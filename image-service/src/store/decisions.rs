@@ -36,7 +36,7 @@ pub(super) async fn apply<'a>(
     // Group updates of the same columns, so that fewer statements are prepared.
     all.sort_by_key(BuildChange::enters_a_state);
     for change in &all {
-        let mut standing = build::ActiveModel::standing(change.build);
+        let mut standing = build::ActiveModel::standing(change.build)?;
         if !change.enters_a_state() {
             // Indexes depend on the state, and setting it would rewrite their entries.
             standing.not_set(build::Column::State);

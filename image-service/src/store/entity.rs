@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::values::{AsJson, StatusCode};
 use crate::{
-    access::{Grantee, Identity},
-    build::{BuildId, Failure, Kind, State, Workspace},
+    access::{Grantee, Identity, Pools},
+    build::{BuildId, DistantBase, Failure, Kind, State, Workspace},
     build_context::ContextDigest,
     change::ChangeKind,
     dispatch::WithheldAbility,
@@ -165,7 +165,8 @@ table! {
     tag: String,
     /// Labels that a worker must have to take the build.
     requirements_json: AsJson<Requirements>,
-    /// Digest of the requirements and the preferred worker, by which the queue is searched.
+    base_json: Option<AsJson<DistantBase>>,
+    /// Digest of all that decides which workers may take the build or should, by which the queue is searched.
     requirements_key: String,
     preferred_worker: Option<String>,
     workspace_json: Option<AsJson<Workspace>>,
@@ -202,6 +203,7 @@ table! {
     slots: i32,
     engine_version: String,
     capabilities_json: AsJson<BTreeSet<Capability>>,
+    pools_json: AsJson<Pools>,
     /// Identifier of the worker's process.
     instance: String,
     /// Session that speaks for the worker; `None` after it said goodbye.

@@ -101,6 +101,7 @@ impl From<entity::build::Model> for Build {
             configuration_revision: row.configuration_revision,
             reference: Reference::from_stored(row.repository, row.tag),
             requirements: row.requirements_json.into_noun(),
+            base: row.base_json.map(AsJson::into_noun),
             preferred_worker: row.preferred_worker,
             workspace: row.workspace_json.map(AsJson::into_noun),
             trace: row.trace,
@@ -128,19 +129,19 @@ impl entity::build::ActiveModel {
             configuration_revision: Set(build.configuration_revision),
             repository: Set(build.reference.repository().to_owned()),
             tag: Set(build.reference.tag().to_owned()),
-            requirements_key: Set(digest(&to_json(&(&build.requirements, &build.preferred_worker))?)),
             requirements_json: Set(AsJson(build.requirements.clone())),
+            requirements_key: Set(requirements_key(build)?),
             preferred_worker: Set(build.preferred_worker.clone()),
             workspace_json: Set(build.workspace.clone().map(AsJson)),
             round: Set(build.round),
             trace: Set(build.trace.clone()),
-            ..Self::standing(build)
+            ..Self::standing(build)?
         })
     }
 
     /// Returns the columns that may change after a build was queued.
-    pub(super) fn standing(build: &Build) -> Self {
-        Self {
+    pub(super) fn standing(build: &Build) -> Result<Self, DbErr> {
+        let mut columns = Self {
             id: Set(build.id),
             state: Set(build.state),
             attempt: Set(build.attempt),
@@ -162,8 +163,19 @@ impl entity::build::ActiveModel {
             log_bytes: Set(build.log_bytes),
             log_truncated: Set(build.log_truncated),
             ..Self::default()
+        };
+        if build.base.is_some() {
+            columns.base_json = Set(build.base.clone().map(AsJson));
+            columns.requirements_key = Set(requirements_key(build)?);
         }
+        Ok(columns)
     }
+}
+
+/// Returns the key of the builds that the same workers may take and should.
+fn requirements_key(build: &Build) -> Result<String, DbErr> {
+    let Build { requirements, requester, base, preferred_worker, .. } = build;
+    Ok(digest(&to_json(&(requirements, &requester.pools, base, preferred_worker))?))
 }
 
 /// Returns a short digest that is the same in every process.

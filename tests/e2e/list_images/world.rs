@@ -14,7 +14,7 @@ use super::{
     random::Random,
 };
 use crate::{
-    actor::{Actor, hello},
+    actor::{Actor, IMAGE_ID, hello},
     client::{Client, image, repository},
     stack::Service,
 };
@@ -309,13 +309,12 @@ async fn build_some(service: &Service, creator: &Caller, model: &mut Model) -> a
         }
         report(&mut actor, &attempt, 1, events).await?;
         if status == ImageStatus::BuildFinished {
-            let succeeded =
-                Succeeded { image_id: "sha256:0".to_owned(), size_bytes: 7, ..Default::default() };
+            let succeeded = Succeeded { image_id: IMAGE_ID.to_owned(), size_bytes: 7, ..Default::default() };
             report(&mut actor, &attempt, 3, vec![Event::Succeeded(succeeded)]).await?;
         }
         let answer = creator.client.get(&created.id).await?;
         let artifact = (status == ImageStatus::BuildFinished).then(|| api::Artifact {
-            image_id: "sha256:0".to_owned(),
+            image_id: IMAGE_ID.to_owned(),
             size_bytes: 7,
             worker: "w1".to_owned(),
             finish_time: answer.artifact.as_ref().and_then(|artifact| artifact.finish_time),

@@ -12,7 +12,7 @@ use proto::{
 
 use super::{calls::Target, table};
 use crate::{
-    actor::{Actor, hello},
+    actor::{Actor, IMAGE_ID, hello},
     client::{Client, image},
     stack::Service,
 };
@@ -150,7 +150,7 @@ impl<'a> Stage<'a> {
         assert_eq!(assignment.image_id, image);
         // Pulls and snapshots have nothing to publish.
         let built = (!matches!(kind, "pulled" | "snapshot")).then_some(Event::Built(Built {}));
-        let succeeded = Succeeded { image_id: "sha256:0".to_owned(), size_bytes: 1, ..Default::default() };
+        let succeeded = Succeeded { image_id: IMAGE_ID.to_owned(), size_bytes: 1, ..Default::default() };
         let failed = Failed { kind: FailureKind::User.into(), message: "no".to_owned(), ..Failed::default() };
         let last: Vec<Event> = match progress {
             "claimed" => return Ok(()),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    access::Identity,
+    access::{Identity, Pools},
     build::{Job, Kind, State},
     image::{ImageId, Reference, Requirements},
 };
@@ -13,7 +13,13 @@ const NOW: Timestamp = Timestamp::from_micros(1_000_000_000);
 
 fn candidate(name: &str, free_slots: usize) -> Candidate {
     let capabilities = BTreeSet::from([Capability::Dockerfile]);
-    Candidate { name: name.to_owned(), labels: BTreeMap::new(), capabilities, free_slots }
+    Candidate {
+        name: name.to_owned(),
+        labels: BTreeMap::new(),
+        capabilities,
+        pools: Pools::default(),
+        free_slots,
+    }
 }
 
 /// Returns a build of `round` that was queued `waited` ago.
@@ -218,5 +224,5 @@ fn no_requester_starves_and_every_worker_suits_its_builds() {
 }
 
 fn alice() -> Identity {
-    Identity { subject: "alice".to_owned(), roles: Vec::new() }
+    Identity { subject: "alice".to_owned(), roles: Vec::new(), pools: Pools::default() }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    access::Identity,
+    access::{Identity, Pools},
     build::{Job, Kind},
     image::{ImageId, Reference, Requirements},
 };
@@ -19,6 +19,7 @@ fn worker(name: &str) -> Worker {
         slots_taken: 0,
         engine_version: String::new(),
         capabilities: BTreeSet::from([Capability::Dockerfile]),
+        pools: Pools::default(),
         session: None,
         online: true,
         connected_at: NOW,
@@ -99,5 +100,5 @@ fn a_build_that_backs_off_waits_for_no_worker() {
 }
 
 fn alice() -> Identity {
-    Identity { subject: "alice".to_owned(), roles: Vec::new() }
+    Identity { subject: "alice".to_owned(), roles: Vec::new(), pools: Pools::default() }
 }

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use proto::dispatch as wire;
 
 use crate::{
-    build::{BuildId, Failure, Fault, LogStream, RecordedEvent, StepState, Workspace},
+    access::{Pools, is_subject},
+    build::{BuildId, DistantBase, Failure, Fault, LogStream, RecordedEvent, StepState, Workspace},
     build_context::ContextDigest,
     dispatch::{
         Attempt, Hello, KeptAttempt, PROTOCOL_VERSION, Report, Reported, ToWorker, Welcome, WithheldAbility,
@@ -13,7 +14,7 @@ use crate::{
     },
     error::{Error, Violations},
     grpc::field,
-    image::{Capability, Configuration, Dockerfile, Source},
+    image::{Capability, Configuration, Dockerfile, ImageId, Source},
     queue::Queue,
     timestamp::Timestamp,
 };
@@ -86,7 +87,13 @@ pub(super) fn hello(hello: wire::Hello) -> Result<Hello, Error> {
         labels: hello.labels,
         slots: hello.slots,
         engine_version: cut(hello.engine_version),
-        capabilities: hello.capabilities.iter().flat_map(|name| capabilities(name)).copied().collect(),
+        capabilities: hello
+            .capabilities
+            .iter()
+            .flat_map(|name| Capability::of_worker(name))
+            .copied()
+            .collect(),
+        pools: Pools::default(),
         holds,
         protocol_version: hello.protocol_version,
         unsupported_reason: hello.unsupported_reason,
@@ -104,6 +111,7 @@ fn foreign_hello(hello: wire::Hello) -> Hello {
         slots: 0,
         engine_version: cut(hello.engine_version),
         capabilities: BTreeSet::new(),
+        pools: Pools::default(),
         holds: Vec::new(),
         protocol_version: hello.protocol_version,
         unsupported_reason: String::new(),
@@ -126,21 +134,6 @@ fn withheld_fits(withheld: &wire::WithheldAbility) -> bool {
 /// Reports whether a text is short enough and has no control characters.
 fn fits(text: &str, max_bytes: usize) -> bool {
     text.len() <= max_bytes && !text.chars().any(char::is_control)
-}
-
-fn capabilities(name: &str) -> &'static [Capability] {
-    match name {
-        // The worker gets generated images as Dockerfiles.
-        "dockerfile" => &[Capability::Dockerfile, Capability::Generate],
-        "pull" => &[Capability::Pull],
-        "push" => &[Capability::Push],
-        "squash" => &[Capability::Squash],
-        "snapshot" => &[Capability::Snapshot],
-        "archive" => &[Capability::Archive],
-        "remote" => &[Capability::Remote],
-        "remote-directory" => &[Capability::RemoteDirectory],
-        _ => &[],
-    }
 }
 
 pub(super) fn report(report: wire::Report) -> Result<Report, Error> {
@@ -180,13 +173,18 @@ fn reported(event: wire::ReportEvent) -> Result<Reported, Error> {
         }
         Some(Event::Built(_)) => WorkerEvent::Built,
         Some(Event::Succeeded(succeeded)) => WorkerEvent::Succeeded {
-            image_id: cut(succeeded.image_id),
+            image_id: digest("image_id", succeeded.image_id)?.ok_or_else(|| {
+                Error::Invalid(Violations::one("report.events.succeeded.image_id", "must be given"))
+            })?,
             size_bytes: succeeded.size_bytes.max(0),
-            repo_digest: (!succeeded.repo_digest.is_empty()).then(|| cut(succeeded.repo_digest)),
-            config_digest: config_digest(succeeded.config_digest)?,
+            repo_digest: digest("repo_digest", succeeded.repo_digest)?,
+            config_digest: digest("config_digest", succeeded.config_digest)?,
         },
         Some(Event::Failed(failed)) => WorkerEvent::Failed(failure(failed)?),
-        Some(Event::HandedBack(handed_back)) => WorkerEvent::HandedBack { reason: cut(handed_back.reason) },
+        Some(Event::HandedBack(handed_back)) => WorkerEvent::HandedBack {
+            reason: cut(handed_back.reason),
+            base: handed_back.base.map(distant_base).transpose()?,
+        },
         Some(Event::Stopped(stopped)) => WorkerEvent::Stopped { confirmed: stopped.confirmed },
         None => {
             return Err(Error::Invalid(Violations::one("report.events.event", "must be given")));
@@ -195,15 +193,25 @@ fn reported(event: wire::ReportEvent) -> Result<Reported, Error> {
     Ok(Reported { time, event })
 }
 
-/// Parses the digest of an image's configuration; `None` if the engine did not report it.
-fn config_digest(digest: String) -> Result<Option<String>, Error> {
+/// Parses a digest of an artifact; `None` if it was not reported.
+fn digest(field: &str, digest: String) -> Result<Option<String>, Error> {
     if digest.is_empty() {
         return Ok(None);
     }
     match ContextDigest::parse(&digest) {
         Ok(_) => Ok(Some(digest)),
-        Err(rule) => Err(Error::Invalid(Violations::one("report.events.succeeded.config_digest", rule))),
+        Err(rule) => Err(Error::Invalid(Violations::one(format!("report.events.succeeded.{field}"), rule))),
     }
+}
+
+fn distant_base(base: wire::DistantBase) -> Result<DistantBase, Error> {
+    const FIELD: &str = "report.events.handed_back.base";
+    let image = ImageId(field::id(&format!("{FIELD}.image_id"), &base.image_id)?);
+    if !is_subject(&base.worker) {
+        let violation = Violations::one(format!("{FIELD}.worker"), "must be the name of a worker");
+        return Err(Error::Invalid(violation));
+    }
+    Ok(DistantBase { image, worker: base.worker })
 }
 
 fn failure(failed: wire::Failed) -> Result<Failure, Error> {

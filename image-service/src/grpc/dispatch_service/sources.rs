@@ -28,13 +28,15 @@ pub(super) fn resolved(sources: Vec<ResolvedSource>) -> wire::ResolveSourcesResp
     let source = |source| match source {
         ResolvedSource::Foreign => Source::Foreign(wire::ForeignSource {}),
         ResolvedSource::Missing => Source::Missing(wire::MissingSource {}),
-        ResolvedSource::Artifact(image, held) => Source::Artifact(artifact(image, *held)),
+        ResolvedSource::Artifact { image, artifact, worker_may_build } => {
+            Source::Artifact(artifact_source(image, *artifact, worker_may_build))
+        }
     };
     let sources = sources.into_iter().map(|resolved| wire::Source { source: Some(source(resolved)) });
     wire::ResolveSourcesResponse { sources: sources.collect() }
 }
 
-fn artifact(image: ImageId, artifact: Artifact) -> wire::ArtifactSource {
+fn artifact_source(image: ImageId, artifact: Artifact, worker_may_build: bool) -> wire::ArtifactSource {
     let registry_reference = artifact.reference.zip(artifact.repo_digest);
     wire::ArtifactSource {
         name: Some(wire::ArtifactName { image_id: image.to_string(), build_id: artifact.build.to_string() }),
@@ -42,5 +44,6 @@ fn artifact(image: ImageId, artifact: Artifact) -> wire::ArtifactSource {
         registry_reference: registry_reference
             .map(|(reference, digest)| format!("{}@{digest}", reference.repository()))
             .unwrap_or_default(),
+        worker_may_build,
     }
 }

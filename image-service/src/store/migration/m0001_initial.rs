@@ -74,7 +74,7 @@ const TABLES: [&str; 15] = [
      lease_expires_at bigint, cancel_requested_at bigint, stop_confirmed boolean NOT NULL, report_sequence bigint NOT NULL, \
      last_sequence bigint NOT NULL, steps_total integer NOT NULL, steps_done integer NOT NULL, steps_cached integer NOT NULL, \
      error_json text, log_bytes bigint NOT NULL, log_truncated boolean NOT NULL, configuration_revision bigint NOT NULL, \
-     repository text NOT NULL, tag text NOT NULL, requirements_json text NOT NULL, requirements_key text NOT NULL, \
+     repository text NOT NULL, tag text NOT NULL, requirements_json text NOT NULL, base_json text, requirements_key text NOT NULL, \
      preferred_worker text, workspace_json text, round bigint NOT NULL, not_before bigint, trace text)",
     "CREATE TABLE turns (round bigint NOT NULL, requester KEY_TEXT NOT NULL, PRIMARY KEY (round, requester)) CLUSTERED",
     "CREATE TABLE build_records (build UUID NOT NULL, first_sequence bigint NOT NULL, last_sequence bigint NOT NULL, \
@@ -82,7 +82,7 @@ const TABLES: [&str; 15] = [
     "CREATE TABLE changes (revision bigint PRIMARY KEY, nonce bigint NOT NULL, image UUID NOT NULL, kind integer NOT NULL, \
      creator text NOT NULL, grantees_json text NOT NULL, changed_at bigint NOT NULL)",
     "CREATE TABLE workers (name KEY_TEXT PRIMARY KEY, labels_json text NOT NULL, slots integer NOT NULL, \
-     engine_version text NOT NULL, capabilities_json text NOT NULL, instance text NOT NULL, session UUID, \
+     engine_version text NOT NULL, capabilities_json text NOT NULL, pools_json text NOT NULL, instance text NOT NULL, session UUID, \
      connected_at bigint NOT NULL, heard_at bigint NOT NULL, held_since bigint NOT NULL, drained boolean NOT NULL, draining boolean NOT NULL, \
      protocol_version integer NOT NULL, unsupported_reason text NOT NULL, withheld_json text NOT NULL, \
      engine_warning text NOT NULL)",

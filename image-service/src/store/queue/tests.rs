@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::{
-    access::{Principal, Role},
+    access::{Pools, Principal, Role},
     build::{BuildId, State},
     dispatch::{Connected, DispatchStore as _, Event, Hello, PROTOCOL_VERSION},
     error::Violations,
@@ -53,6 +53,7 @@ fn hello(slots: i32) -> Hello {
         slots,
         engine_version: String::new(),
         capabilities: BTreeSet::from([Capability::Dockerfile]),
+        pools: Pools::default(),
         holds: Vec::new(),
         protocol_version: PROTOCOL_VERSION,
         unsupported_reason: String::new(),
