@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-pub use self::model_engine::{ModelEngine, Outcome, Plan, Witness, image_id};
+pub use self::model_engine::{ModelEngine, Outcome, Plan, Witness, build_name, image_id};
 use crate::{
     config::Config,
     outbox::{Limits, Settings},

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use build_worker::simulation::{Outcome, Plan, image_id};
+use build_worker::simulation::{Outcome, Plan, build_name, image_id};
 use image_service::simulation::{Change, Database, Row, Wish};
 use proto::dispatch::ReportAck;
 use uuid::Uuid;
@@ -135,8 +135,8 @@ impl Rules {
 
     /// Checks that a worker may set the name of the image that an attempt has built.
     pub(crate) fn tagged(&mut self, image: &str, name: &str, is_excused: bool) {
-        let attempt_name = image.trim_start_matches("sha256:");
-        let (build, attempt) = split(attempt_name);
+        let attempt_name = build_name(image);
+        let (build, attempt) = split(&attempt_name);
         let granted = |row: &Row| row.attempt == attempt && row.state == "Publishing";
         // The build of a deleted image is gone, and a cancelled one may be about to publish.
         let mut is_granted = self.rows.get(&build).is_none_or(|row| granted(row) || row.state == "Cancelled");
@@ -146,7 +146,7 @@ impl Rules {
         is_granted |= is_pushed && self.rows.get(&build).is_some_and(gives_back);
         if !is_granted && !is_excused {
             let message = format!("{name} was set to {image}, which may not be: {:?}", self.rows.get(&build));
-            self.blame(attempt_name, message);
+            self.blame(&attempt_name, message);
         }
     }
 

@@ -35,7 +35,7 @@ pub struct Plan {
 /// The outcome of an undisturbed build.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Success, with the image `sha256:` and the build's name.
+    /// Success, with the image of [`image_id`].
     Succeeds,
     /// Failure of a step.
     Fails,
@@ -57,7 +57,7 @@ pub trait Witness: Debug + Send + Sync {
     fn began(&self, name: &str);
     /// Records that a build does not run any more.
     fn ended(&self, name: &str);
-    /// Records that a worker names an image, `sha256:` and a build's name.
+    /// Records that a worker names an image.
     fn tagged(&self, image: &str, name: &str);
 }
 
@@ -121,7 +121,7 @@ impl ModelEngine {
     /// Returns the registry's answer to a push.
     fn pushed(&self, reference: &str) -> Result<(), EngineError> {
         let state = self.state();
-        let name = state.images.get(reference).map(|id| id.trim_start_matches("sha256:").to_owned());
+        let name = state.images.get(reference).map(|id| build_name(id));
         let Some(name) = name else {
             return Err(EngineError::Refused(format!("there is no {reference}")));
         };
@@ -149,11 +149,18 @@ impl ModelEngine {
     }
 }
 
-/// Returns the ID of the image that a build of this name makes.
+/// Returns the ID of the image that a build of this name makes, `<build ID>-<attempt>`.
 pub fn image_id(build: &str) -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, build.as_bytes());
-    let digits: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{digits}")
+    let (id, attempt) = build.rsplit_once('-').unwrap_or((build, ""));
+    format!("sha256:{}{attempt:0>32}", id.replace('-', ""))
+}
+
+/// Returns the name of the build that has made the image with this ID.
+pub fn build_name(image_id: &str) -> String {
+    let digits = image_id.trim_start_matches("sha256:");
+    let (id, attempt) = digits.split_at(digits.len().min(32));
+    let id = uuid::Uuid::parse_str(id).unwrap_or_default();
+    format!("{id}-{}", attempt.trim_start_matches('0'))
 }
 
 #[tonic::async_trait]
