@@ -26,6 +26,8 @@ pub(crate) struct BuildSources {
     pub(crate) rules: Arc<SourceRules>,
     /// Set if registries are asked for newer images.
     pub(crate) pull_base: bool,
+    /// Set if the engine has no known flaw about directories of Git repositories.
+    pub(crate) allows_git_directories: bool,
     /// Decisions by canonical reference.
     pub(crate) decided: Mutex<BTreeMap<String, ImageDecision>>,
 }
@@ -178,6 +180,10 @@ impl SourcePolicy for BuildSources {
 
     fn hosts(&self) -> Vec<String> {
         self.rules.hosts.iter().map(Pattern::text).map(str::to_owned).collect()
+    }
+
+    fn allows_git_directories(&self) -> bool {
+        self.allows_git_directories
     }
 
     async fn decide(&self, image: &str) -> Result<Option<ImageDecision>, EngineError> {

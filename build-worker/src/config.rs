@@ -12,6 +12,7 @@ use http::Uri;
 use service_runtime::{health::Question, telemetry, tls::ServerFiles};
 
 use crate::{
+    egress::{AllowedRemote, EgressRules},
     engine_support::{self, Exceptions},
     image_gc::ImageGc,
     source_rules::{Pattern, SourceRules},
@@ -114,6 +115,12 @@ pub struct Config {
     #[arg(long, env = "TRAILER_ALLOW_ADD", value_name = "HOST", value_delimiter = ',', value_parser = pattern)]
     pub allow_add: Vec<String>,
 
+    /// Host or network that remote contexts may come from although its addresses are not public, such as
+    /// `git.corp.example` or `10.1.0.0/16`; by default none. `*` stands for any characters of a name. Repeatable, or
+    /// separated by commas.
+    #[arg(long, env = "TRAILER_ALLOW_REMOTE", value_name = "HOST-OR-NETWORK", value_delimiter = ',')]
+    pub(crate) allow_remote: Vec<AllowedRemote>,
+
     /// Parent of the control group of this worker's builds, such as `/builds.slice`. Limits set on it apply to all
     /// builds together. Overrides dockerd's --cgroup-parent.
     #[arg(long, env = "TRAILER_CGROUP_PARENT", default_value = "", value_parser = cgroup_parent)]
@@ -149,8 +156,8 @@ pub struct Config {
     #[arg(long, env = "TRAILER_LOG_LIMIT", default_value_t = 64 * 1024 * 1024)]
     pub log_limit: usize,
 
-    /// Directory for unacknowledged events that do not fit in memory; created if missing. Defaults to `trailer-spool-`
-    /// and the worker's name in the system's temporary directory.
+    /// Directory for build contexts, and for unacknowledged events that do not fit in memory; created if missing. Defaults
+    /// to `trailer-spool-` and the worker's name in the system's temporary directory.
     #[arg(long, env = "TRAILER_SPOOL_DIR")]
     pub spool_dir: Option<PathBuf>,
 
@@ -229,6 +236,11 @@ impl Config {
             local: patterns(&self.allow_local),
             hosts: patterns(&self.allow_add),
         }
+    }
+
+    /// Returns the operator's exceptions to the rule about the addresses of remote contexts.
+    pub(crate) fn egress_rules(&self) -> EgressRules {
+        EgressRules(self.allow_remote.clone())
     }
 
     /// Returns the operator's exceptions to the rules about engine versions.

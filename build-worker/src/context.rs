@@ -1,6 +1,6 @@
-//! Build contexts: a small tar packed in memory, an uploaded archive in the spool, or a remote URL.
+//! Build contexts: a small tar packed in memory, or an archive in the spool.
 //!
-//! The tar holds single files; the archive is fetched from the service; the URL is fetched by the engine itself.
+//! The tar holds single files; the archive was uploaded to the service, or is a remote context.
 
 use std::{
     fmt,
@@ -28,8 +28,6 @@ pub(crate) enum Context {
     Small(Bytes),
     /// An archive in the spool.
     Large(Arc<LargeContext>),
-    /// A URL that the engine fetches.
-    Remote(String),
 }
 
 /// An archive that is being received into the spool.
@@ -43,7 +41,7 @@ pub(crate) struct Incoming<'a> {
     context: LargeContext,
 }
 
-/// An archive in the spool; dropping it removes it.
+/// An archive in the spool, or a Dockerfile from a URL; dropping it removes it.
 #[derive(Debug)]
 pub(crate) struct LargeContext {
     file: Box<dyn SpoolFile>,
@@ -54,12 +52,12 @@ impl Context {
     /// Size of a message to the engine, in bytes.
     const CHUNK: usize = 256 * 1024;
 
-    /// Returns the archive from its beginning, or `None` if the engine fetches the context itself.
+    /// Returns the archive from its beginning.
     ///
     /// # Errors
     ///
     /// The stream yields an error if the spool cannot be read.
-    pub(crate) fn bytes(&self) -> Option<BoxStream<'static, io::Result<Bytes>>> {
+    pub(crate) fn bytes(&self) -> BoxStream<'static, io::Result<Bytes>> {
         match self {
             Self::Small(archive) => {
                 let rest = archive.clone();
@@ -67,10 +65,9 @@ impl Context {
                     let length = rest.len().min(Self::CHUNK);
                     (length > 0).then(|| (Ok(rest.split_to(length)), rest))
                 });
-                Some(chunks.boxed())
+                chunks.boxed()
             }
-            Self::Large(archive) => Some(Arc::clone(archive).into_stream().boxed()),
-            Self::Remote(_) => None,
+            Self::Large(archive) => Arc::clone(archive).into_stream().boxed(),
         }
     }
 }
@@ -109,7 +106,7 @@ fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, content: &[u8], mode:
 impl<'a> Incoming<'a> {
     /// Starts receiving an archive into `file`, which must be empty.
     pub(crate) fn new(build: &'a DockerBuild, file: Box<dyn SpoolFile>) -> Self {
-        let context = LargeContext { file, length: 0 };
+        let context = LargeContext::new(file);
         Self { build, hashing: Hashing::new(&SHA256), tar: None, context }
     }
 
@@ -214,7 +211,17 @@ impl Write for Beginning {
 impl LargeContext {
     const READ: u64 = Context::CHUNK as u64;
 
-    async fn append(&mut self, bytes: Vec<u8>) -> io::Result<()> {
+    /// Creates an empty context in `file`, which must be empty.
+    pub(crate) fn new(file: Box<dyn SpoolFile>) -> Self {
+        Self { file, length: 0 }
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if they cannot be written to the spool.
+    pub(crate) async fn append(&mut self, bytes: Vec<u8>) -> io::Result<()> {
         if !bytes.is_empty() {
             let length = bytes.len() as u64;
             self.file.write(self.length, bytes).await?;
@@ -242,7 +249,6 @@ impl fmt::Debug for Context {
         f.write_str(match self {
             Self::Small(_) => "Small",
             Self::Large(_) => "Large",
-            Self::Remote(_) => "Remote",
         })
     }
 }

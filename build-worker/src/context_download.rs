@@ -1,4 +1,4 @@
-//! Retrieval of build contexts; uploaded ones are fetched from the service once it responds.
+//! Retrieval of build contexts; uploaded ones are fetched from the service once it responds, remote ones from their URL.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -9,6 +9,7 @@ use tonic::Code;
 
 use crate::{
     context::{Context, Incoming, LargeContext, pack},
+    remote_context::{RemoteContexts, RemoteError},
     service_client::{ServiceClient, ServiceError},
     spool::Spool,
 };
@@ -29,22 +30,25 @@ pub(crate) enum FetchError {
     Keep(#[from] io::Error),
     #[error("the received context does not have the expected digest")]
     Other,
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
 /// Returns a build's context; retries while the service is unavailable, until the future is dropped.
 ///
 /// # Errors
 ///
-/// Returns [`FetchError`] if the service refuses the request, the archive is not the one that the build names, or the
-/// context cannot be packed or written to the spool.
+/// Returns [`FetchError`] if the service refuses the request, the archive is not the one that the build names, the remote
+/// context is not available, or the context cannot be packed or written to the spool.
 pub(crate) async fn context_of(
     build: &DockerBuild,
     attempt: &Attempt,
     service: &dyn ServiceClient,
     spool: &dyn Spool,
+    remotes: &RemoteContexts,
 ) -> Result<Context, FetchError> {
     if !build.remote.is_empty() {
-        return Ok(Context::Remote(build.remote.clone()));
+        return Ok(Context::Large(Arc::new(remotes.fetch(&build.remote, spool).await?)));
     }
     if build.archive.is_empty() {
         return Ok(Context::Small(pack(build)?));
@@ -79,7 +83,7 @@ fn may_pass(error: &FetchError) -> bool {
     let error = match error {
         FetchError::ServiceClient(error) => error,
         FetchError::Silent => return true,
-        FetchError::Keep(_) | FetchError::Other => return false,
+        FetchError::Keep(_) | FetchError::Other | FetchError::Remote(_) => return false,
     };
     match error {
         ServiceError::NoToken => false,

@@ -97,6 +97,9 @@ pub(crate) trait SourcePolicy: fmt::Debug + Send + Sync {
     /// Returns patterns of the hosts that ADD may fetch from.
     fn hosts(&self) -> Vec<String>;
 
+    /// Reports whether ADD may fetch a directory of a Git repository rather than all of it.
+    fn allows_git_directories(&self) -> bool;
+
     /// Decides about an image that the engine was denied, by its canonical reference.
     ///
     /// Returns `None` if the image was decided about before.

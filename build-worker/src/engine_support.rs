@@ -40,8 +40,8 @@ struct Flaw {
     fixed_in: &'static [Version],
 }
 
-/// Ability to build a remote Git repository of which only a directory is the context.
-pub(crate) const REMOTE_DIRECTORY: &str = "remote-directory";
+/// Ability to ADD a directory of a Git repository.
+pub(crate) const ADD_GIT_DIRECTORY: &str = "add-git-directory";
 
 /// Known flaws of BuildKit.
 ///
@@ -58,7 +58,7 @@ const FLAWS: [Flaw; 5] = [
     },
     Flaw {
         name: "CVE-2026-33748",
-        ability: Some(REMOTE_DIRECTORY),
+        ability: Some(ADD_GIT_DIRECTORY),
         fixed_in: &[Version(25, 0, 16), Version(29, 3, 1)],
     },
 ];

@@ -1,6 +1,6 @@
 //! Attribution of engine errors: one table for builds, base images, contexts, pulls and pushes.
 //!
-//! An engine passes on as text what registries, Git servers and its own parts have reported, so most errors can only be
+//! Engines and `git` pass on as text what registries, servers and their own parts have reported, so most errors can only be
 //! told apart by their words. An error about a system that is unreachable or busy is worth a retry and says nothing
 //! about the engine.
 
@@ -32,7 +32,7 @@ const ENGINE: [&str; 12] = [
 ];
 
 /// Phrases of errors about unreachable or busy systems, in lower case.
-const REMOTE: [&str; 37] = [
+const REMOTE: [&str; 41] = [
     "dial tcp",
     "connection refused",
     "connection reset by peer",
@@ -66,6 +66,10 @@ const REMOTE: [&str; 37] = [
     "502 bad gateway",
     "503 service unavailable",
     "504 gateway timeout",
+    "empty reply from server",
+    "recv failure",
+    "gnutls recv error",
+    "unexpected disconnect while reading",
     "requested url returned error: 5",
     "requested url returned error: 429",
     "invalid response status 5",

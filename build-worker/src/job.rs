@@ -18,10 +18,12 @@ use crate::{
     context::{self, Context},
     context_download, dockerfile,
     engine::{BuildOrder, BuiltImage, Engine, EngineError, EngineEvent, RunningWork},
+    engine_support::ADD_GIT_DIRECTORY,
     labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
     outbox::Outbox,
     output::Output,
     readiness::Readiness,
+    remote_context::RemoteContexts,
     service_client::ServiceClient,
     source_rules::SourceRules,
     spool::Spool,
@@ -53,6 +55,7 @@ pub(crate) struct Job {
     pub(crate) service: Arc<dyn ServiceClient>,
     /// Storage for a large context until the engine fetches it.
     pub(crate) spool: Arc<dyn Spool>,
+    pub(crate) remotes: Arc<RemoteContexts>,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) control: Arc<Control>,
     pub(crate) steps: StepsUnderWay,
@@ -322,12 +325,8 @@ impl Job {
 
     async fn context(&self, order: &DockerBuild) -> Result<Context, Ended> {
         let attempt = self.assignment.attempt.clone().unwrap_or_default();
-        let context =
-            context_download::context_of(order, &attempt, self.service.as_ref(), self.spool.as_ref()).await;
-        context.map_err(|error| {
-            let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
-            Ended::by_infrastructure(format!("{error}{}", source.unwrap_or_default()))
-        })
+        let (service, spool) = (self.service.as_ref(), self.spool.as_ref());
+        Ok(context_download::context_of(order, &attempt, service, spool, &self.remotes).await?)
     }
 
     async fn start(
@@ -347,6 +346,7 @@ impl Job {
             service: Arc::clone(&self.service),
             rules: Arc::clone(&self.source_rules),
             pull_base: order.pull_base,
+            allows_git_directories: !self.readiness.support().withholds(ADD_GIT_DIRECTORY),
             decided: Mutex::default(),
         };
         sources.decide_all(dockerfile::image_references(&order.dockerfile, &build_args)).await?;

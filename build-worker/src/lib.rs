@@ -1,8 +1,9 @@
 //! Build worker of Trailer Images: takes builds from image-service and runs them on a Docker Engine.
 //!
 //! `service_client` calls the service, `session` holds the connection, `worker` the attempts of the connection, and `job`
-//! is one attempt at a build. `context_download` fetches its `context`, and `build_sources` decides which images it may
-//! use, by the service's word and `source_rules`, for what its `dockerfile` names. `engine` is the interface to an engine
+//! is one attempt at a build. `context_download` fetches its `context`, from the service or as a `remote_context` through
+//! `egress`, and `build_sources` decides which images it may use, by the service's word and `source_rules`, for what its
+//! `dockerfile` names. `engine` is the interface to an engine
 //! and `docker` the real one, with `registry_credentials`; `engine_support` lists the supported versions, and `fault`
 //! attributes their errors. `output` turns progress into events, and `outbox` keeps them until they are durable, with a
 //! `spool` for events that memory cannot hold. `lease` decides when all work has to stop, `job::stop` stops a build and
@@ -15,6 +16,8 @@
 //! - Unacknowledged events are in memory up to a limit, then on disk up to a limit; then the engine is not read any
 //!   further.
 //! - The engine uses no image, file or repository for a build that was not decided about, see `docker::source_policy`.
+//! - A remote context comes from public addresses, or from those that the operator allows, and is fetched anew by each
+//!   attempt, see `egress` and `remote_context`.
 //! - Steps of two trust domains share neither results nor cache mounts, see `step_processes`.
 //! - A cancel is confirmed after the engine's response has ended and no process of the build is left.
 //! - While anything goes on that was told to stop, nothing starts.
@@ -36,6 +39,7 @@ use self::{
     health::Health,
     outbox::Settings,
     registry_credentials::DockerConfig,
+    remote_context::RemoteContexts,
     service_client::GrpcServiceClient,
     spool::{DiskSpool, Spool},
     surroundings::{Surroundings, TokioSpawn},
@@ -49,6 +53,7 @@ mod context;
 mod context_download;
 mod docker;
 mod dockerfile;
+mod egress;
 mod engine;
 mod engine_monitor;
 mod engine_support;
@@ -64,6 +69,7 @@ mod output;
 mod readiness;
 mod reference;
 mod registry_credentials;
+mod remote_context;
 mod service_client;
 mod session;
 #[cfg(feature = "simulation")]
@@ -226,6 +232,7 @@ async fn work(
         is_local,
         engine,
         outbox: Settings::new(spool, config.spool_limit),
+        remotes: RemoteContexts::open(config.spool_dir(), config.egress_rules()).await,
         service: Arc::new(service),
         spawn: Arc::new(TokioSpawn),
     };

@@ -13,7 +13,6 @@ use tokio::{
 };
 
 use crate::{
-    engine_support::REMOTE_DIRECTORY,
     job::StopReason,
     jobs::Held,
     outbox::Forgotten,
@@ -230,13 +229,15 @@ impl Session<'_> {
     }
 }
 
-/// Abilities of every worker, unless a flaw of its engine withholds them.
-const CAPABILITIES: [&str; 8] =
-    ["dockerfile", "archive", "remote", REMOTE_DIRECTORY, "pull", "push", "snapshot", "squash"];
+/// Abilities of every worker.
+const CAPABILITIES: [&str; 6] = ["dockerfile", "archive", "pull", "push", "snapshot", "squash"];
+/// Ability of a worker that has `git`.
+const REMOTE: &str = "remote";
 
 fn hello(worker: &Worker) -> Hello {
     let support = worker.readiness.support();
-    let capabilities = CAPABILITIES.into_iter().filter(|ability| !support.withholds(ability));
+    let remote = worker.remotes.are_available().then_some(REMOTE);
+    let capabilities = CAPABILITIES.into_iter().chain(remote);
     Hello {
         name: worker.config.name.clone(),
         labels: worker.config.label_map(),

@@ -26,6 +26,7 @@ pub use self::model_engine::{ModelEngine, Outcome, Plan, Witness, build_name, im
 use crate::{
     config::Config,
     outbox::{Limits, Settings},
+    remote_context::RemoteContexts,
     service_client::{Chunks, Responses, ServiceClient, ServiceError},
     spool::{Spool, SpoolFile},
     surroundings::{Spawn, Surroundings as Parts},
@@ -76,6 +77,7 @@ impl Process {
             allow_source: vec!["*".to_owned()],
             allow_local: Vec::new(),
             allow_add: Vec::new(),
+            allow_remote: Vec::new(),
             cgroup_parent: String::new(),
             compression: None,
             allow_old_engine: false,
@@ -99,6 +101,7 @@ impl Process {
             engine: Arc::new(engine.clone()),
             is_local: false,
             outbox,
+            remotes: RemoteContexts::none(),
             service: Arc::new(around.clone()),
             spawn: Arc::new(around),
         };

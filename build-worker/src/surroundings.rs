@@ -4,7 +4,9 @@ use std::{fmt::Debug, sync::Arc};
 
 use futures_util::future::BoxFuture;
 
-use crate::{engine::Engine, outbox::Settings, service_client::ServiceClient};
+use crate::{
+    engine::Engine, outbox::Settings, remote_context::RemoteContexts, service_client::ServiceClient,
+};
 
 /// The environment of a worker.
 #[derive(Debug)]
@@ -13,6 +15,7 @@ pub(crate) struct Surroundings {
     /// Set if the engine's processes are on this host.
     pub(crate) is_local: bool,
     pub(crate) outbox: Settings,
+    pub(crate) remotes: RemoteContexts,
     pub(crate) service: Arc<dyn ServiceClient>,
     pub(crate) spawn: Arc<dyn Spawn>,
 }

@@ -29,6 +29,7 @@ use crate::{
     outbox::{Outbox, Settings, Unreadable},
     readiness::Readiness,
     registry_credentials::DockerConfig,
+    remote_context::RemoteContexts,
     service_client::ServiceClient,
     session,
     source_rules::SourceRules,
@@ -71,6 +72,7 @@ pub(crate) struct Worker {
     turn: AtomicUsize,
     pub(crate) image_gc: ImageGc,
     source_rules: Arc<SourceRules>,
+    pub(crate) remotes: Arc<RemoteContexts>,
     draining: AtomicBool,
     draining_begun: Notify,
 }
@@ -84,7 +86,7 @@ impl Worker {
     const LAST_REPORTS: Duration = Duration::from_secs(10);
 
     pub(crate) fn new(config: Config, info: EngineInfo, surroundings: Surroundings) -> Self {
-        let Surroundings { engine, is_local, outbox, service, spawn } = surroundings;
+        let Surroundings { engine, is_local, outbox, remotes, service, spawn } = surroundings;
         let image_gc = ImageGc {
             worker: config.name.clone(),
             engine: Arc::clone(&engine),
@@ -109,6 +111,7 @@ impl Worker {
             spawn,
             image_gc,
             source_rules: Arc::new(config.source_rules()),
+            remotes: Arc::new(remotes),
             readiness: Arc::new(Readiness::new(info, config.exceptions())),
             steps: StepsUnderWay::default(),
             jobs: Arc::new(Jobs::default()),
@@ -320,6 +323,7 @@ impl Worker {
             readiness: Arc::clone(&self.readiness),
             service: Arc::clone(&self.service),
             spool: Arc::clone(&self.outbox_settings.spool),
+            remotes: Arc::clone(&self.remotes),
             steps: self.steps.clone(),
             group: self.step_group(),
             processes: self.step_processes(),

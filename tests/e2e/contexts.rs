@@ -1,24 +1,14 @@
-//! Build contexts that are uploaded as archives or fetched by the engine.
+//! Build contexts that are uploaded as archives, and what the real engine makes of contexts.
 
-use std::{
-    io::Write as _,
-    net::Ipv4Addr,
-    path::Path,
-    process::{Child, Command, Stdio},
-};
+use std::io::Write as _;
 
 use anyhow::Context as _;
 use flate2::{Compression, write::GzEncoder};
 use proto::images::{
-    self as api, BuildErrorKind, BuildState, DockerfileSource, Image, ImageConfig, RenderDockerfileRequest,
+    self as api, BuildState, DockerfileSource, Image, ImageConfig, RenderDockerfileRequest,
     image_config::Source, render_dockerfile_request::Subject, upload_context_request::Part,
 };
 use ring::digest::{SHA256, digest};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-};
-use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
 
 use crate::{
@@ -27,6 +17,7 @@ use crate::{
     engine_fixture::Real,
     eventually::eventually_true,
     stack::Service,
+    web_server::{Answer, WebServer, make_repository, run_git},
 };
 
 fn digest_of(bytes: &[u8]) -> String {
@@ -242,105 +233,39 @@ async fn the_real_engine_builds_with_an_archive() -> anyhow::Result<()> {
     real.clean(&references.iter().map(String::as_str).collect::<Vec<_>>()).await
 }
 
-/// A Git daemon that is killed when dropped.
-struct GitDaemon(Child);
-
-impl Drop for GitDaemon {
-    fn drop(&mut self) {
-        // Errors cannot be reported here.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn git(directory: &Path, arguments: &[&str]) -> anyhow::Result<()> {
-    let identity =
-        ["-c", "user.name=tests", "-c", "user.email=tests@localhost", "-c", "init.defaultBranch=main"];
-    let output = Command::new("git").args(identity).args(arguments).current_dir(directory).output()?;
-    anyhow::ensure!(output.status.success(), "git {arguments:?}: {output:?}");
-    Ok(())
-}
-
-/// Serves the repositories of a directory and returns the port.
-async fn serve_git(directory: &Path) -> anyhow::Result<(GitDaemon, u16)> {
-    // The port was free a moment ago; the daemon cannot choose one.
-    let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-    // Run the program itself: `git daemon` would be its parent, and the daemon would survive when that is killed.
-    let programs = Command::new("git").arg("--exec-path").output()?;
-    let program = Path::new(std::str::from_utf8(&programs.stdout)?.trim_end()).join("git-daemon");
-    let daemon = Command::new(program)
-        .args(["--listen=127.0.0.1", "--export-all", "--reuseaddr"])
-        .arg(format!("--port={port}"))
-        .arg(format!("--base-path={}", directory.display()))
-        .arg(directory)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let daemon = GitDaemon(daemon);
-    eventually_true("the Git daemon listens", async || {
-        Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_ok())
-    })
-    .await?;
-    Ok((daemon, port))
-}
-
-/// Answers every HTTP request with these bytes and returns the port.
-async fn serve_bytes(bytes: Vec<u8>) -> anyhow::Result<(AbortOnDropHandle<()>, u16)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    let port = listener.local_addr()?.port();
-    let serving = tokio::spawn(async move {
-        while let Ok((mut connection, _)) = listener.accept().await {
-            let mut request = [0; 4096];
-            // A request without a body arrives in one packet.
-            let _ = connection.read(&mut request).await;
-            let head = format!(
-                "HTTP/1.1 200 OK\r\ncontent-type: application/x-tar\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-                bytes.len()
-            );
-            let body: &[u8] = if request.starts_with(b"HEAD") { &[] } else { &bytes };
-            // The engine may have closed the connection.
-            let _ = connection.write_all(&[head.as_bytes(), body].concat()).await;
-        }
-    });
-    Ok((AbortOnDropHandle::new(serving), port))
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn the_real_engine_fetches_a_remote_context() -> anyhow::Result<()> {
-    let real = Real::start().await?;
+async fn the_real_engine_builds_with_a_remote_context() -> anyhow::Result<()> {
+    let real = Real::start_with(&["--allow-remote", "127.0.0.1"]).await?;
     let directory = tempfile::tempdir()?;
-    let repository = directory.path().join("sources");
-    std::fs::create_dir_all(repository.join("docker"))?;
+    let server = WebServer::start(directory.path()).await?;
+    let repository = directory.path().join("sources.git");
     let dockerfile = real.dockerfile("COPY text /\nRUN [\"/bin/sh\", \"-c\", \"busybox cat /text\"]\n");
-    std::fs::write(repository.join("docker/Dockerfile.dev"), &dockerfile)?;
-    std::fs::write(repository.join("text"), "of the branch\n")?;
-    git(&repository, &["init", "--quiet"])?;
-    git(&repository, &["checkout", "--quiet", "-b", "next"])?;
-    git(&repository, &["add", "."])?;
-    git(&repository, &["commit", "--quiet", "-m", "A context"])?;
-    let (_daemon, git_port) = serve_git(directory.path()).await?;
+    make_repository(&repository, &[("docker/Dockerfile.dev", &dockerfile), ("text", "of the branch\n")])?;
+    run_git(&repository, &["branch", "next"])?;
     let tar = tar_of(&[("Dockerfile", dockerfile.as_bytes()), ("text", b"of the URL\n")])?;
-    let (_server, http_port) = serve_bytes(gzip(&tar)?).await?;
+    server.answer("/context.tar.gz", Answer::File(gzip(&tar)?));
+    server.answer("/context.tar", Answer::File(tar));
+    let alone = real.dockerfile("RUN [\"/bin/sh\", \"-c\", \"busybox echo of nothing else\"]\n");
+    server.answer("/Dockerfile", Answer::File(alone.into_bytes()));
 
-    let remote = |url: String, path: &str| DockerfileSource {
-        remote: url,
-        dockerfile_path: path.to_owned(),
+    let remote = |path: &str, dockerfile_path: &str| DockerfileSource {
+        remote: server.url(path),
+        dockerfile_path: dockerfile_path.to_owned(),
         ..DockerfileSource::default()
     };
-    let from_git = remote(format!("git://127.0.0.1:{git_port}/sources#next"), "docker/Dockerfile.dev");
-    let printed = build(&real, "git", from_git).await?;
-    assert!(printed.iter().any(|line| line == "of the branch"), "{printed:?}");
-    let from_url = remote(format!("http://127.0.0.1:{http_port}/context.tar.gz"), "");
-    let printed = build(&real, "url", from_url).await?;
-    assert!(printed.iter().any(|line| line == "of the URL"), "{printed:?}");
-
-    let missing = remote(format!("git://127.0.0.1:{git_port}/nothing"), "");
-    let alice = real.alice();
-    let (_, failing) = alice.create(image_of(&format!("missing-{}", real.run), missing)).await?;
-    let failed = alice.finished(&failing.id).await?;
-    assert_eq!(failed.state(), BuildState::Failed);
-    assert_eq!(failed.error.map(|error| error.kind), Some(i32::from(BuildErrorKind::User)));
-    let references = references(&real, &["git", "url"]);
+    for (name, source, expected) in [
+        ("git", remote("/sources.git#next", "docker/Dockerfile.dev"), "of the branch"),
+        ("gzip", remote("/context.tar.gz", ""), "of the URL"),
+        ("tar", remote("/context.tar", ""), "of the URL"),
+        ("alone", remote("/Dockerfile", ""), "of nothing else"),
+    ] {
+        let printed = build(&real, name, source).await?;
+        assert!(printed.iter().any(|line| line == expected), "{name}: {printed:?}");
+    }
+    // The second build of a commit finds the steps of the first one.
+    let again = remote("/sources.git#next", "docker/Dockerfile.dev");
+    let printed = build(&real, "again", again).await?;
+    assert!(printed.iter().all(|line| line != "of the branch"), "{printed:?}");
+    let references = references(&real, &["git", "gzip", "tar", "alone", "again"]);
     real.clean(&references.iter().map(String::as_str).collect::<Vec<_>>()).await
 }

@@ -1,8 +1,8 @@
 //! End-to-end tests: both services in process, called over the network.
 //!
 //! `stack` starts the services, each on a `database` of its own; `client` calls them; `actor` plays a worker and `issuer` an
-//! identity provider; `fake_engine` is a scripted Docker Engine, `registry` a real image registry, and `proxy` cuts and stalls
-//! connections. The other modules are tests, named after their subjects.
+//! identity provider; `fake_engine` is a scripted Docker Engine, `registry` a real image registry, `web_server` a server of
+//! files and Git repositories, and `proxy` cuts and stalls connections. The other modules are tests, named after their subjects.
 
 mod access;
 mod actor;
@@ -66,6 +66,7 @@ mod reflection;
 mod registries;
 mod registry;
 mod relay;
+mod remote_contexts;
 mod resume;
 mod retention;
 mod rolling_restart;
@@ -79,4 +80,5 @@ mod trust;
 mod unreachable;
 mod unsupported_engine;
 mod watch_images;
+mod web_server;
 mod writes;

@@ -42,7 +42,7 @@ async fn an_unsupported_worker_gets_nothing_and_says_why() -> anyhow::Result<()>
     let service = Service::start().await?;
     let (root, alice) = (admin(&service), service.builder("alice"));
     let withheld = WithheldAbility {
-        ability: "remote-directory".to_owned(),
+        ability: "add-git-directory".to_owned(),
         flaw: "CVE-2026-33748".to_owned(),
         fixed_in: "28.5.3".to_owned(),
     };
@@ -53,7 +53,7 @@ async fn an_unsupported_worker_gets_nothing_and_says_why() -> anyhow::Result<()>
     let [withheld] = shown.withheld.as_slice() else { panic!("{shown:?}") };
     assert_eq!(
         [&withheld.ability, &withheld.flaw, &withheld.fixed_in],
-        ["remote-directory", "CVE-2026-33748", "28.5.3"]
+        ["add-git-directory", "CVE-2026-33748", "28.5.3"]
     );
     let to_alice = worker(&alice, "w1").await?;
     assert!(to_alice.unsupported_reason.is_empty() && to_alice.withheld.is_empty(), "{to_alice:?}");
@@ -151,33 +151,6 @@ async fn a_refused_worker_is_recorded_under_its_own_name_alone() -> anyhow::Resu
     let refused = responses.message().await.expect_err("it is another's name");
     assert_eq!(reason(&refused), "OTHER_WORKER");
     assert!(worker(&admin(&service), "w2").await.is_err());
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_directory_of_a_git_repository_needs_an_ability_of_its_own() -> anyhow::Result<()> {
-    let service = Service::start().await?;
-    let alice = service.builder("alice");
-    let able = |name: &str, further: &[&str]| {
-        let capabilities = ["dockerfile", "remote"].iter().chain(further).map(|name| (*name).to_owned());
-        Hello { capabilities: capabilities.collect(), slots: 10, ..hello(name, &[]) }
-    };
-    let mut withholds = Actor::connect(&service, able("w1", &[])).await?;
-    let from = |name: &str, remote: &str| {
-        let source = api::DockerfileSource { remote: remote.to_owned(), ..Default::default() };
-        let source = Some(api::image_config::Source::Dockerfile(source));
-        let config = Some(api::ImageConfig { source, ..Default::default() });
-        api::Image { name: name.to_owned(), config, ..Default::default() }
-    };
-    let (_, directory) = alice.create(from("Directory", "https://git.example/x.git#main:docker")).await?;
-    let (_, whole) = alice.create(from("Whole", "https://git.example/x.git#main")).await?;
-    let (_, tar) = alice.create(from("Tar", "https://example.com/x.tar.gz#a:b")).await?;
-    for expected in [&whole, &tar] {
-        assert_eq!(withholds.assignment().await?.1.build_id, expected.id);
-    }
-    assert_eq!(pending_reason(&alice, &directory).await?, PendingReason::NoSuitableWorker);
-    let mut takes = Actor::connect(&service, able("w2", &["remote-directory"])).await?;
-    assert_eq!(takes.assignment().await?.1.build_id, directory.id);
     Ok(())
 }
 

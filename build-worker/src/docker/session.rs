@@ -55,8 +55,7 @@ impl upload_server::Upload for Upload {
         &self,
         _request: Request<Streaming<BytesMessage>>,
     ) -> Result<Response<Self::PullStream>, Status> {
-        let bytes = self.0.bytes().ok_or_else(|| Status::not_found("the context is none of this session"))?;
-        let messages = bytes.map(|bytes| match bytes {
+        let messages = self.0.bytes().map(|bytes| match bytes {
             Ok(bytes) => Ok(BytesMessage { data: bytes.into() }),
             Err(error) => Err(Status::data_loss(format!("cannot read the context: {error}"))),
         });

@@ -18,7 +18,6 @@ use tonic::{Code, Status};
 
 use super::{control::Control, progress, source_policy};
 use crate::{
-    context::Context,
     engine::{BuildOrder, BuiltImage, EngineError, EngineEvent},
     fault::Fault,
 };
@@ -112,10 +111,7 @@ async fn follow(
 
 /// Returns the request for a build, which uses the engine's built-in frontend.
 pub(super) fn request(order: &BuildOrder, name: &str, session: &str) -> SolveRequest {
-    let context = match order.context.as_ref() {
-        Context::Small(_) | Context::Large(_) => format!("http://buildkit-session/{session}"),
-        Context::Remote(url) => url.clone(),
-    };
+    let context = format!("http://buildkit-session/{session}");
     let mut attributes = HashMap::from([
         ("context".to_owned(), context.clone()),
         ("filename".to_owned(), order.dockerfile.clone()),

@@ -8,20 +8,24 @@ use crate::{
 };
 
 const IMAGE: &str = "docker-image://";
+/// Pattern of Git repositories of which only a directory is taken.
+const GIT_DIRECTORY: &str = "git://*#*:*";
 
-/// Returns the policy of a build whose context the engine fetches from this URL.
+/// Returns the policy of a build with this context, the URL of an upload.
 ///
 /// Of all rules that allow or deny a source, the last one counts; a conversion is followed by another pass with the new name.
 pub(super) fn policy(sources: &dyn SourcePolicy, context: &str) -> Policy {
-    let (_, location) = context.split_once("://").unwrap_or(("", context));
-    // The engine calls a Git repository by another scheme, and appends what it takes of it.
-    let location = location.split(['#', '?']).next().unwrap_or_default();
-    let hosts = sources.hosts().into_iter().map(|host| format!("{host}/*"));
-    let mut rules = vec![rule(PolicyAction::Deny, "*", MatchType::Wildcard)];
-    for place in std::iter::once(format!("{location}*")).chain(hosts) {
+    let mut rules = vec![
+        rule(PolicyAction::Deny, "*", MatchType::Wildcard),
+        rule(PolicyAction::Allow, &format!("{context}*"), MatchType::Wildcard),
+    ];
+    for host in sources.hosts() {
         for scheme in ["http", "https", "git"] {
-            rules.push(rule(PolicyAction::Allow, &format!("{scheme}://{place}"), MatchType::Wildcard));
+            rules.push(rule(PolicyAction::Allow, &format!("{scheme}://{host}/*"), MatchType::Wildcard));
         }
+    }
+    if !sources.allows_git_directories() {
+        rules.push(rule(PolicyAction::Deny, GIT_DIRECTORY, MatchType::Wildcard));
     }
     for (image, decision) in sources.images() {
         let image = format!("{IMAGE}{image}");
@@ -69,6 +73,9 @@ pub(super) fn error(source: &str, decision: Option<&ImageDecision>) -> EngineErr
     if let Some(ImageDecision::Elsewhere { holder, may_build: true }) = decision {
         return EngineError::BaseElsewhere { image: name.to_owned(), holder: holder.clone() };
     }
+    let is_git_directory = source
+        .split_once('#')
+        .is_some_and(|(url, fragment)| url.starts_with("git://") && fragment.contains(':'));
     EngineError::Refused(match (image(source), decision) {
         (Some(_), Some(ImageDecision::Refused)) => {
             format!("{name}: the operator of the worker allows no images from there (--allow-source)")
@@ -79,6 +86,10 @@ pub(super) fn error(source: &str, decision: Option<&ImageDecision>) -> EngineErr
         ),
         (Some(_), Some(ImageDecision::Missing(reason))) => format!("{name}: {reason}"),
         (Some(_), Some(ImageDecision::Usable { .. }) | None) => format!("{name}: not found"),
+        (None, _) if is_git_directory => format!(
+            "{name}: the operator of the worker allows nothing from there (--allow-add), or no directories of repositories, \
+             because of a flaw of the engine"
+        ),
         (None, _) => format!("{name}: the operator of the worker allows nothing from there (--allow-add)"),
     })
 }
@@ -102,6 +113,10 @@ mod tests {
 
         fn hosts(&self) -> Vec<String> {
             vec!["files.example".to_owned()]
+        }
+
+        fn allows_git_directories(&self) -> bool {
+            false
         }
 
         async fn decide(&self, _image: &str) -> Result<Option<ImageDecision>, EngineError> {
@@ -134,11 +149,10 @@ mod tests {
             [
                 "Deny *",
                 "Allow http://buildkit-session/1*",
-                "Allow https://buildkit-session/1*",
-                "Allow git://buildkit-session/1*",
                 "Allow http://files.example/*",
                 "Allow https://files.example/*",
                 "Allow git://files.example/*",
+                "Deny git://*#*:*",
                 "Allow docker-image://a",
                 "Allow docker-image://a@sha256:0",
                 "Convert docker-image://b to docker-image://c",

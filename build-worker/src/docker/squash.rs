@@ -80,6 +80,10 @@ impl SourcePolicy for SquashedImage {
         Vec::new()
     }
 
+    fn allows_git_directories(&self) -> bool {
+        false
+    }
+
     async fn decide(&self, _image: &str) -> Result<Option<ImageDecision>, EngineError> {
         Ok(None)
     }

@@ -4,9 +4,11 @@ use proto::dispatch::{DistantBase, Failed, FailureKind};
 use tokio::time::Instant;
 
 use crate::{
+    context_download::FetchError,
     engine::{EngineError, RunningWork},
     output::FailedStep,
     readiness::UnconfirmedStop,
+    remote_context::RemoteError,
 };
 
 /// The cleanup that a job leaves to be done after it.
@@ -96,7 +98,7 @@ impl Ended {
 
     /// Creates a failure that the user has to fix.
     pub(super) fn by_user(message: String) -> Self {
-        Self::Failed { failed: failed(FailureKind::User, message), doubts_engine: false }
+        Self::Failed { failed: failed(FailureKind::User, shortened(message)), doubts_engine: false }
     }
 }
 
@@ -104,6 +106,23 @@ impl Ended {
 impl From<EngineError> for Ended {
     fn from(error: EngineError) -> Self {
         Self::by_engine(&error, None)
+    }
+}
+
+/// Conversion of the reason why there is no build context.
+impl From<FetchError> for Ended {
+    fn from(error: FetchError) -> Self {
+        match error {
+            FetchError::Remote(RemoteError::Refused(message)) => Self::by_user(message),
+            FetchError::ServiceClient(_)
+            | FetchError::Silent
+            | FetchError::Keep(_)
+            | FetchError::Other
+            | FetchError::Remote(RemoteError::Unreachable(_) | RemoteError::Local(_)) => {
+                let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+                Self::by_infrastructure(format!("{error}{}", source.unwrap_or_default()))
+            }
+        }
     }
 }
 

@@ -7,7 +7,6 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-mod remote;
 mod rules;
 mod validation;
 
@@ -119,8 +118,9 @@ pub(crate) enum Capability {
     Push,
     Squash,
     Archive,
+    /// Builds that an earlier version has queued may also require a directory of a remote context.
+    #[serde(alias = "remote_directory")]
     Remote,
-    RemoteDirectory,
     /// Capability of a later version that shares the database; no worker of this version has it.
     #[serde(other)]
     Unknown,
@@ -179,7 +179,6 @@ impl Configuration {
             (self.squash, Capability::Squash),
             (self.archive().is_some(), Capability::Archive),
             (self.remote().is_some(), Capability::Remote),
-            (self.remote().is_some_and(remote::is_git_directory), Capability::RemoteDirectory),
         ];
         let wanted =
             options.into_iter().filter_map(|(is_wanted, capability)| is_wanted.then_some(capability));
@@ -203,7 +202,6 @@ impl Capability {
             "snapshot" => &[Self::Snapshot],
             "archive" => &[Self::Archive],
             "remote" => &[Self::Remote],
-            "remote-directory" => &[Self::RemoteDirectory],
             _ => &[],
         }
     }
@@ -336,5 +334,17 @@ mod base64_bytes {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(deserializer)?;
         BASE64_STANDARD.decode(text).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_that_waits_since_an_earlier_version_needs_nothing_that_is_gone() {
+        let stored = r#"{"capabilities": ["dockerfile", "remote", "remote_directory"]}"#;
+        let requirements: Requirements = serde_json::from_str(stored).expect("an earlier version wrote it");
+        assert_eq!(requirements.capabilities, [Capability::Dockerfile, Capability::Remote].into());
     }
 }

@@ -211,9 +211,9 @@ pub(super) fn remote(url: &str) -> Result<(), &'static str> {
     if url.len() > MAX_URL || !url.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("must have at most 2 KiB of printable ASCII, without spaces");
     }
-    let schemes = ["https://", "http://", "git://"];
+    let schemes = ["https://", "http://"];
     let Some(rest) = schemes.iter().find_map(|scheme| url.strip_prefix(scheme)) else {
-        return Err("must begin with `https://`, `http://` or `git://`");
+        return Err("must begin with `https://` or `http://`");
     };
     let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if host.contains('@') {
@@ -357,7 +357,7 @@ mod tests {
         );
         assert_rule(
             remote,
-            &["https://x/y.tar.gz", "http://127.0.0.1:80", "git://x/y#main:a/b", "https://x/y.git#v1@2"],
+            &["https://x/y.tar.gz", "http://127.0.0.1:80", "http://x/y.git#main:a/b", "https://x/y.git#v1@2"],
             &[
                 "",
                 "x",
@@ -366,7 +366,8 @@ mod tests {
                 "https://",
                 "https:///x",
                 "http://u:p@x/y",
-                "git://u@x",
+                "https://u@x",
+                "git://x/y",
                 "https://x/ y",
                 "https://x/é",
             ],

@@ -195,7 +195,7 @@ impl Check<'_> {
         }
         let has_text = !text.is_empty();
         if has_remote && has_text {
-            let rule = "must not be given with `remote`: the engine takes the Dockerfile of that context";
+            let rule = "must not be given with `remote`: the Dockerfile is that of the context";
             self.violations.add(format!("{field}.text"), rule);
         }
         if !has_text && !has_archive && !has_remote {
