@@ -1,4 +1,4 @@
-# build-worker and what it links to, made by deploy/images/build: nothing else is in it.
+# build-worker, git, and what they link to, made by deploy/images/build: nothing else is in it.
 FROM scratch
 COPY root/ /
 COPY --chown=65532:65532 state/ /var/spool/trailer/
