@@ -26,6 +26,8 @@ pub(crate) struct BuildSources {
     pub(crate) rules: Arc<SourceRules>,
     /// Set if registries are asked for newer images.
     pub(crate) pull_base: bool,
+    /// Set if the engine has no known flaw about frontends that a Dockerfile names.
+    pub(crate) allows_frontends: bool,
     /// Set if the engine has no known flaw about directories of Git repositories.
     pub(crate) allows_git_directories: bool,
     /// Decisions by canonical reference.
@@ -53,6 +55,65 @@ impl BuildSources {
             self.ask(images).await?;
         }
         Ok(())
+    }
+
+    /// Decides about the frontend that a Dockerfile names, and returns its name in the engine; `None` for the engine's own.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the frontend may not be run or does not exist, or if that cannot be decided now.
+    pub(crate) async fn decide_frontend(&self, named: Option<&str>) -> Result<Option<String>, EngineError> {
+        /// Repository of the frontend that the engine has built in.
+        const OFFICIAL: &str = "docker.io/docker/dockerfile";
+        let Some(named) = named else { return Ok(None) };
+        let refused = |rule: &str| Err(EngineError::Refused(format!("{named}: {rule}")));
+        let Some(image) = reference::canonical(named) else { return refused("is no reference to an image") };
+        if !self.rules.allow_frontend(&image) {
+            return match reference::repository(&image) {
+                OFFICIAL => Ok(None),
+                _ => refused("the operator of the worker allows no such frontend (--allow-frontend)"),
+            };
+        }
+        if !self.allows_frontends {
+            return refused("frontends are not run, because of a flaw of the engine");
+        }
+        self.ask(std::slice::from_ref(&image)).await?;
+        match self.decisions().get(&image) {
+            Some(ImageDecision::Usable { name, .. }) => Ok(Some(name.clone())),
+            Some(ImageDecision::Missing(reason)) => refused(reason),
+            Some(ImageDecision::Elsewhere { holder, may_build: true }) => {
+                Err(EngineError::BaseElsewhere { image: named.to_owned(), holder: holder.clone() })
+            }
+            Some(ImageDecision::Elsewhere { .. }) => refused("only another worker's engine has it"),
+            Some(ImageDecision::Refused) => refused("comes from no allowed registry (--allow-source)"),
+            None => refused(Self::NOT_FOUND),
+        }
+    }
+
+    /// Decides about a pull, and returns the reference with the digest to pull.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the image may not be pulled or does not exist, or if that cannot be decided now.
+    pub(crate) async fn decide_pull(&self, named: &str) -> Result<String, EngineError> {
+        let refused = |rule: &str| Err(EngineError::Refused(format!("{named}: {rule}")));
+        let Some(image) = reference::canonical(named) else { return refused("is no reference to an image") };
+        match self.resolve(vec![image.clone()]).await?.pop().flatten() {
+            Some(Source::Artifact(artifact)) if !artifact.registry_reference.is_empty() => {
+                return Ok(artifact.registry_reference);
+            }
+            Some(Source::Foreign(_)) => {}
+            Some(Source::Artifact(_) | Source::Missing(_)) | None => return refused(Self::NOT_FOUND),
+        }
+        if !self.rules.allow_from_registry(&image) {
+            return refused("the operator of the worker allows no images from there (--allow-source)");
+        }
+        let digest = self.engine.registry_digest(&image).await?;
+        let pinned = format!("{}@{digest}", reference::repository(&image));
+        match self.resolve(vec![pinned.clone()]).await?.pop().flatten() {
+            Some(Source::Artifact(_) | Source::Foreign(_)) => Ok(pinned),
+            Some(Source::Missing(_)) | None => refused(Self::NOT_FOUND),
+        }
     }
 
     async fn ask(&self, images: &[String]) -> Result<(), EngineError> {

@@ -115,6 +115,12 @@ pub struct Config {
     #[arg(long, env = "TRAILER_ALLOW_ADD", value_name = "HOST", value_delimiter = ',', value_parser = pattern)]
     pub allow_add: Vec<String>,
 
+    /// Images that a Dockerfile may name as its frontend (`# syntax=`), such as `registry.example/frontends/*`; by default
+    /// none. `docker/dockerfile` needs no permission: the engine's own frontend takes its place. `*` stands for any
+    /// characters. Repeatable, or separated by commas.
+    #[arg(long, env = "TRAILER_ALLOW_FRONTEND", value_name = "PATTERN", value_delimiter = ',', value_parser = pattern)]
+    pub allow_frontend: Vec<String>,
+
     /// Host or network that remote contexts may come from although its addresses are not public, such as
     /// `git.corp.example` or `10.1.0.0/16`; by default none. `*` stands for any characters of a name. Repeatable, or
     /// separated by commas.
@@ -235,6 +241,7 @@ impl Config {
             registries: patterns(&self.allow_source),
             local: patterns(&self.allow_local),
             hosts: patterns(&self.allow_add),
+            frontends: patterns(&self.allow_frontend),
         }
     }
 
@@ -281,13 +288,13 @@ fn label(text: &str) -> Result<(String, String), String> {
         .ok_or_else(|| "must be key=value".to_owned())
 }
 
-/// Parses the path of a control group, without `.` or `..` in it.
-///
-/// BuildKit gives a name that ends in a colon another meaning.
 fn pattern(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
+/// Parses the path of a control group, without `.` or `..` in it.
+///
+/// BuildKit gives a name that ends in a colon another meaning.
 fn cgroup_parent(text: &str) -> Result<String, String> {
     let is_plain = |part: &str| !matches!(part, "." | "..") && !part.contains(char::is_control);
     if text.split('/').all(is_plain) && !text.ends_with(':') {

@@ -19,6 +19,8 @@ use ring::digest::{Context as Hashing, SHA256};
 
 use crate::spool::SpoolFile;
 
+mod dockerfile;
+
 /// Path of a Dockerfile that is given as text, in its context.
 pub(crate) const DOCKERFILE: &str = "Dockerfile";
 

@@ -19,6 +19,25 @@ pub(crate) fn stages(dockerfile: &str) -> Vec<String> {
     dockerfile.stages().enumerate().map(name).collect()
 }
 
+/// Returns the frontend that a Dockerfile names by its directive `syntax`, in its words.
+///
+/// The rest of the file need not be a Dockerfile then.
+pub(crate) fn frontend(dockerfile: &str) -> Option<&str> {
+    let text = dockerfile.trim_start_matches('\u{feff}');
+    let is_shebang = text.starts_with("#!");
+    for line in text.lines().skip(usize::from(is_shebang)) {
+        let (name, value) = line.trim_start().strip_prefix('#')?.split_once('=')?;
+        if !name.trim().bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return None;
+        }
+        if name.trim().eq_ignore_ascii_case("syntax") {
+            // Arguments of the frontend may follow.
+            return value.split_whitespace().next();
+        }
+    }
+    None
+}
+
 /// Returns the references to images that a Dockerfile names, in its words.
 ///
 /// References that depend on more than ARG defaults and build arguments are left out.
@@ -124,6 +143,24 @@ mod tests {
             ("no Dockerfile", &[]),
         ] {
             assert_eq!(references(dockerfile, &[]), expected, "{dockerfile}");
+        }
+    }
+
+    #[test]
+    fn a_directive_names_the_frontend() {
+        for (dockerfile, expected) in [
+            ("# syntax=docker/dockerfile:1\nFROM a", Some("docker/dockerfile:1")),
+            ("\u{feff}#syntax = a/b@sha256:0 --flag\nno Dockerfile", Some("a/b@sha256:0")),
+            ("#!/usr/bin/env docker\n# Syntax=a", Some("a")),
+            ("# escape=`\n# syntax=a\nFROM b", Some("a")),
+            ("# about\n# syntax=a\nFROM b", None),
+            ("\n# syntax=a", None),
+            ("FROM a\n# syntax=a", None),
+            ("# syntax=\nFROM a", None),
+            ("# no directive = a\n# syntax=a", None),
+            ("", None),
+        ] {
+            assert_eq!(frontend(dockerfile), expected, "{dockerfile}");
         }
     }
 

@@ -159,6 +159,8 @@ pub(crate) struct BuildOrder {
     pub(crate) labels: HashMap<String, String>,
     /// Values of `ARG` instructions.
     pub(crate) build_args: HashMap<String, String>,
+    /// Image that is run as the frontend, by the name that was decided about; the engine's own frontend if `None`.
+    pub(crate) frontend: Option<String>,
     /// Stage to build; the last one if empty.
     pub(crate) target: String,
     /// Set if the cache is not used.

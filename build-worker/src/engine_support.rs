@@ -43,6 +43,9 @@ struct Flaw {
 /// Ability to ADD a directory of a Git repository.
 pub(crate) const ADD_GIT_DIRECTORY: &str = "add-git-directory";
 
+/// Ability to run a frontend that a Dockerfile names.
+pub(crate) const FOREIGN_FRONTENDS: &str = "foreign-frontends";
+
 /// Known flaws of BuildKit.
 ///
 /// Docker before 25.0.2 has all of the first three; 24.0.9 has a fixed runc, but no fixed BuildKit.
@@ -50,10 +53,9 @@ const FLAWS: [Flaw; 5] = [
     Flaw { name: "CVE-2024-23651", ability: None, fixed_in: &[Version(25, 0, 2)] },
     Flaw { name: "CVE-2024-23652", ability: None, fixed_in: &[Version(25, 0, 2)] },
     Flaw { name: "CVE-2024-23653", ability: None, fixed_in: &[Version(25, 0, 2)] },
-    // A frontend that a Dockerfile names is never run, on any engine.
     Flaw {
         name: "CVE-2026-33747",
-        ability: Some("foreign-frontends"),
+        ability: Some(FOREIGN_FRONTENDS),
         fixed_in: &[Version(25, 0, 16), Version(29, 3, 1)],
     },
     Flaw {

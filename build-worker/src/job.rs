@@ -1,25 +1,16 @@
 //! One attempt at a build, from its assignment to its last report.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use proto::dispatch::{
-    Assignment, Built, DockerBuild, Failed, FailureKind, HandedBack, Started, Stopped, Succeeded,
-    assignment::Work, report_event::Event,
+    Assignment, Built, Failed, FailureKind, HandedBack, Started, Stopped, Succeeded, assignment::Work,
+    report_event::Event,
 };
 use tokio::time::Instant;
 
 use crate::{
     artifact_name::ArtifactName,
-    build_sources::BuildSources,
-    context::{self, Context},
-    context_download, dockerfile,
-    engine::{BuildOrder, BuiltImage, Engine, EngineError, EngineEvent, RunningWork},
-    engine_support::ADD_GIT_DIRECTORY,
-    labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
+    engine::{BuiltImage, Engine, EngineEvent, RunningWork},
     outbox::Outbox,
     output::Output,
     readiness::Readiness,
@@ -31,13 +22,13 @@ use crate::{
     step_processes::{StepGroup, StepProcesses},
     steps::StepsUnderWay,
     telemetry::StepSpans,
-    trust_domain::TrustDomain,
 };
 
 pub(crate) use self::control::{Control, StopReason};
 use self::outcome::{Artifact, Ended, Rest, Stop};
 
 mod control;
+mod docker_build;
 mod outcome;
 mod publication;
 mod pull;
@@ -81,8 +72,6 @@ impl Job {
     const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
     /// Maximum time that the last report waits for the removal of the attempt's tag.
     const UNTAG_LIMIT: Duration = Duration::from_secs(1);
-    /// Build argument that keeps the cache mounts of trust domains apart.
-    const CACHE_MOUNT_NAMESPACE: &str = "BUILDKIT_CACHE_MOUNT_NS";
     /// Maximum time that a terminating worker waits for the grant of a finished build.
     const LAST_GRANT: Duration = Duration::from_secs(5);
 
@@ -321,60 +310,6 @@ impl Job {
             Some(error) => Err(Ended::by_engine(&error, output.failed_step())),
             None => Ok(built),
         }
-    }
-
-    async fn context(&self, order: &DockerBuild) -> Result<Context, Ended> {
-        let attempt = self.assignment.attempt.clone().unwrap_or_default();
-        let (service, spool) = (self.service.as_ref(), self.spool.as_ref());
-        Ok(context_download::context_of(order, &attempt, service, spool, &self.remotes).await?)
-    }
-
-    async fn start(
-        &self,
-        order: &DockerBuild,
-        context: Context,
-    ) -> Result<Box<dyn RunningWork>, EngineError> {
-        let domain = TrustDomain::parse(&self.assignment.trust_domain)
-            .ok_or_else(|| EngineError::Refused("the service has named no trust domain".to_owned()))?;
-        let mut build_args = self.proxies.clone();
-        build_args.extend(order.build_args.clone());
-        build_args.insert(Self::CACHE_MOUNT_NAMESPACE.to_owned(), domain.to_string());
-        let sources = BuildSources {
-            attempt: self.assignment.attempt.clone().unwrap_or_default(),
-            catalogue: self.catalogue.clone(),
-            engine: Arc::clone(&self.engine),
-            service: Arc::clone(&self.service),
-            rules: Arc::clone(&self.source_rules),
-            pull_base: order.pull_base,
-            allows_git_directories: !self.readiness.support().withholds(ADD_GIT_DIRECTORY),
-            decided: Mutex::default(),
-        };
-        sources.decide_all(dockerfile::image_references(&order.dockerfile, &build_args)).await?;
-        self.engine.build(BuildOrder {
-            name: self.name(),
-            tag: self.attempt_tag(),
-            context: Arc::new(context),
-            dockerfile: context::dockerfile_path(order),
-            stages: dockerfile::stages(&order.dockerfile),
-            build_args,
-            target: order.target.clone(),
-            sources: Arc::new(sources),
-            no_cache: order.no_cache,
-            squash: order.squash,
-            labels: self.labels(),
-            cgroup_parent: self.group.path(&domain),
-            compression: self.compression.clone(),
-        })
-    }
-
-    /// Returns the labels of the images that the attempt makes.
-    fn labels(&self) -> HashMap<String, String> {
-        HashMap::from([
-            (IMAGE_LABEL.to_owned(), self.assignment.image_id.clone()),
-            (WORKER_LABEL.to_owned(), self.worker.clone()),
-            (REFERENCE_LABEL.to_owned(), self.assignment.reference.clone()),
-            (CATALOGUE_LABEL.to_owned(), self.catalogue.clone()),
-        ])
     }
 
     /// Returns the name of the build in the engine, unique to the attempt.

@@ -77,6 +77,7 @@ impl Process {
             allow_source: vec!["*".to_owned()],
             allow_local: Vec::new(),
             allow_add: Vec::new(),
+            allow_frontend: Vec::new(),
             allow_remote: Vec::new(),
             cgroup_parent: String::new(),
             compression: None,

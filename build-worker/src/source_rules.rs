@@ -11,6 +11,8 @@ pub(crate) struct SourceRules {
     pub(crate) local: Vec<Pattern>,
     /// Hosts from which ADD may fetch files and Git repositories.
     pub(crate) hosts: Vec<Pattern>,
+    /// Patterns of images that builds may run as frontends.
+    pub(crate) frontends: Vec<Pattern>,
 }
 
 /// A pattern in which `*` stands for any characters.
@@ -26,6 +28,11 @@ impl SourceRules {
     /// Reports whether a build may use an image of this canonical reference that only the engine has.
     pub(crate) fn allow_local(&self, canonical: &str) -> bool {
         allows(&self.local, canonical)
+    }
+
+    /// Reports whether a build may run an image of this canonical reference as its frontend.
+    pub(crate) fn allow_frontend(&self, canonical: &str) -> bool {
+        allows(&self.frontends, canonical)
     }
 }
 

@@ -82,7 +82,7 @@ async fn a_build_sees_what_its_requester_sees() -> anyhow::Result<()> {
         (upper_case, missing, pushed_build, pushed_build),
         (format!("{at}@{digest}"), missing, pushed_build, pushed_build),
         (format!("{at}:other@{digest}"), missing, pushed_build, pushed_build),
-        (format!("{at}@{}", other_digest), missing, missing, missing),
+        (format!("{at}@{other_digest}"), missing, missing, missing),
         (format!("{}@{digest}", secret.repository), missing, missing, missing),
         // What the engine calls it is no way around.
         (
@@ -99,7 +99,7 @@ async fn a_build_sees_what_its_requester_sees() -> anyhow::Result<()> {
         ("registry.example:5000/other/base:1".to_owned(), foreign, foreign, foreign),
         // Another registry may answer with any digest.
         (format!("elsewhere.example/a@{digest}"), missing, foreign, foreign),
-        (format!("elsewhere.example/a@{}", other_digest), foreign, foreign, foreign),
+        (format!("elsewhere.example/a@{other_digest}"), foreign, foreign, foreign),
         // An address may be that of the catalogue's registry.
         (at.replace("registry.example", "192.0.2.1"), missing, missing, missing),
         ("192.0.2.1:5001/team/base:1".to_owned(), foreign, foreign, foreign),

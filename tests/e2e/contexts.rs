@@ -20,13 +20,13 @@ use crate::{
     web_server::{Answer, WebServer, make_repository, run_git},
 };
 
-fn digest_of(bytes: &[u8]) -> String {
+pub(crate) fn digest_of(bytes: &[u8]) -> String {
     let digits: String = digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{digits}")
 }
 
 /// Returns a tar of files.
-fn tar_of(files: &[(&str, &[u8])]) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn tar_of(files: &[(&str, &[u8])]) -> anyhow::Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     for (path, content) in files {
         let mut header = tar::Header::new_gnu();
@@ -49,7 +49,7 @@ fn noise(length: usize) -> Vec<u8> {
     std::iter::repeat_with(|| random.u8(..)).take(length).collect()
 }
 
-fn image_of(name: &str, source: DockerfileSource) -> Image {
+pub(crate) fn image_of(name: &str, source: DockerfileSource) -> Image {
     Image {
         name: name.to_owned(),
         config: Some(ImageConfig { source: Some(Source::Dockerfile(source)), ..ImageConfig::default() }),
@@ -57,7 +57,7 @@ fn image_of(name: &str, source: DockerfileSource) -> Image {
     }
 }
 
-fn named(archive: &str, text: &str) -> DockerfileSource {
+pub(crate) fn named(archive: &str, text: &str) -> DockerfileSource {
     DockerfileSource { text: text.to_owned(), archive: archive.to_owned(), ..DockerfileSource::default() }
 }
 

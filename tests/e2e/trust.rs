@@ -1,11 +1,15 @@
 //! Isolation of builds from each other, on the real Docker Engine that `tests/run` provides.
 
-use proto::images::{BuildErrorKind, BuildState, Image, Permission};
+use proto::images::{
+    BuildErrorKind, BuildState, GenerateSource, Image, ImageConfig, Permission, PullSource,
+    image_config::Source,
+};
 
 use crate::{
     answers::lines,
     base_image,
     client::{Client, image},
+    contexts::{self, tar_of},
     engine_fixture::Real,
     registry::Registry,
 };
@@ -118,6 +122,11 @@ async fn failure(client: &Client, wanted: Image) -> anyhow::Result<String> {
     })
 }
 
+fn of_source(name: &str, source: Source) -> Image {
+    let config = ImageConfig { source: Some(source), ..ImageConfig::default() };
+    Image { name: name.to_owned(), config: Some(config), ..Image::default() }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invisible_image_cannot_be_built_from() -> anyhow::Result<()> {
     let real = Real::start_with(&["--slots", "4"]).await?;
@@ -143,7 +152,7 @@ async fn an_invisible_image_cannot_be_built_from() -> anyhow::Result<()> {
         format!("FROM {base}\nRUN --mount=type=bind,from={reference},target=/it /bin/busybox cat /it/secret"),
         format!("FROM {artifact_name}\n{print}"),
         format!("FROM {repository}@{}\n{print}", artifact.image_id),
-        format!("# syntax={reference}\nFROM {reference}\n{print}"),
+        format!("FROM {}\n{print}", reference.replace("trailer.invalid/", "trailer.invalid:443/")),
     ];
     for (number, dockerfile) in ways.iter().enumerate() {
         let hidden = failure(&bob, image(&format!("Way {number} {run}"), dockerfile)).await?;
@@ -154,6 +163,25 @@ async fn an_invisible_image_cannot_be_built_from() -> anyhow::Result<()> {
     let engine_id = artifact.image_id.trim_start_matches("sha256:");
     let refused = failure(&bob, image(&format!("Id {run}"), &format!("FROM {engine_id}\n{print}"))).await?;
     assert!(!refused.is_empty());
+    // A trap of one's own is sprung by a build of one's own.
+    let trap = format!("FROM {base}\nONBUILD COPY --from={reference} /secret /secret");
+    let trap = build(&bob, image(&format!("Trap {run}"), &trap)).await?;
+    let caught = image(&format!("Caught {run}"), &format!("FROM {}\n{print}", trap.reference));
+    let hidden = failure(&bob, caught).await?;
+    assert!(hidden.contains("not found"), "{hidden}");
+    // So are a base image of a generated Dockerfile, a Dockerfile in an archive, and a pull.
+    let archive = tar_of(&[("Dockerfile", ways[0].as_bytes())])?;
+    let archive = bob.upload("", &archive).await?.digest;
+    let generate = GenerateSource { base_image: reference.to_owned(), ..GenerateSource::default() };
+    for wanted in [
+        of_source(&format!("Generated {run}"), Source::Generate(generate)),
+        of_source(&format!("Pulled {run}"), Source::Pull(PullSource { reference: reference.to_owned() })),
+        contexts::image_of(&format!("Archived {run}"), contexts::named(&archive, "")),
+    ] {
+        let name = wanted.name.clone();
+        let hidden = failure(&bob, wanted).await?;
+        assert!(hidden.contains("not found"), "{name}: {hidden}");
+    }
     // What does not exist is refused in the same words.
     let none = format!("{repository}-none:latest");
     let missing = failure(&bob, image(&format!("None {run}"), &format!("FROM {none}\n{print}"))).await?;
@@ -176,6 +204,41 @@ async fn an_invisible_image_cannot_be_built_from() -> anyhow::Result<()> {
     assert!(hidden.contains("not found"), "{hidden}");
     let references: Vec<&str> = references.iter().map(String::as_str).collect();
     real.clean(&references).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frontend_is_run_if_allowed_and_without_the_hosts_network() -> anyhow::Result<()> {
+    // It ends with 40 and the number of its network interfaces, the loopback included.
+    const COUNT: &str =
+        "ENTRYPOINT [\"/bin/busybox\", \"sh\", \"-c\", \"exit $((40 + $(grep -c : /proc/net/dev)))\"]";
+    let real = Real::start_with(&["--allow-frontend", "trailer.invalid/alice-*/allowed-*"]).await?;
+    let (alice, run) = (real.alice(), &real.run);
+    let allowed = build(&alice, image(&format!("Allowed {run}"), &real.dockerfile(COUNT))).await?;
+    let other = build(&alice, image(&format!("Other {run}"), &real.dockerfile(COUNT))).await?;
+    let with = |frontend: &str| format!("# syntax={frontend}\n# whatever it reads\nFROM scratch\nENV A=b");
+    let run_it = |client: Client, name: &str, frontend: &str| {
+        let wanted = image(&format!("{name} {run}"), &with(frontend));
+        async move { failure(&client, wanted).await }
+    };
+    let ran = run_it(alice.clone(), "Runs", &allowed.reference).await?;
+    let (_, interfaces) = ran.rsplit_once("exit code: 4").unwrap_or_default();
+    let interfaces: usize = interfaces.parse().unwrap_or_default();
+    assert!((1..=2).contains(&interfaces), "{ran}");
+    let refused = run_it(alice.clone(), "Refused", &other.reference).await?;
+    assert!(refused.contains("--allow-frontend"), "{refused}");
+    let hidden = run_it(real.service.builder("bob"), "Hidden", &allowed.reference).await?;
+    assert!(hidden.contains("not found"), "{hidden}");
+    // Nothing is fetched for the one that the engine has built in.
+    let official = build(&alice, image(&format!("Official {run}"), &with("docker/dockerfile:1"))).await?;
+    // Nor does a frontend come by other ways.
+    let mut argument = image(&format!("Argument {run}"), &real.dockerfile("ENV A=b"));
+    let config = argument.config.as_mut().expect("an image has a configuration");
+    let Some(Source::Dockerfile(dockerfile)) = &mut config.source else {
+        anyhow::bail!("no Dockerfile");
+    };
+    dockerfile.build_args.insert("BUILDKIT_SYNTAX".to_owned(), other.reference.clone());
+    assert!(alice.create(argument).await.is_err());
+    real.clean(&[&allowed.reference, &other.reference, &official.reference]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,6 +22,9 @@ use crate::{
     fault::Fault,
 };
 
+/// The engine's own frontend.
+const DOCKERFILE: &str = "dockerfile.v0";
+
 pub(super) type Teller = mpsc::Sender<Result<EngineEvent, EngineError>>;
 
 /// Runs a build to its end; returns `None` if it was cancelled.
@@ -109,19 +112,24 @@ async fn follow(
     }
 }
 
-/// Returns the request for a build, which uses the engine's built-in frontend.
+/// Returns the request for a build.
 pub(super) fn request(order: &BuildOrder, name: &str, session: &str) -> SolveRequest {
     let context = format!("http://buildkit-session/{session}");
     let mut attributes = HashMap::from([
         ("context".to_owned(), context.clone()),
         ("filename".to_owned(), order.dockerfile.clone()),
         ("cgroup-parent".to_owned(), order.cgroup_parent.clone()),
-        // Keeps the engine from fetching and running a frontend that the Dockerfile names: a client that sends a
-        // command line counts as a frontend.
-        ("cmdline".to_owned(), "dockerfile.v0".to_owned()),
+        // Keeps a frontend from fetching and running another one that the Dockerfile names: a client that sends a command
+        // line counts as a frontend.
+        ("cmdline".to_owned(), order.frontend.clone().unwrap_or_else(|| DOCKERFILE.to_owned())),
         // What the engine has need not be asked for: the worker has decided what stands for each name.
         ("image-resolve-mode".to_owned(), "local".to_owned()),
     ]);
+    // Frontends of the first kind run in a container, without the host's network.
+    let frontend = if order.frontend.is_some() { "gateway.v0" } else { DOCKERFILE };
+    if let Some(image) = &order.frontend {
+        attributes.insert("source".to_owned(), image.clone());
+    }
     if !order.target.is_empty() {
         attributes.insert("target".to_owned(), order.target.clone());
     }
@@ -138,7 +146,7 @@ pub(super) fn request(order: &BuildOrder, name: &str, session: &str) -> SolveReq
     SolveRequest {
         r#ref: name.to_owned(),
         session: session.to_owned(),
-        frontend: "dockerfile.v0".to_owned(),
+        frontend: frontend.to_owned(),
         frontend_attrs: attributes,
         exporter_deprecated: "moby".to_owned(),
         exporter_attrs_deprecated: exporter,

@@ -130,6 +130,7 @@ pub(super) async fn order(
         stages: Vec::new(),
         labels: config.labels,
         build_args,
+        frontend: None,
         target: String::new(),
         sources: Arc::new(SquashedImage {
             name: reference::canonical(&order.tag).unwrap_or_default(),

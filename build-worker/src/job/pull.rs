@@ -2,14 +2,20 @@
 
 use super::{
     Job,
-    outcome::{Artifact, Ended},
+    outcome::{Artifact, Ended, Stop},
 };
 use crate::output::Output;
 
 impl Job {
-    /// Pulls an image, gives it the name of the artifact, and checks that the engine has it.
+    /// Pulls an image that its requester may use, gives it the name of the artifact, and checks that the engine has it.
     pub(super) async fn pull(&self, reference: &str, output: &mut Output) -> Result<Artifact, Ended> {
-        let pull = self.engine.pull(reference)?;
+        let sources = self.sources(false);
+        let pinned = tokio::select! {
+            biased;
+            () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
+            pinned = sources.decide_pull(reference) => pinned?,
+        };
+        let pull = self.engine.pull(&pinned)?;
         let pulled = self.follow(pull, output).await?;
         let missing = || Ended::by_broken_engine(format!("{reference} was pulled and is not there"));
         let pulled = pulled.ok_or_else(missing)?;

@@ -100,12 +100,9 @@ pub(crate) fn pending_reason(build: &Build, workers: &[Worker], now: Timestamp) 
     }
     let nearest = online.filter(|worker| worker.suits(build)).map(Worker::distance).min();
     let reason = nearest.map_or(PendingReason::NoSuitableWorker, |distance| BY_DISTANCE[distance]);
-    match reason {
-        PendingReason::Dispatching => reason,
-        // Other workers may well be free.
-        _ if build.base.is_some() => PendingReason::BaseElsewhere,
-        _ => reason,
-    }
+    // Other workers may well be free.
+    let waits_for_base = build.base.is_some() && reason != PendingReason::Dispatching;
+    if waits_for_base { PendingReason::BaseElsewhere } else { reason }
 }
 
 #[cfg(test)]

@@ -1,0 +1,97 @@
+//! Docker builds: their context, what they may use, and their start.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use proto::dispatch::DockerBuild;
+
+use super::{Job, outcome::Ended};
+use crate::{
+    build_sources::BuildSources,
+    context::{self, Context},
+    context_download, dockerfile,
+    engine::{BuildOrder, EngineError, RunningWork},
+    engine_support::{ADD_GIT_DIRECTORY, FOREIGN_FRONTENDS},
+    labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
+    trust_domain::TrustDomain,
+};
+
+/// Build argument that keeps the cache mounts of trust domains apart.
+const CACHE_MOUNT_NAMESPACE: &str = "BUILDKIT_CACHE_MOUNT_NS";
+
+impl Job {
+    /// Returns the context of a build.
+    pub(super) async fn context(&self, order: &DockerBuild) -> Result<Context, Ended> {
+        let attempt = self.assignment.attempt.clone().unwrap_or_default();
+        let (service, spool) = (self.service.as_ref(), self.spool.as_ref());
+        Ok(context_download::context_of(order, &attempt, service, spool, &self.remotes).await?)
+    }
+
+    /// Starts a build once it is known what it may use.
+    pub(super) async fn start(
+        &self,
+        order: &DockerBuild,
+        context: Context,
+    ) -> Result<Box<dyn RunningWork>, EngineError> {
+        let domain = TrustDomain::parse(&self.assignment.trust_domain)
+            .ok_or_else(|| EngineError::Refused("the service has named no trust domain".to_owned()))?;
+        let mut build_args = self.proxies.clone();
+        build_args.extend(order.build_args.clone());
+        build_args.insert(CACHE_MOUNT_NAMESPACE.to_owned(), domain.to_string());
+        let sources = self.sources(order.pull_base);
+        let path = context::dockerfile_path(order);
+        let text = match order.dockerfile.as_str() {
+            "" => context
+                .dockerfile(&path)
+                .await
+                .map_err(|error| EngineError::Unreachable(format!("cannot read the context: {error}")))?,
+            text => text.to_owned(),
+        };
+        sources.decide_all(dockerfile::image_references(&text, &build_args)).await?;
+        let frontend = sources.decide_frontend(dockerfile::frontend(&text)).await?;
+        self.engine.build(BuildOrder {
+            name: self.name(),
+            tag: self.attempt_tag(),
+            context: Arc::new(context),
+            dockerfile: path,
+            stages: dockerfile::stages(&text),
+            build_args,
+            frontend,
+            target: order.target.clone(),
+            sources: Arc::new(sources),
+            no_cache: order.no_cache,
+            squash: order.squash,
+            labels: self.labels(),
+            cgroup_parent: self.group.path(&domain),
+            compression: self.compression.clone(),
+        })
+    }
+
+    /// Returns the sources of the attempt, about which nothing is decided yet.
+    pub(super) fn sources(&self, pull_base: bool) -> BuildSources {
+        let support = self.readiness.support();
+        BuildSources {
+            attempt: self.assignment.attempt.clone().unwrap_or_default(),
+            catalogue: self.catalogue.clone(),
+            engine: Arc::clone(&self.engine),
+            service: Arc::clone(&self.service),
+            rules: Arc::clone(&self.source_rules),
+            pull_base,
+            allows_frontends: !support.withholds(FOREIGN_FRONTENDS),
+            allows_git_directories: !support.withholds(ADD_GIT_DIRECTORY),
+            decided: Mutex::default(),
+        }
+    }
+
+    /// Returns the labels of the images that the attempt makes.
+    pub(super) fn labels(&self) -> HashMap<String, String> {
+        HashMap::from([
+            (IMAGE_LABEL.to_owned(), self.assignment.image_id.clone()),
+            (WORKER_LABEL.to_owned(), self.worker.clone()),
+            (REFERENCE_LABEL.to_owned(), self.assignment.reference.clone()),
+            (CATALOGUE_LABEL.to_owned(), self.catalogue.clone()),
+        ])
+    }
+}
