@@ -19,8 +19,6 @@ use ring::digest::{Context as Hashing, SHA256};
 
 use crate::spool::SpoolFile;
 
-mod dockerfile;
-
 /// Path of a Dockerfile that is given as text, in its context.
 pub(crate) const DOCKERFILE: &str = "Dockerfile";
 
@@ -97,7 +95,12 @@ pub(crate) fn pack(build: &DockerBuild) -> io::Result<Bytes> {
     Ok(archive.into_inner()?.into())
 }
 
-fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, content: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn append(
+    archive: &mut tar::Builder<Vec<u8>>,
+    path: &str,
+    content: &[u8],
+    mode: u32,
+) -> io::Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_size(content.len() as u64);
     header.set_mode(mode);

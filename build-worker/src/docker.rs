@@ -190,8 +190,8 @@ impl Engine for DockerEngine {
         Ok(Self::run(connections, cancel, true, work))
     }
 
-    fn pull(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {
-        self.start_pull(reference)
+    fn pull(&self, name: &str, pinned: &str) -> Result<Box<dyn RunningWork>, EngineError> {
+        self.start_pull(name, pinned)
     }
 
     fn push(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {

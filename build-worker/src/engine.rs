@@ -26,8 +26,8 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// Starts a build.
     fn build(&self, order: BuildOrder) -> Result<Box<dyn RunningWork>, EngineError>;
 
-    /// Starts a pull of what a reference stands for in its registry now, which sets no tag.
-    fn pull(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError>;
+    /// Starts a pull of a reference with a digest, which sets no tag. Its progress calls the image `name`.
+    fn pull(&self, name: &str, pinned: &str) -> Result<Box<dyn RunningWork>, EngineError>;
 
     /// Starts a push of the image with this name.
     fn push(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError>;

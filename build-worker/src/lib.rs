@@ -50,6 +50,7 @@ mod artifact_name;
 mod build_sources;
 mod config;
 mod context;
+mod context_dockerfile;
 mod context_download;
 mod docker;
 mod dockerfile;

@@ -244,7 +244,9 @@ async fn the_real_engine_builds_with_a_remote_context() -> anyhow::Result<()> {
     run_git(&repository, &["branch", "next"])?;
     let tar = tar_of(&[("Dockerfile", dockerfile.as_bytes()), ("text", b"of the URL\n")])?;
     server.answer("/context.tar.gz", Answer::File(gzip(&tar)?));
-    server.answer("/context.tar", Answer::File(tar));
+    // Equal steps would come from the cache, and print nothing.
+    let plain = tar_of(&[("Dockerfile", dockerfile.as_bytes()), ("text", b"of the plain tar\n")])?;
+    server.answer("/context.tar", Answer::File(plain));
     let alone = real.dockerfile("RUN [\"/bin/sh\", \"-c\", \"busybox echo of nothing else\"]\n");
     server.answer("/Dockerfile", Answer::File(alone.into_bytes()));
 
@@ -256,7 +258,7 @@ async fn the_real_engine_builds_with_a_remote_context() -> anyhow::Result<()> {
     for (name, source, expected) in [
         ("git", remote("/sources.git#next", "docker/Dockerfile.dev"), "of the branch"),
         ("gzip", remote("/context.tar.gz", ""), "of the URL"),
-        ("tar", remote("/context.tar", ""), "of the URL"),
+        ("tar", remote("/context.tar", ""), "of the plain tar"),
         ("alone", remote("/Dockerfile", ""), "of nothing else"),
     ] {
         let printed = build(&real, name, source).await?;

@@ -21,8 +21,8 @@ use crate::{
 /// A transfer of an image between a registry and the engine.
 #[derive(Clone, Debug)]
 enum Transfer {
-    /// A pull of what a reference stands for.
-    Pull(String),
+    /// A pull of a reference with a digest, which its progress calls by another name.
+    Pull { name: String, pinned: String },
     /// A push of a reference.
     Push(String),
 }
@@ -37,14 +37,14 @@ struct Transferred {
 impl Transfer {
     fn reference(&self) -> &str {
         match self {
-            Self::Pull(reference) | Self::Push(reference) => reference,
+            Self::Pull { pinned: reference, .. } | Self::Push(reference) => reference,
         }
     }
 
     /// Returns the name of the step for the whole transfer.
     fn name(&self) -> String {
         match self {
-            Self::Pull(reference) => format!("pull {reference}"),
+            Self::Pull { name, .. } => format!("pull {name}"),
             Self::Push(reference) => format!("push {reference}"),
         }
     }
@@ -58,7 +58,7 @@ impl Transfer {
         tell: &Teller,
     ) -> Result<Option<BuiltImage>, EngineError> {
         match self {
-            Self::Pull(reference) => pull(docker, reference, credentials, layers, tell).await.map(Some),
+            Self::Pull { pinned, .. } => pull(docker, pinned, credentials, layers, tell).await.map(Some),
             Self::Push(reference) => {
                 let (repository, tag) = reference::parts(reference);
                 let options = PushImageOptions { tag: Some(tag.to_owned()), ..PushImageOptions::default() };
@@ -71,22 +71,16 @@ impl Transfer {
     }
 }
 
-/// Pulls what a reference stands for in its registry now, by digest.
-///
-/// So the pull sets no tag: it would take it from the image that has it.
+/// Pulls by digest, which sets no tag: a pull by tag would take it from the image that has it.
 async fn pull(
     docker: &Docker,
-    reference: &str,
+    pinned: &str,
     credentials: Option<DockerCredentials>,
     layers: &mut Layers,
     tell: &Teller,
 ) -> Result<BuiltImage, EngineError> {
-    let repo_digest = match reference.split_once('@') {
-        Some((_, digest)) => digest.to_owned(),
-        None => registry_digest(docker, reference, credentials.clone()).await?,
-    };
-    let repository = reference::repository(reference);
-    let options = CreateImageOptionsBuilder::new().from_image(repository).tag(&repo_digest).build();
+    let (repository, repo_digest) = reference::parts(pinned);
+    let options = CreateImageOptionsBuilder::new().from_image(repository).tag(repo_digest).build();
     let pulling = docker.create_image(Some(options), None, credentials).map_ok(|info| Transferred {
         id: info.id,
         status: info.status,
@@ -97,7 +91,7 @@ async fn pull(
     Ok(BuiltImage {
         config_digest: config_digest(&image),
         id: image.id.unwrap_or_default(),
-        repo_digest: Some(repo_digest),
+        repo_digest: Some(repo_digest.to_owned()),
     })
 }
 
@@ -112,8 +106,8 @@ async fn registry_digest(
 }
 
 impl DockerEngine {
-    pub(super) fn start_pull(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {
-        self.transfer(Transfer::Pull(reference.to_owned()))
+    pub(super) fn start_pull(&self, name: &str, pinned: &str) -> Result<Box<dyn RunningWork>, EngineError> {
+        self.transfer(Transfer::Pull { name: name.to_owned(), pinned: pinned.to_owned() })
     }
 
     pub(super) fn start_push(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {

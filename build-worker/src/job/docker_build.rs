@@ -11,6 +11,7 @@ use super::{Job, outcome::Ended};
 use crate::{
     build_sources::BuildSources,
     context::{self, Context},
+    context_dockerfile::dockerfile_of,
     context_download, dockerfile,
     engine::{BuildOrder, EngineError, RunningWork},
     engine_support::{ADD_GIT_DIRECTORY, FOREIGN_FRONTENDS},
@@ -43,8 +44,7 @@ impl Job {
         let sources = self.sources(order.pull_base);
         let path = context::dockerfile_path(order);
         let text = match order.dockerfile.as_str() {
-            "" => context
-                .dockerfile(&path)
+            "" => dockerfile_of(&context, &path)
                 .await
                 .map_err(|error| EngineError::Unreachable(format!("cannot read the context: {error}")))?,
             text => text.to_owned(),

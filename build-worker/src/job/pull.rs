@@ -4,7 +4,7 @@ use super::{
     Job,
     outcome::{Artifact, Ended, Stop},
 };
-use crate::output::Output;
+use crate::output::{FailedStep, Output};
 
 impl Job {
     /// Pulls an image that its requester may use, gives it the name of the artifact, and checks that the engine has it.
@@ -13,9 +13,13 @@ impl Job {
         let pinned = tokio::select! {
             biased;
             () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
-            pinned = sources.decide_pull(reference) => pinned?,
+            pinned = sources.decide_pull(reference) => pinned,
         };
-        let pull = self.engine.pull(&pinned)?;
+        let pinned = pinned.map_err(|error| {
+            let step = FailedStep { name: format!("pull {reference}"), ..FailedStep::default() };
+            Ended::by_engine(&error, Some(step))
+        })?;
+        let pull = self.engine.pull(reference, &pinned)?;
         let pulled = self.follow(pull, output).await?;
         let missing = || Ended::by_broken_engine(format!("{reference} was pulled and is not there"));
         let pulled = pulled.ok_or_else(missing)?;

@@ -8,26 +8,24 @@ use std::{
 use flate2::read::MultiGzDecoder;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use super::Context;
+use crate::context::Context;
 
 const GZIP: &[u8] = &[0x1f, 0x8b];
 /// Maximum size of a Dockerfile that is read, in bytes.
 const MAX_BYTES: u64 = 1024 * 1024;
 
-impl Context {
-    /// Returns the text of the Dockerfile at `path`.
-    ///
-    /// The text is empty if there is no such file, or if only the engine can tell: it unpacks more formats than this, and
-    /// reports what it cannot unpack.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if the context cannot be read from the spool.
-    pub(crate) async fn dockerfile(&self, path: &str) -> io::Result<String> {
-        let archive = SyncIoBridge::new(StreamReader::new(self.bytes()));
-        let path = plain(Path::new(path));
-        tokio::task::spawn_blocking(move || read(archive, &path)).await.map_err(io::Error::other)?
-    }
+/// Returns the text of the Dockerfile at `path` in a context.
+///
+/// The text is empty if there is no such file, or if only the engine can tell: it unpacks more formats than this, and reports
+/// what it cannot unpack.
+///
+/// # Errors
+///
+/// Returns an error if the context cannot be read from the spool.
+pub(crate) async fn dockerfile_of(context: &Context, path: &str) -> io::Result<String> {
+    let archive = SyncIoBridge::new(StreamReader::new(context.bytes()));
+    let path = plain(Path::new(path));
+    tokio::task::spawn_blocking(move || read(archive, &path)).await.map_err(io::Error::other)?
 }
 
 fn read(mut context: impl Read, path: &Path) -> io::Result<String> {
@@ -84,7 +82,7 @@ mod tests {
     fn tar(files: &[(&str, &str)]) -> Vec<u8> {
         let mut tar = tar::Builder::new(Vec::new());
         for (path, content) in files {
-            super::super::append(&mut tar, path, content.as_bytes(), 0o644).expect("a path");
+            crate::context::append(&mut tar, path, content.as_bytes(), 0o644).expect("a path");
         }
         tar.into_inner().expect("a tar")
     }
@@ -119,7 +117,7 @@ mod tests {
             ),
             ("empty", Vec::new(), "Dockerfile", ""),
         ] {
-            let found = Context::Small(context.into()).dockerfile(path).await.expect("memory");
+            let found = dockerfile_of(&Context::Small(context.into()), path).await.expect("memory");
             assert_eq!(found, expected, "{what}");
         }
     }
