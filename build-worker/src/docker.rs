@@ -36,6 +36,7 @@ use crate::{
 mod build;
 mod connection;
 mod control;
+mod credentials;
 mod layers;
 mod progress;
 mod session;

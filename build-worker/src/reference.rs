@@ -1,11 +1,13 @@
 //! References to images, as Docker writes them.
 
-use std::str::FromStr;
+use std::{borrow::Cow, str::FromStr};
 
 use oci_spec::distribution;
 
 /// Key of Docker Hub in Docker's configuration.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
+/// Host of Docker Hub in references.
+const DOCKER_HUB_HOST: &str = "docker.io";
 
 /// Splits a reference into its repository and its tag or digest; `latest` if it has neither.
 pub(crate) fn parts(reference: &str) -> (&str, &str) {
@@ -39,22 +41,32 @@ pub(crate) fn familiar(canonical: &str) -> &str {
     short.strip_prefix("library/").filter(|official| !official.contains('/')).unwrap_or(short)
 }
 
-/// Returns the registry of a reference, by its key in Docker's configuration.
+/// Splits a reference into the host of its registry and the path of its repository there.
 ///
-/// It is the first part, if that cannot be a folder of Docker Hub.
-pub(crate) fn registry(reference: &str) -> &str {
-    match reference.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => registry_of_host(host),
-        Some(_) | None => DOCKER_HUB,
+/// The host is the first part, if that cannot be a folder of Docker Hub.
+pub(crate) fn host_and_path(reference: &str) -> (&str, Cow<'_, str>) {
+    let repository = repository(reference);
+    let (host, path) = match repository.split_once('/') {
+        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => {
+            (canonical_host(host), path)
+        }
+        Some(_) | None => (DOCKER_HUB_HOST, repository),
+    };
+    let is_official = host == DOCKER_HUB_HOST && !path.contains('/');
+    (host, if is_official { format!("library/{path}").into() } else { path.into() })
+}
+
+/// Returns the host by which references name a registry; Docker Hub has others, too.
+pub(crate) fn canonical_host(host: &str) -> &str {
+    match host {
+        "index.docker.io" | "registry-1.docker.io" => DOCKER_HUB_HOST,
+        host => host,
     }
 }
 
-/// Returns the key of a registry in Docker's configuration, by its host.
-pub(crate) fn registry_of_host(host: &str) -> &str {
-    match host {
-        "docker.io" | "index.docker.io" | "registry-1.docker.io" => DOCKER_HUB,
-        host => host,
-    }
+/// Returns the name of a registry in Docker's configuration, by its canonical host.
+pub(crate) fn server(host: &str) -> &str {
+    if host == DOCKER_HUB_HOST { DOCKER_HUB } else { host }
 }
 
 #[cfg(test)]
@@ -99,16 +111,19 @@ mod tests {
 
     #[test]
     fn a_reference_names_its_registry() {
-        for (reference, expected) in [
-            ("ubuntu:24.04", DOCKER_HUB),
-            ("library/ubuntu", DOCKER_HUB),
-            ("docker.io/library/ubuntu", DOCKER_HUB),
-            ("quay.io/x/y:1", "quay.io"),
-            ("127.0.0.1:5000/x", "127.0.0.1:5000"),
-            ("localhost/x", "localhost"),
-            ("x@sha256:0", DOCKER_HUB),
+        for (reference, host, path) in [
+            ("ubuntu:24.04", "docker.io", "library/ubuntu"),
+            ("library/ubuntu", "docker.io", "library/ubuntu"),
+            ("docker.io/library/ubuntu", "docker.io", "library/ubuntu"),
+            ("index.docker.io/a/b:1", "docker.io", "a/b"),
+            ("quay.io/x/y:1@sha256:0", "quay.io", "x/y"),
+            ("127.0.0.1:5000/x", "127.0.0.1:5000", "x"),
+            ("localhost/x", "localhost", "x"),
+            ("x@sha256:0", "docker.io", "library/x"),
         ] {
-            assert_eq!(registry(reference), expected, "{reference}");
+            assert_eq!(host_and_path(reference), (host, path.into()), "{reference}");
         }
+        assert_eq!(server(canonical_host("registry-1.docker.io")), DOCKER_HUB);
+        assert_eq!(server(canonical_host("quay.io")), "quay.io");
     }
 }

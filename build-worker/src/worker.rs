@@ -73,6 +73,7 @@ pub(crate) struct Worker {
     pub(crate) image_gc: ImageGc,
     source_rules: Arc<SourceRules>,
     pub(crate) remotes: Arc<RemoteContexts>,
+    docker_config: DockerConfig,
     draining: AtomicBool,
     draining_begun: Notify,
 }
@@ -99,6 +100,7 @@ impl Worker {
         let slots = Arc::new(Semaphore::new(usize::from(config.slots)));
         telemetry::slots(config.slots, &slots);
         Self {
+            docker_config: DockerConfig::new(config.docker_config()),
             outbox_settings: outbox,
             is_local,
             seen: Arc::default(),
@@ -328,7 +330,7 @@ impl Worker {
             group: self.step_group(),
             processes: self.step_processes(),
             source_rules: Arc::clone(&self.source_rules),
-            proxies: DockerConfig::new(self.config.docker_config()).proxy_arguments(&self.config.docker_host),
+            proxies: self.docker_config.proxy_arguments(&self.config.docker_host),
             compression: self.config.compression.clone().unwrap_or_default(),
             log_limit: self.config.log_limit,
             stop_timeout: self.lease.stop_timeout(),

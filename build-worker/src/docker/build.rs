@@ -8,6 +8,7 @@ use super::{
     DockerEngine,
     connection::Connections,
     control::Control,
+    credentials::SessionCredentials,
     solve::{self, Teller},
     source_policy, squash,
 };
@@ -81,12 +82,15 @@ impl DockerEngine {
         cancel: &CancellationToken,
         tell: &Teller,
     ) -> Result<Option<BuiltImage>, EngineError> {
-        let open = Control::open(connections, Arc::clone(&order.context), self.docker_config.clone());
+        // What the session gives and what the policy allows are decided together.
+        let credentials = SessionCredentials::new(self.docker_config.clone(), &order.sources.images());
+        let open = Control::open(connections, Arc::clone(&order.context), credentials);
         let Some(control) = cancel.run_until_cancelled(open).await else {
             return Ok(None);
         };
         let control = control?;
         let request = solve::request(order, name, &control.session);
-        solve::solve(&control, request, &order.stages, cancel, tell).await
+        let solved = solve::solve(&control, request, &order.stages, cancel, tell).await;
+        solved.map_err(|error| control.credentials.explain(error))
     }
 }

@@ -28,9 +28,10 @@ use tonic::{
 
 use super::{
     connection::Connections,
-    session::{Credentials, Healthy, Upload},
+    credentials::SessionCredentials,
+    session::{Healthy, Upload},
 };
-use crate::{context::Context, engine::EngineError, registry_credentials::DockerConfig};
+use crate::{context::Context, engine::EngineError};
 
 /// A client of an engine's BuildKit, with a session that serves one build.
 #[derive(Debug)]
@@ -38,12 +39,25 @@ pub(super) struct Control {
     pub(super) client: ControlClient<Channel>,
     /// ID of the session; empty if there is none.
     pub(super) session: String,
+    pub(super) credentials: Arc<SessionCredentials>,
     _serving: [AbortOnDropHandle<()>; 2],
 }
 
 /// Methods that the engine may call over the session.
-const EXPOSED: [&str; 3] =
-    ["/moby.upload.v1.Upload/Pull", "/moby.filesync.v1.Auth/Credentials", "/grpc.health.v1.Health/Check"];
+const EXPOSED: [&str; 6] = [
+    "/moby.upload.v1.Upload/Pull",
+    "/moby.filesync.v1.Auth/Credentials",
+    "/moby.filesync.v1.Auth/FetchToken",
+    "/moby.filesync.v1.Auth/GetTokenAuthority",
+    "/moby.filesync.v1.Auth/VerifyTokenAuthority",
+    "/grpc.health.v1.Health/Check",
+];
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.credentials.close();
+    }
+}
 
 impl Control {
     /// Size of the buffer between the session's server and the connection, in bytes per direction.
@@ -65,7 +79,7 @@ impl Control {
     pub(super) async fn open(
         connections: &Connections,
         context: Arc<Context>,
-        docker_config: DockerConfig,
+        credentials: SessionCredentials,
     ) -> Result<Self, EngineError> {
         let broken = |error: &dyn std::error::Error| EngineError::Broken(error.to_string());
         let stream = connections.grpc().await.map_err(|error| broken(&error))?;
@@ -90,10 +104,11 @@ impl Control {
         expose(request.metadata_mut(), &session).map_err(|error| broken(&error))?;
         let answers =
             client.session(request).await.map_err(|status| EngineError::Broken(status.to_string()))?;
+        let credentials = Arc::new(credentials);
         let services = Server::builder()
             .initial_stream_window_size(Self::WINDOW)
             .add_service(UploadServer::new(Upload::new(context)))
-            .add_service(AuthServer::new(Credentials::new(docker_config)))
+            .add_service(AuthServer::from_arc(Arc::clone(&credentials)))
             .add_service(HealthServer::new(Healthy));
         let serving = async move {
             let connection = stream::once(async { Ok::<_, io::Error>(ours) }).chain(stream::pending());
@@ -103,7 +118,7 @@ impl Control {
         };
         let serving = AbortOnDropHandle::new(tokio::spawn(serving));
         let pumping = AbortOnDropHandle::new(tokio::spawn(pump(answers.into_inner(), write)));
-        Ok(Self { client, session, _serving: [serving, pumping] })
+        Ok(Self { client, session, credentials, _serving: [serving, pumping] })
     }
 }
 

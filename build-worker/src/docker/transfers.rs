@@ -11,11 +11,10 @@ use bollard::{
 };
 use futures_util::{Stream, StreamExt, TryStreamExt};
 
-use super::{DockerEngine, config_digest, connect, layers::Layers, solve::Teller};
+use super::{DockerEngine, config_digest, connect, credentials::Found, layers::Layers, solve::Teller};
 use crate::{
     engine::{BuiltImage, EngineError, EngineEvent, Progress, RunningWork},
     reference,
-    registry_credentials::{Credentials, CredentialsError},
 };
 
 /// A transfer of an image between a registry and the engine.
@@ -115,8 +114,9 @@ impl DockerEngine {
     }
 
     pub(super) async fn digest_in_registry(&self, reference: &str) -> Result<String, EngineError> {
-        let credentials = self.docker_config.credentials(reference).await?;
-        registry_digest(&self.docker, reference, credentials.map(Into::into)).await
+        let found = Found::look_up(&self.docker_config, reference).await;
+        let digest = registry_digest(&self.docker, reference, found.credentials.clone()).await;
+        digest.map_err(|error| found.explain(error))
     }
 
     /// Runs a transfer that reports layers; the engine aborts it when its connection closes.
@@ -133,27 +133,25 @@ impl DockerEngine {
         let docker = connect(&connections, Self::WORK_TIMEOUT_SECONDS)?;
         // Closing the connections makes the engine abort the transfer and ends the reader.
         let cancel = connections.closed().clone();
+        let closed = cancel.clone();
         Ok(Self::run(connections, cancel, false, async move |tell: Teller| {
             let mut layers = Layers::new(transfer.name());
             if !say(&tell, layers.begun()).await {
                 return;
             }
-            let ended = match docker_config.credentials(transfer.reference()).await {
-                Ok(credentials) => {
-                    let mut tries = 1;
-                    loop {
-                        let credentials: Option<DockerCredentials> = credentials.clone().map(Into::into);
-                        let may_try = credentials.is_some() && tries < TRIES_WITH_CREDENTIALS;
-                        match transfer.run(&docker, credentials, &mut layers, &tell).await {
-                            Err(error) if may_try && wants_credentials(&error) => {
-                                tries += 1;
-                                tokio::time::sleep(PAUSE).await;
-                            }
-                            ended => break ended,
-                        }
+            // A helper is asked, and ends when the transfer is cancelled.
+            let look_up = Found::look_up(&docker_config, transfer.reference());
+            let Some(found) = closed.run_until_cancelled(look_up).await else { return };
+            let mut tries = 1;
+            let ended = loop {
+                let may_try = found.credentials.is_some() && tries < TRIES_WITH_CREDENTIALS;
+                match transfer.run(&docker, found.credentials.clone(), &mut layers, &tell).await {
+                    Err(error) if may_try && wants_credentials(&error) => {
+                        tries += 1;
+                        tokio::time::sleep(PAUSE).await;
                     }
+                    ended => break ended.map_err(|error| found.explain(error)),
                 }
-                Err(error) => Err(error.into()),
             };
             // The receiver may be gone.
             match ended {
@@ -198,21 +196,4 @@ async fn tell_layers(
 /// Sends progress and reports whether the receiver is still there.
 async fn say(tell: &Teller, progress: Vec<Progress>) -> bool {
     tell.send(Ok(EngineEvent::Progress(progress))).await.is_ok()
-}
-
-impl From<Credentials> for DockerCredentials {
-    fn from(credentials: Credentials) -> Self {
-        match credentials {
-            Credentials::Password { user, password } => {
-                Self { username: Some(user), password: Some(password), ..Self::default() }
-            }
-            Credentials::IdentityToken(token) => Self { identitytoken: Some(token), ..Self::default() },
-        }
-    }
-}
-
-impl From<CredentialsError> for EngineError {
-    fn from(error: CredentialsError) -> Self {
-        Self::Refused(error.to_string())
-    }
 }
