@@ -24,6 +24,8 @@ pub(crate) struct BuildSources {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) service: Arc<dyn ServiceClient>,
     pub(crate) rules: Arc<SourceRules>,
+    /// Creator of the image that is built.
+    pub(crate) creator: String,
     /// Set if registries are asked for newer images.
     pub(crate) pull_base: bool,
     /// Set if the engine has no known flaw about frontends that a Dockerfile names.
@@ -217,7 +219,7 @@ impl BuildSources {
             }
             None => (name, None),
         };
-        match self.engine.registry_digest(&asked).await {
+        match self.engine.registry_digest(&asked, &self.creator).await {
             // Pinned, so that the engine takes what was decided about.
             Ok(digest) => {
                 let name = format!("{repository}@{digest}");
@@ -237,6 +239,10 @@ impl BuildSources {
 impl SourcePolicy for BuildSources {
     fn images(&self) -> BTreeMap<String, ImageDecision> {
         self.decisions().clone()
+    }
+
+    fn creator(&self) -> &str {
+        &self.creator
     }
 
     fn hosts(&self) -> Vec<String> {

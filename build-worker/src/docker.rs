@@ -193,14 +193,16 @@ impl Engine for DockerEngine {
 
     fn pull(&self, name: &str, pinned: &str) -> Result<Box<dyn RunningWork>, EngineError> {
         self.start_pull(name, pinned)
+    fn pull(&self, reference: &str, creator: &str) -> Result<Box<dyn RunningWork>, EngineError> {
+        self.start_pull(reference, creator)
     }
 
-    fn push(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {
-        self.start_push(reference)
+    fn push(&self, reference: &str, creator: &str) -> Result<Box<dyn RunningWork>, EngineError> {
+        self.start_push(reference, creator)
     }
 
-    async fn registry_digest(&self, reference: &str) -> Result<String, EngineError> {
-        self.digest_in_registry(reference).await
+    async fn registry_digest(&self, reference: &str, creator: &str) -> Result<String, EngineError> {
+        self.digest_in_registry(reference, creator).await
     }
 
     async fn tag(&self, image: &str, name: &str) -> Result<(), EngineError> {

@@ -28,12 +28,16 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
 
     /// Starts a pull of a reference with a digest, which sets no tag. Its progress calls the image `name`.
     fn pull(&self, name: &str, pinned: &str) -> Result<Box<dyn RunningWork>, EngineError>;
+    /// Starts a pull of what a reference stands for in its registry now, which sets no tag.
+    ///
+    /// Pulls, pushes and lookups use the credentials that builds of the creator's images may use.
+    fn pull(&self, reference: &str, creator: &str) -> Result<Box<dyn RunningWork>, EngineError>;
 
     /// Starts a push of the image with this name.
-    fn push(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError>;
+    fn push(&self, reference: &str, creator: &str) -> Result<Box<dyn RunningWork>, EngineError>;
 
     /// Returns the digest that the registry has for a reference.
-    async fn registry_digest(&self, reference: &str) -> Result<String, EngineError>;
+    async fn registry_digest(&self, reference: &str, creator: &str) -> Result<String, EngineError>;
 
     /// Adds a name, `repository:tag`, to an image.
     async fn tag(&self, image: &str, name: &str) -> Result<(), EngineError>;
@@ -93,6 +97,9 @@ pub(crate) trait RunningWork: fmt::Debug + Send {
 pub(crate) trait SourcePolicy: fmt::Debug + Send + Sync {
     /// Returns the decisions so far, by the canonical reference of each image.
     fn images(&self) -> BTreeMap<String, ImageDecision>;
+
+    /// Returns the creator of the image, who decides which registry credentials the build may use.
+    fn creator(&self) -> &str;
 
     /// Returns patterns of the hosts that ADD may fetch from.
     fn hosts(&self) -> Vec<String>;

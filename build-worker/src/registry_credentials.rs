@@ -1,7 +1,8 @@
 //! Docker configuration directory: registry credentials and the proxies of builds.
 //!
 //! The credentials are those that `docker login` and credential helpers keep, and are found as the docker command finds
-//! them. In addition, an entry for a path of a registry applies to the repositories below that path alone.
+//! them. In addition, an entry for a path of a registry applies to the repositories below that path alone, and a member
+//! `trailer`, which docker ignores, says which creators of images may use an entry.
 
 use std::{
     collections::HashMap,
@@ -68,15 +69,19 @@ impl DockerConfig {
         Self { directory, helpers: Helpers::default(), logged: Arc::default() }
     }
 
-    /// Returns the credentials for the repository of a reference, or `None` if none are configured.
+    /// Returns the credentials for the repository of a reference, or `None` if the creator of an image may use none.
     ///
     /// May run a credential helper, which dropping the future ends. A failure is logged.
     ///
     /// # Errors
     ///
     /// Returns [`CredentialsError::Unavailable`] if the configuration cannot be read or its helper fails.
-    pub(crate) async fn credentials(&self, reference: &str) -> Result<Option<Credentials>, CredentialsError> {
-        self.common_credentials(&[reference]).await
+    pub(crate) async fn credentials(
+        &self,
+        reference: &str,
+        creator: &str,
+    ) -> Result<Option<Credentials>, CredentialsError> {
+        self.common_credentials(&[reference], creator).await
     }
 
     /// Returns the credentials that the repositories of all these references on one registry share, or `None`.
@@ -90,14 +95,15 @@ impl DockerConfig {
     pub(crate) async fn common_credentials(
         &self,
         references: &[&str],
+        creator: &str,
     ) -> Result<Option<Credentials>, CredentialsError> {
         let Some((first, others)) = references.split_first() else { return Ok(None) };
         let (host, _) = reference::host_and_path(first);
         let unavailable = |reason| CredentialsError::Unavailable { registry: host.to_owned(), reason };
         let config = self.config().map_err(unavailable)?;
-        let origin = config.origin(first).map_err(unavailable)?;
+        let origin = config.origin(first, creator).map_err(unavailable)?;
         for other in others {
-            if config.origin(other).map_err(unavailable)? != origin {
+            if config.origin(other, creator).map_err(unavailable)? != origin {
                 let [first, second] = [first, other].map(|image| reference::familiar(image).to_owned());
                 return Err(CredentialsError::Ambiguous { first, second });
             }

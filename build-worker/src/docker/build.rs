@@ -83,7 +83,7 @@ impl DockerEngine {
         tell: &Teller,
     ) -> Result<Option<BuiltImage>, EngineError> {
         // What the session gives and what the policy allows are decided together.
-        let credentials = SessionCredentials::new(self.docker_config.clone(), &order.sources.images());
+        let credentials = SessionCredentials::new(self.docker_config.clone(), order.sources.as_ref());
         let open = Control::open(connections, Arc::clone(&order.context), credentials);
         let Some(control) = cancel.run_until_cancelled(open).await else {
             return Ok(None);

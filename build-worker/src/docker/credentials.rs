@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    engine::{EngineError, ImageDecision},
+    engine::{EngineError, ImageDecision, SourcePolicy},
     reference,
     registry_credentials::{Credentials, CredentialsError, DockerConfig},
 };
@@ -41,6 +41,8 @@ pub(super) struct Found {
 #[derive(Debug)]
 pub(super) struct SessionCredentials {
     docker_config: DockerConfig,
+    /// Creator of the image.
+    creator: String,
     /// References of the images that the build may use, by the hosts of their registries.
     images: BTreeMap<String, Vec<String>>,
     /// Credentials by host: an engine may ask often.
@@ -57,8 +59,8 @@ impl Found {
     /// Looks the credentials for a reference up.
     ///
     /// The registry may require none, so a failure is only part of the registry's refusal: see [`Self::explain`].
-    pub(super) async fn look_up(docker_config: &DockerConfig, reference: &str) -> Self {
-        match docker_config.credentials(reference).await {
+    pub(super) async fn look_up(docker_config: &DockerConfig, reference: &str, creator: &str) -> Self {
+        match docker_config.credentials(reference, creator).await {
             Ok(credentials) => Self { credentials: credentials.map(Into::into), failure: None },
             Err(failure) => Self { credentials: None, failure: Some(failure) },
         }
@@ -74,14 +76,14 @@ impl SessionCredentials {
     /// Lifetime of a token that does not tell its own, in seconds.
     const TOKEN_LIFETIME: i64 = 60;
 
-    /// Creates the service for a build that may use these images, by their canonical references.
-    pub(super) fn new(docker_config: DockerConfig, decisions: &BTreeMap<String, ImageDecision>) -> Self {
+    /// Creates the service for a build that may use what was decided about until now.
+    pub(super) fn new(docker_config: DockerConfig, sources: &dyn SourcePolicy) -> Self {
         let mut images: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for decision in decisions.values() {
+        for decision in sources.images().into_values() {
             match decision {
                 ImageDecision::Usable { name, .. } => {
-                    let (host, _) = reference::host_and_path(name);
-                    images.entry(host.to_owned()).or_default().push(name.clone());
+                    let host = reference::host_and_path(&name).0.to_owned();
+                    images.entry(host).or_default().push(name);
                 }
                 ImageDecision::Missing(_) | ImageDecision::Refused | ImageDecision::Elsewhere { .. } => {}
             }
@@ -89,6 +91,7 @@ impl SessionCredentials {
         let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).ok();
         Self {
             docker_config,
+            creator: sources.creator().to_owned(),
             images,
             found: Mutex::default(),
             closed: CancellationToken::new(),
@@ -117,7 +120,7 @@ impl SessionCredentials {
             Arc::clone(found.entry(host.to_owned()).or_default())
         };
         let images: Vec<&str> = images.iter().map(String::as_str).collect();
-        let look_up = cell.get_or_init(|| self.docker_config.common_credentials(&images));
+        let look_up = cell.get_or_init(|| self.docker_config.common_credentials(&images, &self.creator));
         let found = self.closed.run_until_cancelled(look_up).await;
         let found = found.ok_or_else(|| Status::cancelled("the session is over"))?;
         Ok(found.as_ref().ok().cloned().flatten())
@@ -243,6 +246,28 @@ mod tests {
 
     use super::*;
 
+    #[derive(Debug)]
+    struct Decided(BTreeMap<String, ImageDecision>);
+
+    #[tonic::async_trait]
+    impl SourcePolicy for Decided {
+        fn images(&self) -> BTreeMap<String, ImageDecision> {
+            self.0.clone()
+        }
+
+        fn creator(&self) -> &str {
+            "alice"
+        }
+
+        fn hosts(&self) -> Vec<String> {
+            Vec::new()
+        }
+
+        async fn decide(&self, _image: &str) -> Result<Option<ImageDecision>, EngineError> {
+            Ok(None)
+        }
+    }
+
     /// Returns the service of a build that may use these images, with the content of the worker's file.
     fn session(config: &str, images: &[&str]) -> (tempfile::TempDir, SessionCredentials) {
         let directory = tempfile::tempdir().expect("a directory");
@@ -251,7 +276,8 @@ mod tests {
         let mut decisions: BTreeMap<String, ImageDecision> =
             images.iter().map(|image| ((*image).to_owned(), usable(image))).collect();
         decisions.insert("refused.example/x:1".to_owned(), ImageDecision::Refused);
-        let session = SessionCredentials::new(DockerConfig::new(directory.path().to_owned()), &decisions);
+        let docker_config = DockerConfig::new(directory.path().to_owned());
+        let session = SessionCredentials::new(docker_config, &Decided(decisions));
         (directory, session)
     }
 
@@ -269,14 +295,18 @@ mod tests {
             "p.example/team": {"username": "team", "password": "3"},
             "p.example/team/secret": {"username": "secret", "password": "4"},
             "t.example": {"identitytoken": "5"},
-            "refused.example": {"username": "no", "password": "6"}
-        }}"#;
+            "refused.example": {"username": "no", "password": "6"},
+            "a.example": {"username": "alice", "password": "7"},
+            "b.example": {"username": "bob", "password": "8"}
+        }, "trailer": {"a.example": {"creators": ["alice"]}, "b.example": {"creators": ["bob"]}}}"#;
         for (images, host, expected) in [
             (&["docker.io/library/a:1", "docker.io/b/c:1"][..], "registry-1.docker.io", "hub:1"),
             (&["r.example/a:1"], "r.example", "all:2"),
             (&["r.example/a:1"], "registry-1.docker.io", ":"),
             (&["r.example/a:1"], "refused.example", ":"),
             (&["t.example/a:1"], "t.example", ":5"),
+            (&["a.example/a:1"], "a.example", "alice:7"),
+            (&["b.example/a:1"], "b.example", ":"),
             (&["p.example/team/a:1", "p.example/team/b/c:1"], "p.example", "team:3"),
             (&["p.example/team/secret/a:1"], "p.example", "secret:4"),
             (&["p.example/team/a:1", "p.example/team/secret/a:1"], "p.example", ":"),

@@ -111,6 +111,10 @@ mod tests {
             self.0.clone()
         }
 
+        fn creator(&self) -> &str {
+            "alice"
+        }
+
         fn hosts(&self) -> Vec<String> {
             vec!["files.example".to_owned()]
         }

@@ -76,6 +76,11 @@ impl SourcePolicy for SquashedImage {
         BTreeMap::from([(name.clone(), usable)])
     }
 
+    fn creator(&self) -> &str {
+        // No registry has the image.
+        ""
+    }
+
     fn hosts(&self) -> Vec<String> {
         Vec::new()
     }

@@ -107,20 +107,34 @@ async fn registry_digest(
 impl DockerEngine {
     pub(super) fn start_pull(&self, name: &str, pinned: &str) -> Result<Box<dyn RunningWork>, EngineError> {
         self.transfer(Transfer::Pull { name: name.to_owned(), pinned: pinned.to_owned() })
+    pub(super) fn start_pull(
+        &self,
+        reference: &str,
+        creator: &str,
+    ) -> Result<Box<dyn RunningWork>, EngineError> {
+        self.transfer(Transfer::Pull(reference.to_owned()), creator)
     }
 
-    pub(super) fn start_push(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {
-        self.transfer(Transfer::Push(reference.to_owned()))
+    pub(super) fn start_push(
+        &self,
+        reference: &str,
+        creator: &str,
+    ) -> Result<Box<dyn RunningWork>, EngineError> {
+        self.transfer(Transfer::Push(reference.to_owned()), creator)
     }
 
-    pub(super) async fn digest_in_registry(&self, reference: &str) -> Result<String, EngineError> {
-        let found = Found::look_up(&self.docker_config, reference).await;
+    pub(super) async fn digest_in_registry(
+        &self,
+        reference: &str,
+        creator: &str,
+    ) -> Result<String, EngineError> {
+        let found = Found::look_up(&self.docker_config, reference, creator).await;
         let digest = registry_digest(&self.docker, reference, found.credentials.clone()).await;
         digest.map_err(|error| found.explain(error))
     }
 
     /// Runs a transfer that reports layers; the engine aborts it when its connection closes.
-    fn transfer(&self, transfer: Transfer) -> Result<Box<dyn RunningWork>, EngineError> {
+    fn transfer(&self, transfer: Transfer, creator: &str) -> Result<Box<dyn RunningWork>, EngineError> {
         /// Maximum number of attempts with credentials.
         ///
         /// An engine that finds a registry busy while it asks for the authentication scheme continues without the
@@ -128,7 +142,7 @@ impl DockerEngine {
         const TRIES_WITH_CREDENTIALS: u32 = 2;
         const PAUSE: Duration = Duration::from_millis(500);
 
-        let docker_config = self.docker_config.clone();
+        let (docker_config, creator) = (self.docker_config.clone(), creator.to_owned());
         let connections = self.connections.separate();
         let docker = connect(&connections, Self::WORK_TIMEOUT_SECONDS)?;
         // Closing the connections makes the engine abort the transfer and ends the reader.
@@ -140,7 +154,7 @@ impl DockerEngine {
                 return;
             }
             // A helper is asked, and ends when the transfer is cancelled.
-            let look_up = Found::look_up(&docker_config, transfer.reference());
+            let look_up = Found::look_up(&docker_config, transfer.reference(), &creator);
             let Some(found) = closed.run_until_cancelled(look_up).await else { return };
             let mut tries = 1;
             let ended = loop {

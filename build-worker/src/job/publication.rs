@@ -71,14 +71,14 @@ impl Job {
 
     /// Pushes the reference and returns the digest that both the engine and the registry have for it.
     async fn push(&self, output: &mut Output) -> Result<String, Ended> {
-        let reference = &self.assignment.reference;
-        let push = self.engine.push(reference)?;
+        let (reference, creator) = (&self.assignment.reference, &self.assignment.creator);
+        let push = self.engine.push(reference, creator)?;
         self.follow(push, output).await?;
         let refused = |error: EngineError| Ended::by_engine(&error, output.failed_step());
         let digest = tokio::select! {
             biased;
             () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
-            digest = self.engine.registry_digest(reference) => digest.map_err(refused)?,
+            digest = self.engine.registry_digest(reference, creator) => digest.map_err(refused)?,
         };
         let (repository, _) = reference::parts(reference);
         let image = self.engine.image(reference).await?;

@@ -20,6 +20,8 @@ pub(super) struct ConfigFile {
     auths: Option<BTreeMap<String, Option<Entry>>>,
     creds_store: Option<String>,
     cred_helpers: Option<BTreeMap<String, Option<String>>>,
+    /// Restrictions of the credentials with these keys.
+    trailer: Option<BTreeMap<String, Restriction>>,
     /// Proxies by the address of an engine, or `default`.
     proxies: Option<BTreeMap<String, Option<Proxies>>>,
 }
@@ -45,6 +47,13 @@ struct Entry {
     password: Option<String>,
     identitytoken: Option<String>,
     registrytoken: Option<String>,
+}
+
+/// The creators of images who may use some credentials. What is misspelt here must not lift a restriction.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Restriction {
+    creators: Vec<String>,
 }
 
 /// The proxies for builds.
@@ -76,23 +85,44 @@ impl ConfigFile {
         if content.trim_ascii().is_empty() {
             return Err("it is empty".to_owned());
         }
-        serde_json::from_slice(content).map_err(|error| {
+        let config: Self = serde_json::from_slice(content).map_err(|error| {
             let fault = match error.classify() {
                 Category::Data => "it is not a Docker configuration",
                 Category::Io | Category::Syntax | Category::Eof => "it is not JSON",
             };
             format!("{fault}: see line {}, column {}", error.line(), error.column())
-        })
+        })?;
+        match config.trailer.iter().flatten().find(|(key, _)| !config.has_credentials(&Scope::parse(key))) {
+            Some((key, _)) => {
+                Err(format!("`trailer` names {key:?}, for which it has neither entry nor helper"))
+            }
+            None => Ok(config),
+        }
     }
 
-    /// Returns the place of the credentials for the repository of a reference.
+    /// Reports whether an entry or a helper is for exactly this scope.
+    fn has_credentials(&self, scope: &Scope<'_>) -> bool {
+        let has_helper = || scope.path.is_empty() && self.helper(scope.host).is_some();
+        self.auths.iter().flatten().any(|(key, _)| Scope::parse(key) == *scope) || has_helper()
+    }
+
+    /// Reports whether builds of a creator's images may use the credentials for a scope.
+    fn allows(&self, scope: &Scope<'_>, creator: &str) -> bool {
+        let restrictions = self.trailer.iter().flatten().filter(|(key, _)| Scope::parse(key) == *scope);
+        // An older service does not name the creator.
+        restrictions
+            .into_iter()
+            .all(|(_, only)| !creator.is_empty() && only.creators.iter().any(|c| c == creator))
+    }
+
+    /// Returns the place of the credentials that a creator may use for the repository of a reference.
     ///
     /// The longest path counts. An entry for the whole registry counts only if no helper is responsible, as in Docker.
     ///
     /// # Errors
     ///
     /// Returns the reason if the entry cannot be understood.
-    pub(super) fn origin(&self, reference: &str) -> Result<Origin, String> {
+    pub(super) fn origin(&self, reference: &str, creator: &str) -> Result<Origin, String> {
         let (host, path) = reference::host_and_path(reference);
         let server = reference::server(host);
         let mut entries: Vec<(Scope<'_>, &str, &Entry)> = self
@@ -101,13 +131,14 @@ impl ConfigFile {
             .flatten()
             .filter_map(|(key, entry)| Some((Scope::parse(key), key.as_str(), entry.as_ref()?)))
             .filter(|(scope, _, entry)| scope.covers(host, &path) && !entry.is_empty())
+            .filter(|(scope, _, _)| self.allows(scope, creator))
             .collect();
         // Of several spellings of one scope, Docker's own counts.
         entries.sort_by_key(|(scope, key, _)| {
             (std::cmp::Reverse(scope.path.len()), *key != server, key.contains("://"))
         });
         let entry = entries.first().map(|(scope, _, entry)| (scope, entry));
-        let helper = self.helper(host, server);
+        let helper = self.helper(host).filter(|_| self.allows(&Scope { host, path: "" }, creator));
         match (entry, helper) {
             // Docker keeps no such tokens in helpers.
             (Some((scope, entry)), Some(_)) if !scope.path.is_empty() || is_set(&entry.registrytoken) => {
@@ -122,7 +153,8 @@ impl ConfigFile {
     /// Returns the name of the helper for a registry: its own one, or else the one for all registries.
     ///
     /// An empty name makes the file responsible.
-    fn helper(&self, host: &str, server: &str) -> Option<&str> {
+    fn helper(&self, host: &str) -> Option<&str> {
+        let server = reference::server(host);
         let helpers = self.cred_helpers.iter().flatten();
         let own = helpers.filter(|(key, _)| Scope::parse(key) == Scope { host, path: "" });
         let own = own.min_by_key(|(key, _)| *key != server);

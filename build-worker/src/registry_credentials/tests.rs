@@ -78,7 +78,6 @@ async fn entries_are_found_as_docker_finds_them() {
         (auths("r.example/v1/", AUTH), "r.example/x", "plain:secret"),
         (auths("https://index.docker.io/v1/", AUTH), "ubuntu:24.04", "plain:secret"),
         (auths("https://index.docker.io/v1/", AUTH), "docker.io/acme/private:1", "plain:secret"),
-        (auths("https://index.docker.io/v1/", AUTH), "registry-1.docker.io/acme/private", "plain:secret"),
         (auths("https://index.docker.io/v1/", AUTH), "r.example/x", "none"),
         // Forms of an entry.
         (auths("r.example", "{}"), "r.example/x", "none"),
@@ -95,10 +94,14 @@ async fn entries_are_found_as_docker_finds_them() {
         (auths("r.example", r#"{"auth": "YTpi", "registrytoken": "t"}"#), "r.example/x", "registry t"),
     ] {
         let directory = Directory::new(&config);
-        assert_eq!(shown(directory.config().credentials(reference).await), sent, "{config} {reference}");
+        assert_eq!(
+            shown(directory.config().credentials(reference, "alice").await),
+            sent,
+            "{config} {reference}"
+        );
     }
     let two = r#"{"auths": {"https://r.example/v1/": {"auth": "YTpi"}, "r.example": {"auth": "Yzpk"}}}"#;
-    assert_eq!(shown(Directory::new(two).config().credentials("r.example/x").await), "c:d");
+    assert_eq!(shown(Directory::new(two).config().credentials("r.example/x", "alice").await), "c:d");
 }
 
 #[tokio::test]
@@ -122,10 +125,46 @@ async fn an_entry_with_a_path_is_for_the_repositories_below_it() {
         ("acme/x:1", "a:b"),
         ("ubuntu", "none"),
     ] {
-        assert_eq!(shown(directory.config().credentials(reference).await), expected, "{reference}");
+        assert_eq!(shown(directory.config().credentials(reference, "alice").await), expected, "{reference}");
     }
-    let found = shown(directory.config().credentials("r.example/x").await);
+    let found = shown(directory.config().credentials("r.example/x", "alice").await);
     assert!(found.starts_with("the credentials for r.example: docker-credential-there-is-none "), "{found}");
+}
+
+#[tokio::test]
+async fn credentials_may_be_for_some_creators_only() {
+    let config = r#"{"auths": {
+        "r.example": {"auth": "YWxsOjE="}, "https://r.example/team/": {"auth": "dGVhbToy"}, "o.example": {"auth": "YTpi"}
+    }, "credHelpers": {"h.example": "there-is-none"}, "trailer": {
+        "r.example/team": {"creators": ["alice", "bob"]}, "https://o.example": {"creators": []},
+        "h.example": {"creators": ["alice"]}
+    }}"#;
+    let directory = Directory::new(config);
+    for (creator, reference, expected) in [
+        ("alice", "r.example/team/x", "team:2"),
+        ("bob", "r.example/team/x", "team:2"),
+        ("carol", "r.example/team/x", "all:1"),
+        ("", "r.example/team/x", "all:1"),
+        ("carol", "r.example/x", "all:1"),
+        ("alice", "o.example/x", "none"),
+        ("bob", "h.example/x", "none"),
+    ] {
+        let found = directory.config().credentials(reference, creator).await;
+        assert_eq!(shown(found), expected, "{creator} {reference}");
+    }
+    assert!(shown(directory.config().credentials("h.example/x", "alice").await).contains("there-is-none"));
+    for trailer in [
+        r#"{"r.example/teem": {"creators": ["alice"]}}"#,
+        r#"{"other.example": {"creators": ["alice"]}}"#,
+        r#"{"r.example": {"creator": ["alice"]}}"#,
+        r#"{"r.example": {"creators": ["alice"], "pools": ["a"]}}"#,
+        r#"{"r.example": null}"#,
+    ] {
+        directory
+            .write(&format!(r#"{{"auths": {{"r.example": {{"auth": "YTpi"}}}}, "trailer": {trailer}}}"#));
+        let found = shown(directory.config().credentials("r.example/x", "alice").await);
+        assert!(found.contains("config.json: "), "{found}");
+    }
 }
 
 #[tokio::test]
@@ -174,9 +213,13 @@ esac"#,
         (own, "ubuntu", "hub:1"),
     ] {
         directory.write(config);
-        assert_eq!(shown(directory.config().credentials(reference).await), sent, "{config} {reference}");
+        assert_eq!(
+            shown(directory.config().credentials(reference, "alice").await),
+            sent,
+            "{config} {reference}"
+        );
     }
-    let found = shown(directory.config().credentials("unknown.example/x").await);
+    let found = shown(directory.config().credentials("unknown.example/x", "alice").await);
     let expected = "the credentials for unknown.example: docker-credential-missing cannot be run: ";
     assert!(found.starts_with(expected), "{found}");
 }
@@ -207,7 +250,7 @@ async fn a_helper_that_hangs_ends_with_its_children() {
     // At the limit.
     let mut config = directory.config();
     config.helpers.limit = Duration::from_secs(1);
-    let (found, process) = tokio::join!(config.credentials("r.example/x"), child("r.example"));
+    let (found, process) = tokio::join!(config.credentials("r.example/x", "alice"), child("r.example"));
     assert_eq!(
         shown(found),
         "the credentials for r.example: docker-credential-hangs has not responded within 1s"
@@ -216,12 +259,12 @@ async fn a_helper_that_hangs_ends_with_its_children() {
     // When nobody waits any more.
     let config = directory.config();
     let process = tokio::select! {
-        found = config.credentials("o.example/x") => panic!("{}", shown(found)),
+        found = config.credentials("o.example/x", "alice") => panic!("{}", shown(found)),
         process = child("o.example") => process,
     };
     ended(process).await;
     // Others do not wait for it.
-    assert_eq!(shown(config.credentials("unused.example/x").await), "none");
+    assert_eq!(shown(config.credentials("unused.example/x", "alice").await), "none");
 }
 
 #[tokio::test]
@@ -237,25 +280,27 @@ async fn a_broken_file_is_an_error_without_its_content() {
     ] {
         directory.write(content);
         let expected = format!("the credentials for r.example: config.json: {reason}");
-        assert_eq!(shown(config.credentials("r.example/x").await), expected);
+        assert_eq!(shown(config.credentials("r.example/x", "alice").await), expected);
         assert!(config.proxy_arguments("unix:///x").is_empty());
         // One change of the file, one line in the log.
         let logged = *config.logged.lock().expect("nothing panicked");
         assert!(logged.is_some());
-        assert_eq!(shown(config.credentials("r.example/x").await), expected);
+        assert_eq!(shown(config.credentials("r.example/x", "alice").await), expected);
         assert_eq!(*config.logged.lock().expect("nothing panicked"), logged);
     }
     for auth in ["sesame", "c2VzYW1l", "OnNlc2FtZQ=="] {
         directory.write(&format!(r#"{{"auths": {{"r.example": {{"auth": "{auth}"}}}}}}"#));
         let expected = "the credentials for r.example: `auth` is not a user and a password in base64";
-        assert_eq!(shown(config.credentials("r.example/x").await), expected);
-        assert_eq!(shown(config.credentials("other.example/x").await), "none");
+        assert_eq!(shown(config.credentials("r.example/x", "alice").await), expected);
+        assert_eq!(shown(config.credentials("other.example/x", "alice").await), "none");
     }
     assert_eq!(*config.logged.lock().expect("nothing panicked"), None);
     fs::remove_file(directory.0.path().join("config.json")).expect("a file");
-    assert_eq!(shown(config.credentials("r.example/x").await), "none");
+    assert_eq!(shown(config.credentials("r.example/x", "alice").await), "none");
     directory.write(&" ".repeat(2 * 1024 * 1024));
-    assert!(shown(config.credentials("r.example/x").await).contains("it is larger than 1048576 bytes"));
+    assert!(
+        shown(config.credentials("r.example/x", "alice").await).contains("it is larger than 1048576 bytes")
+    );
 }
 
 #[test]

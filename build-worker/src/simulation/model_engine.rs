@@ -191,9 +191,11 @@ impl Engine for ModelEngine {
 
     fn pull(&self, name: &str, _pinned: &str) -> Result<Box<dyn RunningWork>, EngineError> {
         Err(EngineError::Refused(format!("{name}: this model reaches no registry")))
+    fn pull(&self, reference: &str, _creator: &str) -> Result<Box<dyn RunningWork>, EngineError> {
+        Err(EngineError::Refused(format!("{reference}: this model reaches no registry")))
     }
 
-    fn push(&self, reference: &str) -> Result<Box<dyn RunningWork>, EngineError> {
+    fn push(&self, reference: &str, _creator: &str) -> Result<Box<dyn RunningWork>, EngineError> {
         let (engine, reference) = (self.clone(), reference.to_owned());
         let cancel = CancellationToken::new();
         let (tell, told) = mpsc::channel(1);
@@ -207,7 +209,7 @@ impl Engine for ModelEngine {
         Ok(Box::new(ModelWork { told, cancel, runs_processes: false }))
     }
 
-    async fn registry_digest(&self, reference: &str) -> Result<String, EngineError> {
+    async fn registry_digest(&self, reference: &str, _creator: &str) -> Result<String, EngineError> {
         self.alive().await?;
         let digest = self.state().images.get(reference).cloned();
         digest.ok_or_else(|| EngineError::Refused(format!("{reference} is in no registry")))

@@ -46,6 +46,7 @@ impl<'a> Decider<'a> {
             image: build.image,
             reference: build.reference.clone(),
             trust_domain: build.trust_domain(),
+            creator: build.creator.clone(),
             configuration,
             workspace: build.workspace.clone(),
             trace: build.trace.clone(),

@@ -80,6 +80,8 @@ pub(crate) enum ToWorker {
         image: ImageId,
         reference: Reference,
         trust_domain: TrustDomain,
+        /// Subject who created the image.
+        creator: String,
         configuration: Arc<Configuration>,
         /// Workspace to commit, if the build is a snapshot.
         workspace: Option<Workspace>,

@@ -290,17 +290,25 @@ pub(super) fn to_worker(message: ToWorker) -> wire::ConnectResponse {
     use wire::connect_response::Message;
     answer(match message {
         ToWorker::HeartbeatAck(number) => Message::HeartbeatAck(wire::HeartbeatAck { number }),
-        ToWorker::Assignment { attempt, image, reference, trust_domain, configuration, workspace, trace } => {
-            Message::Assignment(wire::Assignment {
-                attempt: Some(attempt.into()),
-                image_id: image.to_string(),
-                reference: reference.to_string(),
-                timeout: configuration.build_timeout_ms.map(timeout),
-                work: work(&configuration, workspace),
-                traceparent: trace.unwrap_or_default(),
-                trust_domain: trust_domain.to_string(),
-            })
-        }
+        ToWorker::Assignment {
+            attempt,
+            image,
+            reference,
+            trust_domain,
+            creator,
+            configuration,
+            workspace,
+            trace,
+        } => Message::Assignment(wire::Assignment {
+            attempt: Some(attempt.into()),
+            image_id: image.to_string(),
+            reference: reference.to_string(),
+            timeout: configuration.build_timeout_ms.map(timeout),
+            work: work(&configuration, workspace),
+            traceparent: trace.unwrap_or_default(),
+            trust_domain: trust_domain.to_string(),
+            creator,
+        }),
         ToWorker::ReportAck { attempt, sequence } => {
             Message::ReportAck(wire::ReportAck { attempt: Some(attempt.into()), sequence })
         }
