@@ -65,6 +65,7 @@ mod references;
 mod reflection;
 mod registries;
 mod registry;
+mod registry_credentials;
 mod relay;
 mod remote_contexts;
 mod resume;

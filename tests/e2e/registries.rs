@@ -32,23 +32,29 @@ use crate::{
 };
 
 /// A registry, a proxy in front of it, and a service whose worker has the password for both.
-struct Setting {
-    docker: Docker,
-    registry: Registry,
+pub(crate) struct Setting {
+    pub(crate) docker: Docker,
+    pub(crate) registry: Registry,
     proxy: Proxy,
-    service: Service,
+    pub(crate) service: Service,
     _worker: Worker,
-    config: DockerConfig,
-    run: String,
+    pub(crate) config: DockerConfig,
+    pub(crate) run: String,
 }
 
 impl Setting {
-    async fn start() -> anyhow::Result<Self> {
+    pub(crate) async fn start() -> anyhow::Result<Self> {
         let (docker, docker_host) = engine_fixture::connect().await?;
         let registry = Registry::start().await?;
         let proxy = Proxy::start(registry.addr).await?;
         let prefixes = [format!("{}/team/", registry.addr), format!("{}/team/", proxy.addr())];
-        let flags = ["--repository-prefix", &prefixes[0], "--repository-prefix", &prefixes[1]];
+        let flags = [
+            "--repository-prefix",
+            &prefixes[0],
+            "--repository-prefix",
+            &prefixes[1],
+            "--retry-backoff=50ms",
+        ];
         let service = Service::start_with(&flags).await?;
         let config = DockerConfig::with(PASSWORD, &[registry.addr, proxy.addr()])?;
         let run = uuid::Uuid::new_v4().simple().to_string();
@@ -58,16 +64,16 @@ impl Setting {
         Ok(Self { docker, registry, proxy, service, _worker: worker, config, run })
     }
 
-    fn alice(&self) -> Client {
+    pub(crate) fn alice(&self) -> Client {
         self.service.builder("alice")
     }
 
-    fn in_registry(&self, name: &str) -> String {
+    pub(crate) fn in_registry(&self, name: &str) -> String {
         format!("{}/{name}", self.registry.addr)
     }
 
     /// Pushes a small unique image to the registry and returns its digest. None is left in the engine.
-    async fn publish_base(&self, name: &str) -> anyhow::Result<String> {
+    pub(crate) async fn publish_base(&self, name: &str) -> anyhow::Result<String> {
         let names = self.push_base(name).await?;
         let digest = self.digest_in_registry(&names[0]).await?;
         for name in &names {
@@ -98,7 +104,7 @@ impl Setting {
         found.descriptor.digest.context("a digest")
     }
 
-    async fn remove(&self, name: &str) -> anyhow::Result<()> {
+    pub(crate) async fn remove(&self, name: &str) -> anyhow::Result<()> {
         let options = RemoveImageOptionsBuilder::new().force(true).build();
         self.docker.remove_image(name, Some(options), None).await?;
         Ok(())
@@ -127,7 +133,7 @@ fn credentials() -> DockerCredentials {
     }
 }
 
-fn pulled(name: &str, reference: &str) -> Image {
+pub(crate) fn pulled(name: &str, reference: &str) -> Image {
     let source = Source::Pull(PullSource { reference: reference.to_owned() });
     Image {
         name: name.to_owned(),

@@ -71,15 +71,21 @@ impl Drop for Registry {
 impl DockerConfig {
     /// Creates a configuration that has a password for some registries.
     pub(crate) fn with(password: &str, registries: &[SocketAddr]) -> anyhow::Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let auth = BASE64_STANDARD.encode(format!("{USER}:{password}"));
-        let auths: serde_json::Map<String, serde_json::Value> = registries
-            .iter()
-            .map(|registry| (registry.to_string(), serde_json::json!({ "auth": auth })))
-            .collect();
-        let text = serde_json::json!({ "auths": auths });
-        fs::write(directory.path().join("config.json"), text.to_string())?;
-        Ok(Self(directory))
+        let this = Self(tempfile::tempdir()?);
+        let auths: serde_json::Map<String, serde_json::Value> =
+            registries.iter().map(|registry| (registry.to_string(), Self::entry(password))).collect();
+        this.write(&serde_json::json!({ "auths": auths }).to_string())?;
+        Ok(this)
+    }
+
+    /// Returns the entry that `docker login` writes for a registry.
+    pub(crate) fn entry(password: &str) -> serde_json::Value {
+        serde_json::json!({ "auth": BASE64_STANDARD.encode(format!("{USER}:{password}")) })
+    }
+
+    /// Replaces the content of the file.
+    pub(crate) fn write(&self, content: &str) -> anyhow::Result<()> {
+        Ok(fs::write(self.0.path().join("config.json"), content)?)
     }
 
     pub(crate) fn path(&self) -> anyhow::Result<&str> {
