@@ -45,18 +45,18 @@ pub(super) struct SessionCredentials {
     creator: String,
     /// References of the images that the build may use, by the hosts of their registries.
     images: BTreeMap<String, Vec<String>>,
-    /// Credentials by host: an engine may ask often.
+    /// Credentials by host, each looked up once, although an engine may ask often.
     found: Mutex<HashMap<String, Arc<OnceCell<Lookup>>>>,
     /// Token that ends lookups with the session.
     closed: CancellationToken,
-    /// Key that proves to the engine whose tokens are whose; `None` if the host has no random numbers.
+    /// Key by which the engine knows the tokens of this session; `None` if the host has no random numbers.
     authority: Option<Ed25519KeyPair>,
 }
 
 type Lookup = Result<Option<Credentials>, CredentialsError>;
 
 impl Found {
-    /// Looks the credentials for a reference up.
+    /// Looks up the credentials for a reference, as they are for images of this creator.
     ///
     /// The registry may require none, so a failure is only part of the registry's refusal: see [`Self::explain`].
     pub(super) async fn look_up(docker_config: &DockerConfig, reference: &str, creator: &str) -> Self {
@@ -73,7 +73,7 @@ impl Found {
 }
 
 impl SessionCredentials {
-    /// Lifetime of a token that does not tell its own, in seconds.
+    /// Time for which the engine may keep a token, in seconds.
     const TOKEN_LIFETIME: i64 = 60;
 
     /// Creates the service for a build that may use what was decided about until now.

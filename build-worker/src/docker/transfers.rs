@@ -153,7 +153,7 @@ impl DockerEngine {
             if !say(&tell, layers.begun()).await {
                 return;
             }
-            // A helper is asked, and ends when the transfer is cancelled.
+            // This may run a helper, which ends when the transfer is cancelled.
             let look_up = Found::look_up(&docker_config, transfer.reference(), &creator);
             let Some(found) = closed.run_until_cancelled(look_up).await else { return };
             let mut tries = 1;
