@@ -110,7 +110,7 @@ impl BuildSources {
         if !self.rules.allow_from_registry(&image) {
             return refused("the operator of the worker allows no images from there (--allow-source)");
         }
-        let digest = self.engine.registry_digest(&image).await?;
+        let digest = self.engine.registry_digest(&image, &self.creator).await?;
         let pinned = format!("{}@{digest}", reference::repository(&image));
         match self.resolve(vec![pinned.clone()]).await?.pop().flatten() {
             Some(Source::Artifact(_) | Source::Foreign(_)) => Ok(pinned),

@@ -191,10 +191,8 @@ impl Engine for DockerEngine {
         Ok(Self::run(connections, cancel, true, work))
     }
 
-    fn pull(&self, name: &str, pinned: &str) -> Result<Box<dyn RunningWork>, EngineError> {
-        self.start_pull(name, pinned)
-    fn pull(&self, reference: &str, creator: &str) -> Result<Box<dyn RunningWork>, EngineError> {
-        self.start_pull(reference, creator)
+    fn pull(&self, name: &str, pinned: &str, creator: &str) -> Result<Box<dyn RunningWork>, EngineError> {
+        self.start_pull(name, pinned, creator)
     }
 
     fn push(&self, reference: &str, creator: &str) -> Result<Box<dyn RunningWork>, EngineError> {

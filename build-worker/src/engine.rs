@@ -27,11 +27,9 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     fn build(&self, order: BuildOrder) -> Result<Box<dyn RunningWork>, EngineError>;
 
     /// Starts a pull of a reference with a digest, which sets no tag. Its progress calls the image `name`.
-    fn pull(&self, name: &str, pinned: &str) -> Result<Box<dyn RunningWork>, EngineError>;
-    /// Starts a pull of what a reference stands for in its registry now, which sets no tag.
     ///
     /// Pulls, pushes and lookups use the credentials that builds of the creator's images may use.
-    fn pull(&self, reference: &str, creator: &str) -> Result<Box<dyn RunningWork>, EngineError>;
+    fn pull(&self, name: &str, pinned: &str, creator: &str) -> Result<Box<dyn RunningWork>, EngineError>;
 
     /// Starts a push of the image with this name.
     fn push(&self, reference: &str, creator: &str) -> Result<Box<dyn RunningWork>, EngineError>;

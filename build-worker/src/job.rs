@@ -310,64 +310,6 @@ impl Job {
         }
     }
 
-    async fn context(&self, order: &DockerBuild) -> Result<Context, Ended> {
-        let attempt = self.assignment.attempt.clone().unwrap_or_default();
-        let context =
-            context_download::context_of(order, &attempt, self.service.as_ref(), self.spool.as_ref()).await;
-        context.map_err(|error| {
-            let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
-            Ended::by_infrastructure(format!("{error}{}", source.unwrap_or_default()))
-        })
-    }
-
-    async fn start(
-        &self,
-        order: &DockerBuild,
-        context: Context,
-    ) -> Result<Box<dyn RunningWork>, EngineError> {
-        let domain = TrustDomain::parse(&self.assignment.trust_domain)
-            .ok_or_else(|| EngineError::Refused("the service has named no trust domain".to_owned()))?;
-        let mut build_args = self.proxies.clone();
-        build_args.extend(order.build_args.clone());
-        build_args.insert(Self::CACHE_MOUNT_NAMESPACE.to_owned(), domain.to_string());
-        let sources = BuildSources {
-            attempt: self.assignment.attempt.clone().unwrap_or_default(),
-            catalogue: self.catalogue.clone(),
-            engine: Arc::clone(&self.engine),
-            service: Arc::clone(&self.service),
-            rules: Arc::clone(&self.source_rules),
-            creator: self.assignment.creator.clone(),
-            pull_base: order.pull_base,
-            decided: Mutex::default(),
-        };
-        sources.decide_all(dockerfile::image_references(&order.dockerfile, &build_args)).await?;
-        self.engine.build(BuildOrder {
-            name: self.name(),
-            tag: self.attempt_tag(),
-            context: Arc::new(context),
-            dockerfile: context::dockerfile_path(order),
-            stages: dockerfile::stages(&order.dockerfile),
-            build_args,
-            target: order.target.clone(),
-            sources: Arc::new(sources),
-            no_cache: order.no_cache,
-            squash: order.squash,
-            labels: self.labels(),
-            cgroup_parent: self.group.path(&domain),
-            compression: self.compression.clone(),
-        })
-    }
-
-    /// Returns the labels of the images that the attempt makes.
-    fn labels(&self) -> HashMap<String, String> {
-        HashMap::from([
-            (IMAGE_LABEL.to_owned(), self.assignment.image_id.clone()),
-            (WORKER_LABEL.to_owned(), self.worker.clone()),
-            (REFERENCE_LABEL.to_owned(), self.assignment.reference.clone()),
-            (CATALOGUE_LABEL.to_owned(), self.catalogue.clone()),
-        ])
-    }
-
     /// Returns the name of the build in the engine, unique to the attempt.
     fn name(&self) -> String {
         let attempt = self.assignment.attempt.clone().unwrap_or_default();

@@ -32,4 +32,5 @@ mod process;
 mod proxy;
 mod seven;
 mod stack;
+mod two_engines;
 mod uploads;

@@ -259,6 +259,10 @@ mod tests {
             "alice"
         }
 
+        fn allows_git_directories(&self) -> bool {
+            true
+        }
+
         fn hosts(&self) -> Vec<String> {
             Vec::new()
         }

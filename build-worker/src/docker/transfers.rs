@@ -105,14 +105,14 @@ async fn registry_digest(
 }
 
 impl DockerEngine {
-    pub(super) fn start_pull(&self, name: &str, pinned: &str) -> Result<Box<dyn RunningWork>, EngineError> {
-        self.transfer(Transfer::Pull { name: name.to_owned(), pinned: pinned.to_owned() })
     pub(super) fn start_pull(
         &self,
-        reference: &str,
+        name: &str,
+        pinned: &str,
         creator: &str,
     ) -> Result<Box<dyn RunningWork>, EngineError> {
-        self.transfer(Transfer::Pull(reference.to_owned()), creator)
+        let transfer = Transfer::Pull { name: name.to_owned(), pinned: pinned.to_owned() };
+        self.transfer(transfer, creator)
     }
 
     pub(super) fn start_push(

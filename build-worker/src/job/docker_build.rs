@@ -78,6 +78,7 @@ impl Job {
             engine: Arc::clone(&self.engine),
             service: Arc::clone(&self.service),
             rules: Arc::clone(&self.source_rules),
+            creator: self.assignment.creator.clone(),
             pull_base,
             allows_frontends: !support.withholds(FOREIGN_FRONTENDS),
             allows_git_directories: !support.withholds(ADD_GIT_DIRECTORY),

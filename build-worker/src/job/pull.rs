@@ -19,8 +19,7 @@ impl Job {
             let step = FailedStep { name: format!("pull {reference}"), ..FailedStep::default() };
             Ended::by_engine(&error, Some(step))
         })?;
-        let pull = self.engine.pull(reference, &pinned)?;
-        let pull = self.engine.pull(reference, &self.assignment.creator)?;
+        let pull = self.engine.pull(reference, &pinned, &self.assignment.creator)?;
         let pulled = self.follow(pull, output).await?;
         let missing = || Ended::by_broken_engine(format!("{reference} was pulled and is not there"));
         let pulled = pulled.ok_or_else(missing)?;

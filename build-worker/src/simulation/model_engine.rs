@@ -189,10 +189,8 @@ impl Engine for ModelEngine {
         Ok(Box::new(ModelWork { told, cancel, runs_processes: true }))
     }
 
-    fn pull(&self, name: &str, _pinned: &str) -> Result<Box<dyn RunningWork>, EngineError> {
+    fn pull(&self, name: &str, _pinned: &str, _creator: &str) -> Result<Box<dyn RunningWork>, EngineError> {
         Err(EngineError::Refused(format!("{name}: this model reaches no registry")))
-    fn pull(&self, reference: &str, _creator: &str) -> Result<Box<dyn RunningWork>, EngineError> {
-        Err(EngineError::Refused(format!("{reference}: this model reaches no registry")))
     }
 
     fn push(&self, reference: &str, _creator: &str) -> Result<Box<dyn RunningWork>, EngineError> {
