@@ -34,6 +34,7 @@ use crate::{
 };
 
 mod build;
+mod clips;
 mod connection;
 mod control;
 mod credentials;

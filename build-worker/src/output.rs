@@ -40,6 +40,17 @@ pub(crate) enum Progress {
         /// Time of the output, by the engine's clock.
         at: Option<Timestamp>,
     },
+    /// A point from which the engine has left out output of a step.
+    Clip {
+        /// ID of the step in the engine.
+        step: String,
+        /// Set for standard error.
+        stderr: bool,
+        /// Message of the engine.
+        message: String,
+        /// Time of the message, by the engine's clock.
+        at: Option<Timestamp>,
+    },
 }
 
 /// An event and its time, by the engine's clock.
@@ -84,8 +95,6 @@ pub(crate) struct FailedStep {
 impl Output {
     const LAST_LINES: usize = 20;
     const MAX_LINE: usize = 16 * 1024;
-    /// Beginning of the line by which the engine reports that it has clipped a log.
-    const CLIPPED: &str = "[output clipped, log ";
 
     pub(crate) fn new(log_limit: usize) -> Self {
         Self { steps: Vec::new(), index: HashMap::new(), budget: Some(log_limit), tail: Tail::default() }
@@ -99,6 +108,13 @@ impl Output {
             }
             Progress::Output { step, stderr, bytes, at } => {
                 self.take_bytes(&step, stderr, &bytes, at, events)
+            }
+            Progress::Clip { step, stderr, message, at } => {
+                let step = self.step(&step, String::new());
+                if !self.steps[step].partial[usize::from(stderr)].is_empty() {
+                    self.finish_line(step, usize::from(stderr), at, events);
+                }
+                events.push((at, Event::Gap(Gap { lines: 0, message })));
             }
         }
     }
@@ -214,10 +230,6 @@ impl Output {
         }
         let text = String::from_utf8(bytes)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-        if text.starts_with(Self::CLIPPED) {
-            events.push((at, Event::Gap(Gap { lines: 0, message: text })));
-            return;
-        }
         let last_lines = &mut self.steps[step].last_lines;
         if last_lines.len() == Self::LAST_LINES {
             last_lines.pop_front();

@@ -120,6 +120,7 @@ mod tests {
             .map(|progress| match progress {
                 Progress::Step { name, state, .. } => format!("{name}: {state:?}"),
                 Progress::Output { bytes, .. } => String::from_utf8_lossy(&bytes).trim_end().to_owned(),
+                Progress::Clip { message, .. } => message,
             })
             .collect()
     }

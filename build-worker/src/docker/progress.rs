@@ -6,20 +6,22 @@ use bollard::moby::buildkit::v1::{StatusResponse, Vertex, VertexLog};
 use prost_types::Timestamp;
 use proto::dispatch::StepState;
 
+use super::clips::Clips;
 use crate::engine::Progress;
 
 /// Converts a progress message of the engine.
 ///
 /// A message may hold a step's start, output and end; they are returned in this order. `names` are the stages of the
-/// Dockerfile, as far as they are known.
-pub(super) fn progress(status: StatusResponse, names: &[String]) -> Vec<Progress> {
+/// Dockerfile, as far as they are known; `clips` has seen the messages before.
+pub(super) fn progress(status: StatusResponse, names: &[String], clips: &mut Clips) -> Vec<Progress> {
     let vertexes = in_order_of_dockerfile(status.vertexes, names);
+    vertexes.iter().for_each(|vertex| clips.note(vertex));
     let begun = vertexes
         .iter()
         .filter(|vertex| !vertex.cached)
         .cloned()
         .map(|vertex| step(Vertex { completed: None, error: String::new(), ..vertex }));
-    let outputs = status.logs.into_iter().map(output);
+    let outputs: Vec<Progress> = status.logs.into_iter().flat_map(|log| output(log, clips)).collect();
     let ended = vertexes.iter().filter(|vertex| vertex.cached || vertex.completed.is_some());
     begun.chain(outputs).chain(ended.cloned().map(step)).collect()
 }
@@ -45,14 +47,22 @@ fn step(vertex: Vertex) -> Progress {
     }
 }
 
-fn output(log: VertexLog) -> Progress {
+/// Converts a chunk of output, and the engine's message that may be at its end.
+fn output(log: VertexLog, clips: &mut Clips) -> Vec<Progress> {
     const STDERR: i64 = 2;
-    Progress::Output {
-        step: log.vertex,
-        stderr: log.stream == STDERR,
-        bytes: log.msg,
-        at: log.timestamp.map(|at| Timestamp { seconds: at.seconds, nanos: at.nanos }),
-    }
+    let VertexLog { vertex, stream, msg, timestamp } = log;
+    let at = timestamp.map(|at| Timestamp { seconds: at.seconds, nanos: at.nanos });
+    let stderr = stream == STDERR;
+    let (bytes, message) = clips.split(&vertex, stream, &msg);
+    let clip = message.map(|message| Progress::Clip {
+        step: vertex.clone(),
+        stderr,
+        message: message.to_owned(),
+        at,
+    });
+    let bytes = bytes.to_vec();
+    let output = (!bytes.is_empty()).then_some(Progress::Output { step: vertex, stderr, bytes, at });
+    output.into_iter().chain(clip).collect()
 }
 
 /// Sorts the vertexes of a message in the order of their Dockerfile.

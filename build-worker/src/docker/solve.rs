@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use super::{control::Control, progress, source_policy};
+use super::{clips::Clips, control::Control, progress, source_policy};
 use crate::{
     engine::{BuildOrder, BuiltImage, EngineError, EngineEvent},
     fault::Fault,
@@ -98,9 +98,10 @@ async fn follow(
         Ok(messages) => messages.into_inner(),
         Err(error) => return tracing::debug!(%error, "a build has no progress"),
     };
+    let mut clips = Clips::default();
     while let Some(message) = messages.next().await {
         has_begun.store(true, Ordering::Relaxed);
-        match message.map(|message| progress::progress(message, stages)) {
+        match message.map(|message| progress::progress(message, stages, &mut clips)) {
             Ok(progress) if progress.is_empty() => {}
             Ok(progress) => {
                 if tell.send(Ok(EngineEvent::Progress(progress))).await.is_err() {
