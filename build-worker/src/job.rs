@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     artifact_name::ArtifactName,
-    engine::{BuiltImage, Engine, EngineEvent, RunningWork},
+    engine::{Engine, RunningWork},
     outbox::Outbox,
     output::Output,
     readiness::Readiness,
@@ -21,7 +21,6 @@ use crate::{
     stale_tags::ATTEMPTS,
     step_processes::{StepGroup, StepProcesses},
     steps::StepsUnderWay,
-    telemetry::StepSpans,
 };
 
 pub(crate) use self::control::{Control, StopReason};
@@ -30,6 +29,7 @@ use self::outcome::{Artifact, Ended, Rest, Stop};
 mod control;
 mod docker_build;
 mod outcome;
+mod progress;
 mod publication;
 mod pull;
 mod snapshot;
@@ -248,66 +248,6 @@ impl Job {
         }
     }
 
-    /// Reports the engine's progress until the work has ended; returns the image, if one was built.
-    async fn follow(
-        &self,
-        mut work: Box<dyn RunningWork>,
-        output: &mut Output,
-    ) -> Result<Option<BuiltImage>, Ended> {
-        let begun = Instant::now();
-        let mut built = None;
-        let mut failure = None;
-        let mut spans = StepSpans::new();
-        loop {
-            let told = tokio::select! {
-                biased;
-                () = self.control.stop.cancelled() => {
-                    return Err(self.stop(work, output, Vec::new(), begun).await);
-                }
-                told = work.next() => told,
-            };
-            let is_over = told.is_none();
-            let mut events = Vec::new();
-            match told {
-                Some(Ok(EngineEvent::Progress(progress))) => {
-                    for progress in progress {
-                        output.take(progress, &mut events);
-                    }
-                    if work.runs_processes() {
-                        self.steps.set(&self.name(), output.steps_under_way());
-                    }
-                }
-                Some(Ok(EngineEvent::Built(image))) => built = Some(image),
-                Some(Ok(EngineEvent::Gap(why))) => output.leave_out(why, &mut events),
-                Some(Err(error)) => failure = Some(error),
-                None => output.finish(&mut events),
-            }
-            spans.take(&events);
-            let mut events = events.into_iter();
-            while let Some((at, event)) = events.next() {
-                if is_over {
-                    // There is nothing left to stop.
-                    self.outbox.push(at, event).await;
-                    continue;
-                }
-                let is_pushed = tokio::select! {
-                    biased;
-                    () = self.outbox.push(at, event.clone()) => true,
-                    () = self.control.stop.cancelled() => false,
-                };
-                if !is_pushed {
-                    let untold = std::iter::once((at, event)).chain(events).collect();
-                    return Err(self.stop(work, output, untold, begun).await);
-                }
-            }
-            if is_over {
-                break;
-            }
-        }
-        match failure {
-            Some(error) => Err(Ended::by_engine(&error, output.failed_step())),
-            None => Ok(built),
-        }
     }
 
     /// Returns the name of the build in the engine, unique to the attempt.

@@ -1,16 +1,24 @@
 //! Output of a build: converts the engine's progress to events.
 //!
-//! Steps are numbered as the engine announces them; bytes become lines; a log over its limit keeps its beginning and
-//! its end, with a gap reported between them.
+//! Steps are numbered as the engine announces them; bytes become lines, and pieces of lines that have no end for some
+//! time; a log over its limit keeps its beginning and its end, with a gap reported between them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 use prost_types::Timestamp;
 use proto::dispatch::{Gap, Line, Step, StepState, report_event::Event};
+use tokio::time::{Instant, sleep_until};
 
-use self::tail::{Tail, cost};
+use self::{
+    last_lines::LastLines,
+    stream::{Piece, Stream},
+    tail::{Tail, cost},
+};
 use crate::steps::StepUnderWay;
 
+mod decoder;
+mod last_lines;
+mod stream;
 mod tail;
 
 /// The progress of a build, as the engine reports it.
@@ -66,6 +74,8 @@ pub(crate) struct Output {
     /// From then on all lines go to the tail, so that they keep their order.
     budget: Option<usize>,
     tail: Tail,
+    /// Earliest time at which a line without an end may have to be reported.
+    due: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -79,9 +89,9 @@ struct StepOutput {
     runs: bool,
     ended_at: Option<Timestamp>,
     error: String,
-    /// Unfinished lines of standard output and standard error.
-    partial: [Vec<u8>; 2],
-    last_lines: VecDeque<String>,
+    /// Standard output and standard error.
+    streams: [Stream; 2],
+    last_lines: LastLines,
 }
 
 /// The step that made a build fail.
@@ -93,11 +103,14 @@ pub(crate) struct FailedStep {
 }
 
 impl Output {
-    const LAST_LINES: usize = 20;
-    const MAX_LINE: usize = 16 * 1024;
-
     pub(crate) fn new(log_limit: usize) -> Self {
-        Self { steps: Vec::new(), index: HashMap::new(), budget: Some(log_limit), tail: Tail::default() }
+        Self {
+            steps: Vec::new(),
+            index: HashMap::new(),
+            budget: Some(log_limit),
+            tail: Tail::default(),
+            due: None,
+        }
     }
 
     /// Takes in progress, and appends the resulting events to `events`.
@@ -107,14 +120,44 @@ impl Output {
                 self.take_step(&id, name, state, error, at, events)
             }
             Progress::Output { step, stderr, bytes, at } => {
-                self.take_bytes(&step, stderr, &bytes, at, events)
+                let step = self.step(&step, String::new());
+                let mut pieces = Vec::new();
+                let stream = &mut self.steps[step].streams[usize::from(stderr)];
+                stream.take(&bytes, at, Instant::now(), &mut pieces);
+                self.due = earlier(self.due, stream.due());
+                self.report(step, stderr, pieces, events);
             }
             Progress::Clip { step, stderr, message, at } => {
                 let step = self.step(&step, String::new());
-                if !self.steps[step].partial[usize::from(stderr)].is_empty() {
-                    self.finish_line(step, usize::from(stderr), at, events);
-                }
+                self.finish_line(step, stderr, events);
                 events.push((at, Event::Gap(Gap { lines: 0, message })));
+            }
+        }
+    }
+
+    /// Waits until [`Self::report_unfinished`] may have something to report.
+    pub(crate) async fn unfinished(&self) {
+        match self.due {
+            Some(due) => sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Reports the lines that have had no end for some time, such as prompts and progress bars.
+    pub(crate) fn report_unfinished(&mut self, now: Instant, events: &mut Vec<Timed>) {
+        if self.due.is_none_or(|due| now < due) {
+            return;
+        }
+        self.due = None;
+        for step in 0..self.steps.len() {
+            for stderr in [false, true] {
+                let stream = &mut self.steps[step].streams[usize::from(stderr)];
+                if stream.due().is_some_and(|due| due <= now) {
+                    let piece = stream.report();
+                    self.report(step, stderr, piece, events);
+                } else {
+                    self.due = earlier(self.due, stream.due());
+                }
             }
         }
     }
@@ -129,12 +172,12 @@ impl Output {
         for step in 0..self.steps.len() {
             self.finish_lines(step, events);
         }
-        let tail = std::mem::take(&mut self.tail);
-        if tail.dropped > 0 {
+        let (dropped, lines) = std::mem::take(&mut self.tail).into_lines();
+        if dropped > 0 {
             let message = "the log is over its limit; its end follows".to_owned();
-            events.push((None, Event::Gap(Gap { lines: tail.dropped, message })));
+            events.push((None, Event::Gap(Gap { lines: dropped, message })));
         }
-        events.extend(tail.lines.into_iter().map(|(at, line)| (at, Event::Line(line))));
+        events.extend(lines.map(|(at, line)| (at, Event::Line(line))));
     }
 
     /// Returns the step that failed, if there is one.
@@ -144,11 +187,7 @@ impl Output {
         let failed = || self.steps.iter().filter(|step| step.state == StepState::Failed);
         let step =
             failed().find(|step| !step.error.ends_with("context canceled")).or_else(|| failed().next())?;
-        Some(FailedStep {
-            name: step.name.clone(),
-            error: step.error.clone(),
-            last_lines: step.last_lines.iter().cloned().collect(),
-        })
+        Some(step.failure())
     }
 
     /// Returns the steps that the engine has announced and not finished.
@@ -174,76 +213,58 @@ impl Output {
         let known = &mut self.steps[step];
         if is_over(state) {
             (known.runs, known.ended_at) = (false, at);
-        } else if state == StepState::Started {
+        } else if state == StepState::Started && !known.runs {
             // The engine repeats itself; only a later start is another run of the step.
-            known.runs |= known.ended_at.is_none() || order(at) > order(known.ended_at);
+            known.runs = known.ended_at.is_none() || order(at) > order(known.ended_at);
+            if known.runs {
+                self.finish_lines(step, events);
+            }
         }
+        let known = &mut self.steps[step];
         // A step is reported after its end only if another run of it has failed.
         if known.state == state || (is_over(known.state) && state != StepState::Failed) {
             return;
         }
         // An unfinished line may continue after the end of its step: the engine reports the end before the rest of the
         // output.
-        let known = &mut self.steps[step];
         known.state = state;
         known.error.clone_from(&error);
         let event = Step { index: number(step), name: known.name.clone(), state: state.into(), error };
         events.push((at, Event::Step(event)));
     }
 
-    fn take_bytes(
+    fn finish_lines(&mut self, step: usize, events: &mut Vec<Timed>) {
+        for stderr in [false, true] {
+            self.finish_line(step, stderr, events);
+        }
+    }
+
+    fn finish_line(&mut self, step: usize, stderr: bool, events: &mut Vec<Timed>) {
+        let mut pieces = Vec::new();
+        self.steps[step].streams[usize::from(stderr)].finish(&mut pieces);
+        self.report(step, stderr, pieces, events);
+    }
+
+    /// Reports pieces of lines, or keeps them for the tail.
+    fn report(
         &mut self,
-        id: &str,
+        step: usize,
         stderr: bool,
-        bytes: &[u8],
-        at: Option<Timestamp>,
+        pieces: impl IntoIterator<Item = Piece>,
         events: &mut Vec<Timed>,
     ) {
-        let step = self.step(id, String::new());
-        let stream = usize::from(stderr);
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let partial = &mut self.steps[step].partial[stream];
-            let room = Self::MAX_LINE - partial.len();
-            let end = rest.iter().take(room).position(|&byte| byte == b'\n');
-            let taken = end.unwrap_or_else(|| room.min(rest.len()));
-            partial.extend_from_slice(&rest[..taken]);
-            rest = &rest[taken + usize::from(end.is_some())..];
-            if end.is_some() || partial.len() == Self::MAX_LINE {
-                self.finish_line(step, stream, at, events);
-            }
-        }
-    }
-
-    fn finish_lines(&mut self, step: usize, events: &mut Vec<Timed>) {
-        for stream in 0..2 {
-            if !self.steps[step].partial[stream].is_empty() {
-                self.finish_line(step, stream, None, events);
-            }
-        }
-    }
-
-    fn finish_line(&mut self, step: usize, stream: usize, at: Option<Timestamp>, events: &mut Vec<Timed>) {
-        let mut bytes = std::mem::take(&mut self.steps[step].partial[stream]);
-        if bytes.last() == Some(&b'\r') {
-            bytes.pop();
-        }
-        let text = String::from_utf8(bytes)
-            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-        let last_lines = &mut self.steps[step].last_lines;
-        if last_lines.len() == Self::LAST_LINES {
-            last_lines.pop_front();
-        }
-        last_lines.push_back(text.clone());
-        let line = Line { step: number(step), stderr: stream == 1, text };
-        match self.budget.and_then(|budget| budget.checked_sub(cost(&line))) {
-            Some(rest) => {
-                self.budget = Some(rest);
-                events.push((at, Event::Line(line)));
-            }
-            None => {
-                self.budget = None;
-                self.tail.push(at, line);
+        for Piece { start, text, at } in pieces {
+            self.steps[step].last_lines.take(stderr, start, &text);
+            let line = Line { step: number(step), stderr, text, start: start.into() };
+            match self.budget.and_then(|budget| budget.checked_sub(cost(&line))) {
+                Some(rest) => {
+                    self.budget = Some(rest);
+                    events.push((at, Event::Line(line)));
+                }
+                None => {
+                    self.budget = None;
+                    self.tail.push(at, line);
+                }
             }
         }
     }
@@ -265,11 +286,25 @@ impl Output {
             runs: false,
             ended_at: None,
             error: String::new(),
-            partial: [Vec::new(), Vec::new()],
-            last_lines: VecDeque::new(),
+            streams: Default::default(),
+            last_lines: LastLines::default(),
         });
         step
     }
+}
+
+impl StepOutput {
+    fn failure(&self) -> FailedStep {
+        FailedStep {
+            name: self.name.clone(),
+            error: self.error.clone(),
+            last_lines: self.last_lines.to_vec(),
+        }
+    }
+}
+
+fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    a.into_iter().chain(b).min()
 }
 
 fn order(at: Option<Timestamp>) -> Option<(i64, i32)> {
@@ -288,122 +323,4 @@ fn number(step: usize) -> i32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn output(output: &mut Output, text: &str) -> Vec<Event> {
-        let mut events = Vec::new();
-        let progress = Progress::Output {
-            step: "a".to_owned(),
-            stderr: false,
-            bytes: text.as_bytes().to_vec(),
-            at: None,
-        };
-        output.take(progress, &mut events);
-        events.into_iter().map(|(_, event)| event).collect()
-    }
-
-    fn finish(output: &mut Output) -> Vec<Event> {
-        let mut events = Vec::new();
-        output.finish(&mut events);
-        events.into_iter().map(|(_, event)| event).collect()
-    }
-
-    fn texts(events: &[Event]) -> Vec<String> {
-        let text = |event: &Event| match event {
-            Event::Line(line) => line.text.clone(),
-            Event::Gap(gap) => format!("<{}>", gap.lines),
-            Event::Started(_)
-            | Event::Step(_)
-            | Event::Built(_)
-            | Event::Succeeded(_)
-            | Event::Failed(_)
-            | Event::HandedBack(_)
-            | Event::Stopped(_) => "no output".to_owned(),
-        };
-        events.iter().map(text).collect()
-    }
-
-    /// Returns the number of events for a state of the step `a`, `second` being the engine's clock.
-    fn step(output: &mut Output, state: StepState, second: i64) -> usize {
-        let mut events = Vec::new();
-        let progress = Progress::Step {
-            id: "a".to_owned(),
-            name: "[1/1] RUN".to_owned(),
-            state,
-            error: if state == StepState::Failed { "exit code: 1".to_owned() } else { String::new() },
-            at: Some(Timestamp { seconds: second, nanos: 0 }),
-        };
-        output.take(progress, &mut events);
-        events.len()
-    }
-
-    #[test]
-    fn bytes_become_lines_wherever_they_are_cut() {
-        let mut log = Output::new(1_000_000);
-        assert_eq!(texts(&output(&mut log, "on")), [""; 0]);
-        assert_eq!(texts(&output(&mut log, "e\r\n\ntw")), ["one", ""]);
-        assert_eq!(texts(&finish(&mut log)), ["tw"]);
-    }
-
-    #[test]
-    fn a_line_goes_on_after_the_end_of_its_step() {
-        let mut log = Output::new(1_000_000);
-        step(&mut log, StepState::Started, 1);
-        assert_eq!(texts(&output(&mut log, "on")), [""; 0]);
-        assert_eq!(step(&mut log, StepState::Done, 2), 1);
-        assert_eq!(texts(&output(&mut log, "e\ntwo")), ["one"]);
-        assert_eq!(texts(&finish(&mut log)), ["two"]);
-    }
-
-    #[test]
-    fn a_line_without_end_is_cut() {
-        let mut log = Output::new(1_000_000);
-        let lines = texts(&output(&mut log, &"x".repeat(2 * Output::MAX_LINE + 5)));
-        assert_eq!(lines.iter().map(String::len).collect::<Vec<_>>(), [Output::MAX_LINE; 2]);
-        assert_eq!(texts(&finish(&mut log)), ["xxxxx"]);
-    }
-
-    #[test]
-    fn a_log_over_its_limit_keeps_its_beginning_and_its_end() {
-        let mut log = Output::new(2 * (32 + 5));
-        let line = "y".repeat(1_000 - 32);
-        assert_eq!(texts(&output(&mut log, "12345\n67890\n\n")), ["12345", "67890"]);
-        for _ in 0..100 {
-            assert_eq!(texts(&output(&mut log, &format!("{line}\n"))), [""; 0]);
-        }
-        output(&mut log, "end\n");
-        let rest = texts(&finish(&mut log));
-        let kept = Tail::BYTES / 1_000;
-        assert_eq!(rest.len(), 1 + kept + 1);
-        assert_eq!(rest[0], format!("<{}>", 101 - kept));
-        assert_eq!(rest.last().map(String::as_str), Some("end"));
-    }
-
-    #[test]
-    fn a_step_says_each_state_once() {
-        let mut log = Output::new(10);
-        assert_eq!(step(&mut log, StepState::Pending, 0), 1);
-        assert_eq!(step(&mut log, StepState::Pending, 0), 0);
-        assert_eq!(step(&mut log, StepState::Started, 1), 1);
-        assert_eq!(step(&mut log, StepState::Done, 2), 1);
-        assert_eq!(step(&mut log, StepState::Started, 1), 0);
-        assert!(log.steps_under_way().is_empty(), "what the engine repeats is not another run");
-        assert_eq!(step(&mut log, StepState::Done, 2), 0);
-        assert!(log.failed_step().is_none());
-    }
-
-    #[test]
-    fn a_step_that_runs_again_and_fails_has_failed() {
-        let mut log = Output::new(1_000);
-        step(&mut log, StepState::Started, 1);
-        step(&mut log, StepState::Done, 2);
-        step(&mut log, StepState::Started, 3);
-        assert_eq!(log.steps_under_way().len(), 1);
-        output(&mut log, "last words\n");
-        assert_eq!(step(&mut log, StepState::Failed, 4), 1);
-        assert!(log.steps_under_way().is_empty());
-        let failed = log.failed_step().expect("it failed");
-        assert_eq!((failed.name.as_str(), failed.last_lines), ("[1/1] RUN", vec!["last words".to_owned()]));
-    }
-}
+mod tests;

@@ -16,7 +16,7 @@ use crate::{
 };
 
 pub(crate) use self::{
-    record::{Excerpt, LogStream, Record, RecordedEvent, StepState},
+    record::{Excerpt, LineStart, LogStream, Record, RecordedEvent, StepState},
     transition::{Event, Fault, Next, transition},
     trust_domain::TrustDomain,
 };

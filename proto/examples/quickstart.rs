@@ -8,7 +8,7 @@ use std::{env, fs, io::IsTerminal as _, process::ExitCode, time::Duration};
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use proto::images::build_event::Event as Happened;
-use proto::images::{self as api, Image, ImageStatus, StepState, image_config::Source};
+use proto::images::{self as api, Image, ImageStatus, LineStart, StepState, image_config::Source};
 use proto::images::{build_service_client as builds, image_service_client as images};
 use proto::watch::BuildWatch;
 use tonic::service::{Interceptor, interceptor::InterceptedService};
@@ -170,7 +170,14 @@ fn show_event(event: api::BuildEvent, status: &mut ImageStatus) {
             StepState::Cached => show(GREEN, "step", &format!("{}: cached", step.name)),
             StepState::Failed => show(RED, "step", &format!("{}: {}", step.name, step.error)),
         },
-        Some(Happened::LogLine(line)) => show(PLAIN, "log", &format!("| {}", line.text)),
+        Some(Happened::LogLine(line)) => {
+            let mark = match line.start() {
+                LineStart::Unspecified | LineStart::NewLine => '|',
+                LineStart::Continuation => '+',
+                LineStart::Replacement => '~',
+            };
+            show(PLAIN, "log", &format!("{mark} {}", line.text));
+        }
         Some(Happened::LogGap(gap)) => show(RED, "log", &format!("| … {}", gap.message)),
         None => {}
     }

@@ -39,7 +39,7 @@ fn started() -> Event {
 }
 
 fn line(text: &str) -> Event {
-    Event::Line(Line { step: -1, stderr: false, text: text.to_owned() })
+    Event::Line(Line { step: -1, text: text.to_owned(), ..Line::default() })
 }
 
 fn failed(kind: FailureKind) -> Event {

@@ -1,16 +1,19 @@
 //! Tail of a log that is over its limit.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use prost_types::Timestamp;
-use proto::dispatch::Line;
+use proto::dispatch::{Line, LineStart};
 
 /// The last lines of a log over its limit, as many as fit, and the number of dropped lines.
 #[derive(Debug, Default)]
 pub(super) struct Tail {
-    pub(super) lines: VecDeque<(Option<Timestamp>, Line)>,
+    lines: VecDeque<(Option<Timestamp>, Line)>,
     bytes: usize,
-    pub(super) dropped: i64,
+    /// Number of dropped lines and pieces of lines.
+    dropped: i64,
+    /// Steps and streams of which something was dropped.
+    cut: HashSet<(i32, bool)>,
 }
 
 impl Tail {
@@ -25,7 +28,22 @@ impl Tail {
             };
             self.bytes -= cost(&first);
             self.dropped += 1;
+            self.cut.insert((first.step, first.stderr));
         }
+    }
+
+    /// Returns the number of dropped lines, and the lines that were kept.
+    ///
+    /// A piece whose line has lost its beginning becomes a new line, so that it is not appended to an earlier one.
+    pub(super) fn into_lines(self) -> (i64, impl Iterator<Item = (Option<Timestamp>, Line)>) {
+        let mut cut = self.cut;
+        let lines = self.lines.into_iter().map(move |(at, mut line)| {
+            if cut.remove(&(line.step, line.stderr)) {
+                line.set_start(LineStart::NewLine);
+            }
+            (at, line)
+        });
+        (self.dropped, lines)
     }
 }
 

@@ -28,8 +28,14 @@ pub(crate) enum RecordedEvent {
     State { state: State, message: String },
     /// A change of a step of the present attempt.
     Step { step: i32, name: String, state: StepState, error: String },
-    /// A line printed by a step, or by the engine if `step` is -1.
-    Line { step: i32, stream: LogStream, text: String },
+    /// A line, or a piece of one, printed by a step, or by the engine if `step` is -1.
+    Line {
+        step: i32,
+        stream: LogStream,
+        text: String,
+        #[serde(default, skip_serializing_if = "LineStart::is_new_line")]
+        start: LineStart,
+    },
     /// Lines that were left out; 0 if their number is unknown.
     Gap { lines: i64, message: String },
 }
@@ -49,4 +55,22 @@ pub(crate) enum StepState {
 pub(crate) enum LogStream {
     Stdout,
     Stderr,
+}
+
+/// The relation of a line to the line before it, of the same step and stream.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LineStart {
+    #[default]
+    NewLine,
+    /// Text that is appended to the line before.
+    Continuation,
+    /// Text that replaces the line before, which was followed by a carriage return.
+    Replacement,
+}
+
+impl LineStart {
+    fn is_new_line(&self) -> bool {
+        *self == Self::NewLine
+    }
 }

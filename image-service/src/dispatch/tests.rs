@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::{
     access::{Identity, Pools},
-    build::{Failure, Fault, Job, Kind, LogStream, RecordedEvent, State},
+    build::{Failure, Fault, Job, Kind, LineStart, LogStream, RecordedEvent, State},
     image::{ConfigurationDraft, Dockerfile, ImageId, Reference, Source},
 };
 
@@ -37,6 +37,7 @@ impl Random {
                 step: 0,
                 stream: LogStream::Stdout,
                 text: "line".to_owned(),
+                start: LineStart::NewLine,
             }),
             3 => WorkerEvent::Built,
             4 => WorkerEvent::Succeeded {

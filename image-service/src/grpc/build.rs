@@ -5,7 +5,8 @@ use proto::images as wire;
 use super::field;
 use crate::{
     build::{
-        BuildInView, Failure, Fault, Kind, LogStream, PendingReason, Record, RecordedEvent, State, StepState,
+        BuildInView, Failure, Fault, Kind, LineStart, LogStream, PendingReason, Record, RecordedEvent, State,
+        StepState,
     },
     image::Status,
 };
@@ -68,9 +69,12 @@ pub(super) fn event(kind: Kind, record: Record) -> wire::BuildEvent {
             state: wire::StepState::from(state).into(),
             error,
         }),
-        RecordedEvent::Line { step, stream, text } => {
-            Event::LogLine(wire::LogLine { step, stream: wire::LogStream::from(stream).into(), text })
-        }
+        RecordedEvent::Line { step, stream, text, start } => Event::LogLine(wire::LogLine {
+            step,
+            stream: wire::LogStream::from(stream).into(),
+            text,
+            start: wire::LineStart::from(start).into(),
+        }),
         RecordedEvent::Gap { lines, message } => Event::LogGap(wire::LogGap { lines, message }),
     };
     wire::BuildEvent {
@@ -137,6 +141,16 @@ impl From<LogStream> for wire::LogStream {
         match stream {
             LogStream::Stdout => Self::Stdout,
             LogStream::Stderr => Self::Stderr,
+        }
+    }
+}
+
+impl From<LineStart> for wire::LineStart {
+    fn from(start: LineStart) -> Self {
+        match start {
+            LineStart::NewLine => Self::NewLine,
+            LineStart::Continuation => Self::Continuation,
+            LineStart::Replacement => Self::Replacement,
         }
     }
 }

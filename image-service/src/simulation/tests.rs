@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::Tables;
 use crate::{
     access::{Pools, Principal, Role},
-    build::{Build, BuildId, Failure, Fault, LogStream, PendingReason, RecordedEvent},
+    build::{Build, BuildId, Failure, Fault, LineStart, LogStream, PendingReason, RecordedEvent},
     dispatch::{
         Attempt, Connected, Decision, DispatchStore as _, Event, Hello, PROTOCOL_VERSION, Policy, Report,
         Reported, WorkerEvent,
@@ -311,6 +311,7 @@ impl Both {
                 step: 0,
                 stream: LogStream::Stdout,
                 text: "a".to_owned(),
+                start: LineStart::NewLine,
             }),
             4 => WorkerEvent::Built,
             5 => WorkerEvent::Succeeded {

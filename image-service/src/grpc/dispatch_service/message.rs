@@ -6,7 +6,9 @@ use proto::dispatch as wire;
 
 use crate::{
     access::{Pools, is_subject},
-    build::{BuildId, DistantBase, Failure, Fault, LogStream, RecordedEvent, StepState, Workspace},
+    build::{
+        BuildId, DistantBase, Failure, Fault, LineStart, LogStream, RecordedEvent, StepState, Workspace,
+    },
     build_context::ContextDigest,
     dispatch::{
         Attempt, Hello, KeptAttempt, PROTOCOL_VERSION, Report, Reported, ToWorker, Welcome, WithheldAbility,
@@ -166,6 +168,7 @@ fn reported(event: wire::ReportEvent) -> Result<Reported, Error> {
         Some(Event::Line(line)) => WorkerEvent::Happened(RecordedEvent::Line {
             step: line.step.clamp(-1, MAX_STEPS),
             stream: if line.stderr { LogStream::Stderr } else { LogStream::Stdout },
+            start: line_start(line.start)?,
             text: cut(line.text),
         }),
         Some(Event::Gap(gap)) => {
@@ -241,6 +244,18 @@ fn step_state(number: i32) -> Result<StepState, Error> {
         Ok(wire::StepState::Failed) => StepState::Failed,
         Ok(wire::StepState::Unspecified) | Err(_) => {
             let violation = Violations::one("report.events.step.state", "must be a known state");
+            return Err(Error::Invalid(violation));
+        }
+    })
+}
+
+fn line_start(number: i32) -> Result<LineStart, Error> {
+    Ok(match wire::LineStart::try_from(number) {
+        Ok(wire::LineStart::Unspecified | wire::LineStart::NewLine) => LineStart::NewLine,
+        Ok(wire::LineStart::Continuation) => LineStart::Continuation,
+        Ok(wire::LineStart::Replacement) => LineStart::Replacement,
+        Err(_) => {
+            let violation = Violations::one("report.events.line.start", "must be a known start");
             return Err(Error::Invalid(violation));
         }
     })
