@@ -12,7 +12,7 @@ use crate::{
     artifact_name::ArtifactName,
     engine::{Engine, RunningWork},
     outbox::Outbox,
-    output::Output,
+    output::{FailedStep, Output},
     readiness::Readiness,
     remote_context::RemoteContexts,
     service_client::ServiceClient,
@@ -79,8 +79,9 @@ impl Job {
     ///
     /// Work that has not stopped by then is left to [`Self::reap`].
     pub(crate) async fn run(&self) -> Rest {
+        let mut output = Output::new(self.log_limit);
         let ended = {
-            let work = self.work();
+            let work = self.work(&mut output);
             tokio::pin!(work);
             tokio::select! {
                 biased;
@@ -116,7 +117,7 @@ impl Job {
                 Some(Event::Failed(failed))
             }
             Err(Ended::Stopped(stop)) => {
-                let event = self.stopped(&stop);
+                let event = self.stopped(&stop, &output);
                 if let Stop::Failed(left) = stop {
                     rest.left = Some(left);
                 }
@@ -135,20 +136,22 @@ impl Job {
     }
 
     /// Returns the report on an attempt that was told to stop.
-    fn stopped(&self, stop: &Stop) -> Option<Event> {
+    fn stopped(&self, stop: &Stop, output: &Output) -> Option<Event> {
         let has_ended = !matches!(stop, Stop::Failed(_));
         match self.control.reason.get() {
             Some(StopReason::Cancelled) => {
                 Some(Event::Stopped(Stopped { confirmed: matches!(stop, Stop::Confirmed) }))
             }
-            Some(StopReason::TimedOut) => Some(Event::Failed(Failed {
-                kind: FailureKind::Timeout.into(),
-                message: format!(
-                    "the build was stopped after {:?}, as configured",
-                    self.timeout().unwrap_or_default()
-                ),
-                ..Failed::default()
-            })),
+            Some(StopReason::TimedOut) => {
+                let timeout = self.timeout().unwrap_or_default();
+                let FailedStep { name, last_lines, .. } = output.interrupted_step().unwrap_or_default();
+                Some(Event::Failed(Failed {
+                    kind: FailureKind::Timeout.into(),
+                    step: name,
+                    message: format!("the build was stopped after {timeout:?}, as configured"),
+                    last_lines,
+                }))
+            }
             // A granted attempt cannot be handed back.
             Some(StopReason::HandBack) if has_ended && self.control.granted.is_cancelled() => {
                 Some(Event::Failed(Failed {
@@ -179,7 +182,7 @@ impl Job {
         }
     }
 
-    async fn work(&self) -> Result<Artifact, Ended> {
+    async fn work(&self, output: &mut Output) -> Result<Artifact, Ended> {
         tokio::select! {
             biased;
             () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
@@ -194,7 +197,6 @@ impl Job {
         if self.control.stop.is_cancelled() {
             return Err(Ended::Stopped(Stop::Confirmed));
         }
-        let mut output = Output::new(self.log_limit);
         match &self.assignment.work {
             Some(Work::DockerBuild(order)) => {
                 let context = tokio::select! {
@@ -207,14 +209,14 @@ impl Job {
                     () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
                     build = self.start(order, context) => build?,
                 };
-                let built = self.follow(build, &mut output).await?.ok_or_else(|| {
+                let built = self.follow(build, output).await?.ok_or_else(|| {
                     Ended::by_broken_engine("the engine ended the build without an image".to_owned())
                 })?;
                 self.outbox.push(None, Event::Built(Built {})).await;
                 self.granted().await?;
-                self.publish(&built, order.push, &mut output).await
+                self.publish(&built, order.push, output).await
             }
-            Some(Work::Pull(pull)) => self.pull(&pull.reference, &mut output).await,
+            Some(Work::Pull(pull)) => self.pull(&pull.reference, output).await,
             Some(Work::Snapshot(order)) => self.snapshot(order).await,
             None => Err(Ended::by_infrastructure("this worker does not know this kind of build".to_owned())),
         }

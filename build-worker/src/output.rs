@@ -76,6 +76,8 @@ pub(crate) struct Output {
     tail: Tail,
     /// Earliest time at which a line without an end may have to be reported.
     due: Option<Instant>,
+    /// Step that was running when the work was stopped.
+    interrupted: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -89,12 +91,13 @@ struct StepOutput {
     runs: bool,
     ended_at: Option<Timestamp>,
     error: String,
+    started_at: Option<Timestamp>,
     /// Standard output and standard error.
     streams: [Stream; 2],
     last_lines: LastLines,
 }
 
-/// The step that made a build fail.
+/// The step that made a build fail, or that its end has interrupted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FailedStep {
     pub(crate) name: String,
@@ -110,6 +113,7 @@ impl Output {
             budget: Some(log_limit),
             tail: Tail::default(),
             due: None,
+            interrupted: None,
         }
     }
 
@@ -190,6 +194,17 @@ impl Output {
         Some(step.failure())
     }
 
+    /// Marks the step that the end of the work interrupts: of those that run, the one that started first.
+    pub(crate) fn interrupt(&mut self) {
+        let running = self.steps.iter().enumerate().filter(|(_, step)| step.runs);
+        self.interrupted = running.min_by_key(|(_, step)| order(step.started_at)).map(|(step, _)| step);
+    }
+
+    /// Returns the step that was running when the work was stopped, or that the stop made fail, if there is one.
+    pub(crate) fn interrupted_step(&self) -> Option<FailedStep> {
+        self.interrupted.map(|step| self.steps[step].failure()).or_else(|| self.failed_step())
+    }
+
     /// Returns the steps that the engine has announced and not finished.
     pub(crate) fn steps_under_way(&self) -> Vec<StepUnderWay> {
         let unfinished = |step: &&StepOutput| step.runs || !is_over(step.state);
@@ -217,6 +232,7 @@ impl Output {
             // The engine repeats itself; only a later start is another run of the step.
             known.runs = known.ended_at.is_none() || order(at) > order(known.ended_at);
             if known.runs {
+                known.started_at = at;
                 self.finish_lines(step, events);
             }
         }
@@ -286,6 +302,7 @@ impl Output {
             runs: false,
             ended_at: None,
             error: String::new(),
+            started_at: None,
             streams: Default::default(),
             last_lines: LastLines::default(),
         });

@@ -51,6 +51,7 @@ impl Job {
         begun: Instant,
     ) -> Ended {
         let deadline = Instant::now() + self.stop_timeout;
+        output.interrupt();
         self.steps.stop(&self.name());
         // Processes that were seen while they ran can later be told to be gone.
         if let Err(error) = self.step_processes(begun).await {

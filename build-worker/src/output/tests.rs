@@ -116,6 +116,35 @@ fn a_step_that_runs_again_and_fails_has_failed() {
     assert_eq!((failed.name.as_str(), failed.last_lines), ("[1/1] RUN", vec!["last words".to_owned()]));
 }
 
+#[test]
+fn the_step_that_ran_longest_is_interrupted_with_its_last_lines() {
+    let mut log = Output::new(1_000);
+    for (id, second) in [("late", 7), ("early", 5), ("over", 3)] {
+        let state = |state, second| Progress::Step {
+            id: id.to_owned(),
+            name: format!("RUN {id}"),
+            state,
+            error: String::new(),
+            at: Some(Timestamp { seconds: second, nanos: 0 }),
+        };
+        log.take(state(StepState::Started, second), &mut Vec::new());
+        let bytes = format!("out of {id}\nand ").into_bytes();
+        let printed = Progress::Output { step: id.to_owned(), stderr: false, bytes, at: None };
+        log.take(printed, &mut Vec::new());
+        if id == "over" {
+            log.take(state(StepState::Done, second + 1), &mut Vec::new());
+        }
+    }
+    assert!(log.interrupted_step().is_none());
+    log.interrupt();
+    let bytes = b"more".to_vec();
+    log.take(Progress::Output { step: "early".to_owned(), stderr: false, bytes, at: None }, &mut Vec::new());
+    finish(&mut log);
+    let step = log.interrupted_step().expect("a step was running");
+    assert_eq!(step.name, "RUN early");
+    assert_eq!(step.last_lines, ["out of early", "and more"]);
+}
+
 /// Returns the lines and pieces that are reported once nothing more is printed for some time.
 fn unfinished(output: &mut Output) -> Vec<(LineStart, String)> {
     let mut events = Vec::new();
