@@ -20,6 +20,39 @@ pub(crate) fn lines(events: &[api::BuildEvent]) -> Vec<&str> {
         .collect()
 }
 
+/// Returns the lines and pieces of lines that were printed, in order.
+pub(crate) fn pieces(events: &[api::BuildEvent]) -> Vec<(api::LineStart, &str)> {
+    let mut pieces = Vec::new();
+    for event in events {
+        match &event.event {
+            Some(api::build_event::Event::LogLine(line)) => pieces.push((line.start(), line.text.as_str())),
+            Some(
+                api::build_event::Event::StateChange(_)
+                | api::build_event::Event::StepChange(_)
+                | api::build_event::Event::LogGap(_),
+            )
+            | None => {}
+        }
+    }
+    pieces
+}
+
+/// Returns the lines of steps of one stream each, put together from their pieces.
+pub(crate) fn joined_lines(events: &[api::BuildEvent]) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for (start, text) in pieces(events) {
+        match (start, lines.last_mut()) {
+            (api::LineStart::Continuation, Some(line)) => line.push_str(text),
+            (api::LineStart::Replacement, Some(line)) => text.clone_into(line),
+            (start, _) => {
+                assert_eq!(start, api::LineStart::NewLine, "{text:?} belongs to no line");
+                lines.push(text.to_owned());
+            }
+        }
+    }
+    lines
+}
+
 /// Returns the states that the build entered, in order.
 pub(crate) fn states(events: &[api::BuildEvent]) -> Vec<api::BuildState> {
     events

@@ -75,6 +75,7 @@ mod secrets;
 mod snapshots;
 mod spool;
 mod stack;
+mod step_output;
 mod telemetry;
 mod tls;
 mod trust;

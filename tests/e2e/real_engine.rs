@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use proto::images::{BuildErrorKind, BuildState, ImageStatus, build_event::Event};
 
 use crate::{
-    answers::{assert_gapless, lines},
+    answers::{assert_gapless, joined_lines, lines},
     base_image,
     client::image,
     dockerd::starts_containers,
@@ -295,5 +295,41 @@ async fn a_build_over_its_time_leaves_nothing_running() -> anyhow::Result<()> {
     assert_eq!(processes_with(&seconds)?, 0);
     assert_eq!(alice.get(&created.id).await?.status(), ImageStatus::Error);
     assert_eq!(real.tags_with(&build.id).await?, [""; 0]);
+    real.clean(&[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_is_seen_as_a_step_prints_it() -> anyhow::Result<()> {
+    const LETTERS: usize = 20_000;
+    let real = Real::start().await?;
+    let alice = real.alice();
+    let printed = [
+        format!("x{}", "ä".repeat(LETTERS)),
+        "[output clipped, log limit 1MiB reached]".to_owned(),
+        "100 %".to_owned(),
+        "Geographic area: ".to_owned(),
+    ];
+    let seconds = unique_seconds(&real.run, 8)?;
+    let step = format!(
+        "RUN /bin/busybox awk 'BEGIN {{ printf \"x\"; for (i = 0; i < {LETTERS}; i++) printf \"\\303\\244\"; print \"\" }}'; \
+         echo '{}'; printf '50 %%\\r{}%\\n{}'; /bin/busybox sleep {seconds}",
+        printed[1], printed[2], printed[3]
+    );
+    let mut wanted = image(&format!("Prompt {}", real.run), &real.dockerfile(&step));
+    if let Some(config) = &mut wanted.config {
+        config.build_timeout = Some(prost_types::Duration { seconds: 15, nanos: 0 });
+    }
+    let (_, build) = alice.create(wanted).await?;
+    let bytes = i64::try_from(printed.iter().map(String::len).sum::<usize>())?;
+    let running = alice.until(&build.id, |build| build.log_bytes >= bytes).await?;
+    assert_eq!(running.state(), BuildState::Running);
+    let failed = alice.finished(&build.id).await?;
+    let error = failed.error.clone().context("an error")?;
+    assert_eq!(error.kind(), BuildErrorKind::Timeout, "{failed:?}");
+    assert!(error.step.contains(&seconds), "{:?}", error.step);
+    assert_eq!(error.last_lines.last(), printed.last());
+    assert!(!failed.log_truncated, "nothing is missing");
+    assert_eq!(joined_lines(&alice.history(&build.id, 0).await?), printed);
+    assert_eq!(processes_with(&seconds)?, 0);
     real.clean(&[]).await
 }
