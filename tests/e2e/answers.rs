@@ -1,5 +1,7 @@
 //! Helpers that extract what tests check in responses.
 
+use std::collections::HashMap;
+
 use proto::images as api;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -37,16 +39,20 @@ pub(crate) fn pieces(events: &[api::BuildEvent]) -> Vec<(api::LineStart, &str)> 
     pieces
 }
 
-/// Returns the lines of steps of one stream each, put together from their pieces.
+/// Returns the lines, put together from their pieces, in the order of their first pieces.
 pub(crate) fn joined_lines(events: &[api::BuildEvent]) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
-    for (start, text) in pieces(events) {
-        match (start, lines.last_mut()) {
-            (api::LineStart::Continuation, Some(line)) => line.push_str(text),
-            (api::LineStart::Replacement, Some(line)) => text.clone_into(line),
+    let mut current: HashMap<_, usize> = HashMap::new();
+    for event in events {
+        let Some(api::build_event::Event::LogLine(line)) = &event.event else { continue };
+        let stream = (event.attempt, line.step, line.stream);
+        match (line.start(), current.get(&stream)) {
+            (api::LineStart::Continuation, Some(&known)) => lines[known].push_str(&line.text),
+            (api::LineStart::Replacement, Some(&known)) => lines[known].clone_from(&line.text),
             (start, _) => {
-                assert_eq!(start, api::LineStart::NewLine, "{text:?} belongs to no line");
-                lines.push(text.to_owned());
+                assert_eq!(start, api::LineStart::NewLine, "{line:?} has no beginning");
+                current.insert(stream, lines.len());
+                lines.push(line.text.clone());
             }
         }
     }

@@ -7,7 +7,7 @@ use proto::images::{BuildErrorKind, BuildState, ImageStatus, PendingReason, imag
 use tonic::Code;
 
 use crate::{
-    answers::{assert_gapless, lines, reason, states},
+    answers::{assert_gapless, joined_lines, lines, reason, states},
     client::{image, repository},
     fake_engine::{Ended, FakeEngine, Gate, Script, State},
     stack::{LIMIT, Service, Worker},
@@ -63,7 +63,7 @@ async fn an_image_is_built_and_its_history_is_kept() -> anyhow::Result<()> {
 
     let events = alice.history(&build.id, 0).await?;
     assert_gapless(&events, 1);
-    assert_eq!(lines(&events), ["compiling", "linking", "warned"]);
+    assert_eq!(joined_lines(&events), ["compiling", "linking", "warned"]);
     let passed = [
         BuildState::Queued,
         BuildState::Claimed,

@@ -233,7 +233,7 @@ async fn a_burst_of_output_is_told_or_its_gap_is() -> anyhow::Result<()> {
     let events = alice.history(&build.id, 0).await?;
     assert_gapless(&events, 1);
     // Unless configured to keep everything, an engine clips the output of a step, even within a line.
-    let told = lines(&events);
+    let told = joined_lines(&events);
     let whole =
         told.iter().zip(1..).take_while(|(line, number)| **line == format!("{filler}{number}")).count();
     assert!(whole == LINES || finished.log_truncated, "{whole} lines, and then {:?}", told.get(whole));
