@@ -3,11 +3,10 @@
 //! Steps are numbered as the engine announces them; bytes become lines, and pieces of lines that have no end for some
 //! time; a log over its limit keeps its beginning and its end, with a gap reported between them.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
 use prost_types::Timestamp;
 use proto::dispatch::{Gap, Line, Step, StepState, report_event::Event};
-use tokio::time::{Instant, sleep_until};
 
 use self::{
     last_lines::LastLines,
@@ -117,8 +116,8 @@ impl Output {
         }
     }
 
-    /// Takes in progress, and appends the resulting events to `events`.
-    pub(crate) fn take(&mut self, progress: Progress, events: &mut Vec<Timed>) {
+    /// Takes in the progress of this moment, and appends the resulting events to `events`.
+    pub(crate) fn take(&mut self, progress: Progress, now: Instant, events: &mut Vec<Timed>) {
         match progress {
             Progress::Step { id, name, state, error, at } => {
                 self.take_step(&id, name, state, error, at, events)
@@ -127,7 +126,7 @@ impl Output {
                 let step = self.step(&step, String::new());
                 let mut pieces = Vec::new();
                 let stream = &mut self.steps[step].streams[usize::from(stderr)];
-                stream.take(&bytes, at, Instant::now(), &mut pieces);
+                stream.take(&bytes, at, now, &mut pieces);
                 self.due = earlier(self.due, stream.due());
                 self.report(step, stderr, pieces, events);
             }
@@ -139,12 +138,9 @@ impl Output {
         }
     }
 
-    /// Waits until [`Self::report_unfinished`] may have something to report.
-    pub(crate) async fn unfinished(&self) {
-        match self.due {
-            Some(due) => sleep_until(due).await,
-            None => std::future::pending().await,
-        }
+    /// Returns the time at which [`Self::report_unfinished`] may have something to report.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.due
     }
 
     /// Reports the lines that have had no end for some time, such as prompts and progress bars.

@@ -1,6 +1,6 @@
 //! Relay of the engine's progress to the service.
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::{Job, outcome::Ended};
 use crate::{
@@ -27,15 +27,16 @@ impl Job {
                     return Err(self.stop(work, output, Vec::new(), begun).await);
                 }
                 // This is due a few times per second at most, so it does not keep the engine waiting.
-                () = output.unfinished() => Some(Ok(EngineEvent::Progress(Vec::new()))),
+                () = sleep_until_some(output.due()) => Some(Ok(EngineEvent::Progress(Vec::new()))),
                 told = work.next() => told,
             };
+            let now = Instant::now().into_std();
             let is_over = told.is_none();
             let mut events = Vec::new();
             match told {
                 Some(Ok(EngineEvent::Progress(progress))) => {
                     for progress in progress {
-                        output.take(progress, &mut events);
+                        output.take(progress, now, &mut events);
                     }
                     if work.runs_processes() {
                         self.steps.set(&self.name(), output.steps_under_way());
@@ -46,7 +47,7 @@ impl Job {
                 Some(Err(error)) => failure = Some(error),
                 None => output.finish(&mut events),
             }
-            output.report_unfinished(Instant::now(), &mut events);
+            output.report_unfinished(now, &mut events);
             spans.take(&events);
             let mut events = events.into_iter();
             while let Some((at, event)) = events.next() {
@@ -73,5 +74,12 @@ impl Job {
             Some(error) => Err(Ended::by_engine(&error, output.failed_step())),
             None => Ok(built),
         }
+    }
+}
+
+async fn sleep_until_some(time: Option<std::time::Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }

@@ -65,7 +65,8 @@ impl Job {
                 () = tokio::time::sleep_until(deadline) => break false,
                 told = work.next() => match told {
                     Some(Ok(EngineEvent::Progress(progress))) => {
-                        progress.into_iter().for_each(|progress| output.take(progress, &mut events));
+                        let now = Instant::now().into_std();
+                        progress.into_iter().for_each(|progress| output.take(progress, now, &mut events));
                         self.steps.set(&self.name(), output.steps_under_way());
                     }
                     Some(Ok(EngineEvent::Built(_) | EngineEvent::Gap(_)) | Err(_)) => {}

@@ -1,10 +1,9 @@
 //! Lines of one output stream of a step, which end, grow, or are replaced.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost_types::Timestamp;
 use proto::dispatch::LineStart;
-use tokio::time::Instant;
 
 use super::decoder::Utf8Decoder;
 

@@ -8,7 +8,7 @@ fn output(output: &mut Output, text: &str) -> Vec<Event> {
     let mut events = Vec::new();
     let progress =
         Progress::Output { step: "a".to_owned(), stderr: false, bytes: text.as_bytes().to_vec(), at: None };
-    output.take(progress, &mut events);
+    output.take(progress, Instant::now(), &mut events);
     events.into_iter().map(|(_, event)| event).collect()
 }
 
@@ -43,7 +43,7 @@ fn step(output: &mut Output, state: StepState, second: i64) -> usize {
         error: if state == StepState::Failed { "exit code: 1".to_owned() } else { String::new() },
         at: Some(Timestamp { seconds: second, nanos: 0 }),
     };
-    output.take(progress, &mut events);
+    output.take(progress, Instant::now(), &mut events);
     events.len()
 }
 
@@ -127,18 +127,22 @@ fn the_step_that_ran_longest_is_interrupted_with_its_last_lines() {
             error: String::new(),
             at: Some(Timestamp { seconds: second, nanos: 0 }),
         };
-        log.take(state(StepState::Started, second), &mut Vec::new());
+        log.take(state(StepState::Started, second), Instant::now(), &mut Vec::new());
         let bytes = format!("out of {id}\nand ").into_bytes();
         let printed = Progress::Output { step: id.to_owned(), stderr: false, bytes, at: None };
-        log.take(printed, &mut Vec::new());
+        log.take(printed, Instant::now(), &mut Vec::new());
         if id == "over" {
-            log.take(state(StepState::Done, second + 1), &mut Vec::new());
+            log.take(state(StepState::Done, second + 1), Instant::now(), &mut Vec::new());
         }
     }
     assert!(log.interrupted_step().is_none());
     log.interrupt();
     let bytes = b"more".to_vec();
-    log.take(Progress::Output { step: "early".to_owned(), stderr: false, bytes, at: None }, &mut Vec::new());
+    log.take(
+        Progress::Output { step: "early".to_owned(), stderr: false, bytes, at: None },
+        Instant::now(),
+        &mut Vec::new(),
+    );
     finish(&mut log);
     let step = log.interrupted_step().expect("a step was running");
     assert_eq!(step.name, "RUN early");
@@ -197,7 +201,11 @@ fn a_clip_ends_its_line() {
     output(&mut log, "cut he");
     let mut events = Vec::new();
     let message = "[output clipped]".to_owned();
-    log.take(Progress::Clip { step: "a".to_owned(), stderr: false, message, at: None }, &mut events);
+    log.take(
+        Progress::Clip { step: "a".to_owned(), stderr: false, message, at: None },
+        Instant::now(),
+        &mut events,
+    );
     let events: Vec<Event> = events.into_iter().map(|(_, event)| event).collect();
     assert_eq!(texts(&events), ["cut he", "<0>"]);
     assert_eq!(pieces(output(&mut log, "re\n")), [piece(NewLine, "re")]);
@@ -274,7 +282,7 @@ fn joined_pieces_are_what_was_printed_wherever_it_is_cut() {
             rests[stream] = rest;
             let bytes = chunk.to_vec();
             let progress = Progress::Output { step: "a".to_owned(), stderr: stream == 1, bytes, at: None };
-            log.take(progress, &mut events);
+            log.take(progress, Instant::now(), &mut events);
             if random.bool() {
                 log.report_unfinished(Instant::now() + Stream::DELAY, &mut events);
             }
