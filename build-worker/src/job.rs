@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     artifact_name::ArtifactName,
-    engine::{Engine, RunningWork},
+    engine::Engine,
     outbox::Outbox,
     output::{FailedStep, Output},
     readiness::Readiness,
@@ -248,8 +248,6 @@ impl Job {
                 if wanted && granted.await.is_ok() { Ok(()) } else { Err(Ended::Stopped(Stop::Confirmed)) }
             }
         }
-    }
-
     }
 
     /// Returns the name of the build in the engine, unique to the attempt.
