@@ -167,6 +167,7 @@ impl Archive {
     /// Checks that the archive is complete, and returns the offset of the blocks that mark its end.
     pub(super) fn finish(self) -> Result<i64, Refused> {
         match self.state {
+            State::Ended if self.paths.is_empty() => refused("must have at least one file"),
             State::Ended if self.block.iter().all(|byte| *byte == 0) => {
                 Ok(i64::try_from(self.end).unwrap_or(i64::MAX))
             }

@@ -168,6 +168,8 @@ fn a_truncated_archive_is_refused() {
         assert!(inspect(&packed).is_err(), "{end}");
     }
     assert!(inspect(b"").expect_err("nothing").contains("must not be empty"));
+    // What `tar` makes of an empty list.
+    assert!(inspect(&[0; 10240]).expect_err("no entries").contains("must have at least one file"));
     assert!(inspect(b"PK\x03\x04 is a zip, and no tar").expect_err("a zip").contains("must be a tar"));
     assert!(
         inspect(&[bytes.clone(), b"more".to_vec()].concat()).expect_err("more").contains("after its end")

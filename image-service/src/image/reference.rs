@@ -119,7 +119,9 @@ impl PulledReference {
             (None, Some(_)) => "",
             (None, None) => Reference::DEFAULT_TAG,
         };
-        (is_bounded && text.trim() == text && !is_image_id(&familiar(&parsed)))
+        // Engines take digests in lower case only.
+        let has_plain_digest = parsed.digest().is_none_or(|digest| !digest.contains(char::is_uppercase));
+        (is_bounded && has_plain_digest && text.trim() == text && !is_image_id(&familiar(&parsed)))
             .then(|| Self(Reference { repository: familiar(&parsed), tag: tag.to_owned() }))
     }
 
@@ -226,6 +228,7 @@ mod tests {
         assert_eq!(pulled("quay.io/a/b:1").as_deref(), Some("quay.io/a/b:1"));
         assert_eq!(pulled(&format!("nginx@{digest}")).as_deref(), Some("nginx"));
         assert_eq!(pulled(&format!("nginx:1@{digest}")).as_deref(), Some("nginx:1"));
+        assert_eq!(pulled(&format!("nginx@sha256:{}", "A".repeat(64))), None);
         assert_eq!(pulled(&"a1".repeat(32)), None);
         for bad in ["", " nginx", "nginx ", "Nginx", "a b", "nginx:", "nginx@sha256:00", "a\nb", "-x"] {
             assert_eq!(pulled(bad), None, "{bad:?}");

@@ -1,5 +1,7 @@
 //! The rules for single texts of a configuration. The error of each function is the violated rule.
 
+use pep508_rs::{Requirement, VerbatimUrl};
+
 use crate::{build_context::ContextDigest, image::reference::PulledReference};
 
 const MAX_PATH: usize = 255;
@@ -92,47 +94,27 @@ fn fits_apt(package: &str) -> bool {
     name.len() >= 2
         && name.starts_with(lower)
         && name.chars().all(|c| lower(c) || "+.-".contains(c))
+        // It would remove the package.
+        && !name.ends_with('-')
         && !architecture.is_empty()
         && architecture.chars().all(|c| lower(c) || c == '-')
         && version.starts_with(|c: char| c.is_ascii_alphanumeric())
         && version.chars().all(version_fits)
 }
 
-/// Checks a Python package: `name`, `name[extra]`, `name==1.2`, `name>=1,<2`.
+/// Checks a Python package: a requirement as of PEP 508, with spaces, markers and URLs.
 pub(super) fn python_package(package: &str) -> Result<(), &'static str> {
-    if package.len() <= 255 && fits_python(package) {
+    const MAX: usize = 1024;
+    // The engine would take what follows for the name of a document.
+    let is_safe = !package.contains("<<") && !package.contains('\\') && !package.contains(char::is_control);
+    let is_requirement = || package.trim().parse::<Requirement<VerbatimUrl>>().is_ok();
+    if package.len() <= MAX && is_safe && is_requirement() {
         Ok(())
     } else {
         Err(
-            "must be the name of a Python package, optionally followed by `[extra,…]` and versions such as `==1.2` or `>=1,<2`",
+            "must be a requirement as of PEP 508, such as `name[extra] >= 1, < 2; python_version < \"3.12\"`, of at most 1,024 bytes",
         )
     }
-}
-
-fn fits_python(package: &str) -> bool {
-    let alphanumeric = |c: char| c.is_ascii_alphanumeric();
-    let is_name = |name: &str| {
-        name.starts_with(alphanumeric)
-            && name.ends_with(alphanumeric)
-            && name.chars().all(|c| alphanumeric(c) || "._-".contains(c))
-    };
-    let name_end = package.find(['[', '=', '<', '>', '~', '!']).unwrap_or(package.len());
-    let (name, rest) = package.split_at(name_end);
-    let rest = match rest.strip_prefix('[') {
-        Some(rest) => match rest.split_once(']') {
-            Some((extras, rest)) if extras.split(',').all(is_name) => rest,
-            Some(_) | None => return false,
-        },
-        None => rest,
-    };
-    let is_clause = |clause: &str| {
-        let operators = ["===", "==", "~=", "!=", "<=", ">=", "<", ">"];
-        operators.iter().find_map(|operator| clause.strip_prefix(operator)).is_some_and(|version| {
-            version.starts_with(alphanumeric)
-                && version.chars().all(|c| alphanumeric(c) || ".*+!_-".contains(c))
-        })
-    };
-    is_name(name) && (rest.is_empty() || rest.split(',').all(is_clause))
 }
 
 /// Checks the name of a user by the rules of Debian's `adduser`.
@@ -284,6 +266,8 @@ mod tests {
                 "git:",
                 "git=$(id)",
                 "git/",
+                "vim-",
+                "vim-=1",
                 "../x",
                 "git\n",
                 "é",
@@ -300,20 +284,26 @@ mod tests {
                 "torch==2.1.0+cpu",
                 "y~=1.4.2",
                 "z!=1.*",
+                " requests >= 2.31, < 3 ",
+                "importlib-metadata; python_version < \"3.12\" and sys_platform == 'linux'",
+                "tool @ https://files.example/tool-1.0-py3-none-any.whl",
+                "tool @ git+https://git.example/tool.git@v1",
             ],
             &[
                 "",
                 "-r",
+                "-r x",
                 "numpy=",
                 "numpy=1",
                 "x[",
-                "x[]",
                 "x[a",
                 "git+https://x",
                 "a;b",
                 "a==$(id)",
                 "a b",
-                "a==1,,",
+                "a\nb",
+                "a; python_version < '<<EOF'",
+                "a; python_version < '\\\\'",
                 "é",
             ],
         );
