@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 /// The lock belongs to the open file, not to its name, so a file that is left over locks nothing.
 #[derive(Debug)]
 pub(crate) struct DataDirLock {
-    _file: File,
+    file: File,
 }
 
 /// An error in locking a data directory.
@@ -48,9 +48,18 @@ impl DataDirLock {
             .open(path)
             .map_err(failed)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self { file }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(LockError::Held(data_dir.to_owned())),
             Err(error) => Err(failed(error.into())),
+        }
+    }
+}
+
+impl Drop for DataDirLock {
+    fn drop(&mut self) {
+        // A child of this process that is about to be another program has the open file, too.
+        if let Err(error) = flock(&self.file, FlockOperation::Unlock) {
+            tracing::warn!(%error, "cannot unlock the data directory");
         }
     }
 }

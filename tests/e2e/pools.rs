@@ -191,7 +191,7 @@ async fn a_build_is_handed_back_only_for_a_worker_that_may_take_it() -> anyhow::
         bases.push(base);
     }
     let mut second = Actor::connect(&service, Hello { slots: 3, ..hello("second", &[]) }).await?;
-    let _pulse = second.pulse(false);
+    let pulse = second.pulse(false);
     let mut draft = image("Pinned", "FROM scratch");
     draft.config.get_or_insert_default().worker = "second".to_owned();
     alice.create(draft).await?;
@@ -216,6 +216,8 @@ async fn a_build_is_handed_back_only_for_a_worker_that_may_take_it() -> anyhow::
     let mut on_second = image("On second", "FROM scratch");
     on_second.config.get_or_insert_default().worker = "second".to_owned();
     let (on_second, _) = alice.create(on_second).await?;
+    // With every heartbeat a grant is repeated.
+    drop(pulse);
     second.build_next().await?;
     let found = artifact(&service, "first", &attempt, &on_second.repository).await?;
     assert_eq!((&*found.worker, found.worker_may_build), ("second", false));
