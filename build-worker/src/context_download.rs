@@ -4,11 +4,12 @@ use std::{io, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use proto::dispatch::{Attempt, DockerBuild};
+use ring::digest::{Context as Hashing, SHA256};
 use tokio::time::{sleep, timeout};
 use tonic::Code;
 
 use crate::{
-    context::{Context, Incoming, LargeContext, pack},
+    context::{Context, LargeContext, pack},
     remote_context::{RemoteContexts, RemoteError},
     service_client::{ServiceClient, ServiceError},
     spool::Spool,
@@ -71,11 +72,15 @@ async fn fetch(
     spool: &dyn Spool,
 ) -> Result<LargeContext, FetchError> {
     let mut parts = service.fetch_context(attempt.clone()).await?;
-    let mut incoming = Incoming::new(build, spool.create().await?);
+    let mut context = LargeContext::new(spool.create().await?);
+    let mut hashing = Hashing::new(&SHA256);
     while let Some(part) = timeout(SILENCE, parts.next()).await.map_err(|_| FetchError::Silent)? {
-        incoming.take(part?).await?;
+        let chunk = part?.chunk;
+        hashing.update(&chunk);
+        context.append(chunk.into()).await?;
     }
-    incoming.finish().await?.ok_or(FetchError::Other)
+    let digits: String = hashing.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    if build.archive == format!("sha256:{digits}") { Ok(context) } else { Err(FetchError::Other) }
 }
 
 /// Reports whether a retry may succeed.

@@ -26,10 +26,6 @@ pub(crate) struct ContextDigest(String);
 pub(crate) struct Inspected {
     pub(crate) digest: ContextDigest,
     pub(crate) size_bytes: i64,
-    /// Set if the archive is compressed by gzip.
-    pub(crate) gzip: bool,
-    /// Size of the unpacked tar up to the blocks that mark its end, in bytes.
-    pub(crate) end: i64,
 }
 
 /// An archive that the store keeps.
@@ -37,8 +33,6 @@ pub(crate) struct Inspected {
 pub(crate) struct KeptContext {
     pub(crate) upload: Uuid,
     pub(crate) size_bytes: i64,
-    pub(crate) gzip: bool,
-    pub(crate) end: i64,
     /// Time of the upload, or of the last time that a configuration named the archive.
     pub(crate) used_at: Timestamp,
 }
@@ -149,18 +143,16 @@ impl Inspection {
             Some(form) => form,
             None => self.begin()?,
         };
-        let gzip = matches!(form, Form::Gzip(_));
         let archive = match form {
             Form::Tar(archive) => archive,
             Form::Gzip(decoder) => decoder.finish().map_err(Refused::unpacking)?,
         };
+        archive.finish()?;
         let digits: String =
             self.hashing.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Inspected {
             digest: ContextDigest(format!("sha256:{digits}")),
             size_bytes: i64::try_from(self.size).unwrap_or(i64::MAX),
-            gzip,
-            end: archive.finish()?,
         })
     }
 }

@@ -10,9 +10,10 @@ use proto::dispatch::DockerBuild;
 use super::{Job, outcome::Ended};
 use crate::{
     build_sources::BuildSources,
-    context::{self, Context},
-    context_dockerfile::dockerfile_of,
-    context_download, dockerfile,
+    context_archive::ArchiveError,
+    context_download,
+    context_preparation::{PreparedContext, prepare},
+    dockerfile,
     engine::{BuildOrder, EngineError, RunningWork},
     engine_support::{ADD_GIT_DIRECTORY, FOREIGN_FRONTENDS},
     labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
@@ -23,18 +24,28 @@ use crate::{
 const CACHE_MOUNT_NAMESPACE: &str = "BUILDKIT_CACHE_MOUNT_NS";
 
 impl Job {
-    /// Returns the context of a build.
-    pub(super) async fn context(&self, order: &DockerBuild) -> Result<Context, Ended> {
+    /// Returns the context of a build as the engine gets it.
+    pub(super) async fn context(&self, order: &DockerBuild) -> Result<PreparedContext, Ended> {
         let attempt = self.assignment.attempt.clone().unwrap_or_default();
         let (service, spool) = (self.service.as_ref(), self.spool.as_ref());
-        Ok(context_download::context_of(order, &attempt, service, spool, &self.remotes).await?)
+        let context = context_download::context_of(order, &attempt, service, spool, &self.remotes).await?;
+        prepare(context, order, spool).await.map_err(|error| match error {
+            ArchiveError::Refused(rule) => Ended::by_user(rule),
+            // The service has checked what was uploaded.
+            ArchiveError::Io(error) if !order.remote.is_empty() => {
+                Ended::by_user(format!("{}: cannot be unpacked: {error}", order.remote))
+            }
+            ArchiveError::Io(error) => {
+                Ended::by_infrastructure(format!("cannot prepare the context: {error}"))
+            }
+        })
     }
 
     /// Starts a build once it is known what it may use.
     pub(super) async fn start(
         &self,
         order: &DockerBuild,
-        context: Context,
+        prepared: PreparedContext,
     ) -> Result<Box<dyn RunningWork>, EngineError> {
         let domain = TrustDomain::parse(&self.assignment.trust_domain)
             .ok_or_else(|| EngineError::Refused("the service has named no trust domain".to_owned()))?;
@@ -42,13 +53,7 @@ impl Job {
         build_args.extend(order.build_args.clone());
         build_args.insert(CACHE_MOUNT_NAMESPACE.to_owned(), domain.to_string());
         let sources = self.sources(order.pull_base);
-        let path = context::dockerfile_path(order);
-        let text = match order.dockerfile.as_str() {
-            "" => dockerfile_of(&context, &path)
-                .await
-                .map_err(|error| EngineError::Unreachable(format!("cannot read the context: {error}")))?,
-            text => text.to_owned(),
-        };
+        let PreparedContext { context, dockerfile: text, path } = prepared;
         sources.decide_all(dockerfile::image_references(&text, &build_args)).await?;
         let frontend = sources.decide_frontend(dockerfile::frontend(&text)).await?;
         self.engine.build(BuildOrder {

@@ -11,15 +11,8 @@ use std::{
     sync::Arc,
 };
 
-use tokio::sync::mpsc;
-
 use super::checkout::Checkout;
-use crate::context::LargeContext;
-
-/// Number of chunks that wait for the spool; the packing waits if there are more.
-const WAITING: usize = 4;
-/// Size of a chunk, in bytes.
-const CHUNK: usize = 256 * 1024;
+use crate::{context::LargeContext, context_writer};
 
 /// Packs a directory of a checkout into a context.
 ///
@@ -29,19 +22,14 @@ const CHUNK: usize = 256 * 1024;
 pub(super) async fn pack(
     checkout: Arc<Checkout>,
     directory: PathBuf,
-    mut context: LargeContext,
+    context: LargeContext,
 ) -> io::Result<LargeContext> {
-    let (chunks, mut packed) = mpsc::channel(WAITING);
-    let packing = tokio::task::spawn_blocking(move || {
-        let written = write(&directory, Chunks { buffer: Vec::with_capacity(CHUNK), chunks });
+    context_writer::fill(context, move |output| {
+        let written = write(&directory, output);
         drop(checkout);
         written
-    });
-    while let Some(chunk) = packed.recv().await {
-        context.append(chunk).await?;
-    }
-    packing.await.map_err(io::Error::other)??;
-    Ok(context)
+    })
+    .await
 }
 
 /// Writes a tar of a directory.
@@ -84,27 +72,6 @@ fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
     header.set_uid(0);
     header.set_gid(0);
     header
-}
-
-/// A writer that hands over what was written, chunk by chunk.
-struct Chunks {
-    buffer: Vec<u8>,
-    chunks: mpsc::Sender<Vec<u8>>,
-}
-
-impl Write for Chunks {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= CHUNK {
-            self.flush()?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        let chunk = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK));
-        self.chunks.blocking_send(chunk).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
 }
 
 #[cfg(test)]

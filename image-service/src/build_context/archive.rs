@@ -1,8 +1,8 @@
 //! The rules for archives, checked block by block while a tar is received. Nothing is unpacked, and no file content is
 //! kept.
 //!
-//! Unpacking an accepted archive writes nothing outside of the target directory: paths only go down, nothing lies below
-//! a link, and the target of a link first goes up, by no more levels than there are, and then down.
+//! Unpacking an accepted archive writes nothing outside of the target directory: paths only go down, and nothing lies below
+//! a link. The target of a symbolic link may be any, because it counts in the image that the link is copied to.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -29,7 +29,6 @@ pub(crate) struct Archive {
     /// Kind of each path. Bounded by the number of entries and the length of a path.
     paths: HashMap<String, What>,
     kept_bytes: usize,
-    end: u64,
 }
 
 enum State {
@@ -132,7 +131,6 @@ impl Archive {
             entries: 0,
             paths: HashMap::new(),
             kept_bytes: 0,
-            end: 0,
         }
     }
 
@@ -164,13 +162,11 @@ impl Archive {
         Ok(())
     }
 
-    /// Checks that the archive is complete, and returns the offset of the blocks that mark its end.
-    pub(super) fn finish(self) -> Result<i64, Refused> {
+    /// Checks that the archive is complete.
+    pub(super) fn finish(self) -> Result<(), Refused> {
         match self.state {
             State::Ended if self.paths.is_empty() => refused("must have at least one file"),
-            State::Ended if self.block.iter().all(|byte| *byte == 0) => {
-                Ok(i64::try_from(self.end).unwrap_or(i64::MAX))
-            }
+            State::Ended if self.block.iter().all(|byte| *byte == 0) => Ok(()),
             State::Ended => refused("must not go on after its end"),
             State::Header if self.size == 0 => refused("must not be empty"),
             State::Header if self.entries == 0 => refused(Self::NO_TAR),
@@ -194,7 +190,6 @@ impl Archive {
                 refused("must not end with a header that no entry follows")
             }
             State::Header if is_nothing => {
-                self.end = self.size - Self::BLOCK as u64;
                 self.state = State::Ending { blocks: 1 };
                 Ok(())
             }

@@ -60,18 +60,17 @@ fn a_good_archive_is_taken_and_told_of() {
         (Symlink, "a/b/up", "../../Dockerfile", b""),
         (Symlink, "here", "a/b", b""),
         (Symlink, "nowhere", "a/missing", b""),
+        (Symlink, "python", "/usr/bin/python3", b""),
+        (Symlink, "shared", "../shared", b""),
+        (Symlink, "around", "a/../Dockerfile", b""),
         (Link, "hard", "./a/b/c", b""),
         (Continuous, "d..e/..f", "", b"x"),
         (Regular, "Dockerfile", "", b"FROM other\n"),
     ]);
     let plain = inspect(&bytes).expect("taken");
-    assert_eq!(
-        (plain.gzip, plain.size_bytes as usize, plain.end as usize),
-        (false, bytes.len(), bytes.len() - 1024)
-    );
+    assert_eq!(plain.size_bytes as usize, bytes.len());
     assert!(ContextDigest::parse(plain.digest.as_str()).is_ok());
     let packed = inspect(&gzip(&bytes)).expect("taken");
-    assert_eq!((packed.gzip, packed.end), (true, plain.end));
     assert_ne!(packed.digest, plain.digest);
 }
 
@@ -84,10 +83,6 @@ fn paths_that_leave_the_context_are_refused() {
         (file("../x"), "must have no `..` in it"),
         (file("a/../../x"), "must have no `..` in it"),
         (file("/etc/passwd"), "must be relative"),
-        (link("a", "/etc"), "must not link to an absolute path"),
-        (link("a", ".."), "must not link out of the archive"),
-        (link("a/b", "../../x"), "must not link out of the archive"),
-        (link("a/b", "../c/../../x"), "must link up by `..` before it links down"),
         (link("a/b", ""), "must link to a path"),
         (vec![(Symlink, "a", "b", b""), (Regular, "a/x", "", b"x")], "must not lie below a link"),
         (vec![(Regular, "a", "", b""), (Regular, "a/x", "", b"x")], "must not lie below a file"),
@@ -114,7 +109,7 @@ fn paths_that_leave_the_context_are_refused() {
 
 #[test]
 fn extended_headers_are_held_to_the_same_rules() {
-    use EntryType::{GNULongLink, GNULongName, Regular, Symlink, XGlobalHeader, XHeader};
+    use EntryType::{GNULongLink, GNULongName, Link, Regular, Symlink, XGlobalHeader, XHeader};
     let long = "d/".repeat(90) + "f";
     let good = archive(&[
         (XGlobalHeader, "pax_global_header", "", b"30 comment=0123456789abcdef01\n"),
@@ -126,9 +121,9 @@ fn extended_headers_are_held_to_the_same_rules() {
     assert!(inspect(&good).is_ok(), "{:?}", inspect(&good));
     for (entries, rule) in [
         (vec![(GNULongName, "l", "", &b"../x"[..]), (Regular, "x", "", b"")], "must have no `..` in it"),
-        (vec![(GNULongLink, "l", "", b"/etc"), (Symlink, "x", "y", b"")], "an absolute path"),
+        (vec![(GNULongLink, "l", "", b"/etc"), (Link, "x", "y", b"")], "must be relative"),
         (vec![(XHeader, "x", "", b"13 path=/abs\n"), (Regular, "x", "", b"")], "must be relative"),
-        (vec![(XHeader, "x", "", b"16 linkpath=/et\n"), (Symlink, "x", "y", b"")], "an absolute path"),
+        (vec![(XHeader, "x", "", b"16 linkpath=/et\n"), (Link, "x", "y", b"")], "must be relative"),
         (vec![(XHeader, "x", "", b"10 size=1\n"), (Regular, "x", "", b"")], "no sizes in extended headers"),
         (vec![(XGlobalHeader, "x", "", b"13 path=/abs\n")], "no paths in global ones"),
         (vec![(XHeader, "x", "", b"22 GNU.sparse.major=1\n"), (Regular, "x", "", b"")], "no sparse files"),

@@ -106,7 +106,6 @@ impl DispatchService for Dispatcher {
         let caller = caller(&request)?;
         let attempt = message::attempt("attempt", request.into_inner().attempt)?;
         let download = self.contexts.download(&caller, attempt).await?;
-        let (gzip, end) = (download.kept.gzip, download.kept.end);
         let (shutdown, expiry) = (self.shutdown.clone(), deadline(&caller));
         let chunks = stream::try_unfold(download, move |mut download| {
             let shutdown = shutdown.clone();
@@ -117,8 +116,7 @@ impl DispatchService for Dispatcher {
                     () = tokio::time::sleep_until(expiry) => return Err(Error::TokenExpired.into()),
                     chunk = download.next() => chunk?,
                 };
-                Ok(chunk
-                    .map(|chunk| (wire::FetchContextResponse { chunk: chunk.into(), gzip, end }, download)))
+                Ok(chunk.map(|chunk| (wire::FetchContextResponse { chunk: chunk.into() }, download)))
             }
         });
         Ok(Response::new(chunks.boxed()))

@@ -37,8 +37,6 @@ impl Store {
             upload: Uuid::now_v7(),
             digest: None,
             size_bytes: 0,
-            gzip: false,
-            tar_end: 0,
             used_at: self.now(&self.reader).await?,
         };
         let upload = row.upload;
@@ -105,8 +103,6 @@ impl Store {
             upload,
             digest: Some(found.digest.clone()),
             size_bytes: found.size_bytes,
-            gzip: found.gzip,
-            tar_end: found.end,
             used_at: now,
         };
         context::Entity::update(row.clone().into_active_model().reset_all()).exec(&txn).await?;
@@ -287,8 +283,8 @@ async fn kept(db: &impl ConnectionTrait, digest: &ContextDigest) -> Result<Optio
 
 impl From<context::Model> for KeptContext {
     fn from(row: context::Model) -> Self {
-        let context::Model { upload, size_bytes, gzip, tar_end: end, used_at, .. } = row;
-        Self { upload, size_bytes, gzip, end, used_at }
+        let context::Model { upload, size_bytes, used_at, .. } = row;
+        Self { upload, size_bytes, used_at }
     }
 }
 

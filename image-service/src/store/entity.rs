@@ -115,9 +115,6 @@ table! {
     /// `None` while the upload is incomplete or about to be deleted.
     digest: Option<ContextDigest>,
     size_bytes: i64,
-    gzip: bool,
-    /// Offset of the blocks that mark the end of the tar, in bytes.
-    tar_end: i64,
     /// Time of the upload, or of the last time that a configuration named the archive.
     used_at: Timestamp,
 }

@@ -88,8 +88,8 @@ const TABLES: [&str; 15] = [
      engine_warning text NOT NULL)",
     "CREATE TABLE answers (subject KEY_TEXT NOT NULL, request KEY_TEXT NOT NULL, digest text NOT NULL, json text NOT NULL, \
      answered_at bigint NOT NULL, PRIMARY KEY (subject, request))",
-    "CREATE TABLE contexts (upload UUID PRIMARY KEY, digest text UNIQUE, size_bytes bigint NOT NULL, gzip boolean NOT NULL, \
-     tar_end bigint NOT NULL, used_at bigint NOT NULL)",
+    "CREATE TABLE contexts (upload UUID PRIMARY KEY, digest text UNIQUE, size_bytes bigint NOT NULL, \
+     used_at bigint NOT NULL)",
     "CREATE TABLE context_chunks (upload UUID NOT NULL, number bigint NOT NULL, bytes BYTES NOT NULL, \
      PRIMARY KEY (upload, number))",
     "CREATE TABLE engine_images (worker text NOT NULL, engine_id text NOT NULL, PRIMARY KEY (worker, engine_id)) CLUSTERED",

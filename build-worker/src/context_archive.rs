@@ -1,0 +1,317 @@
+//! The archives of contexts as the engine gets them: in one format, owned by root, and without what `.dockerignore` excludes.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read, Write},
+    path::{Component, Path, PathBuf},
+};
+
+use flate2::read::MultiGzDecoder;
+use tar::{Archive, Builder, Entry, EntryType, Header};
+
+use crate::dockerignore::DockerIgnore;
+
+/// The compression of a tar.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Compression {
+    None,
+    Gzip,
+}
+
+/// The files of a context that decide about its build.
+#[derive(Debug, Default)]
+pub(crate) struct BuildFiles {
+    /// Text of the Dockerfile; empty if there is none.
+    pub(crate) dockerfile: String,
+    /// Text of the `.dockerignore` file; empty if there is none.
+    pub(crate) ignore: String,
+}
+
+/// The reason why an archive cannot be given to the engine.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ArchiveError {
+    /// A violation that the author of the context has to mend.
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Compression {
+    /// Number of bytes from which a compression is recognised.
+    pub(crate) const PREFIX: usize = 512;
+
+    /// Recognises a tar by the first bytes of a file; returns `None` if it is none, or compressed in another way.
+    pub(crate) fn of_tar(prefix: &[u8]) -> Option<Self> {
+        const GZIP: &[u8] = &[0x1f, 0x8b];
+        if prefix.starts_with(GZIP) {
+            return Some(Self::Gzip);
+        }
+        let mut header = Header::new_old();
+        let bytes = prefix.get(..Self::PREFIX)?;
+        header.as_mut_bytes().copy_from_slice(bytes);
+        // The digits of the sum itself count as spaces.
+        let sum = bytes.iter().enumerate();
+        let sum = sum.map(|(i, byte)| if (148..156).contains(&i) { 32 } else { u32::from(*byte) });
+        (header.cksum().ok() == Some(sum.sum())).then_some(Self::None)
+    }
+}
+
+/// Opens a tar.
+pub(crate) fn open<'a>(tar: impl Read + 'a, compression: Compression) -> Archive<Box<dyn Read + 'a>> {
+    Archive::new(match compression {
+        Compression::None => Box::new(tar),
+        Compression::Gzip => Box::new(MultiGzDecoder::new(tar)),
+    })
+}
+
+/// Finds the Dockerfile at `path` in a tar, and the `.dockerignore` file that counts for it.
+///
+/// # Errors
+///
+/// Returns an error if the tar cannot be read.
+pub(crate) fn build_files(tar: &mut Archive<impl Read>, path: &str) -> io::Result<BuildFiles> {
+    let path = plain(Path::new(path));
+    let of_dockerfile = PathBuf::from(format!("{}.dockerignore", path.display()));
+    let mut files = BuildFiles::default();
+    let mut has_own = false;
+    for entry in tar.entries()? {
+        let mut entry = entry?;
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let found = plain(&entry.path()?);
+        if found == path {
+            files.dockerfile = text(&mut entry)?;
+        } else if found == of_dockerfile {
+            files.ignore = text(&mut entry)?;
+            has_own = true;
+        } else if !has_own && found == Path::new(".dockerignore") {
+            files.ignore = text(&mut entry)?;
+        }
+    }
+    Ok(files)
+}
+
+/// Writes what the engine gets of a tar; a Dockerfile that is given as text replaces the tar's own.
+///
+/// The Dockerfile at `path` stays even if it is excluded, because the build reads it.
+///
+/// # Errors
+///
+/// Returns [`ArchiveError::Refused`] if a hard link leads to an excluded file, and [`ArchiveError::Io`] if the tar cannot be
+/// read or the result cannot be written.
+pub(crate) fn write(
+    tar: &mut Archive<impl Read>,
+    ignore: &DockerIgnore,
+    path: &str,
+    dockerfile: Option<&str>,
+    out: impl Write,
+) -> Result<(), ArchiveError> {
+    let dockerfile_path = plain(Path::new(path));
+    let mut out = Builder::new(out);
+    // Directories that are excluded, but may have a file that is not.
+    let mut waiting: BTreeMap<PathBuf, Header> = BTreeMap::new();
+    for entry in tar.entries()? {
+        let mut entry = entry?;
+        let kind = entry.header().entry_type();
+        let path = plain(&entry.path()?);
+        if path.as_os_str().is_empty() || !is_kept(kind) {
+            continue;
+        }
+        let is_dockerfile = path == dockerfile_path;
+        if is_dockerfile && dockerfile.is_some() {
+            continue;
+        }
+        let mut header = root_owned(&entry);
+        if !is_dockerfile && ignore.excludes(&path.to_string_lossy()) {
+            if kind.is_dir() {
+                waiting.insert(path, header);
+            }
+            continue;
+        }
+        for above in path.ancestors().skip(1).collect::<Vec<_>>().into_iter().rev() {
+            if let Some(mut header) = waiting.remove(above) {
+                out.append_data(&mut header, above, io::empty())?;
+            }
+        }
+        if kind.is_hard_link() {
+            let target = plain(&entry.link_name()?.unwrap_or_default());
+            if ignore.excludes(&target.to_string_lossy()) {
+                let rule =
+                    format!("{}: is a hard link to a file that .dockerignore excludes", path.display());
+                return Err(ArchiveError::Refused(rule));
+            }
+            out.append_link(&mut header, &path, &target)?;
+        } else if kind.is_symlink() {
+            let target = entry.link_name()?.unwrap_or_default().into_owned();
+            out.append_link(&mut header, &path, &target)?;
+        } else {
+            out.append_data(&mut header, &path, &mut entry)?;
+        }
+    }
+    if let Some(text) = dockerfile {
+        append(&mut out, path, text.as_bytes(), 0o644)?;
+    }
+    out.into_inner()?.flush()?;
+    Ok(())
+}
+
+/// Appends a file that is owned by root.
+///
+/// # Errors
+///
+/// Returns an error if the path does not fit in a tar, or the tar cannot be written.
+pub(crate) fn append(out: &mut Builder<impl Write>, path: &str, content: &[u8], mode: u32) -> io::Result<()> {
+    let mut header = Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(mode);
+    header.set_mtime(0);
+    out.append_data(&mut header, path, content)
+}
+
+/// Reports whether a context can have entries of this kind; devices and pipes are left out, as docker does.
+fn is_kept(kind: EntryType) -> bool {
+    kind.is_file() || kind.is_contiguous() || kind.is_dir() || kind.is_symlink() || kind.is_hard_link()
+}
+
+/// Returns the header of an entry for root, without a path and a target.
+fn root_owned(entry: &Entry<'_, impl Read>) -> Header {
+    let mut header = Header::new_gnu();
+    let kind = entry.header().entry_type();
+    header.set_entry_type(if kind.is_contiguous() { EntryType::Regular } else { kind });
+    let has_content = kind.is_file() || kind.is_contiguous();
+    header.set_size(if has_content { entry.size() } else { 0 });
+    header.set_mode(entry.header().mode().unwrap_or(0o644));
+    header.set_mtime(entry.header().mtime().unwrap_or(0));
+    header
+}
+
+/// Returns the text of a file, at most 1 MiB; what is no text is replaced.
+///
+/// # Errors
+///
+/// Returns an error if the file cannot be read.
+pub(crate) fn text(file: impl Read) -> io::Result<String> {
+    const MAX_BYTES: u64 = 1024 * 1024;
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Returns a path without what leads nowhere, such as `./`.
+fn plain(path: &Path) -> PathBuf {
+    path.components().filter(|component| matches!(component, Component::Normal(_))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    /// An entry: its kind, path, target and owner.
+    type Made<'a> = (EntryType, &'a str, &'a str, u64);
+
+    fn tar_of(entries: &[Made<'_>]) -> Vec<u8> {
+        let mut tar = Builder::new(Vec::new());
+        for (kind, path, target, owner) in entries {
+            let mut header = Header::new_gnu();
+            header.set_entry_type(*kind);
+            header.set_mode(0o750);
+            header.set_uid(*owner);
+            header.set_gid(*owner);
+            header.set_username("somebody").expect("a short name");
+            if kind.is_symlink() || kind.is_hard_link() {
+                header.set_size(0);
+                tar.append_link(&mut header, path, target).expect("memory");
+            } else {
+                let content = if kind.is_dir() { "" } else { target };
+                header.set_size(content.len() as u64);
+                tar.append_data(&mut header, path, content.as_bytes()).expect("memory");
+            }
+        }
+        tar.into_inner().expect("memory")
+    }
+
+    fn written(tar: &[u8], ignore: &str, dockerfile: Option<&str>) -> Result<Vec<String>, ArchiveError> {
+        let ignore = DockerIgnore::parse(ignore).expect("patterns");
+        let mut out = Vec::new();
+        write(&mut open(Cursor::new(tar), Compression::None), &ignore, "Dockerfile", dockerfile, &mut out)?;
+        let mut listed = Vec::new();
+        for entry in open(Cursor::new(out), Compression::None).entries().expect("a tar") {
+            let mut entry = entry.expect("an entry");
+            assert_eq!((entry.header().uid().ok(), entry.header().gid().ok()), (Some(0), Some(0)));
+            assert!(entry.header().username_bytes().unwrap_or_default().is_empty());
+            let target =
+                entry.link_name().expect("a target").map(|target| format!(" to {}", target.display()));
+            let mut shown =
+                format!("{}{}", entry.path().expect("a path").display(), target.unwrap_or_default());
+            let content = text(&mut entry).expect("memory");
+            if !content.is_empty() {
+                shown = format!("{shown}: {content}");
+            }
+            listed.push(shown);
+        }
+        Ok(listed)
+    }
+
+    #[test]
+    fn an_archive_belongs_to_root_and_lacks_what_is_ignored() {
+        let file = EntryType::Regular;
+        let long = "x/".repeat(90) + "long";
+        let tar = tar_of(&[
+            (EntryType::Directory, "./", "", 1000),
+            (file, "./Dockerfile", "FROM a", 1000),
+            (EntryType::Directory, "secrets", "", 0),
+            (file, "secrets/key", "k", 0),
+            (file, "secrets/public", "p", 7),
+            (file, &long, "l", 0),
+            (EntryType::Symlink, "python", "/usr/bin/python3", 0),
+            (EntryType::Symlink, "shared", "../shared", 0),
+            (EntryType::Link, "again", "secrets/public", 0),
+            (EntryType::Fifo, "pipe", "", 0),
+        ]);
+        let all = [
+            "Dockerfile: FROM a",
+            "secrets",
+            "secrets/key: k",
+            "secrets/public: p",
+            &format!("{long}: l"),
+            "python to /usr/bin/python3",
+            "shared to ../shared",
+            "again to secrets/public",
+        ];
+        assert_eq!(written(&tar, "", None).expect("a tar"), all);
+        let few = written(&tar, "*\n!secrets/public\n!again", Some("FROM b")).expect("a tar");
+        assert_eq!(few, ["secrets", "secrets/public: p", "again to secrets/public", "Dockerfile: FROM b"]);
+        let kept = written(&tar, "**\n", None).expect("a tar");
+        assert_eq!(kept, ["Dockerfile: FROM a"], "the build reads it");
+        let refused = written(&tar, "secrets", None).expect_err("a link to nothing");
+        assert!(matches!(&refused, ArchiveError::Refused(rule) if rule.starts_with("again: ")), "{refused}");
+    }
+
+    #[test]
+    fn the_ignore_file_of_a_dockerfile_counts_more() {
+        let file = EntryType::Regular;
+        let tar = tar_of(&[
+            (file, "docker/Dev.dockerignore", "own", 0),
+            (file, ".dockerignore", "common", 0),
+            (file, "./docker/Dev", "FROM a", 0),
+        ]);
+        let found =
+            |path: &str| build_files(&mut open(Cursor::new(&tar), Compression::None), path).expect("a tar");
+        assert_eq!((&*found("docker/Dev").ignore, &*found("docker/Dev").dockerfile), ("own", "FROM a"));
+        assert_eq!((&*found("Dockerfile").ignore, &*found("Dockerfile").dockerfile), ("common", ""));
+    }
+
+    #[test]
+    fn a_tar_is_recognised() {
+        let tar = tar_of(&[(EntryType::Regular, "a", "a", 0)]);
+        assert_eq!(Compression::of_tar(&tar), Some(Compression::None));
+        assert_eq!(Compression::of_tar(b"\x1f\x8b\x08"), Some(Compression::Gzip));
+        for other in [&b"FROM scratch"[..], b"BZh9", &[0; 512], b""] {
+            assert_eq!(Compression::of_tar(other), None);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Preparation of a context for the engine: what the build needs to know of it, and what the engine gets.
+
+use std::{
+    io::{self, Cursor, Read},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use proto::dispatch::DockerBuild;
+use tokio_util::io::{StreamReader, SyncIoBridge};
+
+use crate::{
+    context::{Context, LargeContext, dockerfile_path},
+    context_archive::{ArchiveError, BuildFiles, Compression, build_files, open, text, write},
+    context_writer,
+    dockerignore::DockerIgnore,
+    spool::Spool,
+};
+
+/// A context as the engine gets it.
+#[derive(Debug)]
+pub(crate) struct PreparedContext {
+    pub(crate) context: Context,
+    /// Text of the Dockerfile; empty if only the engine can read it.
+    pub(crate) dockerfile: String,
+    /// Path of the Dockerfile in the context.
+    pub(crate) path: String,
+}
+
+/// What the first reading of a context tells.
+struct Findings {
+    /// Compression of the tar; `None` if the context is none.
+    compression: Option<Compression>,
+    files: BuildFiles,
+}
+
+/// Prepares the context of a build.
+///
+/// A Dockerfile that is given as text replaces the context's own. A context that is no tar stays as it is, because the engine
+/// recognises and unpacks more formats.
+///
+/// # Errors
+///
+/// Returns [`ArchiveError::Refused`] if the context or its `.dockerignore` file violates a rule, and [`ArchiveError::Io`] if it
+/// cannot be read from or written to the spool.
+pub(crate) async fn prepare(
+    context: Context,
+    build: &DockerBuild,
+    spool: &dyn Spool,
+) -> Result<PreparedContext, ArchiveError> {
+    let path = dockerfile_path(build);
+    let given = Some(build.dockerfile.clone()).filter(|text| !text.is_empty());
+    let Findings { compression, files } = match &context {
+        Context::Small(bytes) => find(Cursor::new(bytes.clone()), &path)?,
+        Context::Large(_) => {
+            let (reader, path) = (reader(&context), path.clone());
+            tokio::task::spawn_blocking(move || find(reader, &path)).await.map_err(io::Error::other)??
+        }
+    };
+    let ignore = DockerIgnore::parse(&files.ignore).map_err(ArchiveError::Refused)?;
+    let dockerfile = given.clone().unwrap_or(files.dockerfile);
+    let context = match (&context, compression) {
+        (_, None) => context,
+        (Context::Small(bytes), Some(compression)) => {
+            let mut packed = Vec::new();
+            let mut tar = open(Cursor::new(bytes.clone()), compression);
+            write(&mut tar, &ignore, &path, given.as_deref(), &mut packed)?;
+            Context::Small(Bytes::from(packed))
+        }
+        (Context::Large(_), Some(compression)) => {
+            let (reader, path) = (reader(&context), path.clone());
+            let empty = LargeContext::new(spool.create().await?);
+            let filled = context_writer::fill(empty, move |out| {
+                write(&mut open(reader, compression), &ignore, &path, given.as_deref(), out)
+            });
+            Context::Large(Arc::new(filled.await?))
+        }
+    };
+    Ok(PreparedContext { context, dockerfile, path })
+}
+
+fn reader(context: &Context) -> impl Read + Send + 'static {
+    SyncIoBridge::new(StreamReader::new(context.bytes()))
+}
+
+fn find(mut context: impl Read, path: &str) -> io::Result<Findings> {
+    let mut prefix = Vec::new();
+    context.by_ref().take(Compression::PREFIX as u64).read_to_end(&mut prefix)?;
+    let compression = Compression::of_tar(&prefix);
+    let is_text = !prefix.contains(&0);
+    let whole = Cursor::new(prefix).chain(context);
+    let files = match compression {
+        Some(compression) => build_files(&mut open(whole, compression), path)?,
+        None if is_text => BuildFiles { dockerfile: text(whole)?, ..BuildFiles::default() },
+        None => BuildFiles::default(),
+    };
+    Ok(Findings { compression, files })
+}
