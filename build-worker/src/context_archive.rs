@@ -170,18 +170,21 @@ pub(crate) fn append(out: &mut Builder<impl Write>, path: &str, content: &[u8], 
     out.append_data(&mut header, path, content)
 }
 
-/// Reports whether a context can have entries of this kind; devices and pipes are left out, as docker does.
+/// Reports whether a context can have entries of this kind; devices and pipes are left out.
 fn is_kept(kind: EntryType) -> bool {
-    kind.is_file() || kind.is_contiguous() || kind.is_dir() || kind.is_symlink() || kind.is_hard_link()
+    has_content(kind) || kind.is_dir() || kind.is_symlink() || kind.is_hard_link()
+}
+
+fn has_content(kind: EntryType) -> bool {
+    kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse()
 }
 
 /// Returns the header of an entry for root, without a path and a target.
 fn root_owned(entry: &Entry<'_, impl Read>) -> Header {
     let mut header = Header::new_gnu();
     let kind = entry.header().entry_type();
-    header.set_entry_type(if kind.is_contiguous() { EntryType::Regular } else { kind });
-    let has_content = kind.is_file() || kind.is_contiguous();
-    header.set_size(if has_content { entry.size() } else { 0 });
+    header.set_entry_type(if has_content(kind) { EntryType::Regular } else { kind });
+    header.set_size(if has_content(kind) { entry.size() } else { 0 });
     header.set_mode(entry.header().mode().unwrap_or(0o644));
     header.set_mtime(entry.header().mtime().unwrap_or(0));
     header

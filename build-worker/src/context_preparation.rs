@@ -51,7 +51,10 @@ pub(crate) async fn prepare(
     let path = dockerfile_path(build);
     let given = Some(build.dockerfile.clone()).filter(|text| !text.is_empty());
     let Findings { compression, files } = match &context {
-        Context::Small(bytes) => find(Cursor::new(bytes.clone()), &path)?,
+        Context::Small(bytes) => Findings {
+            compression: Some(Compression::None),
+            files: build_files(&mut open(Cursor::new(bytes.clone()), Compression::None), &path)?,
+        },
         Context::Large(_) => {
             let (reader, path) = (reader(&context), path.clone());
             tokio::task::spawn_blocking(move || find(reader, &path)).await.map_err(io::Error::other)??
@@ -95,4 +98,68 @@ fn find(mut context: impl Read, path: &str) -> io::Result<Findings> {
         None => BuildFiles::default(),
     };
     Ok(Findings { compression, files })
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::dispatch::ContextFile;
+
+    use super::*;
+    use crate::{context::pack, context_archive::append, spool::DiskSpool};
+
+    fn file(path: &str, content: &str) -> ContextFile {
+        ContextFile { path: path.to_owned(), content: content.as_bytes().to_vec().into(), executable: false }
+    }
+
+    async fn listed(prepared: &PreparedContext) -> Vec<String> {
+        use futures_util::TryStreamExt;
+        let chunks: Vec<Bytes> = prepared.context.bytes().try_collect().await.expect("memory or a file");
+        let mut tar = open(Cursor::new(chunks.concat()), Compression::None);
+        let paths = tar.entries().expect("a tar").map(|entry| {
+            let entry = entry.expect("an entry");
+            entry.path().expect("a path").display().to_string()
+        });
+        paths.collect()
+    }
+
+    #[tokio::test]
+    async fn single_files_are_packed_with_the_dockerfile() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let spool = DiskSpool::open(directory.path().to_owned()).expect("a spool");
+        let build = DockerBuild { dockerfile: "FROM a".to_owned(), ..DockerBuild::default() };
+        let alone =
+            prepare(Context::Small(pack(&build).expect("a tar")), &build, &spool).await.expect("valid");
+        assert_eq!((&*alone.dockerfile, listed(&alone).await), ("FROM a", vec!["Dockerfile".to_owned()]));
+        let files = vec![file(".dockerignore", "*.key\n"), file("a.key", "k"), file("b", "b")];
+        let build = DockerBuild { files, ..build };
+        let some =
+            prepare(Context::Small(pack(&build).expect("a tar")), &build, &spool).await.expect("valid");
+        assert_eq!(listed(&some).await, [".dockerignore", "b", "Dockerfile"]);
+        let build = DockerBuild { files: vec![file(".dockerignore", "[")], ..build };
+        let refused = prepare(Context::Small(pack(&build).expect("a tar")), &build, &spool).await;
+        assert!(matches!(refused, Err(ArchiveError::Refused(_))), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn a_spooled_context_is_read_whatever_it_is() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let spool = DiskSpool::open(directory.path().to_owned()).expect("a spool");
+        let mut tar = tar::Builder::new(Vec::new());
+        for (path, content) in [("Dockerfile", "FROM a"), ("b", "b")] {
+            append(&mut tar, path, content.as_bytes(), 0o644).expect("memory");
+        }
+        let tar = tar.into_inner().expect("memory");
+        let build = DockerBuild::default();
+        for (bytes, dockerfile) in
+            [(tar, "FROM a"), (b"FROM b".to_vec(), "FROM b"), (b"BZh9\x00".to_vec(), "")]
+        {
+            let mut context = LargeContext::new(spool.create().await.expect("a file"));
+            context.append(bytes.clone()).await.expect("a file");
+            let prepared = prepare(Context::Large(Arc::new(context)), &build, &spool).await.expect("valid");
+            assert_eq!(prepared.dockerfile, dockerfile);
+            if dockerfile == "FROM a" {
+                assert_eq!(listed(&prepared).await, ["Dockerfile", "b"]);
+            }
+        }
+    }
 }
