@@ -10,6 +10,7 @@ use proto::dispatch::{ArtifactSource, Attempt, DistantBase, ResolveSourcesReques
 use crate::{
     artifact_name::ArtifactName,
     engine::{Engine, EngineError, EngineImage, ImageDecision, SourcePolicy},
+    fault,
     labels::IMAGE_LABEL,
     reference,
     service_client::ServiceClient,
@@ -110,7 +111,10 @@ impl BuildSources {
         if !self.rules.allow_from_registry(&image) {
             return refused("the operator of the worker allows no images from there (--allow-source)");
         }
-        let digest = self.engine.registry_digest(&image, &self.creator).await?;
+        let digest = match self.engine.registry_digest(&image, &self.creator).await {
+            Err(EngineError::Refused(reason)) => return refused(&words_of(&reason)),
+            digest => digest?,
+        };
         let pinned = format!("{}@{digest}", reference::repository(&image));
         match self.resolve(vec![pinned.clone()]).await?.pop().flatten() {
             Some(Source::Artifact(_) | Source::Foreign(_)) => Ok(pinned),
@@ -211,10 +215,11 @@ impl BuildSources {
                 let Some(digest) = digest_of(repository, &held) else { return missing() };
                 let digest = digest.to_owned();
                 let usable = ImageDecision::Usable { name, id: Some(held.id) };
-                if !held.is_in_containerd {
+                if !held.is_in_containerd && !self.engine.has_credentials(image) {
                     return Ok((usable, Some(digest)));
                 }
-                // Containerd calls every image as if it came from a registry.
+                // Containerd calls every image as if it came from a registry; and what the engine has may have been pulled
+                // with credentials that this build may not use.
                 (format!("{repository}@{digest}"), Some(usable))
             }
             None => (name, None),
@@ -225,7 +230,7 @@ impl BuildSources {
                 let name = format!("{repository}@{digest}");
                 Ok((usable.unwrap_or(ImageDecision::Usable { name, id: None }), Some(digest)))
             }
-            Err(EngineError::Refused(reason)) => Ok((ImageDecision::Missing(reason), None)),
+            Err(EngineError::Refused(reason)) => Ok((ImageDecision::Missing(words_of(&reason)), None)),
             Err(error) => Err(error),
         }
     }
@@ -260,6 +265,18 @@ impl SourcePolicy for BuildSources {
         self.ask(&[image.to_owned()]).await?;
         Ok(self.decisions().get(image).cloned())
     }
+}
+
+/// Returns a registry's refusal in the words of this worker.
+///
+/// What does not exist is told as what the requester cannot see, and what another server than a registry has answered is not
+/// told at all.
+fn words_of(reason: &str) -> String {
+    let is_missing = ["manifest unknown", "name unknown", "not found", "no such manifest"];
+    if is_missing.iter().any(|words| reason.to_lowercase().contains(words)) {
+        return BuildSources::NOT_FOUND.to_owned();
+    }
+    fault::without_answer(reason)
 }
 
 /// Returns the digest by which the engine knows an image in this repository of a registry.

@@ -167,6 +167,8 @@ pub(crate) fn append(out: &mut Builder<impl Write>, path: &str, content: &[u8], 
     header.set_size(content.len() as u64);
     header.set_mode(mode);
     header.set_mtime(0);
+    header.set_uid(0);
+    header.set_gid(0);
     out.append_data(&mut header, path, content)
 }
 
@@ -187,6 +189,8 @@ fn root_owned(entry: &Entry<'_, impl Read>) -> Header {
     header.set_size(if has_content(kind) { entry.size() } else { 0 });
     header.set_mode(entry.header().mode().unwrap_or(0o644));
     header.set_mtime(entry.header().mtime().unwrap_or(0));
+    header.set_uid(0);
+    header.set_gid(0);
     header
 }
 

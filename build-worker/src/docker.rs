@@ -204,6 +204,10 @@ impl Engine for DockerEngine {
         self.digest_in_registry(reference, creator).await
     }
 
+    fn has_credentials(&self, reference: &str) -> bool {
+        self.docker_config.covers(reference)
+    }
+
     async fn tag(&self, image: &str, name: &str) -> Result<(), EngineError> {
         let (repository, tag) = reference::parts(name);
         let options = TagImageOptionsBuilder::new().repo(repository).tag(tag).build();

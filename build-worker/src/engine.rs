@@ -37,6 +37,9 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// Returns the digest that the registry has for a reference.
     async fn registry_digest(&self, reference: &str, creator: &str) -> Result<String, EngineError>;
 
+    /// Reports whether there are credentials for the repository of a reference, whoever may use them.
+    fn has_credentials(&self, reference: &str) -> bool;
+
     /// Adds a name, `repository:tag`, to an image.
     async fn tag(&self, image: &str, name: &str) -> Result<(), EngineError>;
 

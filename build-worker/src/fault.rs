@@ -105,6 +105,16 @@ impl Fault {
     }
 }
 
+/// Returns a message about a registry without the answer of the server, which need not be a registry.
+pub(crate) fn without_answer(message: &str) -> String {
+    const QUOTATIONS: [&str; 3] = ["response body", "{", "<"];
+    let end = QUOTATIONS.iter().filter_map(|quotation| message.find(quotation)).min();
+    match end {
+        Some(end) => format!("{} (the rest is not shown)", message[..end].trim_end()),
+        None => message.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

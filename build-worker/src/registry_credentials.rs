@@ -118,6 +118,12 @@ impl DockerConfig {
         }
     }
 
+    /// Reports whether there are credentials for the repository of a reference, whoever may use them; true if that is unknown.
+    pub(crate) fn covers(&self, reference: &str) -> bool {
+        let (host, path) = reference::host_and_path(reference);
+        self.config().map_or(true, |config| config.covers(host, &path))
+    }
+
     /// Returns the build arguments that name the proxies of builds on an engine.
     ///
     /// Each is set in upper and in lower case, as the docker command does.

@@ -125,6 +125,11 @@ impl Principal {
         self.has(Role::Admin)
     }
 
+    /// Reports whether the caller may build and change what is built, given the permission on the image.
+    pub(crate) fn is_builder(&self) -> bool {
+        self.identity.acts_as(Role::Builder)
+    }
+
     /// Reports whether the caller may use the dispatch API only.
     pub(crate) fn is_worker(&self) -> bool {
         self.has(Role::Worker)

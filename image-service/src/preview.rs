@@ -61,7 +61,11 @@ impl Preview {
         let (found, cached) = self.index.image_in_full(&request.caller.visibility(), id).await?;
         let before = &found.entry.image;
         before.admit_edit(found.standing, etag, &edit)?;
-        let edit = edit.check(before, &prefixes.namespace(&before.creator, request.caller.is_admin()))?;
+        let edit = edit.check(
+            before,
+            &prefixes.namespace(&before.creator, request.caller.is_admin()),
+            request.caller.is_builder(),
+        )?;
         let mut image = before.clone();
         let configuration = edit.apply(&mut image, &cached.configuration);
         if let Some(configuration) = configuration {

@@ -80,6 +80,7 @@ async fn a_build_sees_what_its_requester_sees() -> anyhow::Result<()> {
         (unbuilt.repository, missing, missing, missing),
         (at.clone(), missing, pushed_build, pushed_build),
         (upper_case, missing, pushed_build, pushed_build),
+        (at.replace(":5000", ":05000"), missing, pushed_build, pushed_build),
         (format!("{at}@{digest}"), missing, pushed_build, pushed_build),
         (format!("{at}:other@{digest}"), missing, pushed_build, pushed_build),
         (format!("{at}@{other_digest}"), missing, missing, missing),
@@ -128,9 +129,30 @@ async fn a_build_sees_what_its_requester_sees() -> anyhow::Result<()> {
     assert_eq!(resolve(&worker, &of_alice, &at).await?, pushed_build);
     assert_eq!(resolve(&worker, &of_alice, &repository("alice", "new")).await?, missing);
     alice.delete(&pushed.id).await?;
-    for reference in [at.clone(), format!("{at}@{digest}")] {
+    // What was pushed stays known by its digest, under whatever name its registry has.
+    for reference in [at.clone(), format!("{at}@{digest}"), format!("alias.example/a@{digest}")] {
         assert_eq!(resolve(&worker, &of_alice, &reference).await?, missing);
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_for_another_creator_sees_what_that_one_sees() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let [alice, bob] = ["alice", "bob"].map(|name| service.builder(name));
+    let admin = service.client(&service.token("root", &[Role::Admin]));
+    let worker = service.client(&service.token("w1", &[Role::Worker]));
+    let mut actor = Actor::connect(&service, Hello { slots: 10, ..hello("w1", &[]) }).await?;
+    let (secret, secret_build) = alice.create(image("Secret", "FROM scratch")).await?;
+    actor.build_next().await?;
+    // Bob reads the log of every build of this image.
+    let (of_bob, _) = bob.create(image("Of bob", "FROM scratch")).await?;
+    actor.build_next().await?;
+    admin.build(&of_bob.id).await?;
+    let (_, attempt) = actor.assignment().await?;
+    assert_eq!(resolve(&worker, &attempt, &secret.repository).await?, "missing");
+    alice.grant(&secret.id, "bob", &[Permission::View]).await?;
+    assert_eq!(resolve(&worker, &attempt, &secret.repository).await?, secret_build.id);
     Ok(())
 }
 

@@ -136,3 +136,17 @@ async fn images_of_one_name_have_each_a_reference_of_its_own() -> anyhow::Result
     assert!(references.contains(&(repository("alice", "the-same-name"), "latest".to_owned())));
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_changes_the_reference_only_for_builders() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let (created, _) = alice.create(image("Base tool", "FROM scratch")).await?;
+    alice.grant(&created.id, "carol", &[api::Permission::Modify]).await?;
+    let carol = service.client(&service.token("carol", &[]));
+    let renamed = update(&carol, named(&created.id, "Hijack"), &["name"]).await?;
+    assert_eq!((renamed.name.as_str(), &renamed.repository), ("Hijack", &created.repository));
+    let renamed = update(&alice, named(&created.id, "Tool"), &["name"]).await?;
+    assert_eq!(renamed.repository, repository("alice", "tool"));
+    Ok(())
+}

@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 use super::{clips::Clips, control::Control, progress, source_policy};
 use crate::{
     engine::{BuildOrder, BuiltImage, EngineError, EngineEvent},
-    fault::Fault,
+    fault::{Fault, without_answer},
 };
 
 /// The engine's own frontend.
@@ -197,5 +197,6 @@ fn error_of(status: &Status) -> EngineError {
         | Code::Unauthenticated => Fault::User,
     };
     let fault = if is_exit { Fault::User } else { Fault::of_message(&message).unwrap_or_else(by_code) };
-    EngineError::new(fault, message)
+    let quotes_an_answer = !is_exit && message.contains("response body");
+    EngineError::new(fault, if quotes_an_answer { without_answer(&message) } else { message })
 }

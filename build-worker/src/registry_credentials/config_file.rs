@@ -106,6 +106,12 @@ impl ConfigFile {
         self.auths.iter().flatten().any(|(key, _)| Scope::parse(key) == *scope) || has_helper()
     }
 
+    /// Reports whether an entry or a helper is for this repository.
+    pub(super) fn covers(&self, host: &str, path: &str) -> bool {
+        self.auths.iter().flatten().any(|(key, _)| Scope::parse(key).covers(host, path))
+            || self.helper(host).is_some()
+    }
+
     /// Reports whether builds of a creator's images may use the credentials for a scope.
     fn allows(&self, scope: &Scope<'_>, creator: &str) -> bool {
         let restrictions = self.trailer.iter().flatten().filter(|(key, _)| Scope::parse(key) == *scope);

@@ -213,6 +213,10 @@ impl Engine for ModelEngine {
         digest.ok_or_else(|| EngineError::Refused(format!("{reference} is in no registry")))
     }
 
+    fn has_credentials(&self, _reference: &str) -> bool {
+        false
+    }
+
     async fn tag(&self, image: &str, name: &str) -> Result<(), EngineError> {
         let witness = Arc::clone(&self.state().witness);
         witness.tagged(image, name);

@@ -109,7 +109,7 @@ fn paths_that_leave_the_context_are_refused() {
 
 #[test]
 fn extended_headers_are_held_to_the_same_rules() {
-    use EntryType::{GNULongLink, GNULongName, Link, Regular, Symlink, XGlobalHeader, XHeader};
+    use EntryType::{GNULongLink, GNULongName, Link, Regular, XGlobalHeader, XHeader};
     let long = "d/".repeat(90) + "f";
     let good = archive(&[
         (XGlobalHeader, "pax_global_header", "", b"30 comment=0123456789abcdef01\n"),

@@ -1,8 +1,10 @@
 //! Images that builds start from or copy from: what the requester of a build cannot see does not exist for the build.
 
+use std::collections::BTreeSet;
+
 use super::Catalog;
 use crate::{
-    access::Principal,
+    access::{Grantee, Principal, Visibility},
     build::{Build, DistantBase},
     dispatch::Attempt,
     error::{Error, Resource},
@@ -14,7 +16,8 @@ impl Catalog {
     ///
     /// A repository below a prefix, or with a reference of any image, is the catalogue's: whatever it does not know there
     /// is missing, and so is the digest of an invisible image in any other repository. The requester has the roles of when
-    /// the build was queued, and sees what it is granted now.
+    /// the build was queued, and sees what it is granted now. What the creator of the image that is built cannot see is
+    /// missing, too.
     ///
     /// # Errors
     ///
@@ -51,7 +54,7 @@ impl Catalog {
         for found in self.index.images_by_id(&visibility, &owners.images).await?.into_values() {
             let image = &found.entry.image;
             let Some(artifact) = image.artifact() else { continue };
-            if reference.names(&artifact) {
+            if reference.names(&artifact) && self.is_seen_by_creator(build, image.id).await? {
                 let worker_may_build = self.may_build_on(build, image.id, &artifact.worker).await?;
                 return Ok(ResolvedSource::Artifact {
                     image: image.id,
@@ -64,6 +67,18 @@ impl Catalog {
         let is_in_prefix = self.prefixes.contain(&reference.repository);
         let is_ours = is_in_prefix || (owners.is_known && !has_visible_digest);
         Ok(if is_ours { ResolvedSource::Missing } else { ResolvedSource::Foreign })
+    }
+
+    /// Reports whether the creator of the image that is built sees an image, too.
+    ///
+    /// Creators see what builds of their images print and make, whoever requests them.
+    async fn is_seen_by_creator(&self, build: &Build, image: ImageId) -> Result<bool, Error> {
+        if build.creator == build.requester.subject {
+            return Ok(true);
+        }
+        let creator = BTreeSet::from([Grantee::Subject(build.creator.clone())]);
+        let seen = self.index.images_by_id(&Visibility::new(creator, true), &[image]).await?;
+        Ok(!seen.is_empty())
     }
 
     /// Reports whether a build may be handed back for the worker that alone holds an image.

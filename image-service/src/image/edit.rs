@@ -38,10 +38,12 @@ impl EditDraft {
 
     /// Checks everything against the current image, and reports all violations together.
     ///
+    /// A derived reference follows the name only if the caller is a builder: the reference is part of what is built.
+    ///
     /// # Errors
     ///
     /// Returns [`Error::Invalid`] with all violations.
-    pub(crate) fn check(self, image: &Image, namespace: &Namespace) -> Result<Edit, Error> {
+    pub(crate) fn check(self, image: &Image, namespace: &Namespace, is_builder: bool) -> Result<Edit, Error> {
         let mut violations = Violations::default();
         let name = violations.take("image.name", Name::parse(self.name.as_deref().unwrap_or(&image.name)));
         let description = self.description.unwrap_or_else(|| image.description.clone());
@@ -52,7 +54,15 @@ impl EditDraft {
             None => image.pulled.then(|| image.reference.clone()),
         };
         let (repository, tag) = (self.repository.as_deref(), self.tag.as_deref());
-        let reference = if let Some(pulled) = becomes_pulled {
+        let reference = if !is_builder && !image.pulled {
+            let (repository, tag) = (image.reference.repository(), image.reference.tag());
+            let unchanged = note(&mut violations, Reference::new(repository, tag));
+            unchanged.map(if image.reference_given {
+                WantedReference::Given
+            } else {
+                WantedReference::Derived
+            })
+        } else if let Some(pulled) = becomes_pulled {
             check_pulled(&mut violations, &pulled, repository, tag);
             Some(WantedReference::Pulled(pulled))
         } else {
@@ -160,7 +170,7 @@ mod tests {
 
     fn reference(draft: EditDraft, image: &Image) -> Option<String> {
         let prefixes = RepositoryPrefixes::parse(&["trailer.invalid/".to_owned()]).expect("a prefix");
-        match draft.check(image, &prefixes.namespace(&image.creator, false)) {
+        match draft.check(image, &prefixes.namespace(&image.creator, false), true) {
             Ok(edit) => edit.reference.map(|reference| format!("{reference:?}").replace(['"', ' '], "")),
             Err(error) => Some(error.to_string()),
         }

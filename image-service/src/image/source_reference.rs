@@ -41,8 +41,8 @@ pub(crate) enum ResolvedSource {
 impl SourceReference {
     /// Parses a reference; returns `None` if it is no reference to an image.
     ///
-    /// Different spellings of one repository are equal: the case of its registry, the port of HTTPS, and what Docker
-    /// leaves out.
+    /// Different spellings of one repository are equal: the case of its registry, zeros before its port, the port of HTTPS,
+    /// and what Docker leaves out.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         const DEFAULT_TAG: &str = "latest";
         const HTTPS: &str = ":443";
@@ -53,6 +53,7 @@ impl SourceReference {
                 if registry.contains(['.', ':']) || registry.eq_ignore_ascii_case("localhost") =>
             {
                 let registry = registry.to_ascii_lowercase();
+                let registry = plain_port(&registry);
                 let registry = registry.strip_suffix(HTTPS).unwrap_or(&registry);
                 let registry = if DOCKER_HUB.contains(&registry) { "docker.io" } else { registry };
                 format!("{registry}/{rest}")
@@ -88,6 +89,14 @@ impl SourceReference {
     }
 }
 
+/// Returns a registry without zeros before its port.
+fn plain_port(registry: &str) -> String {
+    match registry.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => format!("{host}:{}", port.trim_start_matches('0')),
+        Some(_) | None => registry.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +110,8 @@ mod tests {
             ("Registry.Example:443/a/b:1", Some("registry.example/a/b:1")),
             ("registry.example:5000/a", Some("registry.example:5000/a:latest")),
             ("registry-1.docker.io/library/ubuntu", Some("ubuntu:latest")),
+            ("registry.example:05000/a", Some("registry.example:5000/a:latest")),
+            ("registry.example:000443/a", Some("registry.example/a:latest")),
             ("Index.Docker.io:443/team/a:1", Some("team/a:1")),
             ("LOCALHOST/a", Some("localhost/a:latest")),
             ("trailer.invalid/alice-2bd806c9/a", Some("trailer.invalid/alice-2bd806c9/a:latest")),

@@ -44,8 +44,11 @@ impl RequestTransaction<'_> {
     ) -> Result<ImageInView, Error> {
         let Target { row, image: before, standing } = self.seen(id).await?;
         before.admit_edit(standing, etag, &edit)?;
-        let edit =
-            edit.check(&before, &prefixes.namespace(&before.creator, self.request.caller.is_admin()))?;
+        let edit = edit.check(
+            &before,
+            &prefixes.namespace(&before.creator, self.request.caller.is_admin()),
+            self.request.caller.is_builder(),
+        )?;
         let current = images::configuration(&self.txn, id, before.configuration_revision).await?;
         let mut image = before.clone();
         let configuration = edit.apply(&mut image, &current);

@@ -6,7 +6,7 @@ use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QuerySelec
 
 use super::{
     Store, contexts,
-    entity::{build, configuration, engine_image, image},
+    entity::{build, configuration, engine_image, image, pushed_digest},
     queue,
     transaction::WriteTransaction,
     values::AsJson,
@@ -113,10 +113,16 @@ impl Store {
     }
 }
 
-/// Records the artifacts that workers have made; pulled ones need no record.
+/// Records the artifacts that workers have made, and their digests in registries; pulled ones need no record.
 pub(super) fn record<'a>(txn: &WriteTransaction, artifacts: impl Iterator<Item = &'a Artifact>) {
-    let images: Vec<_> = artifacts
-        .filter(|artifact| !artifact.pulled)
+    let made: Vec<&Artifact> = artifacts.filter(|artifact| !artifact.pulled).collect();
+    let digests = made.iter().filter_map(|artifact| artifact.repo_digest.clone());
+    let digests: Vec<_> = digests.map(|digest| pushed_digest::Model { digest }.into_active_model()).collect();
+    if !digests.is_empty() {
+        txn.defer(pushed_digest::Entity::insert_many(digests).on_conflict_do_nothing());
+    }
+    let images: Vec<_> = made
+        .into_iter()
         .map(|artifact| engine_image::Model {
             worker: artifact.worker.clone(),
             engine_id: artifact.image_id.clone(),

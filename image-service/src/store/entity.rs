@@ -110,6 +110,11 @@ table! {
 }
 
 table! {
+    /// Digests in registries of all artifacts that were ever pushed, by which they are known under any name of a registry.
+    pushed_digest, "pushed_digests", key { digest: String }
+}
+
+table! {
     /// Archives, and uploads under way.
     context, "contexts", key { upload: Uuid }
     /// `None` while the upload is incomplete or about to be deleted.

@@ -11,7 +11,7 @@ use sea_orm::{
 
 use super::{
     Store,
-    entity::{build, engine_image, image, image_reference},
+    entity::{build, engine_image, image, image_reference, pushed_digest},
     queue,
     transaction::WriteTransaction,
     values::AsJson,
@@ -34,8 +34,8 @@ pub(crate) struct Owners {
 impl Store {
     /// Returns the image that owns a reference, or those with an artifact of its digest in a registry or in an engine.
     ///
-    /// What was pulled is not the catalogue's. Of the artifacts that are no longer current, only those in the engine of `worker` are
-    /// known.
+    /// What was pulled is not the catalogue's. Of the artifacts that are no longer current, those that were pushed and those in the
+    /// engine of `worker` are known.
     pub(crate) async fn owners(&self, worker: &str, reference: &SourceReference) -> Result<Owners, Error> {
         let txn = self.read().await?;
         let of_repository = || {
@@ -54,7 +54,8 @@ impl Store {
                 let found = image::Entity::find().select_only().column(image::Column::Id);
                 let found = found.filter(image::Column::Pulled.eq(false)).filter(is_of_digest);
                 let held = engine_image::Entity::find_by_id((worker.to_owned(), digest.clone()));
-                is_known |= held.one(&txn).await?.is_some();
+                let pushed = pushed_digest::Entity::find_by_id(digest);
+                is_known |= held.one(&txn).await?.is_some() || pushed.one(&txn).await?.is_some();
                 found.into_tuple().all(&txn).await?
             }
         };

@@ -49,7 +49,7 @@ impl MigrationTrait for Initial {
     }
 }
 
-const TABLES: [&str; 15] = [
+const TABLES: [&str; 16] = [
     "CREATE TABLE catalogue (id integer PRIMARY KEY, catalogue_id UUID NOT NULL, revision bigint NOT NULL DEFAULT 0, \
      nonce bigint NOT NULL DEFAULT 0, compacted_revision bigint NOT NULL DEFAULT 0, \
      compacted_nonce bigint NOT NULL DEFAULT 0, round bigint NOT NULL DEFAULT 0, first_round bigint NOT NULL DEFAULT 0, changed_at bigint NOT NULL DEFAULT 0, \
@@ -92,6 +92,7 @@ const TABLES: [&str; 15] = [
      used_at bigint NOT NULL)",
     "CREATE TABLE context_chunks (upload UUID NOT NULL, number bigint NOT NULL, bytes BYTES NOT NULL, \
      PRIMARY KEY (upload, number))",
+    "CREATE TABLE pushed_digests (digest KEY_TEXT PRIMARY KEY) CLUSTERED",
     "CREATE TABLE engine_images (worker text NOT NULL, engine_id text NOT NULL, PRIMARY KEY (worker, engine_id)) CLUSTERED",
 ];
 
