@@ -293,7 +293,9 @@ async fn containers_of_the_scripts_engine_do_not_reach_its_host() -> anyhow::Res
         let command = format!("/bin/busybox nc -w 5 {address} {port} </dev/null");
         let refused = docker(&["run", "--rm", &base.0, "/bin/sh", "-c", &command]);
         let refused = refused.expect_err("the container reaches its host").to_string();
-        assert!(refused.contains("can't connect"), "{refused}");
+        // The kernel limits how often it says why.
+        let is_refused = ["can't connect", "timed out"].iter().any(|words| refused.contains(words));
+        assert!(is_refused, "{refused}");
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ mod clients;
 mod clocks;
 mod consistency;
 mod constraints;
+mod context_formats;
 mod contexts;
 mod data_dir;
 mod database;
