@@ -265,12 +265,14 @@ impl Config {
         self.docker_config.clone().or_else(of_docker).or_else(at_home).unwrap_or_default()
     }
 
+    /// Returns the absolute path of the spool: `git` runs in directories below it.
     pub(crate) fn spool_dir(&self) -> PathBuf {
         const LONGEST: usize = 100;
-        self.spool_dir.clone().unwrap_or_else(|| {
+        let directory = self.spool_dir.clone().unwrap_or_else(|| {
             let name: String = self.name.chars().take(LONGEST).map(safe_in_a_path).collect();
             std::env::temp_dir().join(format!("trailer-spool-{name}"))
-        })
+        });
+        std::path::absolute(&directory).unwrap_or(directory)
     }
 }
 
@@ -311,6 +313,15 @@ mod tests {
     fn refusal(flags: &[&str]) -> Option<String> {
         let fixed = ["build-worker", "--token-file", "token", "--name", "w1"];
         Config::try_parse_from(fixed.iter().chain(flags)).expect("known flags").check().err()
+    }
+
+    #[test]
+    fn a_spool_is_the_same_from_every_directory() {
+        for flags in [&["--spool-dir", "spool"][..], &[]] {
+            let fixed = ["build-worker", "--token-file", "token", "--name", "w1"];
+            let config = Config::try_parse_from(fixed.iter().chain(flags)).expect("known flags");
+            assert!(config.spool_dir().is_absolute(), "{flags:?}");
+        }
     }
 
     #[test]
