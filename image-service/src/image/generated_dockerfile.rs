@@ -77,7 +77,7 @@ fn render(generate: &Generate, services: &[Service]) -> Written {
         ));
     }
     if !python_packages.is_empty() {
-        let wanted: BTreeSet<&str> = python_packages.iter().map(|package| package.trim()).collect();
+        let wanted: BTreeSet<&str> = python_packages.iter().map(String::as_str).collect();
         lines.push(format!(
             "RUN python3 -m venv {PYTHON} && {PYTHON}/bin/pip install --no-cache-dir{}",
             words(wanted)

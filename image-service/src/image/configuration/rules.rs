@@ -107,8 +107,9 @@ pub(super) fn python_package(package: &str) -> Result<(), &'static str> {
     const MAX: usize = 1024;
     // The engine would take what follows for the name of a document.
     let is_safe = !package.contains("<<") && !package.contains('\\') && !package.contains(char::is_control);
+    let has_plain_spaces = package.chars().all(|c| c == ' ' || !c.is_whitespace());
     let is_requirement = || package.trim().parse::<Requirement<VerbatimUrl>>().is_ok();
-    if package.len() <= MAX && is_safe && is_requirement() {
+    if package.len() <= MAX && is_safe && has_plain_spaces && is_requirement() {
         Ok(())
     } else {
         Err(
@@ -302,6 +303,7 @@ mod tests {
                 "a==$(id)",
                 "a b",
                 "a\nb",
+                "a\u{2028}",
                 "a; python_version < '<<EOF'",
                 "a; python_version < '\\\\'",
                 "é",
