@@ -10,6 +10,7 @@ use std::{
 };
 
 use http::StatusCode;
+use proto::dispatch::{ContextFile, DockerBuild};
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
 use super::connection::Connections;
@@ -125,7 +126,12 @@ pub(super) async fn order(
     }
     let Image { config } = serde_json::from_value(image).map_err(|error| broken(&error))?;
     let Restatement { text, build_args } = Restatement::new(&order.tag, &config);
-    let build = proto::dispatch::DockerBuild { dockerfile: text, ..Default::default() };
+    let dockerfile = ContextFile {
+        path: context::DOCKERFILE.to_owned(),
+        content: text.into_bytes().into(),
+        ..ContextFile::default()
+    };
+    let build = DockerBuild { files: vec![dockerfile], ..DockerBuild::default() };
     let archive = context::pack(&build).map_err(|error| broken(&error))?;
     Ok(BuildOrder {
         name: format!("{}-squash", order.name),
