@@ -138,21 +138,29 @@ async fn a_build_sees_what_its_requester_sees() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_for_another_creator_sees_what_that_one_sees() -> anyhow::Result<()> {
-    let service = Service::start().await?;
+    let service = Service::start_with(&PREFIXES).await?;
     let [alice, bob] = ["alice", "bob"].map(|name| service.builder(name));
     let admin = service.client(&service.token("root", &[Role::Admin]));
     let worker = service.client(&service.token("w1", &[Role::Worker]));
     let mut actor = Actor::connect(&service, Hello { slots: 10, ..hello("w1", &[]) }).await?;
-    let (secret, secret_build) = alice.create(image("Secret", "FROM scratch")).await?;
-    actor.build_next().await?;
+    let repository = repository_under("registry.example:5000/team", "alice", "secret");
+    let secret = api::Image { repository, ..image("Secret", "FROM scratch") };
+    let (secret, secret_build) = alice.create(secret).await?;
+    let digest = format!("sha256:{}", "a".repeat(64));
+    actor.build_and_push_next(&digest).await?;
+    // Its registry may have another name.
+    let alias = format!("alias.example/a@{digest}");
     // Bob reads the log of every build of this image.
     let (of_bob, _) = bob.create(image("Of bob", "FROM scratch")).await?;
     actor.build_next().await?;
     admin.build(&of_bob.id).await?;
     let (_, attempt) = actor.assignment().await?;
-    assert_eq!(resolve(&worker, &attempt, &secret.repository).await?, "missing");
+    for reference in [&secret.repository, &alias] {
+        assert_eq!(resolve(&worker, &attempt, reference).await?, "missing", "{reference}");
+    }
     alice.grant(&secret.id, "bob", &[Permission::View]).await?;
     assert_eq!(resolve(&worker, &attempt, &secret.repository).await?, secret_build.id);
+    assert_eq!(resolve(&worker, &attempt, &alias).await?, "foreign");
     Ok(())
 }
 

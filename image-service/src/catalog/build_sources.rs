@@ -54,7 +54,10 @@ impl Catalog {
         for found in self.index.images_by_id(&visibility, &owners.images).await?.into_values() {
             let image = &found.entry.image;
             let Some(artifact) = image.artifact() else { continue };
-            if reference.names(&artifact) && self.is_seen_by_creator(build, image.id).await? {
+            if !self.is_seen_by_creator(build, image.id).await? {
+                continue;
+            }
+            if reference.names(&artifact) {
                 let worker_may_build = self.may_build_on(build, image.id, &artifact.worker).await?;
                 return Ok(ResolvedSource::Artifact {
                     image: image.id,
