@@ -1,6 +1,6 @@
 //! Download of a file: a tar archive, or a Dockerfile.
 //!
-//! The engine is given the bytes as they are, and recognises and unpacks archives itself.
+//! The bytes are kept as the server sends them; the file is recognised when its context is prepared for the engine.
 
 use std::{io, sync::Arc};
 

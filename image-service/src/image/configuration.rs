@@ -62,7 +62,7 @@ pub(crate) struct Dockerfile {
     /// Digest of the archive that is the context, instead of `files`; empty for none.
     #[serde(default)]
     pub(crate) archive: String,
-    /// URL from which the engine gets the context, instead of `files`; empty for none.
+    /// URL from which the worker fetches the context, instead of `files`; empty for none.
     #[serde(default)]
     pub(crate) remote: String,
     /// Path of the Dockerfile in the archive or the remote context if `text` is empty.
