@@ -269,8 +269,8 @@ impl SourcePolicy for BuildSources {
 
 /// Returns a registry's refusal in the words of this worker.
 ///
-/// What does not exist is told as what the requester cannot see, and what another server than a registry has answered is not
-/// told at all.
+/// An image that does not exist is told as one that the requester cannot see, and the answer of another server than a registry
+/// is not told at all.
 fn words_of(reason: &str) -> String {
     let is_missing = ["manifest unknown", "name unknown", "not found", "no such manifest"];
     if is_missing.iter().any(|words| reason.to_lowercase().contains(words)) {

@@ -27,7 +27,7 @@ pub(crate) struct PreparedContext {
     pub(crate) path: String,
 }
 
-/// What the first reading of a context tells.
+/// The findings of the first reading of a context.
 struct Findings {
     /// Compression of the tar; `None` if the context is none.
     compression: Option<Compression>,

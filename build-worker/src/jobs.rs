@@ -6,11 +6,14 @@ use std::{
 };
 
 use proto::dispatch::Attempt;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
+use tracing::Instrument as _;
 
 use crate::{
-    job::{Control, StopReason},
-    outbox::Outbox,
+    image_gc::Records,
+    job::{Control, Job, StopReason},
+    outbox::{Outbox, Unreadable},
+    telemetry,
 };
 
 /// An attempt that this worker works on, or whose reports are not durable yet.
@@ -51,9 +54,39 @@ impl Held {
 }
 
 impl Entry {
-    /// Gives up the attempt, as [`Jobs::give_up`] does.
-    pub(crate) fn give_up(&self) {
-        self.jobs.give_up(&self.attempt);
+    /// Runs the job of this entry once the record's lock and a slot are free, and returns the image that it has replaced,
+    /// by the engine's image ID.
+    ///
+    /// The entry is removed when every report is durable; the slot and the lock are kept until the work has stopped.
+    pub(crate) async fn run(self, job: &Job, slots: &Semaphore, records: &Records) -> Option<String> {
+        let may_begin = async {
+            let at_work = records.lock_shared(&job.assignment.image_id).await;
+            // The semaphore is never closed.
+            (at_work, slots.acquire().await.ok())
+        };
+        // A job that is told to stop while it waits ends as soon as it starts.
+        let _begun = tokio::select! {
+            biased;
+            () = job.control.stopping() => None,
+            begun = may_begin => Some(begun),
+        };
+        let rest = {
+            let running = job.run().instrument(telemetry::attempt(&job.assignment));
+            tokio::pin!(running);
+            tokio::select! {
+                biased;
+                rest = &mut running => rest,
+                Unreadable = job.outbox.serve_spool() => {
+                    self.jobs.give_up(&self.attempt);
+                    running.await
+                }
+            }
+        };
+        drop(self);
+        if let Some(left) = rest.left {
+            job.reap(left).await;
+        }
+        rest.replaced
     }
 }
 

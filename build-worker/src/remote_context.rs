@@ -20,10 +20,10 @@ use crate::{
 };
 
 mod checkout;
+mod commit;
 mod download;
 mod git;
 mod git_command;
-mod listing;
 mod location;
 mod tree;
 

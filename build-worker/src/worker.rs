@@ -16,7 +16,6 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::{
@@ -26,7 +25,7 @@ use crate::{
     job::{Control, Job, StopReason},
     jobs::{Held, Jobs},
     lease::Lease,
-    outbox::{Outbox, Settings, Unreadable},
+    outbox::{Outbox, Settings},
     readiness::Readiness,
     registry_credentials::DockerConfig,
     remote_context::RemoteContexts,
@@ -337,38 +336,10 @@ impl Worker {
             begin_by: self.lease.end(),
         };
         let slots = Arc::clone(&self.slots);
-        let (control, records) = (Arc::clone(&job.control), Arc::clone(&self.image_gc.records));
+        let records = Arc::clone(&self.image_gc.records);
         let replaced = Arc::clone(&self.image_gc.replaced);
         self.spawn(async move {
-            let may_begin = async {
-                let at_work = records.lock_shared(&job.assignment.image_id).await;
-                // The semaphore is never closed.
-                (at_work, slots.acquire().await.ok())
-            };
-            // A job that is told to stop while it waits ends as soon as it starts.
-            let _begun = tokio::select! {
-                biased;
-                () = control.stopping() => None,
-                begun = may_begin => Some(begun),
-            };
-            let outbox = Arc::clone(&job.outbox);
-            let rest = {
-                let running = job.run().instrument(telemetry::attempt(&job.assignment));
-                tokio::pin!(running);
-                tokio::select! {
-                    biased;
-                    rest = &mut running => rest,
-                    Unreadable = outbox.serve_spool() => {
-                        entry.give_up();
-                        running.await
-                    }
-                }
-            };
-            drop(entry);
-            if let Some(left) = rest.left {
-                job.reap(left).await;
-            }
-            if let Some(image) = rest.replaced {
+            if let Some(image) = entry.run(&job, &slots, &records).await {
                 replaced.add(image);
             }
         });

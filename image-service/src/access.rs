@@ -95,9 +95,9 @@ impl Principal {
         Self { identity, worker_claims: WorkerClaims::default(), expires_at }
     }
 
-    pub(crate) fn with_claims(mut self, claims: WorkerClaims) -> Self {
-        self.identity.pools = claims.pools.clone();
-        self.worker_claims = claims;
+    pub(crate) fn with_claims(mut self, pools: Pools, worker_claims: WorkerClaims) -> Self {
+        self.identity.pools = pools;
+        self.worker_claims = worker_claims;
         self
     }
 

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    access::{Principal, Role, WorkerClaims},
+    access::{Principal, Role},
     build::{Build, State},
     dispatch::{
         Attempt, Event, Hello, KeptAttempt, PROTOCOL_VERSION, Report, Reported, ToWorker, Welcome,
@@ -70,7 +70,7 @@ impl Session {
                 "a worker takes no builds"
             );
         }
-        let hello = within_claims(hello, caller.worker_claims());
+        let hello = within_claims(hello, caller);
         let id = Uuid::new_v4();
         queue.store().open_session(&hello, id).await?;
         // Connect before reading the rows, so that whatever is decided from here on is sent to this connection.
@@ -211,12 +211,13 @@ impl Session {
 }
 
 /// Returns a hello with what the claims of the worker's token allow it to be.
-fn within_claims(mut hello: Hello, claims: &WorkerClaims) -> Hello {
+fn within_claims(mut hello: Hello, caller: &Principal) -> Hello {
+    let claims = caller.worker_claims();
     let removed = claims.retain_labels(&mut hello.labels);
     if !removed.is_empty() {
         tracing::warn!(worker = hello.name, labels = ?removed, "a worker reports labels that its token does not claim");
     }
     claims.retain_capabilities(&mut hello.capabilities);
-    hello.pools = claims.pools.clone();
+    hello.pools = caller.identity().pools.clone();
     hello
 }

@@ -7,8 +7,9 @@ use proto::{
     dispatch::dispatch_service_client::DispatchServiceClient,
     images::{
         self as api, access_service_client::AccessServiceClient, build_service_client::BuildServiceClient,
-        context_service_client::ContextServiceClient, image_service_client::ImageServiceClient,
-        upload_context_request::Part, worker_service_client::WorkerServiceClient,
+        context_service_client::ContextServiceClient, image_config::Source,
+        image_service_client::ImageServiceClient, upload_context_request::Part,
+        worker_service_client::WorkerServiceClient,
     },
 };
 use tonic::{
@@ -85,14 +86,13 @@ impl Interceptor for Bearer {
 /// Returns an image with a hand-written Dockerfile.
 pub(crate) fn image(name: &str, dockerfile: &str) -> api::Image {
     let source = api::DockerfileSource { text: dockerfile.to_owned(), ..Default::default() };
-    api::Image {
-        name: name.to_owned(),
-        config: Some(api::ImageConfig {
-            source: Some(api::image_config::Source::Dockerfile(source)),
-            ..Default::default()
-        }),
-        ..api::Image::default()
-    }
+    of_source(name, Source::Dockerfile(source))
+}
+
+/// Returns an image of a source.
+pub(crate) fn of_source(name: &str, source: Source) -> api::Image {
+    let config = api::ImageConfig { source: Some(source), ..Default::default() };
+    api::Image { name: name.to_owned(), config: Some(config), ..Default::default() }
 }
 
 impl Client {

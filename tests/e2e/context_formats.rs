@@ -19,7 +19,7 @@ use crate::{
 /// Lists what is in the image, one line per file.
 const LIST: &str = r#"cd /d && /bin/busybox find . -mindepth 1 | /bin/busybox sort | while read -r file; do /bin/busybox stat -c '%n %F %a %u:%g' "$file"; /bin/busybox readlink "$file"; done; true"#;
 
-/// What Python's `tarfile` makes of a folder, in the format that it is told, with the extended headers of macOS if wanted.
+/// Packs a folder with Python's `tarfile`, in the given format, with the extended headers of macOS if wanted.
 const TARFILE: &str = r#"
 import sys, tarfile
 folder, archive, form, extras = sys.argv[1:]

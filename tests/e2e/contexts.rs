@@ -5,15 +5,15 @@ use std::io::Write as _;
 use anyhow::Context as _;
 use flate2::{Compression, write::GzEncoder};
 use proto::images::{
-    self as api, BuildState, DockerfileSource, Image, ImageConfig, RenderDockerfileRequest,
-    image_config::Source, render_dockerfile_request::Subject, upload_context_request::Part,
+    self as api, BuildState, DockerfileSource, Image, RenderDockerfileRequest, image_config::Source,
+    render_dockerfile_request::Subject, upload_context_request::Part,
 };
 use ring::digest::{SHA256, digest};
 use tonic::Code;
 
 use crate::{
     answers::{fields, lines, refused},
-    client::{Client, repository},
+    client::{Client, of_source, repository},
     engine_fixture::Real,
     eventually::eventually_true,
     stack::Service,
@@ -50,11 +50,7 @@ fn noise(length: usize) -> Vec<u8> {
 }
 
 pub(crate) fn image_of(name: &str, source: DockerfileSource) -> Image {
-    Image {
-        name: name.to_owned(),
-        config: Some(ImageConfig { source: Some(Source::Dockerfile(source)), ..ImageConfig::default() }),
-        ..Image::default()
-    }
+    of_source(name, Source::Dockerfile(source))
 }
 
 pub(crate) fn named(archive: &str, text: &str) -> DockerfileSource {

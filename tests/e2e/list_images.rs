@@ -2,14 +2,14 @@
 
 use image_service::Role;
 use proto::images::{
-    self as api, ContextFile, DockerfileSource, GenerateSource, ImageConfig, ImageFile, ImageKind, ImageView,
-    PullSource, WorkspaceService, image_config::Source,
+    self as api, ContextFile, DockerfileSource, GenerateSource, ImageFile, ImageKind, ImageView, PullSource,
+    WorkspaceService, image_config::Source,
 };
 use tonic::{Code, Status};
 
 use crate::{
     answers::{fields, reason},
-    client::{Client, image},
+    client::{Client, image, of_source},
     stack::Service,
 };
 
@@ -35,11 +35,6 @@ async fn refused(client: &Client, request: api::ListImagesRequest) -> Vec<String
     let status = answer.expect_err("it is refused");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::InvalidArgument, "INVALID_FIELDS"));
     fields(&status)
-}
-
-fn of_source(name: &str, source: Source) -> api::Image {
-    let config = ImageConfig { source: Some(source), ..ImageConfig::default() };
-    api::Image { config: Some(config), ..image(name, "") }
 }
 
 fn words(words: &[&str]) -> Vec<String> {

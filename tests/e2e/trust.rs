@@ -1,14 +1,13 @@
 //! Isolation of builds from each other, on the real Docker Engine that `tests/run` provides.
 
 use proto::images::{
-    BuildErrorKind, BuildState, GenerateSource, Image, ImageConfig, Permission, PullSource,
-    image_config::Source,
+    BuildErrorKind, BuildState, GenerateSource, Image, Permission, PullSource, image_config::Source,
 };
 
 use crate::{
     answers::lines,
     base_image,
-    client::{Client, image},
+    client::{Client, image, of_source},
     contexts::{self, tar_of},
     engine_fixture::Real,
     registry::Registry,
@@ -120,11 +119,6 @@ async fn failure(client: &Client, wanted: Image) -> anyhow::Result<String> {
         }
         None => String::new(),
     })
-}
-
-fn of_source(name: &str, source: Source) -> Image {
-    let config = ImageConfig { source: Some(source), ..ImageConfig::default() };
-    Image { name: name.to_owned(), config: Some(config), ..Image::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]

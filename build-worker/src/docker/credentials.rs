@@ -245,32 +245,7 @@ mod tests {
     use ring::signature::{ED25519, UnparsedPublicKey};
 
     use super::*;
-
-    #[derive(Debug)]
-    struct Decided(BTreeMap<String, ImageDecision>);
-
-    #[tonic::async_trait]
-    impl SourcePolicy for Decided {
-        fn images(&self) -> BTreeMap<String, ImageDecision> {
-            self.0.clone()
-        }
-
-        fn creator(&self) -> &str {
-            "alice"
-        }
-
-        fn allows_git_directories(&self) -> bool {
-            true
-        }
-
-        fn hosts(&self) -> Vec<String> {
-            Vec::new()
-        }
-
-        async fn decide(&self, _image: &str) -> Result<Option<ImageDecision>, EngineError> {
-            Ok(None)
-        }
-    }
+    use crate::docker::source_policy::tests::Decided;
 
     /// Returns the service of a build that may use these images, with the content of the worker's file.
     fn session(config: &str, images: &[&str]) -> (tempfile::TempDir, SessionCredentials) {

@@ -95,15 +95,16 @@ pub(super) fn error(source: &str, decision: Option<&ImageDecision>) -> EngineErr
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use proto::dispatch::DistantBase;
 
     use super::*;
 
+    /// Decisions that are never extended, for images that alice has created.
     #[derive(Debug)]
-    struct Decided(BTreeMap<String, ImageDecision>);
+    pub(in crate::docker) struct Decided(pub(in crate::docker) BTreeMap<String, ImageDecision>);
 
     #[tonic::async_trait]
     impl SourcePolicy for Decided {

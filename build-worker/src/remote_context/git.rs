@@ -14,8 +14,8 @@ use url::Url;
 use super::{
     RemoteError,
     checkout::Checkout,
+    commit::{Limits, Submodule, submodule_urls},
     git_command::{Git, GitError},
-    listing::{Limits, Submodule, submodule_urls},
     location::{Repository, Revision, submodule_url},
 };
 use crate::egress::{Egress, EgressProxy};

@@ -4,13 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
-use super::Pools;
 use crate::image::Capability;
 
-/// What a worker may be, by its token.
+/// Limits that a token sets on what its worker reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WorkerClaims {
-    pub(crate) pools: Pools,
     /// Labels that the worker may report; any if `None`.
     labels: Option<BTreeMap<String, String>>,
     /// Capabilities that the worker may offer; any if `None`.
@@ -21,11 +19,11 @@ impl WorkerClaims {
     const LABELS: &str = "worker_labels";
     const CAPABILITIES: &str = "worker_capabilities";
 
-    /// Parses the claims of a token, whose pools are parsed already.
+    /// Parses the claims of a token.
     ///
     /// Returns `None` unless the labels, if given, are an object of strings, and the capabilities, if given, an array of
     /// strings.
-    pub(crate) fn parse(pools: Pools, claims: &Map<String, Value>) -> Option<Self> {
+    pub(crate) fn parse(claims: &Map<String, Value>) -> Option<Self> {
         let labels = match claims.get(Self::LABELS) {
             Some(labels) => Some(serde_json::from_value(labels.clone()).ok()?),
             None => None,
@@ -37,7 +35,7 @@ impl WorkerClaims {
             }
             None => None,
         };
-        Some(Self { pools, labels, capabilities })
+        Some(Self { labels, capabilities })
     }
 
     /// Removes the labels that the worker may not report, and returns their names.
@@ -65,7 +63,7 @@ mod tests {
     use super::*;
 
     fn claims(claims: Value) -> Option<WorkerClaims> {
-        WorkerClaims::parse(Pools::default(), claims.as_object().expect("an object"))
+        WorkerClaims::parse(claims.as_object().expect("an object"))
     }
 
     #[test]

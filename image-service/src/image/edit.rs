@@ -55,12 +55,11 @@ impl EditDraft {
         };
         let (repository, tag) = (self.repository.as_deref(), self.tag.as_deref());
         let reference = if !is_builder && !image.pulled {
-            let (repository, tag) = (image.reference.repository(), image.reference.tag());
-            let unchanged = note(&mut violations, Reference::new(repository, tag));
-            unchanged.map(if image.reference_given {
-                WantedReference::Given
+            let unchanged = image.reference.clone();
+            Some(if image.reference_given {
+                WantedReference::Given(unchanged)
             } else {
-                WantedReference::Derived
+                WantedReference::Derived(unchanged)
             })
         } else if let Some(pulled) = becomes_pulled {
             check_pulled(&mut violations, &pulled, repository, tag);

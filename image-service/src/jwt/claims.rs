@@ -68,8 +68,8 @@ impl Requirements {
         let roles = claims.get(&self.roles_claim).map(roles).unwrap_or_default();
         // A claim that cannot be understood must not admit to the default pool.
         let pools = claims.get(&self.pools_claim).map_or_else(|| Some(Pools::default()), Pools::parse)?;
-        let claims = WorkerClaims::parse(pools, claims)?;
-        Some(Principal::new(subject.to_owned(), roles, expires_at).with_claims(claims))
+        let worker_claims = WorkerClaims::parse(claims)?;
+        Some(Principal::new(subject.to_owned(), roles, expires_at).with_claims(pools, worker_claims))
     }
 }
 

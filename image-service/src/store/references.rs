@@ -34,7 +34,7 @@ pub(crate) struct Owners {
 impl Store {
     /// Returns the image that owns a reference, or those with an artifact of its digest in a registry or in an engine.
     ///
-    /// What was pulled is not the catalogue's. Of the artifacts that are no longer current, those that were pushed and those in the
+    /// Pulled artifacts are not the catalogue's. Of the artifacts that are no longer current, those that were pushed and those in the
     /// engine of `worker` are known.
     pub(crate) async fn owners(&self, worker: &str, reference: &SourceReference) -> Result<Owners, Error> {
         let txn = self.read().await?;

@@ -1,4 +1,4 @@
-//! Listings of Git: the files of a commit, their number and size, and its submodules.
+//! A commit as Git lists it: its files, their number and size, and its submodules.
 
 use std::{
     collections::HashMap,
