@@ -1,26 +1,29 @@
 //! Build worker of Trailer Images: takes builds from image-service and runs them on a Docker Engine.
 //!
-//! `service_client` calls the service, `session` holds the connection, `worker` the attempts of the connection, and `job`
-//! is one attempt at a build. `context_download` fetches its `context`, from the service or as a `remote_context` through
-//! `egress`, and `build_sources` decides which images it may use, by the service's word and `source_rules`, for what its
-//! `dockerfile` names. `engine` is the interface to an engine
-//! and `docker` the real one, with `registry_credentials`; `engine_support` lists the supported versions, and `fault`
-//! attributes their errors. `output` turns progress into events, and `outbox` keeps them until they are durable, with a
-//! `spool` for events that memory cannot hold. `lease` decides when all work has to stop, `job::stop` stops a build and
-//! reaps what is left, `step_processes` observes and kills the processes of steps, `stale_tags` removes the tags of a
-//! killed worker, and `image_gc` the images that nothing needs any more. `simulation` surrounds the worker with models.
+//! `service_client` calls the service, `session` holds the connection, `worker` the attempts of the
+//! connection, and `job` is one attempt at a build. `context_download` fetches its `context`, from the
+//! service or as a `remote_context` through `egress`, and `build_sources` decides which images it may use, by
+//! the service's word and `source_rules`, for what its `dockerfile` names. `engine` is the interface to an
+//! engine and `docker` the real one, with `registry_credentials`; `engine_support` lists the supported
+//! versions, and `fault` attributes their errors. `output` turns progress into events, and `outbox` keeps
+//! them until they are durable, with a `spool` for events that memory cannot hold. `lease` decides when all
+//! work has to stop, `job::stop` stops a build and reaps what is left, `step_processes` observes and kills
+//! the processes of steps, `stale_tags` removes the tags of a killed worker, and `image_gc` the images that
+//! nothing needs any more. `artifact_audit` reports artifacts that someone has removed by hand. `simulation`
+//! surrounds the worker with models.
 //!
 //! Invariants:
 //! - A build runs under a tag of its attempt; the image's own tag is set after the service has granted it.
 //! - An event leaves the outbox when the service has acknowledged it, not when it was sent.
-//! - Unacknowledged events are in memory up to a limit, then on disk up to a limit; then the engine is not read any
-//!   further.
-//! - The engine uses no image, file or repository for a build that was not decided about, see `docker::source_policy`.
-//! - A remote context comes from public addresses, or from those that the operator allows, and is fetched anew by each
-//!   attempt, see `egress` and `remote_context`.
+//! - Unacknowledged events are in memory up to a limit, then on disk up to a limit; then the engine is not
+//!   read any further.
+//! - The engine uses no image, file or repository for a build that was not decided about, see
+//!   `docker::source_policy`.
+//! - A remote context comes from public addresses, or from those that the operator allows, and is fetched
+//!   anew by each attempt, see `egress` and `remote_context`.
 //! - Steps of two trust domains share neither results nor cache mounts, see `step_processes`.
 //! - A cancel is confirmed after the engine's response has ended and no process of the build is left.
-//! - While anything goes on that was told to stop, nothing starts.
+//! - While anything continues whose stop was requested, nothing starts.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -46,6 +49,7 @@ use self::{
     worker::Worker,
 };
 
+mod artifact_audit;
 mod artifact_name;
 mod build_sources;
 mod config;
@@ -123,8 +127,8 @@ pub enum WorkerError {
 ///
 /// # Errors
 ///
-/// Returns [`WorkerError::Config`] if a flag or a file that it names is invalid, and [`WorkerError::Listen`] if the
-/// port cannot be bound.
+/// Returns [`WorkerError::Config`] if a flag or a file that it names is invalid, and [`WorkerError::Listen`]
+/// if the port cannot be bound.
 pub async fn bind(config: Config) -> Result<Bound, WorkerError> {
     config.check().map_err(WorkerError::Config)?;
     let tls = ServerTls::open(&config.tls).map_err(|error| WorkerError::Config(format!("TLS: {error:#}")))?;
@@ -160,7 +164,8 @@ impl Bound {
     ///
     /// # Errors
     ///
-    /// Returns [`WorkerError::Reflection`] or [`WorkerError::Serve`] if reflection or health checks cannot be served.
+    /// Returns [`WorkerError::Reflection`] or [`WorkerError::Serve`] if reflection or health checks cannot be
+    /// served.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), WorkerError> {
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_service_status("", ServingStatus::NotServing).await;
@@ -170,7 +175,7 @@ impl Bound {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
         let worker_ended = CancellationToken::new();
         let serving = service_runtime::listener::server()
-            .layer(MapResponseLayer::new(blame))
+            .layer(MapResponseLayer::new(map_decode_error))
             .layer(CatchPanicLayer::new())
             .add_service(health)
             .add_service(reflection.build_v1()?)
@@ -252,8 +257,9 @@ async fn work(
     }
 }
 
-/// Blames the caller for bytes that are not a message, for which tonic blames the server.
-fn blame<B>(response: http::Response<B>) -> http::Response<Body>
+/// Maps the error of a request that cannot be decoded to `INVALID_ARGUMENT`; tonic reports it as the
+/// server's.
+fn map_decode_error<B>(response: http::Response<B>) -> http::Response<Body>
 where
     B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

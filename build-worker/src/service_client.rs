@@ -5,7 +5,8 @@ use std::{fmt::Debug, path::PathBuf, time::Duration};
 use futures_util::{StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
 use proto::dispatch::{
     Attempt, ConnectRequest, ConnectResponse, FetchContextRequest, FetchContextResponse,
-    FindUnusedImagesRequest, FindUnusedImagesResponse, ResolveSourcesRequest, ResolveSourcesResponse,
+    FindUnusedImagesRequest, FindUnusedImagesResponse, ListArtifactsRequest, ListArtifactsResponse,
+    ReportArtifactsRequest, ReportArtifactsResponse, ResolveSourcesRequest, ResolveSourcesResponse,
     dispatch_service_client::DispatchServiceClient,
 };
 use service_runtime::tls;
@@ -24,24 +25,66 @@ use crate::config::Config;
 /// Its calls have no deadline of their own; the caller sets one.
 pub(crate) trait ServiceClient: Debug + Send + Sync {
     /// Calls `Connect`: sends the messages from `requests` and returns the service's responses.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ServiceError::Refused`] if the service refuses the call or the connection breaks, and
+    /// another [`ServiceError`] if no connection can be opened.
     fn connect(
         &self,
         requests: mpsc::Receiver<ConnectRequest>,
     ) -> BoxFuture<'_, Result<Responses, ServiceError>>;
 
     /// Calls `ResolveSources`.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ServiceError::Refused`] if the service refuses the call or the connection breaks, and
+    /// another [`ServiceError`] if no connection can be opened.
     fn resolve_sources(
         &self,
         request: ResolveSourcesRequest,
     ) -> BoxFuture<'_, Result<ResolveSourcesResponse, ServiceError>>;
 
     /// Calls `FindUnusedImages`.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ServiceError::Refused`] if the service refuses the call or the connection breaks, and
+    /// another [`ServiceError`] if no connection can be opened.
     fn find_unused_images(
         &self,
         request: FindUnusedImagesRequest,
     ) -> BoxFuture<'_, Result<FindUnusedImagesResponse, ServiceError>>;
 
+    /// Calls `ListArtifacts`.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ServiceError::Refused`] if the service refuses the call or the connection breaks, and
+    /// another [`ServiceError`] if no connection can be opened.
+    fn list_artifacts(
+        &self,
+        request: ListArtifactsRequest,
+    ) -> BoxFuture<'_, Result<ListArtifactsResponse, ServiceError>>;
+
+    /// Calls `ReportArtifacts`.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ServiceError::Refused`] if the service refuses the call or the connection breaks, and
+    /// another [`ServiceError`] if no connection can be opened.
+    fn report_artifacts(
+        &self,
+        request: ReportArtifactsRequest,
+    ) -> BoxFuture<'_, Result<ReportArtifactsResponse, ServiceError>>;
+
     /// Calls `FetchContext` and returns the parts of the archive.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ServiceError::Refused`] if the service refuses the call or the connection breaks, and
+    /// another [`ServiceError`] if no connection can be opened.
     fn fetch_context(&self, attempt: Attempt) -> BoxFuture<'_, Result<Chunks, ServiceError>>;
 }
 
@@ -155,6 +198,26 @@ impl ServiceClient for GrpcServiceClient {
         Box::pin(async move {
             let (mut client, call) = self.call(request).await?;
             Ok(client.find_unused_images(call).await.map_err(refused)?.into_inner())
+        })
+    }
+
+    fn list_artifacts(
+        &self,
+        request: ListArtifactsRequest,
+    ) -> BoxFuture<'_, Result<ListArtifactsResponse, ServiceError>> {
+        Box::pin(async move {
+            let (mut client, call) = self.call(request).await?;
+            Ok(client.list_artifacts(call).await.map_err(refused)?.into_inner())
+        })
+    }
+
+    fn report_artifacts(
+        &self,
+        request: ReportArtifactsRequest,
+    ) -> BoxFuture<'_, Result<ReportArtifactsResponse, ServiceError>> {
+        Box::pin(async move {
+            let (mut client, call) = self.call(request).await?;
+            Ok(client.report_artifacts(call).await.map_err(refused)?.into_inner())
         })
     }
 

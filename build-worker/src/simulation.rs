@@ -12,6 +12,7 @@ use std::{
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
 use proto::dispatch::{
     Attempt, ConnectRequest, ConnectResponse, FindUnusedImagesRequest, FindUnusedImagesResponse,
+    ListArtifactsRequest, ListArtifactsResponse, ReportArtifactsRequest, ReportArtifactsResponse,
     ResolveSourcesRequest, ResolveSourcesResponse, Source,
 };
 use service_runtime::{
@@ -22,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-pub use self::model_engine::{ModelEngine, Outcome, Plan, Witness, build_name, image_id};
+pub use self::model_engine::{EngineObserver, ModelEngine, Outcome, Plan, build_name, image_id};
 use crate::{
     config::Config,
     outbox::{Limits, Settings},
@@ -41,10 +42,14 @@ pub trait Surroundings: Debug + Send + Sync {
     fn spawn(&self, task: BoxFuture<'static, ()>);
 
     /// Connects to the service: sends the messages from `requests` and returns the answers.
+    ///
+    /// # Errors
+    ///
+    /// Returns the status with which the call fails, such as `UNAVAILABLE` if the service cannot be reached.
     fn connect(&self, requests: mpsc::Receiver<ConnectRequest>) -> BoxFuture<'_, Result<Answers, Status>>;
 
     /// Reports whether the next write to the spool is torn: half of it is written, and it fails.
-    fn tears(&self) -> bool;
+    fn is_write_torn(&self) -> bool;
 }
 
 /// The messages of the service over one connection.
@@ -95,16 +100,16 @@ impl Process {
             min_free_disk: 0,
             telemetry: Options { otlp_endpoint: None, otlp_ca: None, log_format: LogFormat::Human },
         };
-        let around = Around(surroundings);
-        let mut outbox = Settings::new(Arc::new(around.clone()), 0);
+        let surroundings = SharedSurroundings(surroundings);
+        let mut outbox = Settings::new(Arc::new(surroundings.clone()), 0);
         outbox.limits = Limits { window: 256, batch: 128, newest: 256, spool: 4_096 };
         let parts = Parts {
             engine: Arc::new(engine.clone()),
             is_local: false,
             outbox,
             remotes: RemoteContexts::none(),
-            service: Arc::new(around.clone()),
-            spawn: Arc::new(around),
+            service: Arc::new(surroundings.clone()),
+            spawn: Arc::new(surroundings),
         };
         let info = ModelEngine::info();
         Self(Worker::new(config, info, parts))
@@ -117,15 +122,15 @@ impl Process {
 }
 
 #[derive(Clone, Debug)]
-struct Around(Arc<dyn Surroundings>);
+struct SharedSurroundings(Arc<dyn Surroundings>);
 
-impl Spawn for Around {
+impl Spawn for SharedSurroundings {
     fn spawn(&self, task: BoxFuture<'static, ()>) {
         self.0.spawn(task);
     }
 }
 
-impl ServiceClient for Around {
+impl ServiceClient for SharedSurroundings {
     fn connect(
         &self,
         requests: mpsc::Receiver<ConnectRequest>,
@@ -145,6 +150,20 @@ impl ServiceClient for Around {
         async { Ok(FindUnusedImagesResponse::default()) }.boxed()
     }
 
+    fn list_artifacts(
+        &self,
+        _request: ListArtifactsRequest,
+    ) -> BoxFuture<'_, Result<ListArtifactsResponse, ServiceError>> {
+        async { Ok(ListArtifactsResponse::default()) }.boxed()
+    }
+
+    fn report_artifacts(
+        &self,
+        _request: ReportArtifactsRequest,
+    ) -> BoxFuture<'_, Result<ReportArtifactsResponse, ServiceError>> {
+        async { Ok(ReportArtifactsResponse {}) }.boxed()
+    }
+
     fn resolve_sources(
         &self,
         request: ResolveSourcesRequest,
@@ -160,16 +179,16 @@ impl ServiceClient for Around {
     }
 }
 
-impl Spool for Around {
+impl Spool for SharedSurroundings {
     fn create(&self) -> BoxFuture<'_, io::Result<Box<dyn SpoolFile>>> {
-        let file = ModelFile { around: self.clone(), content: Mutex::default() };
+        let file = ModelFile { surroundings: self.clone(), content: Mutex::default() };
         async move { Ok(Box::new(file) as Box<dyn SpoolFile>) }.boxed()
     }
 }
 
 #[derive(Debug)]
 struct ModelFile {
-    around: Around,
+    surroundings: SharedSurroundings,
     content: Mutex<Vec<u8>>,
 }
 
@@ -177,7 +196,7 @@ impl SpoolFile for ModelFile {
     fn write(&self, offset: u64, bytes: Vec<u8>) -> BoxFuture<'_, io::Result<()>> {
         async move {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            let is_torn = self.around.0.tears();
+            let is_torn = self.surroundings.0.is_write_torn();
             let offset = usize::try_from(offset).map_err(io::Error::other)?;
             let whole = if is_torn { &bytes[..bytes.len() / 2] } else { &bytes };
             let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);

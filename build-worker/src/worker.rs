@@ -19,6 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use crate::{
+    artifact_audit,
     config::Config,
     engine::{Engine, EngineInfo},
     image_gc::ImageGc,
@@ -65,7 +66,8 @@ pub(crate) struct Worker {
     ended: CancellationToken,
     /// Slots for concurrent builds.
     ///
-    /// A job that ends frees its slot after the service has freed it, so the next job may have to wait for a moment.
+    /// A job that ends frees its slot after the service has freed it, so the next job may have to wait for a
+    /// moment.
     slots: Arc<Semaphore>,
     /// Turn among the attempts, so that each of them gets to report.
     turn: AtomicUsize,
@@ -135,6 +137,7 @@ impl Worker {
             () = self.readiness.engine.run(self.engine.as_ref(), || self.step_processes()) => {}
             () = self.begin() => {}
             () = self.image_gc.run() => {}
+            () = self.audit_artifacts() => {}
             () = self.drain(shutdown) => {}
         }
         self.tasks.close();
@@ -145,6 +148,11 @@ impl Worker {
             self.ended.cancel();
             self.tasks.wait().await;
         }
+    }
+
+    async fn audit_artifacts(&self) {
+        let (engine, service) = (self.engine.as_ref(), self.service.as_ref());
+        artifact_audit::run(engine, service, self.config.collect_every, || self.image_gc.catalogue()).await;
     }
 
     /// Ends and removes what predecessors have left behind, and then serves.
@@ -220,7 +228,7 @@ impl Worker {
         self.draining_begun.notify_one();
         // After the service has acknowledged the heartbeat, no more assignments are on the way.
         if tokio::time::timeout(Self::LAST_ASSIGNMENTS, self.lease.extended_after(begun)).await.is_err() {
-            tracing::warn!("cannot tell the service that this worker is shutting down");
+            tracing::warn!("cannot report to the service that this worker is shutting down");
         }
         let emptied = || self.jobs.until(BTreeMap::is_empty);
         if tokio::time::timeout(self.config.drain_grace, emptied()).await.is_ok() {
@@ -244,8 +252,8 @@ impl Worker {
 
     /// Kills the steps that a predecessor of the same name has left, once per process.
     ///
-    /// An engine may go on with a build whose worker was killed while it started a step. Must be called after the
-    /// service has accepted this process, because then no other process of the name is at work.
+    /// An engine may go on with a build whose worker was killed while it started a step. Must be called after
+    /// the service has accepted this process, because then no other process of the name is at work.
     pub(crate) async fn sweep(&self) {
         let is_first = !self.swept.swap(true, Ordering::Relaxed);
         let Some(processes) = self.step_processes().filter(|_| is_first && self.jobs.all().is_empty()) else {
@@ -297,8 +305,8 @@ impl Worker {
             control: Arc::new(Control::default()),
         };
         let Some(entry) = self.jobs.insert(attempt.clone(), held.clone()) else {
-            // The assignment was repeated; or a service that was restored from a backup has reused the number of an
-            // attempt that still stops here.
+            // The assignment was repeated; or a service that was restored from a backup has reused the number
+            // of an attempt that still stops here.
             if self.held(&attempt).is_some_and(|held| held.is_fenced()) {
                 self.give_up(&attempt);
             }

@@ -1,10 +1,11 @@
 //! Operations of callers on images, builds and grants.
 //!
-//! The permissions are the table of [`access`](crate::access), and [`image::actions`](crate::image) the table of what is possible now.
-//! Reads ask them through the index, and writes in the transaction of [`RequestTransaction`].
+//! The permissions are the table of [`access`](crate::access), and [`image::actions`](crate::image) the table
+//! of what is possible now. Reads ask them through the index, and writes in the transaction of
+//! [`RequestTransaction`].
 //!
-//! A write that is only validated is handled by a [`Preview`]. A write to images that the caller cannot see is refused
-//! without a transaction; a transaction checks the visibility again.
+//! A write that is only validated is handled by a [`Preview`]. A write to images that the caller cannot see
+//! is refused without a transaction; a transaction checks the visibility again.
 
 use std::sync::Arc;
 
@@ -16,8 +17,8 @@ use crate::{
     dispatch::Worker,
     error::{Error, Resource, Violations},
     image::{
-        BatchAction, EditDraft, EngineContents, Etag, ImageDraft, ImageId, ImageInView, RepositoryPrefixes,
-        SnapshotOrder, UnusedContents,
+        ArtifactReport, BatchAction, EditDraft, EngineContents, Etag, ExpectedArtifact, ImageDraft, ImageId,
+        ImageInView, RepositoryPrefixes, SnapshotOrder, UnusedContents,
     },
     index::Index,
     preview::Preview,
@@ -61,8 +62,8 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::RoleMissing`] unless the caller is a builder, [`Error::Invalid`] with all violations, and the
-    /// errors of [`RequestTransaction::create`].
+    /// Returns [`Error::RoleMissing`] unless the caller is a builder, [`Error::Invalid`] with all violations,
+    /// and the errors of [`RequestTransaction::create`].
     pub(crate) async fn create_image(
         &self,
         request: &Request,
@@ -84,7 +85,8 @@ impl Catalog {
     /// # Errors
     ///
     /// Returns [`Error::RoleMissing`] unless the caller is a service, [`Error::Invalid`] with all violations,
-    /// [`Error::NotFound`] if the source image does not exist, and the errors of [`RequestTransaction::snapshot`].
+    /// [`Error::NotFound`] if the source image does not exist, and the errors of
+    /// [`RequestTransaction::snapshot`].
     pub(crate) async fn snapshot_workspace(
         &self,
         request: &Request,
@@ -109,7 +111,8 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of [`RequestTransaction::update`].
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of
+    /// [`RequestTransaction::update`].
     pub(crate) async fn update_image(
         &self,
         request: &Request,
@@ -127,7 +130,8 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of [`RequestTransaction::enable`].
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of
+    /// [`RequestTransaction::enable`].
     pub(crate) async fn enable_image(
         &self,
         request: &Request,
@@ -145,7 +149,8 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of [`RequestTransaction::delete`].
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of
+    /// [`RequestTransaction::delete`].
     pub(crate) async fn delete_image(
         &self,
         request: &Request,
@@ -162,7 +167,8 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of [`RequestTransaction::build`].
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of
+    /// [`RequestTransaction::build`].
     pub(crate) async fn build_image(
         &self,
         request: &Request,
@@ -181,7 +187,8 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of [`RequestTransaction::cancel`].
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of
+    /// [`RequestTransaction::cancel`].
     pub(crate) async fn cancel_build(
         &self,
         request: &Request,
@@ -198,8 +205,8 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// Returns an error if the store fails or the request id was used before. Errors of single images are among the
-    /// outcomes.
+    /// Returns an error if the store fails or the request id was used before. Errors of single images are
+    /// among the outcomes.
     pub(crate) async fn batch_images(
         &self,
         request: &Request,
@@ -224,7 +231,8 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of [`RequestTransaction::grant`].
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of
+    /// [`RequestTransaction::grant`].
     pub(crate) async fn grant(
         &self,
         request: &Request,
@@ -254,12 +262,42 @@ impl Catalog {
         self.store.unused(worker.subject(), contents).await
     }
 
+    /// Returns the next artifacts after an image that a worker's engine should hold, in the order of their
+    /// images.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the store cannot be read.
+    pub(crate) async fn expected_artifacts(
+        &self,
+        worker: &Principal,
+        after: ImageId,
+        limit: u64,
+    ) -> Result<Vec<ExpectedArtifact>, Error> {
+        self.store.expected_artifacts(worker.subject(), after, limit).await
+    }
+
+    /// Records which artifacts a worker's engine has lost, and which it has again.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the store cannot be written.
+    pub(crate) async fn record_artifacts(
+        &self,
+        worker: &Principal,
+        report: ArtifactReport,
+    ) -> Result<(), Error> {
+        let committed = self.store.record_artifacts(worker.subject(), report).await?;
+        self.signals.announce(&committed);
+        Ok(())
+    }
+
     /// Drains a worker, so that it gets no more builds, or reverts that.
     ///
     /// # Errors
     ///
-    /// Returns [`Error::RoleMissing`] unless the caller is an admin, and [`Error::NotFound`] if there is no such
-    /// worker.
+    /// Returns [`Error::RoleMissing`] unless the caller is an admin, and [`Error::NotFound`] if there is no
+    /// such worker.
     pub(crate) async fn drain_worker(
         &self,
         request: &Request,
@@ -288,12 +326,13 @@ impl Catalog {
 
     /// Answers a write to an image that is not visible to the caller, which needs no transaction.
     ///
-    /// Returns `None` if the image is visible, and otherwise the response that the same request got while it was.
+    /// Returns `None` if the image is visible, and otherwise the response that the same request got while it
+    /// was.
     ///
     /// # Errors
     ///
-    /// Returns [`Error::NotFound`] if there is no such response, and [`Error::RequestIdReused`] if the id belongs to
-    /// another request.
+    /// Returns [`Error::NotFound`] if there is no such response, and [`Error::RequestIdReused`] if the id
+    /// belongs to another request.
     async fn unseen<T: DeserializeOwned>(
         &self,
         request: &Request,

@@ -37,8 +37,8 @@ pub(crate) enum Error {
     Refused(Refusal),
     #[error("the watch cannot be resumed from this revision; the oldest is {oldest}")]
     RevisionUnavailable { oldest: i64 },
-    #[error("the build has no event {asked} yet; its last is {last}")]
-    SequenceUnavailable { asked: i64, last: i64 },
+    #[error("the build has no event {requested} yet; its last is {last}")]
+    SequenceUnavailable { requested: i64, last: i64 },
     #[error("the token expired")]
     TokenExpired,
     #[error("the worker {0} is already connected")]
@@ -78,7 +78,7 @@ pub(crate) enum Error {
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// A resource that does not exist or that the caller cannot see; callers cannot tell the two apart.
+/// A resource that does not exist or that the caller cannot see; callers cannot distinguish the two.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Resource {
@@ -150,6 +150,8 @@ pub(crate) enum Obstacle {
     Template,
     #[error("its latest build has not succeeded")]
     NotFinished,
+    #[error("its artifact is missing: its engine does not hold it any more")]
+    ArtifactMissing,
     #[error("it is disabled")]
     Disabled,
 }
@@ -174,8 +176,8 @@ pub(crate) struct Violation {
 }
 
 impl Violations {
-    /// Maximum size of all kept violations. Errors travel in headers, of which clients accept 8 KiB, some of them
-    /// twice.
+    /// Maximum size of all kept violations. Errors travel in headers, of which clients accept 8 KiB, some of
+    /// them twice.
     const MAX_BYTES: usize = 3 * 1024;
     const MAX_TEXT_CHARS: usize = 200;
     /// Size of the violations after which the message omits the remaining ones.

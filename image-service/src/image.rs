@@ -22,7 +22,7 @@ pub(crate) use self::{
     creation::{Creation, NewImage, SnapshotOrder, WantedReference},
     draft::ImageDraft,
     edit::EditDraft,
-    engine_contents::{EngineContents, HeldImage, UnusedContents},
+    engine_contents::{ArtifactReport, EngineContents, ExpectedArtifact, HeldImage, UnusedContents},
     generated_dockerfile::Written,
     query::{Direction, Key, KeyValue, Order, Position, Query},
     quotas::{Quotas, Usage, UsageChange},
@@ -67,6 +67,8 @@ pub(crate) struct Image {
     pub(crate) pulled: bool,
     pub(crate) configuration_revision: i64,
     pub(crate) artifact: Option<PackedArtifact>,
+    /// Set if the artifact's engine has lost it, and no registry holds it.
+    pub(crate) artifact_missing: bool,
     pub(crate) created_at: Timestamp,
     pub(crate) updated_at: Timestamp,
     pub(crate) revision: i64,
@@ -147,7 +149,8 @@ impl Image {
     ///
     /// `text` is the size of its folded text in bytes.
     pub(crate) fn index_bytes(&self, text: usize) -> usize {
-        /// The record, an artifact, its keys in the columns, its entries in the sets, and its part of a signature.
+        /// The record, an artifact, its keys in the columns, its entries in the sets, and its part of a
+        /// signature.
         const FIXED: usize = 1_200;
         // The allocator has four sizes between a power of two and the next one.
         let text = text.next_multiple_of((text.next_power_of_two() / 8).max(8));
@@ -162,8 +165,8 @@ impl Image {
         i64::try_from(self.index_bytes(text.as_str().len())).unwrap_or(i64::MAX)
     }
 
-    /// Maximum memory of a grant in the index, in bytes: beside the image, and in the set of images that its grantee
-    /// sees.
+    /// Maximum memory of a grant in the index, in bytes: beside the image, and in the set of images that its
+    /// grantee sees.
     pub(crate) const GRANT_BYTES: u32 = 120;
 
     /// Returns the result of the last successful build, if there was one.

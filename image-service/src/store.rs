@@ -1,12 +1,13 @@
 //! Database access: each method is one transaction. No other module uses sea-orm.
 //!
-//! SQLite and Postgres give the same guarantees. Write transactions are serialised, so a decision is committed against the rows
-//! that it was made from, and revisions are in commit order. One task, the [writer](crate::writer), begins them: `IMMEDIATE` on
-//! SQLite, and under a lock that all replicas share on Postgres. Readers never wait for writers. Whatever a method has returned
-//! survives a power failure (`synchronous=FULL` on SQLite). Stored times and the time that they are compared with come from one
-//! clock: on Postgres the database's, whichever replica asks.
+//! SQLite and Postgres give the same guarantees. Write transactions are serialised, so a decision is
+//! committed against the rows that it was made from, and revisions are in commit order. One task, the
+//! [writer](crate::writer), begins them: `IMMEDIATE` on SQLite, and under a lock that all replicas share on
+//! Postgres. Readers never wait for writers. Whatever a method has returned survives a power failure
+//! (`synchronous=FULL` on SQLite). Stored times and the time that they are compared with come from one clock:
+//! on Postgres the database's, whichever replica asks.
 //!
-//! Besides its documented errors, a method returns [`Error::Busy`] if the database is locked or down, and else [`Error::Internal`].
+//! Any method returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] if it fails.
 
 use std::{borrow::Cow, path::Path};
 
@@ -35,6 +36,7 @@ pub(crate) use self::{
 };
 use self::{transaction::WriteTransaction, write_connection::Connection};
 
+mod artifacts;
 mod build_history;
 mod builds;
 mod change_log;
@@ -70,7 +72,7 @@ pub(crate) struct Store {
     /// Pool reserved for the index: all reads wait for the index, so it must wait for none of them.
     index_reader: DatabaseConnection,
     /// Single-connection pool reserved for health checks, which wait for no other reads.
-    asked: DatabaseConnection,
+    health_reader: DatabaseConnection,
     catalogue_id: Uuid,
     policy: Policy,
     quotas: Quotas,
@@ -81,7 +83,8 @@ pub(crate) struct Store {
 
 impl Store {
     const READERS: u32 = 8;
-    /// One each for the follower, a freshness check and the verifier. The loader runs before them and has all.
+    /// One each for the follower, a freshness check and the verifier. The loader runs before them and has
+    /// all.
     const INDEX_READERS: u32 = 3;
 
     /// Opens the Postgres database at `url`, or else SQLite in `data_dir`, and migrates it if needed.
@@ -98,7 +101,7 @@ impl Store {
         pool::migrate(&connection).await?;
         let reader = pool::connect(&url, Self::READERS).await?;
         let index_reader = pool::connect(&url, Self::INDEX_READERS).await?;
-        let asked = pool::connect(&url, 1).await?;
+        let health_reader = pool::connect(&url, 1).await?;
         let catalogue = required(entity::catalogue::Entity::find_by_id(1).one(&reader).await?, "catalogue")?;
         let latest = Revision { number: catalogue.revision, nonce: catalogue.nonce };
         let writer = Writer::start(&url, Connection::new(connection).await?, latest);
@@ -106,7 +109,7 @@ impl Store {
             reader,
             writer,
             index_reader,
-            asked,
+            health_reader,
             catalogue_id: catalogue.catalogue_id,
             policy,
             quotas: Quotas::UNLIMITED,
@@ -125,7 +128,8 @@ impl Store {
         Self { clock: Some(clock), ..self }
     }
 
-    /// Returns the identifier of this database. A restored backup has the same one, but other nonces in later revisions.
+    /// Returns the identifier of this database. A restored backup has the same one, but other nonces in later
+    /// revisions.
     pub(crate) fn catalogue_id(&self) -> Uuid {
         self.catalogue_id
     }
@@ -135,9 +139,13 @@ impl Store {
     }
 
     /// Waits for writes under way and closes the connections.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the connections of a pool cannot be closed.
     pub(crate) async fn close(self) -> Result<(), DbErr> {
         self.writer.close().await;
-        self.asked.close().await?;
+        self.health_reader.close().await?;
         self.index_reader.close().await?;
         self.reader.close().await
     }
@@ -164,20 +172,32 @@ impl Store {
     }
 
     /// Checks that the database responds.
-    pub(crate) async fn ask(&self) -> Result<(), Error> {
-        Ok(self.asked.ping().await?)
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
+    pub(crate) async fn ping(&self) -> Result<(), Error> {
+        Ok(self.health_reader.ping().await?)
     }
 
     fn backend(&self) -> DbBackend {
         self.reader.get_database_backend()
     }
 
-    /// Waits for a turn to write and begins. Fails with [`Error::TooManyWrites`], or [`Error::Busy`] if the turn never comes.
+    /// Waits for a turn to write and begins a transaction.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`Writer::begin`].
     async fn write(&self, turn: Turn<'_>) -> Result<WriteTransaction, Error> {
         Ok(WriteTransaction::new(self.writer.begin(turn).await?))
     }
 
     /// Returns the current time by the clock that all replicas share.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn present(&self) -> Result<Timestamp, Error> {
         Ok(self.now(&self.reader).await?)
     }
@@ -242,7 +262,8 @@ fn is_disconnected(error: &DbErr) -> bool {
 
 /// Reports whether the same operation may succeed a little later.
 ///
-/// True for lock timeouts (`SQLITE_BUSY`, `lock_not_available`), conflicts, idle timeouts in a transaction, and lost connections.
+/// True for lock timeouts (`SQLITE_BUSY`, `lock_not_available`), conflicts, idle timeouts in a transaction,
+/// and lost connections.
 fn is_passing(error: &DbErr) -> bool {
     const OF_SQLITE: [&str; 3] = ["5", "261", "517"];
     const OF_POSTGRES: [&str; 9] =

@@ -1,8 +1,8 @@
 //! Catalogues with many images, written directly into the database.
 //!
-//! Each image is a variation of one that image-service itself wrote: [`Pattern`] is read from a catalogue in which one image was
-//! created through the API. Everything else is derived from the image's number, so every run and both databases have the same
-//! images.
+//! Each image is a variation of one that image-service itself wrote: [`Pattern`] is read from a catalogue in
+//! which one image was created through the API. Everything else is derived from the image's number, so every
+//! run and both databases have the same images.
 
 use std::{
     fmt::Write as _,
@@ -38,7 +38,7 @@ pub(crate) use self::{
 const WORDS: &str = "wordsofthisimage";
 const NAME: &str = "Nameofthisimage";
 /// Version of the seeded data, incremented with every change to it or to the schema.
-const VERSION: &str = "4";
+const VERSION: &str = "5";
 /// Name of the file that marks a data directory as complete and holds its version.
 const COMPLETE: &str = "complete";
 /// Number of images written per statement.
@@ -242,15 +242,15 @@ impl Catalogue {
             let updated_at = EPOCH + seeded.place as i64 * 1_000_000;
             let created_at = EPOCH - (self.images - number) as i64 * 1_000_000;
             let is_template = seeded.is_template();
-            let (artifact, artifact_image) = if is_template {
-                ("NULL".to_owned(), "NULL".to_owned())
-            } else {
-                (format!("'{}'", seeded.artifact()), format!("'{}'", seeded.artifact_image()))
-            };
+            let of_artifact =
+                |value: String| if is_template { "NULL".to_owned() } else { format!("'{value}'") };
+            let artifact = of_artifact(seeded.artifact());
+            let artifact_image = of_artifact(seeded.artifact_image());
+            let artifact_worker = of_artifact(images::WORKER.to_owned());
             let comma = if images.is_empty() { "" } else { "," };
             let _ = write!(
                 images,
-                "{comma}({id},'{name}','For {words:.60}','{creator}',{status},'','{repository}','latest',{no},{template},{no},{enabled},{pulled},1,{artifact},{artifact_image},{created_at},{updated_at},{revision},{revision},NULL,{no},{index_bytes})",
+                "{comma}({id},'{name}','For {words:.60}','{creator}',{status},'','{repository}','latest',{no},{template},{no},{enabled},{pulled},1,{artifact},{artifact_image},{artifact_worker},{no},{created_at},{updated_at},{revision},{revision},NULL,{no},{index_bytes})",
                 creator = seeded.creator(),
                 status = seeded.status(),
                 template = truth(is_template),
@@ -270,7 +270,7 @@ impl Catalogue {
         let insert = |into: &str, values: String| format!("INSERT INTO {into} VALUES {values}");
         [
             insert(
-                "images (id, name, description, creator, status, status_message, repository, tag, reference_given, template, snapshot, enabled, pulled, configuration_revision, artifact_json, artifact_image, created_at, updated_at, revision, edit_revision, latest_build, deleted, index_bytes)",
+                "images (id, name, description, creator, status, status_message, repository, tag, reference_given, template, snapshot, enabled, pulled, configuration_revision, artifact_json, artifact_image, artifact_worker, artifact_missing, created_at, updated_at, revision, edit_revision, latest_build, deleted, index_bytes)",
                 images,
             ),
             insert("configurations (image, revision, json, archive, base)", configurations),

@@ -10,8 +10,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
+use uuid::Uuid;
 
-use super::{authentication::caller, status};
+use super::{authentication::caller, field, status};
 use crate::{
     access::Principal,
     catalog::Catalog,
@@ -19,6 +20,7 @@ use crate::{
     dispatch::Report,
     error::{Error, Violations},
     feed::deadline,
+    image::ImageId,
     queue::Queue,
     worker_session::{Opened, Session},
 };
@@ -85,6 +87,29 @@ impl DispatchService for Dispatcher {
         Ok(Response::new(engine_contents::unused(unused)))
     }
 
+    async fn list_artifacts(
+        &self,
+        request: Request<wire::ListArtifactsRequest>,
+    ) -> Result<Response<wire::ListArtifactsResponse>, Status> {
+        let caller = caller(&request)?;
+        let after = match request.into_inner().after_image_id.as_str() {
+            "" => ImageId(Uuid::nil()),
+            id => ImageId(field::id("after_image_id", id)?),
+        };
+        let artifacts = self.catalog.expected_artifacts(&caller, after, engine_contents::MAX as u64).await?;
+        Ok(Response::new(engine_contents::expected(artifacts)))
+    }
+
+    async fn report_artifacts(
+        &self,
+        request: Request<wire::ReportArtifactsRequest>,
+    ) -> Result<Response<wire::ReportArtifactsResponse>, Status> {
+        let caller = caller(&request)?;
+        let report = engine_contents::report(request.into_inner())?;
+        self.catalog.record_artifacts(&caller, report).await?;
+        Ok(Response::new(wire::ReportArtifactsResponse {}))
+    }
+
     async fn resolve_sources(
         &self,
         request: Request<wire::ResolveSourcesRequest>,
@@ -133,9 +158,10 @@ pub(crate) struct Connection<S> {
 }
 
 impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<S> {
-    const LAST_WORD: Duration = Duration::from_secs(1);
+    /// Limit on sending the last status, in case the worker no longer reads.
+    const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
     /// Maximum number of a worker's messages that are handled together.
-    const HEARD_AT_ONCE: usize = 16;
+    const MAX_BATCH: usize = 16;
 
     pub(crate) fn new(
         queue: Arc<Queue>,
@@ -149,14 +175,14 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
 
     /// Serves the worker until either side ends the connection, or until `shutdown`.
     pub(crate) async fn run(mut self) {
-        if let Err(status) = self.hold().await {
+        if let Err(status) = self.serve().await {
             tracing::info!(worker = self.caller.subject(), code = ?status.code(), message = status.message(), "a worker's connection ended");
             // The worker may be gone, or may have stopped reading.
-            let _ = tokio::time::timeout(Self::LAST_WORD, self.answers.send(Err(status))).await;
+            let _ = tokio::time::timeout(Self::CLOSE_TIMEOUT, self.answers.send(Err(status))).await;
         }
     }
 
-    async fn hold(&mut self) -> Result<(), Status> {
+    async fn serve(&mut self) -> Result<(), Status> {
         // A silent worker must not hold resources for longer than a lease.
         let patience = self.queue.policy().lease;
         let first = tokio::select! {
@@ -164,7 +190,7 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
             () = self.shutdown.cancelled() => return Err(Error::Draining.into()),
             first = tokio::time::timeout(patience, self.requests.next()) => first,
         };
-        let first = first.map_err(|_| silent())?.transpose().map_err(blame)?;
+        let first = first.map_err(|_| silent())?.transpose().map_err(stream_error)?;
         let Some(FromWorker::Hello(hello)) = first.and_then(|request| request.message) else {
             return Err(Error::Invalid(Violations::one("message", "must begin with `hello`")).into());
         };
@@ -174,7 +200,7 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
         let Opened { mut session, welcome, messages, hang_up } = opened;
         let welcome = message::welcome(welcome, &self.queue);
         let ended = if self.answers.send(Ok(welcome)).await.is_ok() {
-            self.converse(&mut session, messages, hang_up).await
+            self.exchange_messages(&mut session, messages, hang_up).await
         } else {
             Ok(())
         };
@@ -183,7 +209,7 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
     }
 
     /// Handles the worker's messages and forwards those for the worker, until either side ends.
-    async fn converse(
+    async fn exchange_messages(
         &mut self,
         session: &mut Session,
         mut messages: mpsc::Receiver<crate::dispatch::ToWorker>,
@@ -192,7 +218,7 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
         let patience = self.queue.policy().lease;
         let expiry = deadline(&self.caller);
         let answers = self.answers.clone();
-        let pass_on = async {
+        let forward = async {
             while let Some(message) = messages.recv().await {
                 if answers.send(Ok(message::to_worker(message))).await.is_err() {
                     return Ok(());
@@ -201,12 +227,12 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
             // Another connection has replaced this one.
             Err(Error::SessionLost.into())
         };
-        let mut requests = (&mut self.requests).ready_chunks(Self::HEARD_AT_ONCE);
-        let hear = async {
+        let mut requests = (&mut self.requests).ready_chunks(Self::MAX_BATCH);
+        let receive = async {
             loop {
-                let heard = tokio::time::timeout(patience, requests.next()).await.map_err(|_| silent())?;
-                match heard {
-                    Some(heard) => handle(session, heard).await?,
+                let batch = tokio::time::timeout(patience, requests.next()).await.map_err(|_| silent())?;
+                match batch {
+                    Some(batch) => handle(session, batch).await?,
                     None => return Ok(()),
                 }
             }
@@ -216,8 +242,8 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
             () = hang_up.cancelled() => Err(Error::SessionLost.into()),
             () = self.shutdown.cancelled() => Err(Error::Draining.into()),
             () = tokio::time::sleep_until(expiry) => Err(Error::TokenExpired.into()),
-            passed_on = pass_on => passed_on,
-            heard = hear => heard,
+            forwarded = forward => forwarded,
+            received = receive => received,
         }
     }
 }
@@ -225,17 +251,17 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
 /// Handles the messages of a worker in order; consecutive reports are decided together.
 async fn handle(
     session: &mut Session,
-    heard: Vec<Result<wire::ConnectRequest, Status>>,
+    batch: Vec<Result<wire::ConnectRequest, Status>>,
 ) -> Result<(), Status> {
     let mut reports = Vec::new();
-    for request in heard {
-        let said = request.map_err(blame).and_then(said);
-        if let Ok(Said::Report(report)) = said {
+    for request in batch {
+        let message = request.map_err(stream_error).and_then(inbound);
+        if let Ok(Inbound::Report(report)) = message {
             reports.push(report);
             continue;
         }
         session.report(std::mem::take(&mut reports)).await?;
-        if let Said::Heartbeat(heartbeat) = said? {
+        if let Inbound::Heartbeat(heartbeat) = message? {
             session.heartbeat(heartbeat.number, heartbeat.draining).await?;
         }
     }
@@ -243,15 +269,15 @@ async fn handle(
 }
 
 /// A message of a worker after its hello.
-enum Said {
+enum Inbound {
     Heartbeat(wire::Heartbeat),
     Report(Report),
 }
 
-fn said(request: wire::ConnectRequest) -> Result<Said, Status> {
+fn inbound(request: wire::ConnectRequest) -> Result<Inbound, Status> {
     match request.message {
-        Some(FromWorker::Heartbeat(heartbeat)) => Ok(Said::Heartbeat(heartbeat)),
-        Some(FromWorker::Report(report)) => Ok(Said::Report(message::report(report)?)),
+        Some(FromWorker::Heartbeat(heartbeat)) => Ok(Inbound::Heartbeat(heartbeat)),
+        Some(FromWorker::Report(report)) => Ok(Inbound::Report(message::report(report)?)),
         Some(FromWorker::Hello(_)) => {
             Err(Error::Invalid(Violations::one("message", "must be `hello` only once")).into())
         }
@@ -266,7 +292,7 @@ fn silent() -> Status {
 /// Converts a stream error of tonic: the client is at fault if a message cannot be decoded.
 ///
 /// The status of a broken connection is returned unchanged.
-pub(super) fn blame(found: Status) -> Status {
+pub(super) fn stream_error(found: Status) -> Status {
     // `OutOfRange` stands for a message over the limit.
     let is_unreadable = matches!(found.code(), tonic::Code::Internal | tonic::Code::OutOfRange);
     if is_unreadable && found.details().is_empty() { status::malformed(found.message()) } else { found }

@@ -144,7 +144,8 @@ fn basic(image: Image) -> wire::Image {
         tag: image.reference.tag().to_owned(),
         config: None,
         config_revision: image.configuration_revision,
-        artifact: artifact.map(Into::into),
+        artifact: artifact
+            .map(|artifact| wire::Artifact { missing: image.artifact_missing, ..artifact.into() }),
         create_time: Some(field::time(image.created_at)),
         update_time: Some(field::time(image.updated_at)),
         revision: image.revision,
@@ -212,6 +213,7 @@ impl From<Artifact> for wire::Artifact {
             reference: artifact.reference.map(|reference| reference.to_string()).unwrap_or_default(),
             repo_digest: artifact.repo_digest.unwrap_or_default(),
             config_digest: artifact.config_digest.unwrap_or_default(),
+            missing: false,
         }
     }
 }

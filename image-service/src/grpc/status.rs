@@ -1,5 +1,5 @@
-//! The mapping of errors to gRPC statuses, and the only module that chooses a code. Internal details stay in the log, under a trace
-//! id.
+//! The mapping of errors to gRPC statuses, and the only module that chooses a code. Internal details stay in
+//! the log, under a trace id.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -67,6 +67,7 @@ impl From<Error> for Status {
                     let name = match obstacle {
                         Obstacle::Template => "IS_TEMPLATE",
                         Obstacle::NotFinished => "NOT_FINISHED",
+                        Obstacle::ArtifactMissing => "ARTIFACT_MISSING",
                         Obstacle::Disabled => "DISABLED",
                     };
                     details.add_precondition_failure_violation(name, "image", obstacle.to_string());
@@ -83,7 +84,7 @@ impl From<Error> for Status {
                 let details = reason_with("REVISION_UNAVAILABLE", "oldest_revision", oldest.to_string());
                 Self::with_error_details(Code::OutOfRange, message, details)
             }
-            Error::SequenceUnavailable { asked: _, last } => {
+            Error::SequenceUnavailable { requested: _, last } => {
                 let details = reason_with("SEQUENCE_UNAVAILABLE", "last_sequence", last.to_string());
                 Self::with_error_details(Code::OutOfRange, message, details)
             }

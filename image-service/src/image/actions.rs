@@ -41,8 +41,8 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`Standing::permit`], [`Error::NotResolvable`] if the image cannot back workspaces,
-    /// and [`Error::Refused`] if the image is in another state than the action needs.
+    /// Returns the errors of [`Standing::permit`], [`Error::NotResolvable`] if the image cannot back
+    /// workspaces, and [`Error::Refused`] if the image is in another state than the action needs.
     pub(crate) fn require(&self, standing: Standing, action: Action) -> Result<(), Error> {
         standing.permit(action)?;
         if action == Action::CreateWorkspace {
@@ -56,8 +56,8 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`Standing::permit`], [`Error::EtagMismatch`] if the image has changed, and the errors of
-    /// [`require`](Self::require), in this order.
+    /// Returns the errors of [`Standing::permit`], [`Error::EtagMismatch`] if the image has changed, and the
+    /// errors of [`require`](Self::require), in this order.
     pub(crate) fn admit(&self, standing: Standing, etag: Option<Etag>, action: Action) -> Result<(), Error> {
         standing.permit(action)?;
         if etag.is_some_and(|etag| etag != self.etag) {
@@ -70,8 +70,8 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`admit`](Self::admit), and those of [`Standing::require_builder`] if the edit names a part
-    /// that is built.
+    /// Returns the errors of [`admit`](Self::admit), and those of [`Standing::require_builder`] if the edit
+    /// names a part that is built.
     pub(crate) fn admit_edit(
         &self,
         standing: Standing,
@@ -88,7 +88,8 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`admit`](Self::admit), and [`Refusal::OtherBuild`] if another build is the latest one.
+    /// Returns the errors of [`admit`](Self::admit), and [`Refusal::OtherBuild`] if another build is the
+    /// latest one.
     pub(crate) fn build_to_cancel(
         &self,
         standing: Standing,
@@ -115,6 +116,9 @@ impl Image {
             obstacles.push(Obstacle::Template);
         } else if self.status != Some(Status::BuildFinished) {
             obstacles.push(Obstacle::NotFinished);
+        }
+        if self.artifact_missing {
+            obstacles.push(Obstacle::ArtifactMissing);
         }
         if !self.enabled {
             obstacles.push(Obstacle::Disabled);

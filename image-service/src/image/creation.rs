@@ -108,6 +108,7 @@ impl Creation<'_> {
             pulled: self.is_pulled(),
             configuration_revision: 1,
             artifact: None,
+            artifact_missing: false,
             created_at: at,
             updated_at: at,
             revision,
@@ -132,8 +133,8 @@ impl Creation<'_> {
 impl WantedReference {
     /// Returns the reference that an image gets.
     ///
-    /// A derived reference is varied until it is free, if the image `writes` it. `owner` returns the image that a
-    /// reference belongs to.
+    /// A derived reference is varied until it is free, if the image `writes` it. `owner` returns the image
+    /// that a reference belongs to.
     ///
     /// # Errors
     ///

@@ -38,7 +38,8 @@ impl EditDraft {
 
     /// Checks everything against the current image, and reports all violations together.
     ///
-    /// A derived reference follows the name only if the caller is a builder: the reference is part of what is built.
+    /// A derived reference follows the name only if the caller is a builder: the reference is part of what is
+    /// built.
     ///
     /// # Errors
     ///
@@ -159,6 +160,7 @@ mod tests {
             pulled: false,
             configuration_revision: 1,
             artifact: None,
+            artifact_missing: false,
             created_at: Timestamp::now(),
             updated_at: Timestamp::now(),
             revision: 1,

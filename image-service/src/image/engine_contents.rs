@@ -21,6 +21,22 @@ pub(crate) struct UnusedContents {
     pub(crate) artifacts: Vec<(ImageId, BuildId)>,
 }
 
+/// An artifact that a worker's engine should hold, because no registry does.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ExpectedArtifact {
+    pub(crate) image: ImageId,
+    pub(crate) build: BuildId,
+    /// Set if the worker has reported that the engine has lost it.
+    pub(crate) missing: bool,
+}
+
+/// The artifacts that a worker's engine has lost, or has again, each by its image and the build that made it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ArtifactReport {
+    pub(crate) missing: Vec<(ImageId, BuildId)>,
+    pub(crate) present: Vec<(ImageId, BuildId)>,
+}
+
 /// An image that an engine holds on behalf of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HeldImage {

@@ -52,6 +52,7 @@ pub(super) fn some_entry(random: &mut Rng, number: i64) -> (CatalogueEntry, Vec<
         pulled: random.u8(0..3) == 0,
         configuration_revision: 1,
         artifact: None,
+        artifact_missing: false,
         created_at: Timestamp::from_micros(random.i64(0..10)),
         // Some images share a time.
         updated_at: Timestamp::from_micros(number / 2 * 7 % 1_000),

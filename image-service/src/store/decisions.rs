@@ -73,9 +73,9 @@ pub(super) fn record(
         if build.state == State::Queued && build.attempt > 0 {
             queue::reopen_round(txn, build.round);
         }
-        if !build.state.is_held() && !committed.queue_moved {
-            committed.queue_moved = true;
-            hints::send(txn, Hint::QueueMoved);
+        if !build.state.is_held() && !committed.queue_changed {
+            committed.queue_changed = true;
+            hints::send(txn, Hint::QueueChanged);
         }
     }
     if !chunks.is_empty() {
@@ -144,6 +144,8 @@ async fn apply_to_latest(
             image.artifact_json = Some(AsJson(artifact.clone()));
             image.artifact_image = Some(artifact.image_id.clone());
             image.artifact_digest.clone_from(&artifact.repo_digest);
+            image.artifact_worker = Some(artifact.worker.clone());
+            image.artifact_missing = false;
         }
         let row = image::ActiveModel {
             id: Set(image.id),
@@ -154,6 +156,8 @@ async fn apply_to_latest(
             artifact_json: Set(image.artifact_json.clone()),
             artifact_image: Set(image.artifact_image.clone()),
             artifact_digest: Set(image.artifact_digest.clone()),
+            artifact_worker: Set(image.artifact_worker.clone()),
+            artifact_missing: Set(image.artifact_missing),
             ..Default::default()
         };
         txn.defer(image::Entity::update(row).validate()?);

@@ -83,6 +83,9 @@ table! {
     artifact_image: Option<String>,
     /// Digest of the artifact in a registry.
     artifact_digest: Option<String>,
+    /// Worker whose engine holds the artifact, or held it until it was lost.
+    artifact_worker: Option<String>,
+    artifact_missing: bool,
     created_at: Timestamp,
     updated_at: Timestamp,
     revision: i64,
@@ -110,7 +113,8 @@ table! {
 }
 
 table! {
-    /// Digests in registries of all artifacts that were ever pushed, by which they are known under any name of a registry.
+    /// Digests in registries of all artifacts that were ever pushed, by which they are known under any name
+    /// of a registry.
     pushed_digest, "pushed_digests", key { digest: String }
 }
 
@@ -193,7 +197,8 @@ table! {
     nonce: i64,
     image: ImageId,
     kind: ChangeKind,
-    /// Creator of the image, who always sees it. Only the grantees below may have gained or lost visibility of it by this change.
+    /// Creator of the image, who always sees it. Only the grantees below may have gained or lost visibility
+    /// of it by this change.
     creator: String,
     grantees_json: AsJson<BTreeSet<Grantee>>,
     changed_at: Timestamp,
@@ -236,7 +241,8 @@ table! {
 }
 
 table! {
-    /// Owners of references. An image owns those that it is set to, that its active build will write, or that its artifact has.
+    /// Owners of references. An image owns those that it is set to, that its active build will write, or that
+    /// its artifact has.
     image_reference, "image_references", key { repository: String, tag: String }
     image: ImageId,
 }

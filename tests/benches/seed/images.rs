@@ -54,6 +54,9 @@ const HOSTILE_CREATORS: u64 = 2;
 /// Time of the first update, 2026-01-01, in microseconds. Updates are one second apart.
 pub(super) const EPOCH: i64 = 1_767_225_600_000_000;
 
+/// Worker of all artifacts, which never connects: one that did would find its engine without them.
+pub(super) const WORKER: &str = "seeded";
+
 const BUILDING: i32 = 2;
 const FINISHED: i32 = 3;
 const CANCELLED: i32 = 4;
@@ -147,7 +150,7 @@ impl Seeded {
     /// Returns the artifact of the last successful build, as JSON.
     pub(super) fn artifact(&self) -> String {
         format!(
-            "{{\"image_id\":\"{}\",\"size_bytes\":104857600,\"worker\":\"w1\",\"finished_at\":{EPOCH},\"configuration_revision\":1,\"build\":\"{}\"}}",
+            "{{\"image_id\":\"{}\",\"size_bytes\":104857600,\"worker\":\"{WORKER}\",\"finished_at\":{EPOCH},\"configuration_revision\":1,\"build\":\"{}\"}}",
             self.artifact_image(),
             id(self.number)
         )

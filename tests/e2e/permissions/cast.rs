@@ -4,8 +4,8 @@ use anyhow::Context as _;
 use image_service::Role;
 use proto::{
     dispatch::{
-        Attempt, Built, Failed, FailureKind, Hello, Started, Stopped, Succeeded,
-        connect_response::Message as FromService, report_event::Event,
+        ArtifactName, Attempt, Built, Failed, FailureKind, Hello, ReportArtifactsRequest, Started, Stopped,
+        Succeeded, connect_response::Message as FromService, report_event::Event,
     },
     images::{self as api, Permission, image_config::Source},
 };
@@ -156,26 +156,35 @@ impl<'a> Stage<'a> {
             "claimed" => return Ok(()),
             "running" | "stopping" => vec![],
             "publishing" => built.into_iter().collect(),
-            "finished" => built.into_iter().chain([Event::Succeeded(succeeded)]).collect(),
+            "finished" | "lost" => built.into_iter().chain([Event::Succeeded(succeeded)]).collect(),
             "failed" => vec![Event::Failed(failed)],
             "cancelled" => vec![Event::Stopped(Stopped { confirmed: true })],
             _ => anyhow::bail!("how would a build be {progress}?"),
         };
-        self.tell(&attempt, 1, vec![Event::Started(Started {})]).await?;
+        self.report(&attempt, 1, vec![Event::Started(Started {})]).await?;
         if matches!(progress, "stopping" | "cancelled") {
             creator.cancel(image).await?;
         }
-        if last.is_empty() { Ok(()) } else { self.tell(&attempt, 2, last).await }
+        if !last.is_empty() {
+            self.report(&attempt, 2, last).await?;
+        }
+        if progress == "lost" {
+            let name = ArtifactName { image_id: image.to_owned(), build_id: attempt.build_id };
+            let request = ReportArtifactsRequest { missing: vec![name], ..Default::default() };
+            let worker = self.service.client(&self.service.token(WORKER, &[Role::Worker]));
+            worker.dispatch.clone().report_artifacts(request).await?;
+        }
+        Ok(())
     }
 
     /// Reports events and waits until they are durable.
-    async fn tell(&mut self, attempt: &Attempt, first: i64, events: Vec<Event>) -> anyhow::Result<()> {
+    async fn report(&mut self, attempt: &Attempt, first: i64, events: Vec<Event>) -> anyhow::Result<()> {
         let last = first - 1 + i64::try_from(events.len())?;
         self.actor.report(attempt, first, events).await;
         loop {
-            let said = self.actor.next().await?;
-            anyhow::ensure!(!matches!(said, FromService::Drop(_)), "the report was refused");
-            if matches!(said, FromService::ReportAck(ack) if ack.sequence == last) {
+            let message = self.actor.next().await?;
+            anyhow::ensure!(!matches!(message, FromService::Drop(_)), "the report was refused");
+            if matches!(message, FromService::ReportAck(ack) if ack.sequence == last) {
                 return Ok(());
             }
         }

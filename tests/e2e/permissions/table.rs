@@ -6,8 +6,9 @@ use super::calls::{Call, How};
 
 /// Actions that each caller may take on an image, whatever its status.
 ///
-/// A guest was granted the permissions at the end of its name: view, modify, delete. Plain `guest` has the empty set. All have
-/// the role `builder` but those whose name ends in `*`; `creator*` is the creator without it. `r` needs the role.
+/// A guest was granted the permissions at the end of its name: view, modify, delete. Plain `guest` has the
+/// empty set. All have the role `builder` but those whose name ends in `*`; `creator*` is the creator without
+/// it. `r` needs the role.
 const CALLERS: &str = "
            SEE  CREATE_WORKSPACE  CLONE  EDIT  BUILD  CANCEL_BUILD  ENABLE  DISABLE  DELETE  SHARE
 admin      y    y                 y      y     y      y             y       y        y       y
@@ -38,6 +39,7 @@ image-publishing            NOT_FINISHED           BUILD_IN_PROGRESS       y    
 image-stopping              NOT_FINISHED           BUILD_IN_PROGRESS       y                      -       y        y                      y    y     y      y
 image-finished              y                      y                       NO_BUILD_IN_PROGRESS   -       y        y                      y    y     y      y
 image-finished-disabled     DISABLED               y                       NO_BUILD_IN_PROGRESS   y       -        y                      y    y     y      y
+image-lost                  ARTIFACT_MISSING       y                       NO_BUILD_IN_PROGRESS   -       y        y                      y    y     y      y
 image-failed                NOT_FINISHED           y                       NO_BUILD_IN_PROGRESS   -       y        y                      y    y     y      y
 image-cancelled-disabled    NOT_FINISHED+DISABLED  y                       NO_BUILD_IN_PROGRESS   y       -        y                      y    y     y      y
 rebuilt-running             NOT_FINISHED           BUILD_IN_PROGRESS       y                      -       y        y                      y    y     y      y
@@ -106,10 +108,10 @@ pub(super) fn does(state: &str, action: &str) -> bool {
 }
 
 fn action_of(call: Call) -> &'static str {
-    CALLS.iter().find(|(of, _)| *of == call).map(|(_, action)| *action).expect("every call is in the table")
+    CALLS.iter().find(|entry| entry.0 == call).map(|(_, action)| *action).expect("every call is in the table")
 }
 
-/// Returns the outcome of a call, in the words of `calls::said`.
+/// Returns the outcome of a call, in the words of `calls::status_text`.
 ///
 /// Existence is checked before permission, then the etag, then the state.
 pub(super) fn expected(caller: &str, call: Call, state: &str, how: How) -> String {
@@ -143,7 +145,7 @@ pub(super) fn allowed(caller: &str, state: &str) -> Vec<ImageAction> {
 }
 
 /// Returns the [`ImageAction`] of an action, or `None` for `SEE`, which is not listed as allowed.
-pub(super) fn told_of(action: &str) -> Option<ImageAction> {
+pub(super) fn listed_action(action: &str) -> Option<ImageAction> {
     ImageAction::from_str_name(&format!("IMAGE_ACTION_{action}"))
 }
 

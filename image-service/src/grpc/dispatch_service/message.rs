@@ -36,8 +36,8 @@ const MAX_LAST_LINES: usize = 20;
 
 /// Parses and checks the hello of a worker.
 ///
-/// A worker with another version of the protocol may give its fields another meaning. From its hello only the name, the instance,
-/// the labels and the version of the engine are taken, as far as they are valid.
+/// A worker with another version of the protocol may give its fields another meaning. From its hello only the
+/// name, the instance, the labels and the version of the engine are taken, as far as they are valid.
 ///
 /// # Errors
 ///

@@ -2,6 +2,7 @@
 
 use proto::dispatch as wire;
 
+use super::engine_contents::artifact_name;
 use crate::{
     error::{Error, Violations},
     image::{Artifact, ImageId, ResolvedSource},
@@ -39,7 +40,7 @@ pub(super) fn resolved(sources: Vec<ResolvedSource>) -> wire::ResolveSourcesResp
 fn artifact_source(image: ImageId, artifact: Artifact, worker_may_build: bool) -> wire::ArtifactSource {
     let registry_reference = artifact.reference.zip(artifact.repo_digest);
     wire::ArtifactSource {
-        name: Some(wire::ArtifactName { image_id: image.to_string(), build_id: artifact.build.to_string() }),
+        name: Some(artifact_name(image, artifact.build)),
         worker: artifact.worker,
         registry_reference: registry_reference
             .map(|(reference, digest)| format!("{}@{digest}", reference.repository()))

@@ -58,7 +58,7 @@ const TABLES: [&str; 16] = [
      status integer NOT NULL, status_message text NOT NULL, repository text NOT NULL, tag text NOT NULL, \
      reference_given boolean NOT NULL, template boolean NOT NULL, snapshot boolean NOT NULL, enabled boolean NOT NULL, \
      pulled boolean NOT NULL, configuration_revision bigint NOT NULL, artifact_json text, artifact_image text, \
-     artifact_digest text, created_at bigint NOT NULL, updated_at bigint NOT NULL, revision bigint NOT NULL, edit_revision bigint NOT NULL, \
+     artifact_digest text, artifact_worker text, artifact_missing boolean NOT NULL, created_at bigint NOT NULL, updated_at bigint NOT NULL, revision bigint NOT NULL, edit_revision bigint NOT NULL, \
      latest_build UUID, deleted boolean NOT NULL, index_bytes bigint NOT NULL)",
     "CREATE TABLE configurations (image UUID NOT NULL, revision bigint NOT NULL, json text NOT NULL, archive text, \
      base text, PRIMARY KEY (image, revision))",
@@ -96,13 +96,16 @@ const TABLES: [&str; 16] = [
     "CREATE TABLE engine_images (worker text NOT NULL, engine_id text NOT NULL, PRIMARY KEY (worker, engine_id)) CLUSTERED",
 ];
 
-/// Indexes. Build state 1 is queued, 2 to 4 are held by a worker; statements must repeat a partial index's condition literally.
+/// Indexes. Build state 1 is queued, 2 to 4 are held by a worker; statements must repeat a partial index's
+/// condition literally.
 ///
-/// No condition implies another one: Postgres, which takes each of these indexes for nearly empty, might use any that fits, and read
-/// all of its dead entries.
-const INDEXES: [&str; 14] = [
+/// No condition implies another one: Postgres, which takes each of these indexes for nearly empty, might use
+/// any that fits, and read all of its dead entries.
+const INDEXES: [&str; 15] = [
     "CREATE INDEX images_by_artifact ON images (artifact_image) WHERE artifact_image IS NOT NULL",
     "CREATE INDEX images_by_artifact_digest ON images (artifact_digest) WHERE artifact_digest IS NOT NULL",
+    "CREATE INDEX images_by_artifact_worker ON images (artifact_worker, id) \
+     WHERE artifact_worker IS NOT NULL AND artifact_digest IS NULL",
     "CREATE INDEX configurations_by_archive ON configurations (archive) WHERE archive IS NOT NULL",
     "CREATE INDEX configurations_by_base ON configurations (base) WHERE base IS NOT NULL",
     "CREATE INDEX references_of_image ON image_references (image)",
