@@ -127,6 +127,13 @@ impl FakeEngine {
         self.shared.state.borrow().unexpected.clone()
     }
 
+    /// Returns the `X-Registry-Auth` of every request that concerned a registry since the last call.
+    pub(crate) fn take_registry_auths(&self) -> Vec<String> {
+        let mut taken = Vec::new();
+        self.shared.state.send_modify(|state| taken = std::mem::take(&mut state.registry_auths));
+        taken
+    }
+
     /// Waits at most `within` until `condition` holds for the engine's state.
     pub(crate) async fn wait_for(
         &self,

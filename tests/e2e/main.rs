@@ -1,12 +1,14 @@
 //! End-to-end tests: both services in process, called over the network.
 //!
-//! `stack` starts the services, each on a `database` of its own; `client` calls them; `actor` plays a worker and `issuer` an
-//! identity provider; `fake_engine` is a scripted Docker Engine, `registry` a real image registry, `web_server` a server of
-//! files and Git repositories, and `proxy` cuts and stalls connections. The other modules are tests, named after their subjects.
+//! `stack` starts the services, each on a `database` of its own; `client` calls them; `actor` plays a worker
+//! and `issuer` an identity provider; `fake_engine` is a scripted Docker Engine, `registry` a real image
+//! registry, `web_server` a server of files and Git repositories, and `proxy` cuts and stalls connections.
+//! The other modules are tests, named after their subjects.
 
 mod access;
 mod actor;
 mod answers;
+mod artifact_audit;
 mod authentication;
 mod authority;
 mod backoff;
@@ -26,6 +28,7 @@ mod debian_workspace;
 mod deployment;
 mod dispatch;
 mod divergence;
+mod docker_credentials;
 #[path = "../faults/dockerd.rs"]
 #[expect(dead_code, reason = "the fault tests use the rest")]
 mod dockerd;

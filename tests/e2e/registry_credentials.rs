@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Builds an image and returns the build once it has ended. The record is deleted.
-async fn finished(alice: &Client, wanted: Image) -> anyhow::Result<Build> {
+pub(crate) async fn finished(alice: &Client, wanted: Image) -> anyhow::Result<Build> {
     let (created, build) = alice.create(wanted).await?;
     let finished = alice.finished(&build.id).await?;
     alice.delete(&created.id).await?;
@@ -27,7 +27,7 @@ async fn finished(alice: &Client, wanted: Image) -> anyhow::Result<Build> {
 }
 
 /// Returns an image that is built from `base`, and never from a cache.
-fn from(base: &str) -> Image {
+pub(crate) fn from(base: &str) -> Image {
     let run = uuid::Uuid::new_v4();
     image(&format!("From {run}"), &format!("FROM {base}\nENV RUN={run}"))
 }
@@ -94,7 +94,7 @@ async fn a_broken_file_hinders_only_what_requires_credentials() -> anyhow::Resul
         for wanted in [pulled("Private", &reference), from(&reference)] {
             let build = finished(&alice, wanted).await?;
             let error = build.error.clone().context("an error")?;
-            // Who wrote the configuration of the image cannot mend the worker's file.
+            // Who wrote the configuration of the image cannot repair the worker's file.
             assert_eq!(error.kind(), BuildErrorKind::Infrastructure, "{build:?}");
             assert!(error.message.contains("config.json: it is "), "{error:?}");
         }
@@ -165,7 +165,7 @@ async fn helpers_are_asked_for_their_registries_alone() -> anyhow::Result<()> {
 }
 
 /// Starts a worker with the helpers in a directory on its `PATH`.
-async fn start_worker(
+pub(crate) async fn start_worker(
     service: &Service,
     name: &str,
     directory: &std::path::Path,

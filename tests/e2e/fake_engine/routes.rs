@@ -38,6 +38,8 @@ fn route(request: Request<Incoming>, shared: &Arc<Shared>) -> Response<Body> {
         ("GET", "/version") => wire::json_answer(StatusCode::OK, &shared.release.describe()),
         ("GET", "/info") => info(shared),
         ("GET", "/images/json") => list(&query, shared),
+        ("POST", "/images/create") => refuse_access(&request, shared),
+        ("GET", path) if path.starts_with("/distribution/") => refuse_access(&request, shared),
         ("POST", "/grpc") if !shared.release.takes_grpc_on_its_socket() => upgrade(request, shared),
         (_, path) => image(&method, path, &query, shared).unwrap_or_else(|| {
             shared.record_unexpected(format!("{method} {path}"));
@@ -46,12 +48,23 @@ fn route(request: Request<Incoming>, shared: &Arc<Shared>) -> Response<Body> {
     }
 }
 
+/// Answers a request that concerns a registry as if that refused access, and records the credentials for it.
+fn refuse_access(request: &Request<Incoming>, shared: &Shared) -> Response<Body> {
+    let auth = request.headers().get("x-registry-auth").and_then(|value| value.to_str().ok());
+    let auth = auth.unwrap_or_default().to_owned();
+    shared.state.send_modify(|state| state.registry_auths.push(auth));
+    wire::problem(
+        StatusCode::NOT_FOUND,
+        "pull access denied: denied: requested access to the resource is denied",
+    )
+}
+
 fn list(query: &BTreeMap<String, String>, shared: &Shared) -> Response<Body> {
     let filters = query.get("filters").map_or("{}", String::as_str);
     match serde_json::from_str::<BTreeMap<String, Vec<String>>>(filters) {
         Ok(filters) => {
-            let of = |name: &str| filters.get(name).map_or(&[][..], Vec::as_slice);
-            let images = shared.state.borrow().images.list(of("label"), of("reference"));
+            let filter = |name: &str| filters.get(name).map_or(&[][..], Vec::as_slice);
+            let images = shared.state.borrow().images.list(filter("label"), filter("reference"));
             wire::json_answer(StatusCode::OK, &images)
         }
         Err(error) => wire::problem(StatusCode::BAD_REQUEST, &error.to_string()),

@@ -18,6 +18,8 @@ pub(crate) struct State {
     pub(crate) images: Images,
     /// Number of open Session streams.
     pub(crate) sessions: usize,
+    /// The `X-Registry-Auth` of every request that concerns a registry, empty where there was none.
+    pub(crate) registry_auths: Vec<String>,
     /// Requests that the engine does not know, as `METHOD path` or `Control.Method`.
     pub(crate) unexpected: Vec<String>,
     /// The progress of every Solve call by its ref, for Status calls.
