@@ -1,4 +1,4 @@
-//! Wall time of a build beside buildx, with the same engine, Dockerfile and context.
+//! Wall time of a build beside buildx, with the same engine, Dockerfile and context, in a catalogue with many other images.
 
 use std::{
     env, fs,
@@ -15,21 +15,22 @@ use crate::{
     client::{self, Client},
     load::milliseconds,
     report::{Goal, Samples, Table, figure},
+    seed::Catalogue,
     service::Service,
 };
 
 const ROUNDS: usize = 10;
 const INSTRUCTIONS: &str = "COPY . /\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \"for i in 1 2 3; do /bin/busybox echo $i >>/made; done\"]\nRUN [\"/bin/busybox\", \"sha256sum\", \"/bin/busybox\"]\n";
 
-pub(crate) async fn run(goals: &mut Table) -> anyhow::Result<()> {
+pub(crate) async fn run(catalogue: &Catalogue, goals: &mut Table) -> anyhow::Result<()> {
     let docker_host = env::var("DOCKER_HOST").context("DOCKER_HOST is not set: run tests/bench")?;
     let context = tempfile::tempdir()?;
     fs::create_dir(context.path().join("bin"))?;
     fs::copy("/bin/busybox", context.path().join("bin/busybox")).context("a static busybox is needed")?;
     let archive = archive(context.path())?;
 
-    let data = tempfile::tempdir()?;
-    let service = Service::start(data.path(), None, &[]).await?;
+    let copy = catalogue.copy().await?;
+    let service = Service::start(copy.data.path(), copy.url.as_deref(), &[]).await?;
     let _worker = service.worker("w1", &docker_host, &[]).await?;
     let builder = service.client("builder", &[Role::Builder]);
     let digest = builder.upload("", &archive).await?.digest;
@@ -76,7 +77,8 @@ pub(crate) async fn run(goals: &mut Table) -> anyhow::Result<()> {
 
 /// Returns the start of a `buildx` command line.
 ///
-/// This is the plugin in the engine's root, without the wrapper scripts around it, or else `docker buildx` from `PATH`.
+/// This is the plugin in the engine's root, without the wrapper scripts around it, or else `docker buildx`
+/// from `PATH`.
 fn buildx() -> anyhow::Result<Command> {
     let Some(root) = env::var_os("TRAILER_DOCKER_ROOT").map(PathBuf::from) else {
         let mut command = Command::new("docker");

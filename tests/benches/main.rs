@@ -2,9 +2,10 @@
 //!
 //! `tests/bench [NAME...]` sets up what they need, runs them and prints the results.
 //!
-//! Client and server share the machine. The services run as programs in their release build, and so does [`bare`], the server that
-//! they are compared with, each in a process of its own. [`seeding`] writes catalogues of up to a million images. Ratios are
-//! computed per round, with rounds alternating between the two sides; [`report`] prints their median and range.
+//! Client and server share the machine. The services run as programs in their release build, and so does
+//! [`bare`], the server that they are compared with, each in a process of its own. [`seeding`] writes
+//! catalogues of up to a million images. Ratios are computed per round, with rounds alternating between the
+//! two sides; [`report`] prints their median and range.
 
 mod bare;
 mod dispatch;
@@ -166,7 +167,7 @@ async fn measure(row: &str, goals: &mut Table) -> anyhow::Result<()> {
         "queue history sqlite" => queue::history(None, goals).await,
         "queue history postgres" => queue::history(Some(&server()?), goals).await,
         "log_lines" => log_lines::run(goals).await,
-        "docker_cli" => docker_cli::run(goals).await,
+        "docker_cli" => docker_cli::run(&Catalogue::on_sqlite(HUNDRED_THOUSAND).await?, goals).await,
         other => anyhow::bail!("there is no row {other}"),
     }
 }
