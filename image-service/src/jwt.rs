@@ -1,7 +1,8 @@
 //! Bearer tokens: the principals that JSON Web Tokens name, if a trusted key has signed them.
 //!
-//! The keys are those of a JWKS or, without one, the key pair of the data directory, never both. Verification never
-//! blocks: a task keeps the keys up to date, and a token with an unknown key is rejected in the meantime.
+//! The keys are those of a JWKS or, without one, the key pair of the data directory, never both. Verification
+//! never blocks: a task keeps the keys up to date, and a token with an unknown key is rejected in the
+//! meantime.
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -57,8 +58,8 @@ pub(crate) enum TokenError {
 
 /// The keys that are trusted at one time, with a cache of the tokens that they have verified.
 ///
-/// New keys begin with an empty cache of their own, so that no token signed by a removed key stays in a cache, whatever
-/// is being verified at that moment.
+/// New keys begin with an empty cache of their own, so that no token signed by a removed key stays in a
+/// cache, whatever is being verified at that moment.
 #[derive(Debug, Default)]
 struct Trust {
     keys: KeySet,
@@ -121,15 +122,19 @@ impl Verifier {
     ///
     /// # Errors
     ///
-    /// Returns [`TokenError::Invalid`] unless a trusted key has signed the token and its claims meet the requirements,
-    /// and [`TokenError::Expired`] if it has expired.
+    /// Returns [`TokenError::Invalid`] unless a trusted key has signed the token and its claims meet the
+    /// requirements, and [`TokenError::Expired`] if it has expired.
     pub(crate) fn verify(&self, token: &str) -> Result<Principal, TokenError> {
+        self.verify_at(token, Timestamp::now())
+    }
+
+    fn verify_at(&self, token: &str, now: Timestamp) -> Result<Principal, TokenError> {
         let trust = self.trust();
         let fingerprint = Fingerprint::new(token);
         let known = trust.remember(&fingerprint);
         let is_new = known.is_none();
         let principal = known.or_else(|| self.check(&trust.keys, token)).ok_or(TokenError::Invalid)?;
-        if is_over(principal.expires_at()) {
+        if is_over(principal.expires_at(), now) {
             return Err(TokenError::Expired);
         }
         if is_new {
@@ -187,9 +192,11 @@ impl Trust {
     }
 }
 
-/// Reports whether a token with this expiry has expired. A token is valid until the moment of its expiry.
-fn is_over(expires_at: Timestamp) -> bool {
-    expires_at <= Timestamp::now()
+/// Reports whether a token with this expiry has expired at `now`.
+///
+/// A token is valid until the moment of its expiry.
+fn is_over(expires_at: Timestamp, now: Timestamp) -> bool {
+    expires_at <= now
 }
 
 #[cfg(test)]

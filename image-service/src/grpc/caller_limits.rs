@@ -94,13 +94,16 @@ impl Callers {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::TooManyCalls`] if the caller has no units left, and [`Error::TooManyConcurrentCalls`] if as many of its
-    /// calls are in progress as it may have.
+    /// Returns [`Error::TooManyCalls`] if the caller has no units left, and [`Error::TooManyConcurrentCalls`]
+    /// if as many of its calls are in progress as it may have.
     pub(super) fn begin_call(&self, caller: &Principal, slot: Option<&CallSlot>) -> Result<(), Error> {
+        self.begin_call_at(caller, slot, Instant::now())
+    }
+
+    fn begin_call_at(&self, caller: &Principal, slot: Option<&CallSlot>, now: Instant) -> Result<(), Error> {
         if self.rate.is_none() && self.calls.is_none() {
             return Ok(());
         }
-        let now = Instant::now();
         let mut accounts = lock(&self.accounts);
         accounts.begun += 1;
         if accounts.begun >= Self::SWEEP {
@@ -132,17 +135,22 @@ impl Callers {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::TooManyCalls`] if the caller has too few units left; the delay before a retry covers the whole cost.
+    /// Returns [`Error::TooManyCalls`] if the caller has too few units left; the delay before a retry covers
+    /// the whole cost.
     pub(super) fn admit_cost(&self, caller: &Principal, cost: u32) -> Result<(), Error> {
+        self.admit_cost_at(caller, cost, Instant::now())
+    }
+
+    fn admit_cost_at(&self, caller: &Principal, cost: u32, now: Instant) -> Result<(), Error> {
         let Some(rate) = self.rate.filter(|_| cost > 1) else {
             return Ok(());
         };
         let cost = rate.cap(cost);
-        let now = Instant::now();
         let mut accounts = lock(&self.accounts);
         let debt = &mut accounts.account(caller.subject(), now).debt;
         rate.take(debt, cost - 1, now).map_err(|_| {
-            // A refused call costs nothing. Otherwise two calls that each need all units would starve each other.
+            // A refused call costs nothing. Otherwise two calls that each need all units would starve each
+            // other.
             rate.refund(debt, 1);
             Error::TooManyCalls { retry_after: rate.wait(*debt, cost, now) }
         })
@@ -152,10 +160,13 @@ impl Callers {
     ///
     /// This never fails: missing units delay the caller's next call. One charge counts as the burst at most.
     pub(super) fn charge(&self, caller: &Principal, units: u32) {
+        self.charge_at(caller, units, Instant::now());
+    }
+
+    fn charge_at(&self, caller: &Principal, units: u32, now: Instant) {
         let Some(rate) = self.rate.filter(|_| units > 0) else {
             return;
         };
-        let now = Instant::now();
         rate.charge(&mut lock(&self.accounts).account(caller.subject(), now).debt, units, now);
     }
 

@@ -12,8 +12,8 @@ pub(super) struct Fingerprint([u8; 32]);
 
 /// The principals of verified tokens, in two generations.
 ///
-/// When the recent generation is full, it becomes the older one, and the previous older one is dropped. Neither the
-/// size limit nor the eviction needs a search.
+/// When the recent generation is full, it becomes the older one, and the previous older one is dropped.
+/// Neither the size limit nor the eviction needs a search.
 #[derive(Debug, Default)]
 pub(super) struct TokenCache {
     recent: HashMap<Fingerprint, Principal>,

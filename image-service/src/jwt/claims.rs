@@ -29,8 +29,8 @@ impl Requirements {
 
     /// Verifies a token with a key, and returns the principal that its claims name, if they are complete.
     ///
-    /// The principal may have expired. That is checked by the caller, which has to check it again whenever a token is
-    /// presented.
+    /// The principal may have expired. That is checked by the caller, which has to check it again whenever a
+    /// token is presented.
     pub(super) fn verify(
         &self,
         token: &str,
@@ -82,7 +82,8 @@ fn time(value: &Value) -> Option<Timestamp> {
     Some(Timestamp::from_micros(0).after(since_epoch))
 }
 
-/// Parses the roles in an array, or in a string with spaces. Unknown names are ignored as roles of other services.
+/// Parses the roles in an array, or in a string with spaces. Unknown names are ignored as roles of other
+/// services.
 fn roles(value: &Value) -> Vec<Role> {
     let names: Vec<&str> = match value {
         Value::String(names) => names.split_ascii_whitespace().collect(),

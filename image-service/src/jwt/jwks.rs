@@ -1,7 +1,7 @@
 //! A JSON Web Key Set: the public keys that tokens may be signed with.
 //!
-//! Every key has one algorithm, which its type determines; a token only says which key it means. Keys for other
-//! purposes or of unknown types are left out, because other services may need them.
+//! Every key has one algorithm, which its type determines; a token only says which key it means. Keys for
+//! other purposes or of unknown types are left out, because other services may need them.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey};
@@ -44,7 +44,8 @@ impl KeySet {
     /// Algorithms that tokens may be signed with.
     pub(super) const ALGORITHMS: [Algorithm; 3] = [Algorithm::EdDSA, Algorithm::ES256, Algorithm::RS256];
 
-    /// Parses a document, skipping the keys that cannot be used. Fails only if the document is no JWKS at all.
+    /// Parses a document, skipping the keys that cannot be used. Fails only if the document is no JWKS at
+    /// all.
     pub(super) fn parse(json: &[u8]) -> Result<Self, serde_json::Error> {
         let document: Document = serde_json::from_slice(json)?;
         let mut keys = Vec::new();

@@ -55,11 +55,13 @@ struct Claims<'a> {
 impl TokenKeys {
     const FILE: &str = "token-signing-key.der";
 
-    /// Opens the key pair of a data directory. Creates both if they are missing, with access for the owner only.
+    /// Opens the key pair of a data directory. Creates both if they are missing, with access for the owner
+    /// only.
     ///
     /// # Errors
     ///
-    /// Returns an error if the directory or the file cannot be created or read, or if the file holds no Ed25519 key.
+    /// Returns an error if the directory or the file cannot be created or read, or if the file holds no
+    /// Ed25519 key.
     pub fn open(data_dir: &Path) -> io::Result<Self> {
         make_data_dir(data_dir)?;
         let path = data_dir.join(Self::FILE);

@@ -10,10 +10,11 @@ use super::{
     source::{JwksError, JwksSource},
 };
 
-/// Interval between reads of a file. Contents are compared, not times, so that a change within a tick of the clock
-/// counts too.
+/// Interval between reads of a file. Contents are compared, not times, so that a change within a tick of the
+/// clock counts too.
 const FILE_POLL: Duration = Duration::from_secs(2);
-/// Minimum interval between fetches for unknown keys, so that tokens with such keys cannot flood the identity provider.
+/// Minimum interval between fetches for unknown keys, so that tokens with such keys cannot flood the identity
+/// provider.
 const FETCH_PAUSE: Duration = Duration::from_secs(10);
 /// Maximum time for fetching at the start, when the provider may be starting too.
 const FIRST_FETCH: Duration = Duration::from_secs(10);
@@ -29,7 +30,7 @@ pub(super) struct Refresh {
 
 /// The last failure that was logged.
 struct Failure {
-    said: String,
+    message: String,
     at: Instant,
 }
 
@@ -82,18 +83,19 @@ impl Refresh {
         if trust.keys.is_empty() { Err(JwksError::NoKey) } else { Ok(trust) }
     }
 
-    /// Replaces the keys of the verifier whenever they change. Never returns; the future may be dropped at any time.
+    /// Replaces the keys of the verifier whenever they change. Never returns; the future may be dropped at
+    /// any time.
     pub(super) async fn run(&self, verifier: &Verifier) {
         let mut next_fetch = Instant::now();
         let mut failure = None;
         loop {
-            let asked = async {
+            let requested = async {
                 verifier.unknown_key.notified().await;
                 sleep_until(next_fetch).await;
             };
             tokio::select! {
                 () = sleep(self.interval) => {}
-                () = asked, if matches!(self.source, JwksSource::Url(_)) => {}
+                () = requested, if matches!(self.source, JwksSource::Url(_)) => {}
             }
             next_fetch = Instant::now() + FETCH_PAUSE;
             match self.source.read().await {
@@ -113,7 +115,8 @@ impl Refresh {
 
     fn announce(&self, trust: &Trust) {
         if trust.keys.is_empty() {
-            // An issuer that withdraws all keys means it: keeping the old ones would trust what the issuer distrusts.
+            // An issuer that withdraws all keys means it: keeping the old ones would trust what the issuer
+            // distrusts.
             tracing::warn!(jwks = %self.source, "the JWKS has no usable key any more: no token is accepted");
         } else {
             tracing::info!(jwks = %self.source, keys = trust.keys.len(), "the keys of the JWKS have changed");
@@ -128,12 +131,12 @@ impl Refresh {
 
     /// Logs a failure, but not at every read, because a file is read every other second.
     fn failed(&self, error: &JwksError, failure: &mut Option<Failure>) {
-        let said = error.to_string();
-        if failure.as_ref().is_some_and(|last| last.said == said && last.at.elapsed() < REMINDER) {
+        let message = error.to_string();
+        if failure.as_ref().is_some_and(|last| last.message == message && last.at.elapsed() < REMINDER) {
             return;
         }
         tracing::warn!(jwks = %self.source, error = error as &dyn std::error::Error, "the JWKS cannot be refreshed: the last keys stay");
-        *failure = Some(Failure { said, at: Instant::now() });
+        *failure = Some(Failure { message, at: Instant::now() });
     }
 }
 

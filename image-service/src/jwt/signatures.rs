@@ -1,8 +1,8 @@
 //! Signatures for `jsonwebtoken` by *ring*, which TLS uses already, so that there is no second provider of
 //! cryptography.
 //!
-//! EdDSA (Ed25519), RS256 and ES256 can be verified; only EdDSA can be signed. There is no other algorithm, so that a
-//! token cannot choose one: neither `none` nor an HMAC with a public key as its secret.
+//! EdDSA (Ed25519), RS256 and ES256 can be verified; only EdDSA can be signed. There is no other algorithm,
+//! so that a token cannot choose one: neither `none` nor an HMAC with a public key as its secret.
 
 use jsonwebtoken::{
     Algorithm, DecodingKey, DecodingKeyKind, EncodingKey,

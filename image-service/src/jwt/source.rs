@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_is_told_from_a_file() {
+    fn a_url_is_distinguished_from_a_file() {
         for (text, is_url, is_exposed) in [
             ("jwks.json", false, false),
             ("/etc/trailer/http://jwks.json", false, false),

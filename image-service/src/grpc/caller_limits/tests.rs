@@ -23,47 +23,49 @@ fn retry_after(refused: Result<(), Error>) -> Duration {
 #[test]
 fn a_costly_call_is_refused_with_the_time_to_wait_for_all_of_it() {
     let (callers, alice) = (Callers::new(CallerLimits { call_rate: 10, ..UNLIMITED }), caller("alice"));
-    callers.begin_call(&alice, None).expect("a unit");
-    callers.admit_cost(&alice, 6).expect("six of ten units");
-    callers.begin_call(&alice, None).expect("the seventh");
-    let pause = retry_after(callers.admit_cost(&alice, 6));
-    // Six units are used, six more are needed, ten fit the burst; hardly any are replenished meanwhile.
-    assert!(pause > Duration::from_millis(100) && pause <= Duration::from_millis(200), "{pause:?}");
-    callers.begin_call(&alice, None).expect("the seventh again");
-    callers.admit_cost(&alice, 4).expect("what costs less can be paid for");
-    callers.begin_call(&caller("bob"), None).expect("others pay for themselves");
+    let now = Instant::now();
+    callers.begin_call_at(&alice, None, now).expect("a unit");
+    callers.admit_cost_at(&alice, 6, now).expect("six of ten units");
+    callers.begin_call_at(&alice, None, now).expect("the seventh");
+    // Six units are used, six more are needed, and ten fit the burst.
+    assert_eq!(retry_after(callers.admit_cost_at(&alice, 6, now)), Duration::from_millis(200));
+    callers.begin_call_at(&alice, None, now).expect("the seventh again");
+    callers.admit_cost_at(&alice, 4, now).expect("what costs less can be paid for");
+    callers.begin_call_at(&caller("bob"), None, now).expect("others pay for themselves");
 }
 
 #[test]
 fn of_two_calls_that_need_all_units_one_is_admitted() {
     let (callers, alice) = (Callers::new(CallerLimits { call_rate: 10, ..UNLIMITED }), caller("alice"));
-    callers.begin_call(&alice, None).expect("the first");
-    callers.begin_call(&alice, None).expect("the second");
-    let pause = retry_after(callers.admit_cost(&alice, 10));
-    assert!(pause <= Duration::from_millis(100), "{pause:?}");
-    callers.admit_cost(&alice, 10).expect("the other has made room");
+    let now = Instant::now();
+    callers.begin_call_at(&alice, None, now).expect("the first");
+    callers.begin_call_at(&alice, None, now).expect("the second");
+    assert_eq!(retry_after(callers.admit_cost_at(&alice, 10, now)), Duration::from_millis(100));
+    callers.admit_cost_at(&alice, 10, now).expect("the other has made room");
 }
 
 #[test]
 fn any_call_of_an_idle_caller_is_admitted() {
     let (callers, alice) = (Callers::new(CallerLimits { call_rate: 2, ..UNLIMITED }), caller("alice"));
-    callers.begin_call(&alice, None).expect("a unit");
-    callers.admit_cost(&alice, 1_000).expect("the caller was idle");
-    assert!(retry_after(callers.begin_call(&alice, None)) <= Duration::from_millis(500));
+    let now = Instant::now();
+    callers.begin_call_at(&alice, None, now).expect("a unit");
+    callers.admit_cost_at(&alice, 1_000, now).expect("the caller was idle");
+    assert_eq!(retry_after(callers.begin_call_at(&alice, None, now)), Duration::from_millis(500));
 }
 
 #[test]
 fn units_charged_afterwards_delay_the_next_call() {
     let (callers, alice) = (Callers::new(CallerLimits { call_rate: 100, ..UNLIMITED }), caller("alice"));
-    callers.begin_call(&alice, None).expect("a unit");
-    callers.charge(&alice, 64);
-    callers.begin_call(&alice, None).expect("there are units left");
+    let now = Instant::now();
+    callers.begin_call_at(&alice, None, now).expect("a unit");
+    callers.charge_at(&alice, 64, now);
+    callers.begin_call_at(&alice, None, now).expect("there are units left");
     for _ in 0..3 {
-        callers.charge(&alice, u32::MAX);
+        callers.charge_at(&alice, u32::MAX, now);
     }
-    let pause = retry_after(callers.begin_call(&alice, None));
-    assert!(pause > Duration::from_secs(2) && pause < Duration::from_secs(4), "{pause:?}");
-    callers.begin_call(&caller("bob"), None).expect("others pay for themselves");
+    // 66 units, three times the burst, and one more are 367, of which 100 fit the burst.
+    assert_eq!(retry_after(callers.begin_call_at(&alice, None, now)), Duration::from_millis(2_670));
+    callers.begin_call_at(&caller("bob"), None, now).expect("others pay for themselves");
 }
 
 #[test]
@@ -82,11 +84,11 @@ fn a_slot_counts_until_it_is_dropped() {
     drop(copy);
     callers.begin_call(&alice, Some(&third)).expect("one has ended");
     drop((second, third));
-    assert_eq!(accounts(&callers), 0, "who has no call under way is forgotten");
+    assert_eq!(accounts(&callers), 0, "a caller without a call in progress is removed");
 }
 
 #[test]
-fn callers_are_forgotten_when_the_rate_has_made_up_for_their_calls() {
+fn callers_are_removed_when_the_rate_has_made_up_for_their_calls() {
     let callers = Callers::new(CallerLimits { call_rate: 1_000_000, calls: 1, streams: 1 });
     let (slot, watcher) = (CallSlot::default(), caller("watcher"));
     callers.begin_call(&caller("under way"), Some(&slot)).expect("a call");
