@@ -51,7 +51,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Workers keep attempts in ordered maps.
         .type_attribute(".trailer.dispatch.v1.Attempt", "#[derive(PartialOrd, Ord)]")
         .extern_path(".google.rpc", "::tonic_types::pb")
-        // The clients' `connect(endpoint)` would clash with the RPC `Connect`; clients are built from a channel.
+        // The clients' `connect(endpoint)` would clash with the RPC `Connect`; clients are built from a
+        // channel.
         .build_transport(false);
     let mut config = prost_build::Config::new();
     config.service_generator(Box::new(ClientsAndServers {

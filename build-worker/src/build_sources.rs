@@ -34,14 +34,14 @@ pub(crate) struct BuildSources {
     /// Set if the engine has no known flaw about directories of Git repositories.
     pub(crate) allows_git_directories: bool,
     /// Decisions by canonical reference.
-    pub(crate) decided: Mutex<BTreeMap<String, ImageDecision>>,
+    pub(crate) decisions: Mutex<BTreeMap<String, ImageDecision>>,
 }
 
 impl BuildSources {
     /// Reason why an image is missing that the requester cannot see.
     const NOT_FOUND: &str = "not found";
     /// Maximum number of references in one request to the service.
-    const ASKED_AT_ONCE: usize = 64;
+    const MAX_REFERENCES: usize = 64;
 
     /// Decides about the images that a Dockerfile names; references that are none are left to the engine.
     ///
@@ -54,13 +54,14 @@ impl BuildSources {
     ) -> Result<(), EngineError> {
         let images: Vec<String> =
             references.into_iter().filter_map(|reference| reference::canonical(&reference)).collect();
-        for images in images.chunks(Self::ASKED_AT_ONCE) {
-            self.ask(images).await?;
+        for images in images.chunks(Self::MAX_REFERENCES) {
+            self.decide_images(images).await?;
         }
         Ok(())
     }
 
-    /// Decides about the frontend that a Dockerfile names, and returns its name in the engine; `None` for the engine's own.
+    /// Decides about the frontend that a Dockerfile names, and returns its name in the engine; `None` for the
+    /// engine's own.
     ///
     /// # Errors
     ///
@@ -80,7 +81,7 @@ impl BuildSources {
         if !self.allows_frontends {
             return refused("frontends are not run, because of a flaw of the engine");
         }
-        self.ask(std::slice::from_ref(&image)).await?;
+        self.decide_images(std::slice::from_ref(&image)).await?;
         match self.decisions().get(&image) {
             Some(ImageDecision::Usable { name, .. }) => Ok(Some(name.clone())),
             Some(ImageDecision::Missing(reason)) => refused(reason),
@@ -122,7 +123,7 @@ impl BuildSources {
         }
     }
 
-    async fn ask(&self, images: &[String]) -> Result<(), EngineError> {
+    async fn decide_images(&self, images: &[String]) -> Result<(), EngineError> {
         let mut pinned = Vec::new();
         for (image, source) in images.iter().zip(self.resolve(images.to_vec()).await?) {
             let decision = match source {
@@ -157,18 +158,18 @@ impl BuildSources {
 
     /// Asks the service what references stand for, and returns its answers in their order.
     async fn resolve(&self, references: Vec<String>) -> Result<Vec<Option<Source>>, EngineError> {
-        let asked = references.len();
+        let count = references.len();
         let request = ResolveSourcesRequest { attempt: Some(self.attempt.clone()), references };
         let answer = self.service.resolve_sources(request).await.map_err(|error| {
             let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
             EngineError::Unreachable(format!(
-                "the service does not tell what the build may use: {error}{}",
+                "the service does not say what the build may use: {error}{}",
                 source.unwrap_or_default()
             ))
         })?;
         let mut sources: Vec<Option<Source>> =
             answer.sources.into_iter().map(|source| source.source).collect();
-        sources.resize(asked, None);
+        sources.resize(count, None);
         Ok(sources)
     }
 
@@ -194,10 +195,11 @@ impl BuildSources {
         })
     }
 
-    /// Decides about an image that is none of the catalogue's, and returns its digest in the registry if it is usable from there.
+    /// Decides about an image that is none of the catalogue's, and returns its digest in the registry if it
+    /// is usable from there.
     ///
-    /// One that the engine has must have come from a registry: what was loaded by hand or committed from a container is
-    /// somebody's, unless the operator says otherwise.
+    /// One that the engine has must have come from a registry: what was loaded by hand or committed from a
+    /// container is somebody's, unless the operator says otherwise.
     async fn foreign(&self, image: &str) -> Result<(ImageDecision, Option<String>), EngineError> {
         let missing = || Ok((ImageDecision::Missing(Self::NOT_FOUND.to_owned()), None));
         let name = image.to_owned();
@@ -209,7 +211,7 @@ impl BuildSources {
             return Ok((ImageDecision::Refused, None));
         }
         let repository = reference::repository(image);
-        let (asked, usable) = match held.filter(|_| !self.pull_base) {
+        let (queried, usable) = match held.filter(|_| !self.pull_base) {
             Some(held) if held.labels.contains_key(IMAGE_LABEL) => return missing(),
             Some(held) => {
                 let Some(digest) = digest_of(repository, &held) else { return missing() };
@@ -218,13 +220,13 @@ impl BuildSources {
                 if !held.is_in_containerd && !self.engine.has_credentials(image) {
                     return Ok((usable, Some(digest)));
                 }
-                // Containerd calls every image as if it came from a registry; and what the engine has may have been pulled
-                // with credentials that this build may not use.
+                // Containerd calls every image as if it came from a registry; and what the engine has may
+                // have been pulled with credentials that this build may not use.
                 (format!("{repository}@{digest}"), Some(usable))
             }
             None => (name, None),
         };
-        match self.engine.registry_digest(&asked, &self.creator).await {
+        match self.engine.registry_digest(&queried, &self.creator).await {
             // Pinned, so that the engine takes what was decided about.
             Ok(digest) => {
                 let name = format!("{repository}@{digest}");
@@ -236,7 +238,7 @@ impl BuildSources {
     }
 
     fn decisions(&self) -> MutexGuard<'_, BTreeMap<String, ImageDecision>> {
-        self.decided.lock().unwrap_or_else(PoisonError::into_inner)
+        self.decisions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -262,15 +264,15 @@ impl SourcePolicy for BuildSources {
         if self.decisions().contains_key(image) {
             return Ok(None);
         }
-        self.ask(&[image.to_owned()]).await?;
+        self.decide_images(&[image.to_owned()]).await?;
         Ok(self.decisions().get(image).cloned())
     }
 }
 
 /// Returns a registry's refusal in the words of this worker.
 ///
-/// An image that does not exist is told as one that the requester cannot see, and the answer of another server than a registry
-/// is not told at all.
+/// An image that does not exist is reported like one that the requester cannot see. The answer of a server
+/// that is no registry is not passed on.
 fn words_of(reason: &str) -> String {
     let is_missing = ["manifest unknown", "name unknown", "not found", "no such manifest"];
     if is_missing.iter().any(|words| reason.to_lowercase().contains(words)) {

@@ -9,7 +9,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use http::Uri;
-use service_runtime::{health::Question, telemetry, tls::ServerFiles};
+use service_runtime::{health::HealthCheck, telemetry, tls::ServerFiles};
 
 use crate::{
     egress::{AllowedRemote, EgressRules},
@@ -23,16 +23,16 @@ use crate::{
 #[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Cli {
     #[command(subcommand)]
-    question: Option<Asking>,
+    command: Option<HealthCommand>,
     /// Flags of the default command, for `--help` and to reject unknown flags.
     #[command(flatten)]
     _flags: Option<Config>,
 }
 
 #[derive(Debug, Subcommand)]
-enum Asking {
+enum HealthCommand {
     /// Check whether a program is serving, for health checks of containers. Exits with 0 if it is.
-    Health(Question),
+    Health(HealthCheck),
 }
 
 /// The command to run.
@@ -41,14 +41,14 @@ pub enum Command {
     /// The worker, which takes builds.
     Work(Box<Config>),
     /// A health check of a program.
-    Health(Question),
+    Health(HealthCheck),
 }
 
 impl Cli {
     /// Parses the command line; exits the process if it is invalid.
     pub fn parse_command() -> Command {
-        match Self::parse().question {
-            Some(Asking::Health(question)) => Command::Health(question),
+        match Self::parse().command {
+            Some(HealthCommand::Health(check)) => Command::Health(check),
             None => Command::Work(Box::new(Config::parse())),
         }
     }
@@ -62,13 +62,13 @@ pub struct Config {
     #[arg(long, env = "TRAILER_SERVER", default_value = "http://127.0.0.1:50051")]
     pub server: String,
 
-    /// PEM file with the certificate authorities to trust for an https --server; the system's if absent. If the service
-    /// asks for a client certificate, the worker presents --tls-cert.
+    /// PEM file with the certificate authorities to trust for an https --server; the system's if absent. If
+    /// the service asks for a client certificate, the worker presents --tls-cert.
     #[arg(long, env = "TRAILER_SERVER_CA", value_name = "FILE")]
     pub server_ca: Option<PathBuf>,
 
-    /// Allow an unencrypted --server or --listen beyond loopback. The token is not encrypted either: only for a trusted
-    /// network.
+    /// Allow an unencrypted --server or --listen beyond loopback. The token is not encrypted either: only for
+    /// a trusted network.
     #[arg(long, env = "TRAILER_ALLOW_PLAINTEXT", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_plaintext: bool,
 
@@ -99,71 +99,73 @@ pub struct Config {
     #[arg(long, env = "TRAILER_DOCKER_HOST", default_value = "unix:///var/run/docker.sock")]
     pub docker_host: String,
 
-    /// Images of registries that builds may use beside the catalogue's, such as `docker.io/library/*`. `*` stands for any
-    /// characters. Repeatable, or separated by commas.
+    /// Images of registries that builds may use beside the catalogue's, such as `docker.io/library/*`. `*`
+    /// stands for any characters. Repeatable, or separated by commas.
     #[arg(long, env = "TRAILER_ALLOW_SOURCE", value_name = "PATTERN", value_delimiter = ',', default_value = "*",
         value_parser = pattern)]
     pub allow_source: Vec<String>,
 
-    /// Images that builds may use although they came from no registry, but were loaded into the engine or made there.
-    /// `*` stands for any characters. Repeatable, or separated by commas.
+    /// Images that builds may use although they came from no registry, but were loaded into the engine or
+    /// made there. `*` stands for any characters. Repeatable, or separated by commas.
     #[arg(long, env = "TRAILER_ALLOW_LOCAL", value_name = "PATTERN", value_delimiter = ',', value_parser = pattern)]
     pub allow_local: Vec<String>,
 
-    /// Host from which ADD may fetch files and Git repositories, such as `github.com`; by default none. `*` stands for
-    /// any characters. Repeatable, or separated by commas.
+    /// Host from which ADD may fetch files and Git repositories, such as `github.com`; by default none. `*`
+    /// stands for any characters. Repeatable, or separated by commas.
     #[arg(long, env = "TRAILER_ALLOW_ADD", value_name = "HOST", value_delimiter = ',', value_parser = pattern)]
     pub allow_add: Vec<String>,
 
-    /// Images that a Dockerfile may name as its frontend (`# syntax=`), such as `registry.example/frontends/*`; by default
-    /// none. `docker/dockerfile` needs no permission: the engine's own frontend takes its place. `*` stands for any
-    /// characters. Repeatable, or separated by commas.
+    /// Images that a Dockerfile may name as its frontend (`# syntax=`), such as
+    /// `registry.example/frontends/*`; by default none. `docker/dockerfile` needs no permission: the engine's
+    /// own frontend takes its place. `*` stands for any characters. Repeatable, or separated by commas.
     #[arg(long, env = "TRAILER_ALLOW_FRONTEND", value_name = "PATTERN", value_delimiter = ',', value_parser = pattern)]
     pub allow_frontend: Vec<String>,
 
     /// Host or network that remote contexts may come from although its addresses are not public, such as
-    /// `git.corp.example` or `10.1.0.0/16`; by default none. `*` stands for any characters of a name. Repeatable, or
-    /// separated by commas.
+    /// `git.corp.example` or `10.1.0.0/16`; by default none. `*` stands for any characters of a name.
+    /// Repeatable, or separated by commas.
     #[arg(long, env = "TRAILER_ALLOW_REMOTE", value_name = "HOST-OR-NETWORK", value_delimiter = ',')]
     pub(crate) allow_remote: Vec<AllowedRemote>,
 
-    /// Parent of the control group of this worker's builds, such as `/builds.slice`. Limits set on it apply to all
-    /// builds together. Overrides dockerd's --cgroup-parent.
+    /// Parent of the control group of this worker's builds, such as `/builds.slice`. Limits set on it apply
+    /// to all builds together. Overrides dockerd's --cgroup-parent.
     #[arg(long, env = "TRAILER_CGROUP_PARENT", default_value = "", value_parser = cgroup_parent)]
     pub cgroup_parent: String,
 
-    /// Compression of image layers, if the engine keeps its images in containerd. The engine's default, gzip, if
-    /// absent; `uncompressed` and `zstd` are faster.
+    /// Compression of image layers, if the engine keeps its images in containerd. The engine's default, gzip,
+    /// if absent; `uncompressed` and `zstd` are faster.
     #[arg(long, env = "TRAILER_COMPRESSION", value_parser = ["uncompressed", "gzip", "estargz", "zstd"])]
     pub compression: Option<String>,
 
-    /// Build even if the Docker Engine is too old; for evaluation only. Builds may reach files of the engine's host,
-    /// and cancellations may not be confirmed.
+    /// Build even if the Docker Engine is too old; for evaluation only. Builds may reach files of the
+    /// engine's host, and cancellations may not be confirmed.
     #[arg(long, env = "TRAILER_ALLOW_OLD_ENGINE", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_old_engine: bool,
 
-    /// Known flaw, such as CVE-2026-33748, that is fixed in this Docker Engine despite its version. For distributions
-    /// that backport fixes; repeatable, or separated by commas.
+    /// Known flaw, such as CVE-2026-33748, that is fixed in this Docker Engine despite its version. For
+    /// distributions that backport fixes; repeatable, or separated by commas.
     #[arg(long, env = "TRAILER_ENGINE_HAS_FIX", value_name = "CVE", value_delimiter = ',',
         value_parser = clap::builder::PossibleValuesParser::new(engine_support::flaws()))]
     pub engine_has_fix: Vec<String>,
 
-    /// Directory in which the engine keeps its images, for --min-free-disk. Defaults to the engine's data directory
-    /// and, if containerd keeps the images, /var/lib/containerd.
+    /// Directory in which the engine keeps its images, for --min-free-disk. Defaults to the engine's data
+    /// directory and, if containerd keeps the images, /var/lib/containerd.
     #[arg(long, env = "TRAILER_IMAGE_DIR")]
     pub image_dir: Option<PathBuf>,
 
-    /// Docker configuration directory; need not exist. Its `config.json` holds registry credentials or names credential
-    /// helpers, and sets the proxies of builds. Defaults to `$DOCKER_CONFIG`, or else `.docker` in the home directory.
+    /// Docker configuration directory; need not exist. Its `config.json` holds registry credentials or names
+    /// credential helpers, and sets the proxies of builds. Defaults to `$DOCKER_CONFIG`, or else `.docker` in
+    /// the home directory.
     #[arg(long, env = "TRAILER_DOCKER_CONFIG")]
     pub docker_config: Option<PathBuf>,
 
-    /// Maximum size of a build's log, in bytes, with 32 more counted for each line. Of the excess only the end is kept.
+    /// Maximum size of a build's log, in bytes, with 32 more counted for each line. Of the excess only the
+    /// end is kept.
     #[arg(long, env = "TRAILER_LOG_LIMIT", default_value_t = 64 * 1024 * 1024)]
     pub log_limit: usize,
 
-    /// Directory for build contexts, and for unacknowledged events that do not fit in memory; created if missing. Defaults
-    /// to `trailer-spool-` and the worker's name in the system's temporary directory.
+    /// Directory for build contexts, and for unacknowledged events that do not fit in memory; created if
+    /// missing. Defaults to `trailer-spool-` and the worker's name in the system's temporary directory.
     #[arg(long, env = "TRAILER_SPOOL_DIR")]
     pub spool_dir: Option<PathBuf>,
 
@@ -171,13 +173,13 @@ pub struct Config {
     #[arg(long, env = "TRAILER_SPOOL_LIMIT", default_value_t = 256 * 1024 * 1024)]
     pub spool_limit: u64,
 
-    /// Minimum free disk space for the spool, and for the engine's images if on this host, in bytes. Below it no build
-    /// starts and health is NOT_SERVING.
+    /// Minimum free disk space for the spool, and for the engine's images if on this host, in bytes. Below it
+    /// no build starts and health is NOT_SERVING.
     #[arg(long, env = "TRAILER_MIN_FREE_DISK", default_value_t = 512 * 1024 * 1024)]
     pub min_free_disk: u64,
 
-    /// Interval between garbage collections of the images that this worker has made, at least 100ms. An image that a
-    /// build has replaced is collected soon after the build.
+    /// Interval between garbage collections of the images that this worker has made, at least 100ms. An image
+    /// that a build has replaced is collected soon after the build.
     #[arg(long, env = "TRAILER_COLLECT_EVERY", default_value = "1m", value_parser = humantime::parse_duration)]
     pub collect_every: Duration,
 

@@ -1,4 +1,5 @@
-//! The archives of contexts as the engine gets them: in one format, owned by root, and without what `.dockerignore` excludes.
+//! The archives of contexts as the engine gets them: in one format, owned by root, and without what
+//! `.dockerignore` excludes.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +31,7 @@ pub(crate) struct BuildFiles {
 /// The reason why an archive cannot be given to the engine.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ArchiveError {
-    /// A violation that the author of the context has to mend.
+    /// A violation that the author of the context has to fix.
     #[error("{0}")]
     Refused(String),
     #[error(transparent)]
@@ -41,7 +42,8 @@ impl Compression {
     /// Number of bytes from which a compression is recognised.
     pub(crate) const PREFIX: usize = 512;
 
-    /// Recognises a tar by the first bytes of a file; returns `None` if it is none, or compressed in another way.
+    /// Recognises a tar by the first bytes of a file; returns `None` if it is none, or compressed in another
+    /// way.
     pub(crate) fn of_tar(prefix: &[u8]) -> Option<Self> {
         const GZIP: &[u8] = &[0x1f, 0x8b];
         if prefix.starts_with(GZIP) {
@@ -99,8 +101,8 @@ pub(crate) fn build_files(tar: &mut Archive<impl Read>, path: &str) -> io::Resul
 ///
 /// # Errors
 ///
-/// Returns [`ArchiveError::Refused`] if a hard link leads to an excluded file, and [`ArchiveError::Io`] if the tar cannot be
-/// read or the result cannot be written.
+/// Returns [`ArchiveError::Refused`] if a hard link leads to an excluded file, and [`ArchiveError::Io`] if
+/// the tar cannot be read or the result cannot be written.
 pub(crate) fn write(
     tar: &mut Archive<impl Read>,
     ignore: &DockerIgnore,
@@ -218,9 +220,9 @@ mod tests {
     use super::*;
 
     /// An entry: its kind, path, target and owner.
-    type Made<'a> = (EntryType, &'a str, &'a str, u64);
+    type TestEntry<'a> = (EntryType, &'a str, &'a str, u64);
 
-    fn tar_of(entries: &[Made<'_>]) -> Vec<u8> {
+    fn tar_of(entries: &[TestEntry<'_>]) -> Vec<u8> {
         let mut tar = Builder::new(Vec::new());
         for (kind, path, target, owner) in entries {
             let mut header = Header::new_gnu();

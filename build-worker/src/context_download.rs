@@ -1,4 +1,5 @@
-//! Retrieval of build contexts; uploaded ones are fetched from the service once it responds, remote ones from their URL.
+//! Retrieval of build contexts; uploaded ones are fetched from the service once it responds, remote ones from
+//! their URL.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -39,8 +40,8 @@ pub(crate) enum FetchError {
 ///
 /// # Errors
 ///
-/// Returns [`FetchError`] if the service refuses the request, the archive is not the one that the build names, the remote
-/// context is not available, or the context cannot be packed or written to the spool.
+/// Returns [`FetchError`] if the service refuses the request, the archive is not the one that the build
+/// names, the remote context is not available, or the context cannot be packed or written to the spool.
 pub(crate) async fn context_of(
     build: &DockerBuild,
     attempt: &Attempt,

@@ -36,13 +36,13 @@ struct Findings {
 
 /// Prepares the context of a build.
 ///
-/// A Dockerfile that is given as text replaces the context's own. A context that is no tar stays as it is, because the engine
-/// recognises and unpacks more formats.
+/// A Dockerfile that is given as text replaces the context's own. A context that is no tar stays as it is,
+/// because the engine recognises and unpacks more formats.
 ///
 /// # Errors
 ///
-/// Returns [`ArchiveError::Refused`] if the context or its `.dockerignore` file violates a rule, and [`ArchiveError::Io`] if it
-/// cannot be read from or written to the spool.
+/// Returns [`ArchiveError::Refused`] if the context or its `.dockerignore` file violates a rule, and
+/// [`ArchiveError::Io`] if it cannot be read from or written to the spool.
 pub(crate) async fn prepare(
     context: Context,
     build: &DockerBuild,

@@ -1,7 +1,7 @@
 //! Client of the Docker Engine. Only this module names bollard.
 //!
-//! Builds use BuildKit's Control API; pulls, pushes, commits, tags and images use the engine's own. Each piece of work
-//! has its own connections, so that closing them ends it and leaves no session behind.
+//! Builds use BuildKit's Control API; pulls, pushes, commits, tags and images use the engine's own. Each
+//! piece of work has its own connections, so that closing them ends it and leaves no session behind.
 
 use std::collections::HashMap;
 
@@ -22,7 +22,7 @@ use tokio_util::{
 
 use self::{
     connection::{Connections, Host},
-    solve::Teller,
+    solve::EventSender,
 };
 use crate::{
     engine::{
@@ -59,8 +59,9 @@ pub(crate) struct DockerEngine {
 struct DockerWork {
     runs_processes: bool,
     cancel: CancellationToken,
-    /// Progress of the work. The channel is bounded, so that a slow reader applies backpressure to the engine.
-    told: mpsc::Receiver<Result<EngineEvent, EngineError>>,
+    /// Progress of the work. The channel is bounded, so that a slow reader applies backpressure to the
+    /// engine.
+    events: mpsc::Receiver<Result<EngineEvent, EngineError>>,
     _reader: AbortOnDropHandle<()>,
     _close: DropGuard,
 }
@@ -69,7 +70,7 @@ impl DockerEngine {
     const TIMEOUT_SECONDS: u64 = 60;
     /// Timeout of pulls, pushes and commits, in seconds; so long that only the caller limits them.
     const WORK_TIMEOUT_SECONDS: u64 = 24 * 3600;
-    const TOLD: usize = 16;
+    const EVENT_CAPACITY: usize = 16;
     /// Maximum number of attempts to list images, which fails if an image is removed meanwhile.
     const LIST_TRIES: u32 = 3;
     /// A reference that no image has; looking it up shows whether the image store works.
@@ -88,7 +89,7 @@ impl DockerEngine {
         Ok(Self { docker, connections, docker_config })
     }
 
-    /// Reports whether the engine's processes run on this host, as far as the address tells.
+    /// Reports whether the engine's processes run on this host, as far as its address shows.
     pub(crate) fn is_local(&self) -> bool {
         matches!(self.connections.host(), Host::Unix(_))
     }
@@ -98,18 +99,18 @@ impl DockerEngine {
         connections: Connections,
         cancel: CancellationToken,
         runs_processes: bool,
-        work: impl FnOnce(Teller) -> F,
+        work: impl FnOnce(EventSender) -> F,
     ) -> Box<dyn RunningWork>
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let (tell, told) = mpsc::channel(Self::TOLD);
+        let (sender, events) = mpsc::channel(Self::EVENT_CAPACITY);
         Box::new(DockerWork {
             runs_processes,
             cancel,
-            _reader: AbortOnDropHandle::new(tokio::spawn(work(tell))),
+            _reader: AbortOnDropHandle::new(tokio::spawn(work(sender))),
             _close: connections.closed().clone().drop_guard(),
-            told,
+            events,
         })
     }
 
@@ -126,7 +127,8 @@ impl DockerEngine {
 
     /// Returns the size of an image on the engine's disk, in bytes.
     ///
-    /// Inspecting an image reports less if containerd stores it, so its size is then taken from the list of images.
+    /// Inspecting an image reports less if containerd stores it, so its size is then taken from the list of
+    /// images.
     async fn size(&self, name: &str, image: &ImageInspect) -> Result<i64, EngineError> {
         let inspected = image.size.unwrap_or(0);
         if has_graph_driver(image) {
@@ -179,14 +181,14 @@ impl Engine for DockerEngine {
         let cancel = CancellationToken::new();
         let work = {
             let (connections, cancel) = (connections.clone(), cancel.clone());
-            async move |tell: Teller| {
-                let last = match engine.build_image(&connections, &order, &cancel, &tell).await {
+            async move |events: EventSender| {
+                let last = match engine.build_image(&connections, &order, &cancel, &events).await {
                     Ok(None) => return,
                     Ok(Some(built)) => Ok(EngineEvent::Built(built)),
                     Err(error) => Err(error),
                 };
                 // The receiver may be gone.
-                let _ = tell.send(last).await;
+                let _ = events.send(last).await;
             }
         };
         Ok(Self::run(connections, cancel, true, work))
@@ -304,7 +306,7 @@ impl Engine for DockerEngine {
 #[tonic::async_trait]
 impl RunningWork for DockerWork {
     async fn next(&mut self) -> Option<Result<EngineEvent, EngineError>> {
-        self.told.recv().await
+        self.events.recv().await
     }
 
     fn runs_processes(&self) -> bool {

@@ -1,4 +1,4 @@
-//! Dockerfiles, as far as they tell before a build what it will do.
+//! Dockerfiles, as far as they show before a build what it will do.
 
 use std::collections::{BTreeSet, HashMap};
 

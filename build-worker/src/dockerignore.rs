@@ -1,7 +1,7 @@
 //! `.dockerignore` files: which paths of a context the engine does not get.
 //!
-//! The rules are those of docker's `patternmatcher`: Go's `filepath.Match` with `**`, exceptions, and the last matching line
-//! wins.
+//! The rules are those of docker's `patternmatcher`: Go's `filepath.Match` with `**`, exceptions, and the
+//! last matching line wins.
 
 use std::fmt::Write;
 

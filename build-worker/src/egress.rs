@@ -1,7 +1,7 @@
 //! Connections to the network for remote contexts: no address is connected to before it was checked.
 //!
-//! A name is resolved here, and the connection goes to the very address that was checked. `git` gets connections from a
-//! [`proxy`], so that redirects and submodules meet the same check.
+//! A name is resolved here, and the connection goes to the very address that was checked. `git` gets
+//! connections from a [`proxy`], so that redirects and submodules meet the same check.
 
 use std::{
     io,
@@ -118,7 +118,7 @@ impl Egress {
         Err(Obstacle::TooLarge)
     }
 
-    /// Keeps the most telling obstacle, for the error of the fetch.
+    /// Keeps the most specific obstacle, for the error of the fetch.
     fn remember(&self, obstacle: Obstacle) {
         let mut known = self.obstacle.lock().unwrap_or_else(PoisonError::into_inner);
         if known.as_ref().is_none_or(|known| known.weight() < obstacle.weight()) {

@@ -24,38 +24,75 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     async fn info(&self) -> Result<EngineInfo, EngineError>;
 
     /// Starts a build.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the build cannot be started. Later errors come from [`RunningWork::next`].
     fn build(&self, order: BuildOrder) -> Result<Box<dyn RunningWork>, EngineError>;
 
     /// Starts a pull of a reference with a digest, which sets no tag. Its progress calls the image `name`.
     ///
     /// Pulls, pushes and lookups use the credentials that builds of the creator's images may use.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the pull cannot be started. Later errors come from [`RunningWork::next`].
     fn pull(&self, name: &str, pinned: &str, creator: &str) -> Result<Box<dyn RunningWork>, EngineError>;
 
     /// Starts a push of the image with this name.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the push cannot be started. Later errors come from [`RunningWork::next`].
     fn push(&self, reference: &str, creator: &str) -> Result<Box<dyn RunningWork>, EngineError>;
 
     /// Returns the digest that the registry has for a reference.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`EngineError::Refused`] if the registry denies access or does not have the reference,
+    /// [`EngineError::Unreachable`] if the registry cannot be reached or a source of credentials is
+    /// unavailable, and [`EngineError::Broken`] if the engine does not work or reports no digest.
     async fn registry_digest(&self, reference: &str, creator: &str) -> Result<String, EngineError>;
 
     /// Reports whether there are credentials for the repository of a reference, whoever may use them.
     fn has_credentials(&self, reference: &str) -> bool;
 
     /// Adds a name, `repository:tag`, to an image.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`EngineError::Refused`] if there is no such image or the name is invalid, and
+    /// [`EngineError::Broken`] if the engine does not work.
     async fn tag(&self, image: &str, name: &str) -> Result<(), EngineError>;
 
     /// Removes a name from its image, and the image itself if that was its last name.
     ///
     /// Succeeds if there is no such name.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`EngineError::Refused`] if the engine keeps the image, for example because a container uses
+    /// it, and [`EngineError::Broken`] if the engine does not work.
     async fn untag(&self, name: &str) -> Result<(), EngineError>;
 
     /// Returns the labels of a container, or `None` if there is no such container.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the engine cannot inspect the container.
     async fn container_labels(&self, container: &str)
     -> Result<Option<HashMap<String, String>>, EngineError>;
 
     /// Commits a container to an image with this name and returns the image's ID.
     ///
-    /// The image has these labels in addition to the container's. The container is paused meanwhile, and resumes even
-    /// if the caller goes away.
+    /// The image has these labels in addition to the container's. The container is paused meanwhile, and
+    /// resumes even if the caller goes away.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`EngineError::Refused`] if there is no such container or the engine refuses to commit it, and
+    /// [`EngineError::Broken`] if the engine does not work.
     async fn commit(
         &self,
         container: &str,
@@ -64,17 +101,34 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     ) -> Result<String, EngineError>;
 
     /// Returns the images that have all of these labels.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the engine cannot list its images.
     async fn labelled(&self, labels: &[(&str, &str)]) -> Result<Vec<LabelledImage>, EngineError>;
 
-    /// Returns the names, `repository:tag`, whose repositories match a pattern, in which `*` is anything but a slash.
+    /// Returns the names, `repository:tag`, whose repositories match a pattern, in which `*` is anything but
+    /// a slash.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the engine cannot list its images.
     async fn names(&self, pattern: &str) -> Result<Vec<String>, EngineError>;
 
     /// Removes the image with this ID, including its name, and reports whether it is gone.
     ///
     /// An image with names in several repositories, or in use by a container, is kept.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the engine fails to remove the image for another reason.
     async fn remove(&self, id: &str) -> Result<bool, EngineError>;
 
     /// Returns the image with this name or ID.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the engine cannot inspect the image.
     async fn image(&self, name: &str) -> Result<Option<EngineImage>, EngineError>;
 }
 
@@ -84,6 +138,10 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
 #[tonic::async_trait]
 pub(crate) trait RunningWork: fmt::Debug + Send {
     /// Returns the engine's next message, or `None` once the work has ended. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error that the work failed with, after which no more messages come.
     async fn next(&mut self) -> Option<Result<EngineEvent, EngineError>>;
 
     /// Reports whether its steps are processes on the engine's host.
@@ -125,7 +183,8 @@ pub(crate) enum ImageDecision {
     Usable {
         /// Canonical reference.
         name: String,
-        /// ID of the image in the engine, if the engine has it; engines may append it to the name as a digest.
+        /// ID of the image in the engine, if the engine has it; engines may append it to the name as a
+        /// digest.
         id: Option<String>,
     },
     /// No such image exists for the requester, for this reason.
@@ -167,7 +226,8 @@ pub(crate) struct BuildOrder {
     pub(crate) labels: HashMap<String, String>,
     /// Values of `ARG` instructions.
     pub(crate) build_args: HashMap<String, String>,
-    /// Image that is run as the frontend, by the name that was decided about; the engine's own frontend if `None`.
+    /// Image that is run as the frontend, by the name that was decided about; the engine's own frontend if
+    /// `None`.
     pub(crate) frontend: Option<String>,
     /// Stage to build; the last one if empty.
     pub(crate) target: String,

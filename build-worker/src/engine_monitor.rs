@@ -43,7 +43,7 @@ impl EngineMonitor {
 
     /// Marks the engine as suspect after a failure that may be its fault.
     ///
-    /// It does not count as responding until it has been asked.
+    /// It does not count as responding until it has been probed.
     pub(crate) fn suspect(&self) {
         self.answers.store(false, Ordering::Release);
         self.suspected.notify_one();
@@ -64,8 +64,8 @@ impl EngineMonitor {
         }
     }
 
-    /// Asks the engine and its image store, and reports whether both respond in time.
-    pub(crate) async fn ask(&self, engine: &dyn Engine) -> bool {
+    /// Probes the engine and its image store, and reports whether both respond in time.
+    pub(crate) async fn probe(&self, engine: &dyn Engine) -> bool {
         match tokio::time::timeout(Self::TIMEOUT, engine.info()).await {
             Ok(Ok(info)) => {
                 self.info.send_if_modified(|known| {
@@ -83,7 +83,7 @@ impl EngineMonitor {
         }
     }
 
-    /// Asks the engine whenever it is suspect, until it responds and its orphans have ended.
+    /// Probes the engine whenever it is suspect, until it responds and its orphans have ended.
     pub(crate) async fn run(&self, engine: &dyn Engine, processes: impl Fn() -> Option<StepProcesses>) {
         let end_orphans = async || {
             if let Some(processes) = processes() {
@@ -93,7 +93,7 @@ impl EngineMonitor {
         loop {
             self.suspected.notified().await;
             let mut was_away = false;
-            while !self.ask(engine).await {
+            while !self.probe(engine).await {
                 if !was_away {
                     tracing::warn!(
                         "the Docker Engine or its image store does not respond; no build starts meanwhile"

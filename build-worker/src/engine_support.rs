@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_tell_what_an_engine_is_good_for() {
+    fn versions_decide_what_an_engine_is_good_for() {
         let both = ["CVE-2026-33747".to_owned(), "CVE-2026-33748".to_owned()];
         for (version, is_supported, withheld) in [
             ("20.10.24+dfsg1", false, &both[..]),

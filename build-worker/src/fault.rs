@@ -1,8 +1,8 @@
 //! Attribution of engine errors: one table for builds, base images, contexts, pulls and pushes.
 //!
-//! Engines and `git` pass on as text what registries, servers and their own parts have reported, so most errors can only be
-//! told apart by their words. An error about a system that is unreachable or busy is worth a retry and says nothing
-//! about the engine.
+//! Engines and `git` pass on as text what registries, servers and their own parts have reported, so most
+//! errors can only be distinguished by their words. An error about a system that is unreachable or busy is worth
+//! a retry and says nothing about the engine.
 
 /// The party that has to act on an error.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -90,10 +90,10 @@ const REFUSED: [&str; 9] = [
 ];
 
 impl Fault {
-    /// Attributes an error by its message; returns `None` if its words do not tell.
+    /// Attributes an error by its message; returns `None` if its words do not show it.
     pub(crate) fn of_message(message: &str) -> Option<Self> {
-        // The message quotes the step's command, which may contain any phrase. A process that is killed for its memory
-        // use has no exit code.
+        // The message quotes the step's command, which may contain any phrase. A process that is killed for
+        // its memory use has no exit code.
         if message.contains("process \"") && message.contains("\" did not complete successfully: ") {
             return Some(Self::User);
         }
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_of_engines_tell_whose_fault_it_is() {
+    fn words_of_engines_show_whose_fault_it_is() {
         for (message, expected) in [
             (r#"process "/bin/sh -c false" did not complete successfully: exit code: 1"#, Some(Fault::User)),
             (

@@ -35,10 +35,10 @@ impl Health {
     /// Checks the engine and the disks periodically; updates readiness and the health service.
     pub(crate) async fn watch(&self, readiness: &Readiness) {
         let mut served = None;
-        let mut told = None;
+        let mut logged = None;
         loop {
-            // While the engine is suspect, `EngineMonitor::run` asks it.
-            if readiness.engine.answers() && !readiness.engine.ask(self.engine.as_ref()).await {
+            // While the engine is suspect, `EngineMonitor::run` probes it.
+            if readiness.engine.answers() && !readiness.engine.probe(self.engine.as_ref()).await {
                 readiness.engine.suspect();
             }
             let directories = self.directories(&readiness.engine_info().borrow());
@@ -53,9 +53,9 @@ impl Health {
                 }
             }
             let support = readiness.support();
-            if told.as_ref() != Some(&support) {
+            if logged.as_ref() != Some(&support) {
                 support.log();
-                told = Some(support.clone());
+                logged = Some(support.clone());
             }
             let serves = readiness.can_work() && support.unsupported.is_none();
             if served != Some(serves) {
@@ -74,8 +74,8 @@ impl Health {
             Some(images) => directories.push(images.clone()),
             None if self.is_local => {
                 directories.push(PathBuf::from(&engine.root));
-                // The engine does not report where its containerd keeps the images; a containerd of its own keeps them
-                // below its root.
+                // The engine does not report where its containerd keeps the images; a containerd of its own
+                // keeps them below its root.
                 if engine.has_containerd_store {
                     directories.push(PathBuf::from(Self::CONTAINERD));
                 }

@@ -1,12 +1,13 @@
 //! Garbage collection of this worker's images that neither a record nor a container needs any more.
 //!
-//! The service decides which images are needed, but it knows only what was reported about a build. Therefore no image
-//! of a record is removed while one of its builds runs here, and no such build starts between the service's answer and
-//! the removal.
+//! The service decides which images are needed, but it knows only what was reported about a build. Therefore
+//! no image of a record is removed while one of its builds runs here, and no such build starts between the
+//! service's answer and the removal.
 //!
-//! When a build ends, the previous image of its record may become unused. Soon afterwards the service is asked about
-//! that image alone, because there may be thousands of others; all images, and all names of artifacts, are checked
-//! periodically. An image that was pulled only loses its name: whoever else pulled it may need it.
+//! When a build ends, the previous image of its record may become unused. Soon afterwards the service is
+//! asked about that image alone, because there may be thousands of others; all images, and all names of
+//! artifacts, are checked periodically. An image that was pulled only loses its name: whoever else pulled it
+//! may need it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -144,8 +145,8 @@ impl ImageGc {
                 looked_at_all = begun;
             }
             let catalogue = self.catalogue();
-            // A service of an earlier version gives no catalogue ID. The replaced images may be covered by a full
-            // collection.
+            // A service of an earlier version gives no catalogue ID. The replaced images may be covered by a
+            // full collection.
             if catalogue.is_empty() || replaced.as_ref().is_some_and(BTreeSet::is_empty) {
                 continue;
             }

@@ -109,8 +109,8 @@ impl Job {
             Err(Ended::Elsewhere { reason, base }) => {
                 Some(Event::HandedBack(HandedBack { reason, base: Some(base) }))
             }
-            Err(Ended::Failed { failed, doubts_engine }) => {
-                if doubts_engine {
+            Err(Ended::Failed { failed, suspects_engine }) => {
+                if suspects_engine {
                     // This comes before the report, upon which the service reassigns the build.
                     self.readiness.engine.suspect();
                 }
@@ -125,7 +125,7 @@ impl Job {
             }
         };
         if rest.left.is_none() {
-            self.steps.forget(&self.name());
+            self.steps.remove(&self.name());
         }
         match event {
             Some(event) => self.outbox.push(None, event).await,
@@ -135,7 +135,7 @@ impl Job {
         rest
     }
 
-    /// Returns the report on an attempt that was told to stop.
+    /// Returns the report on an attempt whose stop was requested.
     fn stopped(&self, stop: &Stop, output: &Output) -> Option<Event> {
         let has_ended = !matches!(stop, Stop::Failed(_));
         match self.control.reason.get() {
@@ -209,7 +209,7 @@ impl Job {
                     () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
                     build = self.start(order, context) => build?,
                 };
-                let built = self.follow(build, output).await?.ok_or_else(|| {
+                let built = self.relay_progress(build, output).await?.ok_or_else(|| {
                     Ended::by_broken_engine("the engine ended the build without an image".to_owned())
                 })?;
                 self.outbox.push(None, Event::Built(Built {})).await;
@@ -242,7 +242,8 @@ impl Job {
             biased;
             () = self.control.granted.cancelled() => Ok(()),
             () = self.control.stop.cancelled() => {
-                // A finished build need not be repeated because the worker terminates: its grant is on the way.
+                // A finished build need not be repeated because the worker terminates: its grant is on the
+                // way.
                 let wanted = self.control.reason.get() == Some(&StopReason::HandBack);
                 let granted = tokio::time::timeout(Self::LAST_GRANT, self.control.granted.cancelled());
                 if wanted && granted.await.is_ok() { Ok(()) } else { Err(Ended::Stopped(Stop::Confirmed)) }

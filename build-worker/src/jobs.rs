@@ -54,17 +54,18 @@ impl Held {
 }
 
 impl Entry {
-    /// Runs the job of this entry once the record's lock and a slot are free, and returns the image that it has replaced,
-    /// by the engine's image ID.
+    /// Runs the job of this entry once the record's lock and a slot are free, and returns the image that it
+    /// has replaced, by the engine's image ID.
     ///
-    /// The entry is removed when every report is durable; the slot and the lock are kept until the work has stopped.
+    /// The entry is removed when every report is durable; the slot and the lock are kept until the work has
+    /// stopped.
     pub(crate) async fn run(self, job: &Job, slots: &Semaphore, records: &Records) -> Option<String> {
         let may_begin = async {
             let at_work = records.lock_shared(&job.assignment.image_id).await;
             // The semaphore is never closed.
             (at_work, slots.acquire().await.ok())
         };
-        // A job that is told to stop while it waits ends as soon as it starts.
+        // A job whose stop is requested while it waits ends as soon as it starts.
         let _begun = tokio::select! {
             biased;
             () = job.control.stopping() => None,
@@ -112,8 +113,8 @@ impl Jobs {
 
     /// Fences an attempt that the service still wants.
     ///
-    /// The connection has to end, so that the next one starts without the attempt: then the service queues the build
-    /// again.
+    /// The connection has to end, so that the next one starts without the attempt: then the service queues
+    /// the build again.
     pub(crate) fn give_up(&self, attempt: &Attempt) {
         if let Some(held) = self.held().get(attempt) {
             held.fence();

@@ -1,7 +1,7 @@
 //! Lease of the worker: the time that it may go on without the service.
 //!
-//! The worker counts it by its monotonic clock from the sending of the last acknowledged heartbeat, so that the service
-//! never counts less.
+//! The worker counts it by its monotonic clock from the sending of the last acknowledged heartbeat, so that
+//! the service never counts less.
 
 use std::time::Duration;
 

@@ -4,14 +4,14 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use build_worker::{Cli, Command, Config, PROGRAM};
-use service_runtime::{health::Question, telemetry::Telemetry};
+use service_runtime::{health::HealthCheck, telemetry::Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
     let done = match Cli::parse_command() {
         Command::Work(config) => work(*config),
-        Command::Health(question) => health(&question),
+        Command::Health(check) => health(&check),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -44,6 +44,6 @@ async fn work(config: Config) -> anyhow::Result<()> {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn health(question: &Question) -> anyhow::Result<()> {
-    question.ask().await
+async fn health(check: &HealthCheck) -> anyhow::Result<()> {
+    check.run().await
 }

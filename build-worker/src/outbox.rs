@@ -48,7 +48,7 @@ pub(crate) struct Settings {
 
 /// The error of a service that needs discarded reports: the attempt cannot be reported to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Forgotten;
+pub(crate) struct EventsDiscarded;
 
 /// The error of a spool that cannot be read back: the attempt cannot be reported to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,23 +115,24 @@ impl Outbox {
 
     /// Discards the events up to `sequence`, which are durable.
     ///
-    /// An acknowledgement of nothing new means that the service has missed a report: the events are sent again.
+    /// An acknowledgement of nothing new means that the service has missed a report: the events are sent
+    /// again.
     ///
     /// # Errors
     ///
-    /// Returns [`Forgotten`] if the service lacks events that were durable once: it has been restored from a backup, or
-    /// a later acknowledgement has overtaken this one.
-    pub(crate) fn acknowledge(&self, sequence: i64) -> Result<(), Forgotten> {
+    /// Returns [`EventsDiscarded`] if the service lacks events that were durable once: it has been restored
+    /// from a backup, or a later acknowledgement has overtaken this one.
+    pub(crate) fn acknowledge(&self, sequence: i64) -> Result<(), EventsDiscarded> {
         let mut state = self.state();
         let backlog = &mut state.backlog;
         if sequence + 1 < backlog.first_sequence() {
-            return Err(Forgotten);
+            return Err(EventsDiscarded);
         }
         if sequence < backlog.first_sequence() && backlog.has_sent() {
             backlog.unsend();
         }
-        backlog.forget_until(sequence);
-        self.moved(&state);
+        backlog.discard_until(sequence);
+        self.wake_waiters(&state);
         Ok(())
     }
 
@@ -139,8 +140,8 @@ impl Outbox {
     ///
     /// # Errors
     ///
-    /// Returns [`Forgotten`] under the conditions of [`Self::acknowledge`].
-    pub(crate) fn rewind(&self, acknowledged: i64) -> Result<(), Forgotten> {
+    /// Returns [`EventsDiscarded`] under the conditions of [`Self::acknowledge`].
+    pub(crate) fn rewind(&self, acknowledged: i64) -> Result<(), EventsDiscarded> {
         self.acknowledge(acknowledged)?;
         self.state().backlog.unsend();
         self.ready.notify_one();
@@ -152,7 +153,7 @@ impl Outbox {
         let mut state = self.state();
         state.dropped = true;
         state.backlog.clear();
-        self.moved(&state);
+        self.wake_waiters(&state);
     }
 
     /// Reports whether the attempt was dropped.
@@ -173,8 +174,8 @@ impl Outbox {
 
     /// Moves events to the spool and back for as long as the job's task polls it.
     ///
-    /// Returns when the spool cannot be read back. Events stay in memory until they are written completely, so a spool
-    /// that fails is like one that is full.
+    /// Returns when the spool cannot be read back. Events stay in memory until they are written completely,
+    /// so a spool that fails is like one that is full.
     pub(crate) async fn serve_spool(&self) -> Unreadable {
         let mut file: Option<Box<dyn SpoolFile>> = None;
         let mut rests_until = None;
@@ -206,7 +207,7 @@ impl Outbox {
                     }
                     let mut state = self.state();
                     state.backlog.stored(stored.is_ok());
-                    self.moved(&state);
+                    self.wake_waiters(&state);
                 }
                 None => {
                     let rested = async {
@@ -230,7 +231,7 @@ impl Outbox {
         let bytes = file.read(batch.offset, batch.length).await?;
         let mut state = self.state();
         let fetched = state.backlog.fetched(batch, &bytes);
-        self.moved(&state);
+        self.wake_waiters(&state);
         fetched.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not what was written"))
     }
 
@@ -247,8 +248,8 @@ impl Outbox {
         file.write(offset, bytes).await
     }
 
-    /// Wakes all tasks that wait for events to move on.
-    fn moved(&self, state: &State) {
+    /// Wakes all tasks that wait for a change of the backlog.
+    fn wake_waiters(&self, state: &State) {
         if state.backlog.has_room() {
             self.room.notify_waiters();
         }

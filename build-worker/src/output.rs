@@ -1,7 +1,7 @@
 //! Output of a build: converts the engine's progress to events.
 //!
-//! Steps are numbered as the engine announces them; bytes become lines, and pieces of lines that have no end for some
-//! time; a log over its limit keeps its beginning and its end, with a gap reported between them.
+//! Steps are numbered as the engine announces them; bytes become lines, and pieces of lines that have no end
+//! for some time; a log over its limit keeps its beginning and its end, with a gap reported between them.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -182,7 +182,8 @@ impl Output {
 
     /// Returns the step that failed, if there is one.
     ///
-    /// When a step fails, the engine cancels the steps beside it. These count only if no other step has failed.
+    /// When a step fails, the engine cancels the steps beside it. These count only if no other step has
+    /// failed.
     pub(crate) fn failed_step(&self) -> Option<FailedStep> {
         let failed = || self.steps.iter().filter(|step| step.state == StepState::Failed);
         let step =
@@ -196,7 +197,8 @@ impl Output {
         self.interrupted = running.min_by_key(|(_, step)| order(step.started_at)).map(|(step, _)| step);
     }
 
-    /// Returns the step that was running when the work was stopped, or that the stop made fail, if there is one.
+    /// Returns the step that was running when the work was stopped, or that the stop made fail, if there is
+    /// one.
     pub(crate) fn interrupted_step(&self) -> Option<FailedStep> {
         self.interrupted.map(|step| self.steps[step].failure()).or_else(|| self.failed_step())
     }
@@ -237,8 +239,8 @@ impl Output {
         if known.state == state || (is_over(known.state) && state != StepState::Failed) {
             return;
         }
-        // An unfinished line may continue after the end of its step: the engine reports the end before the rest of the
-        // output.
+        // An unfinished line may continue after the end of its step: the engine reports the end before the
+        // rest of the output.
         known.state = state;
         known.error.clone_from(&error);
         let event = Step { index: number(step), name: known.name.clone(), state: state.into(), error };

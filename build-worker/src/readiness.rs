@@ -19,11 +19,11 @@ pub(crate) struct Readiness {
     pub(crate) engine: EngineMonitor,
     exceptions: Exceptions,
     disk_full: AtomicBool,
-    /// Number of builds that go on although they were told to stop.
+    /// Number of builds that continue after their stop was requested.
     unconfirmed_stops: AtomicUsize,
 }
 
-/// A build that goes on although it was told to stop; no other build starts meanwhile.
+/// A build that continues after its stop was requested; no other build starts meanwhile.
 #[derive(Debug)]
 pub(crate) struct UnconfirmedStop(Arc<Readiness>);
 

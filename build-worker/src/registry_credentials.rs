@@ -1,8 +1,8 @@
 //! Docker configuration directory: registry credentials and the proxies of builds.
 //!
-//! The credentials are those that `docker login` and credential helpers keep, and are found as the docker command finds
-//! them. In addition, an entry for a path of a registry applies to the repositories below that path alone, and a member
-//! `trailer`, which docker ignores, says which creators of images may use an entry.
+//! The credentials are those that `docker login` and credential helpers keep, and are found as the docker
+//! command finds them. In addition, an entry for a path of a registry applies to the repositories below that
+//! path alone, and a member `trailer`, which docker ignores, says which creators of images may use an entry.
 
 use std::{
     collections::HashMap,
@@ -51,7 +51,7 @@ pub(crate) enum Credentials {
 /// The reason why there are no credentials, in a text without secrets.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum CredentialsError {
-    /// Credentials that the operator of the worker has to mend.
+    /// Credentials that the operator of the worker has to fix.
     #[error("the credentials for {registry}: {reason}")]
     Unavailable { registry: String, reason: String },
     /// Images for which an engine that asks by host cannot be given credentials.
@@ -69,7 +69,8 @@ impl DockerConfig {
         Self { directory, helpers: Helpers::default(), logged: Arc::default() }
     }
 
-    /// Returns the credentials for the repository of a reference, or `None` if the creator of an image may use none.
+    /// Returns the credentials for the repository of a reference, or `None` if the creator of an image may
+    /// use none.
     ///
     /// May run a credential helper, which dropping the future ends. A failure is logged.
     ///
@@ -84,14 +85,15 @@ impl DockerConfig {
         self.common_credentials(&[reference], creator).await
     }
 
-    /// Returns the credentials that the repositories of all these references on one registry share, or `None`.
+    /// Returns the credentials that the repositories of all these references on one registry share, or
+    /// `None`.
     ///
     /// Otherwise like [`Self::credentials`].
     ///
     /// # Errors
     ///
-    /// Returns [`CredentialsError::Ambiguous`] if the credentials for the repositories differ, or only some have any;
-    /// and [`CredentialsError::Unavailable`] as [`Self::credentials`] does.
+    /// Returns [`CredentialsError::Ambiguous`] if the credentials for the repositories differ, or only some
+    /// have any; and [`CredentialsError::Unavailable`] as [`Self::credentials`] does.
     pub(crate) async fn common_credentials(
         &self,
         references: &[&str],
@@ -118,7 +120,8 @@ impl DockerConfig {
         }
     }
 
-    /// Reports whether there are credentials for the repository of a reference, whoever may use them; true if that is unknown.
+    /// Reports whether there are credentials for the repository of a reference, whoever may use them; true if
+    /// that is unknown.
     pub(crate) fn covers(&self, reference: &str) -> bool {
         let (host, path) = reference::host_and_path(reference);
         self.config().map_or(true, |config| config.covers(host, &path))

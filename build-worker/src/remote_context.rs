@@ -1,7 +1,8 @@
 //! Remote contexts: a Git repository with its submodules, or a file of a web server, fetched by the worker.
 //!
-//! The engine would reach whatever its host reaches, and knows a checkout by its commit alone, whoever may read it. So the
-//! worker checks every connection (see [`crate::egress`]), keeps nothing between two fetches, and uploads the result.
+//! The engine would reach whatever its host reaches, and knows a checkout by its commit alone, whoever may
+//! read it. So the worker checks every connection (see [`crate::egress`]), keeps nothing between two fetches,
+//! and uploads the result.
 
 use std::{
     io,
@@ -54,7 +55,8 @@ impl RemoteContexts {
     /// Maximum duration of a fetch.
     const LIMIT: Duration = Duration::from_secs(60 * 60);
 
-    /// Creates a source that keeps its checkouts in `directory`, after it has removed those of killed workers.
+    /// Creates a source that keeps its checkouts in `directory`, after it has removed those of killed
+    /// workers.
     pub(crate) async fn open(directory: PathBuf, rules: EgressRules) -> Self {
         let has_git = Git::is_installed().await;
         if !has_git {
@@ -81,7 +83,8 @@ impl RemoteContexts {
     ///
     /// # Errors
     ///
-    /// Returns [`RemoteError`] if the URL is invalid, or the context cannot be fetched or written to the spool.
+    /// Returns [`RemoteError`] if the URL is invalid, or the context cannot be fetched or written to the
+    /// spool.
     pub(crate) async fn fetch(&self, url: &str, spool: &dyn Spool) -> Result<LargeContext, RemoteError> {
         let location = Location::parse(url)?;
         let fetching = Box::pin(self.fetch_from(location, spool));

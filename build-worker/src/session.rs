@@ -15,7 +15,7 @@ use tokio::{
 use crate::{
     job::StopReason,
     jobs::Held,
-    outbox::Forgotten,
+    outbox::EventsDiscarded,
     service_client::{Responses, ServiceError},
     worker::Worker,
 };
@@ -41,7 +41,7 @@ pub(crate) enum SessionError {
     #[error("the service did not start with a welcome")]
     NoWelcome,
     #[error("the service requests reports that it has acknowledged")]
-    Forgotten,
+    EventsDiscarded,
 }
 
 /// A connection after its welcome.
@@ -53,7 +53,7 @@ struct Session<'a> {
     /// Unacknowledged heartbeats, and the times at which they were sent.
     sent: VecDeque<(i64, Instant)>,
     heartbeats: i64,
-    heard: Instant,
+    last_message_at: Instant,
 }
 
 /// Connects once and serves until the connection ends.
@@ -91,18 +91,18 @@ pub(crate) async fn connect(worker: &Worker, welcomed: impl FnOnce()) -> Result<
             .unwrap_or(HEARTBEAT_INTERVAL),
         sent: VecDeque::new(),
         heartbeats: 0,
-        heard: said_hello,
+        last_message_at: said_hello,
     };
     worker.image_gc.set_catalogue(welcome.catalogue_id.clone());
     tracing::info!(session = welcome.session_id, "connected to image-service");
     worker.sweep().await;
-    session.take_up(welcome)?;
+    session.resume(welcome)?;
     session.serve().await
 }
 
 impl Session<'_> {
     /// Continues the attempts that the service keeps, and fences those that it drops.
-    fn take_up(&self, welcome: Welcome) -> Result<(), SessionError> {
+    fn resume(&self, welcome: Welcome) -> Result<(), SessionError> {
         for attempt in welcome.drop {
             self.worker.fence(&attempt);
         }
@@ -112,7 +112,7 @@ impl Session<'_> {
             };
             held.outbox
                 .rewind(kept.acknowledged_sequence)
-                .map_err(|Forgotten| self.give_up(kept.attempt.as_ref()))?;
+                .map_err(|EventsDiscarded| self.give_up(kept.attempt.as_ref()))?;
             if kept.publish_granted {
                 held.control.grant_publish();
             }
@@ -134,7 +134,7 @@ impl Session<'_> {
             );
             self.worker.give_up(attempt);
         }
-        SessionError::Forgotten
+        SessionError::EventsDiscarded
     }
 
     async fn serve(&mut self) -> Result<(), SessionError> {
@@ -148,7 +148,7 @@ impl Session<'_> {
                 biased;
                 response = self.responses.next() => {
                     let response = response.ok_or(SessionError::Closed)??;
-                    self.heard = Instant::now();
+                    self.last_message_at = Instant::now();
                     self.take(response)?;
                 }
                 _ = heartbeat.tick() => {
@@ -185,9 +185,11 @@ impl Session<'_> {
             Some(FromService::Assignment(assignment)) => self.worker.accept(assignment),
             Some(FromService::ReportAck(ack)) => {
                 if let Some(held) = self.held(ack.attempt.as_ref()) {
-                    // A late acknowledgement of an earlier connection looks the same. The next welcome tells them
-                    // apart.
-                    held.outbox.acknowledge(ack.sequence).map_err(|Forgotten| SessionError::Forgotten)?;
+                    // A late acknowledgement of an earlier connection looks the same. The next welcome
+                    // distinguishes them.
+                    held.outbox
+                        .acknowledge(ack.sequence)
+                        .map_err(|EventsDiscarded| SessionError::EventsDiscarded)?;
                 }
             }
             Some(FromService::PublishGrant(grant)) => {
@@ -218,7 +220,7 @@ impl Session<'_> {
     }
 
     fn require_life(&self) -> Result<(), SessionError> {
-        let is_silent = self.heard.elapsed() > SILENCE.max(self.heartbeat_interval * 3);
+        let is_silent = self.last_message_at.elapsed() > SILENCE.max(self.heartbeat_interval * 3);
         if is_silent { Err(SessionError::Silent) } else { Ok(()) }
     }
 

@@ -13,6 +13,10 @@ mod disk;
 /// A source of files, one for each attempt that needs one.
 pub(crate) trait Spool: Debug + Send + Sync {
     /// Creates an empty file.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the file cannot be created, for example because the disk is full.
     fn create(&self) -> BoxFuture<'_, io::Result<Box<dyn SpoolFile>>>;
 }
 
@@ -21,8 +25,16 @@ pub(crate) trait SpoolFile: Debug + Send + Sync {
     /// Writes all of `bytes` at `offset`.
     ///
     /// A failed write may have written any of them there, and nothing elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if any of the bytes cannot be written.
     fn write(&self, offset: u64, bytes: Vec<u8>) -> BoxFuture<'_, io::Result<()>>;
 
-    /// Reads `length` bytes at `offset`, or fails.
+    /// Reads exactly `length` bytes at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the file cannot be read or has fewer bytes there.
     fn read(&self, offset: u64, length: usize) -> BoxFuture<'_, io::Result<Vec<u8>>>;
 }

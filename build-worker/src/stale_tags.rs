@@ -7,7 +7,8 @@ pub(crate) const ATTEMPTS: &str = "trailer.invalid/attempt/";
 
 /// Removes the tags that attempts of this worker's name have left, each by its exact name.
 ///
-/// Must only be called while no attempt is at work. The engine may be shared: images of other workers are left alone.
+/// Must only be called while no attempt is at work. The engine may be shared: images of other workers are
+/// left alone.
 pub(crate) async fn remove(engine: &dyn Engine, worker: &str) {
     let left = match engine.labelled(&[(WORKER_LABEL, worker)]).await {
         Ok(images) => images,

@@ -1,10 +1,11 @@
 //! Processes of build steps, as far as they are visible from here.
 //!
-//! BuildKit's steps are not containers, so the engine does not list them. The worker runs every step below a control
-//! group of its own name, `<parent>/trailer-<worker>-<digest>/<trust domain>/buildkit/<step>`, which is visible to
-//! everyone in `/proc/PID/cgroup`. The engine shares the result of a step among builds with the same parent group only,
-//! so that those of two trust domains share none. Marking the steps themselves, for example by their environment, would make equal steps of two
-//! builds differ to the engine, which then runs them once but shows the output to one build only.
+//! BuildKit's steps are not containers, so the engine does not list them. The worker runs every step below a
+//! control group of its own name, `<parent>/trailer-<worker>-<digest>/<trust domain>/buildkit/<step>`, which
+//! is visible to everyone in `/proc/PID/cgroup`. The engine shares the result of a step among builds with the
+//! same parent group only, so that those of two trust domains share none. Marking the steps themselves, for
+//! example by their environment, would make equal steps of two builds differ to the engine, which then runs
+//! them once but shows the output to one build only.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -53,8 +54,8 @@ impl StepGroup {
 
     /// Returns the group of a worker on an engine, below `parent`.
     ///
-    /// It is always the same for the same worker and engine, because it is part of the key of a step in the engine's
-    /// cache.
+    /// It is always the same for the same worker and engine, because it is part of the key of a step in the
+    /// engine's cache.
     pub(crate) fn new(parent: &str, worker: &str, engine_id: &str) -> Self {
         let digest = digest(&SHA256, format!("{engine_id}\n{worker}").as_bytes());
         let digits: String = digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
@@ -91,7 +92,7 @@ impl StepProcesses {
 
     /// Creates a view of the processes below a group.
     ///
-    /// `seen` tells whether a process was ever seen, and is updated.
+    /// `seen` is set if a process was ever seen, and is updated.
     pub(crate) fn new(group: StepGroup, seen: Arc<AtomicBool>) -> Self {
         Self { proc: PathBuf::from("/proc"), group, seen }
     }
@@ -239,11 +240,11 @@ impl StepProcesses {
 impl StepProcess {
     /// Reports whether this may be the process of a step with this name, such as `[2/3] RUN make`.
     ///
-    /// At least half of its words have to be in the name. The name shows expanded variables, and of a here-document
-    /// only the first line.
+    /// At least half of its words have to be in the name. The name shows expanded variables, and of a
+    /// here-document only the first line.
     pub(crate) fn may_be_of(&self, step: &str) -> bool {
-        let is_telling = |word: &&str| !word.contains('$') && *word != "-c" && !word.ends_with("sh");
-        let words: Vec<&str> = self.command.split_whitespace().filter(is_telling).collect();
+        let is_distinctive = |word: &&str| !word.contains('$') && *word != "-c" && !word.ends_with("sh");
+        let words: Vec<&str> = self.command.split_whitespace().filter(is_distinctive).collect();
         let known = words.iter().filter(|word| step.contains(*word)).count();
         step.contains("<<") || known * 2 >= words.len()
     }
@@ -366,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_told_by_its_words() {
+    fn a_process_is_recognized_by_its_words() {
         let process = |command: &str| StepProcess { started: 0.0, command: command.to_owned() };
         for (command, step) in [
             ("/bin/sh -c make all && sleep 300", "[2/3] RUN make all && sleep 300"),

@@ -12,7 +12,7 @@ pub(crate) struct StepsUnderWay(Arc<Mutex<BTreeMap<String, Build>>>);
 #[derive(Debug, Default)]
 struct Build {
     steps: Vec<StepUnderWay>,
-    /// Set once the build is told to stop and needs none of its steps any more.
+    /// Set once the build is to stop and needs none of its steps any more.
     is_stopping: bool,
 }
 
@@ -38,13 +38,13 @@ impl StepsUnderWay {
         self.builds().entry(build.to_owned()).or_default().steps = steps;
     }
 
-    /// Marks a build that is told to stop.
+    /// Marks a build that is to stop.
     pub(crate) fn stop(&self, build: &str) {
         self.builds().entry(build.to_owned()).or_default().is_stopping = true;
     }
 
     /// Removes a build that has ended.
-    pub(crate) fn forget(&self, build: &str) {
+    pub(crate) fn remove(&self, build: &str) {
         self.builds().remove(build);
     }
 
@@ -57,8 +57,8 @@ impl StepsUnderWay {
 
     /// Returns the number of steps that may go on after a build has stopped, because others need them.
     ///
-    /// These are the steps that other builds have started, and one that they wait for while this build has started one
-    /// of the same name. Only steps whose name `is_left` accepts count.
+    /// These are the steps that other builds have started, and one that they wait for while this build has
+    /// started one of the same name. Only steps whose name `is_left` accepts count.
     pub(crate) fn needed_by_others(&self, build: &str, is_left: impl Fn(&str) -> bool) -> usize {
         let builds = self.builds();
         let ours: BTreeSet<&str> = builds
@@ -110,9 +110,9 @@ mod tests {
         steps.set("c", vec![step("3", "RUN test", false)]);
         assert_eq!(steps.needed_by_others("a", |_| true), 1);
         assert_eq!(steps.needed_by_others("a", |step| step == "RUN test"), 0);
-        steps.forget("b");
+        steps.remove("b");
         assert_eq!(steps.needed_by_others("a", |_| true), 0);
-        // A build that is told to stop needs nothing.
+        // A build that is to stop needs nothing.
         steps.set("b", vec![step("4", "RUN make", true)]);
         assert_eq!(steps.needed_by_others("a", |_| true), 1);
         steps.stop("b");

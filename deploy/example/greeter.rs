@@ -1,4 +1,5 @@
-//! The program inside the quickstart's example image: nothing but the kernel below it, so that the image needs no base.
+//! The program inside the quickstart's example image: nothing but the kernel below it, so that the image
+//! needs no base.
 //!
 //! `greeter prepare` is the build's RUN step: it prints a line every 300 ms. `greeter` greets.
 #![no_std]

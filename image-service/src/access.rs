@@ -27,7 +27,8 @@ pub(crate) struct Principal {
     expires_at: Timestamp,
 }
 
-/// The subject, roles and pools of a caller, without its token. A build keeps the identity of its requester as of when it was queued.
+/// The subject, roles and pools of a caller, without its token. A build keeps the identity of its requester
+/// as of when it was queued.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     pub(crate) subject: String,
@@ -229,8 +230,8 @@ impl Standing {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Forbidden`] if the relation to the image does not permit it, and [`Error::RoleMissing`] if only
-    /// the role is missing.
+    /// Returns [`Error::Forbidden`] if the relation to the image does not permit it, and
+    /// [`Error::RoleMissing`] if only the role is missing.
     pub(crate) fn permit(self, action: Action) -> Result<(), Error> {
         if !self.relation.permits(action) {
             return Err(Error::Forbidden(action));
@@ -328,8 +329,8 @@ mod tests {
 
     #[test]
     fn every_relation_permits_what_the_contract_says() {
-        // One letter per action, in the order of `Action::ALL`: Workspace, Build, Cancel, Enable, Disable, cLone, eDit,
-        // Share, delete.
+        // One letter per action, in the order of `Action::ALL`: Workspace, Build, Cancel, Enable, Disable,
+        // cLone, eDit, Share, delete.
         let row = |relation: Relation| -> String {
             Action::ALL.map(|action| if relation.permits(action) { 'y' } else { 'n' }).iter().collect()
         };

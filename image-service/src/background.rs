@@ -1,5 +1,5 @@
-//! Background tasks: forwarding hints of other replicas, removing old data, probing the database, and measuring the
-//! queue.
+//! Background tasks: forwarding hints of other replicas, removing old data, probing the database, and
+//! measuring the queue.
 
 use std::{error::Error as _, sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{error::Error, image::ImageId, signals::Signals, store::Store};
 
-/// Pause before the database is asked for hints again.
+/// Pause before the hints are read again.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Minimum interval between removals of old data, however short the retention periods are.
@@ -128,9 +128,9 @@ pub(crate) fn probe_database(
     const PATIENCE: Duration = Duration::from_secs(2);
     let (sender, receiver) = watch::channel(true);
     let (store, shutdown) = (store.clone(), shutdown.clone());
-    let asking = async move {
+    let probing = async move {
         loop {
-            let answers = matches!(timeout(PATIENCE, store.ask()).await, Ok(Ok(())));
+            let answers = matches!(timeout(PATIENCE, store.ping()).await, Ok(Ok(())));
             if sender.send_if_modified(|known| std::mem::replace(known, answers) != answers) {
                 if answers {
                     tracing::info!("the database is available again");
@@ -142,7 +142,7 @@ pub(crate) fn probe_database(
         }
     };
     tasks.spawn(async move {
-        shutdown.run_until_cancelled(asking).await;
+        shutdown.run_until_cancelled(probing).await;
     });
     receiver
 }

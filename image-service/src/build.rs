@@ -98,7 +98,8 @@ pub(crate) struct Build {
     pub(crate) reference: Reference,
     /// Requirements that a worker has to meet to take the build.
     pub(crate) requirements: Requirements,
-    /// Base image that only one worker's engine holds; `None` unless an attempt elsewhere was handed back for its lack.
+    /// Base image that only one worker's engine holds; `None` unless an attempt elsewhere was handed back for
+    /// its lack.
     #[serde(default)]
     pub(crate) base: Option<DistantBase>,
     /// Worker that is likely to have the layers in its cache, see [`Build::may_wait_for_cache`].
@@ -247,14 +248,15 @@ impl Build {
     /// Maximum wait for a slot of the preferred worker: about what an empty cache costs a small build.
     pub(crate) const MAX_CACHE_WAIT: Duration = Duration::from_secs(5);
 
-    /// Returns the size of the recorded history, in bytes, with 32 counted for each event beside the text of its line.
+    /// Returns the size of the recorded history, in bytes, with 32 counted for each event beside the text of
+    /// its line.
     pub(crate) fn history_bytes(&self) -> i64 {
         const PER_EVENT: i64 = 32;
         self.log_bytes.saturating_add(self.last_sequence.saturating_mul(PER_EVENT))
     }
 
-    /// Reports whether a worker may take the build: it meets the requirements, serves one of the requester's pools, and
-    /// holds the base image if no other worker does.
+    /// Reports whether a worker may take the build: it meets the requirements, serves one of the requester's
+    /// pools, and holds the base image if no other worker does.
     pub(crate) fn suits(
         &self,
         worker: &str,
@@ -324,15 +326,16 @@ impl Build {
 
     /// Reports whether the build may not be claimed yet.
     ///
-    /// A `not_before` further ahead than [`Self::MAX_BACKOFF`] was set before the clock was set back, and is ignored.
+    /// A `not_before` further ahead than [`Self::MAX_BACKOFF`] was set before the clock was set back, and is
+    /// ignored.
     pub(crate) fn is_backing_off(&self, now: Timestamp) -> bool {
         self.not_before.is_some_and(|at| at > now && at <= now.after(Self::MAX_BACKOFF))
     }
 
     /// Reports whether the build may still wait for a slot of the worker that it prefers.
     ///
-    /// The wait begins when the build may be claimed. A beginning in the future was set before the clock was set back,
-    /// and is ignored.
+    /// The wait begins when the build may be claimed. A beginning in the future was set before the clock was
+    /// set back, and is ignored.
     pub(crate) fn may_wait_for_cache(&self, now: Timestamp) -> bool {
         let since = self.not_before.unwrap_or(self.queued_at);
         since <= now && now < since.after(Self::MAX_CACHE_WAIT)

@@ -1,4 +1,5 @@
-//! Build contexts that are uploaded as archives: identified by their content, and checked while they are received.
+//! Build contexts that are uploaded as archives: identified by their content, and checked while they are
+//! received.
 
 use std::{
     fmt,
@@ -42,7 +43,7 @@ pub(crate) struct Inspection {
     hashing: Hashing,
     size: u64,
     limit: u64,
-    /// First bytes, until there are enough of them to tell the format.
+    /// First bytes, until there are enough of them to recognize the format.
     head: Vec<u8>,
     form: Option<Form>,
 }
@@ -117,7 +118,7 @@ impl Inspection {
         }
     }
 
-    /// Tells the format by the first bytes, and checks them.
+    /// Recognizes the format by the first bytes, and checks them.
     fn begin(&mut self) -> Result<Form, Refused> {
         let head = std::mem::take(&mut self.head);
         let archive = Archive::new(self.limit);

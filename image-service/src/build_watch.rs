@@ -65,7 +65,7 @@ impl Histories {
         let build = self.store.build(id).await?.build;
         self.index.visible(&visibility, build.image, Resource::Build).await?;
         if after > build.last_sequence {
-            return Err(Error::SequenceUnavailable { asked: after, last: build.last_sequence });
+            return Err(Error::SequenceUnavailable { requested: after, last: build.last_sequence });
         }
         Ok(BuildWatch {
             histories: self.clone(),
@@ -89,8 +89,8 @@ impl BuildWatch {
     ///
     /// # Errors
     ///
-    /// Ends the watch. Returns [`Error::TokenExpired`] at the expiry of the token, [`Error::Draining`] at shutdown, and
-    /// [`Error::NotFound`] once the caller can no longer see the build or its image.
+    /// Ends the watch. Returns [`Error::TokenExpired`] at the expiry of the token, [`Error::Draining`] at
+    /// shutdown, and [`Error::NotFound`] once the caller can no longer see the build or its image.
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<Record>>, Error> {
         loop {
             if self.expiry <= Instant::now() {
@@ -142,7 +142,8 @@ impl BuildWatch {
         records
     }
 
-    /// Returns the build as of the latest read. A record's state alone does not determine the status of the image.
+    /// Returns the build as of the latest read. A record's state alone does not determine the status of the
+    /// image.
     pub(crate) fn build(&self) -> &Build {
         &self.build
     }

@@ -36,7 +36,8 @@ pub(crate) enum ChangeKind {
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Revision {
     pub(crate) number: i64,
-    /// Random number chosen with the change. A database restored from a backup reuses numbers for other changes.
+    /// Random number chosen with the change. A database restored from a backup reuses numbers for other
+    /// changes.
     pub(crate) nonce: i64,
 }
 

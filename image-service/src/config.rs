@@ -1,11 +1,11 @@
-//! The command line. Every flag of `serve`, and `--data-dir`, can also be set by an environment variable: the name of
-//! the flag prefixed with `TRAILER_`.
+//! The command line. Every flag of `serve`, and `--data-dir`, can also be set by an environment variable: the
+//! name of the flag prefixed with `TRAILER_`.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
 
-use service_runtime::{health::Question, telemetry, tls::ServerFiles};
+use service_runtime::{health::HealthCheck, telemetry, tls::ServerFiles};
 
 use crate::{access::Role, build::Build, jwt::JwksSource};
 
@@ -27,7 +27,7 @@ pub enum Command {
     /// Print a bearer token signed with the key pair of the data directory.
     Token(TokenArgs),
     /// Check whether a program is serving, for health checks of containers. Exits with status 0 if it is.
-    Health(Question),
+    Health(HealthCheck),
 }
 
 /// Flags of `serve`.
@@ -41,25 +41,27 @@ pub struct Config {
     #[arg(long, env = "TRAILER_DATA_DIR", default_value = "./data")]
     pub data_dir: PathBuf,
 
-    /// Postgres database (15 or later) that holds the catalogue, as `postgres://user:password@host/name`; it must
-    /// exist. Without this flag, the catalogue is in a SQLite database in the data directory.
+    /// Postgres database (15 or later) that holds the catalogue, as `postgres://user:password@host/name`; it
+    /// must exist. Without this flag, the catalogue is in a SQLite database in the data directory.
     #[arg(long, env = "TRAILER_DATABASE_URL", hide_env_values = true, value_parser = postgres_url)]
     pub database_url: Option<String>,
 
-    /// Listen beyond loopback even though the traffic, including tokens, is not encrypted; only for trusted networks.
+    /// Listen beyond loopback even though the traffic, including tokens, is not encrypted; only for trusted
+    /// networks.
     #[arg(long, env = "TRAILER_ALLOW_PLAINTEXT", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_plaintext: bool,
 
     #[command(flatten)]
     pub tls: ServerFiles,
 
-    /// Accept the tokens of an identity provider, signed with EdDSA, RS256 or ES256 by a key of this JWKS: a file (read
-    /// again when it changes) or an http or https URL. The key pair of the data directory is then not trusted.
+    /// Accept the tokens of an identity provider, signed with EdDSA, RS256 or ES256 by a key of this JWKS: a
+    /// file (read again when it changes) or an http or https URL. The key pair of the data directory is then
+    /// not trusted.
     #[arg(long, env = "TRAILER_JWKS", value_name = "FILE|URL")]
     pub jwks: Option<JwksSource>,
 
-    /// Interval at which the JWKS is fetched from its URL; a token with an unknown key triggers a fetch too, at most
-    /// every 10 s.
+    /// Interval at which the JWKS is fetched from its URL; a token with an unknown key triggers a fetch too,
+    /// at most every 10 s.
     #[arg(long, env = "TRAILER_JWKS_REFRESH", default_value = "5m", requires = "jwks", value_parser = humantime::parse_duration)]
     pub jwks_refresh: Duration,
 
@@ -71,7 +73,8 @@ pub struct Config {
     #[arg(long, env = "TRAILER_AUDIENCE", requires = "jwks", value_parser = NonEmptyStringValueParser::new())]
     pub audience: Option<String>,
 
-    /// Claim that holds the roles: an array, or a string of roles separated by spaces. Unknown roles are ignored.
+    /// Claim that holds the roles: an array, or a string of roles separated by spaces. Unknown roles are
+    /// ignored.
     #[arg(
         long,
         env = "TRAILER_ROLES_CLAIM",
@@ -81,8 +84,8 @@ pub struct Config {
     )]
     pub roles_claim: String,
 
-    /// Claim that holds the pools of a worker, or those that a caller may use: an array, or a string of names separated
-    /// by spaces. A token without it has the pool `default`; one with any other value is refused.
+    /// Claim that holds the pools of a worker, or those that a caller may use: an array, or a string of names
+    /// separated by spaces. A token without it has the pool `default`; one with any other value is refused.
     #[arg(
         long,
         env = "TRAILER_POOLS_CLAIM",
@@ -92,13 +95,13 @@ pub struct Config {
     )]
     pub pools_claim: String,
 
-    /// Admit callers without a token as `anonymous` with the role builder. For local trials only: rejected unless
-    /// --listen is a loopback address.
+    /// Admit callers without a token as `anonymous` with the role builder. For local trials only: rejected
+    /// unless --listen is a loopback address.
     #[arg(long, env = "TRAILER_ANONYMOUS", value_parser = clap::builder::FalseyValueParser::new())]
     pub anonymous: bool,
 
-    /// Repository prefix below which each creator has a directory for its images; derived references use the first one.
-    /// Only admins name images elsewhere. Repeatable.
+    /// Repository prefix below which each creator has a directory for its images; derived references use the
+    /// first one. Only admins name images elsewhere. Repeatable.
     #[arg(
         long = "repository-prefix",
         env = "TRAILER_REPOSITORY_PREFIX",
@@ -132,13 +135,13 @@ pub struct Config {
     #[arg(long, env = "TRAILER_MAX_ATTEMPT_FAILURES", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     pub max_attempt_failures: u16,
 
-    /// Pause before the next attempt after the first infrastructure failure that a worker reports; it doubles with each
-    /// further failure, up to 30s. 0s for no pause.
+    /// Pause before the next attempt after the first infrastructure failure that a worker reports; it doubles
+    /// with each further failure, up to 30s. 0s for no pause.
     #[arg(long, env = "TRAILER_RETRY_BACKOFF", default_value = "1s", value_parser = humantime::parse_duration)]
     pub retry_backoff: Duration,
 
-    /// Maximum time in the queue, counted from when a build was first queued; after that, it fails with the kind
-    /// TIMEOUT.
+    /// Maximum time in the queue, counted from when a build was first queued; after that, it fails with the
+    /// kind TIMEOUT.
     #[arg(long, env = "TRAILER_QUEUE_TIMEOUT", default_value = "24h", value_parser = humantime::parse_duration)]
     pub queue_timeout: Duration,
 
@@ -146,19 +149,20 @@ pub struct Config {
     #[arg(long, env = "TRAILER_MAX_PENDING_BUILDS", default_value_t = 2000)]
     pub max_pending_builds: u64,
 
-    /// Maximum size of a build's log, in bytes, with 32 more counted for each event; at least 64 KiB. What a worker reports
-    /// beyond it is left out; a worker's own limit is its --log-limit.
+    /// Maximum size of a build's log, in bytes, with 32 more counted for each event; at least 64 KiB. What a
+    /// worker reports beyond it is left out; a worker's own limit is its --log-limit.
     #[arg(long, env = "TRAILER_MAX_LOG_BYTES", default_value_t = 1 << 30, value_parser = clap::value_parser!(u64).range(1 << 16..=1 << 40))]
     pub max_log_bytes: u64,
 
-    /// Maximum call rate per caller, in units per second, with bursts of up to one second's worth; 0 for no limit. An
-    /// expensive call counts as several: 1 more for each 16 KiB of a write's message, 10 targets of a batch, or 100
-    /// images of a page (10 with their configurations), and 10 for a watch with a search term. Workers are exempt.
+    /// Maximum call rate per caller, in units per second, with bursts of up to one second's worth; 0 for no
+    /// limit. An expensive call counts as several: 1 more for each 16 KiB of a write's message, 10 targets of
+    /// a batch, or 100 images of a page (10 with their configurations), and 10 for a watch with a search
+    /// term. Workers are exempt.
     #[arg(long, env = "TRAILER_MAX_CALL_RATE", default_value_t = 2000)]
     pub max_call_rate: u32,
 
-    /// Maximum number of concurrent calls per caller, not counting watches and uploads; 0 for no limit. Workers are
-    /// exempt.
+    /// Maximum number of concurrent calls per caller, not counting watches and uploads; 0 for no limit.
+    /// Workers are exempt.
     #[arg(long, env = "TRAILER_MAX_CALLS", default_value_t = 100)]
     pub max_calls: u32,
 
@@ -166,8 +170,9 @@ pub struct Config {
     #[arg(long, env = "TRAILER_MAX_STREAMS", default_value_t = 1000)]
     pub max_streams: u32,
 
-    /// Maximum memory of the index of all images, in bytes; at least 1 MiB. Lists, searches and reads are served from
-    /// the index. A write that would exceed the limit is rejected, so that the service can always start again.
+    /// Maximum memory of the index of all images, in bytes; at least 1 MiB. Lists, searches and reads are
+    /// served from the index. A write that would exceed the limit is rejected, so that the service can always
+    /// start again.
     #[arg(long, env = "TRAILER_INDEX_MEMORY", default_value_t = 3 << 30, value_parser = clap::value_parser!(u64).range(1 << 20..=1 << 50))]
     pub index_memory: u64,
 
@@ -179,8 +184,9 @@ pub struct Config {
     #[arg(long, env = "TRAILER_MAX_IMAGE_BYTES", default_value_t = 1 << 30)]
     pub max_image_bytes: u64,
 
-    /// Number of builds per image that are kept with their logs; of the older ones, only the build of the artifact is
-    /// kept. The rest is removed soon after a build of the image ends, and within a few hours in any case.
+    /// Number of builds per image that are kept with their logs; of the older ones, only the build of the
+    /// artifact is kept. The rest is removed soon after a build of the image ends, and within a few hours in
+    /// any case.
     #[arg(long, env = "TRAILER_RETAIN_BUILDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub retain_builds: u32,
 

@@ -76,8 +76,8 @@ impl Contexts {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::RoleMissing`] unless the caller is a builder, and [`Error::TooManyUploads`] if too many uploads
-    /// are in progress.
+    /// Returns [`Error::RoleMissing`] unless the caller is a builder, and [`Error::TooManyUploads`] if too
+    /// many uploads are in progress.
     pub(crate) async fn begin(
         &self,
         caller: &Principal,
@@ -125,8 +125,8 @@ impl Upload {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Invalid`] if the archive violates a rule, and [`Error::Busy`] if earlier bytes were removed
-    /// because the upload took too long.
+    /// Returns [`Error::Invalid`] if the archive violates a rule, and [`Error::Busy`] if earlier bytes were
+    /// removed because the upload took too long.
     pub(crate) async fn take(&mut self, bytes: Bytes) -> Result<(), Error> {
         self.inspect(bytes.clone()).await?;
         self.buffer.extend(bytes);
@@ -154,9 +154,9 @@ impl Upload {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Invalid`] if the archive is incomplete, violates a rule or does not have the expected digest,
-    /// and [`Error::Busy`] if earlier bytes were removed because the upload took too long. The upload is discarded on
-    /// errors.
+    /// Returns [`Error::Invalid`] if the archive is incomplete, violates a rule or does not have the expected
+    /// digest, and [`Error::Busy`] if earlier bytes were removed because the upload took too long. The upload
+    /// is discarded on errors.
     pub(crate) async fn finish(mut self) -> Result<Taken, Error> {
         let finished = self.try_finish().await;
         if finished.is_err() {

@@ -35,8 +35,8 @@ impl DataDirLock {
     ///
     /// # Errors
     ///
-    /// Returns [`LockError::Held`] if another process, or another service of this one, holds the lock, and [`LockError::Io`] if the
-    /// file cannot be opened or locked.
+    /// Returns [`LockError::Held`] if another process, or another service of this one, holds the lock, and
+    /// [`LockError::Io`] if the file cannot be opened or locked.
     pub(crate) fn acquire(data_dir: &Path) -> Result<Self, LockError> {
         let failed = |error: io::Error| LockError::Io(data_dir.to_owned(), error);
         let path = data_dir.join(Self::FILE);

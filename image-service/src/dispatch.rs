@@ -1,8 +1,8 @@
 //! Decisions about builds: `decide` maps an event to its effects, without a clock, a store or a connection.
 //!
-//! The store loads the rows, `decide` returns what to write and what to send, the store commits, and only then are the
-//! messages sent. Messages therefore depend on durable state only, and whatever is lost on the way can be decided
-//! again.
+//! The store loads the rows, `decide` returns what to write and what to send, the store commits, and only
+//! then are the messages sent. Messages therefore depend on durable state only, and whatever is lost on the
+//! way can be decided again.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub(crate) use self::message::{
     WorkerEvent,
 };
 pub(crate) use self::placement::{Placement, candidates, place};
-pub(crate) use self::store::{CLAIMED_AT_ONCE, Committed, Decided, DispatchStore, Effects};
+pub(crate) use self::store::{CLAIM_BATCH, Committed, DecisionResult, DispatchStore, Effects};
 pub(crate) use self::worker::{Worker, pending_reason};
 
 mod build_change;
@@ -62,7 +62,8 @@ pub(crate) struct Connected {
     pub(crate) session: Uuid,
 }
 
-/// The rows that a decision is based on: the build and, for a claim, the configuration that is sent to the worker.
+/// The rows that a decision is based on: the build and, for a claim, the configuration that is sent to the
+/// worker.
 #[derive(Clone, Debug)]
 pub(crate) struct Rows {
     pub(crate) build: Build,

@@ -36,8 +36,8 @@ impl Feed {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::RevisionUnavailable`] if the watch cannot be resumed from `after`, and the errors of [`Index::fresh`] and
-    /// of the database.
+    /// Returns [`Error::RevisionUnavailable`] if the watch cannot be resumed from `after`, and the errors of
+    /// [`Index::fresh`] and of the database.
     pub(crate) async fn watch(
         &self,
         caller: &Principal,

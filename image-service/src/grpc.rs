@@ -1,5 +1,5 @@
-//! The gRPC transport, which parses requests, calls operations and converts results. No other module uses tonic or the generated
-//! code.
+//! The gRPC transport, which parses requests, calls operations and converts results. No other module uses
+//! tonic or the generated code.
 
 use std::sync::Arc;
 

@@ -12,7 +12,7 @@ pub(crate) enum Hint {
     /// New entries in the change log.
     Changed,
     /// A build that was queued, or that has left a slot.
-    QueueMoved,
+    QueueChanged,
     /// New records in the history of a build.
     Recorded(BuildId),
     /// Possibly anything, because the connection was lost for a while.
@@ -23,7 +23,7 @@ impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Changed => f.write_str("changed"),
-            Self::QueueMoved => f.write_str("queue"),
+            Self::QueueChanged => f.write_str("queue"),
             Self::Recorded(build) => build.fmt(f),
             Self::Anything => f.write_str("anything"),
         }
@@ -35,7 +35,7 @@ impl Hint {
     pub(crate) fn parse(text: &str) -> Self {
         match (text, Uuid::try_parse(text)) {
             ("changed", _) => Self::Changed,
-            ("queue", _) => Self::QueueMoved,
+            ("queue", _) => Self::QueueChanged,
             (_, Ok(build)) => Self::Recorded(BuildId(build)),
             (_, Err(_)) => Self::Anything,
         }
@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn every_hint_reads_back() {
-        for hint in [Hint::Changed, Hint::QueueMoved, Hint::Recorded(BuildId::new()), Hint::Anything] {
+        for hint in [Hint::Changed, Hint::QueueChanged, Hint::Recorded(BuildId::new()), Hint::Anything] {
             assert_eq!(Hint::parse(&hint.to_string()), hint);
         }
     }

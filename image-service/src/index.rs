@@ -1,13 +1,13 @@
 //! An in-memory copy of every image as of one revision, from which reads are served.
 //!
-//! The database is the source of truth. The index loads from it at startup and then [follows](follower) its change log; the same
-//! reader feeds the watches.
+//! The database is the source of truth. The index loads from it at startup and then [follows](follower) its
+//! change log; the same reader feeds the watches.
 //!
 //! Invariants:
-//! - A read sees everything committed before it began: it [waits](Index::fresh) until the index has caught up, and fails with
-//!   `UNAVAILABLE` rather than return stale data.
+//! - A read sees everything committed before it began: it [waits](Index::fresh) until the index has caught
+//!   up, and fails with `UNAVAILABLE` rather than return stale data.
 //! - Visibility is decided in one place, [`Viewer::standing`].
-//! - The lock on the images is never held for longer than one bounded stretch of work.
+//! - The lock on the images is never held for longer than one bounded chunk of work.
 
 use std::{
     collections::HashMap,
@@ -221,8 +221,8 @@ impl Index {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Busy`] if the configuration changes each time it is read, and the errors of [`image`](Self::image) and of
-    /// the database.
+    /// Returns [`Error::Busy`] if the configuration changes each time it is read, and the errors of
+    /// [`image`](Self::image) and of the database.
     pub(crate) async fn image_in_full(
         &self,
         visibility: &Visibility,
@@ -296,8 +296,8 @@ impl Index {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Busy`] if the index was reloaded after the cursor was created, and the errors of [`fresh`](Self::fresh) and
-    /// of [`Scans::run`].
+    /// Returns [`Error::Busy`] if the index was reloaded after the cursor was created, and the errors of
+    /// [`fresh`](Self::fresh) and of [`Scans::run`].
     pub(crate) async fn by_slot(
         &self,
         caller: &Principal,

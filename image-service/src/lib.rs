@@ -1,21 +1,23 @@
 //! The catalogue of Trailer Images: records and builds, dispatch to workers, and watching.
 //!
-//! Dependencies point in one direction: `grpc` (parse, call, convert) calls the operations (`catalog`, `preview`,
-//! `context_transfer`, `queue`, `worker_session`, `feed`, `build_watch`), which authorise, read from `index`, write
-//! through `store` and announce through `signals`. `worker_registry` tracks the connected workers; `background` relays
-//! the hints of other replicas and removes old data. `index` holds every image in memory and follows the change log.
-//! `writer` lets the writes of `store` share transactions. All of them build on the nouns (`image`, `build`, `change`,
-//! `build_context`, `access`, `search`, `request`, `dispatch`, `hint`, `error`, `timestamp`, `turns`), which depend on no
-//! framework. Three of the nouns make decisions:
-//! `build::transition` is the table of a build's states, `image::actions` is the table of what can be done with an
-//! image, and `dispatch::decide` decides what every event writes and sends. `simulation` is the queue over in-memory
-//! tables.
+//! Dependencies point in one direction: `grpc` (parse, call, convert) calls the operations (`catalog`,
+//! `preview`, `context_transfer`, `queue`, `worker_session`, `feed`, `build_watch`), which authorise, read
+//! from `index`, write through `store` and announce through `signals`. `worker_registry` tracks the connected
+//! workers; `background` relays the hints of other replicas and removes old data. `index` holds every image
+//! in memory and follows the change log. `writer` lets the writes of `store` share transactions. All of them
+//! build on the nouns (`image`, `build`, `change`, `build_context`, `access`, `search`, `request`,
+//! `dispatch`, `hint`, `error`, `timestamp`, `turns`), which depend on no framework. Three of the nouns make
+//! decisions: `build::transition` is the table of a build's states, `image::actions` is the table of what can
+//! be done with an image, and `dispatch::decide` decides what every event writes and sends. `simulation` is
+//! the queue over in-memory tables.
 //!
 //! Invariants:
 //! - The row is the queue: no job, state or lease exists in memory only.
 //! - Messages are sent after the commit that they depend on.
-//! - A revision is allocated in the transaction of its change, so the order of revisions is the order of commits.
-//! - Reads are never stale: a read sees everything that was committed before it began, or fails with UNAVAILABLE.
+//! - A revision is allocated in the transaction of its change, so the order of revisions is the order of
+//!   commits.
+//! - Reads are never stale: a read sees everything that was committed before it began, or fails with
+//!   UNAVAILABLE.
 //! - Hints wake readers; the rows are authoritative, and a slow poll backs every hint.
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -100,8 +102,8 @@ pub struct Bound {
 
 /// Prepares the service and binds its port.
 ///
-/// Checks the configuration, loads the keys that verify tokens, locks the data directory if the catalogue is in it,
-/// opens the database, and binds the port, in this order.
+/// Checks the configuration, loads the keys that verify tokens, locks the data directory if the catalogue is
+/// in it, opens the database, and binds the port, in this order.
 ///
 /// # Errors
 ///
@@ -138,7 +140,8 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
     Ok(Bound { config, prefixes, verifier, store, lock, tls, listener })
 }
 
-/// Creates the verifier of tokens. With a JWKS, the key pair of the data directory is neither trusted nor created.
+/// Creates the verifier of tokens. With a JWKS, the key pair of the data directory is neither trusted nor
+/// created.
 async fn verifier(config: &Config) -> Result<Verifier, ServeError> {
     let verifier = match &config.jwks {
         None => Verifier::of_key_pair(&TokenKeys::open(&config.data_dir).map_err(ServeError::DataDir)?),
@@ -163,14 +166,15 @@ async fn verifier(config: &Config) -> Result<Verifier, ServeError> {
 }
 
 impl Bound {
-    /// Time that streams have to end by themselves after a shutdown was requested and the grace period is over.
-    const LAST_WORDS: Duration = Duration::from_secs(1);
+    /// Time that streams have to end by themselves after a shutdown was requested and the grace period is
+    /// over.
+    const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
     /// Returns the address that the service listens on.
     ///
     /// # Errors
     ///
-    /// Returns the error of the operating system if it cannot tell the address.
+    /// Returns the error of the operating system if it cannot report the address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
@@ -181,7 +185,8 @@ impl Bound {
     ///
     /// # Errors
     ///
-    /// Returns a [`ServeError`] if the database or the listener fails, or if a task panics that the service depends on.
+    /// Returns a [`ServeError`] if the database or the listener fails, or if a task panics that the service
+    /// depends on.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
         let Self { config, prefixes, verifier, store, lock: _lock, tls, listener } = self;
         let signals = Arc::new(Signals::default());
@@ -256,7 +261,7 @@ impl Bound {
             tasks.spawn(tls.keep_fresh(shutdown.clone()));
         }
 
-        let grace = config.drain_grace + Self::LAST_WORDS;
+        let grace = config.drain_grace + Self::CLOSE_TIMEOUT;
         // Boxed, because callers move this future.
         let serving = Box::pin(grpc::serve(operations, serving, shutdown.clone()));
         let served = tokio::select! {
@@ -270,7 +275,7 @@ impl Bound {
             store.close().await
         };
         // Tasks that are blocked on an unreachable database are abandoned.
-        match tokio::time::timeout(Self::LAST_WORDS, ended).await {
+        match tokio::time::timeout(Self::CLOSE_TIMEOUT, ended).await {
             Ok(closed) => closed.map_err(database)?,
             Err(_) => tracing::warn!("a task was still waiting for the database at shutdown"),
         }

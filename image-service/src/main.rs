@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use image_service::{Cli, Command, Config, PROGRAM, TokenArgs, TokenKeys};
-use service_runtime::{health::Question, telemetry::Telemetry};
+use service_runtime::{health::HealthCheck, telemetry::Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// The global allocator. Calls make many small allocations beside the millions that the index keeps, which slow down
-/// the allocator of the C library.
+/// The global allocator. Calls make many small allocations beside the millions that the index keeps, which
+/// slow down the allocator of the C library.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Serve(config) => serve(config),
         Command::Token(args) => token(&args),
-        Command::Health(question) => health(&question),
+        Command::Health(check) => health(&check),
     };
     let failed = |error| eprintln!("{PROGRAM}: {error:#}");
     done.map_err(failed).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
@@ -52,6 +52,6 @@ fn token(args: &TokenArgs) -> anyhow::Result<()> {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn health(question: &Question) -> anyhow::Result<()> {
-    question.ask().await
+async fn health(check: &HealthCheck) -> anyhow::Result<()> {
+    check.run().await
 }

@@ -1,12 +1,13 @@
 //! Previews of writes, for `validate_only`.
 //!
-//! They are computed from the index and from reads by key, with the decisions of the writes: [`Image::admit`],
-//! [`Creation`](crate::image::Creation), [`dispatch::decide`](crate::dispatch::decide). Values that only a write can know are made
-//! up: the ids of new objects, times, revisions, and etags.
+//! They are computed from the index and from reads by key, with the decisions of the writes:
+//! [`Image::admit`], [`Creation`](crate::image::Creation), [`dispatch::decide`](crate::dispatch::decide).
+//! Values that only a write can know are made up: the ids of new objects, times, revisions, and etags.
 //!
 //! Invariants:
 //! - No preview begins a write transaction, or waits for one.
-//! - Each row of a batch is decided as if the rows before it had been written: an [`Overlay`] holds their changes.
+//! - Each row of a batch is decided as if the rows before it had been written: an [`Overlay`] holds their
+//!   changes.
 
 use std::sync::Arc;
 
@@ -39,7 +40,7 @@ impl Preview {
     /// Number of batches processed at once, because processors and connections are few.
     const BATCHES: usize = 2;
     /// Number of rows of a batch that are decided before the task yields.
-    const STRETCH: usize = 64;
+    const YIELD_EVERY: usize = 64;
 
     pub(crate) fn new(store: Store, index: Index) -> Self {
         Self { store, index, batches: Arc::new(Semaphore::new(Self::BATCHES)) }
@@ -189,7 +190,7 @@ impl Preview {
         }
         let mut outcomes = Vec::with_capacity(targets.len());
         for target in targets {
-            if outcomes.len() % Self::STRETCH == Self::STRETCH - 1 {
+            if outcomes.len() % Self::YIELD_EVERY == Self::YIELD_EVERY - 1 {
                 task::yield_now().await;
             }
             let outcome = target.and_then(|(id, etag)| overlay.row(action, id, etag));

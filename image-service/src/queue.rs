@@ -1,7 +1,8 @@
-//! The driver of the queue: passes events to `dispatch::decide` through the store, and the decisions to the workers.
+//! The driver of the queue: passes events to `dispatch::decide` through the store, and the decisions to the
+//! workers.
 //!
-//! The rows are the queue; no build is queued in memory. Three tasks serve it: one decides events, the dispatcher
-//! assigns the head of the queue to free slots, and the clock ends what is overdue.
+//! The rows are the queue; no build is queued in memory. Three tasks serve it: one decides events, the
+//! dispatcher assigns the head of the queue to free slots, and the clock ends what is overdue.
 
 use std::{error::Error as _, sync::Arc, time::Duration};
 
@@ -15,7 +16,7 @@ use uuid::Uuid;
 use self::{metrics::QueueMetrics, retries::Retries};
 use crate::{
     build::BuildId,
-    dispatch::{CLAIMED_AT_ONCE, Decision, DispatchStore, Event, Policy, ToWorker},
+    dispatch::{CLAIM_BATCH, Decision, DispatchStore, Event, Policy, ToWorker},
     error::Error,
     signals::Signals,
     worker_registry::Workers,
@@ -60,7 +61,7 @@ impl Queue {
     /// Maximum delay of a build by a lost hint.
     const POLL: Duration = Duration::from_secs(1);
     /// Maximum number of events that are decided in one transaction.
-    const DECIDED_AT_ONCE: usize = 32;
+    const DECISION_BATCH: usize = 32;
     /// Maximum delay until the end of a lease is noticed.
     const CLOCK: Duration = Duration::from_millis(500);
 
@@ -70,7 +71,7 @@ impl Queue {
         times: Times,
         catalogue_id: Uuid,
     ) -> Self {
-        let (to_decide, pending_events) = mpsc::channel(2 * Self::DECIDED_AT_ONCE);
+        let (to_decide, pending_events) = mpsc::channel(2 * Self::DECISION_BATCH);
         Self {
             store,
             signals,
@@ -124,8 +125,8 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Refused`] if the event is refused, [`Error::Draining`] after a shutdown, and [`Error::Busy`] if
-    /// the store is busy.
+    /// Returns [`Error::Refused`] if the event is refused, [`Error::Draining`] after a shutdown, and
+    /// [`Error::Busy`] if the store is busy.
     pub(crate) async fn handle(&self, build: BuildId, event: impl Into<Arc<Event>>) -> Result<bool, Error> {
         let (answer, answered) = oneshot::channel();
         let pending_events = PendingEvent { build, event: event.into(), answer };
@@ -134,7 +135,8 @@ impl Queue {
         answered.await.map_err(|_| Error::Draining)?
     }
 
-    /// Decides events until shutdown. Events that arrive during a transaction are decided together in the next one.
+    /// Decides events until shutdown. Events that arrive during a transaction are decided together in the
+    /// next one.
     pub(crate) async fn decide(&self, shutdown: CancellationToken) {
         let mut pending_events = self.pending_events.lock().await;
         loop {
@@ -142,7 +144,7 @@ impl Queue {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                _ = pending_events.recv_many(&mut some, Self::DECIDED_AT_ONCE) => {}
+                _ = pending_events.recv_many(&mut some, Self::DECISION_BATCH) => {}
             }
             self.decide_together(some).await;
         }
@@ -159,7 +161,7 @@ impl Queue {
         match self.store.decide(&events).await {
             Ok((decided, committed)) => {
                 for (answer, decided) in answers.into_iter().zip(decided) {
-                    let _ = answer.send(decided.map(|decision| self.tell(decision)));
+                    let _ = answer.send(decided.map(|decision| self.publish(decision)));
                 }
                 self.signals.announce(&committed);
             }
@@ -178,8 +180,10 @@ impl Queue {
         }
     }
 
-    /// Sends the messages of a durable decision, if there is one, and reports whether there is.
-    fn tell(&self, decision: Option<Decision>) -> bool {
+    /// Publishes a durable decision, if there is one, and reports whether there is.
+    ///
+    /// Sends its messages to the workers, and updates the metrics, the signals and the retries.
+    fn publish(&self, decision: Option<Decision>) -> bool {
         let Some(decision) = decision else {
             return false;
         };
@@ -209,7 +213,7 @@ impl Queue {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                () = self.signals.queue_moved() => {}
+                () = self.signals.queue_changed() => {}
                 _ = poll.tick() => {}
                 () = self.retries.due() => {}
             }
@@ -227,7 +231,7 @@ impl Queue {
                 return Ok(());
             }
             let (decisions, committed) = self.store.claim(&ready).await?;
-            let is_all = decisions.len() < CLAIMED_AT_ONCE;
+            let is_all = decisions.len() < CLAIM_BATCH;
             let mut left = Vec::new();
             for Decision { build, messages, .. } in decisions {
                 let trace = build.as_ref().and_then(|build| self.metrics.claimed(build));
@@ -272,9 +276,10 @@ impl Queue {
             let worker_online = build
                 .worker
                 .as_deref()
-                .is_some_and(|worker| self.workers.is_heard(worker, self.policy().offline_after));
+                .is_some_and(|worker| self.workers.is_online(worker, self.policy().offline_after));
             if let Some(worker) = build.worker.as_deref().filter(|_| worker_online) {
-                // The worker has not stopped what it should have. Its next heartbeat says whether it takes more.
+                // The worker has not stopped what it should have. Its next heartbeat says whether it takes
+                // more.
                 self.workers.pause(worker);
             }
             self.end(build.id, Event::Tick { worker_online }).await;

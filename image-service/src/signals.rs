@@ -1,7 +1,7 @@
 //! In-process hints that the store has new rows.
 //!
-//! A hint only says "read again": the rows are authoritative, and every reader also polls slowly, so that a lost hint
-//! costs nothing but time.
+//! A hint only says "read again": the rows are authoritative, and every reader also polls slowly, so that a
+//! lost hint costs nothing but time.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,8 +12,8 @@ use tokio::sync::{Notify, watch};
 
 use crate::{build::BuildId, dispatch::Committed, hint::Hint, image::ImageId};
 
-/// The hub where committed transactions are announced to one change log follower, one dispatcher and any number of
-/// watches.
+/// The hub where committed transactions are announced to one change log follower, one dispatcher and any
+/// number of watches.
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
     changes: Notify,
@@ -30,7 +30,7 @@ impl Signals {
         if !committed.changed.is_empty() {
             self.changes.notify_one();
         }
-        if committed.queue_moved {
+        if committed.queue_changed {
             self.queue.notify_one();
         }
         for build in &committed.recorded {
@@ -42,7 +42,7 @@ impl Signals {
     pub(crate) fn hint(&self, hint: Hint) {
         match hint {
             Hint::Changed => self.changes.notify_one(),
-            Hint::QueueMoved => self.queue.notify_one(),
+            Hint::QueueChanged => self.queue.notify_one(),
             Hint::Recorded(build) => self.history_grew(build),
             Hint::Anything => {
                 self.changes.notify_one();
@@ -64,12 +64,12 @@ impl Signals {
         self.changes.notified().await;
     }
 
-    pub(crate) async fn queue_moved(&self) {
+    pub(crate) async fn queue_changed(&self) {
         self.queue.notified().await;
     }
 
-    /// Announces that a build of an image has ended. Dropped if too many images wait, because a slow poll finds them
-    /// too.
+    /// Announces that a build of an image has ended. Dropped if too many images wait, because a slow poll
+    /// finds them too.
     pub(crate) fn end_build(&self, image: ImageId) {
         const MOST: usize = 10_000;
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,7 +89,8 @@ impl Signals {
         }
     }
 
-    /// Subscribes to the history of a build: the receiver is notified whenever it grows. Subscribe before reading.
+    /// Subscribes to the history of a build: the receiver is notified whenever it grows. Subscribe before
+    /// reading.
     pub(crate) fn subscribe_history(&self, build: BuildId) -> watch::Receiver<()> {
         self.histories().entry(build).or_insert_with(|| watch::Sender::new(())).subscribe()
     }
@@ -104,7 +105,7 @@ impl Signals {
         }
     }
 
-    /// Drops a subscription, and forgets the build if it was the last one.
+    /// Drops a subscription, and removes the build if it was the last one.
     pub(crate) fn unsubscribe_history(&self, build: BuildId, receiver: watch::Receiver<()>) {
         drop(receiver);
         let mut histories = self.histories();

@@ -1,7 +1,7 @@
 //! The service's side of dispatch over in-memory tables, for simulations.
 //!
-//! Everything between a worker's connection and the store is the real code. The behaviour of the database, including
-//! its clock, is up to the [`Surroundings`].
+//! Everything between a worker's connection and the store is the real code. The behaviour of the database,
+//! including its clock, is up to the [`Surroundings`].
 
 use std::{
     collections::BTreeMap,
@@ -48,16 +48,16 @@ pub trait Surroundings: Debug + Send + Sync {
     /// Returns the delays of the next operation: until its commit, and from then until its response.
     fn delays(&self) -> (Duration, Duration);
 
-    /// Returns the fate of the next operation. Called when it is about to be committed.
-    fn fate(&self) -> Fate;
+    /// Returns the outcome of the next operation. Called when it is about to be committed.
+    fn commit_outcome(&self) -> CommitOutcome;
 
     /// Observes the change of a build. Called at the moment of its commit.
     fn committed(&self, change: &Change);
 }
 
-/// The fate of an operation.
+/// The outcome of an operation.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum CommitOutcome {
     /// Committed and answered.
     Done,
     /// Not committed, and answered by an error.
@@ -73,7 +73,7 @@ pub struct Change {
     pub build: Uuid,
     /// Transitions of the build, each as `Event in State`.
     pub transitions: Vec<String>,
-    /// Attempt and worker of a report, and whether the worker was told to drop the attempt.
+    /// Attempt and worker of a report, and whether the worker was ordered to drop the attempt.
     pub report: Option<(i32, String, bool)>,
     /// Attempt that a worker has come back without.
     pub abandoned: Option<i32>,
@@ -132,7 +132,7 @@ pub struct Replica {
 
 /// A build that a client requests.
 #[derive(Clone, Debug)]
-pub struct Wish {
+pub struct BuildRequest {
     /// Subject of the client.
     pub requester: &'static str,
     /// Only worker that may take the build; empty for any.
@@ -157,8 +157,8 @@ impl Database {
 
     /// Creates an empty database. `queue_timeout` is the maximum time of a build in the queue.
     pub fn new(queue_timeout: Duration) -> Self {
-        // A third of the usual times, so that as much happens in a third of the steps. The lease is the shortest that
-        // is allowed.
+        // A third of the usual times, so that as much happens in a third of the steps. The lease is the
+        // shortest that is allowed.
         let policy = Policy {
             lease: Duration::from_secs(13),
             stop_timeout: Duration::from_secs(4),
@@ -225,26 +225,29 @@ impl Replica {
     }
 
     /// Requests a build of a new image as a client. Returns whether the request was answered.
-    pub async fn enqueue(&self, id: Uuid, wish: &Wish) -> bool {
+    pub async fn enqueue(&self, id: Uuid, request: &BuildRequest) -> bool {
         let store = &self.store;
         let written = store.run(|tables, now| {
             if tables.build(BuildId(id)).is_some() {
                 return Ok(None);
             }
-            let configuration = wish.configuration();
+            let configuration = request.configuration();
             let Ok(reference) = Reference::new(&format!("trailer/{id}"), "") else {
                 return Ok(None);
             };
-            let requester =
-                Identity { subject: wish.requester.to_owned(), roles: Vec::new(), pools: Pools::default() };
+            let requester = Identity {
+                subject: request.requester.to_owned(),
+                roles: Vec::new(),
+                pools: Pools::default(),
+            };
             let job = Job {
                 kind: Kind::Build,
-                creator: wish.requester.to_owned(),
+                creator: request.requester.to_owned(),
                 configuration_revision: 1,
                 reference,
                 requirements: configuration.requirements(),
-                preferred_worker: (!wish.preferred_worker.is_empty())
-                    .then(|| wish.preferred_worker.to_owned()),
+                preferred_worker: (!request.preferred_worker.is_empty())
+                    .then(|| request.preferred_worker.to_owned()),
                 workspace: None,
             };
             let mut build = Build::queued(ImageId(id), 1, requester, job, now);
@@ -279,8 +282,8 @@ impl Replica {
             })
             .await;
         match deleted {
-            Ok((decided, committed)) => {
-                if let Ok(Some(decision)) = decided {
+            Ok((decision, committed)) => {
+                if let Ok(Some(decision)) = decision {
                     self.queue.deliver(decision.messages);
                 }
                 self.signals.announce(&committed);
@@ -318,7 +321,7 @@ fn notation((state, event): (State, BuildEvent)) -> String {
     format!("{event:?} in {state:?}")
 }
 
-impl Wish {
+impl BuildRequest {
     fn configuration(&self) -> Configuration {
         let dockerfile = Dockerfile { text: "FROM scratch".to_owned(), ..Dockerfile::default() };
         let mut draft = ConfigurationDraft::from_source(Source::Dockerfile(dockerfile));
@@ -339,9 +342,9 @@ fn change(
 ) -> Change {
     let (mut report, mut abandoned) = (None, None);
     match event {
-        Some((Event::Report { worker, report: told }, decided)) => {
-            let drops = |(_, message): &(String, ToWorker)| *message == ToWorker::Drop(told.attempt);
-            report = Some((told.attempt.number, worker.clone(), decided.messages.iter().any(drops)));
+        Some((Event::Report { worker, report: sent }, decision)) => {
+            let drops = |(_, message): &(String, ToWorker)| *message == ToWorker::Drop(sent.attempt);
+            report = Some((sent.attempt.number, worker.clone(), decision.messages.iter().any(drops)));
         }
         Some((Event::Abandoned { attempt }, _)) => abandoned = Some(*attempt),
         Some((Event::Claim { .. } | Event::Cancel { .. } | Event::Waited { .. } | Event::Tick { .. }, _))

@@ -1,8 +1,8 @@
 //! Fair turns at a resource that only one ticket can have at a time, such as the transaction that writes.
 //!
-//! Dispatch goes before callers, and callers go before background work, each for a limited number of turns in a row
-//! while others wait. Callers take turns round robin, one ticket each, so that a caller with a thousand tickets delays
-//! another caller by one.
+//! Dispatch goes before callers, and callers go before background work, each for a limited number of turns in
+//! a row while others wait. Callers take turns round robin, one ticket each, so that a caller with a thousand
+//! tickets delays another caller by one.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -51,11 +51,12 @@ impl<T> Turns<T> {
 
     /// Maximum number of waiting tickets of dispatch.
     ///
-    /// Each session and each report in progress has one; that is far less than this in a service of this size.
+    /// Each session and each report in progress has one; that is far less than this in a service of this
+    /// size.
     const MOST_OF_DISPATCH: usize = 10_000;
 
-    /// Creates turns that skip the tickets for which `is_gone` returns true. At most `most` tickets of each caller
-    /// wait.
+    /// Creates turns that skip the tickets for which `is_gone` returns true. At most `most` tickets of each
+    /// caller wait.
     pub(crate) fn new(is_gone: fn(&T) -> bool, most: usize) -> Self {
         Self {
             dispatch: VecDeque::new(),

@@ -20,11 +20,11 @@ pub(crate) struct Workers(Mutex<BTreeMap<String, Connection>>);
 #[derive(Debug)]
 struct Connection {
     session: Uuid,
-    /// Bounded queue of messages. A worker that reads so slowly that the queue fills up loses its connection, and
-    /// learns on the next one what it has missed.
+    /// Bounded queue of messages. A worker that reads so slowly that the queue fills up loses its connection,
+    /// and learns on the next one what it has missed.
     outbox: mpsc::Sender<ToWorker>,
     hang_up: CancellationToken,
-    heard: Instant,
+    last_seen: Instant,
     /// False while the worker drains, and from a build handed back until the next heartbeat.
     takes_builds: bool,
 }
@@ -32,7 +32,8 @@ struct Connection {
 impl Workers {
     const OUTBOX: usize = 256;
 
-    /// Registers the connection of a worker, and hangs up an earlier one. It takes builds from [`Self::heard`] on.
+    /// Registers the connection of a worker, and hangs up an earlier one. It takes builds from
+    /// [`Self::mark_seen`] on.
     pub(crate) fn connect(&self, name: &str, session: Uuid) -> (mpsc::Receiver<ToWorker>, CancellationToken) {
         let (outbox, inbox) = mpsc::channel(Self::OUTBOX);
         let hang_up = CancellationToken::new();
@@ -40,7 +41,7 @@ impl Workers {
             session,
             outbox,
             hang_up: hang_up.clone(),
-            heard: Instant::now(),
+            last_seen: Instant::now(),
             takes_builds: false,
         };
         if let Some(earlier) = self.connections().insert(name.to_owned(), connection) {
@@ -62,7 +63,8 @@ impl Workers {
         let _ = self.send_if(name, message, |_| true);
     }
 
-    /// Assigns a build to a worker over this connection only. Returns false if it is gone or takes no more builds.
+    /// Assigns a build to a worker over this connection only. Returns false if it is gone or takes no more
+    /// builds.
     #[must_use]
     pub(crate) fn assign(&self, connected: &Connected, message: ToWorker) -> bool {
         self.send_if(&connected.name, message, |connection| {
@@ -85,11 +87,11 @@ impl Workers {
     }
 
     /// Records that a worker is alive and, if the worker said so, whether it takes builds.
-    pub(crate) fn heard(&self, name: &str, session: Uuid, takes_builds: Option<bool>) {
+    pub(crate) fn mark_seen(&self, name: &str, session: Uuid, takes_builds: Option<bool>) {
         if let Some(connection) =
             self.connections().get_mut(name).filter(|connection| connection.session == session)
         {
-            connection.heard = Instant::now();
+            connection.last_seen = Instant::now();
             connection.takes_builds = takes_builds.unwrap_or(connection.takes_builds);
         }
     }
@@ -105,14 +107,14 @@ impl Workers {
     pub(crate) fn ready(&self, silence: Duration) -> Vec<Connected> {
         self.connections()
             .iter()
-            .filter(|(_, connection)| connection.takes_builds && connection.heard.elapsed() < silence)
+            .filter(|(_, connection)| connection.takes_builds && connection.last_seen.elapsed() < silence)
             .map(|(name, connection)| Connected { name: name.clone(), session: connection.session })
             .collect()
     }
 
     /// Reports whether a worker is connected here and has been heard from within `silence`.
-    pub(crate) fn is_heard(&self, name: &str, silence: Duration) -> bool {
-        self.connections().get(name).is_some_and(|connection| connection.heard.elapsed() < silence)
+    pub(crate) fn is_online(&self, name: &str, silence: Duration) -> bool {
+        self.connections().get(name).is_some_and(|connection| connection.last_seen.elapsed() < silence)
     }
 
     fn connections(&self) -> MutexGuard<'_, BTreeMap<String, Connection>> {

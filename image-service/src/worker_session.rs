@@ -43,14 +43,14 @@ pub(crate) struct Opened {
 impl Session {
     /// Opens a session for a worker and reconciles the attempts that it holds with the store.
     ///
-    /// The worker is told to drop the attempts that the store does not know it holds. Attempts that it holds according
-    /// to the store, but not according to its hello, are queued again at its first heartbeat: until then, the hello may
-    /// be a delayed one, of a connection that the worker has abandoned since.
+    /// The worker has to drop the attempts that the store does not know it holds. Attempts that it holds
+    /// according to the store, but not according to its hello, are queued again at its first heartbeat: until
+    /// then, the hello may be a delayed one, of a connection that the worker has abandoned since.
     ///
     /// # Errors
     ///
-    /// Returns [`Error::RoleMissing`] without a token for workers, [`Error::OtherWorker`] if the token is for another
-    /// name, [`Error::ProtocolUnsupported`] unless the worker speaks [`PROTOCOL_VERSION`], and
+    /// Returns [`Error::RoleMissing`] without a token for workers, [`Error::OtherWorker`] if the token is for
+    /// another name, [`Error::ProtocolUnsupported`] unless the worker speaks [`PROTOCOL_VERSION`], and
     /// [`Error::WorkerConnected`] if another process is connected as this worker.
     pub(crate) async fn open(queue: Arc<Queue>, caller: &Principal, hello: Hello) -> Result<Opened, Error> {
         caller.require(Role::Worker)?;
@@ -73,7 +73,8 @@ impl Session {
         let hello = within_claims(hello, caller);
         let id = Uuid::new_v4();
         queue.store().open_session(&hello, id).await?;
-        // Connect before reading the rows, so that whatever is decided from here on is sent to this connection.
+        // Connect before reading the rows, so that whatever is decided from here on is sent to this
+        // connection.
         let (messages, hang_up) = queue.workers().connect(&hello.name, id);
         let mut session = Self { queue, worker: hello.name, id, unconfirmed: None };
         match session.reconcile(&hello.holds).await {
@@ -111,8 +112,8 @@ impl Session {
 
     /// Extends the lease of the worker, and repeats its pending cancellations and publish grants.
     ///
-    /// They are repeated because a store that fails after it has committed has sent no message. While the store is
-    /// busy, the heartbeat is not acknowledged, which is no error.
+    /// They are repeated because a store that fails after it has committed has sent no message. While the
+    /// store is busy, the heartbeat is not acknowledged, which is no error.
     ///
     /// # Errors
     ///
@@ -128,7 +129,7 @@ impl Session {
         };
         let is_first = self.unconfirmed.take().is_some();
         let workers = self.queue.workers();
-        workers.heard(&self.worker, self.id, Some(!draining));
+        workers.mark_seen(&self.worker, self.id, Some(!draining));
         workers.send(&self.worker, ToWorker::HeartbeatAck(number));
         for build in &held {
             let attempt = Attempt::from_build(build);
@@ -168,7 +169,7 @@ impl Session {
     }
 
     async fn report_one(&self, report: Report) -> Result<(), Error> {
-        self.queue.workers().heard(&self.worker, self.id, None);
+        self.queue.workers().mark_seen(&self.worker, self.id, None);
         let attempt = report.attempt;
         // The next heartbeat of the worker says whether it takes more builds.
         let has_trouble = |reported: &Reported| {

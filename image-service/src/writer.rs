@@ -1,8 +1,8 @@
 //! The writer: a task that owns the write connection and lends its transaction to one write at a time.
 //!
 //! Writes that wait together share a transaction and its COMMIT; [`Group`] isolates them from each other.
-//! [`Turns`](crate::turns::Turns) decides the order in which they are served. Only the task begins and ends transactions, so a
-//! cancelled call neither leaves one open nor interrupts a COMMIT and what follows it.
+//! [`Turns`](crate::turns::Turns) decides the order in which they are served. Only the task begins and ends
+//! transactions, so a cancelled call neither leaves one open nor interrupts a COMMIT and what follows it.
 
 use std::{
     fmt::{Debug, Display},
@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::group::Lent;
+pub(crate) use self::group::TransactionGuard;
 use self::{
     group::{Group, Ticket},
     queue::Queue,
@@ -35,12 +35,25 @@ pub(crate) trait Connection: Debug + Send + Sync + Sized + 'static {
     type Error: Clone + Debug + Display + Into<Error> + Send + Sync;
 
     /// Opens a new connection after one has broken.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the database cannot be reached or refuses the connection.
     fn open(url: &str) -> impl Future<Output = Result<Self, Self::Error>> + Send;
 
     /// Executes a step of a transaction.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the step fails or takes too long. The outcome of a failed [`Step::Commit`] is
+    /// unknown.
     fn execute(&self, step: Step) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// Returns the latest revision, within a transaction.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the revision cannot be read.
     fn latest(&self) -> impl Future<Output = Result<Revision, Self::Error>> + Send;
 
     /// Closes the connection once it is no longer in use.
@@ -115,13 +128,14 @@ impl<C: Connection> Writer<C> {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::TooManyWrites`] at once if too many writes of the caller wait, and [`Error::Busy`] if the turn does not
-    /// come within a minute, the writer is closed, or no transaction can be begun.
-    pub(crate) async fn begin(&self, turn: Turn<'_>) -> Result<Lent<C>, Error> {
+    /// Returns [`Error::TooManyWrites`] at once if too many writes of the caller or class wait, and
+    /// [`Error::Busy`] if the turn does not come within a minute or the writer is closed. If no transaction
+    /// can be begun, returns the error of the connection.
+    pub(crate) async fn begin(&self, turn: Turn<'_>) -> Result<TransactionGuard<C>, Error> {
         let (ticket, turn_comes) = oneshot::channel();
         self.handle.queue.push(turn, ticket)?;
         match timeout(Self::PATIENCE, turn_comes).await {
-            Ok(Ok(lent)) => lent.map_err(Into::into),
+            Ok(Ok(guard)) => guard.map_err(Into::into),
             Ok(Err(_)) | Err(_) => Err(Error::Busy),
         }
     }
@@ -198,7 +212,7 @@ impl<C: Connection> Task<C> {
     async fn begin_on(&self, connection: &C) -> Result<(), C::Error> {
         connection.execute(Step::Begin).await?;
         if *self.committed.borrow() == CommittedRevision::Unknown {
-            // With the lock held, the rows tell whether the former transaction was committed.
+            // With the lock held, the rows show whether the former transaction was committed.
             self.committed.send_replace(CommittedRevision::Known(connection.latest().await?));
         }
         Ok(())

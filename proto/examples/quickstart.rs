@@ -1,7 +1,7 @@
 //! Client of the quickstart: registers or rebuilds the image of a name, and shows the build live.
 //!
-//! `WatchBuild` reports everything: the image's statuses, and the build's states, steps and lines, each exactly once.
-//! When the service drains or is unavailable for a while, the watch resumes where it was.
+//! `WatchBuild` reports everything: the image's statuses, and the build's states, steps and lines, each
+//! exactly once. When the service drains or is unavailable for a while, the watch resumes where it was.
 
 use std::{env, fs, io::IsTerminal as _, process::ExitCode, time::Duration};
 

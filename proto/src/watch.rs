@@ -117,8 +117,9 @@ where
     ///
     /// # Errors
     ///
-    /// Returns an error that a retry cannot fix: `UNAUTHENTICATED` when the token has expired, `PERMISSION_DENIED`,
-    /// `INVALID_ARGUMENT` or `UNIMPLEMENTED`. The watch can be polled again after an error, and then retries.
+    /// Returns an error that a retry cannot fix: `UNAUTHENTICATED` when the token has expired,
+    /// `PERMISSION_DENIED`, `INVALID_ARGUMENT` or `UNIMPLEMENTED`. The watch can be polled again after an
+    /// error, and then retries.
     pub async fn next(&mut self) -> Result<Watched, Status> {
         loop {
             let Some(stream) = &mut self.stream else {
@@ -156,7 +157,7 @@ where
         self.stream = None;
         if status.code() == Code::OutOfRange {
             self.request.after_revision.clear();
-            return self.retry.after(Status::unavailable("what was missed is forgotten")).await;
+            return self.retry.after(Status::unavailable("what was missed is no longer available")).await;
         }
         self.retry.after(status).await
     }
@@ -180,8 +181,9 @@ where
     ///
     /// # Errors
     ///
-    /// Returns an error that a retry cannot fix: `NOT_FOUND` when the image is gone or out of sight, `OUT_OF_RANGE`
-    /// when the service went back to a backup that has fewer events, and the errors of [`ImagesWatch::next`].
+    /// Returns an error that a retry cannot fix: `NOT_FOUND` when the image is gone or out of sight,
+    /// `OUT_OF_RANGE` when the service went back to a backup that has fewer events, and the errors of
+    /// [`ImagesWatch::next`].
     pub async fn next(&mut self) -> Result<Option<BuildEvent>, Status> {
         loop {
             if let Some(event) = self.brought.pop_front() {

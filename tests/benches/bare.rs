@@ -37,9 +37,9 @@ pub(crate) const IMAGE: &str = "image";
 
 /// Runs a bare server with the arguments `ADDRESS DIRECTORY [URL]`.
 ///
-/// Each file in the directory holds an encoded answer: [`IMAGE`] that of `GetImage`, and any other file that of `ListImages` to a
-/// request whose page token is the file's name. With the URL of a Postgres database, both run `SELECT 1` before
-/// they answer.
+/// Each file in the directory holds an encoded answer: [`IMAGE`] that of `GetImage`, and any other file that
+/// of `ListImages` to a request whose page token is the file's name. With the URL of a Postgres database,
+/// both run `SELECT 1` before they answer.
 pub(crate) async fn serve(arguments: &[String]) -> anyhow::Result<()> {
     let [listen, directory, rest @ ..] = arguments else {
         anyhow::bail!("an address and a directory are needed");

@@ -23,8 +23,8 @@ mod watchers;
 
 /// Number of images in a batch of changes.
 ///
-/// Up to `AHEAD` further batches are sent before a batch has reached all watchers. No image changes again before its last change
-/// has arrived, because a watcher that is behind gets only the latest states.
+/// Up to `AHEAD` further batches are sent before a batch has reached all watchers. No image changes again
+/// before its last change has arrived, because a watcher that is behind gets only the latest states.
 const AT_ONCE: usize = 20;
 const AHEAD: usize = 4;
 const ROUNDS: usize = 5;
@@ -204,8 +204,8 @@ fn judge(ours: &[Steady], theirs: &[Steady], goals: &mut Table) {
     );
     let ratios = ours.iter().zip(theirs).map(|(own, peer)| own.times.p99() / peer.times.p99());
     let summary = |all: &[Steady]| {
-        let median = |of: fn(&Samples) -> f64| {
-            figure(Samples::new(all.iter().map(|one| of(&one.times)).collect()).median())
+        let median = |quantile: fn(&Samples) -> f64| {
+            figure(Samples::new(all.iter().map(|one| quantile(&one.times)).collect()).median())
         };
         format!("p50 {} ms, p99 {} ms", median(Samples::median), median(Samples::p99))
     };

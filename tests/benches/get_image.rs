@@ -32,7 +32,8 @@ pub(crate) async fn run(catalogue: &Catalogue, goals: &mut Table) -> anyhow::Res
     };
     for (who, roles) in [("admin", &[Role::Admin][..]), (seed::HALF, &[Role::Builder])] {
         for concurrency in [1, 50] {
-            // A single call waits until the database confirms that nothing is newer; concurrent calls share one such query.
+            // A single call waits until the database confirms that nothing is newer; concurrent calls share
+            // one such query.
             let (peer, name, goal) = match &select {
                 Some(select) if concurrency == 1 => (select, "bare tonic with SELECT 1", 0.8),
                 _ => (&plain, "bare tonic", 0.7),
@@ -63,7 +64,7 @@ pub(crate) async fn run(catalogue: &Catalogue, goals: &mut Table) -> anyhow::Res
 }
 
 fn summary(loads: &[Load]) -> String {
-    let median = |of: fn(&Load) -> f64| figure(Samples::new(loads.iter().map(of).collect()).median());
+    let median = |value: fn(&Load) -> f64| figure(Samples::new(loads.iter().map(value).collect()).median());
     format!("{}/s, p99 {} ms", median(|load| load.rate), median(|load| load.times.p99()))
 }
 

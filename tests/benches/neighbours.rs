@@ -132,7 +132,7 @@ async fn measure(
         }
         round(caller, calls, &mut beside).await;
     }
-    let sum = |of: fn(&Counts) -> u64| counts.iter().map(|counts| of(counts)).sum::<u64>();
+    let sum = |count: fn(&Counts) -> u64| counts.iter().map(|counts| count(counts)).sum::<u64>();
     eprintln!(
         "    the others had {} answers, {} refusals and {} errors",
         sum(|counts| counts.answered.load(Relaxed)),

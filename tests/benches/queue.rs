@@ -1,4 +1,5 @@
-//! Build throughput of the queue: by length, by number of workers, and beside a long history. The engine is scripted.
+//! Build throughput of the queue: by length, by number of workers, and beside a long history. The engine is
+//! scripted.
 
 use std::{
     path::Path,
@@ -62,8 +63,8 @@ pub(crate) async fn throughput(server: Option<&str>, goals: &mut Table) -> anyho
 
 /// Measures builds per second beside ten million finished builds.
 ///
-/// Most of them are past their retention and are deleted during the measurement. On Postgres, an open transaction also makes the
-/// database keep every deleted row.
+/// Most of them are past their retention and are deleted during the measurement. On Postgres, an open
+/// transaction also makes the database keep every deleted row.
 pub(crate) async fn history(server: Option<&str>, goals: &mut Table) -> anyhow::Result<()> {
     const QUEUED: usize = 1_000;
     let database = if server.is_some() { "Postgres" } else { "SQLite" };

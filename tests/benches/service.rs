@@ -69,7 +69,8 @@ pub(crate) struct Running {
 impl Service {
     /// Starts a service without limits on callers.
     ///
-    /// `data` is its data directory, which may be new, and `url` that of its Postgres database, if it has one.
+    /// `data` is its data directory, which may be new, and `url` that of its Postgres database, if it has
+    /// one.
     pub(crate) async fn start(data: &Path, url: Option<&str>, flags: &[&str]) -> anyhow::Result<Self> {
         Self::start_limited(data, url, &[&UNLIMITED, flags].concat()).await
     }

@@ -1,4 +1,4 @@
-//! A worker played by the test: speaks the dispatch protocol and sends what the test tells it to.
+//! A worker played by the test: speaks the dispatch protocol and sends what the test orders.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -98,7 +98,7 @@ impl Actor {
         actor.say(ToService::Heartbeat(Heartbeat { number: 0, draining: false })).await;
         match actor.next().await {
             Ok(FromService::HeartbeatAck(ack)) if ack.number == 0 => Ok(actor),
-            Ok(said) => panic!("{said:?} does not acknowledge the first heartbeat"),
+            Ok(message) => panic!("{message:?} does not acknowledge the first heartbeat"),
             Err(error) => Err(Status::unavailable(error.to_string())),
         }
     }
@@ -114,8 +114,8 @@ impl Actor {
     }
 
     pub(crate) async fn next(&mut self) -> anyhow::Result<FromService> {
-        if let Some(said) = self.early.pop_front() {
-            return Ok(said);
+        if let Some(message) = self.early.pop_front() {
+            return Ok(message);
         }
         self.receive().await
     }
@@ -125,16 +125,16 @@ impl Actor {
             let response = tokio::time::timeout(LIMIT, self.responses.message()).await??;
             match response.and_then(|response| response.message) {
                 Some(FromService::HeartbeatAck(ack)) if ack.number >= Pulse::FIRST => {}
-                Some(said) => return Ok(said),
+                Some(message) => return Ok(message),
                 None => anyhow::bail!("the connection ended"),
             }
         }
     }
 
     pub(crate) async fn assignment(&mut self) -> anyhow::Result<(Assignment, Attempt)> {
-        let said = self.next().await?;
-        let FromService::Assignment(assignment) = said else {
-            anyhow::bail!("{said:?} is no assignment");
+        let message = self.next().await?;
+        let FromService::Assignment(assignment) = message else {
+            anyhow::bail!("{message:?} is no assignment");
         };
         let attempt = assignment.attempt.clone().expect("an assignment names its attempt");
         Ok((assignment, attempt))
@@ -155,10 +155,10 @@ impl Actor {
         let events = match assignment.work {
             Some(Work::DockerBuild(_)) => {
                 self.report(&attempt, 1, vec![Event::Started(Started {}), Event::Built(Built {})]).await;
-                let said = [self.next().await?, self.next().await?];
+                let messages = [self.next().await?, self.next().await?];
                 anyhow::ensure!(
-                    said.iter().any(|said| matches!(said, FromService::PublishGrant(_))),
-                    "{said:?} has no grant"
+                    messages.iter().any(|message| matches!(message, FromService::PublishGrant(_))),
+                    "{messages:?} has no grant"
                 );
                 (3, vec![succeeded])
             }
@@ -171,12 +171,15 @@ impl Actor {
 
     pub(crate) async fn acknowledged(&mut self) -> anyhow::Result<i64> {
         loop {
-            let said = self.receive().await?;
-            if let FromService::ReportAck(ack) = said {
+            let message = self.receive().await?;
+            if let FromService::ReportAck(ack) = message {
                 return Ok(ack.sequence);
             }
-            anyhow::ensure!(matches!(said, FromService::Assignment(_)), "{said:?} is no acknowledgement");
-            self.early.push_back(said);
+            anyhow::ensure!(
+                matches!(message, FromService::Assignment(_)),
+                "{message:?} is no acknowledgement"
+            );
+            self.early.push_back(message);
         }
     }
 }

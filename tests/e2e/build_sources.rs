@@ -170,23 +170,23 @@ async fn only_the_worker_of_an_attempt_is_answered() -> anyhow::Result<()> {
     let alice = service.builder("alice");
     let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
     let attempt = begin(&mut actor, &alice, "A").await?;
-    let ask = async |worker: &str, attempt: Option<Attempt>, references: Vec<String>| {
+    let resolve = async |worker: &str, attempt: Option<Attempt>, references: Vec<String>| {
         let worker = service.client(&service.token(worker, &[Role::Worker]));
         let request = ResolveSourcesRequest { attempt, references };
         worker.dispatch.clone().resolve_sources(request).await
     };
     let one = || vec!["ubuntu".to_owned()];
-    ask("w1", Some(attempt.clone()), one()).await?;
+    resolve("w1", Some(attempt.clone()), one()).await?;
     let missing = (Code::NotFound, "BUILD_NOT_FOUND".to_owned());
     let next = Attempt { number: attempt.number + 1, ..attempt.clone() };
     let unknown = Attempt { build_id: uuid::Uuid::now_v7().to_string(), number: 1 };
     for (worker, attempt) in [("w2", attempt.clone()), ("w1", next), ("w1", unknown)] {
-        assert_eq!(refused(ask(worker, Some(attempt), one()).await), missing, "{worker}");
+        assert_eq!(refused(resolve(worker, Some(attempt), one()).await), missing, "{worker}");
     }
     let invalid = (Code::InvalidArgument, "INVALID_FIELDS".to_owned());
     for references in [vec![], vec!["a".to_owned(); 65], vec!["a".repeat(1025)]] {
-        assert_eq!(refused(ask("w1", Some(attempt.clone()), references).await), invalid);
+        assert_eq!(refused(resolve("w1", Some(attempt.clone()), references).await), invalid);
     }
-    assert_eq!(refused(ask("w1", None, one()).await), invalid);
+    assert_eq!(refused(resolve("w1", None, one()).await), invalid);
     Ok(())
 }

@@ -36,8 +36,8 @@ async fn a_cancel_stops_the_work_and_leaves_the_previous_artifact() -> anyhow::R
     gate.reached().await;
     gate.open();
     alice.until(&second.id, |build| build.log_bytes > 0).await?;
-    let asked = alice.cancel(&created.id).await?;
-    assert!(asked.cancel_requested || asked.state() == BuildState::Cancelled);
+    let cancelled = alice.cancel(&created.id).await?;
+    assert!(cancelled.cancel_requested || cancelled.state() == BuildState::Cancelled);
     let cancelled = alice.finished(&second.id).await?;
     assert_eq!((cancelled.state(), cancelled.stop_confirmed), (BuildState::Cancelled, true));
     assert_eq!(engine.builds().last().map(|build| build.ended), Some(Ended::Cancelled));
@@ -53,7 +53,7 @@ async fn a_cancel_stops_the_work_and_leaves_the_previous_artifact() -> anyhow::R
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_does_not_stop_is_told_of() -> anyhow::Result<()> {
+async fn an_engine_that_does_not_stop_is_reported() -> anyhow::Result<()> {
     let engine = FakeEngine::start().await?;
     let (gate, end) = (Gate::new(), Gate::new());
     engine.script(Script::new().step("[1/1] RUN sleep").pause(&gate).pause(&end).ignore_cancel().succeed());
@@ -189,7 +189,7 @@ async fn a_cancel_ends_whatever_the_worker_is_doing_and_however_it_meets_it() ->
     // However long a busy machine takes, no time passes here.
     let patient = Service::start_with(&["--stop-timeout", "60s", "--lease", "120s"]).await?;
     let mut cases = Vec::new();
-    for (state, said) in [
+    for (state, reported) in [
         (BuildState::Claimed, vec![]),
         (BuildState::Running, vec![started()]),
         (BuildState::Publishing, vec![started(), Event::Built(Built {})]),
@@ -202,18 +202,18 @@ async fn a_cancel_ends_whatever_the_worker_is_doing_and_however_it_meets_it() ->
                 Meets::Lives | Meets::Vanishes => true,
             };
             let service = if waits { &service } else { &patient };
-            cases.push(cancel_meets(service, state, said.clone(), meets));
+            cases.push(cancel_meets(service, state, reported.clone(), meets));
         }
     }
     try_join_all(cases).await?;
     Ok(())
 }
 
-/// Cancels a build in a state in which its worker has `said` this much.
+/// Cancels a build in a state in which its worker has `reported` this much.
 async fn cancel_meets(
     service: &Service,
     state: BuildState,
-    said: Vec<Event>,
+    reported: Vec<Event>,
     meets: Meets,
 ) -> anyhow::Result<()> {
     let name = format!("{state:?} {meets:?}");
@@ -224,13 +224,13 @@ async fn cancel_meets(
     let mut actor = Actor::connect(service, hello(&name.replace(' ', "-"), &[])).await?;
     let pulse = actor.pulse(false);
     let (_, attempt) = actor.assignment().await?;
-    if !said.is_empty() {
-        actor.report(&attempt, 1, said.clone()).await;
+    if !reported.is_empty() {
+        actor.report(&attempt, 1, reported.clone()).await;
     }
     alice.until(&build.id, |build| build.state() == state).await?;
     let begun = tokio::time::Instant::now();
     alice.cancel(&created.id).await?;
-    let next = i64::try_from(said.len())? + 1;
+    let next = i64::try_from(reported.len())? + 1;
     let (ends, is_confirmed) = match meets {
         Meets::Stops => {
             actor.report(&attempt, next, vec![Event::Stopped(Stopped { confirmed: true })]).await;
@@ -252,7 +252,7 @@ async fn cancel_meets(
     let living = (!matches!(meets, Meets::Vanishes)).then_some((actor, pulse));
     let finished = alice.finished(&build.id).await?;
     assert_eq!((finished.state(), finished.stop_confirmed), (ends, is_confirmed), "{name}");
-    // Nobody is told that the work has stopped while it may still go on.
+    // Nothing reports that the work has stopped while it may still go on.
     let earliest = match meets {
         Meets::Lives => Duration::from_secs(3),
         // The lease, but for the time since the last heartbeat.

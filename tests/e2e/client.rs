@@ -57,7 +57,8 @@ pub(crate) fn client_on(channel: Channel, token: &str) -> Client {
     }
 }
 
-/// Returns the repository with this name below a prefix that belongs to `creator`, a subject of ASCII letters and dashes.
+/// Returns the repository with this name below a prefix that belongs to `creator`, a subject of ASCII letters
+/// and dashes.
 pub(crate) fn repository_under(prefix: impl std::fmt::Display, creator: &str, name: &str) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, creator.as_bytes());
     let distinct = u32::from_be_bytes(digest.as_ref()[..4].try_into().expect("4 bytes"));

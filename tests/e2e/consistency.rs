@@ -1,5 +1,5 @@
-//! Watches under disturbance: in the end each watcher knows exactly what a list returns, and on the way it receives nothing
-//! that it may not see.
+//! Watches under disturbance: in the end each watcher knows exactly what a list returns, and on the way it
+//! receives nothing that it may not see.
 
 mod watcher;
 mod writer;

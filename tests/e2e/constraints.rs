@@ -1,4 +1,5 @@
-//! The annotations of the protocol: every field has its behaviour, and no constraint refuses what the service accepts.
+//! The annotations of the protocol: every field has its behaviour, and no constraint refuses what the service
+//! accepts.
 
 use std::{fs, path::Path};
 

@@ -1,4 +1,5 @@
-//! Contexts on the real engine beside what `docker build` makes of the same folder: equal files, modes, owners and links.
+//! Contexts on the real engine beside what `docker build` makes of the same folder: equal files, modes,
+//! owners and links.
 
 use std::{
     fs,
@@ -36,8 +37,8 @@ with tarfile.open(archive, 'w', format=getattr(tarfile, form)) as tar:
 
 fn run(command: &mut Command) -> anyhow::Result<()> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    anyhow::ensure!(output.status.success(), "{command:?}: {said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "{command:?}: {stderr}");
     Ok(())
 }
 

@@ -36,11 +36,11 @@ async fn a_second_process_on_a_data_directory_ends_at_once_and_says_why() -> any
     }
     let data_dir = catalogue.data_dir().display().to_string();
     let second = run(&["serve", "--listen", "127.0.0.1:0", "--data-dir", &data_dir]).await?;
-    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    let stderr = String::from_utf8_lossy(&second.stderr).into_owned();
     let wrong = run(&["serve", "--data-dir", &data_dir, "--heartbeat", "1ms"]).await?;
-    assert_eq!(second.status.code(), wrong.status.code(), "as other wrong configurations: {said}");
+    assert_eq!(second.status.code(), wrong.status.code(), "as other wrong configurations: {stderr}");
     let reason = format!("another process serves the data directory {data_dir}");
-    assert!(said.contains(&reason), "{said}");
+    assert!(stderr.contains(&reason), "{stderr}");
     answers(&catalogue, &first, "By the first").await?;
 
     let token = run(&["token", "--data-dir", &data_dir, "--subject", "bob", "--role", "builder"]).await?;

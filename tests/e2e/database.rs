@@ -1,5 +1,5 @@
-//! The database of a service under test: SQLite in a directory of its own or, if `TRAILER_TEST_POSTGRES_URL` names a server,
-//! a new database there.
+//! The database of a service under test: SQLite in a directory of its own or, if `TRAILER_TEST_POSTGRES_URL`
+//! names a server, a new database there.
 
 use std::{env, path::PathBuf, sync::Arc, thread};
 

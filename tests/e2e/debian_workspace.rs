@@ -28,7 +28,7 @@ use crate::{
     client::repository_under,
     dockerd::{self, starts_containers},
     engine_fixture,
-    eventually::eventually,
+    eventually::{eventually, eventually_within},
     process::{Program, bound_to_test},
     registry::{DockerConfig, PASSWORD, Registry, USER},
     stack::{Service, Worker},
@@ -56,8 +56,8 @@ exec sleep infinity
 
 /// Starts a separate engine for the second worker.
 ///
-/// The engine uses this host's network, because it pulls from a registry of this host. It is given the bridge of the existing
-/// engine, which it would remove otherwise.
+/// The engine uses this host's network, because it pulls from a registry of this host. It is given the bridge
+/// of the existing engine, which it would remove otherwise.
 async fn start_engine(directory: &Path) -> anyhow::Result<(Program, Docker, String)> {
     let path = |part: &str| directory.join(part).display().to_string();
     let mut command = ["unshare", "--mount"].map(str::to_owned).to_vec();
@@ -180,15 +180,11 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
         ..Image::default()
     };
     let (created, build) = alice.create(wanted.clone()).await?;
-    let deadline = Instant::now() + PATIENCE;
-    let built = loop {
+    let built = eventually_within(PATIENCE, "the build ends", async || {
         let build = alice.get_build(&build.id).await?;
-        if matches!(build.state(), BuildState::Succeeded | BuildState::Failed) {
-            break build;
-        }
-        anyhow::ensure!(Instant::now() < deadline, "{build:?}");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    };
+        Ok(matches!(build.state(), BuildState::Succeeded | BuildState::Failed).then_some(build))
+    })
+    .await?;
     assert_eq!(built.state(), BuildState::Succeeded, "{:?}", built.error);
     let pushed = alice.get(&created.id).await?.artifact.context("an artifact")?;
     builder.stop().await?;
@@ -223,11 +219,12 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
     let docker = other_docker;
     let container = docker.create_container(None::<CreateContainerOptions>, body).await?.id;
     docker.start_container(&container, None::<StartContainerOptions>).await?;
-    let told = tokio::time::timeout(Duration::from_secs(60), told_until_ready(&docker, &container)).await??;
+    let printed =
+        tokio::time::timeout(Duration::from_secs(60), output_until_ready(&docker, &container)).await??;
     let quoted = r#"a start's "$HOME" $(id) \ `id`"#;
     for expected in ["dev", "it's \"$HOME\"", "it has started", quoted, "ASCII text", "six hello hello", NOTE]
     {
-        assert!(told.iter().any(|line| line == expected), "{expected}: {told:#?}");
+        assert!(printed.iter().any(|line| line == expected), "{expected}: {printed:#?}");
     }
     let begun = Instant::now();
     let stop = StopContainerOptionsBuilder::new().t(10).build();
@@ -247,7 +244,7 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
 }
 
 /// Returns the lines that a container prints until it is ready.
-async fn told_until_ready(docker: &Docker, container: &str) -> anyhow::Result<Vec<String>> {
+async fn output_until_ready(docker: &Docker, container: &str) -> anyhow::Result<Vec<String>> {
     let options = LogsOptionsBuilder::new().stdout(true).stderr(true).follow(true).build();
     let mut logs = docker.logs(container, Some(options));
     let mut text = String::new();

@@ -1,5 +1,5 @@
-//! Deployment files that match the programs and the operator's manual: every flag and variable in the manifests and images exists, the
-//! images run, and what is said to be private is.
+//! Deployment files that match the programs and the operator's manual: every flag and variable in the
+//! manifests and images exists, the images run, and what is said to be private is.
 
 use std::{
     collections::BTreeSet,
@@ -303,13 +303,13 @@ async fn containers_of_the_scripts_engine_do_not_reach_its_host() -> anyhow::Res
 /// Runs a command that must succeed, and returns its output.
 fn output_of(command: &mut Command) -> anyhow::Result<String> {
     let output = command.output().with_context(|| format!("{command:?}"))?;
-    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let stdout = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     anyhow::ensure!(
         output.status.success(),
-        "{command:?}: {said}\n{}",
+        "{command:?}: {stdout}\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    Ok(said)
+    Ok(stdout)
 }
 
 fn docker(arguments: &[&str]) -> anyhow::Result<String> {

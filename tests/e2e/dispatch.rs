@@ -276,8 +276,8 @@ async fn a_worker_that_lives_and_does_not_begin_loses_its_build_at_no_cost() -> 
     let again = async {
         for number in 1.. {
             mute.say(ToService::Heartbeat(Heartbeat { number, draining: false })).await;
-            let heard = tokio::time::timeout(HEARTBEAT, mute.next()).await;
-            match heard {
+            let received = tokio::time::timeout(HEARTBEAT, mute.next()).await;
+            match received {
                 Ok(Ok(FromService::Drop(dropped))) => is_dropped |= dropped.attempt == Some(first.clone()),
                 Ok(Ok(FromService::Assignment(again))) => return Ok(again.attempt),
                 Ok(Ok(_)) => tokio::time::sleep(HEARTBEAT).await,

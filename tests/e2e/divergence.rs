@@ -1,11 +1,7 @@
-//! An index that diverges from the database, by a failover, a feed that was cut for too long, or a change that was not logged:
-//! no answer is false, the index recovers, and the log says what happened.
+//! An index that diverges from the database, by a failover, a feed that was cut for too long, or a change
+//! that was not logged: no answer is false, the index recovers, and the log says what happened.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Context as _;
 use proto::{
@@ -21,7 +17,7 @@ use crate::{
     answers::{assert_gapless, lines},
     client::{Caller, Client, channel, image},
     edits::update,
-    eventually::eventually_true,
+    eventually::{eventually, eventually_true},
     fake_engine::{FakeEngine, Gate, Script},
     programs::{Catalogue, Listening},
     recovery::talk,
@@ -33,15 +29,11 @@ const SERVICE: &str = "image-service";
 
 /// Retries a call for as long as the catalogue is unavailable.
 async fn answered<T>(call: impl AsyncFn() -> Result<T, Status>) -> anyhow::Result<Result<T, Status>> {
-    let begun = Instant::now();
-    loop {
-        match call().await {
-            Err(status) if status.code() == Code::Unavailable && begun.elapsed() < LIMIT => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            answer => return Ok(answer),
-        }
-    }
+    eventually("the catalogue is available", async || match call().await {
+        Err(status) if status.code() == Code::Unavailable => Ok(None),
+        answer => Ok(Some(answer)),
+    })
+    .await
 }
 
 /// Returns the name of an image, or `None` if the caller does not see it.
@@ -184,9 +176,9 @@ async fn a_feed_that_was_cut_until_its_changes_were_forgotten_loads_anew() -> an
     relay.close(true);
     alice.revoke(&revoked.id, "bob").await?;
     edit(&alice, &shared.id, "Renamed", "FROM scratch").await?;
-    let forget = "BEGIN; DELETE FROM changes; \
+    let compact = "BEGIN; DELETE FROM changes; \
                   UPDATE catalogue SET compacted_revision = revision, compacted_nonce = nonce; COMMIT";
-    catalogue.database().execute(forget).await?;
+    catalogue.database().execute(compact).await?;
     let unavailable = bob.get(&revoked.id).await.map_err(|status| status.code());
     assert_eq!(unavailable, Err(Code::Unavailable));
     logged(&catalogue, "cut", &["cannot read the change log"]).await?;
@@ -197,7 +189,7 @@ async fn a_feed_that_was_cut_until_its_changes_were_forgotten_loads_anew() -> an
     assert_eq!(name(&bob, &revoked.id).await?, None);
     assert_eq!(name(&bob, &shared.id).await?.as_deref(), Some("Renamed"));
     watcher.until(&[(&shared.id, "Renamed")]).await?;
-    logged(&catalogue, "cut", &["has forgotten changes too early", "loaded anew"]).await?;
+    logged(&catalogue, "cut", &["has compacted changes too early", "loaded anew"]).await?;
     health(&cut, ServingStatus::Serving).await
 }
 

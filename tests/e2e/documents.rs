@@ -47,8 +47,8 @@ fn documented(text: &str, heading: &str) -> BTreeMap<String, String> {
 
 /// Returns the flags of a command, each with its default as documents write it.
 fn flags(command: &clap::Command) -> BTreeMap<String, String> {
-    let of = |argument: &clap::Arg| Some((format!("--{}", argument.get_long()?), default(argument)));
-    command.get_arguments().filter_map(of).collect()
+    let flag = |argument: &clap::Arg| Some((format!("--{}", argument.get_long()?), default(argument)));
+    command.get_arguments().filter_map(flag).collect()
 }
 
 fn default(argument: &clap::Arg) -> String {
@@ -77,11 +77,11 @@ fn the_tables_of_flags_are_those_of_the_programs() -> anyhow::Result<()> {
     let service = image_service::Cli::command();
     let worker = build_worker::Cli::command();
     let take = build_worker::Config::command();
-    let of = |command: &clap::Command, name: &str| {
+    let subcommand = |command: &clap::Command, name: &str| {
         command.find_subcommand(name).cloned().with_context(|| format!("no command {name}"))
     };
-    let (serve, token) = (of(&service, "serve")?, of(&service, "token")?);
-    let (health, health_of_worker) = (of(&service, "health")?, of(&worker, "health")?);
+    let (serve, token) = (subcommand(&service, "serve")?, subcommand(&service, "token")?);
+    let (health, health_of_worker) = (subcommand(&service, "health")?, subcommand(&worker, "health")?);
     for (document, heading, command) in [
         ("image-service/README.md", "### Flags of serve", &serve),
         ("image-service/README.md", "### Flags of token", &token),

@@ -1,9 +1,7 @@
 //! A service and a worker on the real Docker Engine that `tests/run` provides.
 //!
-//! The base image is made from the host's busybox, so that nothing is pulled. Names are unique to a run, and a test removes
-//! everything that it makes in the engine.
-
-use std::time::Instant;
+//! The base image is made from the host's busybox, so that nothing is pulled. Names are unique to a run, and
+//! a test removes everything that it makes in the engine.
 
 use anyhow::Context as _;
 use bollard::{
@@ -21,7 +19,8 @@ use futures_util::StreamExt as _;
 use crate::{
     base_image,
     client::Client,
-    stack::{LIMIT, Service, Worker},
+    eventually::eventually,
+    stack::{Service, Worker},
 };
 
 const SOCKET: &str = "/var/run/docker.sock";
@@ -130,13 +129,11 @@ pub(crate) async fn list_images(
     docker: &Docker,
     options: ListImagesOptions,
 ) -> anyhow::Result<Vec<ImageSummary>> {
-    let begun = Instant::now();
-    loop {
-        match docker.list_images(Some(options.clone())).await {
-            Err(Error::DockerResponseServerError { status_code: 404, .. }) if begun.elapsed() < LIMIT => {}
-            images => return Ok(images?),
-        }
-    }
+    eventually("images can be listed", async || match docker.list_images(Some(options.clone())).await {
+        Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+        images => Ok(Some(images?)),
+    })
+    .await
 }
 
 /// Returns the engine that the tests run on and its address.

@@ -45,8 +45,8 @@ async fn until_health(worker: &Worker, expected: ServingStatus) -> anyhow::Resul
     let channel = Endpoint::from_shared(format!("http://{}", worker.addr))?.connect().await?;
     let mut statuses = HealthClient::new(channel).watch(HealthCheckRequest::default()).await?.into_inner();
     let waiting = async {
-        while let Some(told) = statuses.message().await? {
-            if told.status() == expected {
+        while let Some(response) = statuses.message().await? {
+            if response.status() == expected {
                 return Ok(());
             }
         }
@@ -75,9 +75,9 @@ async fn too_old_an_engine_builds_nothing_until_it_is_upgraded() -> anyhow::Resu
     let service = Service::start().await?;
     let alice = service.builder("alice");
     let worker = Worker::start(&service, "w1", &format!("unix://{}", path.display())).await?;
-    let told = until_shown(&service, "w1", |worker| worker.online).await?;
+    let listed = until_shown(&service, "w1", |worker| worker.online).await?;
     for part in ["24.0.9", "25.0.2", "CVE-2024-23652"] {
-        assert!(told.unsupported_reason.contains(part), "{told:?}");
+        assert!(listed.unsupported_reason.contains(part), "{listed:?}");
     }
     let (_, build) = alice.create(image("Waiting", "FROM scratch\nRUN make")).await?;
     until_pending(&alice, &build.id, PendingReason::WorkersUnsupported).await?;
@@ -89,9 +89,9 @@ async fn too_old_an_engine_builds_nothing_until_it_is_upgraded() -> anyhow::Resu
     link(&new, &path)?;
     let finished = alice.finished(&build.id).await?;
     assert_eq!((finished.state(), finished.attempt), (BuildState::Succeeded, 1), "{finished:?}");
-    let told = shown(&service, "w1").await?;
-    assert_eq!((told.engine_version.as_str(), told.unsupported_reason.as_str()), ("29.7.3", ""));
-    assert!(told.withheld.is_empty(), "{told:?}");
+    let listed = shown(&service, "w1").await?;
+    assert_eq!((listed.engine_version.as_str(), listed.unsupported_reason.as_str()), ("29.7.3", ""));
+    assert!(listed.withheld.is_empty(), "{listed:?}");
     until_health(&worker, ServingStatus::Serving).await?;
     assert!(old.builds().is_empty());
     assert_eq!(new.unexpected(), [""; 0]);
@@ -107,10 +107,10 @@ async fn too_old_an_engine_is_tried_out_where_the_operator_says_so() -> anyhow::
     let _worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags).await?;
     let (_, build) = alice.create(image("Tried", "FROM scratch\nRUN make")).await?;
     assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Succeeded);
-    let told = shown(&service, "w1").await?;
+    let listed = shown(&service, "w1").await?;
     assert!(
-        told.unsupported_reason.is_empty() && told.engine_warning.contains("--allow-old-engine"),
-        "{told:?}"
+        listed.unsupported_reason.is_empty() && listed.engine_warning.contains("--allow-old-engine"),
+        "{listed:?}"
     );
     assert_eq!(engine.unexpected(), [""; 0]);
     Ok(())
@@ -118,7 +118,7 @@ async fn too_old_an_engine_is_tried_out_where_the_operator_says_so() -> anyhow::
 
 /// Runs on any engine: it gets builds exactly if it is new enough.
 #[tokio::test(flavor = "multi_thread")]
-async fn too_old_is_told_of_the_real_engine_by_its_version() -> anyhow::Result<()> {
+async fn a_real_engine_that_is_too_old_is_recognized_by_its_version() -> anyhow::Result<()> {
     let (docker, docker_host) = engine_fixture::connect().await?;
     let version = docker.version().await?.version.unwrap_or_default();
     let major: u32 = version.split('.').next().unwrap_or_default().parse()?;
@@ -126,14 +126,14 @@ async fn too_old_is_told_of_the_real_engine_by_its_version() -> anyhow::Result<(
     let alice = service.builder("alice");
     let name = format!("w-{}", uuid::Uuid::new_v4().simple());
     let worker = Worker::start(&service, &name, &docker_host).await?;
-    let told = until_shown(&service, &name, |worker| worker.online).await?;
-    assert_eq!(told.engine_version, version);
+    let listed = until_shown(&service, &name, |worker| worker.online).await?;
+    assert_eq!(listed.engine_version, version);
     if major >= 25 {
-        assert_eq!(told.unsupported_reason, "");
+        assert_eq!(listed.unsupported_reason, "");
         until_health(&worker, ServingStatus::Serving).await?;
         return Ok(());
     }
-    assert!(told.unsupported_reason.contains(&version), "{told:?}");
+    assert!(listed.unsupported_reason.contains(&version), "{listed:?}");
     let (_, build) = alice.create(image("Waiting", "FROM scratch\nENV A=b")).await?;
     until_pending(&alice, &build.id, PendingReason::WorkersUnsupported).await?;
     until_health(&worker, ServingStatus::NotServing).await?;
@@ -146,8 +146,8 @@ async fn an_ability_of_a_flawed_engine_is_withheld() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
     let withheld = async || {
-        let told = until_shown(&service, "w1", |worker| worker.online).await?;
-        let withheld = told.withheld.into_iter().map(|withheld| (withheld.ability, withheld.flaw));
+        let listed = until_shown(&service, "w1", |worker| worker.online).await?;
+        let withheld = listed.withheld.into_iter().map(|withheld| (withheld.ability, withheld.flaw));
         anyhow::Ok(withheld.collect::<Vec<_>>())
     };
     let [frontends, directories] =

@@ -53,7 +53,7 @@ async fn a_caller_with_many_builds_delays_others_by_one_build() -> anyhow::Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_queue_takes_turns_in_the_order_that_it_tells() -> anyhow::Result<()> {
+async fn the_queue_takes_turns_in_the_order_that_it_reports() -> anyhow::Result<()> {
     const EACH: usize = 4;
     let service = Service::start().await?;
     let mut owners = BTreeMap::new();
@@ -62,11 +62,11 @@ async fn the_queue_takes_turns_in_the_order_that_it_tells() -> anyhow::Result<()
             owners.insert(build, owner);
         }
     }
-    let mut told = BTreeMap::new();
+    let mut reported = BTreeMap::new();
     for (build, owner) in &owners {
-        told.insert(service.builder(owner).get_build(build).await?.queue_position, build.clone());
+        reported.insert(service.builder(owner).get_build(build).await?.queue_position, build.clone());
     }
-    assert_eq!(told.keys().copied().collect::<Vec<_>>(), (1..=12).collect::<Vec<_>>());
+    assert_eq!(reported.keys().copied().collect::<Vec<_>>(), (1..=12).collect::<Vec<_>>());
     // A restarted service still knows whose turn it is.
     let service = service.restart().await?;
     let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
@@ -74,7 +74,7 @@ async fn the_queue_takes_turns_in_the_order_that_it_tells() -> anyhow::Result<()
     for _ in 0..owners.len() {
         taken.push(take(&mut actor).await?);
     }
-    assert_eq!(taken, told.into_values().collect::<Vec<_>>());
+    assert_eq!(taken, reported.into_values().collect::<Vec<_>>());
     for round in taken.chunks(3) {
         assert_eq!(round.iter().map(|build| owners[build]).collect::<Vec<_>>(), ["alice", "bob", "carol"]);
     }
@@ -126,7 +126,7 @@ async fn builds_that_no_free_worker_can_take_block_nobody() -> anyhow::Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn why_a_build_waits_is_told_by_the_nearest_of_all_workers() -> anyhow::Result<()> {
+async fn why_a_build_waits_is_reported_by_the_nearest_of_all_workers() -> anyhow::Result<()> {
     const GONE: usize = 1_000;
     let service = Service::start().await?;
     for number in 0..GONE {

@@ -1,5 +1,5 @@
-//! Hostile values in configurations: the generated Dockerfile says what was meant and nothing else, as third-party parsers of
-//! Dockerfiles and shells read it.
+//! Hostile values in configurations: the generated Dockerfile says what was meant and nothing else, as
+//! third-party parsers of Dockerfiles and shells read it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -136,8 +136,8 @@ fn unescaped(word: &str) -> String {
 
 /// Returns an instruction in words, as the parsers read it.
 #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else there is nobody wants")]
-fn said(instruction: &Instruction<'_>, text: &str) -> anyhow::Result<Vec<String>> {
-    let of = |keyword: &str, words: Vec<String>| [vec![keyword.to_owned()], words].concat();
+fn words_of(instruction: &Instruction<'_>, text: &str) -> anyhow::Result<Vec<String>> {
+    let line_of = |keyword: &str, words: Vec<String>| [vec![keyword.to_owned()], words].concat();
     let command = |command: &Command<'_>| -> anyhow::Result<Vec<String>> {
         Ok(match command {
             Command::Exec(words) => words.value.iter().map(|word| word.value.clone().into_owned()).collect(),
@@ -149,32 +149,32 @@ fn said(instruction: &Instruction<'_>, text: &str) -> anyhow::Result<Vec<String>
     };
     Ok(match instruction {
         Instruction::From(from) if from.options.is_empty() && from.as_.is_none() => {
-            of("FROM", vec![from.image.value.clone().into_owned()])
+            line_of("FROM", vec![from.image.value.clone().into_owned()])
         }
-        Instruction::User(user) => of("USER", vec![user.arguments.value.clone().into_owned()]),
+        Instruction::User(user) => line_of("USER", vec![user.arguments.value.clone().into_owned()]),
         Instruction::Run(run) if run.options.is_empty() && run.here_docs.is_empty() => {
-            of("RUN", command(&run.arguments)?)
+            line_of("RUN", command(&run.arguments)?)
         }
         Instruction::Env(env) => {
             let line = &text[env.arguments.span.clone()];
             let (name, value) = line.split_once('=').context("a name and a value")?;
             if name == "PATH" {
-                of("ENV", vec![line.to_owned()])
+                line_of("ENV", vec![line.to_owned()])
             } else {
-                of("ENV", vec![name.to_owned(), unquoted(value)?])
+                line_of("ENV", vec![name.to_owned(), unquoted(value)?])
             }
         }
         Instruction::Expose(expose) => {
-            of("EXPOSE", expose.arguments.iter().map(|port| port.value.clone().into_owned()).collect())
+            line_of("EXPOSE", expose.arguments.iter().map(|port| port.value.clone().into_owned()).collect())
         }
         Instruction::Copy(copy) if copy.options.is_empty() => {
             let [CopySource::Path(source)] = copy.src.as_slice() else {
                 anyhow::bail!("one source: {copy:?}")
             };
-            of("COPY", vec![source.value.clone().into_owned(), unescaped(&copy.dest.value)])
+            line_of("COPY", vec![source.value.clone().into_owned(), unescaped(&copy.dest.value)])
         }
-        Instruction::Entrypoint(entry_point) => of("ENTRYPOINT", command(&entry_point.arguments)?),
-        Instruction::Cmd(cmd) => of("CMD", command(&cmd.arguments)?),
+        Instruction::Entrypoint(entry_point) => line_of("ENTRYPOINT", command(&entry_point.arguments)?),
+        Instruction::Cmd(cmd) => line_of("CMD", command(&cmd.arguments)?),
         other => anyhow::bail!("nobody wants {other:?}"),
     })
 }
@@ -244,15 +244,15 @@ fn meant(generate: &GenerateSource, services: &[WorkspaceService]) -> Vec<Vec<St
 
 /// Returns the lines that the script of an image must have, in words.
 fn meant_to_run(generate: &GenerateSource, services: &[WorkspaceService]) -> Vec<Vec<String>> {
-    let tell = |prefix: Vec<String>, what: String, suffix: &[&str]| {
-        let said = vec!["echo".to_owned(), format!("trailer: {what} has ended with status $?")];
-        [prefix, said, suffix.iter().map(|word| (*word).to_owned()).collect()].concat()
+    let reported = |prefix: Vec<String>, what: String, suffix: &[&str]| {
+        let report = vec!["echo".to_owned(), format!("trailer: {what} has ended with status $?")];
+        [prefix, report, suffix.iter().map(|word| (*word).to_owned()).collect()].concat()
     };
     let run = |command: &str| vec!["sh".to_owned(), "-c".to_owned(), command.to_owned()];
     let mut all = Vec::new();
     for (number, command) in (1..).zip(&generate.start_commands) {
         let run = [run(command), vec!["||".to_owned()]].concat();
-        all.push(tell(run, format!("start-up command {number}"), &[">&2"]));
+        all.push(reported(run, format!("start-up command {number}"), &[">&2"]));
     }
     for service in services {
         all.push(words("("));
@@ -260,7 +260,7 @@ fn meant_to_run(generate: &GenerateSource, services: &[WorkspaceService]) -> Vec
             all.push(vec!["export".to_owned(), format!("{name}={value}")]);
         }
         all.push(run(&service.command));
-        all.push(tell(Vec::new(), format!("the service {}", service.name), &[">&2"]));
+        all.push(reported(Vec::new(), format!("the service {}", service.name), &[">&2"]));
         all.push(words(") &"));
     }
     all.push(words("exec $@"));
@@ -276,8 +276,8 @@ fn check(config: &ImageConfig, rendered: &RenderDockerfileResponse) -> anyhow::R
         directives.syntax.is_none() && directives.escape.is_none(),
         "a directive: {directives:?}"
     );
-    let said = parsed.instructions.iter().map(|instruction| said(instruction, text));
-    assert_eq!(said.collect::<anyhow::Result<Vec<_>>>()?, meant(generate, &config.services));
+    let found = parsed.instructions.iter().map(|instruction| words_of(instruction, text));
+    assert_eq!(found.collect::<anyhow::Result<Vec<_>>>()?, meant(generate, &config.services));
     let mut files: Vec<&ImageFile> = generate.files.iter().collect();
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let (scripts, others): (Vec<&ContextFile>, Vec<&ContextFile>) =

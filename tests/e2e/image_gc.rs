@@ -71,14 +71,16 @@ async fn the_engine_holds_what_records_and_containers_use_and_nothing_else() -> 
     };
     let container = docker.create_container(None::<CreateContainerOptions>, body).await?.id;
 
-    // Images that people commit inherit the labels but belong to people; the image that they were made from stays as their parent.
+    // Images that people commit inherit the labels but belong to people; the image that they were made from
+    // stays as their parent.
     let mut of_people = BTreeSet::from([used.clone()]);
     for name in [format!("trailer-test/kept-{}", real.run), String::new()] {
         let options = CommitContainerOptionsBuilder::new().container(&container).repo(&name).build();
         of_people.insert(docker.commit_container(options, ContainerConfig::default()).await?.id);
     }
 
-    // Build each image again with a change; every fifth build hangs and is cancelled, and every seventh image is deleted.
+    // Build each image again with a change; every fifth build hangs and is cancelled, and every seventh image
+    // is deleted.
     for (i, id) in ids.iter().enumerate() {
         let mut changed = image("", &dockerfile(i, 2));
         if i % 5 == 4 {

@@ -37,7 +37,7 @@ fn retry_after(status: &Status) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rate_limited_caller_is_told_when_to_retry() -> anyhow::Result<()> {
+async fn a_rate_limited_caller_learns_when_to_retry() -> anyhow::Result<()> {
     let service = Service::start_with(&["--max-call-rate", "2"]).await?;
     let (alice, bob) = (service.builder("alice"), service.builder("bob"));
     let answers = futures_util::future::join_all((0..20).map(|_| alice.list())).await;
@@ -63,7 +63,8 @@ async fn a_refusal_is_held_back_but_not_beyond_the_deadline() -> anyhow::Result<
     let begun = Instant::now();
     one_of_two(async || list("alice", LIMIT).await).await?;
     assert!(begun.elapsed() >= HOLD, "refused after {:?}", begun.elapsed());
-    // The refusal comes before the deadline, whose error would not give the reason; on a busy machine not always in time.
+    // The refusal comes before the deadline, whose error would not give the reason; on a busy machine not
+    // always in time.
     for attempt in 0.. {
         match one_of_two(async || list("bob", HOLD + HOLD / 2).await).await {
             Ok(_) => break,
@@ -95,7 +96,8 @@ async fn a_call_that_asks_for_more_counts_as_several() -> anyhow::Result<()> {
     one_of_two(async || client("bob").create_image(bytes.clone()).await).await?;
     one_of_two(async || client("carol").watch_images(term.clone()).await).await?;
     one_of_two(async || client("dave").batch_images(preview.clone()).await).await?;
-    // The cost of a call is known only after a unit was spent to read it, so there is a hint for that unit and one for the rest.
+    // The cost of a call is known only after a unit was spent to read it, so there is a hint for that unit
+    // and one for the rest.
     for _ in 0..2 {
         match client("dave").batch_images(preview.clone()).await {
             Ok(_) => return Ok(()),
@@ -300,10 +302,11 @@ async fn a_connection_that_says_nothing_is_closed() -> anyhow::Result<()> {
     let mut halting = TcpStream::connect(service.addr).await?;
     halting.write_all(b"PRI * HTTP").await?;
     for connection in [&mut silent, &mut halting] {
-        let mut told = Vec::new();
+        let mut received = Vec::new();
         // The connection may be reset.
-        let _ =
-            tokio::time::timeout(LIMIT, connection.read_to_end(&mut told)).await.context("it stays open")?;
+        let _ = tokio::time::timeout(LIMIT, connection.read_to_end(&mut received))
+            .await
+            .context("it stays open")?;
     }
     service.builder("alice").list().await.context("others are served")?;
     // A silent connection does not keep the service from stopping either.

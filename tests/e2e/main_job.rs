@@ -219,8 +219,8 @@ async fn a_build_is_what_its_options_say_and_ends_with_its_time() -> anyhow::Res
     let is_cancelled =
         |state: &State| state.builds.first().is_some_and(|build| build.ended == Ended::Cancelled);
     engine.wait_for(is_cancelled, LIMIT).await?;
-    let asked = &engine.builds()[0].attributes;
-    let option = |name: &str| asked.get(name).map(String::as_str);
+    let attributes = &engine.builds()[0].attributes;
+    let option = |name: &str| attributes.get(name).map(String::as_str);
     assert_eq!((option("target"), option("build-arg:A")), (Some("tools"), Some("of alice")));
     // The worker asks registries itself, because the engine would ask them for images of the catalogue, too.
     assert_eq!((option("no-cache"), option("image-resolve-mode")), (Some(""), Some("local")));

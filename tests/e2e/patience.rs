@@ -16,8 +16,8 @@ use crate::client::Client;
 fn may_be_tried_again(status: &Status) -> bool {
     let is_ours = status.get_details_error_info().is_some();
     let by_connection = matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal) && !is_ours;
-    let is_told_when = status.get_details_retry_info().is_some();
-    status.code() == Code::Unavailable || by_connection || is_told_when
+    let has_retry_info = status.get_details_retry_info().is_some();
+    status.code() == Code::Unavailable || by_connection || has_retry_info
 }
 
 /// Retries a call as the manual prescribes until it is answered, and counts the retries.

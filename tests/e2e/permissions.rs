@@ -8,7 +8,7 @@ use proto::images::{self as api, ImageAction, ImageStatus};
 use tonic::Code;
 
 use self::{
-    calls::{Call, How, REVOKED, Target, Wording, attempt, batch, said, wording},
+    calls::{Call, How, REVOKED, Target, Wording, attempt, batch, status_text, wording},
     cast::{Stage, admit, client, nowhere},
 };
 use crate::{
@@ -58,7 +58,7 @@ async fn walk(service: &Service, caller: &'static str, targets: &[Target]) -> an
     for ((state, call, _), answer) in &spoken {
         if matches!(answer, Some((Code::NotFound, ..))) {
             let missing = &spoken[&("missing", *call, How::Ask)];
-            assert_eq!(answer, missing, "{caller}, {call:?}, {state}: it is told from what does not exist");
+            assert_eq!(answer, missing, "{caller}, {call:?}, {state}: it differs from what does not exist");
         }
     }
     assert_eq!(by_id(client.list().await?), seen, "{caller}");
@@ -70,7 +70,7 @@ async fn walk(service: &Service, caller: &'static str, targets: &[Target]) -> an
             assert_eq!(outcomes.len(), targets.len());
             for (target, outcome) in targets.iter().zip(outcomes) {
                 let case = format!("{caller}, {action:?}, {}, {how:?}", target.state);
-                assert_eq!(said(&outcome), table::expected(caller, call, target.state, how), "{case}");
+                assert_eq!(status_text(&outcome), table::expected(caller, call, target.state, how), "{case}");
                 // A cancel takes an etag only in a batch.
                 if let Some(alone) = spoken.get(&(target.state, call, how)) {
                     assert_eq!(wording(&outcome), *alone, "{case}");
@@ -102,17 +102,17 @@ async fn walk_image(
         for how in [Some(How::Ask), stale].into_iter().flatten() {
             let case = format!("{caller}, {call:?}, {}, {how:?}", target.state);
             let answer = attempt(client, call, target, how).await;
-            assert_eq!(said(&answer), table::expected(caller, call, target.state, how), "{case}");
+            assert_eq!(status_text(&answer), table::expected(caller, call, target.state, how), "{case}");
             answers.push((call, how, wording(&answer)));
             if call == Call::GetImage {
                 seen = answer.ok().flatten();
-            } else if let (Some(image), Some(action), How::Ask) = (&seen, table::told_of(action), how) {
+            } else if let (Some(image), Some(action), How::Ask) = (&seen, table::listed_action(action), how) {
                 let already_so = if image.enabled() { ImageAction::Enable } else { ImageAction::Disable };
-                let is_told = image.allowed_actions().any(|allowed| allowed == action);
+                let is_listed = image.allowed_actions().any(|allowed| allowed == action);
                 assert_eq!(
-                    is_told,
+                    is_listed,
                     answer.is_ok() && action != already_so,
-                    "{case}: it does what it tells of"
+                    "{case}: it does what it lists"
                 );
             }
         }
@@ -138,18 +138,18 @@ async fn shut_out(service: &Service, targets: &[Target]) -> anyhow::Result<()> {
             _ => String::new(),
         };
         let client = service.client(&token);
-        assert_eq!(said(&client.list().await), expected, "{outsider}");
-        assert_eq!(said(&client.first_state().await), expected, "{outsider}");
+        assert_eq!(status_text(&client.list().await), expected, "{outsider}");
+        assert_eq!(status_text(&client.first_state().await), expected, "{outsider}");
         for (action, _) in table::BATCHES {
             assert_eq!(
-                said(&batch(&client, action, targets, How::Ask).await),
+                status_text(&batch(&client, action, targets, How::Ask).await),
                 expected,
                 "{outsider}, {action:?}"
             );
         }
         for (target, (call, _)) in targets.iter().flat_map(|target| table::CALLS.map(|call| (target, call))) {
             let answer = attempt(&client, call, target, How::Ask).await;
-            assert_eq!(said(&answer), expected, "{outsider}, {call:?}, {}", target.state);
+            assert_eq!(status_text(&answer), expected, "{outsider}, {call:?}, {}", target.state);
         }
     }
     Ok(())
@@ -175,7 +175,7 @@ async fn act(service: &Service, caller: &str) -> anyhow::Result<()> {
         }
         let before = admin.get(&target.image).await?;
         let predicted = attempt(&client, call, &target, How::Ask).await;
-        assert_eq!(said(&predicted), table::expected(caller, call, state, How::Ask), "{case}");
+        assert_eq!(status_text(&predicted), table::expected(caller, call, state, How::Ask), "{case}");
         let done = attempt(&client, call, &target, How::Do).await;
         assert_eq!(wording(&done), wording(&predicted), "{case}");
         let after = admin.get(&target.image).await.ok();
@@ -183,9 +183,9 @@ async fn act(service: &Service, caller: &str) -> anyhow::Result<()> {
         assert_eq!(has_changed, done.is_ok(), "{case}");
         if let (Some(predicted), Some(done)) = (predicted.ok().flatten(), done.ok().flatten()) {
             let now = client.get(&target.image).await?;
-            for told in [predicted, done] {
-                assert_eq!((told.status, told.enabled), (now.status, now.enabled), "{case}");
-                assert_eq!(told.allowed_actions, now.allowed_actions, "{case}");
+            for image in [predicted, done] {
+                assert_eq!((image.status, image.enabled), (now.status, now.enabled), "{case}");
+                assert_eq!(image.allowed_actions, now.allowed_actions, "{case}");
             }
         }
     }
@@ -198,7 +198,7 @@ async fn act(service: &Service, caller: &str) -> anyhow::Result<()> {
         let done = batch(&client, action, &targets, How::Do).await?;
         for ((target, predicted), done) in targets.iter().zip(predicted).zip(done) {
             let case = format!("{caller}, {action:?}, {}", target.state);
-            assert_eq!(said(&done), table::expected(caller, call, target.state, How::Ask), "{case}");
+            assert_eq!(status_text(&done), table::expected(caller, call, target.state, How::Ask), "{case}");
             assert_eq!(wording(&done), wording(&predicted), "{case}");
             let is_gone = admin.get(&target.image).await.is_err();
             let is_deleted = call == Call::DeleteImage && done.is_ok();
@@ -244,7 +244,7 @@ async fn roles_decide_which_callers_create_images() -> anyhow::Result<()> {
             let wanted = Some(image("Another", "FROM scratch"));
             let request =
                 api::CreateImageRequest { image: wanted.clone(), validate_only, ..Default::default() };
-            assert_eq!(said(&client.images.clone().create_image(request).await), create, "{roles:?}");
+            assert_eq!(status_text(&client.images.clone().create_image(request).await), create, "{roles:?}");
             let request = api::SnapshotWorkspaceRequest {
                 source_image_id: source.id.clone(),
                 worker: "w1".to_owned(),
@@ -255,13 +255,14 @@ async fn roles_decide_which_callers_create_images() -> anyhow::Result<()> {
                 ..Default::default()
             };
             let answer = client.images.clone().snapshot_workspace(request).await;
-            assert_eq!(said(&answer), snapshot, "{roles:?}");
+            assert_eq!(status_text(&answer), snapshot, "{roles:?}");
             let Some(taken) = answer.ok().and_then(|response| response.into_inner().image) else {
                 continue;
             };
             assert_eq!(taken.creator, "creator");
             if !validate_only {
-                // The image belongs to the creator: the caller that requested it sees it no more than others do.
+                // The image belongs to the creator: the caller that requested it sees it no more than others
+                // do.
                 let seen = client.get(&taken.id).await;
                 assert_eq!(seen.is_ok(), roles.contains(&Role::Admin), "{roles:?}");
                 let allowed = seen.map(|image| image.allowed_actions).unwrap_or_default();
@@ -304,7 +305,7 @@ async fn only_builders_change_the_configuration_and_reference() -> anyhow::Resul
                     ..Default::default()
                 };
                 let answer = client(&service, caller).images.clone().update_image(request).await;
-                assert_eq!(said(&answer), expected, "{caller}, {path}");
+                assert_eq!(status_text(&answer), expected, "{caller}, {path}");
             }
         }
     }

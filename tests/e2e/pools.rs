@@ -79,14 +79,14 @@ async fn a_worker_is_what_its_token_claims_at_most() -> anyhow::Result<()> {
     };
     let alice = service.client(&token("alice", "builder", json!({"hosts": "red"})));
     let labels = [("gpu", "true"), ("zone", "a")].map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let said = Hello {
+    let hello = Hello {
         labels: labels.into(),
         capabilities: vec!["dockerfile".to_owned(), "squash".to_owned()],
         ..hello("w1", &[])
     };
     let claims =
         json!({"hosts": ["red"], "worker_labels": {"zone": "a"}, "worker_capabilities": ["dockerfile"]});
-    let mut actor = Actor::connect_with(&service, &token("w1", "worker", claims), said).await?;
+    let mut actor = Actor::connect_with(&service, &token("w1", "worker", claims), hello).await?;
     let shown = &listed(&alice).await?["w1"];
     assert_eq!(shown.labels.iter().collect::<Vec<_>>(), [(&"zone".to_owned(), &"a".to_owned())]);
     assert_eq!(shown.pools, ["red"]);

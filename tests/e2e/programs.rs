@@ -122,7 +122,8 @@ impl Catalogue {
         environment: &[&str],
         flags: Vec<String>,
     ) -> anyhow::Result<Listening> {
-        // All of 127.0.0.0/8 is this host, and no other program takes the port of a random address during a restart.
+        // All of 127.0.0.0/8 is this host, and no other program takes the port of a random address during a
+        // restart.
         let [_, a, b, c] = fastrand::u32(..).to_be_bytes();
         let addr = SocketAddr::from((Ipv4Addr::new(127, a | 1, b, c | 1), 50051));
         let command = bound_to_test()

@@ -219,7 +219,7 @@ async fn steps_have_the_order_of_the_dockerfile() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_burst_of_output_is_told_or_its_gap_is() -> anyhow::Result<()> {
+async fn a_burst_of_output_is_reported_or_its_gap_is() -> anyhow::Result<()> {
     let real = Real::start().await?;
     let alice = real.alice();
     const LINES: usize = 200_000;
@@ -233,11 +233,11 @@ async fn a_burst_of_output_is_told_or_its_gap_is() -> anyhow::Result<()> {
     let events = alice.history(&build.id, 0).await?;
     assert_gapless(&events, 1);
     // Unless configured to keep everything, an engine clips the output of a step, even within a line.
-    let told = joined_lines(&events);
+    let printed = joined_lines(&events);
     let whole =
-        told.iter().zip(1..).take_while(|(line, number)| **line == format!("{filler}{number}")).count();
-    assert!(whole == LINES || finished.log_truncated, "{whole} lines, and then {:?}", told.get(whole));
-    assert!(told.len() == LINES + 1 || finished.log_truncated, "{} lines and no gap", told.len());
+        printed.iter().zip(1..).take_while(|(line, number)| **line == format!("{filler}{number}")).count();
+    assert!(whole == LINES || finished.log_truncated, "{whole} lines, and then {:?}", printed.get(whole));
+    assert!(printed.len() == LINES + 1 || finished.log_truncated, "{} lines and no gap", printed.len());
     assert!(whole > 1_000, "{whole} lines");
     real.clean(&[&format!("{}:{}", created.repository, created.tag)]).await
 }

@@ -1,4 +1,5 @@
-//! Failures of connections, the service, the worker and the engine, which disturb builds as little as possible.
+//! Failures of connections, the service, the worker and the engine, which disturb builds as little as
+//! possible.
 
 use std::collections::BTreeSet;
 

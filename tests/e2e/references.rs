@@ -26,7 +26,8 @@ async fn a_reference_belongs_to_one_image() -> anyhow::Result<()> {
     let admin = service.client(&service.token("root", &[Role::Admin]));
     assert_eq!(refused(admin.create(at("one")).await), taken);
 
-    // The reference that a build writes stays taken when the image's reference changes, and so does the artifact's.
+    // The reference that a build writes stays taken when the image's reference changes, and so does the
+    // artifact's.
     let to = api::Image { repository: repository("alice", "two"), ..named(&first.id, "") };
     update(&alice, to, &["repository"]).await?;
     assert_eq!(refused(alice.create(at("one")).await), taken);
@@ -80,7 +81,8 @@ async fn a_namespace_belongs_to_one_creator() -> anyhow::Result<()> {
     let (derived, _) = alice.create(at("")).await?;
     assert_eq!(derived.repository, repository("alice", "arger-mit-ri-ben-yu"));
 
-    // It makes no difference whether a reference is free, was ever taken, or belongs to an image that the caller sees.
+    // It makes no difference whether a reference is free, was ever taken, or belongs to an image that the
+    // caller sees.
     alice.grant(&first.id, "bob", &[api::Permission::Modify]).await?;
     alice.delete(&derived.id).await?;
     for elsewhere in [

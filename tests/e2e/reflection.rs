@@ -109,7 +109,7 @@ macro_rules! learn {
         use pb::{server_reflection_request::MessageRequest, server_reflection_response::MessageResponse};
         use tonic_reflection::pb::$version as pb;
         let mut client = pb::server_reflection_client::ServerReflectionClient::new(channel($service.addr));
-        let mut ask = async |message_request| {
+        let mut call = async |message_request| {
             let request =
                 pb::ServerReflectionRequest { host: String::new(), message_request: Some(message_request) };
             let mut answers =
@@ -117,7 +117,7 @@ macro_rules! learn {
             let answer = answers.message().await?.and_then(|answer| answer.message_response);
             anyhow::Ok(answer.context("no answer")?)
         };
-        let listed = ask(MessageRequest::ListServices(String::new())).await?;
+        let listed = call(MessageRequest::ListServices(String::new())).await?;
         let MessageResponse::ListServicesResponse(listed) = listed else {
             anyhow::bail!("{listed:?} is no list");
         };
@@ -127,7 +127,7 @@ macro_rules! learn {
             names.iter().cloned().map(MessageRequest::FileContainingSymbol).collect();
         let mut files = std::collections::BTreeMap::new();
         while let Some(request) = wanted.pop() {
-            let answer = ask(request).await?;
+            let answer = call(request).await?;
             let MessageResponse::FileDescriptorResponse(answer) = answer else {
                 anyhow::bail!("{answer:?} is no file");
             };

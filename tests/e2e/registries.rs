@@ -351,9 +351,9 @@ async fn a_push_that_is_refused_names_its_step_and_gives_the_name_back() -> anyh
     let shown = alice.get(&created.id).await?;
     assert_eq!(shown.status(), ImageStatus::Error);
     assert_eq!(shown.artifact.clone().map(|artifact| artifact.image_id), before);
-    let told = format!("{shown:?} {failed:?} {:?}", alice.history(&again.id, 0).await?);
+    let responses = format!("{shown:?} {failed:?} {:?}", alice.history(&again.id, 0).await?);
     for secret in [WRONG, PASSWORD] {
-        assert!(!told.contains(secret));
+        assert!(!responses.contains(secret));
     }
     for name in [&reference, &base] {
         setting.remove(name).await?;

@@ -263,15 +263,15 @@ async fn other_transports_are_refused() -> anyhow::Result<()> {
         assert_eq!((refused.code(), fields(&refused)), (Code::InvalidArgument, vec![field]), "{url}");
     }
     let id = make_repository(&stack.repository("lib.git"), &[("text", "of the library")])?;
-    let witness = stack.directory.path().join("witness");
+    let marker = stack.directory.path().join("marker");
     for (number, url) in [
         format!("file://{}", stack.repository("lib.git").display()),
         stack.repository("lib.git").display().to_string(),
         "ssh://git@127.0.0.1/x.git".to_owned(),
         "git@127.0.0.1:x.git".to_owned(),
         "git://127.0.0.1/x.git".to_owned(),
-        format!("ext::touch {}", witness.display()),
-        format!("--upload-pack=touch {}", witness.display()),
+        format!("ext::touch {}", marker.display()),
+        format!("--upload-pack=touch {}", marker.display()),
     ]
     .into_iter()
     .enumerate()
@@ -281,7 +281,7 @@ async fn other_transports_are_refused() -> anyhow::Result<()> {
         commit_submodule(&repository, "lib", &url, &id)?;
         stack.refuses(&stack.server.url(&format!("/{number}.git")), "submodule `lib`").await?;
     }
-    assert!(!witness.exists());
+    assert!(!marker.exists());
     stack.is_clean().await
 }
 

@@ -45,22 +45,22 @@ fn too_old(answer: Result<Event, Status>) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_forgotten_revision_cannot_be_resumed_from() -> anyhow::Result<()> {
+async fn a_compacted_revision_cannot_be_resumed_from() -> anyhow::Result<()> {
     let service = Service::start_with(&["--retain-changes", "1s"]).await?;
     let alice = service.builder("alice");
     let (first, _) = alice.create(image("A", "FROM scratch")).await?;
     let after_first = synced(&alice).await?;
     let (second, _) = alice.create(image("B", "FROM scratch")).await?;
     let Event::Changed(changed) = resume(&alice, &after_first).await? else {
-        panic!("what was created since is told");
+        panic!("what was created since is sent");
     };
     assert_eq!(changed.id, second.id);
-    let oldest = eventually("the changes are forgotten", async || {
+    let oldest = eventually("the changes are compacted", async || {
         let answer = resume(&alice, &after_first).await;
         Ok(answer.is_err().then(|| too_old(answer)))
     })
     .await?;
-    assert_eq!(oldest, second.revision, "all of them are forgotten");
+    assert_eq!(oldest, second.revision, "all of them are compacted");
     // A client that is up to date can resume; any other gets the initial state.
     let latest = synced(&alice).await?;
     assert!(matches!(resume(&alice, &latest).await?, Event::Synced(_)));
@@ -155,9 +155,9 @@ async fn a_slow_reader_that_is_cut_gets_every_line_once() -> anyhow::Result<()> 
     assert_eq!(cuts, CUTS);
     assert_gapless(&events, 1);
     let expected: Vec<String> = (0..LINES).map(|i| format!("line {i}")).collect();
-    let told = lines(&events);
-    assert_eq!(told.len(), LINES);
-    assert!(told.iter().zip(&expected).all(|(told, expected)| told == expected), "in order");
+    let received = lines(&events);
+    assert_eq!(received.len(), LINES);
+    assert!(received.iter().zip(&expected).all(|(line, expected)| line == expected), "in order");
     Ok(())
 }
 

@@ -87,7 +87,7 @@ fn scripted_image(name: &str) -> api::Image {
 /// Watches all visible images until `expected` of them are built, and returns them.
 ///
 /// `expected` is `usize::MAX` until the number is known.
-async fn follow(
+async fn final_states(
     client: Client,
     mut expected: watch::Receiver<usize>,
 ) -> Result<BTreeMap<String, api::Image>, Status> {
@@ -154,10 +154,10 @@ async fn a_rolling_restart_of_everything_is_noticed_by_nobody() -> anyhow::Resul
 
     // Every client has its own connection, so that all replicas are called.
     let new_client = |subject: &str| catalogue.builder(subject, balancer.addr);
-    let (told, expected) = watch::channel(usize::MAX);
+    let (total, expected) = watch::channel(usize::MAX);
     let mut following = JoinSet::new();
     for _ in 0..WATCHERS {
-        following.spawn(follow(new_client("alice"), expected.clone()));
+        following.spawn(final_states(new_client("alice"), expected.clone()));
     }
     let tries = Arc::new(AtomicUsize::new(0));
     let all_restarted = Arc::new(AtomicBool::new(false));
@@ -209,7 +209,7 @@ async fn a_rolling_restart_of_everything_is_noticed_by_nobody() -> anyhow::Resul
         builds.extend(done?.context("a call failed that was tried again as the manual says")?);
     }
     assert!(builds.len() >= count);
-    told.send_replace(builds.len());
+    total.send_replace(builds.len());
     let names: BTreeSet<&str> = builds.iter().map(|(image, _)| image.id.as_str()).collect();
     assert_eq!(names.len(), builds.len(), "what was tried again was done once");
     let alice = new_client("alice");
@@ -222,7 +222,7 @@ async fn a_rolling_restart_of_everything_is_noticed_by_nobody() -> anyhow::Resul
         }
         // However busy the machine is, the backlog must shrink.
         let before = std::mem::replace(&mut left, unfinished(&alice).await?);
-        anyhow::ensure!(left < before, "of {before} builds {left} do not end; {} are told", known.len());
+        anyhow::ensure!(left < before, "of {before} builds {left} do not end; {} are known", known.len());
     }
     for known in known {
         assert_eq!(known.keys().map(String::as_str).collect::<BTreeSet<_>>(), names);

@@ -122,7 +122,7 @@ async fn no_credential_is_in_any_record_log_error_or_argument() -> anyhow::Resul
     });
 
     let alice = service.builder("alice");
-    let mut told = String::new();
+    let mut responses = String::new();
     for (registry, state) in [(&good, BuildState::Succeeded), (&bad, BuildState::Failed)] {
         let mut wanted = image("Pushed", &format!("FROM {base}\nENV RUN={run}\nENV AT={}\n", registry.addr));
         wanted.repository = repository_under(format!("{}/team", registry.addr), "alice", "pushed");
@@ -138,7 +138,7 @@ async fn no_credential_is_in_any_record_log_error_or_argument() -> anyhow::Resul
             assert!(error.step.contains("push"), "{error:?}");
         }
         let history = alice.history(&build.id, 0).await?;
-        told.push_str(&format!("{finished:?} {history:?} {:?}", alice.get(&created.id).await?));
+        responses.push_str(&format!("{finished:?} {history:?} {:?}", alice.get(&created.id).await?));
         if state == BuildState::Succeeded {
             let options = RemoveImageOptionsBuilder::new().force(true).build();
             docker
@@ -150,12 +150,12 @@ async fn no_credential_is_in_any_record_log_error_or_argument() -> anyhow::Resul
     stop.store(true, Ordering::Relaxed);
     let processes = looking.join().map_err(|_| anyhow::anyhow!("the processes were not looked at"))?;
     assert_eq!(processes, BTreeSet::new());
-    assert!(!holds_secret(told.as_bytes()), "{told}");
+    assert!(!holds_secret(responses.as_bytes()), "{responses}");
     let log = fs::read(directory.path().join(format!("{name}.log")))?;
     let text = String::from_utf8_lossy(&log);
-    assert!(text.contains("TRACE"), "it tells everything");
-    let telling: Vec<&str> = text.lines().filter(|line| holds_secret(line.as_bytes())).collect();
-    assert!(telling.is_empty(), "{telling:#?}");
+    assert!(text.contains("TRACE"), "it logs everything");
+    let leaking: Vec<&str> = text.lines().filter(|line| holds_secret(line.as_bytes())).collect();
+    assert!(leaking.is_empty(), "{leaking:#?}");
     let options = RemoveImageOptionsBuilder::new().force(true).build();
     docker.remove_image(&base, Some(options), None).await?;
     Ok(())

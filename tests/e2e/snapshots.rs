@@ -148,12 +148,13 @@ async fn a_container_of_another_image_is_not_committed() -> anyhow::Result<()> {
     let (docker, alice, source) = (&real.docker, real.alice(), built(&real).await?);
     let foreign = start(docker, &real.base()).await?;
     let missing = format!("missing-{}", real.run);
-    for (container, said) in [(&missing, "there is no container"), (&foreign, "does not carry the label")] {
+    for (container, expected) in [(&missing, "there is no container"), (&foreign, "does not carry the label")]
+    {
         let (taken, build) = snapshot(&real, &source.id, container).await?;
         let failed = alice.finished(&build.id).await?;
         let error = failed.error.clone().context("an error")?;
         assert_eq!((failed.state(), error.kind()), (BuildState::Failed, BuildErrorKind::User), "{failed:?}");
-        assert!(error.message.contains(said), "{error:?}");
+        assert!(error.message.contains(expected), "{error:?}");
         let shown = alice.get(&taken.id).await?;
         assert_eq!((shown.status(), shown.artifact.is_none()), (ImageStatus::Error, true));
     }

@@ -63,9 +63,9 @@ async fn assert_complete(alice: &Client, build: &str, count: usize) -> anyhow::R
     assert_eq!((finished.state(), finished.attempt, finished.failures), (BuildState::Succeeded, 1, 0));
     let events = alice.history(build, 0).await?;
     assert_gapless(&events, 1);
-    let told = lines(&events);
-    assert_eq!(told.len(), count);
-    let differs = (0..count).find(|&i| told[i] != line(i));
+    let received = lines(&events);
+    assert_eq!(received.len(), count);
+    let differs = (0..count).find(|&i| received[i] != line(i));
     assert_eq!(differs, None, "the number of a line that is not what was printed");
     Ok(())
 }
@@ -143,10 +143,10 @@ async fn a_spool_that_gives_back_something_else_costs_one_failure() -> anyhow::R
     assert_eq!(talk.engine.builds()[0].ended, Ended::Cancelled, "what is given up has stopped");
     let events = talk.alice.history(&talk.build, 0).await?;
     assert_gapless(&events, 1);
-    let told = lines(&events);
-    let (last, before) = told.split_last().context("some lines")?;
+    let received = lines(&events);
+    let (last, before) = received.split_last().context("some lines")?;
     assert_eq!(*last, "once more");
-    assert!(before.len() < LINES && (0..).zip(before).all(|(i, told)| *told == line(i)), "up to the place");
+    assert!(before.len() < LINES && (0..).zip(before).all(|(i, text)| *text == line(i)), "up to the place");
     Ok(())
 }
 

@@ -1,5 +1,5 @@
-//! Both services in process, on ports of their own, configured by the command line and called over the network as in a
-//! deployment.
+//! Both services in process, on ports of their own, configured by the command line and called over the
+//! network as in a deployment.
 
 use std::{env, net::SocketAddr, sync::Arc, time::Duration};
 

@@ -108,7 +108,7 @@ async fn a_timeout_names_the_running_step_with_its_last_lines() -> anyhow::Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clip_of_the_engine_is_told_from_output_that_looks_like_one() -> anyhow::Result<()> {
+async fn a_clip_of_the_engine_is_distinguished_from_output_that_looks_like_one() -> anyhow::Result<()> {
     let clip = "[output clipped, log limit 64KiB reached]";
     let engine = FakeEngine::start().await?;
     let filler = format!("{}\n", "y".repeat(1_023)).repeat(64);

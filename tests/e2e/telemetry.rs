@@ -72,15 +72,15 @@ async fn one_trace_goes_from_the_call_to_the_last_step_of_the_build() -> anyhow:
         ("queue", of_service, SpanKind::Producer),
         ("attempt", of_worker, SpanKind::Consumer),
     ] {
-        let (told_by, span) = only(&spans, name)?;
-        assert_eq!((told_by.as_str(), span.kind()), (program, kind), "{name}");
+        let (program_of_span, span) = only(&spans, name)?;
+        assert_eq!((program_of_span.as_str(), span.kind()), (program, kind), "{name}");
         assert_eq!(span.parent_span_id, parent, "{name}");
         assert!(span.start_time_unix_nano <= span.end_time_unix_nano, "{name}");
         parent.clone_from(&span.span_id);
     }
     for name in ["[1/2] FROM scratch", "[2/2] RUN make"] {
-        let (told_by, span) = only(&spans, name)?;
-        assert_eq!((told_by.as_str(), &span.parent_span_id), (of_worker, &parent), "{name}");
+        let (program_of_span, span) = only(&spans, name)?;
+        assert_eq!((program_of_span.as_str(), &span.parent_span_id), (of_worker, &parent), "{name}");
     }
 
     // Both programs export their metrics.
@@ -96,11 +96,11 @@ async fn one_trace_goes_from_the_call_to_the_last_step_of_the_build() -> anyhow:
         (of_worker, "trailer.worker.slots"),
         (of_worker, "trailer.worker.slots.taken"),
     ];
-    eventually_true("all metrics are told", async || {
+    eventually_true("all metrics are exported", async || {
         let metrics = collector.metrics();
-        let is_told =
+        let is_exported =
             |(program, name): &(&str, &str)| metrics.contains(&((*program).to_owned(), (*name).to_owned()));
-        Ok(wanted.iter().all(is_told))
+        Ok(wanted.iter().all(is_exported))
     })
     .await
     .with_context(|| format!("only {:#?}", collector.metrics()))
@@ -145,7 +145,7 @@ async fn every_write_is_recorded_with_its_outcome_and_its_trace() -> anyhow::Res
     let lines: Vec<Value> = log.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     assert!(
         lines.iter().all(|line| line["target"] == "audit"),
-        "nothing else is told with RUST_LOG=off: {log}"
+        "nothing else is logged with RUST_LOG=off: {log}"
     );
     let record = |line: &Value| {
         let text = |field: &str| line["fields"][field].as_str().unwrap_or_default().to_owned();

@@ -58,7 +58,7 @@ async fn results_of_steps_stay_with_who_ran_them() -> anyhow::Result<()> {
     let third = build(&bob, wanted("Mine again")).await?;
     let own = build(&alice, wanted("Mine again")).await?;
     assert_eq!((first.lines.len(), second.lines.len()), (1, 1), "{first:?}, {second:?}");
-    assert_ne!(first.lines, second.lines, "bob was told what a step of alice printed");
+    assert_ne!(first.lines, second.lines, "bob was shown what a step of alice printed");
     // What comes from the cache prints nothing.
     for cached in [&third, &own] {
         assert_eq!((cached.lines.as_slice(), cached.cached > 0), (&[][..], true), "{cached:?}");

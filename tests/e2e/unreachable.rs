@@ -1,4 +1,5 @@
-//! Registries that stumble, refuse connections, have no name or stay silent: the build is retried, and no other build suffers.
+//! Registries that stumble, refuse connections, have no name or stay silent: the build is retried, and no
+//! other build suffers.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},

@@ -168,7 +168,7 @@ async fn a_revision_is_good_for_its_query_caller_and_database() -> anyhow::Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn draining_ends_every_stream_and_tells_the_health_checks() -> anyhow::Result<()> {
+async fn draining_ends_every_stream_and_shows_in_the_health_checks() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("A", "FROM scratch")).await?;

@@ -313,10 +313,10 @@ async fn a_batch_reaches_the_workers() -> anyhow::Result<()> {
     let target = api::BatchTarget { id: created.id, ..Default::default() };
     batch(&alice, api::BatchAction::CancelBuild, std::slice::from_ref(&target), true).await?;
     batch(&alice, api::BatchAction::CancelBuild, &[target], false).await?;
-    let said = actor.next().await?;
+    let message = actor.next().await?;
     assert!(
-        matches!(&said, Message::Cancel(cancel) if cancel.attempt.as_ref() == Some(&attempt)),
-        "{said:?}"
+        matches!(&message, Message::Cancel(cancel) if cancel.attempt.as_ref() == Some(&attempt)),
+        "{message:?}"
     );
     actor.report(&attempt, 2, vec![Event::Stopped(Stopped { confirmed: true })]).await;
     assert_eq!(alice.finished(&build.id).await?.state(), api::BuildState::Cancelled);

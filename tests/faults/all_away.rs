@@ -45,8 +45,8 @@ async fn until_serves(addr: SocketAddr, expected: bool) -> anyhow::Result<()> {
     eventually_true(&what, async || Ok(serves(addr).await? == expected)).await
 }
 
-async fn until_told(collector: &Collector) -> anyhow::Result<()> {
-    eventually_true("the collector is told something", async || Ok(collector.spans() > 0)).await
+async fn until_exported(collector: &Collector) -> anyhow::Result<()> {
+    eventually_true("the collector receives spans", async || Ok(collector.spans() > 0)).await
 }
 
 /// Builds one image after another until `end` is set, and returns the builds.
@@ -84,7 +84,7 @@ async fn collector_postgres_and_engine_are_taken_away_and_come_back() -> anyhow:
     let alice = service.builder("alice");
     let end = Arc::new(AtomicBool::new(false));
     let loading = load(alice.clone(), Arc::clone(&end));
-    until_told(&collector).await?;
+    until_exported(&collector).await?;
     until_serves(service.addr, true).await?;
     until_serves(worker.addr, true).await?;
 
@@ -124,5 +124,5 @@ async fn collector_postgres_and_engine_are_taken_away_and_come_back() -> anyhow:
         let ended = alice.finished(&build.id).await?;
         assert_eq!(ended.state(), BuildState::Succeeded, "{ended:?}");
     }
-    until_told(&collector).await
+    until_exported(&collector).await
 }

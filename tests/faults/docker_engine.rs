@@ -97,7 +97,8 @@ impl Engine {
     pub(crate) async fn start_again(&mut self) -> anyhow::Result<()> {
         // The pid in the file may belong to another process by now.
         fs::remove_file(self.directory.join("pid")).context("the file of an engine that was killed")?;
-        // Its containerd ends with it, but a dockerd that starts too early takes it for one that keeps running.
+        // Its containerd ends with it, but a dockerd that starts too early takes it for one that keeps
+        // running.
         if let Ok(pid) = fs::read_to_string(self.directory.join("exec/containerd/containerd.pid")) {
             let process = Path::new("/proc").join(pid.trim());
             eventually_true("containerd ends", async || Ok(!process.exists())).await?;

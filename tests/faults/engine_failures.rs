@@ -90,8 +90,8 @@ async fn a_build_over_the_memory_bound_of_builds_fails_and_others_go_on() -> any
     let error = failed.error.context("an error")?;
     assert_eq!(error.kind(), BuildErrorKind::User, "{error:?}");
     // The wording depends on whether the engine looks up the reason of an exit.
-    let is_told = ["137", "cannot allocate memory"].iter().any(|words| error.message.contains(words));
-    assert!(error.step.contains("greedy") && is_told, "{error:?}");
+    let names_the_cause = ["137", "cannot allocate memory"].iter().any(|words| error.message.contains(words));
+    assert!(error.step.contains("greedy") && names_the_cause, "{error:?}");
     assert_eq!(failed.attempt, 1, "{error:?}");
     assert_eq!(alice.get(&shown.id).await?.status(), ImageStatus::Error);
     worker.program.require_life()?;
@@ -189,8 +189,8 @@ fn group_of(process: &StepProcess) -> Option<String> {
 
 /// Checks that a step that the kernel kills for its memory fails the build without a retry.
 ///
-/// `BuildKit` reads the number of such kills from the step's group. If this host has no memory controller of version 2, the test
-/// puts the file there.
+/// `BuildKit` reads the number of such kills from the step's group. If this host has no memory controller of
+/// version 2, the test puts the file there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_that_is_killed_for_its_memory_has_failed_once() -> anyhow::Result<()> {
     let directory = directory()?;

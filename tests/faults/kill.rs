@@ -148,7 +148,7 @@ async fn orphans_of_an_engine_are_killed_when_a_worker_starts() -> anyhow::Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn programs_that_are_told_to_end_finish_what_they_do() -> anyhow::Result<()> {
+async fn terminated_programs_finish_what_they_do() -> anyhow::Result<()> {
     let directory = directory()?;
     let mut service = Service::start(directory.path(), &[]).await?;
     let alice = service.builder("alice");

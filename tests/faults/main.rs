@@ -1,8 +1,9 @@
 //! Tests that kill, stop and cut off the services, the engines and the database.
 //!
-//! Both services run as the programs that are shipped, and each worker has a Docker Engine of its own. `stack` runs the services,
-//! `docker_engine` the engines and `postgres` a database server, each as a child `process` of the test. The other modules are tests, named
-//! by subject. They need root, a dockerd and a static busybox: see `tests/run`.
+//! Both services run as the programs that are shipped, and each worker has a Docker Engine of its own.
+//! `stack` runs the services, `docker_engine` the engines and `postgres` a database server, each as a child
+//! `process` of the test. The other modules are tests, named by subject. They need root, a dockerd and a
+//! static busybox: see `tests/run`.
 
 mod all_away;
 #[path = "../e2e/answers.rs"]

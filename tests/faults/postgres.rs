@@ -27,8 +27,8 @@ impl Postgres {
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let bin = newest()?;
         let id = |flag: &str| -> anyhow::Result<u32> {
-            let told = Command::new("id").args([flag, "postgres"]).output()?.stdout;
-            String::from_utf8(told)?.trim().parse().context("the user postgres is missing")
+            let stdout = Command::new("id").args([flag, "postgres"]).output()?.stdout;
+            String::from_utf8(stdout)?.trim().parse().context("the user postgres is missing")
         };
         let (user, group) = (id("-u")?, id("-g")?);
         let directory = tempfile::Builder::new().prefix("trailer-postgres.").tempdir_in("/tmp")?;

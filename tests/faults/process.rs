@@ -26,8 +26,8 @@ pub(crate) struct Program {
 impl Program {
     /// Starts `command` and appends its output to the file `NAME.log` in `directory`.
     ///
-    /// Must be called on the test's own thread, not in a task: the kernel kills the program with the thread that started it, so
-    /// that a killed test leaves nothing behind.
+    /// Must be called on the test's own thread, not in a task: the kernel kills the program with the thread
+    /// that started it, so that a killed test leaves nothing behind.
     pub(crate) fn start(
         directory: &Path,
         name: &str,

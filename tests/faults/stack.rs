@@ -66,8 +66,8 @@ pub(crate) fn directory() -> anyhow::Result<TempDir> {
 
 /// Returns an address for a program to keep across restarts.
 ///
-/// All of 127.0.0.0/8 is this host. Nothing else takes the port while the program is away, and no client connects to itself
-/// meanwhile, as can happen at an ephemeral port.
+/// All of 127.0.0.0/8 is this host. Nothing else takes the port while the program is away, and no client
+/// connects to itself meanwhile, as can happen at an ephemeral port.
 fn new_address() -> SocketAddr {
     let [_, a, b, c] = fastrand::u32(..).to_be_bytes();
     SocketAddr::from((Ipv4Addr::new(127, a | 1, b, c | 1), 50051))

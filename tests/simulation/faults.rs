@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use image_service::simulation::Fate;
+use image_service::simulation::CommitOutcome;
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
@@ -18,7 +18,7 @@ pub(crate) async fn disturb(world: &Arc<World>, lasts: Duration) {
     let mut disturbances = JoinSet::new();
     let _ = timeout(lasts, begin_disturbances(world, &mut disturbances)).await;
     world.healed.cancel();
-    world.fail_store(Fate::Done, Duration::ZERO);
+    world.fail_store(CommitOutcome::Done, Duration::ZERO);
     world.tear_spools(Duration::ZERO);
     disturbances.join_all().await;
 }
@@ -123,7 +123,7 @@ async fn happen(world: &Arc<World>, fault: Fault, lasts: Duration, worker: &'sta
             world.last(lasts).await;
             host.engine.resume();
         }
-        // Decided by `lingers` when a build starts.
+        // Decided by `cancel_delay` when a build starts.
         Fault::EngineStuck => {}
         Fault::LinkStalled => {
             world.note(fault, lasts);
@@ -156,11 +156,11 @@ async fn happen(world: &Arc<World>, fault: Fault, lasts: Duration, worker: &'sta
         }
         Fault::CommitLost => {
             world.note(fault, lasts);
-            world.fail_store(Fate::Lost, lasts);
+            world.fail_store(CommitOutcome::Lost, lasts);
         }
         Fault::CommitAmbiguous => {
             world.note(fault, lasts);
-            world.fail_store(Fate::Ambiguous, lasts);
+            world.fail_store(CommitOutcome::Ambiguous, lasts);
         }
         Fault::ClockJumped => {
             world.note(fault, Duration::from_secs(15));

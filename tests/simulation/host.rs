@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use build_worker::simulation::{self as worker, Answers, ModelEngine, Plan, Witness};
+use build_worker::simulation::{self as worker, Answers, EngineObserver, ModelEngine, Plan};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use proto::dispatch::{ConnectRequest, connect_response::Message as FromService};
 use tokio::{
@@ -98,19 +98,19 @@ impl fmt::Write for Kind {
     }
 }
 
-impl Witness for OfEngine {
+impl EngineObserver for OfEngine {
     fn plan(&self, name: &str) -> Plan {
         let (build, _) = split(name);
         self.world.plan(build)
     }
 
-    fn lingers(&self, name: &str) -> Option<Duration> {
+    fn cancel_delay(&self, name: &str) -> Option<Duration> {
         let is_stuck = self.world.with_random(|random| random.u8(0..25) == 0);
-        let lingers = Duration::from_secs(9);
+        let delay = Duration::from_secs(9);
         (is_stuck && !self.world.healed.is_cancelled()).then(|| {
             lock(&self.world.rules).get_stuck(name);
-            self.world.note(Fault::EngineStuck, lingers);
-            lingers
+            self.world.note(Fault::EngineStuck, delay);
+            delay
         })
     }
 
@@ -135,11 +135,11 @@ impl Witness for OfEngine {
 impl Host {
     /// Returns a host on which a worker process runs.
     pub(crate) fn start_new(world: &Arc<World>, name: &'static str) -> Arc<Self> {
-        let witness = Arc::new(OfEngine { world: Arc::clone(world), worker: name });
+        let observer = Arc::new(OfEngine { world: Arc::clone(world), worker: name });
         let host = Arc::new(Self {
             name,
             world: Arc::clone(world),
-            engine: ModelEngine::new(witness),
+            engine: ModelEngine::new(observer),
             process: Mutex::default(),
             shutdown: Mutex::default(),
             to_service: Stalled::default(),
@@ -186,7 +186,7 @@ impl worker::Surroundings for OfProcess {
             let (connection, mut answers) =
                 running.replica.connection(self.host.name, ReceiverStream::new(from_worker));
             running.process.spawn(connection);
-            let (to_worker, heard) = mpsc::channel(4);
+            let (to_worker, from_service) = mpsc::channel(4);
             let (host, broken) = (Arc::clone(&self.host), cut.clone());
             tokio::spawn(broken.run_until_cancelled_owned(async move {
                 loop {
@@ -194,7 +194,7 @@ impl worker::Surroundings for OfProcess {
                     host.travel(&host.to_service).await;
                     let message = request.as_ref().and_then(|request| request.message.as_ref());
                     host.world.count((host.name, "says", kind_of(message)));
-                    host.world.heard(host.name, message);
+                    host.world.mark_seen(host.name, message);
                     let Some(request) = request else { return };
                     if to_service.send(Ok(request)).await.is_err() {
                         return;
@@ -217,12 +217,12 @@ impl worker::Surroundings for OfProcess {
                     }
                 }
             }));
-            Ok(ReceiverStream::new(heard).boxed())
+            Ok(ReceiverStream::new(from_service).boxed())
         }
         .boxed()
     }
 
-    fn tears(&self) -> bool {
-        self.host.world.tears_spools()
+    fn is_write_torn(&self) -> bool {
+        self.host.world.is_spool_torn()
     }
 }

@@ -1,8 +1,10 @@
 //! Dispatch under every kind of failure, replayed from seeds.
 //!
-//! The real code of both ends runs over models of the database, the network, the engines and the processes, in simulated time.
+//! The real code of both ends runs over models of the database, the network, the engines and the processes,
+//! in simulated time.
 //!
-//! `TRAILER_TEST_SEED=N` replays one run and prints its events; `TRAILER_TEST_SEEDS=N` sets the number of runs.
+//! `TRAILER_TEST_SEED=N` replays one run and prints its events; `TRAILER_TEST_SEEDS=N` sets the number of
+//! runs.
 
 use std::{
     collections::BTreeMap,
@@ -46,7 +48,7 @@ struct Run {
     broken: Vec<String>,
 }
 
-fn run(seed: u64, is_told: bool) -> Run {
+fn run(seed: u64, verbose: bool) -> Run {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -54,7 +56,7 @@ fn run(seed: u64, is_told: bool) -> Run {
         .expect("a runtime");
     let _ = alarms::take();
     runtime.block_on(async {
-        let world = World::new(seed, is_told);
+        let world = World::new(seed, verbose);
         let builds = world.with_random(|random| random.u32(5..8));
         let clients = tokio::spawn(clients::request(Arc::clone(&world), builds));
         disturb(&world, DISTURBED).await;
@@ -168,8 +170,8 @@ fn a_seed_is_always_the_same_run() {
 
 /// Transitions that cannot occur.
 ///
-/// A worker reports the start of an attempt before anything else of it, and an attempt that has not started is handed back rather
-/// than lost.
+/// A worker reports the start of an attempt before anything else of it, and an attempt that has not started
+/// is handed back rather than lost.
 const UNREACHABLE: [&str; 4] = [
     "Failed(User) in Claimed",
     "Failed(Timeout) in Claimed",

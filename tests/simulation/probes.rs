@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::RangeFrom, time::Duration};
 
 use build_worker::simulation::{Outcome, Plan};
-use image_service::simulation::{Database, Row, Wish};
+use image_service::simulation::{BuildRequest, Database, Row};
 use tokio::time::{sleep, timeout};
 
 use crate::{
@@ -26,8 +26,8 @@ const QUICK: Plan = Plan {
 };
 const ENDLESS: Plan = Plan { outcome: Outcome::Hangs, ..QUICK };
 
-fn wish() -> Wish {
-    Wish {
+fn request() -> BuildRequest {
+    BuildRequest {
         requester: "probe",
         worker: "",
         preferred_worker: "",
@@ -51,7 +51,7 @@ pub(crate) async fn require_health(world: &World, first: u32) {
 async fn require_work(world: &World, numbers: &mut RangeFrom<u32>) {
     let probes: Vec<u32> = numbers.take(WORKERS.len()).collect();
     for (number, worker) in probes.iter().zip(WORKERS) {
-        clients::enqueue(world, *number, QUICK, Wish { worker, ..wish() }).await;
+        clients::enqueue(world, *number, QUICK, BuildRequest { worker, ..request() }).await;
     }
     for number in probes {
         let is_done = |row: &Row| row.state == "Succeeded" && row.failures == 0;
@@ -62,7 +62,7 @@ async fn require_work(world: &World, numbers: &mut RangeFrom<u32>) {
 /// Checks that a build goes to the worker with its cache, or elsewhere if that is busy for too long.
 async fn require_caches(world: &World, numbers: &mut RangeFrom<u32>) {
     for (number, preferred_worker) in numbers.take(WORKERS.len()).zip(WORKERS) {
-        clients::enqueue(world, number, QUICK, Wish { preferred_worker, ..wish() }).await;
+        clients::enqueue(world, number, QUICK, BuildRequest { preferred_worker, ..request() }).await;
         let is_done = |row: &Row| row.state == "Succeeded" && row.worker.as_deref() == Some(preferred_worker);
         require(
             world,
@@ -76,12 +76,12 @@ async fn require_caches(world: &World, numbers: &mut RangeFrom<u32>) {
     let [busy, ..] = WORKERS;
     let blocking: Vec<u32> = numbers.take(usize::from(SLOTS)).collect();
     for number in &blocking {
-        clients::enqueue(world, *number, ENDLESS, Wish { worker: busy, ..wish() }).await;
+        clients::enqueue(world, *number, ENDLESS, BuildRequest { worker: busy, ..request() }).await;
         require(world, *number, DONE_WITHIN, "a healthy worker begins a build", is_running).await;
     }
     let waiting: Vec<u32> = numbers.take(2).collect();
     for (number, preferred_worker) in waiting.iter().zip([busy, ""]) {
-        clients::enqueue(world, *number, QUICK, Wish { preferred_worker, ..wish() }).await;
+        clients::enqueue(world, *number, QUICK, BuildRequest { preferred_worker, ..request() }).await;
     }
     // Checks the later build first, because it has nothing to wait for.
     let within = [PLACED_WITHIN, Database::MAX_CACHE_WAIT + PLACED_WITHIN];
@@ -98,7 +98,7 @@ async fn require_caches(world: &World, numbers: &mut RangeFrom<u32>) {
 
 async fn require_cancel(world: &World, numbers: &mut RangeFrom<u32>) {
     for number in numbers.take(1) {
-        clients::enqueue(world, number, ENDLESS, wish()).await;
+        clients::enqueue(world, number, ENDLESS, request()).await;
         require(world, number, DONE_WITHIN, "a healthy worker begins a build", is_running).await;
         cancel(world, number).await;
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use build_worker::simulation::{Outcome, Plan, build_name, image_id};
-use image_service::simulation::{Change, Database, Row, Wish};
+use image_service::simulation::{BuildRequest, Change, Database, Row};
 use proto::dispatch::ReportAck;
 use uuid::Uuid;
 
@@ -35,7 +35,7 @@ pub(crate) struct Rules {
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub(crate) plan: Plan,
-    pub(crate) wish: Wish,
+    pub(crate) request: BuildRequest,
     /// True once someone wants the build stopped or its image deleted.
     pub(crate) is_unwanted: bool,
 }
@@ -45,8 +45,8 @@ impl Rules {
         Self { may_wait_too_long, ..Self::default() }
     }
 
-    pub(crate) fn want(&mut self, build: Uuid, plan: Plan, wish: Wish) {
-        self.wanted.insert(build, Wanted { plan, wish, is_unwanted: false });
+    pub(crate) fn want(&mut self, build: Uuid, plan: Plan, request: BuildRequest) {
+        self.wanted.insert(build, Wanted { plan, request, is_unwanted: false });
     }
 
     /// Marks a build that someone is about to cancel or delete.
@@ -82,7 +82,7 @@ impl Rules {
         self.excused.insert(name);
     }
 
-    /// Marks a build that its engine keeps running for long, even when told to stop it.
+    /// Marks a build that its engine keeps running for long, even after a stop was requested.
     pub(crate) fn get_stuck(&mut self, name: &str) {
         self.stuck.insert(name.to_owned());
         self.excuse(name.to_owned());
@@ -124,7 +124,7 @@ impl Rules {
         let (build, attempt) = split(name);
         if let Some(row) = self.rows.get(&build).filter(|row| row.attempt > attempt) {
             let message = format!("{name} was begun while attempt {} was out", row.attempt);
-            self.blame(name, message);
+            self.record_failure(name, message);
         }
         self.require_one(build);
     }
@@ -141,19 +141,19 @@ impl Rules {
         // The build of a deleted image is gone, and a cancelled one may be about to publish.
         let mut is_granted = self.rows.get(&build).is_none_or(|row| granted(row) || row.state == "Cancelled");
         // A failed push gives the name back to the image that had it.
-        let is_pushed = self.wanted.get(&build).is_some_and(|wanted| wanted.wish.push);
+        let is_pushed = self.wanted.get(&build).is_some_and(|wanted| wanted.request.push);
         let gives_back = |row: &Row| row.attempt > attempt && row.state == "Publishing";
         is_granted |= is_pushed && self.rows.get(&build).is_some_and(gives_back);
         if !is_granted && !is_excused {
             let message = format!("{name} was set to {image}, which may not be: {:?}", self.rows.get(&build));
-            self.blame(&attempt_name, message);
+            self.record_failure(&attempt_name, message);
         }
     }
 
     /// Checks a committed change.
     ///
-    /// `takes_nothing` says that the build's worker has long been silent or draining. `now` is the time of the database's clock, in
-    /// microseconds.
+    /// `takes_nothing` says that the build's worker has long been silent or draining. `now` is the time of
+    /// the database's clock, in microseconds.
     pub(crate) fn committed(&mut self, change: &Change, takes_nothing: bool, now: i64) {
         let id = change.build;
         let before = self.rows.get(&id).cloned();
@@ -186,7 +186,7 @@ impl Rules {
             let left: Vec<String> = self.running.keys().filter(|name| split(name).0 == id).cloned().collect();
             for name in left {
                 let message = format!("{name} ran while attempt {} was given out", after.attempt);
-                self.blame(&name, message);
+                self.record_failure(&name, message);
             }
         }
     }
@@ -209,9 +209,9 @@ impl Rules {
                 "attempts are counted by claims",
             );
             self.rule(after.sequences.starts_with(&before.sequences), "the history is never rewritten");
-            let asked = before.cancel_requested_at;
+            let requested = before.cancel_requested_at;
             self.rule(
-                asked.is_none() || asked == after.cancel_requested_at,
+                requested.is_none() || requested == after.cancel_requested_at,
                 "the first cancel sets the deadline",
             );
         }
@@ -252,7 +252,7 @@ impl Rules {
             ("Cancelled", _) => wanted.is_unwanted,
             ("Failed", Some("User")) => matches!(plan.outcome, Outcome::Fails | Outcome::RefusesPush),
             ("Failed", Some("Timeout")) if after.worker.is_none() => self.may_wait_too_long,
-            ("Failed", Some("Timeout")) => wanted.wish.time_limit.is_some(),
+            ("Failed", Some("Timeout")) => wanted.request.time_limit.is_some(),
             ("Failed", Some("Infrastructure")) => after.failures == 3,
             _ => !after.is_final,
         };
@@ -271,7 +271,8 @@ impl Rules {
 
     /// Checks that a build reported as over is over, even if its engine is stuck.
     fn require_stopped(&mut self, change: &Change, before: Option<&Row>, after: &Row, name: &str) {
-        let is_told = change.report.is_some() && before.is_some_and(|row| row.is_held) && !after.is_held;
+        let is_reported_over =
+            change.report.is_some() && before.is_some_and(|row| row.is_held) && !after.is_held;
         // A build has failed after its time limit, whether or not it has stopped.
         let is_confirmed = match after.state.as_str() {
             "Cancelled" => after.stop_confirmed,
@@ -279,18 +280,18 @@ impl Rules {
             _ => true,
         };
         self.rule(
-            !is_told || !is_confirmed || !self.running.contains_key(name),
+            !is_reported_over || !is_confirmed || !self.running.contains_key(name),
             "what is said to be over is over",
         );
     }
 
     /// Checks that a build is given to a worker that may take it.
     fn require_suitable(&mut self, build: Uuid, after: &Row, takes_nothing: bool) {
-        let Some(Wanted { wish, .. }) = self.wanted.get(&build).cloned() else { return };
+        let Some(Wanted { request, .. }) = self.wanted.get(&build).cloned() else { return };
         let worker = after.worker.clone().unwrap_or_default();
-        self.rule(wish.worker.is_empty() || wish.worker == worker, "a pin is honoured");
+        self.rule(request.worker.is_empty() || request.worker == worker, "a pin is honoured");
         let (label, zone) = zone_of(&worker);
-        self.rule(wish.labels.get(&label).is_none_or(|wanted| *wanted == zone), "labels are honoured");
+        self.rule(request.labels.get(&label).is_none_or(|wanted| *wanted == zone), "labels are honoured");
         let holds = |(id, row): &(&Uuid, &Row)| {
             **id != build && row.is_held && row.worker.as_deref() == Some(worker.as_str())
         };
@@ -318,7 +319,7 @@ impl Rules {
             self.running.keys().filter(|name| split(name).0 == change.build).cloned().collect();
         for name in running {
             let message = format!("{name} runs, and its record is gone: {:?}", change.transitions);
-            self.blame(&name, message);
+            self.record_failure(&name, message);
         }
     }
 
@@ -340,7 +341,7 @@ impl Rules {
         }
     }
 
-    fn blame(&mut self, name: &str, message: String) {
+    fn record_failure(&mut self, name: &str, message: String) {
         if !self.excused.contains(name) {
             self.broken.push(message);
         }

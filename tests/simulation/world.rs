@@ -12,7 +12,7 @@ use std::{
 };
 
 use build_worker::simulation::Plan;
-use image_service::simulation::{self as service, Change, Database, Fate, Replica, Row};
+use image_service::simulation::{self as service, Change, CommitOutcome, Database, Replica, Row};
 use proto::dispatch::connect_request::Message;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -80,20 +80,20 @@ pub(crate) struct World {
     random: Mutex<fastrand::Rng>,
     begun: Instant,
     /// True if every event is printed.
-    is_told: bool,
+    verbose: bool,
     clock_ahead: AtomicI64,
     /// Number of events; `digest` covers their content and times.
     pub(crate) events: AtomicU64,
     digest: Mutex<DefaultHasher>,
     /// Time until which each fault counts as present.
     faults: Mutex<BTreeMap<Fault, Instant>>,
-    /// Fate of failing store operations, whether all or half of them fail, and until when.
-    store: Mutex<Option<(Fate, bool, Instant)>>,
+    /// Outcome of failing store operations, whether all or half of them fail, and until when.
+    store: Mutex<Option<(CommitOutcome, bool, Instant)>>,
     spool_is_torn_until: Mutex<Option<Instant>>,
     pub(crate) rules: Mutex<Rules>,
     pub(crate) coverage: Mutex<Coverage>,
     /// Time of the last message from each worker, and since when it has reported that it drains.
-    heard: Mutex<BTreeMap<&'static str, (Instant, Option<Instant>)>>,
+    last_seen: Mutex<BTreeMap<&'static str, (Instant, Option<Instant>)>>,
     /// Cancelled when the faults are over.
     pub(crate) healed: CancellationToken,
     database: Database,
@@ -122,7 +122,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl World {
     const EPOCH: i64 = 1_800_000_000_000_000;
 
-    pub(crate) fn new(seed: u64, is_told: bool) -> Arc<Self> {
+    pub(crate) fn new(seed: u64, verbose: bool) -> Arc<Self> {
         let mut random = fastrand::Rng::with_seed(seed);
         // In most runs no fault makes anything wait for this long.
         let may_wait_too_long = random.u8(0..8) == 0;
@@ -130,7 +130,7 @@ impl World {
         let world = Arc::new(Self {
             random: Mutex::new(random),
             begun: Instant::now(),
-            is_told,
+            verbose,
             clock_ahead: AtomicI64::new(0),
             events: AtomicU64::new(0),
             digest: Mutex::default(),
@@ -139,7 +139,7 @@ impl World {
             spool_is_torn_until: Mutex::default(),
             rules: Mutex::new(Rules::new(may_wait_too_long)),
             coverage: Mutex::default(),
-            heard: Mutex::default(),
+            last_seen: Mutex::default(),
             healed: CancellationToken::new(),
             database: Database::new(queue_timeout),
             replicas: Mutex::default(),
@@ -167,7 +167,7 @@ impl World {
     /// Counts an event and adds it to the digest.
     pub(crate) fn count(&self, what: impl Hash + fmt::Debug) {
         self.events.fetch_add(1, Ordering::Relaxed);
-        if self.is_told {
+        if self.verbose {
             println!("{:>8} ms  {what:?}", self.elapsed_millis());
         }
         (self.elapsed_millis(), what).hash(&mut *lock(&self.digest));
@@ -197,9 +197,9 @@ impl World {
         *noted = until.max(*noted);
     }
 
-    pub(crate) fn fail_store(&self, fate: Fate, lasts: Duration) {
+    pub(crate) fn fail_store(&self, outcome: CommitOutcome, lasts: Duration) {
         let always = self.with_random(|random| random.bool());
-        *lock(&self.store) = Some((fate, always, Instant::now() + lasts));
+        *lock(&self.store) = Some((outcome, always, Instant::now() + lasts));
     }
 
     /// Waits for `lasts`, or until the faults are over.
@@ -207,11 +207,11 @@ impl World {
         let _ = timeout(lasts, self.healed.cancelled()).await;
     }
 
-    /// Records that the service has heard from a worker.
-    pub(crate) fn heard(&self, worker: &'static str, message: Option<&Message>) {
+    /// Records a message from a worker to the service.
+    pub(crate) fn mark_seen(&self, worker: &'static str, message: Option<&Message>) {
         let now = Instant::now();
-        let mut heard = lock(&self.heard);
-        let (at, drains) = heard.entry(worker).or_insert((now, None));
+        let mut last_seen = lock(&self.last_seen);
+        let (at, drains) = last_seen.entry(worker).or_insert((now, None));
         *at = now;
         if let Some(Message::Heartbeat(heartbeat)) = message {
             *drains = heartbeat.draining.then(|| drains.unwrap_or(now));
@@ -227,7 +227,7 @@ impl World {
         if may_be_late.iter().any(|fault| lock(&self.faults).get(fault).is_some_and(|until| *until > now)) {
             return false;
         }
-        lock(&self.heard).get(worker).is_none_or(|(at, drains)| {
+        lock(&self.last_seen).get(worker).is_none_or(|(at, drains)| {
             at.elapsed() > Database::OFFLINE_AFTER + KNOWN_LATE
                 || drains.is_some_and(|since| since.elapsed() > KNOWN_LATE)
         })
@@ -262,7 +262,7 @@ impl World {
         lock(&self.rules).plan(build)
     }
 
-    pub(crate) fn tears_spools(&self) -> bool {
+    pub(crate) fn is_spool_torn(&self) -> bool {
         lock(&self.spool_is_torn_until).is_some_and(|until| Instant::now() < until)
     }
 
@@ -319,15 +319,15 @@ impl service::Surroundings for World {
         })
     }
 
-    fn fate(&self) -> Fate {
+    fn commit_outcome(&self) -> CommitOutcome {
         self.count("operation");
         match *lock(&self.store) {
-            Some((fate, always, until))
+            Some((outcome, always, until))
                 if Instant::now() < until && (always || self.with_random(|random| random.bool())) =>
             {
-                fate
+                outcome
             }
-            _ => Fate::Done,
+            _ => CommitOutcome::Done,
         }
     }
 

@@ -9,7 +9,7 @@ use super::{
     connection::Connections,
     control::Control,
     credentials::SessionCredentials,
-    solve::{self, Teller},
+    solve::{self, EventSender},
     source_policy, squash,
 };
 use crate::engine::{BuildOrder, BuiltImage, Engine, EngineError};
@@ -21,16 +21,16 @@ impl DockerEngine {
         connections: &Connections,
         order: &BuildOrder,
         cancel: &CancellationToken,
-        tell: &Teller,
+        events: &EventSender,
     ) -> Result<Option<BuiltImage>, EngineError> {
-        let Some(built) = self.solve_with_sources(connections, order, cancel, tell).await? else {
+        let Some(built) = self.solve_with_sources(connections, order, cancel, events).await? else {
             return Ok(None);
         };
         if !order.squash {
             return Ok(Some(built));
         }
         let order = squash::order(connections, order, &built).await?;
-        let squashed = self.solve(connections, &order, &order.name, cancel, tell).await;
+        let squashed = self.solve(connections, &order, &order.name, cancel, events).await;
         // The squashed image has taken its only name, or else it is removed with that name.
         if let Err(error) = self.remove(&built.id).await {
             tracing::warn!(id = built.id, %error, "cannot remove the image before squashing");
@@ -44,14 +44,14 @@ impl DockerEngine {
         connections: &Connections,
         order: &BuildOrder,
         cancel: &CancellationToken,
-        tell: &Teller,
+        events: &EventSender,
     ) -> Result<Option<BuiltImage>, EngineError> {
         /// Maximum number of images that are decided about while the build runs.
-        const MAX_DECIDED: usize = 16;
+        const MAX_DECISIONS: usize = 16;
         let mut name = order.name.clone();
-        let mut decided = 0;
+        let mut decisions = 0;
         loop {
-            let error = match self.solve(connections, order, &name, cancel, tell).await {
+            let error = match self.solve(connections, order, &name, cancel, events).await {
                 Err(error) => error,
                 solved => return solved,
             };
@@ -66,11 +66,11 @@ impl DockerEngine {
                 let known = order.sources.images().remove(image);
                 return Err(source_policy::error(&source, known.as_ref()));
             };
-            decided += 1;
-            if !decision.is_usable() || decided > MAX_DECIDED {
+            decisions += 1;
+            if !decision.is_usable() || decisions > MAX_DECISIONS {
                 return Err(source_policy::error(&source, Some(&decision)));
             }
-            name = format!("{}-{decided}", order.name);
+            name = format!("{}-{decisions}", order.name);
         }
     }
 
@@ -80,7 +80,7 @@ impl DockerEngine {
         order: &BuildOrder,
         name: &str,
         cancel: &CancellationToken,
-        tell: &Teller,
+        events: &EventSender,
     ) -> Result<Option<BuiltImage>, EngineError> {
         // What the session gives and what the policy allows are decided together.
         let credentials = SessionCredentials::new(self.docker_config.clone(), order.sources.as_ref());
@@ -90,7 +90,7 @@ impl DockerEngine {
         };
         let control = control?;
         let request = solve::request(order, name, &control.session);
-        let solved = solve::solve(&control, request, &order.stages, cancel, tell).await;
+        let solved = solve::solve(&control, request, &order.stages, cancel, events).await;
         solved.map_err(|error| control.credentials.explain(error))
     }
 }

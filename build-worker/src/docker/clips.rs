@@ -4,13 +4,14 @@ use std::collections::HashMap;
 
 use bollard::moby::buildkit::v1::Vertex;
 
-/// The sizes of a build's output streams, by which the engine's messages are told from output of the same wording.
+/// The sizes of a build's output streams, by which the engine's messages are distinguished from output of the same
+/// wording.
 ///
-/// BuildKit counts the bytes of each stream of a step, and appends a message to the write that reaches its limit: a size,
-/// or bytes per second since the start. So the message ends a chunk, and what was received until then has exactly that
-/// size, or a multiple of it. Once a stream is clipped, BuildKit also counts what is missing here, and further messages
-/// are recognised by their wording alone. A step that tries can count its own output and imitate a message; it then
-/// misreports its own log only.
+/// BuildKit counts the bytes of each stream of a step, and appends a message to the write that reaches its
+/// limit: a size, or bytes per second since the start. So the message ends a chunk, and what was received
+/// until then has exactly that size, or a multiple of it. Once a stream is clipped, BuildKit also counts what
+/// is missing here, and further messages are recognised by their wording alone. A step that tries can count
+/// its own output and imitate a message; it then misreports its own log only.
 #[derive(Debug, Default)]
 pub(super) struct Clips {
     streams: HashMap<(String, i64), StreamSize>,
@@ -106,7 +107,8 @@ mod tests {
     const SIZE: &str = "[output clipped, log limit 1KiB reached]";
     const RATE: &str = "[output clipped, log limit 1.5KiB/s reached]";
 
-    /// Returns the messages of the engine in chunks of one stream, given as bytes of output and a line behind them.
+    /// Returns the messages of the engine in chunks of one stream, given as bytes of output and a line behind
+    /// them.
     fn messages(chunks: &[(usize, &str)]) -> Vec<String> {
         let mut clips = Clips::default();
         let mut found = Vec::new();

@@ -1,8 +1,8 @@
 //! Connections to an engine: one per API request, and byte streams for protocols other than HTTP/1.
 //!
-//! The client library neither sends the API version nor lets a connection be closed from outside. Therefore every
-//! connection is made here: paths get the prefix of the negotiated version, and all connections of one piece of work
-//! close together.
+//! The client library neither sends the API version nor lets a connection be closed from outside. Therefore
+//! every connection is made here: paths get the prefix of the negotiated version, and all connections of one
+//! piece of work close together.
 
 use std::{
     io,

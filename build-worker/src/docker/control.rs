@@ -1,7 +1,7 @@
 //! Client of BuildKit's Control API, with a session on the same connection.
 //!
-//! The engine calls back over the session: it fetches the build context, and asks for credentials if a registry
-//! requires them. Therefore neither has to be passed to the engine in advance.
+//! The engine calls back over the session: it fetches the build context, and asks for credentials if a
+//! registry requires them. Therefore neither has to be passed to the engine in advance.
 
 use std::{io, sync::Arc};
 

@@ -1,7 +1,8 @@
 //! Registry credentials for an engine: with the request for a transfer, or over the session of a build.
 //!
-//! A session gives credentials for the images that were decided about, and only to pull them. The engine asks by host, so
-//! it gets only what all of these images on the host have in common. Pushes have requests of their own.
+//! A session gives credentials for the images that were decided about, and only to pull them. The engine asks
+//! by host, so it gets only what all of these images on the host have in common. Pushes have requests of
+//! their own.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -58,7 +59,8 @@ type Lookup = Result<Option<Credentials>, CredentialsError>;
 impl Found {
     /// Looks up the credentials for a reference, as they are for images of this creator.
     ///
-    /// The registry may require none, so a failure is only part of the registry's refusal: see [`Self::explain`].
+    /// The registry may require none, so a failure is only part of the registry's refusal: see
+    /// [`Self::explain`].
     pub(super) async fn look_up(docker_config: &DockerConfig, reference: &str, creator: &str) -> Self {
         match docker_config.credentials(reference, creator).await {
             Ok(credentials) => Self { credentials: credentials.map(Into::into), failure: None },
@@ -160,8 +162,8 @@ impl Auth for SessionCredentials {
         Ok(Response::new(CredentialsResponse { username, secret }))
     }
 
-    // Unless the worker has a token for the registry, the engine itself asks the registry's token server, with the
-    // credentials.
+    // Unless the worker has a token for the registry, the engine itself asks the registry's token server,
+    // with the credentials.
 
     async fn fetch_token(
         &self,
@@ -220,7 +222,7 @@ fn explain(error: EngineError, failures: &[CredentialsError]) -> EngineError {
     }
     let reasons: Vec<String> = failures.iter().map(ToString::to_string).collect();
     let message = format!("{message} ({})", reasons.join("; "));
-    // What the operator of the worker has to mend is worth a retry.
+    // What the operator of the worker has to fix is worth a retry.
     if failures.iter().any(|failure| matches!(failure, CredentialsError::Unavailable { .. })) {
         EngineError::Unreachable(message)
     } else {
@@ -245,7 +247,7 @@ mod tests {
     use ring::signature::{ED25519, UnparsedPublicKey};
 
     use super::*;
-    use crate::docker::source_policy::tests::Decided;
+    use crate::docker::source_policy::tests::FixedDecisions;
 
     /// Returns the service of a build that may use these images, with the content of the worker's file.
     fn session(config: &str, images: &[&str]) -> (tempfile::TempDir, SessionCredentials) {
@@ -256,7 +258,7 @@ mod tests {
             images.iter().map(|image| ((*image).to_owned(), usable(image))).collect();
         decisions.insert("refused.example/x:1".to_owned(), ImageDecision::Refused);
         let docker_config = DockerConfig::new(directory.path().to_owned());
-        let session = SessionCredentials::new(docker_config, &Decided(decisions));
+        let session = SessionCredentials::new(docker_config, &FixedDecisions(decisions));
         (directory, session)
     }
 

@@ -14,7 +14,7 @@ use crate::engine::Progress;
 pub(super) struct Layers {
     /// Name of the step for the whole transfer.
     name: String,
-    told: BTreeMap<String, Layer>,
+    reported: BTreeMap<String, Layer>,
 }
 
 /// The last reported state of a layer.
@@ -30,7 +30,7 @@ impl Layers {
     const WHOLE: &str = "whole";
 
     pub(super) fn new(name: String) -> Self {
-        Self { name, told: BTreeMap::new() }
+        Self { name, reported: BTreeMap::new() }
     }
 
     pub(super) fn begun(&self) -> Vec<Progress> {
@@ -39,7 +39,7 @@ impl Layers {
 
     /// Ends the layers whose end the engine has not reported, and then the whole transfer.
     pub(super) fn succeeded(&self) -> Vec<Progress> {
-        let unfinished = self.told.iter().filter(|(_, told)| !told.is_over);
+        let unfinished = self.reported.iter().filter(|(_, layer)| !layer.is_over);
         let layers = unfinished.map(|(layer, _)| layer_step(layer, StepState::Done));
         layers.chain([self.whole(StepState::Done, String::new())]).collect()
     }
@@ -69,13 +69,13 @@ impl Layers {
             _ => StepState::Started,
         };
         let mut progress = Vec::new();
-        if !self.told.contains_key(&layer) || state != StepState::Pending {
+        if !self.reported.contains_key(&layer) || state != StepState::Pending {
             progress.push(layer_step(&layer, state));
         }
         let size =
             detail.and_then(|detail| Some((detail.current?, detail.total.filter(|&total| total > 0)?)));
         let tenths = size.map_or(0, |(current, total)| current.saturating_mul(10) / total);
-        if self.told.get(&layer).is_none_or(|last| last.status != status || last.tenths < tenths) {
+        if self.reported.get(&layer).is_none_or(|last| last.status != status || last.tenths < tenths) {
             let text = match size {
                 Some((_, total)) => format!("{status} {} % of {total} bytes", tenths * 10),
                 None => status.clone(),
@@ -83,7 +83,7 @@ impl Layers {
             // The line precedes the step's end.
             progress.insert(0, line(&layer, &text));
             let is_over = matches!(state, StepState::Done | StepState::Cached);
-            self.told.insert(layer, Layer { status, tenths, is_over });
+            self.reported.insert(layer, Layer { status, tenths, is_over });
         }
         progress
     }
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_tells_each_tenth_once() {
+    fn a_layer_reports_each_tenth_once() {
         let mut layers = Layers::new("pull x".to_owned());
         let mut hear = |status: &str, size: Option<(i64, i64)>| {
             let detail =
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_whose_end_is_not_told_ends_with_the_whole() {
+    fn a_layer_whose_end_is_not_reported_ends_with_the_whole() {
         let mut layers = Layers::new("pull x".to_owned());
         for (layer, status) in [("a", "Pulling fs layer"), ("b", "Pulling fs layer"), ("b", "Pull complete")]
         {
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_without_a_name_are_not_told_one_by_one() {
+    fn layers_without_a_name_are_not_reported_one_by_one() {
         let mut layers = Layers::new("push x".to_owned());
         let mut hear = |status: &str, detail| texts(layers.convert(None, Some(status.to_owned()), detail));
         assert_eq!(hear("The push refers to x", None), ["The push refers to x"]);

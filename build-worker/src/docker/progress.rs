@@ -11,8 +11,8 @@ use crate::engine::Progress;
 
 /// Converts a progress message of the engine.
 ///
-/// A message may hold a step's start, output and end; they are returned in this order. `names` are the stages of the
-/// Dockerfile, as far as they are known; `clips` has seen the messages before.
+/// A message may hold a step's start, output and end; they are returned in this order. `names` are the stages
+/// of the Dockerfile, as far as they are known; `clips` has seen the messages before.
 pub(super) fn progress(status: StatusResponse, names: &[String], clips: &mut Clips) -> Vec<Progress> {
     let vertexes = in_order_of_dockerfile(status.vertexes, names);
     vertexes.iter().for_each(|vertex| clips.note(vertex));
@@ -67,8 +67,9 @@ fn output(log: VertexLog, clips: &mut Clips) -> Vec<Progress> {
 
 /// Sorts the vertexes of a message in the order of their Dockerfile.
 ///
-/// The engine's own come first, then those without inputs, then stage by stage; a stage of unknown position follows the
-/// stages that it copies from. Engines since 23 announce a Dockerfile from its end, with the stages mixed.
+/// The engine's own come first, then those without inputs, then stage by stage; a stage of unknown position
+/// follows the stages that it copies from. Engines since 23 announce a Dockerfile from its end, with the
+/// stages mixed.
 fn in_order_of_dockerfile(vertexes: Vec<Vertex>, names: &[String]) -> Vec<Vertex> {
     let mut updates: HashMap<String, Vec<Vertex>> = HashMap::new();
     let mut announced = Vec::new();

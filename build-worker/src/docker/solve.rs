@@ -25,7 +25,8 @@ use crate::{
 /// The engine's own frontend.
 const DOCKERFILE: &str = "dockerfile.v0";
 
-pub(super) type Teller = mpsc::Sender<Result<EngineEvent, EngineError>>;
+/// The sender of the events of work that the engine runs.
+pub(super) type EventSender = mpsc::Sender<Result<EngineEvent, EngineError>>;
 
 /// Runs a build to its end; returns `None` if it was cancelled.
 ///
@@ -39,7 +40,7 @@ pub(super) async fn solve(
     request: SolveRequest,
     stages: &[String],
     cancel: &CancellationToken,
-    tell: &Teller,
+    events: &EventSender,
 ) -> Result<Option<BuiltImage>, EngineError> {
     /// Time that the remaining progress may take once the outcome is known.
     const REST: Duration = Duration::from_secs(5);
@@ -51,26 +52,26 @@ pub(super) async fn solve(
 
     let mut client = control.client.clone();
     let has_begun = AtomicBool::new(false);
-    let following = follow(control, request.r#ref.clone(), stages, tell, &has_begun);
+    let relaying = relay_progress(control, request.r#ref.clone(), stages, events, &has_begun);
     // Dropping the call leaves the engine no reason to continue.
     let solving = cancel.run_until_cancelled(client.solve(request));
-    tokio::pin!(following, solving);
-    let (solved, is_told) = tokio::select! {
+    tokio::pin!(relaying, solving);
+    let (solved, has_all_progress) = tokio::select! {
         solved = &mut solving => (solved, false),
-        () = &mut following => (solving.await, true),
+        () = &mut relaying => (solving.await, true),
     };
     let Some(solved) = solved else {
-        if !is_told
-            && tokio::time::timeout(NOT_BEGUN, &mut following).await.is_err()
+        if !has_all_progress
+            && tokio::time::timeout(NOT_BEGUN, &mut relaying).await.is_err()
             && has_begun.load(Ordering::Relaxed)
         {
-            following.await;
+            relaying.await;
         }
         return Ok(None);
     };
-    if !is_told && tokio::time::timeout(REST, following).await.is_err() {
+    if !has_all_progress && tokio::time::timeout(REST, relaying).await.is_err() {
         // The receiver may be gone.
-        let _ = tell.send(Ok(EngineEvent::Gap(NOT_ALL))).await;
+        let _ = events.send(Ok(EngineEvent::Gap(NOT_ALL))).await;
     }
     let mut response = solved.map_err(|status| error_of(&status))?.into_inner().exporter_response;
     let mut digest = |key: &str| response.remove(key).unwrap_or_default();
@@ -86,11 +87,11 @@ pub(super) async fn solve(
 }
 
 /// Relays progress until the engine has no more, or the receiver is gone.
-async fn follow(
+async fn relay_progress(
     control: &Control,
     reference: String,
     stages: &[String],
-    tell: &Teller,
+    events: &EventSender,
     has_begun: &AtomicBool,
 ) {
     let mut client = control.client.clone();
@@ -104,7 +105,7 @@ async fn follow(
         match message.map(|message| progress::progress(message, stages, &mut clips)) {
             Ok(progress) if progress.is_empty() => {}
             Ok(progress) => {
-                if tell.send(Ok(EngineEvent::Progress(progress))).await.is_err() {
+                if events.send(Ok(EngineEvent::Progress(progress))).await.is_err() {
                     return;
                 }
             }
@@ -120,8 +121,8 @@ pub(super) fn request(order: &BuildOrder, name: &str, session: &str) -> SolveReq
         ("context".to_owned(), context.clone()),
         ("filename".to_owned(), order.dockerfile.clone()),
         ("cgroup-parent".to_owned(), order.cgroup_parent.clone()),
-        // Keeps a frontend from fetching and running another one that the Dockerfile names: a client that sends a command
-        // line counts as a frontend.
+        // Keeps a frontend from fetching and running another one that the Dockerfile names: a client that
+        // sends a command line counts as a frontend.
         ("cmdline".to_owned(), order.frontend.clone().unwrap_or_else(|| DOCKERFILE.to_owned())),
         // What the engine has need not be asked for: the worker has decided what stands for each name.
         ("image-resolve-mode".to_owned(), "local".to_owned()),
@@ -153,8 +154,8 @@ pub(super) fn request(order: &BuildOrder, name: &str, session: &str) -> SolveReq
         exporter_attrs_deprecated: exporter,
         cache: Some(CacheOptions::default()),
         source_policy: Some(source_policy::policy(order.sources.as_ref(), &context)),
-        // The catalogue keeps the history of builds. The engine's history would store every log, and a cancel would
-        // wait for it.
+        // The catalogue keeps the history of builds. The engine's history would store every log, and a cancel
+        // would wait for it.
         internal: true,
         ..SolveRequest::default()
     }

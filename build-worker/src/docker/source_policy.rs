@@ -13,7 +13,8 @@ const GIT_DIRECTORY: &str = "git://*#*:*";
 
 /// Returns the policy of a build with this context, the URL of an upload.
 ///
-/// Of all rules that allow or deny a source, the last one counts; a conversion is followed by another pass with the new name.
+/// Of all rules that allow or deny a source, the last one counts; a conversion is followed by another pass
+/// with the new name.
 pub(super) fn policy(sources: &dyn SourcePolicy, context: &str) -> Policy {
     let mut rules = vec![
         rule(PolicyAction::Deny, "*", MatchType::Wildcard),
@@ -104,10 +105,10 @@ pub(super) mod tests {
 
     /// Decisions that are never extended, for images that alice has created.
     #[derive(Debug)]
-    pub(in crate::docker) struct Decided(pub(in crate::docker) BTreeMap<String, ImageDecision>);
+    pub(in crate::docker) struct FixedDecisions(pub(in crate::docker) BTreeMap<String, ImageDecision>);
 
     #[tonic::async_trait]
-    impl SourcePolicy for Decided {
+    impl SourcePolicy for FixedDecisions {
         fn images(&self) -> BTreeMap<String, ImageDecision> {
             self.0.clone()
         }
@@ -131,16 +132,16 @@ pub(super) mod tests {
 
     #[test]
     fn nothing_is_allowed_but_what_was_decided() {
-        let decided = [
+        let decisions = [
             ("a", ImageDecision::Usable { name: "a".to_owned(), id: Some("sha256:0".to_owned()) }),
             ("b", ImageDecision::Usable { name: "c".to_owned(), id: None }),
             ("d", ImageDecision::Missing("not found".to_owned())),
             ("e", ImageDecision::Refused),
             ("f", ImageDecision::Elsewhere { holder: DistantBase::default(), may_build: true }),
         ];
-        let decided = decided.map(|(image, decision)| (image.to_owned(), decision));
-        let policy = policy(&Decided(decided.into()), "http://buildkit-session/1");
-        let told: Vec<String> = policy
+        let decisions = decisions.map(|(image, decision)| (image.to_owned(), decision));
+        let policy = policy(&FixedDecisions(decisions.into()), "http://buildkit-session/1");
+        let rules: Vec<String> = policy
             .rules
             .iter()
             .map(|rule| {
@@ -150,7 +151,7 @@ pub(super) mod tests {
             })
             .collect();
         assert_eq!(
-            told,
+            rules,
             [
                 "Deny *",
                 "Allow http://buildkit-session/1*",

@@ -1,7 +1,7 @@
 //! Squashing: a second Solve copies the result of the first into one layer.
 //!
-//! It also restates the configuration of the image, by a Dockerfile, because the exporter of graph drivers accepts
-//! none. The values are build arguments, which are not interpreted again.
+//! It also restates the configuration of the image, by a Dockerfile, because the exporter of graph drivers
+//! accepts none. The values are build arguments, which are not interpreted again.
 
 use std::{
     collections::{BTreeMap, HashMap},

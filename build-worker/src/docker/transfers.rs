@@ -11,7 +11,7 @@ use bollard::{
 };
 use futures_util::{Stream, StreamExt, TryStreamExt};
 
-use super::{DockerEngine, config_digest, connect, credentials::Found, layers::Layers, solve::Teller};
+use super::{DockerEngine, config_digest, connect, credentials::Found, layers::Layers, solve::EventSender};
 use crate::{
     engine::{BuiltImage, EngineError, EngineEvent, Progress, RunningWork},
     reference,
@@ -54,17 +54,17 @@ impl Transfer {
         docker: &Docker,
         credentials: Option<DockerCredentials>,
         layers: &mut Layers,
-        tell: &Teller,
+        events: &EventSender,
     ) -> Result<Option<BuiltImage>, EngineError> {
         match self {
-            Self::Pull { pinned, .. } => pull(docker, pinned, credentials, layers, tell).await.map(Some),
+            Self::Pull { pinned, .. } => pull(docker, pinned, credentials, layers, events).await.map(Some),
             Self::Push(reference) => {
                 let (repository, tag) = reference::parts(reference);
                 let options = PushImageOptions { tag: Some(tag.to_owned()), ..PushImageOptions::default() };
                 let pushing = docker.push_image(repository, Some(options), credentials).map_ok(|info| {
                     Transferred { id: None, status: info.status, detail: info.progress_detail }
                 });
-                tell_layers(pushing, layers, tell).await.map(|()| None)
+                relay_layers(pushing, layers, events).await.map(|()| None)
             }
         }
     }
@@ -76,7 +76,7 @@ async fn pull(
     pinned: &str,
     credentials: Option<DockerCredentials>,
     layers: &mut Layers,
-    tell: &Teller,
+    events: &EventSender,
 ) -> Result<BuiltImage, EngineError> {
     let (repository, repo_digest) = reference::parts(pinned);
     let options = CreateImageOptionsBuilder::new().from_image(repository).tag(repo_digest).build();
@@ -85,7 +85,7 @@ async fn pull(
         status: info.status,
         detail: info.progress_detail,
     });
-    tell_layers(pulling, layers, tell).await?;
+    relay_layers(pulling, layers, events).await?;
     let image = docker.inspect_image(&format!("{repository}@{repo_digest}")).await?;
     Ok(BuiltImage {
         config_digest: config_digest(&image),
@@ -101,7 +101,7 @@ async fn registry_digest(
     credentials: Option<DockerCredentials>,
 ) -> Result<String, EngineError> {
     let digest = docker.inspect_registry_image(reference, credentials).await?.descriptor.digest;
-    digest.ok_or_else(|| EngineError::Broken(format!("no registry tells the digest of {reference}")))
+    digest.ok_or_else(|| EngineError::Broken(format!("no registry reports the digest of {reference}")))
 }
 
 impl DockerEngine {
@@ -137,8 +137,8 @@ impl DockerEngine {
     fn transfer(&self, transfer: Transfer, creator: &str) -> Result<Box<dyn RunningWork>, EngineError> {
         /// Maximum number of attempts with credentials.
         ///
-        /// An engine that finds a registry busy while it asks for the authentication scheme continues without the
-        /// credentials, and is refused.
+        /// An engine that finds a registry busy while it asks for the authentication scheme continues without
+        /// the credentials, and is refused.
         const TRIES_WITH_CREDENTIALS: u32 = 2;
         const PAUSE: Duration = Duration::from_millis(500);
 
@@ -148,9 +148,9 @@ impl DockerEngine {
         // Closing the connections makes the engine abort the transfer and ends the reader.
         let cancel = connections.closed().clone();
         let closed = cancel.clone();
-        Ok(Self::run(connections, cancel, false, async move |tell: Teller| {
+        Ok(Self::run(connections, cancel, false, async move |events: EventSender| {
             let mut layers = Layers::new(transfer.name());
-            if !say(&tell, layers.begun()).await {
+            if !send_progress(&events, layers.begun()).await {
                 return;
             }
             // This may run a helper, which ends when the transfer is cancelled.
@@ -159,7 +159,7 @@ impl DockerEngine {
             let mut tries = 1;
             let ended = loop {
                 let may_try = found.credentials.is_some() && tries < TRIES_WITH_CREDENTIALS;
-                match transfer.run(&docker, found.credentials.clone(), &mut layers, &tell).await {
+                match transfer.run(&docker, found.credentials.clone(), &mut layers, &events).await {
                     Err(error) if may_try && wants_credentials(&error) => {
                         tries += 1;
                         tokio::time::sleep(PAUSE).await;
@@ -170,14 +170,14 @@ impl DockerEngine {
             // The receiver may be gone.
             match ended {
                 Ok(image) => {
-                    say(&tell, layers.succeeded()).await;
+                    send_progress(&events, layers.succeeded()).await;
                     if let Some(image) = image {
-                        drop(tell.send(Ok(EngineEvent::Built(image))).await);
+                        drop(events.send(Ok(EngineEvent::Built(image))).await);
                     }
                 }
                 Err(error) => {
-                    say(&tell, layers.failed(error.to_string())).await;
-                    drop(tell.send(Err(error)).await);
+                    send_progress(&events, layers.failed(error.to_string())).await;
+                    drop(events.send(Err(error)).await);
                 }
             }
         }))
@@ -191,16 +191,16 @@ fn wants_credentials(error: &EngineError) -> bool {
 }
 
 /// Relays the engine's messages until the transfer has ended or the receiver is gone.
-async fn tell_layers(
+async fn relay_layers(
     stream: impl Stream<Item = Result<Transferred, BollardError>>,
     layers: &mut Layers,
-    tell: &Teller,
+    events: &EventSender,
 ) -> Result<(), EngineError> {
     let mut stream = std::pin::pin!(stream);
-    while let Some(said) = stream.next().await {
-        let Transferred { id, status, detail } = said?;
+    while let Some(message) = stream.next().await {
+        let Transferred { id, status, detail } = message?;
         let progress = layers.convert(id, status, detail);
-        if !progress.is_empty() && !say(tell, progress).await {
+        if !progress.is_empty() && !send_progress(events, progress).await {
             break;
         }
     }
@@ -208,6 +208,6 @@ async fn tell_layers(
 }
 
 /// Sends progress and reports whether the receiver is still there.
-async fn say(tell: &Teller, progress: Vec<Progress>) -> bool {
-    tell.send(Ok(EngineEvent::Progress(progress))).await.is_ok()
+async fn send_progress(events: &EventSender, progress: Vec<Progress>) -> bool {
+    events.send(Ok(EngineEvent::Progress(progress))).await.is_ok()
 }

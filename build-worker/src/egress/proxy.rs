@@ -104,7 +104,7 @@ async fn handle(mut client: TcpStream, egress: &Egress) -> io::Result<()> {
     }
 }
 
-/// Returns the host and port that a client wants; `None` if the client was told that they cannot be had.
+/// Returns the host and port that a client wants; `None` if the client was sent a refusal.
 async fn handshake(client: &mut TcpStream) -> io::Result<Option<(String, u16)>> {
     let version = client.read_u8().await?;
     let mut methods = vec![0; usize::from(client.read_u8().await?)];
@@ -184,7 +184,7 @@ mod tests {
     const GREETING: [u8; 3] = [VERSION, 1, NO_AUTHENTICATION];
 
     /// Sends a request to a proxy and returns the connection and the code of the reply.
-    async fn ask(proxy: &EgressProxy, request: &[u8]) -> io::Result<(TcpStream, u8)> {
+    async fn exchange(proxy: &EgressProxy, request: &[u8]) -> io::Result<(TcpStream, u8)> {
         let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port)).await?;
         client.write_all(&GREETING).await?;
         let mut greeted = [0; 2];
@@ -217,25 +217,25 @@ mod tests {
             (request(2, 1, loopback, port), Reply::CommandNotSupported),
             (request(CONNECT, 2, loopback, port), Reply::AddressNotSupported),
         ] {
-            assert_eq!(ask(&strict, &request).await?.1, code as u8, "{request:?}");
+            assert_eq!(exchange(&strict, &request).await?.1, code as u8, "{request:?}");
         }
 
         let rules = super::super::EgressRules(vec!["127.0.0.1".parse().expect("an address")]);
         let proxy = EgressProxy::start(Arc::new(Egress::new(Arc::new(rules)))).await?;
-        let (mut client, code) = ask(&proxy, &request(CONNECT, 1, loopback, port)).await?;
+        let (mut client, code) = exchange(&proxy, &request(CONNECT, 1, loopback, port)).await?;
         assert_eq!(code, Reply::Succeeded as u8);
         let (mut accepted, _) = server.accept().await?;
         client.write_all(b"ping").await?;
         client.shutdown().await?;
-        let mut heard = Vec::new();
-        accepted.read_to_end(&mut heard).await?;
+        let mut received = Vec::new();
+        accepted.read_to_end(&mut received).await?;
         accepted.write_all(b"pong").await?;
         drop(accepted);
         let mut answered = Vec::new();
         client.read_to_end(&mut answered).await?;
-        assert_eq!((heard.as_slice(), answered.as_slice()), (&b"ping"[..], &b"pong"[..]));
+        assert_eq!((received.as_slice(), answered.as_slice()), (&b"ping"[..], &b"pong"[..]));
 
-        let (mut open, _) = ask(&proxy, &request(CONNECT, 1, loopback, port)).await?;
+        let (mut open, _) = exchange(&proxy, &request(CONNECT, 1, loopback, port)).await?;
         drop(proxy);
         assert_eq!(open.read(&mut [0]).await.unwrap_or(0), 0, "it ends with the proxy");
         Ok(())

@@ -31,13 +31,13 @@ impl Control {
         self.granted.cancel();
     }
 
-    /// Tells the job to stop.
+    /// Requests the stop of the job.
     pub(crate) fn stop(&self, reason: StopReason) {
         self.reason.get_or_init(|| reason);
         self.stop.cancel();
     }
 
-    /// Waits until the job is told to stop.
+    /// Waits until the stop of the job is requested.
     pub(crate) async fn stopping(&self) {
         self.stop.cancelled().await;
     }

@@ -87,7 +87,7 @@ impl Job {
             pull_base,
             allows_frontends: !support.withholds(FOREIGN_FRONTENDS),
             allows_git_directories: !support.withholds(ADD_GIT_DIRECTORY),
-            decided: Mutex::default(),
+            decisions: Mutex::default(),
         }
     }
 

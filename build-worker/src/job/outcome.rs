@@ -14,7 +14,7 @@ use crate::{
 /// The cleanup that a job leaves to be done after it.
 #[derive(Debug, Default)]
 pub(crate) struct Rest {
-    /// Work that goes on although it was told to stop.
+    /// Work that continues after its stop was requested.
     pub(crate) left: Option<Leftover>,
     /// Image that had the reference before, by the engine's image ID.
     pub(crate) replaced: Option<String>,
@@ -43,31 +43,32 @@ pub(super) enum Ended {
     Failed {
         failed: Failed,
         /// Set if the engine has to be checked before anything else starts.
-        doubts_engine: bool,
+        suspects_engine: bool,
     },
     Stopped(Stop),
 }
 
-/// The end of work that was told to stop.
+/// The end of work whose stop was requested.
 pub(super) enum Stop {
     /// A stop after which nothing is left.
     Confirmed,
     /// A stop that the engine reports, but whose processes are not visible from here.
     Unseen,
-    /// Work that goes on.
+    /// Work that continues.
     Failed(Leftover),
 }
 
-/// Work that goes on although it was told to stop.
+/// Work that continues after its stop was requested.
 #[derive(Debug)]
 pub(crate) struct Leftover {
     /// Work in the engine; `None` if the engine has ended it.
     pub(super) work: Option<Box<dyn RunningWork>>,
     pub(super) begun: Instant,
-    /// UnconfirmedStop from before the stop is reported.
+    /// Keeps the worker from taking builds.
     ///
-    /// The service assigns builds until it hears that none are taken.
-    pub(super) _doubt: UnconfirmedStop,
+    /// It exists before the stop is reported, because the service assigns builds until the worker reports
+    /// that it takes none.
+    pub(super) _unconfirmed: UnconfirmedStop,
 }
 
 impl Ended {
@@ -83,7 +84,7 @@ impl Ended {
         let FailedStep { name, last_lines, .. } = step.unwrap_or_default();
         let failed =
             Failed { kind: kind.into(), step: name, message: shortened(error.to_string()), last_lines };
-        Self::Failed { failed, doubts_engine: matches!(error, EngineError::Broken(_)) }
+        Self::Failed { failed, suspects_engine: matches!(error, EngineError::Broken(_)) }
     }
 
     /// Creates the end of an attempt whose engine has not done what it reported.
@@ -93,12 +94,12 @@ impl Ended {
 
     /// Creates a failure that is neither the user's nor the engine's fault.
     pub(super) fn by_infrastructure(message: String) -> Self {
-        Self::Failed { failed: failed(FailureKind::Infrastructure, message), doubts_engine: false }
+        Self::Failed { failed: failed(FailureKind::Infrastructure, message), suspects_engine: false }
     }
 
     /// Creates a failure that the user has to fix.
     pub(super) fn by_user(message: String) -> Self {
-        Self::Failed { failed: failed(FailureKind::User, shortened(message)), doubts_engine: false }
+        Self::Failed { failed: failed(FailureKind::User, shortened(message)), suspects_engine: false }
     }
 }
 

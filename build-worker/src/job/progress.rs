@@ -11,7 +11,7 @@ use crate::{
 
 impl Job {
     /// Reports the engine's progress until the work has ended; returns the image, if one was built.
-    pub(super) async fn follow(
+    pub(super) async fn relay_progress(
         &self,
         mut work: Box<dyn RunningWork>,
         output: &mut Output,
@@ -21,19 +21,19 @@ impl Job {
         let mut failure = None;
         let mut spans = StepSpans::new();
         loop {
-            let told = tokio::select! {
+            let event = tokio::select! {
                 biased;
                 () = self.control.stop.cancelled() => {
                     return Err(self.stop(work, output, Vec::new(), begun).await);
                 }
                 // This is due a few times per second at most, so it does not keep the engine waiting.
                 () = sleep_until_some(output.due()) => Some(Ok(EngineEvent::Progress(Vec::new()))),
-                told = work.next() => told,
+                event = work.next() => event,
             };
             let now = Instant::now().into_std();
-            let is_over = told.is_none();
+            let is_over = event.is_none();
             let mut events = Vec::new();
-            match told {
+            match event {
                 Some(Ok(EngineEvent::Progress(progress))) => {
                     for progress in progress {
                         output.take(progress, now, &mut events);
@@ -62,8 +62,8 @@ impl Job {
                     () = self.control.stop.cancelled() => false,
                 };
                 if !is_pushed {
-                    let untold = std::iter::once((at, event)).chain(events).collect();
-                    return Err(self.stop(work, output, untold, begun).await);
+                    let unsent = std::iter::once((at, event)).chain(events).collect();
+                    return Err(self.stop(work, output, unsent, begun).await);
                 }
             }
             if is_over {

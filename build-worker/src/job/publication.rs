@@ -73,7 +73,7 @@ impl Job {
     async fn push(&self, output: &mut Output) -> Result<String, Ended> {
         let (reference, creator) = (&self.assignment.reference, &self.assignment.creator);
         let push = self.engine.push(reference, creator)?;
-        self.follow(push, output).await?;
+        self.relay_progress(push, output).await?;
         let refused = |error: EngineError| Ended::by_engine(&error, output.failed_step());
         let digest = tokio::select! {
             biased;

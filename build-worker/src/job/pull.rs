@@ -7,7 +7,8 @@ use super::{
 use crate::output::{FailedStep, Output};
 
 impl Job {
-    /// Pulls an image that its requester may use, gives it the name of the artifact, and checks that the engine has it.
+    /// Pulls an image that its requester may use, gives it the name of the artifact, and checks that the
+    /// engine has it.
     pub(super) async fn pull(&self, reference: &str, output: &mut Output) -> Result<Artifact, Ended> {
         let sources = self.sources(false);
         let pinned = tokio::select! {
@@ -20,7 +21,7 @@ impl Job {
             Ended::by_engine(&error, Some(step))
         })?;
         let pull = self.engine.pull(reference, &pinned, &self.assignment.creator)?;
-        let pulled = self.follow(pull, output).await?;
+        let pulled = self.relay_progress(pull, output).await?;
         let missing = || Ended::by_broken_engine(format!("{reference} was pulled and is not there"));
         let pulled = pulled.ok_or_else(missing)?;
         let name = self.artifact_name().to_string();

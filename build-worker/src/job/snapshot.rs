@@ -11,8 +11,8 @@ use crate::{engine::BuiltImage, labels::IMAGE_LABEL};
 impl Job {
     /// Commits the container and names the resulting image.
     ///
-    /// The engine pauses the container meanwhile, and always resumes it. A commit cannot be aborted: a stop waits for
-    /// its end, and the image then gets no name.
+    /// The engine pauses the container meanwhile, and always resumes it. A commit cannot be aborted: a stop
+    /// waits for its end, and the image then gets no name.
     pub(super) async fn snapshot(&self, order: &Snapshot) -> Result<Artifact, Ended> {
         let Snapshot { container, source_image_id } = order;
         let labels = self.engine.container_labels(container).await?;

@@ -53,7 +53,7 @@ impl Job {
         let deadline = Instant::now() + self.stop_timeout;
         output.interrupt();
         self.steps.stop(&self.name());
-        // Processes that were seen while they ran can later be told to be gone.
+        // Processes that were seen while they ran can later be reported as gone.
         if let Err(error) = self.step_processes(begun).await {
             tracing::warn!(%error, "cannot look for the processes of a build");
         }
@@ -63,7 +63,7 @@ impl Job {
             tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(deadline) => break false,
-                told = work.next() => match told {
+                event = work.next() => match event {
                     Some(Ok(EngineEvent::Progress(progress))) => {
                         let now = Instant::now().into_std();
                         progress.into_iter().for_each(|progress| output.take(progress, now, &mut events));
@@ -96,9 +96,9 @@ impl Job {
             }
             Remains::Nothing | Remains::Unseen | Remains::Processes => {}
         }
-        let doubt = UnconfirmedStop::new(&self.readiness);
+        let _unconfirmed = UnconfirmedStop::new(&self.readiness);
         tracing::error!(build = self.name(), has_ended, ?remains, "a build did not stop in time");
-        Ended::Stopped(Stop::Failed(Leftover { work: (!has_ended).then_some(work), begun, _doubt: doubt }))
+        Ended::Stopped(Stop::Failed(Leftover { work: (!has_ended).then_some(work), begun, _unconfirmed }))
     }
 
     /// Waits until the remaining work has stopped after all; closes its connections if it does not.
@@ -108,7 +108,7 @@ impl Job {
             let mut kill = interval(Self::REAP_POLL);
             loop {
                 tokio::select! {
-                    told = work.next() => if told.is_none() {
+                    event = work.next() => if event.is_none() {
                         break;
                     },
                     () = tokio::time::sleep_until(end) => {
@@ -124,7 +124,7 @@ impl Job {
             self.kill_steps(left.begun).await;
             tokio::time::sleep(Self::REAP_POLL).await;
         }
-        self.steps.forget(&self.name());
+        self.steps.remove(&self.name());
         tracing::info!(build = self.name(), "a build has stopped late");
     }
 
@@ -197,8 +197,8 @@ impl Job {
         };
         let engine = self.readiness.engine_info().borrow().pid;
         let look = move |processes: &StepProcesses| {
-            // A killed engine does not stop its steps any more. Without the permission to kill them, they are seen to
-            // go on.
+            // A killed engine does not stop its steps any more. Without the permission to kill them, they are
+            // seen to go on.
             if let Err(error) = processes.kill_orphans() {
                 tracing::warn!(%error, "cannot kill orphaned processes of an engine");
             }

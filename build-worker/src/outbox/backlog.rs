@@ -1,7 +1,7 @@
 //! Backlog of an attempt's unacknowledged events, in order.
 //!
-//! The oldest are in memory and are sent from there; behind them are batches in the spool; the newest are in memory
-//! again, until they fill a batch or there is room among the oldest.
+//! The oldest are in memory and are sent from there; behind them are batches in the spool; the newest are in
+//! memory again, until they fill a batch or there is room among the oldest.
 //!
 //! The backlog decides and never waits: its owner reads and writes the spool, and reports the result.
 
@@ -141,7 +141,7 @@ impl Backlog {
         Some((first, events))
     }
 
-    pub(super) fn forget_until(&mut self, sequence: i64) {
+    pub(super) fn discard_until(&mut self, sequence: i64) {
         while self.first_sequence <= sequence && self.oldest.pop().is_some() {
             self.first_sequence += 1;
             self.sent = self.sent.saturating_sub(1);

@@ -286,8 +286,8 @@ async fn unacknowledged_events_are_sent_again() {
     assert_eq!(sent(&outbox), [(3, 2)]);
     assert_eq!(outbox.acknowledge(2), Ok(()), "it has missed something");
     assert_eq!(sent(&outbox), [(3, 2)]);
-    assert_eq!(outbox.acknowledge(1), Err(Forgotten));
-    assert_eq!(outbox.rewind(1), Err(Forgotten));
+    assert_eq!(outbox.acknowledge(1), Err(EventsDiscarded));
+    assert_eq!(outbox.rewind(1), Err(EventsDiscarded));
     assert_eq!(outbox.acknowledge(4), Ok(()));
     outbox.flushed().await;
 }

@@ -10,7 +10,8 @@ pub(super) struct Utf8Decoder {
 }
 
 impl Utf8Decoder {
-    /// Decodes a chunk; the text is that of [`String::from_utf8_lossy`], however the bytes are cut into chunks.
+    /// Decodes a chunk; the text is that of [`String::from_utf8_lossy`], however the bytes are cut into
+    /// chunks.
     ///
     /// NUL is replaced, too: not every database can store it.
     pub(super) fn decode(&mut self, bytes: &[u8]) -> String {

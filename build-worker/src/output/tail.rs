@@ -34,7 +34,8 @@ impl Tail {
 
     /// Returns the number of dropped lines, and the lines that were kept.
     ///
-    /// A piece whose line has lost its beginning becomes a new line, so that it is not appended to an earlier one.
+    /// A piece whose line has lost its beginning becomes a new line, so that it is not appended to an earlier
+    /// one.
     pub(super) fn into_lines(self) -> (i64, impl Iterator<Item = (Option<Timestamp>, Line)>) {
         let mut cut = self.cut;
         let lines = self.lines.into_iter().map(move |(at, mut line)| {

@@ -123,7 +123,8 @@ impl ConfigFile {
 
     /// Returns the place of the credentials that a creator may use for the repository of a reference.
     ///
-    /// The longest path counts. An entry for the whole registry counts only if no helper is responsible, as in Docker.
+    /// The longest path counts. An entry for the whole registry counts only if no helper is responsible, as
+    /// in Docker.
     ///
     /// # Errors
     ///
@@ -241,7 +242,8 @@ fn is_set(text: &Option<String>) -> bool {
     text.as_ref().is_some_and(|text| !text.is_empty())
 }
 
-/// Decodes a user and a password; padding may be missing, and zeros follow a password of old versions of Docker.
+/// Decodes a user and a password; padding may be missing, and zeros follow a password of old versions of
+/// Docker.
 fn decode(auth: &str) -> Option<(String, String)> {
     const BASE64: GeneralPurpose = GeneralPurpose::new(
         &STANDARD,

@@ -121,7 +121,8 @@ impl Helpers {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // The group keeps its ID until the helper has been waited for, after which there is nothing left to end.
+        // The group keeps its ID until the helper has been waited for, after which there is nothing left to
+        // end.
         let group = self.0.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         if let Some(Err(error)) = group.map(|group| kill_process_group(group, Signal::KILL)) {
             tracing::debug!(%error, "a credential helper cannot be ended");

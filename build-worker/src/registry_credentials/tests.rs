@@ -31,7 +31,8 @@ impl Directory {
         config
     }
 
-    /// Adds a helper. Another process writes it, because no process may have a program open for writing that is run.
+    /// Adds a helper. Another process writes it, because no process may have a program open for writing that
+    /// is run.
     fn helper(&self, name: &str, script: &str) {
         let mut install = Command::new("install")
             .args(["-m", "755", "/dev/stdin"])
@@ -230,15 +231,18 @@ async fn a_helper_that_hangs_ends_with_its_children() {
     directory.helper("hangs", r#"sleep 600 & echo $! > "$0.part"; mv "$0.part" "$0.$(cat)"; wait"#);
     let child = async |server: &str| {
         let file = directory.0.path().join(format!("docker-credential-hangs.{server}"));
-        loop {
-            match fs::read_to_string(&file) {
-                Ok(id) => break id.trim().to_owned(),
-                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        let started = async {
+            loop {
+                match fs::read_to_string(&file) {
+                    Ok(id) => break id.trim().to_owned(),
+                    Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
             }
-        }
+        };
+        tokio::time::timeout(Duration::from_secs(60), started).await.expect("the helper starts")
     };
     let ended = async |process: String| {
-        let limit = Instant::now() + Duration::from_secs(20);
+        let limit = Instant::now() + Duration::from_secs(60);
         // A killed process stays until its parent takes notice of it.
         while fs::read_to_string(Path::new("/proc").join(&process).join("stat"))
             .is_ok_and(|stat| !stat.contains(") Z "))

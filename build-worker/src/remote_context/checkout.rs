@@ -1,7 +1,7 @@
 //! Directories for checkouts, in the directory of the spool.
 //!
-//! Each is locked for as long as it is in use, so that a start can tell the directories of killed workers from those of
-//! running ones.
+//! Each is locked for as long as it is in use, so that a start can distinguish the directories of killed
+//! workers from those of running ones.
 
 use std::{
     fs::{self, DirBuilder, File},

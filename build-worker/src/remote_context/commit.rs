@@ -30,11 +30,13 @@ impl Limits {
     /// Maximum number of files and directories.
     const MAX_ENTRIES: usize = 250_000;
 
-    /// Counts the files in the output of `git ls-tree -r -t -l -z`, and returns the submodules, without their URLs.
+    /// Counts the files in the output of `git ls-tree -r -t -l -z`, and returns the submodules, without their
+    /// URLs.
     ///
     /// # Errors
     ///
-    /// Returns the violated rule if there are too many files, they are too large, or the output cannot be understood.
+    /// Returns the violated rule if there are too many files, they are too large, or the output cannot be
+    /// understood.
     pub(super) fn count(&mut self, listed: &[u8]) -> Result<Vec<Submodule>, String> {
         let mut submodules = Vec::new();
         for record in records(listed) {
@@ -75,7 +77,8 @@ fn entry(record: &[u8]) -> Option<(&str, &str, u64, &Path)> {
     Some((kind, id, size, Path::new(OsStr::from_bytes(&path[1..]))))
 }
 
-/// Returns the URLs of submodules by their paths, from the output of `git config -z --list` for a `.gitmodules`.
+/// Returns the URLs of submodules by their paths, from the output of `git config -z --list` for a
+/// `.gitmodules`.
 ///
 /// The last value of a key wins. Names without a path or a URL are left out.
 pub(super) fn submodule_urls(listed: &[u8]) -> HashMap<PathBuf, String> {

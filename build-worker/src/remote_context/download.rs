@@ -1,6 +1,7 @@
 //! Download of a file: a tar archive, or a Dockerfile.
 //!
-//! The bytes are kept as the server sends them; the file is recognised when its context is prepared for the engine.
+//! The bytes are kept as the server sends them; the file is recognised when its context is prepared for the
+//! engine.
 
 use std::{io, sync::Arc};
 
@@ -28,8 +29,8 @@ const MAX_REDIRECTS: usize = 10;
 ///
 /// # Errors
 ///
-/// Returns [`RemoteError`] if the server cannot be reached, refuses the request or sends too much, or the context cannot be
-/// written.
+/// Returns [`RemoteError`] if the server cannot be reached, refuses the request or sends too much, or the
+/// context cannot be written.
 pub(super) async fn download(
     url: &Url,
     egress: &Arc<Egress>,

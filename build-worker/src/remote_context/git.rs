@@ -1,7 +1,8 @@
 //! Checkout of a Git repository with its submodules.
 //!
-//! Each repository is fetched into a Git directory of its own, next to the tree, so that no `.git` is in the tree. Submodules
-//! are found and placed here rather than by `git submodule`, because their URLs are checked and their number is limited.
+//! Each repository is fetched into a Git directory of its own, next to the tree, so that no `.git` is in the
+//! tree. Submodules are found and placed here rather than by `git submodule`, because their URLs are checked
+//! and their number is limited.
 
 use std::{
     io,

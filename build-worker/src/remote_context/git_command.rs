@@ -1,7 +1,8 @@
 //! The `git` program: how it is run, and what its errors mean.
 //!
-//! It sees neither the worker's environment nor any configuration but the one written here, which sends every connection
-//! through the proxy of the fetch, allows no transports but HTTP and HTTPS, and runs no hooks or filters.
+//! It sees neither the worker's environment nor any configuration but the one written here, which sends every
+//! connection through the proxy of the fetch, allows no transports but HTTP and HTTPS, and runs no hooks or
+//! filters.
 
 use std::{
     io,
@@ -216,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_of_git_tell_whose_fault_it_is() {
+    fn words_of_git_show_whose_fault_it_is() {
         const USER: &str = "refused";
         const REMOTE: &str = "unreachable";
         for (message, expected) in [

@@ -1,7 +1,8 @@
 //! Locations of remote contexts: what a URL names.
 //!
-//! As in BuildKit, an http(s) URL whose path ends in `.git` names a repository; it may be followed by `#ref:directory`, or
-//! by a query of `ref`, `branch`, `tag` and `subdir`. Any other URL names a tar archive, or a Dockerfile.
+//! As in BuildKit, an http(s) URL whose path ends in `.git` names a repository; it may be followed by
+//! `#ref:directory`, or by a query of `ref`, `branch`, `tag` and `subdir`. Any other URL names a tar archive,
+//! or a Dockerfile.
 
 use std::path::PathBuf;
 

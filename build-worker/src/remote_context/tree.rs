@@ -1,7 +1,7 @@
 //! Packing of a directory into a tar.
 //!
-//! Equal directories give equal bytes, so that they hit the engine's cache: entries are sorted, and have no times and no
-//! owners. Symbolic links are packed and never followed.
+//! Equal directories give equal bytes, so that they hit the engine's cache: entries are sorted, and have no
+//! times and no owners. Symbolic links are packed and never followed.
 
 use std::{
     fs::{self, File},

@@ -48,11 +48,11 @@ pub enum Outcome {
 }
 
 /// An observer of the engine, which also plans its builds.
-pub trait Witness: Debug + Send + Sync {
+pub trait EngineObserver: Debug + Send + Sync {
     /// Returns the plan of a build with the name `<build>-<attempt>`.
     fn plan(&self, name: &str) -> Plan;
-    /// Returns the time that a starting attempt goes on after a cancel, if longer than planned.
-    fn lingers(&self, name: &str) -> Option<Duration>;
+    /// Returns the time that a starting attempt continues after a cancel, if longer than planned.
+    fn cancel_delay(&self, name: &str) -> Option<Duration>;
     /// Records that a build runs.
     fn began(&self, name: &str);
     /// Records that a build does not run any more.
@@ -67,7 +67,7 @@ pub struct ModelEngine(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    witness: Arc<dyn Witness>,
+    observer: Arc<dyn EngineObserver>,
     /// Token that is cancelled when the engine dies; `None` while it is down.
     life: Option<CancellationToken>,
     is_suspended: bool,
@@ -79,10 +79,10 @@ impl ModelEngine {
     const ANSWER: Duration = Duration::from_millis(3);
 
     /// Creates a running engine.
-    pub fn new(witness: Arc<dyn Witness>) -> Self {
+    pub fn new(observer: Arc<dyn EngineObserver>) -> Self {
         let life = Some(CancellationToken::new());
         Self(Arc::new(Mutex::new(State {
-            witness,
+            observer,
             life,
             is_suspended: false,
             resumed: Arc::default(),
@@ -125,7 +125,7 @@ impl ModelEngine {
         let Some(name) = name else {
             return Err(EngineError::Refused(format!("there is no {reference}")));
         };
-        match state.witness.plan(&name).outcome {
+        match state.observer.plan(&name).outcome {
             Outcome::RefusesPush => Err(EngineError::Refused("denied".to_owned())),
             Outcome::Succeeds | Outcome::Fails | Outcome::Breaks | Outcome::Hangs => Ok(()),
         }
@@ -175,18 +175,21 @@ impl Engine for ModelEngine {
         let life = state.life.clone().ok_or_else(|| EngineError::Broken("it is away".to_owned()))?;
         let cancel = CancellationToken::new();
         state.images.insert(order.tag.clone(), image_id(&order.name));
-        let (tell, told) = mpsc::channel(4);
+        let (sender, events) = mpsc::channel(4);
         let run = Run {
             name: order.name.clone(),
             plan: {
-                let plan = state.witness.plan(&order.name);
-                Plan { dies_after: state.witness.lingers(&order.name).unwrap_or(plan.dies_after), ..plan }
+                let plan = state.observer.plan(&order.name);
+                Plan {
+                    dies_after: state.observer.cancel_delay(&order.name).unwrap_or(plan.dies_after),
+                    ..plan
+                }
             },
-            witness: Arc::clone(&state.witness),
-            tell,
+            observer: Arc::clone(&state.observer),
+            events: sender,
         };
         tokio::spawn(run.run(life, cancel.clone()));
-        Ok(Box::new(ModelWork { told, cancel, runs_processes: true }))
+        Ok(Box::new(ModelWork { events, cancel, runs_processes: true }))
     }
 
     fn pull(&self, name: &str, _pinned: &str, _creator: &str) -> Result<Box<dyn RunningWork>, EngineError> {
@@ -196,15 +199,15 @@ impl Engine for ModelEngine {
     fn push(&self, reference: &str, _creator: &str) -> Result<Box<dyn RunningWork>, EngineError> {
         let (engine, reference) = (self.clone(), reference.to_owned());
         let cancel = CancellationToken::new();
-        let (tell, told) = mpsc::channel(1);
+        let (sender, events) = mpsc::channel(1);
         tokio::spawn(cancel.clone().run_until_cancelled_owned(async move {
             let pushed = engine.alive().await.and_then(|()| engine.pushed(&reference));
             if let Err(error) = pushed {
                 // The receiver may be gone.
-                let _ = tell.send(Err(error)).await;
+                let _ = sender.send(Err(error)).await;
             }
         }));
-        Ok(Box::new(ModelWork { told, cancel, runs_processes: false }))
+        Ok(Box::new(ModelWork { events, cancel, runs_processes: false }))
     }
 
     async fn registry_digest(&self, reference: &str, _creator: &str) -> Result<String, EngineError> {
@@ -218,8 +221,8 @@ impl Engine for ModelEngine {
     }
 
     async fn tag(&self, image: &str, name: &str) -> Result<(), EngineError> {
-        let witness = Arc::clone(&self.state().witness);
-        witness.tagged(image, name);
+        let observer = Arc::clone(&self.state().observer);
+        observer.tagged(image, name);
         self.alive().await?;
         self.state().images.insert(name.to_owned(), image.to_owned());
         Ok(())
@@ -269,7 +272,7 @@ impl Engine for ModelEngine {
         let state = self.state();
         Ok(state.images.get(name).map(|id| {
             // The digests that the image has in its registry, if it was pushed.
-            let names = state.images.iter().filter(|(_, of)| *of == id);
+            let names = state.images.iter().filter(|(_, image)| *image == id);
             let repo_digests = names.map(|(name, id)| format!("{}@{id}", reference::parts(name).0)).collect();
             EngineImage {
                 id: id.clone(),
@@ -288,20 +291,20 @@ impl Engine for ModelEngine {
 struct Run {
     name: String,
     plan: Plan,
-    witness: Arc<dyn Witness>,
-    tell: mpsc::Sender<Result<EngineEvent, EngineError>>,
+    observer: Arc<dyn EngineObserver>,
+    events: mpsc::Sender<Result<EngineEvent, EngineError>>,
 }
 
 impl Run {
     async fn run(self, life: CancellationToken, cancel: CancellationToken) {
-        self.witness.began(&self.name);
+        self.observer.began(&self.name);
         let Plan { dies_after, .. } = self.plan;
         let cancelled = async {
             cancel.cancelled().await;
             tokio::time::sleep(dies_after).await;
         };
         let abandoned = async {
-            self.tell.closed().await;
+            self.events.closed().await;
             tokio::time::sleep(dies_after).await;
         };
         let last = tokio::select! {
@@ -311,10 +314,10 @@ impl Run {
             () = abandoned => None,
             last = self.work() => Some(last),
         };
-        self.witness.ended(&self.name);
+        self.observer.ended(&self.name);
         if let Some(last) = last {
             // The receiver may be gone.
-            let _ = self.tell.send(last).await;
+            let _ = self.events.send(last).await;
         }
     }
 
@@ -326,15 +329,15 @@ impl Run {
             error: String::new(),
             at: None,
         };
-        self.say(step(StepState::Started)).await;
+        self.send(step(StepState::Started)).await;
         for line in 0..self.plan.lines {
             tokio::time::sleep(self.plan.pace).await;
             let bytes = format!("line {line}\n").into_bytes();
-            self.say(Progress::Output { step: "1".to_owned(), stderr: false, bytes, at: None }).await;
+            self.send(Progress::Output { step: "1".to_owned(), stderr: false, bytes, at: None }).await;
         }
         match self.plan.outcome {
             Outcome::Succeeds | Outcome::RefusesPush => {
-                self.say(step(StepState::Done)).await;
+                self.send(step(StepState::Done)).await;
                 let id = image_id(&self.name);
                 Ok(EngineEvent::Built(BuiltImage { id, config_digest: String::new(), repo_digest: None }))
             }
@@ -344,8 +347,8 @@ impl Run {
         }
     }
 
-    async fn say(&self, progress: Progress) {
-        if self.tell.send(Ok(EngineEvent::Progress(vec![progress]))).await.is_err() {
+    async fn send(&self, progress: Progress) {
+        if self.events.send(Ok(EngineEvent::Progress(vec![progress]))).await.is_err() {
             // The build goes on until it notices that its connection has closed.
             std::future::pending::<()>().await;
         }
@@ -354,7 +357,7 @@ impl Run {
 
 #[derive(Debug)]
 struct ModelWork {
-    told: mpsc::Receiver<Result<EngineEvent, EngineError>>,
+    events: mpsc::Receiver<Result<EngineEvent, EngineError>>,
     cancel: CancellationToken,
     runs_processes: bool,
 }
@@ -362,7 +365,7 @@ struct ModelWork {
 #[tonic::async_trait]
 impl RunningWork for ModelWork {
     async fn next(&mut self) -> Option<Result<EngineEvent, EngineError>> {
-        self.told.recv().await
+        self.events.recv().await
     }
 
     fn runs_processes(&self) -> bool {

@@ -1,7 +1,7 @@
 //! Spool in a directory.
 //!
-//! A file is unlinked as soon as it is open. Therefore it goes with its last handle, however the attempt or the process
-//! ends, and workers that share a directory cannot remove each other's files.
+//! A file is unlinked as soon as it is open. Therefore it goes with its last handle, however the attempt or
+//! the process ends, and workers that share a directory cannot remove each other's files.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -31,8 +31,8 @@ impl DiskSpool {
 
     /// Creates the directory if it is missing, and checks that files can be created in it.
     ///
-    /// A full disk is not an error. A file that still has a name was left by a worker that was killed while it created
-    /// the file, and is removed.
+    /// A full disk is not an error. A file that still has a name was left by a worker that was killed while
+    /// it created the file, and is removed.
     ///
     /// # Errors
     ///

@@ -13,7 +13,7 @@ use crate::tls;
 
 /// The options of a health check.
 #[derive(Clone, Debug, Args)]
-pub struct Question {
+pub struct HealthCheck {
     /// URL of the program; https if it encrypts.
     #[arg(long, env = "TRAILER_HEALTH_URL", value_name = "URL")]
     pub url: String,
@@ -31,7 +31,7 @@ pub struct Question {
     pub key: Option<PathBuf>,
 }
 
-impl Question {
+impl HealthCheck {
     const PATIENCE: Duration = Duration::from_secs(3);
 
     /// Checks that the program is serving.
@@ -39,7 +39,7 @@ impl Question {
     /// # Errors
     ///
     /// Returns an error if a file cannot be used, the program cannot be reached, or it is not serving.
-    pub async fn ask(&self) -> anyhow::Result<()> {
+    pub async fn run(&self) -> anyhow::Result<()> {
         let mut endpoint = Endpoint::from_shared(self.url.clone())
             .with_context(|| format!("--url {:?} is no URL", self.url))?
             .connect_timeout(Self::PATIENCE)

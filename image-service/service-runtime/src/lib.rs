@@ -1,8 +1,8 @@
 //! Infrastructure that both programs share.
 //!
-//! `tls` holds the certificates of servers and clients, `listener` accepts connections with or without TLS, `telemetry`
-//! exports logs, traces and metrics, and `health` checks whether a program is serving. Nothing here depends on the
-//! purpose of the programs.
+//! `tls` holds the certificates of servers and clients, `listener` accepts connections with or without TLS,
+//! `telemetry` exports logs, traces and metrics, and `health` checks whether a program is serving. Nothing
+//! here depends on the purpose of the programs.
 
 pub mod health;
 pub mod listener;

@@ -95,8 +95,8 @@ async fn accept(listener: TcpListener, tls: Option<Current>, sender: mpsc::Sende
                 continue;
             }
         };
-        // Otherwise responses wait for delayed acknowledgements. An error is ignored: a connection that is gone shows
-        // when it is read.
+        // Otherwise responses wait for delayed acknowledgements. An error is ignored: a connection that is
+        // gone shows when it is read.
         let _ = tcp.set_nodelay(true);
         match &tls {
             None => {

@@ -1,8 +1,8 @@
 //! Telemetry of a program: its log, and traces and metrics by OTLP.
 //!
-//! Every call begins a `tracing` span; its trace continues in the work that the call gives to other programs, by the
-//! W3C `traceparent`. Nothing waits for a collector: what cannot be delivered is dropped after a while, and the log
-//! says so.
+//! Every call begins a `tracing` span; its trace continues in the work that the call gives to other programs,
+//! by the W3C `traceparent`. Nothing waits for a collector: what cannot be delivered is dropped after a
+//! while, and the log says so.
 
 use std::{io::IsTerminal, path::PathBuf, time::Duration};
 
@@ -35,8 +35,9 @@ use crate::tls;
 /// The options of telemetry.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
-    /// OTLP collector of traces and metrics, by gRPC: `http://host:4317` or `https://host:4317`. None are exported if
-    /// absent. OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER and OTEL_METRIC_EXPORT_INTERVAL are respected.
+    /// OTLP collector of traces and metrics, by gRPC: `http://host:4317` or `https://host:4317`. None are
+    /// exported if absent. OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER and OTEL_METRIC_EXPORT_INTERVAL are
+    /// respected.
     #[arg(long, env = "TRAILER_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
 
@@ -74,7 +75,8 @@ impl Telemetry {
 
     /// Starts logging and exporting for the whole process.
     ///
-    /// `directives` are the log directives, unless `RUST_LOG` gives others. Must be called once, in a Tokio runtime.
+    /// `directives` are the log directives, unless `RUST_LOG` gives others. Must be called once, in a Tokio
+    /// runtime.
     ///
     /// # Errors
     ///

@@ -21,7 +21,8 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 /// The files of a server, all PEM. They are read again when they change.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ServerFiles {
-    /// PEM file with the certificate to encrypt with, followed by its chain. TLS files are read again when they change.
+    /// PEM file with the certificate to encrypt with, followed by its chain. TLS files are read again when
+    /// they change.
     #[arg(long, env = "TRAILER_TLS_CERT", requires = "tls_key", value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
 

@@ -18,7 +18,8 @@ impl Pools {
 
     /// Parses the value of a claim: an array of names, or one string with spaces between names.
     ///
-    /// Returns `None` unless these are at most 64 names, each of 1 to 63 bytes without white space and control characters.
+    /// Returns `None` unless these are at most 64 names, each of 1 to 63 bytes without white space and
+    /// control characters.
     pub(crate) fn parse(claim: &Value) -> Option<Self> {
         let names: BTreeSet<String> = match claim {
             Value::String(names) => names.split_ascii_whitespace().map(str::to_owned).collect(),

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use super::{Grantee, Permissions, Relation, Standing};
 
-/// The images that a caller can see, and whether it may build them; every query of the catalogue requires one.
+/// The images that a caller can see, and whether it may build them; every query of the catalogue requires
+/// one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Visibility {
     /// Grantees whose creations and grants are visible; `None` if everything is.
@@ -18,7 +19,8 @@ impl Visibility {
         Self { grantees: None, is_builder: true }
     }
 
-    /// Returns the visibility of a caller that sees the images which any of these grantees has created or was granted.
+    /// Returns the visibility of a caller that sees the images which any of these grantees has created or was
+    /// granted.
     pub(crate) fn new(grantees: BTreeSet<Grantee>, is_builder: bool) -> Self {
         Self { grantees: Some(grantees), is_builder }
     }

@@ -21,8 +21,8 @@ impl WorkerClaims {
 
     /// Parses the claims of a token.
     ///
-    /// Returns `None` unless the labels, if given, are an object of strings, and the capabilities, if given, an array of
-    /// strings.
+    /// Returns `None` unless the labels, if given, are an object of strings, and the capabilities, if given,
+    /// an array of strings.
     pub(crate) fn parse(claims: &Map<String, Value>) -> Option<Self> {
         let labels = match claims.get(Self::LABELS) {
             Some(labels) => Some(serde_json::from_value(labels.clone()).ok()?),

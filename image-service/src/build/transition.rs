@@ -79,7 +79,8 @@ pub(crate) enum Next {
 
 /// Returns the outcome of `event` for a build of this kind in this state, or `None` if it is refused.
 ///
-/// `cancelling` is set if a cancellation was requested before, and `last_failure` if one more failure fails the build.
+/// `cancelling` is set if a cancellation was requested before, and `last_failure` if one more failure fails
+/// the build.
 pub(crate) fn transition(
     kind: Kind,
     state: State,
@@ -137,8 +138,8 @@ mod tests {
 
     /// Formats the outcomes of an event, one letter per state in the order of `STATES`.
     ///
-    /// The letters are `c`laimed, `r`unning, `p`ublishing, `S`ucceeded, `F`ailed, `X` cancelled, `q` queued again, `Q`
-    /// queued again with a failure, `s` stop requested, `.` refused.
+    /// The letters are `c`laimed, `r`unning, `p`ublishing, `S`ucceeded, `F`ailed, `X` cancelled, `q` queued
+    /// again, `Q` queued again with a failure, `s` stop requested, `.` refused.
     fn row(kind: Kind, event: Event, cancelling: bool, last_failure: bool) -> String {
         STATES
             .map(|state| match transition(kind, state, event, cancelling, last_failure) {
@@ -158,7 +159,8 @@ mod tests {
             .collect()
     }
 
-    /// Expected rows for builds, by event: normally, on the last failure, and after a cancellation was requested.
+    /// Expected rows for builds, by event: normally, on the last failure, and after a cancellation was
+    /// requested.
     const BUILD: [(&str, &str, &str, &str); 13] = [
         ("Claimed", "c......", "c......", "c......"),
         ("HandedBack", ".qq....", ".qq....", ".XX...."),

@@ -6,7 +6,8 @@ use ring::digest::{SHA256, digest};
 
 /// The domain of all builds of one creator's images that one caller has requested.
 ///
-/// Both count, because both decide what runs: the creator writes what is built, and the caller what it may read.
+/// Both count, because both decide what runs: the creator writes what is built, and the caller what it may
+/// read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TrustDomain(String);
 

@@ -1,8 +1,9 @@
-//! The rules for archives, checked block by block while a tar is received. Nothing is unpacked, and no file content is
-//! kept.
+//! The rules for archives, checked block by block while a tar is received. Nothing is unpacked, and no file
+//! content is kept.
 //!
-//! Unpacking an accepted archive writes nothing outside of the target directory: paths only go down, and nothing lies below
-//! a link. The target of a symbolic link may be any, because it counts in the image that the link is copied to.
+//! Unpacking an accepted archive writes nothing outside of the target directory: paths only go down, and
+//! nothing lies below a link. The target of a symbolic link may be any, because it counts in the image that
+//! the link is copied to.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -27,7 +28,7 @@ pub(crate) struct Archive {
     is_awaited: bool,
     entries: u32,
     /// Kind of each path. Bounded by the number of entries and the length of a path.
-    paths: HashMap<String, What>,
+    paths: HashMap<String, PathKind>,
     kept_bytes: usize,
 }
 
@@ -53,22 +54,22 @@ enum Kind {
     Directory,
     SymbolicLink,
     HardLink,
-    Tells(Tells),
+    ExtensionHeader(ExtensionHeader),
     Other,
 }
 
 /// Kind of an extended header, which describes the next entry or all entries after it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-enum Tells {
+enum ExtensionHeader {
     LongPath,
     LongTarget,
-    Extended,
-    ExtendedForAll,
+    Pax,
+    GlobalPax,
 }
 
 /// The content of an extended header.
 struct Collected {
-    tells: Tells,
+    header: ExtensionHeader,
     length: usize,
     bytes: Vec<u8>,
 }
@@ -79,8 +80,9 @@ struct Extended {
     target: Option<Vec<u8>>,
 }
 
+/// Kind of an accepted path.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-enum What {
+enum PathKind {
     File,
     Directory,
     Link,
@@ -97,13 +99,13 @@ impl Kind {
         } else if entry.is_hard_link() {
             Self::HardLink
         } else if entry.is_gnu_longname() {
-            Self::Tells(Tells::LongPath)
+            Self::ExtensionHeader(ExtensionHeader::LongPath)
         } else if entry.is_gnu_longlink() {
-            Self::Tells(Tells::LongTarget)
+            Self::ExtensionHeader(ExtensionHeader::LongTarget)
         } else if entry.is_pax_local_extensions() {
-            Self::Tells(Tells::Extended)
+            Self::ExtensionHeader(ExtensionHeader::Pax)
         } else if entry.is_pax_global_extensions() {
-            Self::Tells(Tells::ExtendedForAll)
+            Self::ExtensionHeader(ExtensionHeader::GlobalPax)
         } else {
             Self::Other
         }
@@ -157,7 +159,7 @@ impl Archive {
                 return Err(Refused::too_large(self.limit));
             }
             bytes = &bytes[taken..];
-            self.go_on()?;
+            self.advance()?;
         }
         Ok(())
     }
@@ -174,7 +176,7 @@ impl Archive {
         }
     }
 
-    fn go_on(&mut self) -> Result<(), Refused> {
+    fn advance(&mut self) -> Result<(), Refused> {
         if let State::Content { left: 0, collected } = &mut self.state {
             let collected = collected.take();
             self.state = State::Header;
@@ -227,16 +229,16 @@ impl Archive {
             return refused("must have at most 100,000 entries");
         }
         let kind = Kind::new(header.entry_type());
-        let tells = if let Kind::Tells(tells) = kind { Some(tells) } else { None };
-        if tells.is_some() && size > Self::MAX_EXTENDED {
+        let extension = if let Kind::ExtensionHeader(header) = kind { Some(header) } else { None };
+        if extension.is_some() && size > Self::MAX_EXTENDED {
             return refused("must have no extended header of over 64 KiB");
         }
-        self.is_awaited = match tells {
-            Some(Tells::LongPath | Tells::LongTarget | Tells::Extended) => true,
-            Some(Tells::ExtendedForAll) => self.is_awaited,
+        self.is_awaited = match extension {
+            Some(ExtensionHeader::LongPath | ExtensionHeader::LongTarget | ExtensionHeader::Pax) => true,
+            Some(ExtensionHeader::GlobalPax) => self.is_awaited,
             None => false,
         };
-        if tells.is_none() {
+        if extension.is_none() {
             let Extended { path, target } = std::mem::take(&mut self.extended);
             let path = path.unwrap_or_else(|| header.path_bytes().into_owned());
             let target = target.or_else(|| header.link_name_bytes().map(Cow::into_owned));
@@ -248,7 +250,8 @@ impl Archive {
         }
         if size > 0 {
             let length = usize::try_from(size).unwrap_or(usize::MAX);
-            let collected = tells.map(|tells| Collected { tells, length, bytes: Vec::new() });
+            let collected =
+                extension.map(|extension| Collected { header: extension, length, bytes: Vec::new() });
             let blocks = size.div_ceil(Self::BLOCK as u64);
             let left =
                 blocks.checked_mul(Self::BLOCK as u64).ok_or_else(|| Refused::too_large(self.limit))?;
@@ -259,20 +262,20 @@ impl Archive {
 
     /// Applies an extended header to the next entry.
     fn extend(&mut self, collected: Collected) -> Result<(), Refused> {
-        let Collected { tells, length, mut bytes } = collected;
+        let Collected { header, length, mut bytes } = collected;
         bytes.truncate(length);
-        match tells {
-            Tells::LongPath => only(&mut self.extended.path, until_nul(bytes))?,
-            Tells::LongTarget => only(&mut self.extended.target, until_nul(bytes))?,
-            Tells::Extended | Tells::ExtendedForAll => {
-                let is_of_next = tells == Tells::Extended;
+        match header {
+            ExtensionHeader::LongPath => set_once(&mut self.extended.path, until_nul(bytes))?,
+            ExtensionHeader::LongTarget => set_once(&mut self.extended.target, until_nul(bytes))?,
+            ExtensionHeader::Pax | ExtensionHeader::GlobalPax => {
+                let is_of_next = header == ExtensionHeader::Pax;
                 for extension in PaxExtensions::new(&bytes) {
                     let damaged = |_| Refused("has an extended header that is damaged".to_owned());
                     let extension = extension.map_err(damaged)?;
                     let value = extension.value_bytes();
                     match extension.key_bytes() {
-                        b"path" if is_of_next => only(&mut self.extended.path, value.to_vec())?,
-                        b"linkpath" if is_of_next => only(&mut self.extended.target, value.to_vec())?,
+                        b"path" if is_of_next => set_once(&mut self.extended.path, value.to_vec())?,
+                        b"linkpath" if is_of_next => set_once(&mut self.extended.target, value.to_vec())?,
                         // Readers that honour this key and readers that ignore it find different entries.
                         b"path" | b"linkpath" | b"size" => {
                             return refused(
@@ -289,54 +292,58 @@ impl Archive {
     }
 
     fn check(&mut self, path: &[u8], kind: Kind, target: &[u8]) -> Result<(), Refused> {
-        let what = match kind {
-            Kind::File | Kind::HardLink => What::File,
-            Kind::Directory => What::Directory,
-            Kind::SymbolicLink => What::Link,
-            Kind::Tells(_) | Kind::Other => {
+        let path_kind = match kind {
+            Kind::File | Kind::HardLink => PathKind::File,
+            Kind::Directory => PathKind::Directory,
+            Kind::SymbolicLink => PathKind::Link,
+            Kind::ExtensionHeader(_) | Kind::Other => {
                 let shown = String::from_utf8_lossy(path);
                 return Err(Refused::new(&shown, "must be a file, a directory or a link"));
             }
         };
-        if what == What::File && path.ends_with(b"/") {
+        if path_kind == PathKind::File && path.ends_with(b"/") {
             return Err(Refused::new(&String::from_utf8_lossy(path), "must not end in `/`: it is a file"));
         }
         let path = inner_path(path)?;
         let Some(path) = path else {
             // The root itself.
-            return if what == What::Directory { Ok(()) } else { refused("must not replace its root") };
+            return if path_kind == PathKind::Directory {
+                Ok(())
+            } else {
+                refused("must not replace its root")
+            };
         };
         if kind == Kind::SymbolicLink {
             check_target(&path, target)?;
         }
         if kind == Kind::HardLink {
             let target = inner_path(target)?.unwrap_or_default();
-            if self.paths.get(&target) != Some(&What::File) {
+            if self.paths.get(&target) != Some(&PathKind::File) {
                 return Err(Refused::new(&path, "must link to a file that came before it"));
             }
         }
         for (end, _) in path.match_indices('/') {
             let above = &path[..end];
             match self.paths.get(above) {
-                Some(What::Directory) => {}
-                Some(What::Link) => return Err(Refused::new(&path, "must not lie below a link")),
-                Some(What::File) => return Err(Refused::new(&path, "must not lie below a file")),
-                None => self.keep(above.to_owned(), What::Directory)?,
+                Some(PathKind::Directory) => {}
+                Some(PathKind::Link) => return Err(Refused::new(&path, "must not lie below a link")),
+                Some(PathKind::File) => return Err(Refused::new(&path, "must not lie below a file")),
+                None => self.keep(above.to_owned(), PathKind::Directory)?,
             }
         }
-        if what == What::Link && self.paths.get(&path) == Some(&What::Directory) {
+        if path_kind == PathKind::Link && self.paths.get(&path) == Some(&PathKind::Directory) {
             return Err(Refused::new(&path, "must not be a link in the place of a directory"));
         }
-        self.keep(path, what)
+        self.keep(path, path_kind)
     }
 
-    fn keep(&mut self, path: String, what: What) -> Result<(), Refused> {
+    fn keep(&mut self, path: String, path_kind: PathKind) -> Result<(), Refused> {
         const OVERHEAD: usize = 64;
         self.kept_bytes += path.len() + OVERHEAD;
         if self.kept_bytes > Self::MAX_KEPT {
             return refused("must have shorter or fewer paths: at most 16 MiB of them");
         }
-        self.paths.insert(path, what);
+        self.paths.insert(path, path_kind);
         Ok(())
     }
 }
@@ -344,17 +351,17 @@ impl Archive {
 /// Sets the path or target of an entry, which only one header may set.
 ///
 /// If two headers set it, readers differ in the one that they use.
-fn only(said: &mut Option<Vec<u8>>, value: Vec<u8>) -> Result<(), Refused> {
-    match said.replace(value) {
+fn set_once(slot: &mut Option<Vec<u8>>, value: Vec<u8>) -> Result<(), Refused> {
+    match slot.replace(value) {
         None => Ok(()),
-        Some(_) => refused("must not say an entry's path or target twice"),
+        Some(_) => refused("must not give an entry's path or target twice"),
     }
 }
 
 /// Reports whether all readers agree on the format of a header.
 ///
-/// These are POSIX (`ustar`, version 00, without the trailer of `star`), GNU, and Unix version 7, which has no magic
-/// number.
+/// These are POSIX (`ustar`, version 00, without the trailer of `star`), GNU, and Unix version 7, which has
+/// no magic number.
 fn is_of_known_form(block: &[u8]) -> bool {
     let (magic, trailer) = (&block[257..265], &block[508..512]);
     let is_posix = magic == b"ustar\x0000" && trailer != b"tar\0";

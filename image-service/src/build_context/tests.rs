@@ -50,7 +50,7 @@ fn inspect(bytes: &[u8]) -> Result<Inspected, String> {
 }
 
 #[test]
-fn a_good_archive_is_taken_and_told_of() {
+fn a_good_archive_is_accepted_and_described() {
     use EntryType::{Continuous, Directory, Link, Regular, Symlink};
     let bytes = archive(&[
         (Directory, "./", "", b""),

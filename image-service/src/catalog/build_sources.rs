@@ -1,4 +1,5 @@
-//! Images that builds start from or copy from: what the requester of a build cannot see does not exist for the build.
+//! Images that builds start from or copy from: what the requester of a build cannot see does not exist for
+//! the build.
 
 use std::collections::BTreeSet;
 
@@ -14,10 +15,10 @@ use crate::{
 impl Catalog {
     /// Resolves the references that an attempt names, in their order, for the requester of its build.
     ///
-    /// A repository below a prefix, or with a reference of any image, is the catalogue's: whatever it does not know there
-    /// is missing, and so is the digest of an invisible image in any other repository. The requester has the roles of when
-    /// the build was queued, and sees what it is granted now. What the creator of the image that is built cannot see is
-    /// missing, too.
+    /// A repository below a prefix, or with a reference of any image, is the catalogue's: whatever it does
+    /// not know there is missing, and so is the digest of an invisible image in any other repository. The
+    /// requester has the roles of when the build was queued, and sees what it is granted now. What the
+    /// creator of the image that is built cannot see is missing, too.
     ///
     /// # Errors
     ///

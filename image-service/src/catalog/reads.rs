@@ -17,7 +17,8 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of [`Index::fresh`](crate::index::Index::fresh).
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, and the errors of
+    /// [`Index::fresh`](crate::index::Index::fresh).
     pub(crate) async fn image(
         &self,
         caller: &Principal,
@@ -30,7 +31,8 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`image`](Self::image), and [`Error::Refused`] if the image has no Dockerfile to show.
+    /// Returns the errors of [`image`](Self::image), and [`Error::Refused`] if the image has no Dockerfile to
+    /// show.
     pub(crate) async fn dockerfile(&self, caller: &Principal, id: ImageId) -> Result<Written, Error> {
         let (found, cached) = self.image(caller, id).await?;
         if found.entry.image.snapshot {
@@ -83,8 +85,8 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::NotFound`] if the caller cannot see the image, [`Error::Forbidden`] without permission to use
-    /// it, and [`Error::NotResolvable`] if the image cannot back workspaces now.
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, [`Error::Forbidden`] without
+    /// permission to use it, and [`Error::NotResolvable`] if the image cannot back workspaces now.
     pub(crate) async fn resolve_image(&self, caller: &Principal, id: ImageId) -> Result<Artifact, Error> {
         let found = self.index.image(&caller.visibility(), id).await?;
         found.require(Action::CreateWorkspace)?;
@@ -127,7 +129,8 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::NotFound`] if the caller cannot see the image, and [`Error::Forbidden`] if it may not share it.
+    /// Returns [`Error::NotFound`] if the caller cannot see the image, and [`Error::Forbidden`] if it may not
+    /// share it.
     pub(crate) async fn grants(
         &self,
         caller: &Principal,

@@ -23,7 +23,8 @@ impl<'a> BuildChange<'a> {
         Self { build, records: vec![slice::from_ref(first)], artifact: None }
     }
 
-    /// Combines decisions into one change per build, in the order of the builds. The last row of each build wins.
+    /// Combines decisions into one change per build, in the order of the builds. The last row of each build
+    /// wins.
     pub(crate) fn of_decisions(decisions: impl IntoIterator<Item = &'a Decision>) -> Vec<Self> {
         let mut all: BTreeMap<BuildId, Self> = BTreeMap::new();
         for decision in decisions {

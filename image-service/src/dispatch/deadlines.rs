@@ -1,4 +1,5 @@
-//! Deadlines and limits of dispatch: leases, the stop of a cancelled build, the time in the queue, and retries.
+//! Deadlines and limits of dispatch: leases, the stop of a cancelled build, the time in the queue, and
+//! retries.
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -7,7 +8,8 @@ use crate::{build::Build, error::Error, timestamp::Timestamp};
 /// Times and limits of dispatch.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Policy {
-    /// Time for which a claim holds without a heartbeat. The worker stops earlier by itself: see its module `lease`.
+    /// Time for which a claim holds without a heartbeat. The worker stops earlier by itself: see its module
+    /// `lease`.
     pub(crate) lease: Duration,
     /// Maximum time for an online worker to stop a cancelled build.
     ///
@@ -19,12 +21,13 @@ pub(crate) struct Policy {
     pub(crate) queue_timeout: Duration,
     /// Number of infrastructure failures at which a build fails.
     pub(crate) max_failures: i32,
-    /// Pause after the first infrastructure failure that a worker reports; it doubles with each further one. Zero for
-    /// no pause.
+    /// Pause after the first infrastructure failure that a worker reports; it doubles with each further one.
+    /// Zero for no pause.
     pub(crate) retry_backoff: Duration,
     /// Maximum number of queued builds per requester; `None` for no limit.
     pub(crate) max_pending: Option<u64>,
-    /// Size of a build's history, see [`Build::history_bytes`], from which on the events of workers are left out.
+    /// Size of a build's history, see [`Build::history_bytes`], from which on the events of workers are left
+    /// out.
     pub(crate) max_history_bytes: i64,
 }
 
@@ -44,7 +47,8 @@ impl Policy {
 
     /// Reports whether a worker that was last heard from at `heard_at` counts as online.
     ///
-    /// A time too far in the future was set before the clock was set back, and says nothing about the present.
+    /// A time too far in the future was set before the clock was set back, and says nothing about the
+    /// present.
     pub(crate) fn is_recent(&self, heard_at: Timestamp, now: Timestamp) -> bool {
         self.recent(now).contains(&heard_at)
     }

@@ -246,7 +246,7 @@ impl<'a> Decider<'a> {
     }
 
     fn lost(&mut self, why: &str) {
-        // Nobody can tell whether the work has stopped: not even its start may have been reported.
+        // It is unknown whether the work has stopped: not even its start may have been reported.
         self.build.stop_confirmed &= self.build.cancel_requested_at.is_none();
         if self.build.state == State::Claimed {
             // The start of the work was not reported, so the loss does not count as a failure.
@@ -298,8 +298,8 @@ impl<'a> Decider<'a> {
 
     /// Delays the next attempt of a queued build.
     ///
-    /// Whatever a worker reports as broken may need time to recover. A lost attempt is repeated at once, because
-    /// nothing suggests that another worker would fail.
+    /// Whatever a worker reports as broken may need time to recover. A lost attempt is repeated at once,
+    /// because nothing suggests that another worker would fail.
     fn back_off(&mut self) {
         let pause = self.policy.backoff(self.build.failures);
         self.build.not_before = (!pause.is_zero()).then(|| self.now.after(pause));

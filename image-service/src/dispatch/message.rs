@@ -28,7 +28,8 @@ pub(crate) struct Attempt {
 #[derive(Clone, Debug)]
 pub(crate) struct Hello {
     pub(crate) name: String,
-    /// Identifier of the worker's process. A new connection of the same process may replace the previous one at once.
+    /// Identifier of the worker's process. A new connection of the same process may replace the previous one
+    /// at once.
     pub(crate) instance: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) slots: i32,
@@ -45,7 +46,8 @@ pub(crate) struct Hello {
     pub(crate) engine_warning: String,
 }
 
-/// An ability that a worker withholds because its engine has a known flaw. The store keeps the serialised form.
+/// An ability that a worker withholds because its engine has a known flaw. The store keeps the serialised
+/// form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WithheldAbility {
     pub(crate) ability: String,

@@ -1,8 +1,8 @@
 //! Placement of queued builds on workers.
 //!
-//! Builds are placed in the order of their turn. A build goes to the worker that has its layers in the cache, for which
-//! it waits a few seconds if necessary ([`Build::MAX_CACHE_WAIT`]), and otherwise to the suitable worker with the most
-//! free slots. A build that cannot be placed does not hold up the builds behind it.
+//! Builds are placed in the order of their turn. A build goes to the worker that has its layers in the cache,
+//! for which it waits a few seconds if necessary ([`Build::MAX_CACHE_WAIT`]), and otherwise to the suitable
+//! worker with the most free slots. A build that cannot be placed does not hold up the builds behind it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -43,8 +43,8 @@ pub(crate) struct Placement {
 
 /// Returns the workers that a queued build may go to or wait for.
 ///
-/// These are the connected workers, and the workers that are online at other replicas. A worker whose session was
-/// replaced has no free slots.
+/// These are the connected workers, and the workers that are online at other replicas. A worker whose session
+/// was replaced has no free slots.
 pub(crate) fn candidates(workers: Vec<Worker>, connected: &[Connected]) -> Vec<Candidate> {
     let sessions: HashMap<_, _> =
         connected.iter().map(|worker| (worker.name.as_str(), worker.session)).collect();
@@ -66,7 +66,8 @@ pub(crate) fn candidates(workers: Vec<Worker>, connected: &[Connected]) -> Vec<C
 
 /// Returns the placements that are possible now, in the order of the builds' turns and at most `limit`.
 ///
-/// A build without a placement backs off, suits no candidate with a free slot, or waits for its preferred worker.
+/// A build without a placement backs off, suits no candidate with a free slot, or waits for its preferred
+/// worker.
 pub(crate) fn place(
     queued: &[Build],
     candidates: &[Candidate],
@@ -105,11 +106,11 @@ fn choose(build: &Build, candidates: &[Candidate], free_slots: &[usize], now: Ti
     }
     let suitable =
         (0..candidates.len()).filter(|index| free_slots[*index] > 0 && candidates[*index].suits(build));
-    suitable.max_by_key(|index| (free_slots[*index], lot(build.id, &candidates[*index].name)))
+    suitable.max_by_key(|index| (free_slots[*index], tie_break(build.id, &candidates[*index].name)))
 }
 
 /// Returns a number that breaks ties between equal workers, without favouring any of them.
-fn lot(build: BuildId, worker: &str) -> u64 {
+fn tie_break(build: BuildId, worker: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     (build, worker).hash(&mut hasher);
     hasher.finish()

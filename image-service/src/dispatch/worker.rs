@@ -85,8 +85,8 @@ const BY_DISTANCE: [PendingReason; 4] = [
 
 /// Returns the reason why a queued build waits.
 ///
-/// It is the backoff of the build, or that it waits for the worker that holds its base image, or else the state of the
-/// suitable worker that is nearest to taking it.
+/// It is the backoff of the build, or that it waits for the worker that holds its base image, or else the
+/// state of the suitable worker that is nearest to taking it.
 ///
 /// Offline workers are ignored, and need not be among `workers`.
 pub(crate) fn pending_reason(build: &Build, workers: &[Worker], now: Timestamp) -> PendingReason {

@@ -1,9 +1,9 @@
 //! One caller's live view of the catalogue.
 //!
-//! Messages are never older than [`ImageWatch::FRESH`], because the caller may have lost visibility of an image while a message about it
-//! waited. If the caller reads more slowly, the watch discards what is pending, returns to the last delivered revision and reads on
-//! from there, latest states only. A slow reader therefore costs one batch of memory, and may miss intermediate states but never
-//! the last one.
+//! Messages are never older than [`ImageWatch::FRESH`], because the caller may have lost visibility of an
+//! image while a message about it waited. If the caller reads more slowly, the watch discards what is
+//! pending, returns to the last delivered revision and reads on from there, latest states only. A slow reader
+//! therefore costs one batch of memory, and may miss intermediate states but never the last one.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -143,7 +143,8 @@ impl ImageWatch {
     /// # Errors
     ///
     /// Returns [`Error::TokenExpired`] when the caller's token expires, [`Error::Draining`] at shutdown,
-    /// [`Error::RevisionUnavailable`] if the changes to be read were compacted, and the errors of the index and the database.
+    /// [`Error::RevisionUnavailable`] if the changes to be read were compacted, and the errors of the index
+    /// and the database.
     pub(crate) async fn next(&mut self) -> Result<Notice, Error> {
         loop {
             let now = Instant::now();
@@ -165,7 +166,8 @@ impl ImageWatch {
                     View::Full => Box::pin(self.in_full(notice)).await,
                 };
             }
-            // Checked after the pending messages, which are few, and here because a busy watch never polls `draining`.
+            // Checked after the pending messages, which are few, and here because a busy watch never polls
+            // `draining`.
             if self.shutdown.is_cancelled() {
                 return Err(Error::Draining);
             }

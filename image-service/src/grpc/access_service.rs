@@ -16,7 +16,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Grants {
     catalog: Catalog,
-    /// Identifies the history of the database.
+    /// Identifies the catalogue.
     catalogue_id: Uuid,
 }
 

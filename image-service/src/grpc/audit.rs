@@ -36,7 +36,7 @@ struct Record {
 pub(super) struct About {
     /// The image or other object; empty if it is yet to be created.
     pub(super) target: String,
-    /// Details that the action does not tell.
+    /// Details that the name of the action leaves open.
     pub(super) detail: String,
     /// The images of a batch.
     pub(super) parts: Vec<String>,
@@ -95,7 +95,7 @@ impl Audit {
     pub(super) fn parts_ended(&self, codes: impl Iterator<Item = Code>) {
         if let Some(record) = self.record().as_mut() {
             for (part, code) in std::mem::take(&mut record.parts).into_iter().zip(codes) {
-                record.tell(&part, code_names::name(code));
+                record.log(&part, code_names::name(code));
             }
         }
     }
@@ -111,7 +111,7 @@ impl Audit {
 }
 
 impl Record {
-    fn tell(&self, target: &str, outcome: &str) {
+    fn log(&self, target: &str, outcome: &str) {
         let Self { caller, action, detail, request_id, validate_only, target: _, parts: _ } = self;
         let trace_id = telemetry::trace_id();
         tracing::info!(target: AUDIT, caller, action, target, detail, outcome, request_id, validate_only, trace_id, "write");
@@ -137,7 +137,7 @@ impl Drop for Audited {
             // It is unknown whether an abandoned write was committed.
             let outcome = self.code.map_or("UNKNOWN", code_names::name);
             for target in record.parts.iter().chain([&record.target]) {
-                record.tell(target, outcome);
+                record.log(target, outcome);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Authentication of callers.
 //!
-//! Every request carries a bearer token unless anonymous callers are allowed, and every handler gets the principal.
+//! Every request carries a bearer token unless anonymous callers are allowed, and every handler gets the
+//! principal.
 
 use std::sync::Arc;
 

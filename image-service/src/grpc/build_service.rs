@@ -22,7 +22,7 @@ pub(super) struct Builds {
     catalog: Catalog,
     histories: Histories,
     callers: Arc<Callers>,
-    /// Identifies the history of the database.
+    /// Identifies the catalogue.
     catalogue_id: Uuid,
 }
 

@@ -62,9 +62,10 @@ impl CallsLayer {
     const WITHOUT_TOKEN: u32 = 1_000;
     /// Maximum number of refusals delayed at a time. Further ones are sent at once.
     const HELD_BACK: usize = 1_000;
-    /// Delay before a caller is told that it exceeds its limits.
+    /// Delay before a caller that exceeds its limits gets its refusal.
     ///
-    /// Most refused clients retry at once: without a delay some hundred calls keep a processor busy with refusals.
+    /// Most refused clients retry at once: without a delay some hundred calls keep a processor busy with
+    /// refusals.
     const HOLD: Duration = Duration::from_secs(1);
 
     /// Creates the layer from the descriptor sets of the methods that metrics distinguish.

@@ -6,7 +6,9 @@ use proto::images::{self as wire, context_service_server::ContextService, upload
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{audit::Audit, authentication::caller, caller_limits::Callers, dispatch_service::blame, field};
+use super::{
+    audit::Audit, authentication::caller, caller_limits::Callers, dispatch_service::stream_error, field,
+};
 use crate::{
     build_context::ContextDigest,
     context_transfer::{Begun, Contexts, Taken, Upload},
@@ -38,7 +40,7 @@ impl Uploads {
             biased;
             () = self.shutdown.cancelled() => return Err(Error::Draining.into()),
             request = tokio::time::timeout(Self::PATIENCE, parts.message()) => {
-                request.map_err(|_| Status::from(Error::UploadStalled))?.map_err(blame)?
+                request.map_err(|_| Status::from(Error::UploadStalled))?.map_err(stream_error)?
             }
         };
         match request {

@@ -1,8 +1,8 @@
 //! The cost of a call, in units of `--max-call-rate`: a plain call costs one.
 //!
-//! The first unit is charged at authentication, before the message is read. The cost beyond it is known from the message, and
-//! [`Callers::admit_cost`](super::caller_limits::Callers::admit_cost) charges it before the handler does any work. Searched text is
-//! charged afterwards.
+//! The first unit is charged at authentication, before the message is read. The cost beyond it is known from
+//! the message, and [`Callers::admit_cost`](super::caller_limits::Callers::admit_cost) charges it before the
+//! handler does any work. Searched text is charged afterwards.
 
 use crate::image::View;
 

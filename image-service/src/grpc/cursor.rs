@@ -82,17 +82,18 @@ mod tests {
     fn a_concealed_place_says_nothing_and_is_bound() -> Result<(), Error> {
         let caller =
             |subject: &str| Principal::new(subject.to_owned(), vec![Role::Builder], Timestamp::now());
-        let history = Uuid::new_v4();
-        let binding = |history, query, subject| Binding::new(history, query, View::Basic, &caller(subject));
-        let own = binding(history, "all", "alice");
+        let catalogue_id = Uuid::new_v4();
+        let binding =
+            |catalogue_id, query, subject| Binding::new(catalogue_id, query, View::Basic, &caller(subject));
+        let own = binding(catalogue_id, "all", "alice");
         let concealed = own.conceal(b"Private tools")?;
         assert_eq!(own.reveal(&concealed).as_deref(), Some(b"Private tools".as_slice()));
         assert_ne!(own.conceal(b"Private tools")?, concealed);
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(&concealed).unwrap_or_default();
         assert!(!bytes.windows(7).any(|part| part == b"Private"));
         for other in [
-            binding(history, "all", "bob"),
-            binding(history, "few", "alice"),
+            binding(catalogue_id, "all", "bob"),
+            binding(catalogue_id, "few", "alice"),
             binding(Uuid::new_v4(), "all", "alice"),
         ] {
             assert_eq!(other.reveal(&concealed), None);

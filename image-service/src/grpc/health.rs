@@ -41,7 +41,8 @@ impl Readiness {
 
     /// Returns whether the dispatch service serves now, and whether the catalogue services do.
     fn now(&mut self) -> [bool; 2] {
-        // Both are marked as seen, whatever their values: otherwise the unseen one would be reported as changed again and again.
+        // Both are marked as seen, whatever their values: otherwise the unseen one would be reported as
+        // changed again and again.
         let store_answers = *self.store_answers.borrow_and_update();
         let catalogue_ready = *self.catalogue_ready.borrow_and_update();
         [store_answers, store_answers && catalogue_ready]
@@ -50,8 +51,9 @@ impl Readiness {
 
 /// Creates the health service, which reports `SERVING` while a service can serve.
 ///
-/// From shutdown on it reports `NOT_SERVING`, and its watches end. The dispatch service needs only the database: workers are served
-/// while the catalogue loads, so that no restart stops a build. The catalogue services need both.
+/// From shutdown on it reports `NOT_SERVING`, and its watches end. The dispatch service needs only the
+/// database: workers are served while the catalogue loads, so that no restart stops a build. The catalogue
+/// services need both.
 pub(super) async fn service(
     mut readiness: Readiness,
     shutdown: &CancellationToken,

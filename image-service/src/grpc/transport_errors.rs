@@ -9,8 +9,8 @@ use super::status;
 
 /// Adds details to a status that tonic itself returned, and blames the caller if it is at fault.
 ///
-/// Tonic returns `INTERNAL` for bytes that are no message, and `OUT_OF_RANGE` for a message over the limit. Every status of this
-/// service carries details, so one without them comes from tonic.
+/// Tonic returns `INTERNAL` for bytes that are no message, and `OUT_OF_RANGE` for a message over the limit.
+/// Every status of this service carries details, so one without them comes from tonic.
 pub(super) fn explain(response: Response<Body>) -> Response<Body> {
     let Some(found) = undetailed_status(response.headers()) else {
         return response;

@@ -15,7 +15,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct AllWorkers {
     catalog: Catalog,
-    /// Identifies the history of the database.
+    /// Identifies the catalogue.
     catalogue_id: Uuid,
 }
 

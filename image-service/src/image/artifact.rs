@@ -24,7 +24,8 @@ pub(crate) struct Artifact {
     /// Digest in the registry; `None` unless a registry holds the image.
     #[serde(default)]
     pub(crate) repo_digest: Option<String>,
-    /// Digest of the image's configuration, comparable across engines; `None` if the engine did not report it.
+    /// Digest of the image's configuration, comparable across engines; `None` if the engine did not report
+    /// it.
     #[serde(default)]
     pub(crate) config_digest: Option<String>,
 }
@@ -37,7 +38,8 @@ impl Artifact {
         format!("{}{catalogue_id}/{image}:{}", Reference::ARTIFACTS, self.build)
     }
 
-    /// Reports whether the image's configuration, now of this revision, has changed since the artifact was built.
+    /// Reports whether the image's configuration, now of this revision, has changed since the artifact was
+    /// built.
     pub(crate) fn is_stale(&self, configuration_revision: i64) -> bool {
         self.configuration_revision != configuration_revision
     }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::{Configuration, ConfigurationDraft, Generate, Image, ImageDraft, Name, Source};
 
 impl Image {
-    /// Returns a draft for a clone of the image, which can be created as it is. `configuration` is the image's own.
+    /// Returns a draft for a clone of the image, which can be created as it is. `configuration` is the
+    /// image's own.
     pub(crate) fn clone_draft(&self, configuration: &Configuration) -> ImageDraft {
         let tag = if self.writes_reference() { self.reference.tag() } else { "" };
         ImageDraft {

@@ -191,7 +191,8 @@ impl Configuration {
 }
 
 impl Capability {
-    /// Returns what a worker can do that names this capability of the dispatch protocol; nothing if the name is unknown.
+    /// Returns what a worker can do that names this capability of the dispatch protocol; nothing if the name
+    /// is unknown.
     pub(crate) fn of_worker(name: &str) -> &'static [Self] {
         match name {
             // The worker gets generated images as Dockerfiles.

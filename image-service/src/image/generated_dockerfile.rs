@@ -1,8 +1,9 @@
-//! The Dockerfile of a configuration and the files that its COPY instructions refer to, hand-written or generated.
+//! The Dockerfile of a configuration and the files that its COPY instructions refer to, hand-written or
+//! generated.
 //!
-//! Equal configurations give equal bytes. What changes rarely comes first, so that the engine's cache is effective.
-//! Every value is quoted or has a form that needs no quoting, so that it cannot become an instruction or a command of
-//! its own.
+//! Equal configurations give equal bytes. What changes rarely comes first, so that the engine's cache is
+//! effective. Every value is quoted or has a form that needs no quoting, so that it cannot become an
+//! instruction or a command of its own.
 
 use std::{collections::BTreeSet, fmt::Write};
 
@@ -31,8 +32,8 @@ impl Configuration {
     ///
     /// # Errors
     ///
-    /// Returns [`Refusal::PulledNotWritten`] for a pulled image, and [`Refusal::DockerfileInContext`] if only the
-    /// engine sees the Dockerfile.
+    /// Returns [`Refusal::PulledNotWritten`] for a pulled image, and [`Refusal::DockerfileInContext`] if only
+    /// the engine sees the Dockerfile.
     pub(crate) fn rendered(&self) -> Result<Written, Refusal> {
         let written = self.written().ok_or(Refusal::PulledNotWritten)?;
         // Only the engine sees it, in an archive or at a URL.

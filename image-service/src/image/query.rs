@@ -115,7 +115,8 @@ impl Order {
         by_keys.find(|ordering| ordering.is_ne()).unwrap_or_else(|| a.id.cmp(&b.id))
     }
 
-    /// Compares an image with the image right before a position. The position has to [fit](Self::fits) the order.
+    /// Compares an image with the image right before a position. The position has to [fit](Self::fits) the
+    /// order.
     pub(crate) fn compare_to_position(&self, image: &Image, position: &Position) -> Ordering {
         let by_keys = self.0.iter().zip(&position.keys);
         let mut by_keys =

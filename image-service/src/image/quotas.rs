@@ -35,13 +35,13 @@ impl Quotas {
     /// No limits, for tests.
     pub(crate) const UNLIMITED: Self = Self { index_memory: u64::MAX, images: None, bytes: None };
 
-    /// Checks that there is room for a write. A write that adds nothing always has room, because a quota may have been
-    /// lowered.
+    /// Checks that there is room for a write. A write that adds nothing always has room, because a quota may
+    /// have been lowered.
     ///
     /// # Errors
     ///
-    /// Returns [`Error::CreatorQuotaExceeded`] if the creator would exceed a quota, and [`Error::CatalogueFull`] if the
-    /// index would exceed its limit.
+    /// Returns [`Error::CreatorQuotaExceeded`] if the creator would exceed a quota, and
+    /// [`Error::CatalogueFull`] if the index would exceed its limit.
     pub(crate) fn admit(&self, used: Usage, added: UsageChange) -> Result<(), Error> {
         let exceeds = |used: i64, added: i64, limit: u64| {
             added > 0 && u64::try_from(used).is_ok_and(|used| used > limit)

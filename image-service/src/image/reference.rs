@@ -72,7 +72,8 @@ impl Reference {
         Self { repository: format!("{}-{random_end}", self.repository), tag: self.tag.clone() }
     }
 
-    /// Reports whether a name is reserved for what workers do in their engines, so that no image may be given it.
+    /// Reports whether a name is reserved for what workers do in their engines, so that no image may be given
+    /// it.
     pub(crate) fn is_reserved(name: &str) -> bool {
         const ATTEMPTS: &str = "trailer.invalid/attempt/";
         name.starts_with(Self::ARTIFACTS) || name.starts_with(ATTEMPTS)

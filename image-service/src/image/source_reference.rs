@@ -41,8 +41,8 @@ pub(crate) enum ResolvedSource {
 impl SourceReference {
     /// Parses a reference; returns `None` if it is no reference to an image.
     ///
-    /// Different spellings of one repository are equal: the case of its registry, zeros before its port, the port of HTTPS,
-    /// and what Docker leaves out.
+    /// Different spellings of one repository are equal: the case of its registry, zeros before its port, the
+    /// port of HTTPS, and what Docker leaves out.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         const DEFAULT_TAG: &str = "latest";
         const HTTPS: &str = ":443";

@@ -57,8 +57,8 @@ pub(crate) struct ChangedImage {
 impl ChangedImage {
     /// Merges changes into one per image, ordered by their last revisions.
     ///
-    /// An entry may already reflect a later change than the one that led to it. That change is in the log as well and delivers the
-    /// same state again.
+    /// An entry may already reflect a later change than the one that led to it. That change is in the log as
+    /// well and delivers the same state again.
     pub(crate) fn merge(
         changes: impl IntoIterator<Item = Change>,
         entry_of: impl Fn(ImageId) -> Option<Arc<Entry>>,

@@ -1,7 +1,7 @@
 //! The sort keys of images, in columns by slot. A pass over many images reads these instead of the images.
 //!
-//! The rank of an image is the first 128 bits of its keys in an order, concatenated. The images themselves are compared only if
-//! their ranks are equal.
+//! The rank of an image is the first 128 bits of its keys in an order, concatenated. The images themselves
+//! are compared only if their ranks are equal.
 
 use std::collections::BTreeMap;
 
@@ -177,8 +177,8 @@ impl TextColumn {
 impl Bits {
     /// Creates the bits of the [rank](TextColumn::rank) of a text.
     ///
-    /// A text that fits as a whole ends with a zero, which is less than any continuation. After a text that does not fit, no
-    /// further key counts, because the rest of the text takes precedence.
+    /// A text that fits as a whole ends with a zero, which is less than any continuation. After a text that
+    /// does not fit, no further key counts, because the rest of the text takes precedence.
     fn of_text(rank: u128) -> Self {
         let width = match rank.checked_ilog2() {
             Some(127) => {
@@ -270,17 +270,17 @@ mod tests {
             "update_time",
         ] {
             let order = Order::parse(order).expect("it is an order");
-            let mut told = 0;
+            let mut distinguished = 0;
             for (a, a_slot) in entries.iter().zip(0..) {
                 let rank = columns.rank(&order, a_slot);
                 assert_eq!(columns.rank_of_position(&order, &order.position_of(&a.image)), rank, "{order:?}");
                 for (b, b_slot) in entries.iter().zip(0..) {
                     let by_rank = rank.cmp(&columns.rank(&order, b_slot));
                     assert!(by_rank.is_eq() || by_rank == order.compare(&a.image, &b.image), "{order:?}");
-                    told += usize::from(by_rank != Ordering::Equal);
+                    distinguished += usize::from(by_rank != Ordering::Equal);
                 }
             }
-            assert!(told > 60_000, "{order:?}: only {told} of 90,000");
+            assert!(distinguished > 60_000, "{order:?}: only {distinguished} of 90,000");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A cache of recently read configurations.
 //!
-//! The configuration of an image at a revision never changes, unless the database is restored from a backup and reuses the
-//! revision.
+//! The configuration of an image at a revision never changes, unless the database is restored from a backup
+//! and reuses the revision.
 
 use std::{
     collections::HashMap,

@@ -1,8 +1,8 @@
 //! The wait of a read until the index contains everything committed before the read began.
 //!
-//! If other processes write to the database as well, it is queried for its latest revision. A result is valid for a reader only if
-//! the query was sent after the reader began. A reader that is alone queries for itself; all that arrive meanwhile share the next
-//! query.
+//! If other processes write to the database as well, it is queried for its latest revision. A result is valid
+//! for a reader only if the query was sent after the reader began. A reader that is alone queries for itself;
+//! all that arrive meanwhile share the next query.
 
 use std::{
     sync::{
@@ -98,7 +98,8 @@ fn covers(at: Revision, wanted: Revision) -> bool {
     at.number > wanted.number || at == wanted
 }
 
-/// Queries for the latest revision of the database: that of a reader which is alone, and those that readers share.
+/// Queries for the latest revision of the database: that of a reader which is alone, and those that readers
+/// share.
 #[derive(Debug)]
 pub(super) struct RevisionProbe {
     /// Held by a reader that queries for itself.

@@ -12,13 +12,13 @@ use super::{
 };
 use crate::image::Query;
 
-/// Remaining work of a stretch, in steps of the order or units that take as long.
+/// Remaining work of a chunk, in steps of the order or units that take as long.
 #[derive(Copy, Clone, Debug)]
 pub(super) struct Budget(u64);
 
 impl Budget {
-    /// Budget of one stretch: at most 512 images looked into, or 1 MiB of text.
-    pub(super) const STRETCH: Self = Self(4_096);
+    /// Budget of one chunk: at most 512 images looked into, or 1 MiB of text.
+    pub(super) const CHUNK: Self = Self(4_096);
     /// Cost of looking into an image, in steps.
     pub(super) const IMAGE: u64 = 8;
     /// Amount of text searched per step, in bytes.

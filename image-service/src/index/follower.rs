@@ -31,9 +31,9 @@ const POLL: Duration = Duration::from_millis(500);
 /// Time without a response from the database after which the index stops serving.
 const SILENCE: Duration = Duration::from_secs(3);
 /// Number of changes read together.
-const READ_AT_ONCE: u64 = 256;
+const READ_BATCH: u64 = 256;
 /// Maximum number of changed images per event.
-const TOLD_AT_ONCE: usize = 32;
+const MAX_EVENT_CHANGES: usize = 32;
 
 /// The new entry of an image, with the trigrams of a changed text; `None` for a deleted image.
 pub(super) type Update = (ImageId, Option<(Arc<Entry>, Option<Trigrams>)>);
@@ -120,7 +120,7 @@ impl Index {
         Ok(at)
     }
 
-    /// Follows the change log from a revision on, until the index belongs to another history.
+    /// Follows the change log from a revision on, until the database no longer contains that revision.
     ///
     /// Returns `true` if it has served in between.
     async fn follow(
@@ -132,7 +132,7 @@ impl Index {
     ) -> bool {
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut heard = Instant::now();
+        let mut last_response = Instant::now();
         let mut is_loaded = false;
         loop {
             let mut suspects = Suspects::new();
@@ -152,7 +152,7 @@ impl Index {
             };
             match caught_up.await {
                 Ok(()) => {
-                    heard = Instant::now();
+                    last_response = Instant::now();
                     if !is_loaded {
                         is_loaded = true;
                         self.0.state.send_modify(|state| {
@@ -166,14 +166,14 @@ impl Index {
                     tracing::error!(
                         revision = at.number,
                         oldest,
-                        "the database is not the one that was read, or has forgotten changes too early: the catalogue is \
+                        "the database is not the one that was read, or has compacted changes too early: the catalogue is \
                          loaded anew"
                     );
                     return is_loaded;
                 }
                 Err(error) => {
                     tracing::warn!(%error, source = ?error.source(), "cannot read the change log");
-                    if heard.elapsed() > SILENCE
+                    if last_response.elapsed() > SILENCE
                         && self.0.serves.send_if_modified(|serves| std::mem::replace(serves, false))
                     {
                         tracing::error!("the catalogue lags behind; health is NOT_SERVING");
@@ -196,12 +196,12 @@ impl Index {
         loop {
             let read_at = Instant::now();
             let is_known = |id| self.images().get(id).is_some();
-            let found = self.0.store.changed_records(*at, READ_AT_ONCE, is_known).await?;
+            let found = self.0.store.changed_records(*at, READ_BATCH, is_known).await?;
             let Some(last) = found.changes.last() else {
                 return Ok(());
             };
             let (reached, changed_at) = (last.revision, last.at);
-            let is_all = (found.changes.len() as u64) < READ_AT_ONCE;
+            let is_all = (found.changes.len() as u64) < READ_BATCH;
             self.apply(found, reached, is_loaded, read_at);
             *at = reached;
             // Measured between the clock of the database, if it has one, and that of this machine.
@@ -225,7 +225,7 @@ impl Index {
         if self.0.events.receiver_count() > 0 {
             let mut changes = ChangedImage::merge(changes, |id| self.entry(id)).into_iter();
             while changes.len() > 0 {
-                let changes = changes.by_ref().take(TOLD_AT_ONCE).collect();
+                let changes = changes.by_ref().take(MAX_EVENT_CHANGES).collect();
                 // The last subscriber may be gone by now.
                 let _ = self.0.events.send(IndexEvent::Changed(Arc::new(Batch { changes, read_at })));
             }

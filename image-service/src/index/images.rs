@@ -134,7 +134,8 @@ impl Images {
 
     /// Inserts an image, replacing the one with the same id.
     ///
-    /// `trigrams` are those of the new text; `None` if the text is unchanged. Returns a block whose signature is due to be rebuilt.
+    /// `trigrams` are those of the new text; `None` if the text is unchanged. Returns a block whose signature
+    /// is due to be rebuilt.
     pub(super) fn put(&mut self, entry: Arc<Entry>, trigrams: Option<&Trigrams>) -> Option<u32> {
         let id = entry.image.id;
         let slot = match self.slots.get(&id) {

@@ -15,7 +15,7 @@ use crate::{error::Error, image::ImageId, store::Store};
 const READERS: usize = 2;
 
 /// Number of images per read. A configuration has up to 256 KiB.
-const READ_AT_ONCE: u64 = 200;
+const READ_BATCH: u64 = 200;
 
 /// Loads all images, each as of some time after the call.
 ///
@@ -45,8 +45,8 @@ pub(super) async fn load(store: &Store) -> Result<Images, Error> {
 
 /// Assigns slots to the images and builds the lookup structures.
 ///
-/// Images updated at about the same time share a block, so that a search in update order skips the blocks that do not contain its
-/// term.
+/// Images updated at about the same time share a block, so that a search in update order skips the blocks
+/// that do not contain its term.
 pub(super) async fn arrange(mut entries: Vec<Arc<Entry>>) -> Result<Images, Error> {
     let entries = spawn_blocking(move || {
         entries.sort_unstable_by_key(|entry| (entry.image.updated_at, Reverse(entry.image.id)));
@@ -82,7 +82,7 @@ async fn read(
     pages: mpsc::Sender<Vec<Arc<Entry>>>,
 ) -> Result<(), Error> {
     loop {
-        let (page, last) = store.records(after, until, READ_AT_ONCE).await?;
+        let (page, last) = store.records(after, until, READ_BATCH).await?;
         let Some(last) = last else {
             return Ok(());
         };

@@ -6,7 +6,8 @@ use crate::image::ImageId;
 
 /// A position in the order: an update time, and the id of an image.
 ///
-/// Among equal times the higher id comes first, so that the reversed order is latest update first, then ascending id.
+/// Among equal times the higher id comes first, so that the reversed order is latest update first, then
+/// ascending id.
 pub(super) type UpdatePosition = (i64, ImageId);
 
 /// A sorted list of slots, split into runs so that a change moves few of them.

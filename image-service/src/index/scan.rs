@@ -1,9 +1,9 @@
-//! The scan for one page of a list, in stretches of bounded work on the images as they are at the time.
+//! The scan for one page of a list, in chunks of bounded work on the images as they are at the time.
 //!
-//! Images are looked at in list order. The index maintains the default order, which is walked as long as that finds enough images.
-//! For any other order, and for the default one if candidates are few or far between, a pass over the candidates selects the first
-//! of them. If too few of these contain the term, the next pass selects as many as should be needed, or searches all candidates if
-//! one call may.
+//! Images are looked at in list order. The index maintains the default order, which is walked as long as that
+//! finds enough images. For any other order, and for the default one if candidates are few or far between, a
+//! pass over the candidates selects the first of them. If too few of these contain the term, the next pass
+//! selects as many as should be needed, or searches all candidates if one call may.
 
 use std::ops::ControlFlow;
 
@@ -101,7 +101,7 @@ impl PageScan {
         if filter.has_term() { 4 * (limit + 1) } else { limit + 1 }
     }
 
-    /// Runs the scan for one stretch. Returns whether the page is complete.
+    /// Runs the scan for one chunk. Returns whether the page is complete.
     pub(super) fn advance(&mut self, images: &Images, mut budget: Budget) -> bool {
         while self.end.is_none() && !budget.is_spent() {
             match &self.source {
@@ -296,7 +296,7 @@ impl CountScan {
         Self { filter, candidates, next: 0, count, is_done }
     }
 
-    /// Runs the count for one stretch. Returns whether it is complete.
+    /// Runs the count for one chunk. Returns whether it is complete.
     pub(super) fn advance(&mut self, images: &Images, mut budget: Budget) -> bool {
         if self.is_done {
             return true;
@@ -340,7 +340,7 @@ impl SlotScan {
         Self { filter, candidates, next: first, most, found: Vec::new() }
     }
 
-    /// Runs the scan for one stretch. Returns whether enough images were found or none are left.
+    /// Runs the scan for one chunk. Returns whether enough images were found or none are left.
     pub(super) fn advance(&mut self, images: &Images, mut budget: Budget) -> bool {
         let (filter, found, most) = (&mut self.filter, &mut self.found, self.most);
         let has_term = filter.has_term();

@@ -39,10 +39,10 @@ impl Default for Scans {
 impl Scans {
     /// Maximum number of scans of one caller that wait: as many as it may have calls and streams.
     const MOST_WAITING: usize = 2_000;
-    /// Number of stretches run inline, after which most scans are complete.
-    const AT_ONCE: usize = 8;
-    /// Number of stretches in a slice, which takes about two milliseconds.
-    const SLICE: usize = 16;
+    /// Number of chunks run inline, after which most scans are complete.
+    const INLINE_CHUNKS: usize = 8;
+    /// Number of chunks in a slice, which takes about two milliseconds.
+    const SLICE_CHUNKS: usize = 16;
 
     /// Runs a scan until it is complete.
     ///
@@ -50,8 +50,8 @@ impl Scans {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Busy`] if too many scans of the caller are waiting or the index is reloaded meanwhile, and
-    /// [`Error::Draining`] at shutdown.
+    /// Returns [`Error::Busy`] if too many scans of the caller are waiting or the index is reloaded
+    /// meanwhile, and [`Error::Draining`] at shutdown.
     pub(super) async fn run<S: Send + 'static>(
         &self,
         index: &Index,
@@ -63,14 +63,14 @@ impl Scans {
             let images = index.images();
             (images.load, begin(&images))
         };
-        if index.advance(load, &mut scan, advance, Self::AT_ONCE)? {
+        if index.advance(load, &mut scan, advance, Self::INLINE_CHUNKS)? {
             return Ok(scan);
         }
         loop {
             let slice = self.turn(caller).await?;
             let index = index.clone();
             let advanced = tokio::task::spawn_blocking(move || {
-                let is_done = index.advance(load, &mut scan, advance, Self::SLICE);
+                let is_done = index.advance(load, &mut scan, advance, Self::SLICE_CHUNKS);
                 // Dropped only here: the slice of a cancelled call keeps the turn until it ends.
                 drop(slice);
                 is_done.map(|is_done| (scan, is_done))
@@ -102,21 +102,21 @@ impl Scans {
 }
 
 impl Index {
-    /// Advances a scan by up to `stretches` within one load. Returns whether it is complete.
+    /// Advances a scan by up to `chunks` within one load. Returns whether it is complete.
     fn advance<S>(
         &self,
         load: u64,
         scan: &mut S,
         advance: fn(&mut S, &Images, Budget) -> bool,
-        stretches: usize,
+        chunks: usize,
     ) -> Result<bool, Error> {
-        for _ in 0..stretches {
-            // Unlocked between two stretches, so that writers get their turn.
+        for _ in 0..chunks {
+            // Unlocked between two chunks, so that writers get their turn.
             let images = self.images();
             if images.load != load {
                 return Err(Error::Busy);
             }
-            if advance(scan, &images, Budget::STRETCH) {
+            if advance(scan, &images, Budget::CHUNK) {
                 return Ok(true);
             }
         }

@@ -15,7 +15,7 @@ pub(super) struct Best {
     most: usize,
     /// Up to twice as many images as wanted.
     ranked: Vec<Ranked>,
-    /// Number of images at the start of `ranked` whose entries were kept in earlier stretches.
+    /// Number of images at the start of `ranked` whose entries were kept in earlier chunks.
     kept: usize,
     /// Rank of the last wanted image so far; an image that ranks behind it is discarded.
     worst: Option<u128>,
@@ -26,7 +26,7 @@ pub(super) struct Best {
 struct Ranked {
     rank: u128,
     slot: u32,
-    /// `None` until the end of the stretch that offered the image, because most are discarded by then.
+    /// `None` until the end of the chunk that offered the image, because most are discarded by then.
     entry: Option<Arc<Entry>>,
 }
 

@@ -1,7 +1,7 @@
 //! Trigram signatures, which identify the blocks of slots that can contain a term.
 //!
-//! A signature has a fixed number of bits regardless of the texts, so that no caller can inflate it. Bits are only added: those of
-//! removed texts remain until the block's signature is rebuilt.
+//! A signature has a fixed number of bits regardless of the texts, so that no caller can inflate it. Bits are
+//! only added: those of removed texts remain until the block's signature is rebuilt.
 
 use std::sync::Arc;
 
@@ -95,7 +95,8 @@ impl Signatures {
         }
     }
 
-    /// Records that the text of a slot was removed. Returns the block if it is due to be [replaced](Self::replace).
+    /// Records that the text of a slot was removed. Returns the block if it is due to be
+    /// [replaced](Self::replace).
     pub(super) fn remove(&mut self, slot: u32) -> Option<u32> {
         let block = slot / BLOCK;
         let at = block as usize;
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_is_made_anew_forgets_what_has_gone() {
+    fn a_rebuilt_block_drops_what_was_removed() {
         let mut signatures = Signatures::default();
         for slot in 0..BLOCK {
             signatures.add(slot, &Trigrams::new([format!("before{slot}")]));

@@ -1,4 +1,5 @@
-//! A slow, continuous comparison of the index with the database. Differences are logged, counted and repaired.
+//! A slow, continuous comparison of the index with the database. Differences are logged, counted and
+//! repaired.
 //!
 //! There are none unless a row was changed without an entry in the change log, or the index has a bug.
 

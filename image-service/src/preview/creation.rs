@@ -29,7 +29,8 @@ impl Preview {
         new: impl FnOnce(Configuration) -> NewImage,
         order: &SnapshotOrder,
     ) -> Result<WithBuild, Error> {
-        // The requester is responsible for the snapshot, and need not see the image that the workspace was started from.
+        // The requester is responsible for the snapshot, and need not see the image that the workspace was
+        // started from.
         let (_, cached) = self.index.image_in_full(&Visibility::everything(), order.workspace.source).await?;
         let new = new(cached.configuration.clone());
         let creation = Creation { new: &new, creator: &order.creator, snapshot: Some(order) };

@@ -1,4 +1,5 @@
-//! Telemetry of the queue: how long builds wait, how long they take, and the span of a trace between the two services.
+//! Telemetry of the queue: how long builds wait, how long they take, and the span of a trace between the two
+//! services.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,7 +1,7 @@
 //! Alarms for builds that back off.
 //!
-//! An alarm is a hint, as is every wake-up of the dispatcher. Builds that other processes have queued have no alarm
-//! here, and are found by the poll.
+//! An alarm is a hint, as is every wake-up of the dispatcher. Builds that other processes have queued have no
+//! alarm here, and are found by the poll.
 
 use std::{
     collections::BTreeSet,

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{Fate, Surroundings, Tables};
+use super::{CommitOutcome, Surroundings, Tables};
 use crate::{
     build::{Build, BuildId, PendingReason},
-    dispatch::{Committed, Connected, Decided, Decision, DispatchStore, Event, Hello, Policy},
+    dispatch::{Committed, Connected, Decision, DecisionResult, DispatchStore, Event, Hello, Policy},
     error::Error,
     timestamp::Timestamp,
 };
@@ -35,8 +35,8 @@ impl MemoryStore {
         if !before.is_zero() {
             tokio::time::sleep(before).await;
         }
-        let fate = self.surroundings.fate();
-        if fate == Fate::Lost {
+        let outcome = self.surroundings.commit_outcome();
+        if outcome == CommitOutcome::Lost {
             return Err(Error::Busy);
         }
         let now = Timestamp::from_micros(self.surroundings.now_micros());
@@ -44,11 +44,11 @@ impl MemoryStore {
         if !after.is_zero() {
             tokio::time::sleep(after).await;
         }
-        if fate == Fate::Ambiguous { Err(Error::Busy) } else { done }
+        if outcome == CommitOutcome::Ambiguous { Err(Error::Busy) } else { done }
     }
 
     /// Reports the effects of an event on a build to the surroundings, at the moment of its commit.
-    fn tell(&self, tables: &Tables, id: BuildId, event: Option<&Event>, decided: Option<&Decision>) {
+    fn report_commit(&self, tables: &Tables, id: BuildId, event: Option<&Event>, decided: Option<&Decision>) {
         let transitions = decided.map_or(&[][..], |decision| &decision.transitions);
         self.surroundings.committed(&super::change(tables, id, transitions, event.zip(decided)));
     }
@@ -59,10 +59,10 @@ impl MemoryStore {
         tables: &mut Tables,
         id: BuildId,
         event: Option<&Event>,
-        operation: impl FnOnce(&mut Tables) -> (Decided, Committed),
-    ) -> (Decided, Committed) {
+        operation: impl FnOnce(&mut Tables) -> (DecisionResult, Committed),
+    ) -> (DecisionResult, Committed) {
         let (decided, committed) = operation(tables);
-        self.tell(tables, id, event, decided.as_ref().ok().and_then(Option::as_ref));
+        self.report_commit(tables, id, event, decided.as_ref().ok().and_then(Option::as_ref));
         (decided, committed)
     }
 }
@@ -73,7 +73,10 @@ impl DispatchStore for MemoryStore {
         &self.policy
     }
 
-    async fn decide(&self, events: &[(BuildId, Arc<Event>)]) -> Result<(Vec<Decided>, Committed), Error> {
+    async fn decide(
+        &self,
+        events: &[(BuildId, Arc<Event>)],
+    ) -> Result<(Vec<DecisionResult>, Committed), Error> {
         self.run(|tables, now| {
             let (mut all, mut committed) = (Vec::with_capacity(events.len()), Committed::default());
             for (id, event) in events {
@@ -92,7 +95,7 @@ impl DispatchStore for MemoryStore {
             let (decisions, committed) = tables.claim(workers, now)?;
             for decision in &decisions {
                 if let Some(build) = &decision.build {
-                    self.tell(tables, build.id, None, Some(decision));
+                    self.report_commit(tables, build.id, None, Some(decision));
                 }
             }
             Ok((decisions, committed))

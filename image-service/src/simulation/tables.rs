@@ -1,4 +1,5 @@
-//! The queue's in-memory tables. Every operation is atomic and does what the database does, in the simplest way.
+//! The queue's in-memory tables. Every operation is atomic and does what the database does, in the simplest
+//! way.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +11,7 @@ use uuid::Uuid;
 use crate::{
     build::{Build, BuildId, PendingReason, Record, RecordedEvent, State},
     dispatch::{
-        self, CLAIMED_AT_ONCE, Committed, Connected, Decided, Decision, Event, Hello, Placement, Policy,
+        self, CLAIM_BATCH, Committed, Connected, Decision, DecisionResult, Event, Hello, Placement, Policy,
         Rows, Worker, candidates, pending_reason, place,
     },
     error::{Error, Resource},
@@ -74,7 +75,7 @@ impl Tables {
 
     pub(crate) fn enqueue(&mut self, mut build: Build, configuration: Configuration) -> Committed {
         self.configurations.insert(build.id, Arc::new(configuration));
-        let own = self.queued().filter(|of| of.requester == build.requester).map(|of| of.round);
+        let own = self.queued().filter(|other| other.requester == build.requester).map(|other| other.round);
         let last = own.chain(self.turns.get(&build.requester.subject).copied()).max();
         build.round = last.map_or(self.round, |last| self.round.max(last + 1));
         let message = format!("queued by {}", build.requester.subject);
@@ -83,7 +84,17 @@ impl Tables {
         self.apply(&Decision { build: Some(build), records: vec![record], ..Decision::default() })
     }
 
-    pub(crate) fn decide(&mut self, id: BuildId, event: &Event, now: Timestamp) -> (Decided, Committed) {
+    /// Decides what an event does to a build, and applies the decision.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Refused`] if the event is refused.
+    pub(crate) fn decide(
+        &mut self,
+        id: BuildId,
+        event: &Event,
+        now: Timestamp,
+    ) -> (DecisionResult, Committed) {
         let Some(build) = self.builds.get(&id).cloned() else {
             return (Ok(None), Committed::default());
         };
@@ -110,7 +121,7 @@ impl Tables {
         let (mut decisions, mut committed) = (Vec::new(), Committed::default());
         let queued: Vec<Build> = self.queued().cloned().collect();
         let candidates = candidates(self.workers(now), workers);
-        for Placement { build, worker } in place(&queued, &candidates, now, CLAIMED_AT_ONCE) {
+        for Placement { build, worker } in place(&queued, &candidates, now, CLAIM_BATCH) {
             self.round = self.round.max(build.round);
             let turn = self.turns.entry(build.requester.subject.clone()).or_default();
             *turn = build.round.max(*turn);
@@ -148,7 +159,11 @@ impl Tables {
     }
 
     /// Deletes the image of a build: the build is cancelled, and removed once it is final.
-    pub(crate) fn delete(&mut self, id: BuildId, now: Timestamp) -> (Decided, Committed) {
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Refused`] if the build cannot be cancelled now.
+    pub(crate) fn delete(&mut self, id: BuildId, now: Timestamp) -> (DecisionResult, Committed) {
         let Some(build) = self.builds.get(&id) else {
             return (Ok(None), Committed::default());
         };
@@ -182,7 +197,8 @@ impl Tables {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::WorkerConnected`] if a session of another process already does and was heard from lately.
+    /// Returns [`Error::WorkerConnected`] if a session of another process already does and was heard from
+    /// lately.
     pub(crate) fn open_session(&mut self, hello: &Hello, session: Uuid, now: Timestamp) -> Result<(), Error> {
         self.record_worker(hello, Some(session), now)
     }
@@ -248,9 +264,8 @@ impl Tables {
     }
 
     pub(crate) fn renew_leases(&mut self, now: Timestamp) {
-        let last_heard =
-            self.workers.values().map(|worker| worker.heard_at).filter(|heard| *heard <= now).max();
-        if last_heard.is_some_and(|heard| self.policy.is_recent(heard, now)) {
+        let last_heard = self.workers.values().map(|worker| worker.heard_at).filter(|at| *at <= now).max();
+        if last_heard.is_some_and(|at| self.policy.is_recent(at, now)) {
             return;
         }
         let leased = self.builds.values().filter(|build| build.lease_expires_at.is_some());
@@ -292,7 +307,7 @@ impl Tables {
             self.histories.entry(build.id).or_default().extend(decision.records.iter().cloned());
             committed.recorded.push(build.id);
         }
-        committed.queue_moved = !build.state.is_held();
+        committed.queue_changed = !build.state.is_held();
         if let Some(artifact) = &decision.artifact {
             self.artifacts.insert(build.id, artifact.clone());
         }
@@ -316,5 +331,5 @@ impl Tables {
 pub(super) fn add(all: &mut Committed, one: Committed) {
     all.changed.extend(one.changed);
     all.recorded.extend(one.recorded);
-    all.queue_moved |= one.queue_moved;
+    all.queue_changed |= one.queue_changed;
 }

@@ -1,4 +1,5 @@
-//! Agreement of the in-memory tables with the databases: the same random history on both, operation by operation.
+//! Agreement of the in-memory tables with the databases: the same random history on both, operation by
+//! operation.
 
 use std::{
     collections::BTreeSet,

@@ -41,6 +41,10 @@ impl Store {
     }
 
     /// Returns the builds of an image with numbers below `before`, newest first.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn builds(
         &self,
         image: ImageId,
@@ -63,6 +67,10 @@ impl Store {
     }
 
     /// Returns those of the builds that exist.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn builds_by_id(
         &self,
         ids: impl IntoIterator<Item = BuildId>,
@@ -76,12 +84,20 @@ impl Store {
     }
 
     /// Returns a build as callers would see it if it were queued now.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn queued_in_view(&self, mut build: Build) -> Result<BuildInView, Error> {
         build.round = queue::next_round(&self.reader, &build.requester.subject).await?;
         self.build_in_view(build).await
     }
 
     /// Returns a build as callers would see it in this state.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn build_in_view(&self, build: Build) -> Result<BuildInView, Error> {
         let txn = self.read().await?;
         let now = self.now(&txn).await?;
@@ -91,6 +107,10 @@ impl Store {
     }
 
     /// Returns the number of queued builds and the age of the oldest.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn queue_load(&self) -> Result<(u64, Duration), Error> {
         let load = queue::queued()
             .select_only()
@@ -159,10 +179,10 @@ async fn all_in_view(
 }
 
 /// Counts the queued builds ahead of this one, up to [`Pending::MOST_BEFORE`].
-async fn queued_before(db: &impl ConnectionTrait, of: &Build) -> Result<i64, DbErr> {
+async fn queued_before(db: &impl ConnectionTrait, build: &Build) -> Result<i64, DbErr> {
     use build::Column::{Id, QueuedAt, Round};
     let turn = Expr::tuple([Round, QueuedAt, Id].map(Expr::col));
-    let (round, queued_at, id) = of.turn();
+    let (round, queued_at, id) = build.turn();
     let earlier = turn.lt(Expr::tuple([Expr::value(round), Expr::value(queued_at), Expr::value(id)]));
     let before = queue::queued().filter(earlier).select_only().column(Id).limit(Pending::MOST_BEFORE);
     Ok(i64::try_from(before.count(db).await?).unwrap_or(i64::MAX))

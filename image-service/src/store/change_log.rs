@@ -26,14 +26,22 @@ use crate::{
 
 impl Store {
     /// Maximum number of changes that one transaction compacts.
-    const FORGOTTEN_AT_ONCE: u64 = 500;
+    const COMPACTION_BATCH: u64 = 500;
 
     /// Returns the committed ends of the change log.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn revisions(&self) -> Result<Revisions, Error> {
         Ok(revisions(&self.reader).await?)
     }
 
     /// Returns the latest revision, using the index's own connections.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn latest_revision(&self) -> Result<Revision, Error> {
         let sql = "SELECT revision, nonce FROM catalogue";
         let row = self.index_reader.query_one_raw(Statement::from_string(self.backend(), sql)).await?;
@@ -45,7 +53,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::RevisionUnavailable`] if this database never assigned `after`, or changes since then were compacted.
+    /// Returns [`Error::RevisionUnavailable`] if this database never assigned `after`, or changes since then
+    /// were compacted.
     pub(crate) async fn changes_after(&self, after: Revision, limit: u64) -> Result<Vec<Change>, Error> {
         let txn = self.read().await?;
         let (changes, _) = changes_after(&txn, after, limit).await?;
@@ -54,6 +63,11 @@ impl Store {
     }
 
     /// Compacts a batch of changes older than `retain`, and reports whether there may be more.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::TooManyWrites`] if too many background writes wait, [`Error::Busy`] if the database
+    /// is locked or down, and [`Error::Internal`] if it fails otherwise.
     pub(crate) async fn compact_change_log(&self, retain: Duration) -> Result<bool, Error> {
         let before = self.now(&self.reader).await?.before(retain);
         let oldest = || {
@@ -61,7 +75,7 @@ impl Store {
                 .select_only()
                 .columns([change::Column::Revision, change::Column::Nonce, change::Column::ChangedAt])
                 .order_by_asc(change::Column::Revision)
-                .limit(Self::FORGOTTEN_AT_ONCE)
+                .limit(Self::COMPACTION_BATCH)
                 .into_tuple::<(i64, i64, Timestamp)>()
         };
         let is_due = |(_, _, changed_at): &(i64, i64, Timestamp)| *changed_at < before;
@@ -81,7 +95,7 @@ impl Store {
             .exec(&txn)
             .await?;
         txn.commit().await?;
-        Ok(count as u64 == Self::FORGOTTEN_AT_ONCE)
+        Ok(count as u64 == Self::COMPACTION_BATCH)
     }
 }
 
@@ -135,8 +149,8 @@ pub(super) async fn revisions(db: &impl ConnectionTrait) -> Result<Revisions, Db
 #[derive(Copy, Clone, Debug)]
 pub(super) struct Logged {
     pub(super) revision: i64,
-    /// Time of the change. It is later than all earlier changes even if a clock was set back, so sorting images by update time
-    /// sorts them by change.
+    /// Time of the change. It is later than all earlier changes even if a clock was set back, so sorting
+    /// images by update time sorts them by change.
     pub(super) at: Timestamp,
 }
 
@@ -166,7 +180,8 @@ pub(super) async fn log(
     required(logged.into_iter().next(), "a change")
 }
 
-/// Appends changes to the change log. Write transactions are serialised, so their new revisions are in commit order.
+/// Appends changes to the change log. Write transactions are serialised, so their new revisions are in commit
+/// order.
 pub(super) async fn log_all(
     txn: &WriteTransaction,
     changes: &[NewChange<'_>],

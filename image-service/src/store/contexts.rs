@@ -50,7 +50,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::TooManyWrites`] if too many writes of the caller wait, and [`Error::Busy`] if the upload has expired.
+    /// Returns [`Error::TooManyWrites`] if too many writes of the caller wait, and [`Error::Busy`] if the
+    /// upload has expired.
     pub(crate) async fn append_context(
         &self,
         caller: &Principal,
@@ -68,11 +69,13 @@ impl Store {
         txn.commit().await
     }
 
-    /// Completes an upload of `chunks` chunks. If the same archive is kept already, that one is returned instead.
+    /// Completes an upload of `chunks` chunks. If the same archive is kept already, that one is returned
+    /// instead.
     ///
     /// # Errors
     ///
-    /// Returns [`Error::TooManyWrites`] if too many writes of the caller wait, and [`Error::Busy`] if the upload has expired.
+    /// Returns [`Error::TooManyWrites`] if too many writes of the caller wait, and [`Error::Busy`] if the
+    /// upload has expired.
     pub(crate) async fn finish_context(
         &self,
         caller: &Principal,
@@ -91,7 +94,7 @@ impl Store {
             return Err(Error::Busy);
         }
         if let Some(kept) = kept(&txn, &found.digest).await? {
-            forget_soon(&txn, upload).await?;
+            expire(&txn, upload).await?;
             // Unlike `touch`, this revives an archive that was given up.
             let used =
                 context::ActiveModel { used_at: Set(now), upload: Set(kept.upload), ..Default::default() };
@@ -111,9 +114,14 @@ impl Store {
     }
 
     /// Abandons an upload, which the next round of garbage collection deletes.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::TooManyWrites`] if too many background writes wait, [`Error::Busy`] if the database
+    /// is locked or down, and [`Error::Internal`] if it fails otherwise.
     pub(crate) async fn give_up_context(&self, upload: Uuid) -> Result<(), Error> {
         let txn = self.write(Turn::Background).await?;
-        forget_soon(&txn, upload).await?;
+        expire(&txn, upload).await?;
         txn.commit().await
     }
 
@@ -138,6 +146,10 @@ impl Store {
     }
 
     /// Returns the archive that an attempt builds from, if the worker holds the attempt.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn context_of(
         &self,
         worker: &str,
@@ -171,6 +183,10 @@ impl Store {
     }
 
     /// Returns a chunk of an archive; `None` after the last.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn context_chunk(&self, upload: Uuid, number: i64) -> Result<Option<Vec<u8>>, Error> {
         let chunk = context_chunk::Entity::find_by_id((upload, number)).one(&self.reader).await?;
         Ok(chunk.map(|chunk| chunk.bytes))
@@ -179,6 +195,11 @@ impl Store {
     /// Deletes part of an unused archive or stalled upload, and reports whether there may be more.
     ///
     /// An archive is unused if it was not used for `retain` and no configuration in use names it.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::TooManyWrites`] if too many background writes wait, [`Error::Busy`] if the database
+    /// is locked or down, and [`Error::Internal`] if it fails otherwise.
     pub(crate) async fn purge_contexts(&self, retain: Duration) -> Result<bool, Error> {
         /// Longest pause between two chunks of an upload.
         const UNFINISHED: Duration = Duration::from_secs(600);
@@ -245,7 +266,11 @@ pub(super) async fn require(
     Ok(())
 }
 
-/// Returns the archive that a configuration names, if it names one. Fails if the archive is not kept.
+/// Returns the archive that a configuration names, if it names one.
+///
+/// # Errors
+///
+/// Returns [`Error::Invalid`] if the archive is not kept.
 pub(super) async fn named(
     db: &impl ConnectionTrait,
     configuration: &Configuration,
@@ -299,7 +324,7 @@ async fn touch(db: &impl ConnectionTrait, upload: Uuid, now: Timestamp) -> Resul
     Ok(touched.rows_affected)
 }
 
-async fn forget_soon(db: &impl ConnectionTrait, upload: Uuid) -> Result<(), DbErr> {
+async fn expire(db: &impl ConnectionTrait, upload: Uuid) -> Result<(), DbErr> {
     touch(db, upload, Timestamp::from_micros(0)).await?;
     Ok(())
 }

@@ -21,11 +21,23 @@ use crate::{
 
 impl RequestTransaction<'_> {
     /// Creates an image and queues its first build, unless it is a template.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::TooManyPendingBuilds`] if the caller may not queue another build,
+    /// [`Error::ReferenceTaken`] if another image owns the given reference, [`Error::Invalid`] if the archive
+    /// of the configuration is not kept, and [`Error::CreatorQuotaExceeded`] or [`Error::CatalogueFull`] if a
+    /// quota leaves no room.
     pub(crate) async fn create(&mut self, new: &NewImage) -> Result<WithBuild, Error> {
         self.add(Creation { new, creator: self.request.caller.subject(), snapshot: None }).await
     }
 
     /// Creates an image from a running workspace and queues the snapshot.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the image that the workspace was started from does not exist, and the
+    /// errors of [`create`](Self::create).
     pub(crate) async fn snapshot(
         &mut self,
         new: impl FnOnce(Configuration) -> NewImage,

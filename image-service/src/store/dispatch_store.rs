@@ -18,7 +18,7 @@ use super::{
 use crate::{
     build::{Build, BuildId, PendingReason},
     dispatch::{
-        self, CLAIMED_AT_ONCE, Committed, Connected, Decided, Decision, DispatchStore, Event, Hello,
+        self, CLAIM_BATCH, Committed, Connected, Decision, DecisionResult, DispatchStore, Event, Hello,
         Placement, Policy, Rows, candidates, pending_reason, place,
     },
     error::Error,
@@ -32,7 +32,10 @@ impl DispatchStore for Store {
         &self.policy
     }
 
-    async fn decide(&self, events: &[(BuildId, Arc<Event>)]) -> Result<(Vec<Decided>, Committed), Error> {
+    async fn decide(
+        &self,
+        events: &[(BuildId, Arc<Event>)],
+    ) -> Result<(Vec<DecisionResult>, Committed), Error> {
         let txn = self.write(Turn::Dispatch).await?;
         let now = self.now(&txn).await?;
         let ids: BTreeSet<BuildId> = events.iter().map(|(id, _)| *id).collect();
@@ -70,14 +73,15 @@ impl DispatchStore for Store {
         let reached = workers::read(&txn, reached, &self.policy, now).await?;
         let candidates = candidates(reached, workers);
         let free_slots = candidates.iter().map(|candidate| candidate.free_slots).sum::<usize>();
-        let limit = free_slots.min(CLAIMED_AT_ONCE);
+        let limit = free_slots.min(CLAIM_BATCH);
         if limit == 0 {
             return Ok((Vec::new(), committed));
         }
         let head = queue::head(&txn, limit).await?;
         let mut placements = place(&head.builds, &candidates, now, limit);
         if placements.len() < limit && !head.is_whole {
-            // The head is full of builds that no worker can take now, and these must not hold up the ones behind them.
+            // The head is full of builds that no worker can take now, and these must not hold up the ones
+            // behind them.
             let first = queue::first_of_groups(&txn, limit, now).await?;
             placements = place(&first, &candidates, now, limit);
         }
@@ -162,14 +166,14 @@ impl DispatchStore for Store {
     async fn heartbeat(&self, name: &str, session: Uuid, draining: bool) -> Result<Vec<Build>, Error> {
         let txn = self.write(Turn::Dispatch).await?;
         let now = self.now(&txn).await?;
-        let heard = worker::Entity::update_many()
+        let updated = worker::Entity::update_many()
             .col_expr(worker::Column::HeardAt, Expr::value(now))
             .col_expr(worker::Column::Draining, Expr::value(draining))
             .filter(worker::Column::Name.eq(name))
             .filter(worker::Column::Session.eq(session))
             .exec(&txn)
             .await?;
-        if heard.rows_affected == 0 {
+        if updated.rows_affected == 0 {
             return Err(Error::SessionLost);
         }
         let held = builds::held_by(&txn, name).await?;
@@ -205,7 +209,7 @@ impl DispatchStore for Store {
             .into_tuple::<Timestamp>()
             .one(&txn)
             .await?;
-        if last_heard.is_some_and(|heard| self.policy.is_recent(heard, now)) {
+        if last_heard.is_some_and(|at| self.policy.is_recent(at, now)) {
             // Other replicas serve, or did a moment ago: workers could have renewed their leases there.
             return Ok(());
         }

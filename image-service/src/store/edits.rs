@@ -35,6 +35,13 @@ pub(crate) type BatchOutcome = Result<ImageInView, Error>;
 
 impl RequestTransaction<'_> {
     /// Applies an edit to an image.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the caller does not see the image, the errors of [`Image::admit_edit`]
+    /// and [`EditDraft::check`], [`Error::Invalid`] if the archive of the configuration is not kept,
+    /// [`Error::ReferenceTaken`] if another image owns the new reference, and [`Error::CreatorQuotaExceeded`]
+    /// or [`Error::CatalogueFull`] if a quota leaves no room.
     pub(crate) async fn update(
         &mut self,
         id: ImageId,
@@ -84,6 +91,10 @@ impl RequestTransaction<'_> {
     }
 
     /// Sets whether workspaces can be started from an image.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the caller does not see the image, and the errors of [`Image::admit`].
     pub(crate) async fn enable(
         &mut self,
         id: ImageId,
@@ -101,6 +112,11 @@ impl RequestTransaction<'_> {
     }
 
     /// Queues another build of an image.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the caller does not see the image, the errors of [`Image::admit`], and
+    /// [`Error::TooManyPendingBuilds`] if the caller may not queue another build.
     pub(crate) async fn build(&mut self, id: ImageId, etag: Option<Etag>) -> Result<WithBuild, Error> {
         let (image, build) = self.queue_next(id, etag).await?;
         self.with_build(image, build).await
@@ -130,6 +146,11 @@ impl RequestTransaction<'_> {
     }
 
     /// Cancels the latest build of an image, which must be `meant` if that is given.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the caller does not see the image, and the errors of
+    /// [`Image::build_to_cancel`].
     pub(crate) async fn cancel(&mut self, id: ImageId, meant: Option<BuildId>) -> Result<WithBuild, Error> {
         let (image, build) = self.cancel_latest(id, None, meant).await?;
         self.with_build(image, build).await
@@ -159,7 +180,12 @@ impl RequestTransaction<'_> {
         Ok(decision.build.unwrap_or(build))
     }
 
-    /// Makes an image a tombstone and cancels its active build. Its rows are purged now, or once that build has stopped.
+    /// Makes an image a tombstone and cancels its active build. Its rows are purged now, or once that build
+    /// has stopped.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the caller does not see the image, and the errors of [`Image::admit`].
     pub(crate) async fn delete(&mut self, id: ImageId, etag: Option<Etag>) -> Result<ImageInView, Error> {
         let target = self.target(id, etag, Action::Delete).await?;
         let actions = target.image.allowed_actions(target.standing);
@@ -185,6 +211,11 @@ impl RequestTransaction<'_> {
     }
 
     /// Applies an action to each of the images independently.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] or [`Error::Internal`] if the database fails. Any other error is the outcome
+    /// of its image.
     pub(crate) async fn batch(
         &mut self,
         action: BatchAction,

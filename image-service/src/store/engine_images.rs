@@ -20,6 +20,11 @@ use crate::{
 
 impl Store {
     /// Deletes the records of images that a worker has removed.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::TooManyWrites`] if too many background writes wait, [`Error::Busy`] if the database
+    /// is locked or down, and [`Error::Internal`] if it fails otherwise.
     pub(crate) async fn delete_engine_images(
         &self,
         worker: &str,
@@ -39,9 +44,14 @@ impl Store {
 
     /// Returns the part of a worker's engine contents that can be removed.
     ///
-    /// An artifact name is unused once its image has another artifact and no active build. An image is unused if it was built by a
-    /// recorded or lost attempt and is neither an artifact nor a base of a configuration in use, nor belongs to an image with
-    /// active builds. While the worker pulls, no image is unused: the pulled one may be among them.
+    /// An artifact name is unused once its image has another artifact and no active build. An image is unused
+    /// if it was built by a recorded or lost attempt and is neither an artifact nor a base of a configuration
+    /// in use, nor belongs to an image with active builds. While the worker pulls, no image is unused: the
+    /// pulled one may be among them.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn unused(
         &self,
         worker: &str,

@@ -27,6 +27,10 @@ impl Store {
     pub(crate) const MAX_GRANTS: u64 = 1_000;
 
     /// Returns the next grants of an image, in the order of their grantees.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn grants(
         &self,
         id: ImageId,
@@ -46,6 +50,12 @@ impl Store {
 
 impl RequestTransaction<'_> {
     /// Sets the permissions of a subject on an image. Empty permissions revoke the grant.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if the caller does not see the image, [`Error::Forbidden`] if it may not
+    /// share the image, [`Error::Refused`] if the image has too many grants, and
+    /// [`Error::CreatorQuotaExceeded`] or [`Error::CatalogueFull`] if a quota leaves no room.
     pub(crate) async fn grant(
         &mut self,
         id: ImageId,

@@ -1,4 +1,5 @@
-//! Hints between replicas on Postgres about what each has committed. SQLite has a single process, which needs none.
+//! Hints between replicas on Postgres about what each has committed. SQLite has a single process, which needs
+//! none.
 //!
 //! A lost hint costs only time, because every reader polls, too.
 
@@ -18,6 +19,10 @@ pub(crate) struct Hints(PgListener);
 
 impl Store {
     /// Subscribes to the hints of all replicas; `None` on SQLite.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the database cannot be reached or refuses the subscription.
     pub(crate) async fn hints(&self) -> Result<Option<Hints>, DbErr> {
         if self.backend() != DbBackend::Postgres {
             return Ok(None);
@@ -32,10 +37,14 @@ impl Store {
 
 impl Hints {
     /// Waits for the next hint, and reconnects as needed.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the connection is lost and no other can be opened.
     pub(crate) async fn next(&mut self) -> Result<Hint, SqlxError> {
-        let heard = self.0.try_recv().await?;
+        let notification = self.0.try_recv().await?;
         // Hints sent while the connection was down are lost.
-        Ok(heard.map_or(Hint::Anything, |heard| Hint::parse(heard.payload())))
+        Ok(notification.map_or(Hint::Anything, |notification| Hint::parse(notification.payload())))
     }
 }
 

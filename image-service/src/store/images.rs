@@ -18,6 +18,11 @@ use crate::{
 
 impl Store {
     /// Returns those of the configurations that exist, by image and revision, each with its size in bytes.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] if it fails
+    /// otherwise or a configuration cannot be parsed.
     pub(crate) async fn configurations(
         &self,
         keys: &[(ImageId, i64)],
@@ -77,8 +82,8 @@ pub(super) async fn configuration(
 
 pub(super) async fn configurations(
     db: &impl ConnectionTrait,
-    of: impl Iterator<Item = (ImageId, i64)>,
+    revisions: impl Iterator<Item = (ImageId, i64)>,
 ) -> Result<HashMap<(ImageId, i64), Arc<Configuration>>, DbErr> {
-    let found = of_revisions(of).all(db).await?;
+    let found = of_revisions(revisions).all(db).await?;
     found.into_iter().map(|row| Ok(((row.image, row.revision), Arc::new(from_json(&row.json)?)))).collect()
 }

@@ -34,9 +34,14 @@ struct Parts {
 }
 
 impl Store {
-    /// Returns the next images after an id, up to and including `until`, in the order of their ids, and the last of these ids.
+    /// Returns the next images after an id, up to and including `until`, in the order of their ids, and the
+    /// last of these ids.
     ///
     /// An image that cannot be read is left out, but counts for the limit and for the last id.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn records(
         &self,
         after: ImageId,
@@ -55,6 +60,10 @@ impl Store {
     }
 
     /// Returns those of the images that exist, and the revision of the snapshot that they are from.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn records_of(&self, ids: &[ImageId]) -> Result<(Revision, Vec<CatalogueEntry>), Error> {
         let txn = begin_to_read(&self.index_reader).await?;
         let at = change_log::revisions(&txn).await?.latest;
@@ -64,6 +73,10 @@ impl Store {
     }
 
     /// Returns ids, in order, that divide all images into `parts` ranges of about equal size.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn divide_records(&self, parts: u64) -> Result<Vec<ImageId>, Error> {
         let number = |sql: String| async move {
             self.index_reader.query_one_raw(Statement::from_string(self.backend(), sql)).await
@@ -81,11 +94,13 @@ impl Store {
         Ok(divisions)
     }
 
-    /// Returns the next changes and their images. Of an image that `is_known`, only the changed parts are read.
+    /// Returns the next changes and their images. Of an image that `is_known`, only the changed parts are
+    /// read.
     ///
     /// # Errors
     ///
-    /// Returns [`Error::RevisionUnavailable`] if this database never assigned `after`, or changes since then were compacted.
+    /// Returns [`Error::RevisionUnavailable`] if this database never assigned `after`, or changes since then
+    /// were compacted.
     pub(crate) async fn changed_records(
         &self,
         after: Revision,
@@ -137,7 +152,8 @@ async fn with_ids(
     Ok(readable(&txn.query_all_raw(statement).await?, parts))
 }
 
-/// Selects images with these parts. Grants are one JSON column, because reading a row takes longer than finding it.
+/// Selects images with these parts. Grants are one JSON column, because reading a row takes longer than
+/// finding it.
 fn select(backend: DbBackend, parts: Parts) -> String {
     let (array, all) = if backend == DbBackend::Postgres {
         ("json_build_array", "json_agg")
@@ -162,7 +178,8 @@ fn select(backend: DbBackend, parts: Parts) -> String {
     format!("SELECT i.*{text}{grants} FROM images i")
 }
 
-/// Returns the images that can be read. One that was damaged by something else must not take the others along.
+/// Returns the images that can be read. One that was damaged by something else must not take the others
+/// along.
 fn readable(rows: &[QueryResult], parts: Parts) -> Vec<CatalogueEntry> {
     let read = rows.iter().map(|row| {
         entry(row, parts).inspect_err(|error| {

@@ -1,7 +1,7 @@
 //! The schema, with one file per change.
 //!
-//! From 0.1.0 on, a change first expands the schema in a version alongside which the previous one still runs, and a later version
-//! contracts it.
+//! From 0.1.0 on, a change first expands the schema in a version alongside which the previous one still runs,
+//! and a later version contracts it.
 
 use sea_orm_migration::prelude::*;
 

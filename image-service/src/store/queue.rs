@@ -1,7 +1,8 @@
 //! The rows of the queue: queued and held builds, turns of requesters, and the candidates of a claim.
 //!
-//! Every statement on the queue contains one of the conditions below literally, so that it uses an index without finished builds: a
-//! database uses a partial index only if the statement implies its condition, which a bound parameter does not.
+//! Every statement on the queue contains one of the conditions below literally, so that it uses an index
+//! without finished builds: a database uses a partial index only if the statement implies its condition,
+//! which a bound parameter does not.
 
 use std::iter;
 
@@ -62,12 +63,13 @@ pub(super) struct Head {
     pub(super) is_whole: bool,
 }
 
-/// Reads the head of the queue. It has more builds than `limit`, because some may back off or wait for a worker.
+/// Reads the head of the queue. It has more builds than `limit`, because some may back off or wait for a
+/// worker.
 pub(super) async fn head(db: &impl ConnectionTrait, limit: usize) -> Result<Head, DbErr> {
     const REACHED: &str = "reached";
     let read = limit.saturating_mul(2).saturating_add(8);
-    // Builds before the first round were claimed. On Postgres their index entries, though dead, stay for as long as a transaction
-    // may see them, and every claim would scan them.
+    // Builds before the first round were claimed. On Postgres their index entries, though dead, stay for as
+    // long as a transaction may see them, and every claim would scan them.
     let first_round = of_catalogue(catalogue::Column::FirstRound);
     let query = queued()
         .expr_as(of_catalogue(catalogue::Column::Round), REACHED)
@@ -94,8 +96,9 @@ fn of_catalogue(column: catalogue::Column) -> SimpleExpr {
 
 /// Reads the builds of each group that a claim of at most `limit` may place. Skips those that back off.
 ///
-/// Builds with equal requirements and the same preferred worker form a group. Of each group this reads the first `limit` builds,
-/// and the first `limit` that no longer wait for their preferred worker: a claim cannot place any further behind.
+/// Builds with equal requirements and the same preferred worker form a group. Of each group this reads the
+/// first `limit` builds, and the first `limit` that no longer wait for their preferred worker: a claim cannot
+/// place any further behind.
 pub(super) async fn first_of_groups(
     db: &impl ConnectionTrait,
     limit: usize,
@@ -108,7 +111,8 @@ pub(super) async fn first_of_groups(
          queued (key, preferred_worker) AS (SELECT key, \
          (SELECT preferred_worker FROM builds WHERE state = 1 AND requirements_key = key LIMIT 1) \
          FROM keys WHERE key IS NOT NULL) ";
-    // Mirrors `Build::is_backing_off` and `Build::may_wait_for_cache`. Few back off: a worker failed each of them seconds ago.
+    // Mirrors `Build::is_backing_off` and `Build::may_wait_for_cache`. Few back off: a worker failed each of
+    // them seconds ago.
     const FIRST: &str = "FROM builds first WHERE first.state = 1 AND first.requirements_key = queued.key \
          AND (first.not_before IS NULL OR first.not_before <= $1 OR first.not_before > $2)";
     const WAITS_NO_MORE: &str = "AND queued.preferred_worker IS NOT NULL \
@@ -177,7 +181,8 @@ pub(super) async fn next_round(db: &impl ConnectionTrait, requester: &str) -> Re
 
 /// Records the turns that the placed builds use, and the round that the queue reaches with them.
 ///
-/// Only turns of the current round are kept: a requester whose last turn was earlier may have the next one now.
+/// Only turns of the current round are kept: a requester whose last turn was earlier may have the next one
+/// now.
 pub(super) fn take_turns(txn: &WriteTransaction, head: &Head, placements: &[Placement]) {
     let rounds = placements.iter().map(|placement| placement.build.round);
     let round = rounds.chain(iter::once(head.round)).max().unwrap_or(head.round);
@@ -221,6 +226,10 @@ impl RequestTransaction<'_> {
 
 impl Store {
     /// Counts a requester's queued builds, up to its limit. Returns 0 if there is no limit.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn pending_builds(&self, requester: &str) -> Result<u64, Error> {
         Ok(pending_of(&self.reader, requester, &self.policy).await?)
     }

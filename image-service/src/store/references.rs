@@ -1,5 +1,5 @@
-//! Ownership of references, so that no two images write the same one. An image owns the reference that it is set to, those that an
-//! active build will write, and that of its artifact.
+//! Ownership of references, so that no two images write the same one. An image owns the reference that it is
+//! set to, those that an active build will write, and that of its artifact.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -26,16 +26,21 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Owners {
     pub(crate) images: Vec<ImageId>,
-    /// Set if the reference can stand for nothing but the catalogue's: an image owns a reference of its repository, or an
-    /// image of the catalogue has or had its digest.
+    /// Set if the reference can stand for nothing but the catalogue's: an image owns a reference of its
+    /// repository, or an image of the catalogue has or had its digest.
     pub(crate) is_known: bool,
 }
 
 impl Store {
-    /// Returns the image that owns a reference, or those with an artifact of its digest in a registry or in an engine.
+    /// Returns the image that owns a reference, or those with an artifact of its digest in a registry or in
+    /// an engine.
     ///
-    /// Pulled artifacts are not the catalogue's. Of the artifacts that are no longer current, those that were pushed and those in the
-    /// engine of `worker` are known.
+    /// Pulled artifacts are not the catalogue's. Of the artifacts that are no longer current, those that were
+    /// pushed and those in the engine of `worker` are known.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn owners(&self, worker: &str, reference: &SourceReference) -> Result<Owners, Error> {
         let txn = self.read().await?;
         let of_repository = || {
@@ -65,6 +70,10 @@ impl Store {
     }
 
     /// Returns the image that owns a reference, if any.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn reference_owner(&self, reference: &Reference) -> Result<Option<ImageId>, Error> {
         Ok(owner(&self.reader, reference).await?)
     }
@@ -81,7 +90,11 @@ pub(super) async fn choose(
     Ok(wanted.choose(image, writes, owner).await?)
 }
 
-/// Claims all references that the images write or have written, and releases the rest. Fails if another image owns one.
+/// Claims all references that the images write or have written, and releases the rest.
+///
+/// # Errors
+///
+/// Returns [`Error::ReferenceTaken`] if another image owns one.
 pub(super) async fn release_unused(
     txn: &WriteTransaction,
     images: impl IntoIterator<Item = &image::Model>,
@@ -114,7 +127,11 @@ pub(super) async fn release_unused(
     Ok(())
 }
 
-/// Claims the reference that was [chosen](choose) for a new image. Fails if another image owns it.
+/// Claims the reference that was [chosen](choose) for a new image.
+///
+/// # Errors
+///
+/// Returns [`Error::ReferenceTaken`] if another image owns it.
 pub(super) async fn take_chosen(
     txn: &WriteTransaction,
     image: ImageId,
@@ -128,7 +145,11 @@ pub(super) async fn take_chosen(
     take(txn, image, chosen).await
 }
 
-/// Claims a reference that the image does not own. Fails if another image owns it.
+/// Claims a reference that the image does not own.
+///
+/// # Errors
+///
+/// Returns [`Error::ReferenceTaken`] if another image owns it.
 async fn take(txn: &WriteTransaction, image: ImageId, reference: &Reference) -> Result<(), Error> {
     if owner(txn, reference).await?.is_some() {
         return Err(Error::ReferenceTaken(reference.to_string()));
@@ -176,8 +197,8 @@ async fn held_and_writing(
     let mut all: HashMap<ImageId, ImageReferences> = HashMap::new();
     for row in txn.query_all(&both).await? {
         let known = all.entry(row.try_get_by_index(0)?).or_default();
-        let of = if row.try_get_by_index(3)? { &mut known.held } else { &mut known.writing };
-        of.insert(Reference::from_stored(row.try_get_by_index(1)?, row.try_get_by_index(2)?));
+        let references = if row.try_get_by_index(3)? { &mut known.held } else { &mut known.writing };
+        references.insert(Reference::from_stored(row.try_get_by_index(1)?, row.try_get_by_index(2)?));
     }
     Ok(all)
 }

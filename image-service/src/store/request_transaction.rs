@@ -49,24 +49,29 @@ impl Store {
     const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 
     /// Deletes a batch of expired answers, and reports whether there may be more.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::TooManyWrites`] if too many background writes wait, [`Error::Busy`] if the database
+    /// is locked or down, and [`Error::Internal`] if it fails otherwise.
     pub(crate) async fn purge_answers(&self) -> Result<bool, Error> {
-        const AT_ONCE: u64 = 100;
+        const BATCH: u64 = 100;
         let end = self.now(&self.reader).await?.before(Self::REMEMBERED);
         let due = answer::Entity::find()
             .select_only()
             .columns([answer::Column::Subject, answer::Column::Request])
             .filter(answer::Column::AnsweredAt.lt(end))
-            .limit(AT_ONCE);
+            .limit(BATCH);
         // Check first, without waiting for the writer.
         if due.clone().into_tuple::<(String, String)>().one(&self.reader).await?.is_none() {
             return Ok(false);
         }
         let txn = self.write(Turn::Background).await?;
         let key = Expr::tuple([answer::Column::Subject, answer::Column::Request].map(Expr::col));
-        let forgotten = answer::Entity::delete_many().filter(key.in_subquery(due.into_query()));
-        let forgotten = forgotten.exec(&txn).await?.rows_affected;
+        let deleted = answer::Entity::delete_many().filter(key.in_subquery(due.into_query()));
+        let deleted = deleted.exec(&txn).await?.rows_affected;
         txn.commit().await?;
-        Ok(forgotten == AT_ONCE)
+        Ok(deleted == BATCH)
     }
 
     /// Returns the answer that the same request got before, without a transaction.
@@ -86,7 +91,8 @@ impl Store {
 
     /// Answers a request by performing a write, or as it was answered before.
     ///
-    /// A refused write leaves no trace and has no effects. Every answer waits until the data that it depends on is durable.
+    /// A refused write leaves no trace and has no effects. Every answer waits until the data that it depends
+    /// on is durable.
     ///
     /// # Errors
     ///

@@ -10,7 +10,13 @@ use super::{
 use crate::{build::BuildId, error::Error, image::ImageId, turns::Turn};
 
 impl Store {
-    /// Deletes surplus builds of the next images by id. Returns the last image examined, or `None` at the end.
+    /// Deletes surplus builds of the next images by id. Returns the last image examined, or `None` at the
+    /// end.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::TooManyWrites`] if too many background writes wait, [`Error::Busy`] if the database
+    /// is locked or down, and [`Error::Internal`] if it fails otherwise.
     pub(crate) async fn prune_builds_after(
         &self,
         after: ImageId,
@@ -37,11 +43,17 @@ impl Store {
         Ok(last)
     }
 
-    /// Deletes builds beyond the newest `keep`, and configurations left unused. Active builds and the artifact's build stay.
-    pub(crate) async fn prune_builds_of(&self, of: ImageId, keep: u64) -> Result<(), Error> {
+    /// Deletes builds beyond the newest `keep`, and configurations left unused. Active builds and the
+    /// artifact's build stay.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::TooManyWrites`] if too many background writes wait, [`Error::Busy`] if the database
+    /// is locked or down, and [`Error::Internal`] if it fails otherwise.
+    pub(crate) async fn prune_builds_of(&self, image: ImageId, keep: u64) -> Result<(), Error> {
         const AT_ONCE: u64 = 100;
         let beyond = build::Entity::find()
-            .filter(build::Column::Image.eq(of))
+            .filter(build::Column::Image.eq(image))
             .order_by_desc(build::Column::Number)
             .offset(keep)
             .limit(AT_ONCE)
@@ -50,35 +62,35 @@ impl Store {
         if beyond.is_empty() {
             return Ok(());
         }
-        let Some(record) = image::Entity::find_by_id(of).one(&self.reader).await? else {
+        let Some(record) = image::Entity::find_by_id(image).one(&self.reader).await? else {
             return Ok(());
         };
         let artifact = record.artifact_json.map(|AsJson(artifact)| artifact.build);
         let is_due = |build: &&build::Model| build.state.is_final() && Some(build.id) != artifact;
         for old in beyond.iter().rev().filter(is_due) {
-            self.delete_build(of, old.id).await?;
+            self.delete_build(image, old.id).await?;
         }
         Ok(())
     }
 
     /// Atomically deletes a final build and unused configurations. A watch sees its whole history or none.
-    async fn delete_build(&self, of: ImageId, build: BuildId) -> Result<(), Error> {
+    async fn delete_build(&self, image: ImageId, build: BuildId) -> Result<(), Error> {
         let txn = self.write(Turn::Background).await?;
         txn.defer(build::Entity::delete_many().filter(build::Column::Id.eq(build)));
         txn.defer(build_record::Entity::delete_many().filter(build_record::Column::Build.eq(build)));
-        let current = image::Entity::find_by_id(of)
+        let current = image::Entity::find_by_id(image)
             .select_only()
             .column(image::Column::ConfigurationRevision)
             .into_query();
         let of_builds = build::Entity::find()
             .select_only()
             .column(build::Column::ConfigurationRevision)
-            .filter(build::Column::Image.eq(of))
+            .filter(build::Column::Image.eq(image))
             .into_query();
-        contexts::touch_named(&txn, of, self.now(&txn).await?);
+        contexts::touch_named(&txn, image, self.now(&txn).await?);
         txn.defer(
             configuration::Entity::delete_many()
-                .filter(configuration::Column::Image.eq(of))
+                .filter(configuration::Column::Image.eq(image))
                 .filter(configuration::Column::Revision.not_in_subquery(current))
                 .filter(configuration::Column::Revision.not_in_subquery(of_builds)),
         );

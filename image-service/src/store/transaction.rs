@@ -11,15 +11,16 @@ use sea_orm::{
 };
 
 use super::write_connection::Connection;
-use crate::{change::Revision, error::Error, writer::Lent};
+use crate::{change::Revision, error::Error, writer::TransactionGuard};
 
-/// A write in a transaction that the [`Writer`](crate::writer::Writer) has lent. It is undone unless committed.
+/// A write in a transaction that the [`Writer`](crate::writer::Writer) has lent. It is undone unless
+/// committed.
 ///
-/// Statements deferred by [`defer`](Self::defer) are executed before its next statement or commit. On SQLite they go to the
-/// connection's thread in one message, because a round trip takes longer than most statements.
+/// Statements deferred by [`defer`](Self::defer) are executed before its next statement or commit. On SQLite
+/// they go to the connection's thread in one message, because a round trip takes longer than most statements.
 #[derive(Debug)]
 pub(super) struct WriteTransaction {
-    lent: Lent<Connection>,
+    guard: TransactionGuard<Connection>,
     deferred: Mutex<Vec<Statement>>,
     /// Set once a statement has failed.
     failed: AtomicBool,
@@ -31,8 +32,8 @@ impl WriteTransaction {
     /// Maximum number of statements sent together. The connection keeps them prepared.
     const TOGETHER: usize = 20;
 
-    pub(super) fn new(lent: Lent<Connection>) -> Self {
-        Self { lent, deferred: Mutex::default(), failed: AtomicBool::new(false), reached: Mutex::default() }
+    pub(super) fn new(guard: TransactionGuard<Connection>) -> Self {
+        Self { guard, deferred: Mutex::default(), failed: AtomicBool::new(false), reached: Mutex::default() }
     }
 
     /// Defers a statement until just before the next one or the commit, which then fails if it does.
@@ -61,7 +62,7 @@ impl WriteTransaction {
             return Err(DbErr::Custom("a statement of the transaction failed".to_owned()).into());
         }
         let reached = self.reached.into_inner().unwrap_or_else(PoisonError::into_inner);
-        self.lent.commit(reached).await
+        self.guard.commit(reached).await
     }
 
     /// Undoes the write and waits until whatever it has read is committed, so that it can be reported.
@@ -70,11 +71,11 @@ impl WriteTransaction {
     ///
     /// Returns [`Error::Busy`] if that was not committed.
     pub(super) async fn rollback(self) -> Result<(), Error> {
-        self.lent.rollback().await
+        self.guard.rollback().await
     }
 
     fn txn(&self) -> &DatabaseTransaction {
-        self.lent.connection().statements()
+        self.guard.connection().statements()
     }
 
     /// Records whether a statement has failed.
@@ -100,19 +101,19 @@ impl WriteTransaction {
     }
 
     /// Joins the deferred statements and a query into one, or executes them before it.
-    async fn after_what_waits(&self, asked: Statement) -> Result<Statement, DbErr> {
+    async fn after_deferred(&self, query: Statement) -> Result<Statement, DbErr> {
         let can_be_together = self.get_database_backend() == DbBackend::Sqlite
             && self.waiting().len() < Self::TOGETHER
             // Numbered parameters would refer to the values of the first statement.
-            && !asked.sql.contains('$');
+            && !query.sql.contains('$');
         if !can_be_together {
             self.write().await?;
-            return Ok(asked);
+            return Ok(query);
         }
         let waiting = std::mem::take(&mut *self.waiting());
         Ok(match waiting.into_iter().reduce(together) {
-            Some(before) => together(before, asked),
-            None => asked,
+            Some(before) => together(before, query),
+            None => query,
         })
     }
 }
@@ -148,12 +149,12 @@ impl ConnectionTrait for WriteTransaction {
     }
 
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
-        let statement = self.after_what_waits(statement).await?;
+        let statement = self.after_deferred(statement).await?;
         self.noting(self.txn().query_one_raw(statement).await)
     }
 
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
-        let statement = self.after_what_waits(statement).await?;
+        let statement = self.after_deferred(statement).await?;
         self.noting(self.txn().query_all_raw(statement).await)
     }
 }

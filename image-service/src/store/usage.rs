@@ -1,5 +1,5 @@
-//! Accounting of the index memory of each creator's images and of all images. Every write counts its change in the same
-//! transaction, so that the index always fits when it is loaded again.
+//! Accounting of the index memory of each creator's images and of all images. Every write counts its change
+//! in the same transaction, so that the index always fits when it is loaded again.
 
 use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, sea_query::Expr};
 
@@ -33,7 +33,11 @@ impl Store {
 }
 
 impl RequestTransaction<'_> {
-    /// Adds `change` to the usage of a creator. Fails if that exceeds a quota.
+    /// Adds `change` to the usage of a creator.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`Quotas::admit`](crate::image::Quotas::admit).
     pub(super) async fn charge(&self, subject: &str, change: UsageChange) -> Result<(), Error> {
         let UsageChange { images, bytes } = change;
         if images == 0 && bytes == 0 {

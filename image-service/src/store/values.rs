@@ -22,7 +22,11 @@ pub(super) trait Stored: Sized {
 
     fn to_simple(&self) -> Self::Simple;
 
-    /// Converts a stored value back. Fails for a value that this version does not write.
+    /// Converts a stored value back.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if this version does not write such a value.
     fn from_simple(simple: Self::Simple) -> Result<Self, DbErr>;
 }
 

@@ -23,7 +23,11 @@ use crate::{
 };
 
 impl Store {
-    /// Records a worker's report and session. Fails with [`Error::WorkerConnected`] if another process of it is online.
+    /// Records a worker's report and session.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::WorkerConnected`] if another process of the worker is online.
     pub(super) async fn record_worker(&self, hello: &Hello, session: Option<Uuid>) -> Result<(), Error> {
         let txn = self.write(Turn::Dispatch).await?;
         let now = self.now(&txn).await?;
@@ -63,6 +67,10 @@ impl Store {
     }
 
     /// Returns the next workers in the order of their names.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
     pub(crate) async fn workers(&self, after: Option<&str>, limit: u64) -> Result<Vec<Worker>, Error> {
         let now = self.now(&self.reader).await?;
         let mut next = worker::Entity::find().limit(limit);
@@ -84,6 +92,10 @@ impl Store {
 
 impl RequestTransaction<'_> {
     /// Drains a worker, or lets it get builds again.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NotFound`] if there is no such worker.
     pub(crate) async fn drain(&mut self, worker: &str, drained: bool) -> Result<Worker, Error> {
         let changed = worker::Entity::update_many()
             .col_expr(worker::Column::Drained, Expr::value(drained))
@@ -92,8 +104,8 @@ impl RequestTransaction<'_> {
             .exec(&self.txn)
             .await?;
         if changed.rows_affected > 0 {
-            self.effects.committed.queue_moved = true;
-            hints::send(&self.txn, Hint::QueueMoved);
+            self.effects.committed.queue_changed = true;
+            hints::send(&self.txn, Hint::QueueChanged);
         }
         one(&self.txn, worker, self.store.policy(), self.now).await
     }
@@ -188,7 +200,8 @@ fn held_since() -> Expr {
 
 /// Counts the builds that a worker holds, given that none was claimed before `held_since`.
 ///
-/// The bound skips the index entries of builds that it held before: on Postgres, dead ones stay while a transaction may see them.
+/// The bound skips the index entries of builds that it held before: on Postgres, dead ones stay while a
+/// transaction may see them.
 fn slots_taken(held_since: Expr) -> Expr {
     let of_worker =
         Expr::col((build::Entity, build::Column::Worker)).equals((worker::Entity, worker::Column::Name));

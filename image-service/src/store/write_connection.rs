@@ -16,8 +16,9 @@ use crate::{
 
 /// The single connection that writes.
 ///
-/// sea-orm lends a single connection of a pool only as a transaction, so this one is held for good, and the real transactions are
-/// begun and ended by statements. That also saves the pool's liveness check between transactions.
+/// sea-orm lends a single connection of a pool only as a transaction, so this one is held for good, and the
+/// real transactions are begun and ended by statements. That also saves the pool's liveness check between
+/// transactions.
 #[derive(Debug)]
 pub(super) struct Connection {
     /// Stands for the connection; rolls back when it is dropped.
@@ -28,7 +29,8 @@ pub(super) struct Connection {
 impl Connection {
     /// Key of the Postgres advisory lock that serialises writes.
     const WRITE_LOCK: i64 = 0x7472_6169_6c65_7201;
-    /// Maximum time to begin or end a transaction. Without it, a server lost by the network is noticed only after 15 minutes.
+    /// Maximum time to begin or end a transaction. Without it, a server lost by the network is noticed only
+    /// after 15 minutes.
     const PATIENCE: Duration = Duration::from_secs(30);
 
     /// Takes over the connection of a single-connection pool.

@@ -9,15 +9,17 @@ use fastrand::Rng;
 use super::{Full, Turn, Turns};
 use crate::{access::Principal, timestamp::Timestamp};
 
-/// A ticket with the name of its holder, its number among the holder's tickets, and whether its call was cancelled.
+/// A ticket with the name of its holder, its number among the holder's tickets, and whether its call was
+/// cancelled.
 #[derive(Debug)]
 struct Ticket {
-    of: String,
+    owner: String,
     number: usize,
     is_gone: Rc<Cell<bool>>,
 }
 
-/// Turns with named holders: `D` for dispatch, `B` for background work, and anything else for the caller of that name.
+/// Turns with named holders: `D` for dispatch, `B` for background work, and anything else for the caller of
+/// that name.
 struct Hall {
     turns: Turns<Ticket>,
     numbers: HashMap<String, usize>,
@@ -29,16 +31,16 @@ impl Hall {
     }
 
     /// Adds a ticket, and returns the cell that cancels it.
-    fn push(&mut self, of: &str) -> Result<Rc<Cell<bool>>, Full> {
-        let caller = Principal::new(of.to_owned(), Vec::new(), Timestamp::from_micros(0));
-        let turn = match of {
+    fn push(&mut self, owner: &str) -> Result<Rc<Cell<bool>>, Full> {
+        let caller = Principal::new(owner.to_owned(), Vec::new(), Timestamp::from_micros(0));
+        let turn = match owner {
             "D" => Turn::Dispatch,
             "B" => Turn::Background,
             _ => Turn::Caller(&caller),
         };
-        let number = self.numbers.entry(of.to_owned()).or_default();
+        let number = self.numbers.entry(owner.to_owned()).or_default();
         let is_gone = Rc::new(Cell::new(false));
-        let ticket = Ticket { of: of.to_owned(), number: *number, is_gone: Rc::clone(&is_gone) };
+        let ticket = Ticket { owner: owner.to_owned(), number: *number, is_gone: Rc::clone(&is_gone) };
         self.turns.push(turn, ticket)?;
         *number += 1;
         Ok(is_gone)
@@ -46,7 +48,7 @@ impl Hall {
 
     /// Takes the next turns, and returns their holders as one word.
     fn take(&mut self, count: usize) -> String {
-        (0..count).map_while(|_| self.turns.pop()).map(|ticket| ticket.of).collect()
+        (0..count).map_while(|_| self.turns.pop()).map(|ticket| ticket.owner).collect()
     }
 }
 
@@ -67,8 +69,8 @@ fn turns_go_by_class_and_round_the_callers() {
     ];
     for (waiting, expected) in cases {
         let mut hall = Hall::new();
-        for of in waiting.chars() {
-            hall.push(&of.to_string()).expect("room");
+        for owner in waiting.chars() {
+            hall.push(&owner.to_string()).expect("room");
         }
         assert_eq!(hall.take(100), expected, "{waiting}");
         assert!(hall.turns.is_empty(), "{waiting}");
@@ -82,8 +84,8 @@ fn runs_begin_when_another_begins_to_wait() {
         hall.push("D").expect("room");
         assert_eq!(hall.take(1), "D");
     }
-    for of in "DDDDDDDDDDa".chars() {
-        hall.push(&of.to_string()).expect("room");
+    for owner in "DDDDDDDDDDa".chars() {
+        hall.push(&owner.to_string()).expect("room");
     }
     assert_eq!(hall.take(11), "DDDDDDDDaDD");
 }
@@ -123,22 +125,22 @@ struct Model {
 }
 
 impl Model {
-    fn is_waiting(&self, of: &str) -> bool {
-        self.waiting.get(of).is_some_and(|waiting| !waiting.is_empty())
+    fn is_waiting(&self, owner: &str) -> bool {
+        self.waiting.get(owner).is_some_and(|waiting| !waiting.is_empty())
     }
 
     fn callers(&self) -> impl Iterator<Item = &'static str> {
-        let is_caller = |of: &&'static str| !["D", "B"].contains(of) && self.is_waiting(of);
+        let is_caller = |owner: &&'static str| !["D", "B"].contains(owner) && self.is_waiting(owner);
         self.waiting.keys().copied().filter(is_caller)
     }
 
     /// Checks that a ticket is the next one, and removes it.
     fn take(&mut self, ticket: &Ticket) {
-        let of = *self.waiting.keys().find(|of| **of == ticket.of).expect("it came");
-        let first = self.waiting.get_mut(of).and_then(VecDeque::pop_front);
+        let owner = *self.waiting.keys().find(|owner| **owner == ticket.owner).expect("it came");
+        let first = self.waiting.get_mut(owner).and_then(VecDeque::pop_front);
         assert_eq!(first, Some(ticket.number), "first come, first served");
         let others_wait = self.is_waiting("B") || self.callers().next().is_some();
-        match of {
+        match owner {
             "D" => self.dispatch_run = if others_wait { self.dispatch_run + 1 } else { 0 },
             "B" => {
                 assert!(
@@ -170,12 +172,12 @@ fn turns_are_fair_whoever_comes_and_goes() {
         let (mut hall, mut model) = (Hall::new(), Model::default());
         for step in 0..3_000 {
             if step < 2_000 && random.u8(0..100) < 60 {
-                let of = random.choice(["D", "D", "D", "a", "a", "a", "b", "c", "B"]).expect("one");
-                let number = hall.numbers.get(of).copied().unwrap_or(0);
-                if let Ok(is_gone) = hall.push(of) {
+                let owner = random.choice(["D", "D", "D", "a", "a", "a", "b", "c", "B"]).expect("one");
+                let number = hall.numbers.get(owner).copied().unwrap_or(0);
+                if let Ok(is_gone) = hall.push(owner) {
                     is_gone.set(random.u8(0..10) == 0);
                     if !is_gone.get() {
-                        model.waiting.entry(of).or_default().push_back(number);
+                        model.waiting.entry(owner).or_default().push_back(number);
                     }
                 }
                 continue;

@@ -15,18 +15,20 @@ use crate::{
 
 /// Writes that share a transaction and its COMMIT.
 ///
-/// The first write has the transaction to itself: if it is undone, all is rolled back, which affects no other write. Each later
-/// write begins at a savepoint, to which the transaction is rolled back if the write is undone. So a single write costs no
-/// savepoint.
+/// The first write has the transaction to itself: if it is undone, all is rolled back, which affects no other
+/// write. Each later write begins at a savepoint, to which the transaction is rolled back if the write is
+/// undone. So a single write costs no savepoint.
 #[derive(Debug)]
 pub(super) struct Group<C> {
     connection: Arc<C>,
     begun: Instant,
-    lent: usize,
+    /// Number of writes so far.
+    writes: usize,
     state: State,
     /// Latest revision logged by a write that is kept.
     latest: Option<Revision>,
-    /// Calls that wait for the COMMIT. They have writes that are kept, or were undone after reading what these wrote.
+    /// Calls that wait for the COMMIT. They have writes that are kept, or were undone after reading what
+    /// these wrote.
     waiting: Vec<Answer>,
 }
 
@@ -43,15 +45,15 @@ enum State {
     Spoilt,
 }
 
-/// The transaction, lent to one write.
+/// The transaction, while one write uses it.
 #[derive(Debug)]
-pub(crate) struct Lent<C> {
+pub(crate) struct TransactionGuard<C> {
     connection: Arc<C>,
     back: Option<oneshot::Sender<Outcome>>,
 }
 
 /// A sender of the transaction to the write that waits for it.
-pub(super) type Ticket<C> = oneshot::Sender<Result<Lent<C>, <C as Connection>::Error>>;
+pub(super) type Ticket<C> = oneshot::Sender<Result<TransactionGuard<C>, <C as Connection>::Error>>;
 
 /// The outcome of a write.
 #[derive(Debug)]
@@ -76,7 +78,7 @@ impl<C: Connection> Group<C> {
         Self {
             connection,
             begun: Instant::now(),
-            lent: 0,
+            writes: 0,
             state: State::Empty,
             latest: None,
             waiting: Vec::new(),
@@ -89,7 +91,7 @@ impl<C: Connection> Group<C> {
             State::Empty => true,
             State::Spoilt => false,
             State::Saved | State::Kept { .. } => {
-                self.lent < Self::MOST && self.begun.elapsed() < Self::LONGEST
+                self.writes < Self::MOST && self.begun.elapsed() < Self::LONGEST
             }
         }
     }
@@ -110,10 +112,10 @@ impl<C: Connection> Group<C> {
         }
         self.save().await?;
         let (back, ended) = oneshot::channel();
-        let lent = Lent { connection: Arc::clone(&self.connection), back: Some(back) };
+        let guard = TransactionGuard { connection: Arc::clone(&self.connection), back: Some(back) };
         // If the call is gone, the transaction comes back at once.
-        drop(ticket.send(Ok(lent)));
-        self.lent += 1;
+        drop(ticket.send(Ok(guard)));
+        self.writes += 1;
         match ended.await.unwrap_or(Outcome::Rollback(None)) {
             Outcome::Commit(revision, answer) => {
                 self.latest = revision.or(self.latest);
@@ -152,7 +154,8 @@ impl<C: Connection> Group<C> {
     ///
     /// # Errors
     ///
-    /// Returns the error of the statement that ends the transaction, after which the connection must no longer be used.
+    /// Returns the error of the statement that ends the transaction, after which the connection must no
+    /// longer be used.
     pub(super) async fn end(self, committed: &watch::Sender<CommittedRevision>) -> Result<(), C::Error> {
         if !self.has_writes() {
             let ended = self.connection.execute(Step::Rollback).await;
@@ -183,7 +186,7 @@ fn answer(waiting: Vec<Answer>, result: impl Fn() -> Result<(), Error>) {
     }
 }
 
-impl<C> Lent<C> {
+impl<C> TransactionGuard<C> {
     /// Returns the connection, which executes statements within the transaction.
     pub(crate) fn connection(&self) -> &C {
         &self.connection
@@ -220,7 +223,7 @@ impl<C> Lent<C> {
     }
 }
 
-impl<C> Drop for Lent<C> {
+impl<C> Drop for TransactionGuard<C> {
     /// Returns the transaction of a write that has failed or whose call was cancelled.
     fn drop(&mut self) {
         if let Some(back) = self.back.take() {

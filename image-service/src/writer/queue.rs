@@ -20,7 +20,7 @@ pub(super) struct Queue<T> {
 }
 
 impl<T> Queue<T> {
-    /// Maximum number of waiting writes per caller.
+    /// Maximum number of waiting writes per caller, and of background work.
     const MOST_WAITING: usize = 100;
 
     /// Creates a queue that skips the tickets for which `is_gone` returns true.
@@ -32,7 +32,8 @@ impl<T> Queue<T> {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::TooManyWrites`] if too many tickets of the caller wait, and [`Error::Busy`] after the queue was closed.
+    /// Returns [`Error::TooManyWrites`] if too many tickets of the caller or class wait, and [`Error::Busy`]
+    /// after the queue was closed.
     pub(super) fn push(&self, turn: Turn<'_>, ticket: T) -> Result<(), Error> {
         let mut turns = self.turns();
         let turns = turns.as_mut().ok_or(Error::Busy)?;

@@ -90,8 +90,8 @@ fn caller(subject: &str) -> Principal {
     Principal::new(subject.to_owned(), Vec::new(), Timestamp::from_micros(0))
 }
 
-fn insert(lent: &Lent<Numbers>, n: i64) {
-    lent.connection().transaction().written.push(n);
+fn insert(guard: &TransactionGuard<Numbers>, n: i64) {
+    guard.connection().transaction().written.push(n);
 }
 
 /// Waits until `count` writes wait.
@@ -105,7 +105,7 @@ async fn until_waiting(writer: &Writer<Numbers>, count: usize) {
 }
 
 #[tokio::test]
-async fn writes_that_wait_share_commits_and_their_fates_are_their_own() -> Tested {
+async fn writes_that_wait_share_commits_and_end_independently() -> Tested {
     for seed in 0..50 {
         let (writer, numbers) = start();
         let first = writer.begin(Turn::Background).await?;
@@ -113,20 +113,20 @@ async fn writes_that_wait_share_commits_and_their_fates_are_their_own() -> Teste
         let mut writes = JoinSet::new();
         let mut expected = Vec::new();
         for (waiting, n) in (1..=50).enumerate() {
-            let (writer_of_one, fate) = (writer.clone(), random.u8(0..4));
+            let (writer_of_one, action) = (writer.clone(), random.u8(0..4));
             writes.spawn(async move {
-                let lent = writer_of_one.begin(Turn::Caller(&caller(&n.to_string()))).await?;
-                insert(&lent, n);
-                match fate {
-                    0 => lent.rollback().await,
+                let guard = writer_of_one.begin(Turn::Caller(&caller(&n.to_string()))).await?;
+                insert(&guard, n);
+                match action {
+                    0 => guard.rollback().await,
                     1 => {
-                        drop(lent);
+                        drop(guard);
                         Ok(())
                     }
-                    _ => lent.commit(None).await,
+                    _ => guard.commit(None).await,
                 }
             });
-            expected.extend((fate > 1).then_some(n));
+            expected.extend((action > 1).then_some(n));
             until_waiting(&writer, waiting + 1).await;
         }
         first.rollback().await?;
@@ -149,9 +149,9 @@ async fn a_thousand_writes_of_one_caller_delay_another_by_one_turn() -> Tested {
         writes.spawn(async move {
             let caller = caller(&who.to_string());
             let turn = if who == dispatch { Turn::Dispatch } else { Turn::Caller(&caller) };
-            let lent = writer.begin(turn).await?;
-            insert(&lent, who);
-            lent.commit(None).await
+            let guard = writer.begin(turn).await?;
+            insert(&guard, who);
+            guard.commit(None).await
         });
     };
     for _ in 0..1_000 {
@@ -199,9 +199,9 @@ async fn a_commit_goes_on_after_its_call_was_cancelled_and_its_revision_is_publi
     let mut committed = writer.committed();
     assert_eq!(*committed.borrow(), CommittedRevision::Known(Revision::NONE));
     let revision = Revision { number: 7, nonce: 8 };
-    let lent = writer.begin(Turn::Background).await?;
-    insert(&lent, 1);
-    let mut commit = Box::pin(lent.commit(Some(revision)));
+    let guard = writer.begin(Turn::Background).await?;
+    insert(&guard, 1);
+    let mut commit = Box::pin(guard.commit(Some(revision)));
     assert!(poll!(&mut commit).is_pending());
     drop(commit);
     timeout(LIMIT, committed.wait_for(|committed| *committed == CommittedRevision::Known(revision)))

@@ -86,7 +86,8 @@ pub(super) fn cases() -> Vec<Case> {
 
 /// Returns filters that match one half, 1 % or ten of the images.
 ///
-/// Status and creator have many values and are measured at each of these shares, the other fields at one of them.
+/// Status and creator have many values and are measured at each of these shares, the other fields at one of
+/// them.
 fn filters() -> Vec<(&'static str, ListImagesRequest)> {
     let all = ListImagesRequest::default;
     vec![

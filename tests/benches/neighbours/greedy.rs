@@ -35,7 +35,8 @@ pub(super) enum Greed {
 
 /// A greedy caller that runs on its own low-priority thread until dropped.
 ///
-/// It stands for a client on another machine: only its load on the service should affect the results, not its own CPU time.
+/// It stands for a client on another machine: only its load on the service should affect the results, not its
+/// own CPU time.
 #[derive(Debug)]
 pub(super) struct Greedy {
     counts: Arc<Counts>,

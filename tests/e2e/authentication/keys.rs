@@ -92,7 +92,8 @@ async fn the_last_good_keys_stay_while_the_provider_is_broken() -> anyhow::Resul
         (StatusCode::OK, "<html>maintenance</html>".to_owned()),
     ] {
         server.set(status, document);
-        // One fetch may already be under way, and a fetch is known to be complete only when the next one starts.
+        // One fetch may already be under way, and a fetch is known to be complete only when the next one
+        // starts.
         let count = server.fetches() + 3;
         tokio::time::timeout(LIMIT, server.fetched(count)).await?;
         assert_eq!(refusal(&service, &old_token).await, "");

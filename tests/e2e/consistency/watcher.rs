@@ -78,7 +78,7 @@ impl Watcher {
                 let listed = self.list(&lister).await?;
                 if listed == self.images {
                     let unseen = self.removed.iter().find(|id| !self.writers.could_see(self.identity, id));
-                    anyhow::ensure!(unseen.is_none(), "{} was told of the end of {unseen:?}", self.identity);
+                    anyhow::ensure!(unseen.is_none(), "{} was sent the end of {unseen:?}", self.identity);
                     return Ok(());
                 }
                 if Instant::now() > deadline {
@@ -115,14 +115,18 @@ impl Watcher {
             }
             Watched::Event(event) => event,
         };
-        let told = self.watch.resume_revision().split('.').next().unwrap_or_default();
-        let told = if told.is_empty() { 0 } else { told.parse().context("a revision")? };
-        anyhow::ensure!(told >= self.revision, "the revision went back from {} to {told}", self.revision);
-        self.revision = told;
+        let revision = self.watch.resume_revision().split('.').next().unwrap_or_default();
+        let revision = if revision.is_empty() { 0 } else { revision.parse().context("a revision")? };
+        anyhow::ensure!(
+            revision >= self.revision,
+            "the revision went back from {} to {revision}",
+            self.revision
+        );
+        self.revision = revision;
         match event {
             Event::Image(image) | Event::Changed(image) => {
                 let is_hidden = writer_hides(&image, self.identity);
-                anyhow::ensure!(!is_hidden, "{} was told of {image:?}", self.identity);
+                anyhow::ensure!(!is_hidden, "{} was sent {image:?}", self.identity);
                 self.images.insert(image.id.clone(), *image);
             }
             Event::Removed(removed) => {

@@ -1,7 +1,8 @@
 //! Writers that share, change and delete images at random.
 //!
-//! The description of an image names everyone who cannot see it. It is changed while they cannot: after a grant is revoked, and
-//! before one is given. A watcher that receives an image whose description names it has therefore received too much.
+//! The description of an image names everyone who cannot see it. It is changed while they cannot: after a
+//! grant is revoked, and before one is given. A watcher that receives an image whose description names it has
+//! therefore received too much.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -110,7 +110,7 @@ impl Connection {
     }
 }
 
-/// A byte stream that returns what was read ahead, and tells its [`Connection`] when it ends.
+/// A byte stream that returns what was read ahead, and notifies its [`Connection`] when it ends.
 struct Transport<T> {
     io: T,
     read: Bytes,

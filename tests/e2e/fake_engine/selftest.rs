@@ -17,7 +17,7 @@ fn two_steps() -> Script {
 }
 
 #[tokio::test]
-async fn a_build_tells_its_progress_and_leaves_an_image() -> anyhow::Result<()> {
+async fn a_build_reports_its_progress_and_leaves_an_image() -> anyhow::Result<()> {
     let engine = FakeEngine::start().await?;
     engine.on("RUN make", two_steps().log("made\n").image_size(7));
     let mut client = Client::connect(&engine).await?;
@@ -248,7 +248,7 @@ async fn rest_answers_follow_the_version() -> anyhow::Result<()> {
     let mut client = Client::connect(&engine).await?;
     client.build("a", DOCKERFILE).await??;
     let listed = |name: &str| format!(r#"GET /v1.45/images/json?filters={{"reference":["{name}"]}}"#);
-    for (asked, answered) in [
+    for (request, expected) in [
         ("GET /version", r#""ApiVersion":"1.45""#),
         ("GET /v1.45/info", r#""CgroupDriver":"cgroupfs""#),
         ("GET /v1.99/info", "client version 1.99 is too new. Maximum supported API version is 1.45"),
@@ -259,8 +259,8 @@ async fn rest_answers_follow_the_version() -> anyhow::Result<()> {
         ("POST /v1.45/build", "page not found"),
         ("POST /v1.45/session", "page not found"),
     ] {
-        let answer = rest(&engine, asked).await?;
-        assert!(answer.contains(answered), "{asked}: {answer}");
+        let answer = rest(&engine, request).await?;
+        assert!(answer.contains(expected), "{request}: {answer}");
     }
     assert_eq!(engine.unexpected(), ["POST /build", "POST /session"]);
     Ok(())

@@ -1,6 +1,7 @@
 //! A plain model of the catalogue: a map of images that is searched, filtered and sorted whole.
 //!
-//! It shares no code with the service. Values that only the service can know, such as ids and times, are taken from its answers.
+//! It shares no code with the service. Values that only the service can know, such as ids and times, are
+//! taken from its answers.
 
 use std::{cmp::Ordering, collections::BTreeMap};
 

@@ -1,7 +1,7 @@
 //! Random images and queries, the same for the same seed.
 //!
-//! They consist of what is easily handled wrong: characters that fold or compose, that databases read as patterns, or that are next
-//! to others in an encoding.
+//! They consist of what is easily handled wrong: characters that fold or compose, that databases read as
+//! patterns, or that are next to others in an encoding.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -100,7 +100,8 @@ impl Random {
         self.text(0..12)
     }
 
-    /// Returns an image with the fields that a caller may set. Its repository, if it has one, lacks the namespace.
+    /// Returns an image with the fields that a caller may set. Its repository, if it has one, lacks the
+    /// namespace.
     pub(super) fn image(&mut self) -> api::Image {
         let config = self.config();
         let is_given = self.chance(20) && !matches!(config.source, Some(Source::Pull(_)));

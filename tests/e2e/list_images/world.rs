@@ -334,13 +334,13 @@ async fn build_some(service: &Service, creator: &Caller, model: &mut Model) -> a
 async fn report(actor: &mut Actor, attempt: &Attempt, first: i64, events: Vec<Event>) -> anyhow::Result<()> {
     let last = first + i64::try_from(events.len())? - 1;
     actor.report(attempt, first, events).await;
-    let mut said = actor.next().await?;
-    if matches!(said, FromService::PublishGrant(_)) {
-        said = actor.next().await?;
+    let mut message = actor.next().await?;
+    if matches!(message, FromService::PublishGrant(_)) {
+        message = actor.next().await?;
     }
     anyhow::ensure!(
-        matches!(&said, FromService::ReportAck(ack) if ack.sequence == last),
-        "{said:?} is no acknowledgement of {last}"
+        matches!(&message, FromService::ReportAck(ack) if ack.sequence == last),
+        "{message:?} is no acknowledgement of {last}"
     );
     Ok(())
 }

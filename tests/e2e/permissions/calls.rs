@@ -191,7 +191,7 @@ pub(super) async fn batch(
 }
 
 /// Returns `OK`, or the code, the reason, the forbidden action, and the violated preconditions.
-pub(super) fn said<T>(answer: &Result<T, Status>) -> String {
+pub(super) fn status_text<T>(answer: &Result<T, Status>) -> String {
     let Err(status) = answer else {
         return "OK".to_owned();
     };

@@ -3,7 +3,7 @@
 use proto::images::{self as api, ImageAction, Permission, WatchImagesRequest, watch_images_response::Event};
 use tonic::{Code, Streaming};
 
-use super::{calls::said, cast::client};
+use super::{calls::status_text, cast::client};
 use crate::{
     answers::{fields, reason},
     client::{Client, image},
@@ -149,7 +149,7 @@ async fn a_watch_of_a_build_ends_when_it_goes_out_of_sight() -> anyhow::Result<(
     creator.revoke(&created.id, "bob").await?;
     let ended = tokio::time::timeout(LIMIT, events.message()).await?.expect_err("it is out of sight");
     assert_eq!((ended.code(), reason(&ended).as_str()), (Code::NotFound, "BUILD_NOT_FOUND"));
-    assert_eq!(said(&bob.get_build(&build.id).await), "NotFound BUILD_NOT_FOUND");
+    assert_eq!(status_text(&bob.get_build(&build.id).await), "NotFound BUILD_NOT_FOUND");
     Ok(())
 }
 
@@ -170,17 +170,17 @@ async fn grants_are_no_change_of_the_record() -> anyhow::Result<()> {
         assert_eq!(api::Image { revision: created.revision, ..now }, created);
     }
     // An empty grant is the same as no grant.
-    assert_eq!(said(&bob.get(&created.id).await), "NotFound IMAGE_NOT_FOUND");
+    assert_eq!(status_text(&bob.get(&created.id).await), "NotFound IMAGE_NOT_FOUND");
     assert_eq!(creator.grants(&created.id, 0).await?, []);
 
     creator.grant(&created.id, "bob", &[Permission::Delete]).await?;
     assert_eq!(
-        said(&bob.cancel(&created.id).await),
+        status_text(&bob.cancel(&created.id).await),
         "PermissionDenied ACTION_FORBIDDEN IMAGE_ACTION_CANCEL_BUILD"
     );
     bob.delete(&created.id).await?;
-    assert_eq!(said(&creator.get(&created.id).await), "NotFound IMAGE_NOT_FOUND");
-    assert_eq!(said(&creator.grants(&created.id, 0).await), "NotFound IMAGE_NOT_FOUND");
+    assert_eq!(status_text(&creator.get(&created.id).await), "NotFound IMAGE_NOT_FOUND");
+    assert_eq!(status_text(&creator.grants(&created.id, 0).await), "NotFound IMAGE_NOT_FOUND");
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use self::random::World;
 use super::{
     PATIENT,
-    calls::{said, wording},
+    calls::{status_text, wording},
     cast::{self, Stage},
 };
 use crate::{
@@ -69,14 +69,14 @@ async fn random_writes_have_their_predicted_outcome() -> anyhow::Result<()> {
         let predicted = write.perform(&client, true).await;
         let done = write.perform(&client, false).await;
         assert_eq!(wording(&predicted), wording(&done), "{case}");
-        seen.insert(reason(&said(&done)));
+        seen.insert(reason(&status_text(&done)));
         let (Ok(predicted), Ok(done)) = (predicted, done) else {
             continue;
         };
         world.remember(&done);
         let [predicted, done] = [predicted, done].map(|answer| answer.comparable(&before));
         assert_eq!(predicted, done, "{case}");
-        seen.extend(done.rows.iter().flat_map(|row| row.as_ref().err()).map(|(said, _)| reason(said)));
+        seen.extend(done.rows.iter().flat_map(|row| row.as_ref().err()).map(|(text, _)| reason(text)));
         seen.extend(write.repeats_a_row().then(|| REASONS[15].to_owned()));
     }
     let missing: Vec<_> = REASONS.into_iter().filter(|reason| !seen.contains(*reason)).collect();
@@ -105,7 +105,11 @@ async fn a_grant_too_many_is_predicted() -> anyhow::Result<()> {
                 validate_only,
                 ..Default::default()
             };
-            assert_eq!(said(&creator.access.clone().grant_access(request).await), expected, "{subject}");
+            assert_eq!(
+                status_text(&creator.access.clone().grant_access(request).await),
+                expected,
+                "{subject}"
+            );
         }
     }
     Ok(())
@@ -141,7 +145,7 @@ async fn all(admin: &Client) -> anyhow::Result<BTreeMap<String, api::Image>> {
     Ok(super::by_id(images))
 }
 
-/// Returns the reason in the words of [`said`].
-fn reason(said: &str) -> String {
-    said.split(' ').nth(1).unwrap_or(said).to_owned()
+/// Returns the reason in the words of [`status_text`].
+fn reason(text: &str) -> String {
+    text.split(' ').nth(1).unwrap_or(text).to_owned()
 }

@@ -11,10 +11,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A stream that writes the frames of many HTTP/2 streams at once if they are ready together.
 ///
-/// The task of a connection runs as soon as one stream has a frame, before the others have theirs: a change that is
-/// sent to a hundred watches would cause a hundred writes. Therefore a flush first lets all runnable tasks proceed, and
-/// what they have to send goes with it. HTTP/2 passes every frame of more than 256 bytes by itself to a connection with
-/// vectored writes; this one reports no vectored writes, so that frames of up to a kilobyte are copied together.
+/// The task of a connection runs as soon as one stream has a frame, before the others have theirs: a change
+/// that is sent to a hundred watches would cause a hundred writes. Therefore a flush first lets all runnable
+/// tasks proceed, and what they have to send goes with it. HTTP/2 passes every frame of more than 256 bytes
+/// by itself to a connection with vectored writes; this one reports no vectored writes, so that frames of up
+/// to a kilobyte are copied together.
 #[derive(Debug)]
 pub(super) struct WriteBuffer<T> {
     inner: T,
@@ -83,7 +84,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for WriteBuffer<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.held.is_empty() && !mem::replace(&mut self.is_due, true) {
-            // Returns ready all the same, because HTTP/2 gives no more frames to a connection whose flush is pending.
+            // Returns ready all the same, because HTTP/2 gives no more frames to a connection whose flush is
+            // pending.
             cx.waker().wake_by_ref();
             return Poll::Ready(Ok(()));
         }
@@ -183,16 +185,16 @@ mod tests {
 
     #[test]
     fn a_flush_that_waits_for_others_runs_again() {
-        struct Woken(AtomicUsize);
-        impl Wake for Woken {
+        struct WakeCounter(AtomicUsize);
+        impl Wake for WakeCounter {
             fn wake(self: Arc<Self>) {
                 self.0.fetch_add(1, Ordering::Relaxed);
             }
         }
-        let woken = Arc::new(Woken(0.into()));
-        let waker = Arc::clone(&woken).into();
+        let counter = Arc::new(WakeCounter(0.into()));
+        let waker = Arc::clone(&counter).into();
         let mut cx = Context::from_waker(&waker);
-        let times = || woken.0.load(Ordering::Relaxed);
+        let times = || counter.0.load(Ordering::Relaxed);
         let inner = slow(usize::MAX);
         let mut connection = WriteBuffer::new(Slow { is_ready: true, ..inner.clone() });
         let mut connection = Pin::new(&mut connection);

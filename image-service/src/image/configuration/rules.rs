@@ -41,8 +41,9 @@ pub(super) fn command(text: &str) -> Result<(), &'static str> {
 
 /// Checks the name of a build argument. BuildKit gives some names a meaning of their own.
 ///
-/// Proxies are the operator's, and no part of the engine's cache keys: an author who chose one would choose what later builds
-/// find in the cache. `BUILDKIT_` arguments steer the frontend, for instance to run another one.
+/// Proxies are the operator's, and no part of the engine's cache keys: an author who chose one would choose
+/// what later builds find in the cache. `BUILDKIT_` arguments steer the frontend, for instance to run another
+/// one.
 pub(super) fn build_argument(name: &str) -> Result<(), &'static str> {
     variable(name)?;
     let lower = name.to_ascii_lowercase();
@@ -189,7 +190,8 @@ pub(super) fn digest(text: &str) -> Result<(), &'static str> {
     ContextDigest::parse(text).map(|_| ())
 }
 
-/// Checks the URL of a remote context. It must not hold a password, because everyone who sees the image sees the URL.
+/// Checks the URL of a remote context. It must not hold a password, because everyone who sees the image sees
+/// the URL.
 pub(super) fn remote(url: &str) -> Result<(), &'static str> {
     if url.len() > MAX_URL || !url.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("must have at most 2 KiB of printable ASCII, without spaces");

@@ -11,8 +11,9 @@ const HEAD: &str = "#!/bin/sh
 
 /// Returns a script that runs the start-up commands, starts the services, and executes its arguments.
 ///
-/// The commands run in order, and the services as the image's user. A command that fails and a service that ends are
-/// reported on standard error and stop nothing else, because a workspace has to start to be repaired.
+/// The commands run in order, and the services as the image's user. A command that fails and a service that
+/// ends are reported on standard error and stop nothing else, because a workspace has to start to be
+/// repaired.
 pub(super) fn script(start_commands: &[String], services: &[Service]) -> String {
     let mut script = HEAD.to_owned();
     for (number, command) in (1..).zip(start_commands) {

@@ -1,4 +1,5 @@
-//! Namespaces: the repositories that belong to one creator for ever, so that nobody takes a name that others build from.
+//! Namespaces: the repositories that belong to one creator for ever, so that nobody takes a name that others
+//! build from.
 
 use std::fmt;
 
@@ -49,7 +50,8 @@ impl RepositoryPrefixes {
         Ok(Self(prefixes.to_vec()))
     }
 
-    /// Reports whether a repository lies below one of the prefixes, so that no other image than the catalogue's has it.
+    /// Reports whether a repository lies below one of the prefixes, so that no other image than the
+    /// catalogue's has it.
     ///
     /// A registry that is named by an address counts as the registry of every prefix with its port.
     pub(crate) fn contain(&self, repository: &str) -> bool {

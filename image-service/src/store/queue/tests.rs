@@ -101,7 +101,7 @@ async fn a_waiting_head_holds_up_nothing_behind_it() -> Outcome {
     const WAITING: usize = 20;
     let directory = tempfile::tempdir()?;
     let store = open(&directory, None).await?;
-    // Online on another replica, as far as this one can tell.
+    // Online on another replica, as far as this one knows.
     store.open_session(&Hello { name: "w2".to_owned(), ..hello(1) }, Uuid::new_v4()).await?;
     let mut waiting = Vec::new();
     for _ in 0..WAITING {

@@ -17,8 +17,8 @@ fn insert(txn: &WriteTransaction, n: i64) {
 
 /// Counts the numbers below a limit.
 async fn below(db: &impl ConnectionTrait, limit: i64) -> Result<i64, DbErr> {
-    let asked = statement("SELECT COUNT(*) FROM numbers WHERE n < ? AND of = 'of ' || n", [limit.into()]);
-    let found = db.query_one_raw(asked).await?;
+    let query = statement("SELECT COUNT(*) FROM numbers WHERE n < ? AND of = 'of ' || n", [limit.into()]);
+    let found = db.query_one_raw(query).await?;
     found.map_or(Ok(-1), |row| row.try_get_by_index(0))
 }
 
@@ -42,7 +42,7 @@ async fn deferred_writes_are_visible_to_later_queries() -> Result<(), Box<dyn Er
     assert_eq!(changed.expect("changed").rows_affected(), 1, "of this statement alone");
     txn.defer_raw(statement("DELETE FROM numbers WHERE n = ?", [0.into()]));
     let numbered = statement("SELECT COUNT(*) FROM numbers WHERE n <> $1", [1.into()]);
-    let found = txn.query_one_raw(numbered).await.expect("asked").expect("a row");
+    let found = txn.query_one_raw(numbered).await.expect("a query").expect("a row");
     assert_eq!(found.try_get_by_index::<i64>(0), Ok(count - 1));
     insert(&txn, 0);
     txn.commit().await.expect("committed");

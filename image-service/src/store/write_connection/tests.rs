@@ -71,7 +71,7 @@ async fn until_waiting(store: &Store, count: usize) {
 
 /// The outcome of a write.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-enum Fate {
+enum WriteOutcome {
     Committed,
     RolledBack,
     Dropped,
@@ -80,7 +80,7 @@ enum Fate {
     Failed,
     /// Failure of a deferred statement, before the next query or before the commit.
     FailedLate {
-        is_asked: bool,
+        has_query: bool,
     },
     /// Commit after a failed statement.
     Reckless,
@@ -88,7 +88,7 @@ enum Fate {
     Inconsistent,
 }
 
-impl Fate {
+impl WriteOutcome {
     async fn run(self, store: &Store, n: i64) -> Result<(), Error> {
         let caller = caller(&format!("{n}"));
         let txn = store.write(Turn::Caller(&caller)).await?;
@@ -103,11 +103,11 @@ impl Fate {
                 Ok(())
             }
             Self::Failed => insert(&txn, n).await,
-            Self::FailedLate { is_asked } => {
+            Self::FailedLate { has_query } => {
                 let sql = format!("INSERT INTO numbers VALUES ({n})");
                 txn.defer_raw(Statement::from_string(store.backend(), sql));
                 let select = Statement::from_string(store.backend(), "SELECT n FROM numbers");
-                if is_asked { Ok(txn.query_all_raw(select).await.map(drop)?) } else { txn.commit().await }
+                if has_query { Ok(txn.query_all_raw(select).await.map(drop)?) } else { txn.commit().await }
             }
             Self::Inconsistent => {
                 txn.execute_unprepared("INSERT INTO numbered VALUES (-1)").await?;
@@ -122,14 +122,14 @@ impl Fate {
     }
 }
 
-/// Writes 0 while writes of 1 and up with these fates wait. Returns all results in this order.
-async fn run_together(store: &Store, fates: &[Fate]) -> Result<Vec<Result<(), Error>>, Error> {
+/// Writes 0 while writes of 1 and up with these outcomes wait. Returns all results in this order.
+async fn run_together(store: &Store, outcomes: &[WriteOutcome]) -> Result<Vec<Result<(), Error>>, Error> {
     let first = store.write(Turn::Background).await?;
     let mut writes = Vec::new();
-    for (number, fate) in fates.iter().copied().enumerate() {
+    for (number, outcome) in outcomes.iter().copied().enumerate() {
         let (store, n) = (store.clone(), i64::try_from(number).unwrap_or(0) + 1);
         let waiting = store.clone();
-        writes.push(tokio::spawn(async move { fate.run(&store, n).await }));
+        writes.push(tokio::spawn(async move { outcome.run(&store, n).await }));
         until_waiting(&waiting, number + 1).await;
     }
     insert(&first, 0).await?;
@@ -142,26 +142,26 @@ async fn run_together(store: &Store, fates: &[Fate]) -> Result<Vec<Result<(), Er
 
 #[tokio::test]
 async fn a_rolled_back_write_leaves_no_trace_and_its_neighbours_stay() -> Tested {
-    use Fate::{Cancelled, Committed, Dropped, Failed, FailedLate, Reckless, RolledBack};
-    let late = |is_asked| FailedLate { is_asked };
+    use WriteOutcome::{Cancelled, Committed, Dropped, Failed, FailedLate, Reckless, RolledBack};
+    let late = |has_query| FailedLate { has_query };
     let failing = [Failed, Reckless, late(false), late(true)];
     on_each_database(async |store| {
         for seed in 0..20 {
             let mut random = fastrand::Rng::with_seed(seed);
-            let mut fates: Vec<Fate> = (0..random.usize(1..20))
+            let mut outcomes: Vec<WriteOutcome> = (0..random.usize(1..20))
                 .filter_map(|_| {
                     let others = [Committed, Committed, Committed, RolledBack, Dropped, Cancelled];
                     random.choice(others.into_iter().chain(failing).collect::<Vec<_>>())
                 })
                 .collect();
-            let results = run_together(&store, &fates).await?;
-            fates.insert(0, Committed);
+            let results = run_together(&store, &outcomes).await?;
+            outcomes.insert(0, Committed);
             let mut expected = Vec::new();
-            for ((n, fate), result) in (0..).zip(&fates).zip(&results) {
-                assert_eq!(result.is_err(), failing.contains(fate), "{fate:?}: {result:?}");
-                expected.extend((*fate == Committed).then_some(n));
+            for ((n, outcome), result) in (0..).zip(&outcomes).zip(&results) {
+                assert_eq!(result.is_err(), failing.contains(outcome), "{outcome:?}: {result:?}");
+                expected.extend((*outcome == Committed).then_some(n));
             }
-            assert_eq!(numbers(&store).await?, expected, "seed {seed}: {fates:?}");
+            assert_eq!(numbers(&store).await?, expected, "seed {seed}: {outcomes:?}");
             store.execute("DELETE FROM numbers").await?;
         }
         Ok(())
@@ -170,15 +170,18 @@ async fn a_rolled_back_write_leaves_no_trace_and_its_neighbours_stay() -> Tested
 }
 
 #[tokio::test]
-async fn when_the_commit_fails_all_are_told_and_the_next_write_finds_out_what_is_known() -> Tested {
+async fn when_the_commit_fails_all_are_notified_and_the_next_write_finds_out_what_is_known() -> Tested {
     on_each_database(async |store| {
         let checked_by_commit =
             "CREATE TABLE numbered (n BIGINT REFERENCES numbers (n) DEFERRABLE INITIALLY DEFERRED)";
         store.execute(checked_by_commit).await?;
         // On a slow machine they may not be in one group at first.
         loop {
-            let results =
-                run_together(&store, &[Fate::Inconsistent, Fate::Committed, Fate::RolledBack]).await?;
+            let results = run_together(
+                &store,
+                &[WriteOutcome::Inconsistent, WriteOutcome::Committed, WriteOutcome::RolledBack],
+            )
+            .await?;
             let committed = numbers(&store).await?;
             let [first, Err(Error::Busy), other, reader] = results.as_slice() else { panic!("{results:?}") };
             assert_eq!(committed.contains(&0), first.is_ok(), "{results:?}");
@@ -204,9 +207,9 @@ async fn server_process(txn: &WriteTransaction) -> Result<i32, Box<dyn StdError>
 
 /// Terminates a server process and waits until it is gone.
 async fn terminate(store: &Store, process: i32) -> Tested {
-    let ask = |sql: String| store.reader.query_one_raw(Statement::from_string(DbBackend::Postgres, sql));
-    ask(format!("SELECT pg_terminate_backend({process})")).await?;
-    while ask(format!("SELECT 1 FROM pg_stat_activity WHERE pid = {process}")).await?.is_some() {
+    let query = |sql: String| store.reader.query_one_raw(Statement::from_string(DbBackend::Postgres, sql));
+    query(format!("SELECT pg_terminate_backend({process})")).await?;
+    while query(format!("SELECT 1 FROM pg_stat_activity WHERE pid = {process}")).await?.is_some() {
         yield_now().await;
     }
     Ok(())

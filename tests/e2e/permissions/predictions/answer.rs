@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proto::images as api;
 use tonic::Status;
 
-use crate::permissions::calls::{said, wording};
+use crate::permissions::calls::{status_text, wording};
 
 /// The answer to any write.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ impl Answer {
         let build = self.build.map(|build| comparable_build(build, before));
         let rows = self.images.into_iter().map(|row| match row {
             Ok(image) => Ok(comparable_image(image, before)),
-            Err(_) => Err((said(&row), format!("{:?}", wording(&row)))),
+            Err(_) => Err((status_text(&row), format!("{:?}", wording(&row)))),
         });
         Comparable { rows: rows.collect(), build, grant: self.grant, worker: self.worker }
     }
