@@ -3,7 +3,9 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     io::{self, Read, Write},
+    os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
 };
 
@@ -22,10 +24,12 @@ pub(crate) enum Compression {
 /// The files of a context that decide about its build.
 #[derive(Debug, Default)]
 pub(crate) struct BuildFiles {
-    /// Text of the Dockerfile; empty if there is none.
-    pub(crate) dockerfile: String,
+    /// First MiB of the Dockerfile; empty if there is none.
+    pub(crate) dockerfile: Vec<u8>,
     /// Text of the `.dockerignore` file; empty if there is none.
     pub(crate) ignore: String,
+    /// Targets of hard links, each with all of its links, in order.
+    pub(crate) hard_links: BTreeMap<PathBuf, Vec<PathBuf>>,
 }
 
 /// The reason why an archive cannot be given to the engine.
@@ -67,51 +71,114 @@ pub(crate) fn open<'a>(tar: impl Read + 'a, compression: Compression) -> Archive
     })
 }
 
-/// Finds the Dockerfile at `path` in a tar, and the `.dockerignore` file that counts for it.
+/// Finds the Dockerfile at `path` in a tar, and the `.dockerignore` file that counts for it, which may be a symbolic link.
+///
+/// `reopen` opens the tar from its beginning.
 ///
 /// # Errors
 ///
 /// Returns an error if the tar cannot be read.
-pub(crate) fn build_files(tar: &mut Archive<impl Read>, path: &str) -> io::Result<BuildFiles> {
+pub(crate) fn build_files<R: Read>(reopen: impl Fn() -> Archive<R>, path: &str) -> io::Result<BuildFiles> {
     let path = plain(Path::new(path));
     let of_dockerfile = PathBuf::from(format!("{}.dockerignore", path.display()));
     let mut files = BuildFiles::default();
-    let mut has_own = false;
-    for entry in tar.entries()? {
+    let mut links = BTreeMap::new();
+    let (mut own, mut common) = (None, None);
+    for entry in reopen().entries()? {
         let mut entry = entry?;
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
+        let kind = entry.header().entry_type();
         let found = plain(&entry.path()?);
-        if found == path {
-            files.dockerfile = text(&mut entry)?;
+        if kind.is_symlink() {
+            let target = entry.link_name()?.unwrap_or_default().into_owned();
+            links.insert(found, target);
+        } else if kind.is_hard_link() {
+            let target = plain(&entry.link_name()?.unwrap_or_default());
+            files.hard_links.entry(target).or_default().push(found);
+        } else if !kind.is_file() {
+            // A directory, or a device.
+        } else if found == path {
+            files.dockerfile = prefix(&mut entry)?;
         } else if found == of_dockerfile {
-            files.ignore = text(&mut entry)?;
-            has_own = true;
-        } else if !has_own && found == Path::new(".dockerignore") {
-            files.ignore = text(&mut entry)?;
+            own = Some(text(&mut entry)?);
+        } else if found == Path::new(COMMON) {
+            common = Some(text(&mut entry)?);
         }
     }
+    let linked = |name: &Path| resolved(&links, name).map_or(Ok(None), |target| file_at(&reopen, &target));
+    if own.is_none() {
+        own = linked(&of_dockerfile)?;
+    }
+    if own.is_none() && common.is_none() {
+        common = linked(Path::new(COMMON))?;
+    }
+    files.ignore = own.or(common).unwrap_or_default();
     Ok(files)
+}
+
+/// Name of the `.dockerignore` file that counts for any Dockerfile without one of its own.
+const COMMON: &str = ".dockerignore";
+
+/// Follows the symbolic links of a tar from `name`, if that is one, to a path that is none.
+fn resolved(links: &BTreeMap<PathBuf, PathBuf>, name: &Path) -> Option<PathBuf> {
+    /// Maximum number of links that lead to a file.
+    const MAX_LINKS: usize = 40;
+    let mut path = links.contains_key(name).then(|| name.to_owned())?;
+    for _ in 0..MAX_LINKS {
+        let Some(target) = links.get(&path) else { return Some(path) };
+        // Nothing outside of the context is read; docker, too, looks at absolute targets within it.
+        let mut next =
+            path.parent().filter(|_| !target.is_absolute()).unwrap_or_else(|| Path::new("")).to_owned();
+        for component in target.components() {
+            match component {
+                Component::Normal(name) => next.push(name),
+                Component::ParentDir => {
+                    next.pop();
+                }
+                Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+            }
+        }
+        path = next;
+    }
+    None
+}
+
+/// Returns the text of a file of a tar, if it is there.
+fn file_at<R: Read>(reopen: &impl Fn() -> Archive<R>, path: &Path) -> io::Result<Option<String>> {
+    for entry in reopen().entries()? {
+        let mut entry = entry?;
+        if entry.header().entry_type().is_file() && plain(&entry.path()?) == path {
+            return text(&mut entry).map(Some);
+        }
+    }
+    Ok(None)
 }
 
 /// Writes what the engine gets of a tar; a Dockerfile that is given as text replaces the tar's own.
 ///
-/// The Dockerfile at `path` stays even if it is excluded, because the build reads it.
+/// The Dockerfile at `path` stays even if it is excluded, because the build reads it. A hard link to an excluded file
+/// takes its place.
 ///
 /// # Errors
 ///
-/// Returns [`ArchiveError::Refused`] if a hard link leads to an excluded file, and [`ArchiveError::Io`] if
-/// the tar cannot be read or the result cannot be written.
+/// Returns an error if the tar cannot be read or the result cannot be written.
 pub(crate) fn write(
     tar: &mut Archive<impl Read>,
     ignore: &DockerIgnore,
+    hard_links: &BTreeMap<PathBuf, Vec<PathBuf>>,
     path: &str,
     dockerfile: Option<&str>,
     out: impl Write,
 ) -> Result<(), ArchiveError> {
     let dockerfile_path = plain(Path::new(path));
+    let excludes = |path: &Path| path != dockerfile_path && ignore.excludes(&path.to_string_lossy());
+    // The path at which the content of a file is: that of its first link that is kept, if the file itself is not.
+    let place = |target: &Path| {
+        let links = || hard_links.get(target).into_iter().flatten();
+        if excludes(target) { links().find(|link| !excludes(link)).cloned() } else { Some(target.to_owned()) }
+    };
     let mut out = Builder::new(out);
+    // The engine recognises a tar by the whole of its first entry, if that is short.
+    out.append_data(&mut directory(), "./", io::empty())?;
     // Directories that are excluded, but may have a file that is not.
     let mut waiting: BTreeMap<PathBuf, Header> = BTreeMap::new();
     for entry in tar.entries()? {
@@ -121,15 +188,17 @@ pub(crate) fn write(
         if path.as_os_str().is_empty() || !is_kept(kind) {
             continue;
         }
-        let is_dockerfile = path == dockerfile_path;
-        if is_dockerfile && dockerfile.is_some() {
+        if path == dockerfile_path && dockerfile.is_some() {
             continue;
         }
         let mut header = root_owned(&entry);
-        if !is_dockerfile && ignore.excludes(&path.to_string_lossy()) {
-            if kind.is_dir() {
-                waiting.insert(path, header);
-            }
+        let path = match has_content(kind) {
+            true => place(&path),
+            false => Some(path).filter(|path| kind.is_dir() || !excludes(path)),
+        };
+        let Some(path) = path else { continue };
+        if kind.is_dir() && excludes(&path) {
+            waiting.insert(path, header);
             continue;
         }
         for above in path.ancestors().skip(1).collect::<Vec<_>>().into_iter().rev() {
@@ -139,15 +208,19 @@ pub(crate) fn write(
         }
         if kind.is_hard_link() {
             let target = plain(&entry.link_name()?.unwrap_or_default());
-            if ignore.excludes(&target.to_string_lossy()) {
-                let rule =
-                    format!("{}: is a hard link to a file that .dockerignore excludes", path.display());
-                return Err(ArchiveError::Refused(rule));
+            match place(&target) {
+                // The content was written here.
+                Some(target) if target == path => {}
+                Some(target) => out.append_link(&mut header, &path, &target)?,
+                None => {}
             }
-            out.append_link(&mut header, &path, &target)?;
         } else if kind.is_symlink() {
-            let target = entry.link_name()?.unwrap_or_default().into_owned();
-            out.append_link(&mut header, &path, &target)?;
+            let target = entry.link_name_bytes().unwrap_or_default().into_owned();
+            // As it is: `a//b` stays, where it fits.
+            match header.set_link_name_literal(&target) {
+                Ok(()) => out.append_data(&mut header, &path, io::empty())?,
+                Err(_) => out.append_link(&mut header, &path, OsStr::from_bytes(&target))?,
+            }
         } else {
             out.append_data(&mut header, &path, &mut entry)?;
         }
@@ -157,6 +230,18 @@ pub(crate) fn write(
     }
     out.into_inner()?.flush()?;
     Ok(())
+}
+
+/// Returns the header of the context's own directory.
+fn directory() -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::Directory);
+    header.set_size(0);
+    header.set_mode(0o755);
+    header.set_mtime(0);
+    header.set_uid(0);
+    header.set_gid(0);
+    header
 }
 
 /// Appends a file that is owned by root.
@@ -190,7 +275,8 @@ fn root_owned(entry: &Entry<'_, impl Read>) -> Header {
     header.set_entry_type(if has_content(kind) { EntryType::Regular } else { kind });
     header.set_size(if has_content(kind) { entry.size() } else { 0 });
     header.set_mode(entry.header().mode().unwrap_or(0o644));
-    header.set_mtime(entry.header().mtime().unwrap_or(0));
+    // No time before 1970 fits in this format.
+    header.set_mtime(entry.header().mtime().ok().filter(|time| i64::try_from(*time).is_ok()).unwrap_or(0));
     header.set_uid(0);
     header.set_gid(0);
     header
@@ -202,10 +288,35 @@ fn root_owned(entry: &Entry<'_, impl Read>) -> Header {
 ///
 /// Returns an error if the file cannot be read.
 pub(crate) fn text(file: impl Read) -> io::Result<String> {
+    Ok(String::from_utf8_lossy(&prefix(file)?).into_owned())
+}
+
+/// Returns the first MiB of a file.
+///
+/// # Errors
+///
+/// Returns an error if the file cannot be read.
+pub(crate) fn prefix(file: impl Read) -> io::Result<Vec<u8>> {
     const MAX_BYTES: u64 = 1024 * 1024;
     let mut bytes = Vec::new();
     file.take(MAX_BYTES).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(bytes)
+}
+
+/// Returns the text of a Dockerfile.
+///
+/// # Errors
+///
+/// Returns [`ArchiveError::Refused`] if it is compressed or in UTF-16, which no engine reads.
+pub(crate) fn dockerfile_text(bytes: &[u8]) -> Result<String, ArchiveError> {
+    const GZIP: &[u8] = &[0x1f, 0x8b];
+    const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+    const UTF_16: [&[u8]; 2] = [&[0xff, 0xfe], &[0xfe, 0xff]];
+    if [GZIP, ZSTD].iter().chain(&UTF_16).any(|with| bytes.starts_with(with)) {
+        let rule = "the Dockerfile is compressed or in UTF-16: it must be text in UTF-8";
+        return Err(ArchiveError::Refused(rule.to_owned()));
+    }
+    Ok(String::from_utf8_lossy(bytes).into_owned())
 }
 
 /// Returns a path without what leads nowhere, such as `./`.
@@ -245,8 +356,10 @@ mod tests {
 
     fn written(tar: &[u8], ignore: &str, dockerfile: Option<&str>) -> Result<Vec<String>, ArchiveError> {
         let ignore = DockerIgnore::parse(ignore).expect("patterns");
+        let reopen = || open(Cursor::new(tar), Compression::None);
+        let links = build_files(reopen, "Dockerfile")?.hard_links;
         let mut out = Vec::new();
-        write(&mut open(Cursor::new(tar), Compression::None), &ignore, "Dockerfile", dockerfile, &mut out)?;
+        write(&mut reopen(), &ignore, &links, "Dockerfile", dockerfile, &mut out)?;
         let mut listed = Vec::new();
         for entry in open(Cursor::new(out), Compression::None).entries().expect("a tar") {
             let mut entry = entry.expect("an entry");
@@ -282,6 +395,7 @@ mod tests {
             (EntryType::Fifo, "pipe", "", 0),
         ]);
         let all = [
+            "./",
             "Dockerfile: FROM a",
             "secrets",
             "secrets/key: k",
@@ -293,11 +407,14 @@ mod tests {
         ];
         assert_eq!(written(&tar, "", None).expect("a tar"), all);
         let few = written(&tar, "*\n!secrets/public\n!again", Some("FROM b")).expect("a tar");
-        assert_eq!(few, ["secrets", "secrets/public: p", "again to secrets/public", "Dockerfile: FROM b"]);
+        assert_eq!(
+            few,
+            ["./", "secrets", "secrets/public: p", "again to secrets/public", "Dockerfile: FROM b"]
+        );
         let kept = written(&tar, "**\n", None).expect("a tar");
-        assert_eq!(kept, ["Dockerfile: FROM a"], "the build reads it");
-        let refused = written(&tar, "secrets", None).expect_err("a link to nothing");
-        assert!(matches!(&refused, ArchiveError::Refused(rule) if rule.starts_with("again: ")), "{refused}");
+        assert_eq!(kept, ["./", "Dockerfile: FROM a"], "the build reads it");
+        let moved = written(&tar, "secrets\nx\npython\nshared", None).expect("a tar");
+        assert_eq!(moved, ["./", "Dockerfile: FROM a", "again: p"]);
     }
 
     #[test]
@@ -309,9 +426,47 @@ mod tests {
             (file, "./docker/Dev", "FROM a", 0),
         ]);
         let found =
-            |path: &str| build_files(&mut open(Cursor::new(&tar), Compression::None), path).expect("a tar");
-        assert_eq!((&*found("docker/Dev").ignore, &*found("docker/Dev").dockerfile), ("own", "FROM a"));
-        assert_eq!((&*found("Dockerfile").ignore, &*found("Dockerfile").dockerfile), ("common", ""));
+            |path: &str| build_files(|| open(Cursor::new(&tar), Compression::None), path).expect("a tar");
+        assert_eq!((&*found("docker/Dev").ignore, &*found("docker/Dev").dockerfile), ("own", &b"FROM a"[..]));
+        assert_eq!((&*found("Dockerfile").ignore, &*found("Dockerfile").dockerfile), ("common", &b""[..]));
+    }
+
+    #[test]
+    fn an_ignore_file_may_be_a_link_within_the_context() {
+        let (file, link) = (EntryType::Regular, EntryType::Symlink);
+        for (target, expected) in [
+            (".gitignore", "git"),
+            ("./a/../.gitignore", "git"),
+            ("/.gitignore", "git"),
+            ("../../.gitignore", "git"),
+            ("second", "git"),
+            (".dockerignore", ""),
+            ("nothing", ""),
+        ] {
+            let tar = tar_of(&[
+                (link, ".dockerignore", target, 0),
+                (link, "second", ".gitignore", 0),
+                (file, ".gitignore", "git", 0),
+            ]);
+            let found = build_files(|| open(Cursor::new(&tar), Compression::None), "Dockerfile");
+            assert_eq!(found.expect("a tar").ignore, expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn a_dockerfile_is_text() {
+        for (content, is_text) in [
+            (&b"FROM a"[..], true),
+            (b"\xef\xbb\xbfFROM a", true),
+            (b"# caf\xe9\nFROM a", true),
+            (b"", true),
+            (b"\x1f\x8b\x08", false),
+            (b"\xff\xfeF\0", false),
+            (b"\xfe\xff\0F", false),
+            (b"\x28\xb5\x2f\xfd", false),
+        ] {
+            assert_eq!(dockerfile_text(content).is_ok(), is_text, "{content:?}");
+        }
     }
 
     #[test]

@@ -11,7 +11,9 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::{
     context::{Context, LargeContext, dockerfile_path},
-    context_archive::{ArchiveError, BuildFiles, Compression, build_files, open, text, write},
+    context_archive::{
+        ArchiveError, BuildFiles, Compression, build_files, dockerfile_text, open, prefix, write,
+    },
     context_writer,
     dockerignore::DockerIgnore,
     spool::Spool,
@@ -53,28 +55,35 @@ pub(crate) async fn prepare(
     let Findings { compression, files } = match &context {
         Context::Small(bytes) => Findings {
             compression: Some(Compression::None),
-            files: build_files(&mut open(Cursor::new(bytes.clone()), Compression::None), &path)?,
+            files: build_files(|| open(Cursor::new(bytes.clone()), Compression::None), &path)?,
         },
-        Context::Large(_) => {
-            let (reader, path) = (reader(&context), path.clone());
-            tokio::task::spawn_blocking(move || find(reader, &path)).await.map_err(io::Error::other)??
+        Context::Large(large) => {
+            let (large, path) = (Arc::clone(large), path.clone());
+            let found = tokio::task::spawn_blocking(move || {
+                find(|| reader(&Context::Large(Arc::clone(&large))), &path)
+            });
+            found.await.map_err(io::Error::other)??
         }
     };
     let ignore = DockerIgnore::parse(&files.ignore).map_err(ArchiveError::Refused)?;
-    let dockerfile = given.clone().unwrap_or(files.dockerfile);
+    let dockerfile = match &given {
+        Some(text) => text.clone(),
+        None => dockerfile_text(&files.dockerfile)?,
+    };
     let context = match (&context, compression) {
         (_, None) => context,
         (Context::Small(bytes), Some(compression)) => {
             let mut packed = Vec::new();
             let mut tar = open(Cursor::new(bytes.clone()), compression);
-            write(&mut tar, &ignore, &path, given.as_deref(), &mut packed)?;
+            write(&mut tar, &ignore, &files.hard_links, &path, given.as_deref(), &mut packed)?;
             Context::Small(Bytes::from(packed))
         }
         (Context::Large(_), Some(compression)) => {
             let (reader, path) = (reader(&context), path.clone());
             let empty = LargeContext::new(spool.create().await?);
             let filled = context_writer::fill(empty, move |out| {
-                write(&mut open(reader, compression), &ignore, &path, given.as_deref(), out)
+                let hard_links = &files.hard_links;
+                write(&mut open(reader, compression), &ignore, hard_links, &path, given.as_deref(), out)
             });
             Context::Large(Arc::new(filled.await?))
         }
@@ -82,22 +91,32 @@ pub(crate) async fn prepare(
     Ok(PreparedContext { context, dockerfile, path })
 }
 
-fn reader(context: &Context) -> impl Read + Send + 'static {
+fn reader(context: &Context) -> impl Read + Send + use<> {
     SyncIoBridge::new(StreamReader::new(context.bytes()))
 }
 
-fn find(mut context: impl Read, path: &str) -> io::Result<Findings> {
-    let mut prefix = Vec::new();
-    context.by_ref().take(Compression::PREFIX as u64).read_to_end(&mut prefix)?;
-    let compression = Compression::of_tar(&prefix);
-    let is_text = !prefix.contains(&0);
-    let whole = Cursor::new(prefix).chain(context);
+/// Reads a context, which `reopen` opens from its beginning.
+fn find<R: Read + 'static>(reopen: impl Fn() -> R, path: &str) -> Result<Findings, ArchiveError> {
+    let mut begin = Vec::new();
+    reopen().take(Compression::PREFIX as u64).read_to_end(&mut begin)?;
+    let compression = Compression::of_tar(&begin);
     let files = match compression {
-        Some(compression) => build_files(&mut open(whole, compression), path)?,
-        None if is_text => BuildFiles { dockerfile: text(whole)?, ..BuildFiles::default() },
-        None => BuildFiles::default(),
+        Some(compression) => build_files(|| open(reopen(), compression), path)?,
+        None if is_packed(&begin) => BuildFiles::default(),
+        None if begin.contains(&0) => {
+            let rule = "the context is neither a Dockerfile nor a tar, plain or in gzip, bzip2 or xz";
+            return Err(ArchiveError::Refused(rule.to_owned()));
+        }
+        None => BuildFiles { dockerfile: prefix(reopen())?, ..BuildFiles::default() },
     };
     Ok(Findings { compression, files })
+}
+
+/// Reports whether a file is compressed in a way that the engine can unpack.
+fn is_packed(prefix: &[u8]) -> bool {
+    const BZIP2: &[u8] = b"BZh";
+    const XZ: &[u8] = b"\xfd7zXZ\0";
+    prefix.starts_with(BZIP2) || prefix.starts_with(XZ)
 }
 
 #[cfg(test)]
@@ -129,12 +148,15 @@ mod tests {
         let build = DockerBuild { dockerfile: "FROM a".to_owned(), ..DockerBuild::default() };
         let alone =
             prepare(Context::Small(pack(&build).expect("a tar")), &build, &spool).await.expect("valid");
-        assert_eq!((&*alone.dockerfile, listed(&alone).await), ("FROM a", vec!["Dockerfile".to_owned()]));
+        assert_eq!(
+            (&*alone.dockerfile, listed(&alone).await),
+            ("FROM a", vec!["./".to_owned(), "Dockerfile".to_owned()])
+        );
         let files = vec![file(".dockerignore", "*.key\n"), file("a.key", "k"), file("b", "b")];
         let build = DockerBuild { files, ..build };
         let some =
             prepare(Context::Small(pack(&build).expect("a tar")), &build, &spool).await.expect("valid");
-        assert_eq!(listed(&some).await, [".dockerignore", "b", "Dockerfile"]);
+        assert_eq!(listed(&some).await, ["./", ".dockerignore", "b", "Dockerfile"]);
         let build = DockerBuild { files: vec![file(".dockerignore", "[")], ..build };
         let refused = prepare(Context::Small(pack(&build).expect("a tar")), &build, &spool).await;
         assert!(matches!(refused, Err(ArchiveError::Refused(_))), "{refused:?}");
@@ -158,7 +180,7 @@ mod tests {
             let prepared = prepare(Context::Large(Arc::new(context)), &build, &spool).await.expect("valid");
             assert_eq!(prepared.dockerfile, dockerfile);
             if dockerfile == "FROM a" {
-                assert_eq!(listed(&prepared).await, ["Dockerfile", "b"]);
+                assert_eq!(listed(&prepared).await, ["./", "Dockerfile", "b"]);
             }
         }
     }
