@@ -21,6 +21,7 @@ use crate::reference;
 
 mod config_file;
 mod helper;
+mod json;
 #[cfg(test)]
 mod tests;
 
@@ -113,10 +114,13 @@ impl DockerConfig {
         match origin {
             Origin::Nothing => Ok(None),
             Origin::Entry(credentials) => Ok(Some(credentials)),
-            Origin::Helper { name, server } => self.helpers.get(&name, &server).await.map_err(|error| {
-                tracing::warn!(registry = host, %error, "a credential helper has failed");
-                unavailable(error.to_string())
-            }),
+            Origin::Helper { name, server, in_file } => match self.helpers.get(&name, &server).await {
+                Ok(found) => Ok(found),
+                Err(error) => {
+                    tracing::warn!(registry = host, %error, "a credential helper has failed");
+                    in_file.map(Some).ok_or_else(|| unavailable(error.to_string()))
+                }
+            },
         }
     }
 

@@ -140,6 +140,8 @@ fn install_helpers(directory: &Path) -> anyhow::Result<()> {
         ("token", r#"echo '{"Username": "<token>", "Secret": "t0"}'"#),
         ("lacks", "echo 'credentials not found in native keychain'; exit 1"),
         ("fails", "echo 'no such keychain'; exit 2"),
+        ("lower", r#"echo '{"username": "helped", "secret": "1"}'; echo '}'"#),
+        ("leaves", r#"echo '{"Username": "helped", "Secret": "1"}'; sleep 3 &"#),
     ] {
         let path = directory.join(format!("docker-credential-{name}"));
         fs::write(&path, format!("#!/bin/sh\ncat > /dev/null\n{script}\n"))?;
@@ -196,6 +198,12 @@ async fn a_registry_gets_what_the_docker_command_sends() -> anyhow::Result<()> {
             "",
         ),
         (json!({ "auths": { &host: plain }, "credHelpers": { &host: "finds" } }), "helped:1", ""),
+        (helped("lower"), "helped:1", ""),
+        (helped("leaves"), "helped:1", ""),
+        (json!({ "auths": { &host: plain.clone() }, "credsStore": "missing" }), "plain:secret", ""),
+        (json!({ "auths": { &host: plain.clone() }, "credsStore": "fails" }), "plain:secret", ""),
+        (json!({ "Auths": { &host: { "Auth": AUTH } } }), "plain:secret", ""),
+        (auths(host.clone(), json!({ "auth": "cGxhaW46\nc2VjcmV0" })), "plain:secret", ""),
         // The docker command ignores these; so does the worker, but it reports them with the refusal.
         (stored("fails"), "nothing", "docker-credential-fails has failed"),
         (helped("fails"), "nothing", "docker-credential-fails has failed"),

@@ -8,17 +8,19 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use serde::Deserialize;
-use serde_json::error::Category;
+use serde_json::Value;
 
-use super::Credentials;
+use super::{Credentials, json};
 use crate::reference;
 
-/// The members of `config.json` that a worker uses. As in Docker, each may be `null`.
+/// The members of `config.json` that a worker uses, by their names in lower case. As in Docker, each may be `null`.
 #[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
+#[serde(default)]
 pub(super) struct ConfigFile {
     auths: Option<BTreeMap<String, Option<Entry>>>,
+    #[serde(rename = "credsstore")]
     creds_store: Option<String>,
+    #[serde(rename = "credhelpers")]
     cred_helpers: Option<BTreeMap<String, Option<String>>>,
     /// Restrictions of the credentials with these keys.
     trailer: Option<BTreeMap<String, Restriction>>,
@@ -33,8 +35,8 @@ pub(super) enum Origin {
     Nothing,
     /// The file itself holds them.
     Entry(Credentials),
-    /// A credential helper has them, by the name of the server.
-    Helper { name: String, server: String },
+    /// A credential helper has them, by the name of the server. If it fails, those in the file count, as in Docker.
+    Helper { name: String, server: String, in_file: Option<Credentials> },
 }
 
 /// The credentials in the file for a registry, or for a path of it.
@@ -85,13 +87,17 @@ impl ConfigFile {
         if content.trim_ascii().is_empty() {
             return Err("it is empty".to_owned());
         }
-        let config: Self = serde_json::from_slice(content).map_err(|error| {
-            let fault = match error.classify() {
-                Category::Data => "it is not a Docker configuration",
-                Category::Io | Category::Syntax | Category::Eof => "it is not JSON",
-            };
-            format!("{fault}: see line {}, column {}", error.line(), error.column())
+        let value = json::first(content).map_err(|error| {
+            format!("it is not JSON: see line {}, column {}", error.line(), error.column())
         })?;
+        let mut value = json::in_lower_case(value);
+        let auths = value.get_mut("auths").and_then(Value::as_object_mut).into_iter().flatten();
+        for entry in auths.map(|(_, entry)| entry) {
+            *entry = json::in_lower_case(entry.take());
+        }
+        // The error would quote the content.
+        let config: Self =
+            serde_json::from_value(value).map_err(|_| "it is not a Docker configuration".to_owned())?;
         match config.trailer.iter().flatten().find(|(key, _)| !config.has_credentials(&Scope::parse(key))) {
             Some((key, _)) => {
                 Err(format!("`trailer` names {key:?}, for which it has neither entry nor helper"))
@@ -151,7 +157,10 @@ impl ConfigFile {
             (Some((scope, entry)), Some(_)) if !scope.path.is_empty() || is_set(&entry.registrytoken) => {
                 entry.credentials().map(Origin::Entry)
             }
-            (_, Some(name)) => Ok(Origin::Helper { name: name.to_owned(), server: server.to_owned() }),
+            (entry, Some(name)) => {
+                let in_file = entry.and_then(|(_, entry)| entry.credentials().ok());
+                Ok(Origin::Helper { name: name.to_owned(), server: server.to_owned(), in_file })
+            }
             (Some((_, entry)), None) => entry.credentials().map(Origin::Entry),
             (None, None) => Ok(Origin::Nothing),
         }
@@ -249,6 +258,8 @@ fn decode(auth: &str) -> Option<(String, String)> {
         &STANDARD,
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
     );
+    // Some tools break long lines.
+    let auth: String = auth.split_ascii_whitespace().collect();
     let decoded = String::from_utf8(BASE64.decode(auth).ok()?).ok()?;
     let (user, password) = decoded.split_once(':').filter(|(user, _)| !user.is_empty())?;
     Some((user.to_owned(), password.trim_matches('\0').to_owned()))
