@@ -100,24 +100,24 @@ pub struct Config {
     pub docker_host: String,
 
     /// Images of registries that builds may use beside the catalogue's, such as `docker.io/library/*`. `*`
-    /// stands for any characters. Repeatable, or separated by commas.
+    /// stands for any characters but `/`, and at the end for any characters. Repeatable, or separated by commas.
     #[arg(long, env = "TRAILER_ALLOW_SOURCE", value_name = "PATTERN", value_delimiter = ',', default_value = "*",
         value_parser = pattern)]
     pub allow_source: Vec<String>,
 
     /// Images that builds may use although they came from no registry, but were loaded into the engine or
-    /// made there. `*` stands for any characters. Repeatable, or separated by commas.
+    /// made there, with `*` as in --allow-source. Repeatable, or separated by commas.
     #[arg(long, env = "TRAILER_ALLOW_LOCAL", value_name = "PATTERN", value_delimiter = ',', value_parser = pattern)]
     pub allow_local: Vec<String>,
 
-    /// Host from which ADD may fetch files and Git repositories, such as `github.com`; by default none. `*`
-    /// stands for any characters. Repeatable, or separated by commas.
+    /// Host from which ADD may fetch files and Git repositories, but none at a commit, such as `github.com`; by default
+    /// none. `*` stands for any characters of a host. Repeatable, or separated by commas.
     #[arg(long, env = "TRAILER_ALLOW_ADD", value_name = "HOST", value_delimiter = ',', value_parser = pattern)]
     pub allow_add: Vec<String>,
 
     /// Images that a Dockerfile may name as its frontend (`# syntax=`), such as
     /// `registry.example/frontends/*`; by default none. `docker/dockerfile` needs no permission: the engine's
-    /// own frontend takes its place. `*` stands for any characters. Repeatable, or separated by commas.
+    /// own frontend takes its place. `*` is as in --allow-source. Repeatable, or separated by commas.
     #[arg(long, env = "TRAILER_ALLOW_FRONTEND", value_name = "PATTERN", value_delimiter = ',', value_parser = pattern)]
     pub allow_frontend: Vec<String>,
 

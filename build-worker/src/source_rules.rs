@@ -15,7 +15,7 @@ pub(crate) struct SourceRules {
     pub(crate) frontends: Vec<Pattern>,
 }
 
-/// A pattern in which `*` stands for any characters.
+/// A pattern in which `*` stands for any characters but `/`, and at the end for any characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pattern(String);
 
@@ -48,17 +48,7 @@ impl Pattern {
     }
 
     pub(crate) fn matches(&self, text: &str) -> bool {
-        let mut parts = self.0.split('*');
-        let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
-        let mut parts: Vec<&str> = parts.collect();
-        let Some(last) = parts.pop() else { return rest.is_empty() };
-        for part in parts {
-            match rest.split_once(part) {
-                Some((_, behind)) => rest = behind,
-                None => return false,
-            }
-        }
-        rest.ends_with(last)
+        matches(&self.0, text)
     }
 
     pub(crate) fn text(&self) -> &str {
@@ -66,12 +56,22 @@ impl Pattern {
     }
 }
 
+fn matches(pattern: &str, text: &str) -> bool {
+    let Some((literal, rest)) = pattern.split_once('*') else { return pattern == text };
+    let Some(text) = text.strip_prefix(literal) else { return false };
+    if rest.is_empty() {
+        return true;
+    }
+    let component = text.find('/').unwrap_or(text.len());
+    (0..=component).filter(|&end| text.is_char_boundary(end)).any(|end| matches(rest, &text[end..]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_star_stands_for_anything() {
+    fn a_star_stands_for_anything_in_a_component_or_at_the_end() {
         for (pattern, text, matches) in [
             ("*", "", true),
             ("*", "docker.io/library/ubuntu:24.04", true),
@@ -83,6 +83,12 @@ mod tests {
             ("a*a", "a", false),
             ("a", "a", true),
             ("a", "ab", false),
+            ("*.example.com/*", "a.example.com/b/c:1", true),
+            ("*.example.com/*", "127.0.0.1:5000/a.example.com/b:1", false),
+            ("*a", "b/a", false),
+            ("*/a/*", "b/a/c", true),
+            ("*/a/*", "b/b/a/c", false),
+            ("é*é/*", "éüé/b", true),
         ] {
             assert_eq!(Pattern::new(pattern).matches(text), matches, "{pattern} {text}");
         }

@@ -11,6 +11,15 @@ const IMAGE: &str = "docker-image://";
 /// Pattern of Git repositories of which only a directory is taken.
 const GIT_DIRECTORY: &str = "git://*#*:*";
 
+/// Expression for Git repositories at a commit, which the engine takes from its cache whoever asks, and from whichever URL.
+const GIT_COMMIT: &str = "(?i)^git://[^#]*#([0-9a-f]{40}|[0-9a-f]{64})(:.*)?$";
+
+/// Returns an expression for the URLs of hosts, in which `*` stands for any characters of a host and its port.
+fn urls_of(host: &str) -> String {
+    let host: Vec<String> = host.split('*').map(regex::escape).collect();
+    format!("^(https?|git)://{}/", host.join("[^/?#@\\\\\\s]*"))
+}
+
 /// Returns the policy of a build with this context, the URL of an upload.
 ///
 /// Of all rules that allow or deny a source, the last one counts; a conversion is followed by another pass
@@ -21,10 +30,9 @@ pub(super) fn policy(sources: &dyn SourcePolicy, context: &str) -> Policy {
         rule(PolicyAction::Allow, &format!("{context}*"), MatchType::Wildcard),
     ];
     for host in sources.hosts() {
-        for scheme in ["http", "https", "git"] {
-            rules.push(rule(PolicyAction::Allow, &format!("{scheme}://{host}/*"), MatchType::Wildcard));
-        }
+        rules.push(rule(PolicyAction::Allow, &urls_of(&host), MatchType::Regex));
     }
+    rules.push(rule(PolicyAction::Deny, GIT_COMMIT, MatchType::Regex));
     if !sources.allows_git_directories() {
         rules.push(rule(PolicyAction::Deny, GIT_DIRECTORY, MatchType::Wildcard));
     }
@@ -74,6 +82,8 @@ pub(super) fn error(source: &str, decision: Option<&ImageDecision>) -> EngineErr
     if let Some(ImageDecision::Elsewhere { holder, may_build: true }) = decision {
         return EngineError::BaseElsewhere { image: name.to_owned(), holder: holder.clone() };
     }
+    let is_git_commit = source.starts_with("git://")
+        && regex::Regex::new(GIT_COMMIT).is_ok_and(|commit| commit.is_match(source));
     let is_git_directory = source
         .split_once('#')
         .is_some_and(|(url, fragment)| url.starts_with("git://") && fragment.contains(':'));
@@ -87,6 +97,9 @@ pub(super) fn error(source: &str, decision: Option<&ImageDecision>) -> EngineErr
         ),
         (Some(_), Some(ImageDecision::Missing(reason))) => format!("{name}: {reason}"),
         (Some(_), Some(ImageDecision::Usable { .. }) | None) => format!("{name}: not found"),
+        (None, _) if is_git_commit => {
+            format!("{name}: ADD takes no repositories at a commit: make it the remote context of the build")
+        }
         (None, _) if is_git_directory => format!(
             "{name}: the operator of the worker allows nothing from there (--allow-add), or no directories of repositories, \
              because of a flaw of the engine"
@@ -155,9 +168,8 @@ pub(super) mod tests {
             [
                 "Deny *",
                 "Allow http://buildkit-session/1*",
-                "Allow http://files.example/*",
-                "Allow https://files.example/*",
-                "Allow git://files.example/*",
+                r"Allow ^(https?|git)://files\.example/",
+                &format!("Deny {GIT_COMMIT}"),
                 "Deny git://*#*:*",
                 "Allow docker-image://a",
                 "Allow docker-image://a@sha256:0",
@@ -165,6 +177,39 @@ pub(super) mod tests {
                 "Allow docker-image://c",
             ]
         );
+    }
+
+    #[test]
+    fn a_host_is_all_before_the_path() {
+        for (host, url, is_allowed) in [
+            ("files.example", "https://files.example/a", true),
+            ("files.example", "git://files.example/a.git#main", true),
+            ("files.example", "https://filesXexample/a", false),
+            ("files.example", "https://files.example:8080/a", false),
+            ("files.example", "ssh://files.example/a", false),
+            ("*.example", "http://a.b.example/c", true),
+            ("*.example", "http://127.0.0.1/a.example/b", false),
+            ("*.example", "http://127.0.0.1#.example/b", false),
+            ("*.example", "http://127.0.0.1?.example/b", false),
+            ("*.example", "http://127.0.0.1\\.example/b", false),
+            ("*.example", "http://a@127.0.0.1.example/b", false),
+            ("*", "http://127.0.0.1:80/b", true),
+            ("127.0.0.1:*", "http://127.0.0.1:80/b", true),
+        ] {
+            let expression = regex::Regex::new(&urls_of(host)).expect("an expression");
+            assert_eq!(expression.is_match(url), is_allowed, "{host} {url}");
+        }
+        let commit = regex::Regex::new(GIT_COMMIT).expect("an expression");
+        let digits = "0123456789abcdefABCD".repeat(2);
+        for (url, is_denied) in [
+            (format!("git://a.example/b.git#{digits}"), true),
+            (format!("git://a.example/b.git#{digits}:c"), true),
+            (format!("git://a.example/b.git#{digits}0"), false),
+            ("git://a.example/b.git#main".to_owned(), false),
+            (format!("https://a.example/b#{digits}"), false),
+        ] {
+            assert_eq!(commit.is_match(&url), is_denied, "{url}");
+        }
     }
 
     #[test]
