@@ -66,7 +66,7 @@ async fn audit(engine: &dyn Engine, service: &dyn ServiceClient, catalogue: &str
         after_image_id = last.image_id.clone();
         let is_last = expected.len() < PAGE;
         let names = engine.names(&ArtifactName::repositories(catalogue)).await?;
-        let report = differences(catalogue, expected, &names.into_iter().collect());
+        let report = differences(engine, catalogue, expected, &names.into_iter().collect()).await?;
         if !report.missing.is_empty() || !report.present.is_empty() {
             let (missing, present) = (report.missing.len(), report.present.len());
             tracing::warn!(
@@ -83,25 +83,34 @@ async fn audit(engine: &dyn Engine, service: &dyn ServiceClient, catalogue: &str
     }
 }
 
-/// Returns which artifacts the engine has lost, and which it has again.
-fn differences(
+/// Returns which artifacts the engine has lost, and which it has again. One that has only lost its name gets it back.
+async fn differences(
+    engine: &dyn Engine,
     catalogue: &str,
     expected: Vec<ExpectedArtifact>,
     held: &BTreeSet<String>,
-) -> ReportArtifactsRequest {
+) -> Result<ReportArtifactsRequest, EngineError> {
     let mut report = ReportArtifactsRequest::default();
-    for ExpectedArtifact { name, missing } in expected {
+    for ExpectedArtifact { name, missing, engine_image_id } in expected {
         let Some(name) = name else { continue };
         let in_engine = ArtifactName {
             catalogue: catalogue.to_owned(),
             image_id: name.image_id.clone(),
             build_id: name.build_id.clone(),
-        };
-        match (held.contains(&in_engine.to_string()), missing) {
+        }
+        .to_string();
+        let mut is_held = held.contains(&in_engine);
+        if !is_held && engine.image(&engine_image_id).await?.is_some_and(|image| image.id == engine_image_id)
+        {
+            engine.tag(&engine_image_id, &in_engine).await?;
+            tracing::info!(name = in_engine, "gave an artifact its name again");
+            is_held = true;
+        }
+        match (is_held, missing) {
             (false, false) => report.missing.push(name),
             (true, true) => report.present.push(name),
             (true, false) | (false, true) => {}
         }
     }
-    report
+    Ok(report)
 }

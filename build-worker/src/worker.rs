@@ -137,7 +137,7 @@ impl Worker {
             () = self.readiness.engine.run(self.engine.as_ref(), || self.step_processes()) => {}
             () = self.begin() => {}
             () = self.image_gc.run() => {}
-            () = self.audit_artifacts() => {}
+            () = Box::pin(self.audit_artifacts()) => {}
             () = self.drain(shutdown) => {}
         }
         self.tasks.close();

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use bollard::{
     Docker,
-    query_parameters::{RemoveImageOptions, RemoveImageOptionsBuilder, TagImageOptionsBuilder},
+    query_parameters::{RemoveImageOptions, RemoveImageOptionsBuilder},
 };
 use image_service::Role;
 use proto::{
@@ -64,20 +64,27 @@ async fn a_lost_artifact_is_missing_until_it_is_back_or_built_again() -> anyhow:
     let name = resolve(&alice, &lost.id).await?.reference;
     let engine_id = before.artifact.clone().context("an artifact")?.image_id;
 
+    // One that has another name left gets its own again.
     docker.remove_image(&name, None::<RemoveImageOptions>, None).await?;
+    eventually_true("the name is there again", async || Ok(docker.inspect_image(&name).await.is_ok()))
+        .await?;
+    assert!(!alice.get(&lost.id).await?.artifact.context("an artifact")?.missing);
+
+    let saved = engine.image(&engine_id).context("an image")?;
+    let force = || Some(RemoveImageOptionsBuilder::new().force(true).build());
+    docker.remove_image(&engine_id, force(), None).await?;
     let shown = until_missing(&alice, &lost.id, true).await?;
     assert_eq!(shown.status(), ImageStatus::BuildFinished);
     assert!(!shown.allowed_actions.contains(&ImageAction::CreateWorkspace.into()), "{shown:?}");
     assert!(shown.revision > before.revision && shown.etag == before.etag, "{shown:?}");
     assert_not_resolved(&alice, &lost.id).await;
 
-    let (repository, tag) = name.rsplit_once(':').context("a tag")?;
-    let options = TagImageOptionsBuilder::new().repo(repository).tag(tag).build();
-    docker.tag_image(&engine_id, Some(options)).await?;
+    // As `docker load` does, under whichever name.
+    engine.load(saved, "restored:1");
     until_missing(&alice, &lost.id, false).await?;
     assert_eq!(resolve(&alice, &lost.id).await?.reference, name);
 
-    docker.remove_image(&name, None::<RemoveImageOptions>, None).await?;
+    docker.remove_image(&engine_id, force(), None).await?;
     until_missing(&alice, &lost.id, true).await?;
     let again = alice.finished(&alice.build(&lost.id).await?.id).await?;
     assert_eq!(again.state(), BuildState::Succeeded, "{again:?}");

@@ -127,6 +127,19 @@ impl FakeEngine {
         self.shared.state.borrow().unexpected.clone()
     }
 
+    /// Returns an image by a name or its id.
+    pub(crate) fn image(&self, name: &str) -> Option<Image> {
+        self.shared.state.borrow().images.find(name).cloned()
+    }
+
+    /// Adds an image under a name.
+    pub(crate) fn load(&self, image: Image, name: &str) {
+        self.shared.state.send_modify(|state| {
+            state.images.tag(&image.id, name);
+            state.images.insert(image.clone());
+        });
+    }
+
     /// Returns the `X-Registry-Auth` of every request that concerned a registry since the last call.
     pub(crate) fn take_registry_auths(&self) -> Vec<String> {
         let mut taken = Vec::new();

@@ -22,10 +22,12 @@ pub(crate) struct UnusedContents {
 }
 
 /// An artifact that a worker's engine should hold, because no registry does.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ExpectedArtifact {
     pub(crate) image: ImageId,
     pub(crate) build: BuildId,
+    /// Identifier in the engine.
+    pub(crate) engine_id: String,
     /// Set if the worker has reported that the engine has lost it.
     pub(crate) missing: bool,
 }

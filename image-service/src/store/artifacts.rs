@@ -40,7 +40,12 @@ impl Store {
             .await?;
         let expected = rows.into_iter().filter_map(|row| {
             let AsJson(artifact) = row.artifact_json?;
-            Some(ExpectedArtifact { image: row.id, build: artifact.build, missing: row.artifact_missing })
+            Some(ExpectedArtifact {
+                image: row.id,
+                build: artifact.build,
+                engine_id: artifact.image_id,
+                missing: row.artifact_missing,
+            })
         });
         Ok(expected.collect())
     }

@@ -59,8 +59,12 @@ fn require_at_most(field: &str, count: usize) -> Result<(), Error> {
 }
 
 pub(super) fn expected(artifacts: Vec<ExpectedArtifact>) -> wire::ListArtifactsResponse {
-    let expected = artifacts.into_iter().map(|ExpectedArtifact { image, build, missing }| {
-        wire::ExpectedArtifact { name: Some(artifact_name(image, build)), missing }
+    let expected = artifacts.into_iter().map(|ExpectedArtifact { image, build, engine_id, missing }| {
+        wire::ExpectedArtifact {
+            name: Some(artifact_name(image, build)),
+            missing,
+            engine_image_id: engine_id,
+        }
     });
     wire::ListArtifactsResponse { artifacts: expected.collect() }
 }
