@@ -95,12 +95,13 @@ fn fits_apt(package: &str) -> bool {
     name.len() >= 2
         && name.starts_with(lower)
         && name.chars().all(|c| lower(c) || "+.-".contains(c))
-        // It would remove the package.
         && !name.ends_with('-')
         && !architecture.is_empty()
         && architecture.chars().all(|c| lower(c) || c == '-')
         && version.starts_with(|c: char| c.is_ascii_alphanumeric())
         && version.chars().all(version_fits)
+        // As the last character of all, as at the end of a name, it would remove the package.
+        && !package.ends_with('-')
 }
 
 /// Checks a Python package: a requirement as of PEP 508, with spaces, markers and URLs.
@@ -270,6 +271,9 @@ mod tests {
                 "git=$(id)",
                 "git/",
                 "vim-",
+                "vim:amd64-",
+                "vim=1.0-",
+                "vim/stable-",
                 "vim-=1",
                 "../x",
                 "git\n",
