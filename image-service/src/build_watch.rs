@@ -36,6 +36,8 @@ pub(crate) struct BuildWatch {
     /// Sequence number up to which all records were delivered or are in `pending`.
     after: i64,
     pending: VecDeque<Record>,
+    /// Time of the last message.
+    last_sent: Instant,
 }
 
 impl Histories {
@@ -75,6 +77,7 @@ impl Histories {
             build,
             after,
             pending: VecDeque::new(),
+            last_sent: Instant::now(),
         })
     }
 }
@@ -82,10 +85,14 @@ impl Histories {
 impl BuildWatch {
     /// Longest delay of a record whose hint was lost.
     const POLL: Duration = Duration::from_secs(1);
+    /// Maximum time without a message, after which one without records is sent.
+    const HEARTBEAT: Duration = Duration::from_secs(10);
     /// Maximum size of the texts of a message, in bytes, unless it holds a single record.
     const MESSAGE_BYTES: usize = 512 * 1024;
 
     /// Waits for the next records; `None` once the build is final and all were delivered.
+    ///
+    /// There are no records in a heartbeat, which comes when nothing has happened for a while.
     ///
     /// # Errors
     ///
@@ -111,6 +118,8 @@ impl BuildWatch {
                 self.pending = records.into();
             } else if is_over {
                 return Ok(None);
+            } else if self.last_sent.elapsed() >= Self::HEARTBEAT {
+                return Ok(Some(self.take_message()));
             } else {
                 self.wait().await;
             }
@@ -130,6 +139,7 @@ impl BuildWatch {
     }
 
     fn take_message(&mut self) -> Vec<Record> {
+        self.last_sent = Instant::now();
         let mut bytes = 0;
         let mut records = Vec::new();
         while let Some(record) = self.pending.front() {

@@ -60,6 +60,8 @@ impl<T> Service for T where
 }
 
 /// A watch of the images that a caller sees: their current state, and their changes.
+///
+/// A connection without a message for 30 s counts as dead.
 #[derive(Debug)]
 pub struct ImagesWatch<T> {
     client: ImageServiceClient<T>,
@@ -81,6 +83,8 @@ pub enum Watched {
 }
 
 /// A watch of a build: each event once and in order, until the build's end.
+///
+/// A connection without a message for 30 s counts as dead.
 #[derive(Debug)]
 pub struct BuildWatch<T> {
     client: BuildServiceClient<T>,
@@ -136,7 +140,7 @@ where
                 }
                 continue;
             };
-            match stream.message().await {
+            match next_message(stream).await {
                 Ok(Some(WatchImagesResponse { resume_revision, event })) => {
                     self.retry = Retry::new();
                     // The initial state cannot be resumed: a watch that is cut off meanwhile starts over.
@@ -197,7 +201,7 @@ where
                 }
                 continue;
             };
-            match stream.message().await {
+            match next_message(stream).await {
                 Ok(Some(message)) => {
                     self.retry = Retry::new();
                     self.brought = message.events.into();
@@ -213,6 +217,15 @@ where
             }
         }
     }
+}
+
+/// Maximum time without a message of a live stream, which has one about every 10 s.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// Returns the next message, or an error if the stream is so silent that its connection must be dead.
+async fn next_message<T>(stream: &mut Streaming<T>) -> Result<Option<T>, Status> {
+    let message = tokio::time::timeout(SILENCE, stream.message()).await;
+    message.unwrap_or_else(|_| Err(Status::unavailable("the connection is dead")))
 }
 
 impl Retry {

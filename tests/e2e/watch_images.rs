@@ -168,6 +168,23 @@ async fn a_revision_is_good_for_its_query_caller_and_database() -> anyhow::Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_watch_of_a_build_that_waits_is_never_silent_for_long() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let (_, build) = alice.create(image("Waiting", "FROM scratch")).await?;
+    let request = api::WatchBuildRequest { id: build.id, after_sequence: 0 };
+    let mut watch = alice.builds.clone().watch_build(request).await?.into_inner();
+    let mut messages = Vec::new();
+    while messages.len() < 3 {
+        let message =
+            tokio::time::timeout(LIMIT, watch.message()).await??.context("the build has not ended")?;
+        messages.push(message.events.len());
+    }
+    assert_eq!(messages, [1, 0, 0], "numbers of events by message");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn draining_ends_every_stream_and_shows_in_the_health_checks() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let alice = service.builder("alice");
