@@ -355,7 +355,10 @@ impl Build {
     /// Creates the first record of the history of a queued build.
     pub(crate) fn record_queued(&mut self) -> Record {
         let message = format!("queued by {}", self.requester.subject);
-        self.record(self.queued_at, RecordedEvent::State { state: self.state, message })
+        self.record(
+            self.queued_at,
+            RecordedEvent::State { state: self.state, message, cancel_requested: false },
+        )
     }
 
     /// Returns the message that the image shows for the build, such as the reason for a failure.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use proto::{
     dispatch::{Built, Started, Stopped, Succeeded, report_event::Event},
-    images::{BuildState, ImageStatus, PendingReason},
+    images::{BuildState, ImageStatus, PendingReason, build_event},
 };
 use tonic::Code;
 
@@ -85,9 +85,18 @@ async fn a_pending_build_is_cancelled_at_once() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let alice = service.builder("alice");
     let (created, build) = alice.create(image("Waiting", "FROM scratch")).await?;
-    assert_eq!(alice.cancel(&created.id).await?.state(), BuildState::Cancelled);
+    assert!(!build.cancel_requested && !build.stop_confirmed, "{build:?}");
+    let cancelled = alice.cancel(&created.id).await?;
+    assert_eq!(cancelled.state(), BuildState::Cancelled);
+    assert!(cancelled.cancel_requested && cancelled.stop_confirmed, "{cancelled:?}");
     assert_eq!(alice.get(&created.id).await?.status(), ImageStatus::BuildCancelled);
-    assert_eq!(states(&alice.history(&build.id, 0).await?), [BuildState::Queued, BuildState::Cancelled]);
+    let history = alice.history(&build.id, 0).await?;
+    assert_eq!(states(&history), [BuildState::Queued, BuildState::Cancelled]);
+    let requested = history.iter().map(|event| match &event.event {
+        Some(build_event::Event::StateChange(change)) => change.cancel_requested,
+        _ => false,
+    });
+    assert_eq!(requested.collect::<Vec<_>>(), [false, true]);
 
     let refused = alice.cancel(&created.id).await.expect_err("there is nothing to cancel");
     assert_eq!(
@@ -242,7 +251,7 @@ async fn cancel_meets(
             actor.report(&attempt, next, vec![Event::Succeeded(done)]).await;
             if state == BuildState::Publishing {
                 // The grant came before the cancel, so the result stands.
-                (BuildState::Succeeded, true)
+                (BuildState::Succeeded, false)
             } else {
                 // Without a grant, the report is refused, and the attempt with it.
                 (BuildState::Cancelled, false)

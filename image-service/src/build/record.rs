@@ -25,7 +25,12 @@ pub(crate) struct Excerpt {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum RecordedEvent {
     /// A new state of the build, or a message about its present state.
-    State { state: State, message: String },
+    State {
+        state: State,
+        message: String,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        cancel_requested: bool,
+    },
     /// A change of a step of the present attempt.
     Step { step: i32, name: String, state: StepState, error: String },
     /// A line, or a piece of one, printed by a step, or by the engine if `step` is -1.

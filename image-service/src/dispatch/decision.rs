@@ -189,7 +189,10 @@ impl<'a> Decider<'a> {
             return Err(Refusal::NoBuildInProgress);
         }
         match self.next(BuildEvent::CancelRequested) {
-            Some(Next::To(state)) => self.enter(state, format!("cancelled by {by}")),
+            Some(Next::To(state)) => {
+                self.build.cancel_requested_at = Some(self.now);
+                self.enter(state, format!("cancelled by {by}"));
+            }
             Some(Next::RequestStop) => {
                 if self.build.cancel_requested_at.is_none() {
                     self.build.cancel_requested_at = Some(self.now);
@@ -247,7 +250,7 @@ impl<'a> Decider<'a> {
 
     fn lost(&mut self, why: &str) {
         // It is unknown whether the work has stopped: not even its start may have been reported.
-        self.build.stop_confirmed &= self.build.cancel_requested_at.is_none();
+        self.build.stop_confirmed = false;
         if self.build.state == State::Claimed {
             // The start of the work was not reported, so the loss does not count as a failure.
             match self.next(BuildEvent::HandedBack) {
@@ -331,7 +334,9 @@ impl<'a> Decider<'a> {
         if state.is_final() {
             self.build.finished_at = Some(self.now);
         }
-        let record = self.build.record(self.now, RecordedEvent::State { state, message });
+        let cancel_requested = self.build.cancel_requested_at.is_some();
+        let event = RecordedEvent::State { state, message, cancel_requested };
+        let record = self.build.record(self.now, event);
         self.decision.records.push(record);
     }
 

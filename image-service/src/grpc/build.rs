@@ -33,7 +33,7 @@ impl From<BuildInView> for wire::Build {
             queue_position: pending
                 .map_or(0, |pending| i32::try_from(pending.queue_position).unwrap_or(i32::MAX)),
             cancel_requested: build.cancel_requested_at.is_some(),
-            stop_confirmed: build.stop_confirmed,
+            stop_confirmed: build.stop_confirmed && build.state == State::Cancelled,
             steps: Some(wire::StepCounts {
                 total: build.steps.total,
                 done: build.steps.done,
@@ -58,9 +58,10 @@ impl From<BuildInView> for wire::Build {
 pub(super) fn event(kind: Kind, record: Record) -> wire::BuildEvent {
     use wire::build_event::Event;
     let event = match record.event {
-        RecordedEvent::State { state, message } => Event::StateChange(wire::StateChange {
+        RecordedEvent::State { state, message, cancel_requested } => Event::StateChange(wire::StateChange {
             state: wire::BuildState::from(state).into(),
             message,
+            cancel_requested,
             image_status: wire::ImageStatus::from(Status::from_build(kind, state)).into(),
         }),
         RecordedEvent::Step { step, name, state, error } => Event::StepChange(wire::StepChange {

@@ -79,7 +79,7 @@ impl Tables {
         let last = own.chain(self.turns.get(&build.requester.subject).copied()).max();
         build.round = last.map_or(self.round, |last| self.round.max(last + 1));
         let message = format!("queued by {}", build.requester.subject);
-        let queued = RecordedEvent::State { state: build.state, message };
+        let queued = RecordedEvent::State { state: build.state, message, cancel_requested: false };
         let record = build.record(build.queued_at, queued);
         self.apply(&Decision { build: Some(build), records: vec![record], ..Decision::default() })
     }
