@@ -1,6 +1,9 @@
 //! Audit records of writes: caller, action, image, and outcome. They are logged under the target `audit`.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use service_runtime::telemetry::{self, AUDIT};
 use tonic::Code;
@@ -16,15 +19,18 @@ const UPLOAD: &str = "UploadContext";
 pub(super) struct Audit {
     /// Name of the RPC, if it writes.
     action: Option<&'static str>,
+    peer: Option<SocketAddr>,
     record: Arc<Mutex<Option<Record>>>,
 }
 
 #[derive(Debug)]
 struct Record {
     caller: String,
+    /// Address of the caller's connection; empty if unknown.
+    peer: String,
     action: &'static str,
     target: String,
-    detail: String,
+    details: Details,
     /// Targets of a batch without a recorded outcome.
     parts: Vec<String>,
     request_id: String,
@@ -36,18 +42,32 @@ struct Record {
 pub(super) struct About {
     /// The image or other object; empty if it is yet to be created.
     pub(super) target: String,
-    /// Details that the name of the action leaves open.
-    pub(super) detail: String,
+    pub(super) details: Details,
     /// The images of a batch.
     pub(super) parts: Vec<String>,
 }
 
+/// What the name of an action leaves open, each in a field of its own; empty if it does not apply.
+#[derive(Debug, Default)]
+pub(super) struct Details {
+    /// Action of a batch.
+    pub(super) batch_action: &'static str,
+    /// Subject whose permissions change, and those that it is granted.
+    pub(super) grantee: String,
+    pub(super) permissions: String,
+    /// Image, container and worker of a snapshot, and the subject that it is created for.
+    pub(super) source: String,
+    pub(super) container: String,
+    pub(super) worker: String,
+    pub(super) creator: String,
+}
+
 impl Audit {
     /// Creates the record of a call of `package.Service/Method`.
-    pub(super) fn for_call(method: &str) -> Self {
+    pub(super) fn for_call(method: &str, peer: Option<SocketAddr>) -> Self {
         let name = method.rsplit('/').next().unwrap_or_default();
         let action = write_request::NAMES.into_iter().chain([UPLOAD]).find(|action| *action == name);
-        Self { action, ..Self::default() }
+        Self { action, peer, ..Self::default() }
     }
 
     /// Records the caller of a write, which may be refused before its target is known.
@@ -62,17 +82,26 @@ impl Audit {
         request.extensions().get::<Self>().cloned().unwrap_or_default()
     }
 
-    /// Maximum number of characters recorded of each text from the caller.
-    const LONGEST: usize = 128;
+    /// Maximum number of characters recorded of each text from the caller. A subject has at most 255 bytes.
+    const LONGEST: usize = 255;
 
     /// Records the start of a write.
     pub(super) fn write(&self, caller: &Principal, about: About, request_id: &str, validate_only: bool) {
         let cut = |text: &str| text.chars().take(Self::LONGEST).collect::<String>();
         *self.record() = Some(Record {
             caller: caller.subject().to_owned(),
+            peer: self.peer.map(|peer| peer.to_string()).unwrap_or_default(),
             action: self.action.unwrap_or_default(),
             target: cut(&about.target),
-            detail: cut(&about.detail),
+            details: Details {
+                batch_action: about.details.batch_action,
+                grantee: cut(&about.details.grantee),
+                permissions: cut(&about.details.permissions),
+                source: cut(&about.details.source),
+                container: cut(&about.details.container),
+                worker: cut(&about.details.worker),
+                creator: cut(&about.details.creator),
+            },
             // A preview writes nothing, and may be repeated at will.
             parts: if validate_only {
                 Vec::new()
@@ -112,10 +141,34 @@ impl Audit {
 
 impl Record {
     fn log(&self, target: &str, outcome: &str) {
-        let Self { caller, action, detail, request_id, validate_only, target: _, parts: _ } = self;
+        let Self { caller, peer, action, details, request_id, validate_only, target: _, parts: _ } = self;
+        let Details { batch_action, grantee, permissions, source, container, worker, creator } = details;
         let trace_id = telemetry::trace_id();
-        tracing::info!(target: AUDIT, caller, action, target, detail, outcome, request_id, validate_only, trace_id, "write");
+        tracing::info!(
+            target: AUDIT,
+            caller,
+            peer,
+            action,
+            target,
+            batch_action = given(batch_action),
+            grantee = given(grantee),
+            permissions = given(permissions),
+            source = given(source),
+            container = given(container),
+            worker = given(worker),
+            creator = given(creator),
+            outcome,
+            request_id,
+            validate_only,
+            trace_id,
+            "write"
+        );
     }
+}
+
+/// Returns a text that is not empty; an empty field is left out of the log.
+fn given(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
 }
 
 /// A guard that records the write of a call, if there is one, when dropped.

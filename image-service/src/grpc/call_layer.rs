@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
 use opentelemetry::{
     KeyValue,
@@ -25,7 +25,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, Sleep},
 };
-use tonic::{Code, Status, body::Body};
+use tonic::{Code, Status, body::Body, transport::server::TcpConnectInfo};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -139,6 +139,11 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        if !is_grpc(request.headers()) {
+            let mut refusal = Response::new(Body::empty());
+            *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return Box::pin(async move { Ok(refusal) });
+        }
         let path = request.uri().path().trim_start_matches('/');
         // Calls of unknown methods must not create an unbounded number of metrics.
         let known = self.layer.known.get_key_value(path);
@@ -155,7 +160,8 @@ where
             };
             call.place = Some(place);
         }
-        let audit = Audit::for_call(&call.method);
+        let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+        let audit = Audit::for_call(&call.method, peer);
         request.extensions_mut().insert(audit.clone());
         if is_unary {
             request.extensions_mut().insert(call.slot.insert(CallSlot::default()).clone());
@@ -192,6 +198,13 @@ where
         };
         Box::pin(answer.instrument(span))
     }
+}
+
+/// Reports whether a request says that it is gRPC, in any format of messages.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let format = content_type.and_then(|value| value.trim_start().strip_prefix("application/grpc"));
+    format.is_some_and(|format| format.is_empty() || format.starts_with(['+', ';']))
 }
 
 /// Delays a refusal, for at most half of the time until the caller's deadline.

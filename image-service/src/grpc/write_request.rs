@@ -1,5 +1,7 @@
 //! The options that all writes share: `request_id` and `validate_only`.
 
+use std::collections::BTreeSet;
+
 use prost::Message;
 use proto::images as wire;
 use ring::digest::{SHA256, digest};
@@ -7,7 +9,7 @@ use service_runtime::telemetry;
 use tracing::Span;
 
 use super::{
-    audit::{About, Audit},
+    audit::{About, Audit, Details},
     authentication::caller,
     caller_limits, cost,
     image_service::batch,
@@ -69,16 +71,33 @@ write_requests!(
     CancelBuildRequest by |write| about(&write.id),
     BatchImagesRequest by |write| About {
         target: format!("{} images", write.targets.len()),
-        detail: write.action().as_str_name().to_owned(),
+        details: Details { batch_action: write.action().as_str_name(), ..Details::default() },
         parts: write.targets.iter().take(batch::MAX_TARGETS).map(|target| target.id.clone()).collect(),
     } => |write| cost::of_batch(write.targets.len()),
-    SnapshotWorkspaceRequest by |_| About::default(),
+    SnapshotWorkspaceRequest by |write| About {
+        details: Details {
+            source: write.source_image_id.clone(),
+            container: write.container.clone(),
+            worker: write.worker.clone(),
+            creator: write.creator.clone(),
+            ..Details::default()
+        },
+        ..About::default()
+    },
     GrantAccessRequest by |write| {
         let grant = write.grant.clone().unwrap_or_default();
-        let permissions: Vec<&str> = grant.permissions().map(|permission| permission.as_str_name()).collect();
-        About { detail: format!("{} for {}", permissions.join(" "), grant.subject), ..about(&write.image_id) }
+        // A set, so that repeated ones cannot fill the record.
+        let permissions: BTreeSet<&str> = grant.permissions().map(|permission| permission.as_str_name()).collect();
+        let permissions = permissions.into_iter().collect::<Vec<_>>().join(" ");
+        About {
+            details: Details { grantee: grant.subject, permissions, ..Details::default() },
+            ..about(&write.image_id)
+        }
     },
-    RevokeAccessRequest by |write| About { detail: format!("of {}", write.subject), ..about(&write.image_id) },
+    RevokeAccessRequest by |write| About {
+        details: Details { grantee: write.subject.clone(), ..Details::default() },
+        ..about(&write.image_id)
+    },
     DrainWorkerRequest by |write| about(&write.name),
     ResumeWorkerRequest by |write| about(&write.name),
 );
