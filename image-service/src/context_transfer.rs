@@ -1,6 +1,10 @@
 //! Archives of build contexts: received from callers, and sent to the workers that build with them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -23,6 +27,7 @@ pub(crate) struct Contexts {
     /// Retention period of an archive that no configuration names.
     retain: Duration,
     uploads: Arc<Semaphore>,
+    by_caller: Arc<UploadsByCaller>,
 }
 
 /// Outcome of starting an upload.
@@ -45,7 +50,34 @@ pub(crate) struct Upload {
     /// Received bytes that do not fill a chunk yet.
     buffer: Vec<u8>,
     chunks: i64,
+    _place: Place,
+}
+
+/// Numbers of uploads in progress by the subjects of their callers; none is zero.
+type UploadsByCaller = Mutex<HashMap<String, usize>>;
+
+/// The place of an upload among those in progress.
+#[derive(Debug)]
+struct Place {
+    caller: String,
+    by_caller: Arc<UploadsByCaller>,
     _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut by_caller = lock(&self.by_caller);
+        if let Some(uploads) = by_caller.get_mut(&self.caller) {
+            *uploads -= 1;
+            if *uploads == 0 {
+                by_caller.remove(&self.caller);
+            }
+        }
+    }
+}
+
+fn lock(by_caller: &UploadsByCaller) -> MutexGuard<'_, HashMap<String, usize>> {
+    by_caller.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An archive that the store keeps, as reported to the caller.
@@ -67,9 +99,33 @@ pub(crate) struct Download {
 impl Contexts {
     /// Maximum number of concurrent uploads.
     const UPLOADS: usize = 8;
+    /// Maximum number of concurrent uploads of a caller, so that nobody holds all of them.
+    const UPLOADS_OF_CALLER: usize = 4;
 
     pub(crate) fn new(store: Store, limit: u64, retain: Duration) -> Self {
-        Self { store, limit, retain, uploads: Arc::new(Semaphore::new(Self::UPLOADS)) }
+        let uploads = Arc::new(Semaphore::new(Self::UPLOADS));
+        Self { store, limit, retain, uploads, by_caller: Arc::default() }
+    }
+
+    /// Takes a place for an upload of a caller.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::TooManyUploads`] if too many uploads, or too many of this caller, are in progress.
+    fn place(&self, caller: &Principal) -> Result<Place, Error> {
+        let permit = Arc::clone(&self.uploads).try_acquire_owned().map_err(|_| Error::TooManyUploads)?;
+        let mut by_caller = lock(&self.by_caller);
+        let uploads = by_caller.entry(caller.subject().to_owned()).or_default();
+        if *uploads >= Self::UPLOADS_OF_CALLER {
+            return Err(Error::TooManyUploads);
+        }
+        *uploads += 1;
+        drop(by_caller);
+        Ok(Place {
+            caller: caller.subject().to_owned(),
+            by_caller: Arc::clone(&self.by_caller),
+            _permit: permit,
+        })
     }
 
     /// Starts an upload, unless the store already keeps an archive with the expected digest.
@@ -89,7 +145,7 @@ impl Contexts {
         {
             return Ok(Begun::Known(self.taken(digest.clone(), &kept)));
         }
-        let permit = Arc::clone(&self.uploads).try_acquire_owned().map_err(|_| Error::TooManyUploads)?;
+        let place = self.place(caller)?;
         Ok(Begun::Upload(Box::new(Upload {
             id: self.store.begin_context(caller).await?,
             caller: caller.clone(),
@@ -98,7 +154,7 @@ impl Contexts {
             inspection: Inspection::new(self.limit),
             buffer: Vec::new(),
             chunks: 0,
-            _permit: permit,
+            _place: place,
         })))
     }
 

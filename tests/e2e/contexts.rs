@@ -9,6 +9,8 @@ use proto::images::{
     render_dockerfile_request::Subject, upload_context_request::Part,
 };
 use ring::digest::{SHA256, digest};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 use crate::{
@@ -16,7 +18,7 @@ use crate::{
     client::{Client, of_source, repository},
     engine_fixture::Real,
     eventually::eventually_true,
-    stack::Service,
+    stack::{LIMIT, Service},
     web_server::{Answer, WebServer, make_repository, run_git},
 };
 
@@ -144,6 +146,32 @@ async fn an_invalid_archive_is_refused_with_the_violated_rule() -> anyhow::Resul
     let nobody = service.client(&service.token("carol", &[])).upload("", &good).await;
     assert_eq!(refused(nobody), (Code::PermissionDenied, "ROLE_MISSING".to_owned()));
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_caller_does_not_hold_all_uploads() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let mut held = Vec::new();
+    let mut uploads = JoinSet::new();
+    for _ in 0..6 {
+        let (parts, stream) = tokio::sync::mpsc::channel(1);
+        let start = api::UploadContextRequest { part: Some(Part::Start(api::UploadContextStart::default())) };
+        parts.send(start).await?;
+        held.push(parts);
+        let mut contexts = alice.contexts.clone();
+        // An upload that is refused ends; any other waits for its next part.
+        uploads.spawn(async move { contexts.upload_context(ReceiverStream::new(stream)).await });
+    }
+    for _ in 0..2 {
+        let ended = tokio::time::timeout(LIMIT, uploads.join_next()).await?.context("an upload")??;
+        assert_eq!(refused(ended), (Code::ResourceExhausted, "TOO_MANY_UPLOADS".to_owned()));
+    }
+    let archive = tar_of(&[("Dockerfile", b"FROM scratch\n")])?;
+    service.builder("bob").upload("", &archive).await?;
+    assert_eq!(uploads.len(), 4);
+    drop(uploads);
+    eventually_true("the place is free again", async || Ok(alice.upload("", &archive).await.is_ok())).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::images::{self as wire, context_service_server::ContextService, upload_context_request::Part};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -27,6 +28,9 @@ pub(super) struct Uploads {
 impl Uploads {
     /// Maximum time between two messages of a client.
     const PATIENCE: Duration = Duration::from_secs(60);
+    /// Minimum rate of an upload, in bytes per second, once it has lasted for [`Self::GRACE`].
+    const LEAST_RATE: f64 = 16.0 * 1024.0;
+    const GRACE: Duration = Duration::from_secs(10);
     /// Maximum duration of an upload.
     const LONGEST: Duration = Duration::from_secs(3_600);
 
@@ -55,10 +59,18 @@ impl Uploads {
         upload: &mut Upload,
         parts: &mut Streaming<wire::UploadContextRequest>,
     ) -> Result<(), Status> {
+        let (begun, mut received) = (Instant::now(), 0.0);
         while let Some(part) = self.next(parts).await? {
             match part {
                 Part::Chunk(bytes) if bytes.is_empty() => return Err(invalid("chunk", "must not be empty")),
-                Part::Chunk(bytes) => upload.take(bytes).await?,
+                Part::Chunk(bytes) => {
+                    received += bytes.len() as f64;
+                    let elapsed = begun.elapsed();
+                    if elapsed > Self::GRACE && received < elapsed.as_secs_f64() * Self::LEAST_RATE {
+                        return Err(Error::UploadStalled.into());
+                    }
+                    upload.take(bytes).await?;
+                }
                 Part::Start(_) => return Err(invalid("start", "must be the first part, and only that")),
             }
         }
