@@ -167,6 +167,8 @@ impl Bound {
     /// Returns [`WorkerError::Reflection`] or [`WorkerError::Serve`] if reflection or health checks cannot be
     /// served.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), WorkerError> {
+        /// Maximum size of a message of health checks and reflection, in bytes. Anyone may send them.
+        const MAX_REQUEST: usize = 4 * 1024;
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_service_status("", ServingStatus::NotServing).await;
         let reflection = tonic_reflection::server::Builder::configure()
@@ -177,9 +179,9 @@ impl Bound {
         let serving = service_runtime::listener::server()
             .layer(MapResponseLayer::new(map_decode_error))
             .layer(CatchPanicLayer::new())
-            .add_service(health)
-            .add_service(reflection.build_v1()?)
-            .add_service(reflection_alpha.build_v1alpha()?)
+            .add_service(health.max_decoding_message_size(MAX_REQUEST))
+            .add_service(reflection.build_v1()?.max_decoding_message_size(MAX_REQUEST))
+            .add_service(reflection_alpha.build_v1alpha()?.max_decoding_message_size(MAX_REQUEST))
             .serve_with_incoming_shutdown(
                 Incoming::new(self.listener, self.tls.as_ref().map(ServerTls::current)),
                 worker_ended.clone().cancelled_owned(),

@@ -118,6 +118,10 @@ impl Principal {
         self.expires_at
     }
 
+    pub(crate) fn roles(&self) -> impl Iterator<Item = Role> {
+        self.identity.roles.iter().copied()
+    }
+
     pub(crate) fn has(&self, role: Role) -> bool {
         self.identity.roles.contains(&role)
     }

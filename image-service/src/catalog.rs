@@ -17,8 +17,8 @@ use crate::{
     dispatch::Worker,
     error::{Error, Resource, Violations},
     image::{
-        ArtifactReport, BatchAction, EditDraft, EngineContents, Etag, ExpectedArtifact, ImageDraft, ImageId,
-        ImageInView, RepositoryPrefixes, SnapshotOrder, UnusedContents,
+        ArtifactReport, BatchAction, EditDraft, EngineContents, ExpectedArtifact, ImageDraft, ImageId,
+        ImageInView, Precondition, RepositoryPrefixes, SnapshotOrder, UnusedContents,
     },
     index::Index,
     preview::Preview,
@@ -117,7 +117,7 @@ impl Catalog {
         &self,
         request: &Request,
         id: ImageId,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
         edit: EditDraft,
     ) -> Result<ImageInView, Error> {
         if request.validate_only {
@@ -136,7 +136,7 @@ impl Catalog {
         &self,
         request: &Request,
         id: ImageId,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
         enabled: bool,
     ) -> Result<ImageInView, Error> {
         if request.validate_only {
@@ -155,7 +155,7 @@ impl Catalog {
         &self,
         request: &Request,
         id: ImageId,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
     ) -> Result<(), Error> {
         if request.validate_only {
             return self.preview.delete_image(request, id, etag).await;
@@ -173,7 +173,7 @@ impl Catalog {
         &self,
         request: &Request,
         id: ImageId,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
     ) -> Result<WithBuild, Error> {
         if request.validate_only {
             return self.preview.build_image(request, id, etag).await;
@@ -193,12 +193,13 @@ impl Catalog {
         &self,
         request: &Request,
         id: ImageId,
+        etag: Option<Precondition>,
         meant: Option<BuildId>,
     ) -> Result<WithBuild, Error> {
         if request.validate_only {
-            return self.preview.cancel_build(request, id, meant).await;
+            return self.preview.cancel_build(request, id, etag, meant).await;
         }
-        self.write(request, id, async |write| write.cancel(id, meant).await).await
+        self.write(request, id, async |write| write.cancel(id, etag, meant).await).await
     }
 
     /// Applies an action to each of the images independently.
@@ -237,13 +238,14 @@ impl Catalog {
         &self,
         request: &Request,
         image: ImageId,
+        etag: Option<Precondition>,
         subject: &str,
         permissions: Permissions,
     ) -> Result<Permissions, Error> {
         if request.validate_only {
-            return self.preview.grant(request, image, subject, permissions).await;
+            return self.preview.grant(request, image, etag, subject, permissions).await;
         }
-        self.write(request, image, async |write| write.grant(image, subject, permissions).await).await
+        self.write(request, image, async |write| write.grant(image, etag, subject, permissions).await).await
     }
 
     /// Returns what is no longer needed in a worker's engine.

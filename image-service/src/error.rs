@@ -27,7 +27,7 @@ pub(crate) enum Error {
     Forbidden(Action),
     #[error("the reference {0} belongs to another image")]
     ReferenceTaken(String),
-    #[error("the image has changed: the etag does not match")]
+    #[error("the image has changed: the etag does not match; read the image again")]
     EtagMismatch,
     #[error("the request id was used for another request")]
     RequestIdReused,
@@ -51,7 +51,9 @@ pub(crate) enum Error {
     SessionLost,
     #[error("the service is draining; reconnect")]
     Draining,
-    #[error("no part of the archive arrived for a minute, or the upload took more than an hour")]
+    #[error(
+        "no part of the archive arrived for a minute, or the upload is slower than 16 KiB per second or took more than an hour"
+    )]
     UploadStalled,
     #[error("too many uploads are in progress; try again later")]
     TooManyUploads,

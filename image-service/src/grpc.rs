@@ -94,6 +94,8 @@ pub(crate) async fn serve(
     const MAX_REPORT: usize = 4 * 1024 * 1024;
     /// Maximum size of any other request, in bytes. A configuration has at most a quarter of it.
     const MAX_REQUEST: usize = 1024 * 1024;
+    /// Maximum size of a message of health checks and reflection, in bytes. Anyone may send them.
+    const MAX_WITHOUT_TOKEN: usize = 4 * 1024;
     const DESCRIBED: [&[u8]; 3] = [
         proto::FILE_DESCRIPTOR_SET,
         tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -135,9 +137,9 @@ pub(crate) async fn serve(
         .layer(CallsLayer::new(&DESCRIBED)?)
         .layer(CatchPanicLayer::custom(transport_errors::panicked))
         .layer(MapResponseLayer::new(transport_errors::explain))
-        .add_service(health)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
+        .add_service(health.max_decoding_message_size(MAX_WITHOUT_TOKEN))
+        .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_WITHOUT_TOKEN))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_WITHOUT_TOKEN))
         .add_service(
             ServiceBuilder::new()
                 .layer(public.clone())

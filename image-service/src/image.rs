@@ -81,6 +81,15 @@ pub(crate) struct Image {
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Etag(pub(crate) i64);
 
+/// The version of an image that a write expects.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Precondition {
+    /// No client has changed the record since.
+    Record(Etag),
+    /// Nothing that callers are shown has changed since this revision.
+    State(i64),
+}
+
 /// An image as a caller sees it, with the actions open to the caller and, if requested, the configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ImageInView {
@@ -172,6 +181,11 @@ impl Image {
     /// Returns the result of the last successful build, if there was one.
     pub(crate) fn artifact(&self) -> Option<Artifact> {
         self.artifact.as_ref().map(PackedArtifact::unpack)
+    }
+
+    /// Returns the permissions of a subject that was granted these.
+    pub(crate) fn permissions_of(&self, subject: &str, granted: Permissions) -> Permissions {
+        if subject == self.creator { Permissions::new(true, true, true) } else { granted }
     }
 
     /// Reports whether builds of the image write its reference.

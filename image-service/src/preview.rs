@@ -19,7 +19,9 @@ use crate::{
     build::BuildId,
     dispatch::Worker,
     error::{Error, Refusal},
-    image::{BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, RepositoryPrefixes, UsageChange},
+    image::{
+        BatchAction, EditDraft, Image, ImageId, ImageInView, Precondition, RepositoryPrefixes, UsageChange,
+    },
     index::{Index, VisibleImage},
     request::Request,
     store::{BatchOutcome, BatchTarget, Store, WithBuild},
@@ -55,7 +57,7 @@ impl Preview {
         &self,
         request: &Request,
         id: ImageId,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
         edit: EditDraft,
         prefixes: &RepositoryPrefixes,
     ) -> Result<ImageInView, Error> {
@@ -99,7 +101,7 @@ impl Preview {
         &self,
         request: &Request,
         id: ImageId,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
         enabled: bool,
     ) -> Result<ImageInView, Error> {
         let found = self.index.image(&request.caller.visibility(), id).await?;
@@ -115,7 +117,7 @@ impl Preview {
         &self,
         request: &Request,
         id: ImageId,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
     ) -> Result<(), Error> {
         let found = self.index.image(&request.caller.visibility(), id).await?;
         found.entry.image.admit(found.standing, etag, Action::Delete)
@@ -130,7 +132,7 @@ impl Preview {
         &self,
         request: &Request,
         id: ImageId,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
     ) -> Result<WithBuild, Error> {
         let (found, cached) = self.index.image_in_full(&request.caller.visibility(), id).await?;
         let image = &found.entry.image;
@@ -155,13 +157,19 @@ impl Preview {
         &self,
         request: &Request,
         id: ImageId,
+        etag: Option<Precondition>,
         meant: Option<BuildId>,
     ) -> Result<WithBuild, Error> {
         let found = self.index.image(&request.caller.visibility(), id).await?;
-        let latest = found.entry.image.build_to_cancel(found.standing, None, meant)?;
+        let latest = match found.entry.image.build_to_cancel(found.standing, etag, meant) {
+            Err(Error::Refused(Refusal::OtherBuild)) => {
+                return Err(self.store.other_build(meant, id).await?);
+            }
+            latest => latest?,
+        };
         let mut overlay = self.overlay(request, [found]).await?;
         overlay.read_builds(&self.store, [latest]).await?;
-        let (image, build) = overlay.cancel(id, None, meant)?;
+        let (image, build) = overlay.cancel(id, etag, meant)?;
         Ok((image, Some(self.store.build_in_view(build).await?)))
     }
 
@@ -208,11 +216,12 @@ impl Preview {
         &self,
         request: &Request,
         image: ImageId,
+        etag: Option<Precondition>,
         subject: &str,
         permissions: Permissions,
     ) -> Result<Permissions, Error> {
         let found = self.index.image(&request.caller.visibility(), image).await?;
-        found.require(Action::Share)?;
+        found.entry.image.admit(found.standing, etag, Action::Share)?;
         let granted = found.entry.granted(&Grantee::Subject(subject.to_owned()));
         let is_one_more = !granted.can_view() && permissions.can_view();
         if is_one_more && found.entry.grant_count() as u64 >= Store::MAX_GRANTS {
@@ -222,7 +231,7 @@ impl Preview {
             let bytes = i64::from(Image::GRANT_BYTES);
             self.store.require_quota(&found.entry.image.creator, UsageChange { images: 0, bytes }).await?;
         }
-        Ok(permissions)
+        Ok(found.entry.image.permissions_of(subject, permissions))
     }
 
     /// Returns the worker as it would be after it was drained or resumed.

@@ -9,7 +9,12 @@
 //!
 //! Any method returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] if it fails.
 
-use std::{borrow::Cow, path::Path};
+use std::{
+    borrow::Cow,
+    fs::{OpenOptions, Permissions},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
+};
 
 use sea_orm::{
     AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
@@ -93,10 +98,14 @@ impl Store {
     ///
     /// Returns an error if the database cannot be opened, or was created by a version before 0.1.0.
     pub(crate) async fn open(data_dir: &Path, url: Option<&str>, policy: Policy) -> Result<Self, DbErr> {
-        let url = url.map_or_else(
-            || format!("sqlite://{}?mode=rwc", data_dir.join("catalogue.sqlite").display()),
-            ToOwned::to_owned,
-        );
+        let url = match url {
+            Some(url) => url.to_owned(),
+            None => {
+                let file = data_dir.join("catalogue.sqlite");
+                make_private(&file).map_err(|error| DbErr::Custom(format!("{}: {error}", file.display())))?;
+                format!("sqlite://{}?mode=rwc", file.display())
+            }
+        };
         let connection = pool::connect(&url, 1).await?;
         pool::migrate(&connection).await?;
         let reader = pool::connect(&url, Self::READERS).await?;
@@ -235,6 +244,13 @@ impl From<DbErr> for Error {
     fn from(error: DbErr) -> Self {
         if is_passing(&error) { Self::Busy } else { Self::Internal(Box::new(error)) }
     }
+}
+
+/// Lets only the owner read a file, which is created if it does not exist. SQLite gives its other files the same mode.
+fn make_private(file: &Path) -> std::io::Result<()> {
+    const MODE: u32 = 0o600;
+    let file = OpenOptions::new().append(true).create(true).mode(MODE).open(file)?;
+    file.set_permissions(Permissions::from_mode(MODE))
 }
 
 /// Returns the underlying sqlx error, if there is one.

@@ -1,7 +1,8 @@
 //! Authentication of callers, and visibility of records.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use anyhow::Context as _;
 use futures_util::{StreamExt as _, stream};
 use image_service::Role;
 use proto::images::{
@@ -20,6 +21,41 @@ use crate::{
 
 fn pair(code: Code, reason: &str) -> (Code, String) {
     (code, reason.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_learns_who_it_is() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let everything = [Role::Service, Role::Builder, Role::Admin];
+    for (roles, pools, expected_roles, expected_pools, may_create) in [
+        (&[][..], &[][..], &[][..], &["default"][..], false),
+        (&[Role::Service], &[], &["service"], &["default"], false),
+        (&[Role::Builder], &["b", "a"], &["builder"], &["a", "b"], true),
+        (&[Role::Admin], &[], &["admin"], &["default"], true),
+        (&everything, &["a"], &["admin", "builder", "service"], &["a"], true),
+    ] {
+        let client = service.client(&service.token_in("alice", roles, pools));
+        let known = client.access.clone().who_am_i(api::WhoAmIRequest {}).await?.into_inner();
+        assert_eq!(known.subject, "alice");
+        assert_eq!(
+            (known.roles.as_slice(), known.pools.as_slice()),
+            (&strings(expected_roles)[..], &strings(expected_pools)[..])
+        );
+        assert_eq!(known.may_create, may_create, "{known:?}");
+        let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?;
+        let life = known.expire_time.context("an expiry")?.seconds - now;
+        assert!((3_000..=3_601).contains(&life), "{life} s");
+        let created = client.create(image("Tools", "FROM scratch")).await;
+        assert_eq!(created.is_ok(), may_create, "{created:?}");
+    }
+    let worker = service.client(&service.token("w1", &[Role::Worker]));
+    let answer = worker.access.clone().who_am_i(api::WhoAmIRequest {}).await;
+    assert_eq!(refused(answer), pair(Code::PermissionDenied, "WORKER_TOKEN"));
+    Ok(())
+}
+
+fn strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|&text| text.to_owned()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

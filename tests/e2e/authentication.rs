@@ -248,6 +248,14 @@ async fn anonymous_callers_are_let_in_only_when_that_is_said() -> anyhow::Result
     let refused = nobody.images.clone().list_images(request).await.expect_err("no token");
     assert_eq!(reason(&refused), "TOKEN_MISSING");
 
+    let mut request = tonic::Request::new(proto::images::ListImagesRequest::default());
+    for subject in ["alice", "bob"] {
+        let token = format!("Bearer {}", service.token(subject, &[]));
+        request.metadata_mut().append("authorization", token.parse()?);
+    }
+    let refused = nobody.images.clone().list_images(request).await.expect_err("two tokens");
+    assert_eq!(reason(&refused), "TOKEN_INVALID");
+
     // Without a token, a stream has no expiry to end at.
     let watch = proto::images::WatchImagesRequest::default();
     let mut watch = nobody.images.clone().watch_images(watch).await?.into_inner();

@@ -1,5 +1,6 @@
 //! The data directory of a SQLite catalogue, which one process at a time serves.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Output;
 
 use anyhow::Context as _;
@@ -42,6 +43,11 @@ async fn a_second_process_on_a_data_directory_ends_at_once_and_says_why() -> any
     let reason = format!("another process serves the data directory {data_dir}");
     assert!(stderr.contains(&reason), "{stderr}");
     answers(&catalogue, &first, "By the first").await?;
+    for entry in std::fs::read_dir(&data_dir)? {
+        let entry = entry?;
+        let mode = entry.metadata()?.permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{}", entry.path().display());
+    }
 
     let token = run(&["token", "--data-dir", &data_dir, "--subject", "bob", "--role", "builder"]).await?;
     assert!(token.status.success(), "{token:?}");

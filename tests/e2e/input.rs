@@ -169,7 +169,7 @@ async fn pages_hold_every_image_once_and_belong_to_their_caller() -> anyhow::Res
 }
 
 /// Paths of the methods that are called with random bytes.
-const METHODS: [&str; 22] = [
+const METHODS: [&str; 23] = [
     "/trailer.images.v1.ImageService/CreateImage",
     "/trailer.images.v1.ImageService/GetImage",
     "/trailer.images.v1.ImageService/ListImages",
@@ -184,6 +184,7 @@ const METHODS: [&str; 22] = [
     "/trailer.images.v1.ImageService/BatchImages",
     "/trailer.images.v1.ImageService/ResolveImage",
     "/trailer.images.v1.ImageService/SnapshotWorkspace",
+    "/trailer.images.v1.AccessService/WhoAmI",
     "/trailer.images.v1.AccessService/ListGrants",
     "/trailer.images.v1.AccessService/GrantAccess",
     "/trailer.images.v1.AccessService/RevokeAccess",
@@ -193,6 +194,26 @@ const METHODS: [&str; 22] = [
     "/trailer.images.v1.ContextService/UploadContext",
     "/trailer.images.v1.WorkerService/ListWorkers",
 ];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_grpc_is_an_unsupported_media_type() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    for (content_type, expected) in [
+        (Some("application/grpc"), 200),
+        (Some("application/grpc+proto"), 200),
+        (Some("application/grpc; charset=utf-8"), 200),
+        (Some("application/grpcx"), 415),
+        (Some("application/json"), 415),
+        (Some("text/html"), 415),
+        (None, 415),
+    ] {
+        for method in ["/grpc.health.v1.Health/Check", METHODS[0], "/"] {
+            let status = raw::http_status(service.addr, method, content_type).await?;
+            assert_eq!(status.as_u16(), expected, "{method} with {content_type:?}");
+        }
+    }
+    Ok(())
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn random_bytes_are_the_callers_fault() -> anyhow::Result<()> {

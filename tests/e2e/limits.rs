@@ -325,6 +325,10 @@ async fn the_port_of_a_worker_blames_callers_for_what_is_no_message() -> anyhow:
         assert_eq!(code, Code::InvalidArgument);
         let fine = raw::call_at(addr, check, "", None, vec![0; 5]).await?;
         assert_eq!(fine.0, Code::Ok);
+        // Anyone may send such messages, so they are small.
+        let announced = [&[0][..], &(4 * 1024 + 1_u32).to_be_bytes(), &vec![0; 4 * 1024 + 1]].concat();
+        let (code, _) = raw::call_at(addr, check, "", None, announced).await?;
+        assert_eq!(code, Code::InvalidArgument);
     }
     Ok(())
 }

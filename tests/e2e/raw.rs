@@ -7,6 +7,7 @@ use bytes::{Buf as _, BufMut as _, Bytes};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{
     Code, Status,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
@@ -54,6 +55,26 @@ impl Decoder for Raw {
         let length = buffer.remaining();
         Ok(Some(buffer.copy_to_bytes(length)))
     }
+}
+
+/// Sends a request with this content type, or none, and returns the HTTP status of the response.
+pub(crate) async fn http_status(
+    addr: SocketAddr,
+    method: &str,
+    content_type: Option<&str>,
+) -> anyhow::Result<http::StatusCode> {
+    let stream = TokioIo::new(TcpStream::connect(addr).await?);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
+    let connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    let mut request = http::Request::post(format!("http://{addr}{method}"));
+    if let Some(content_type) = content_type {
+        request = request.header("content-type", content_type);
+    }
+    let request = request.body(Full::new(Bytes::from_static(&[0; 5])))?;
+    let response = tokio::time::timeout(LIMIT, sender.send_request(request)).await??;
+    drop(connection);
+    Ok(response.status())
 }
 
 pub(crate) async fn call(

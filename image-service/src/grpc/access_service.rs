@@ -28,6 +28,22 @@ impl Grants {
 
 #[tonic::async_trait]
 impl AccessService for Grants {
+    async fn who_am_i(
+        &self,
+        request: Request<wire::WhoAmIRequest>,
+    ) -> Result<Response<wire::WhoAmIResponse>, Status> {
+        let caller = caller(&request)?;
+        let mut roles: Vec<String> = caller.roles().map(|role| role.to_string()).collect();
+        roles.sort_unstable();
+        Ok(Response::new(wire::WhoAmIResponse {
+            subject: caller.subject().to_owned(),
+            roles,
+            pools: caller.identity().pools.names().map(str::to_owned).collect(),
+            may_create: caller.is_builder(),
+            expire_time: Some(field::time(caller.expires_at())),
+        }))
+    }
+
     async fn list_grants(
         &self,
         request: Request<wire::ListGrantsRequest>,
@@ -66,7 +82,10 @@ impl AccessService for Grants {
         field::subject(&mut violations, "grant.subject", &wanted.subject);
         let permissions = permissions(&mut violations, &wanted.permissions);
         violations.check()?;
-        let granted = self.catalog.grant(&request, image, &wanted.subject, permissions).await?;
+        let granted = self
+            .catalog
+            .grant(&request, image, field::etag(&message.etag), &wanted.subject, permissions)
+            .await?;
         Ok(Response::new(wire::GrantAccessResponse { grant: Some(grant(wanted.subject, granted)) }))
     }
 
@@ -78,7 +97,9 @@ impl AccessService for Grants {
         let image = field::image(&mut violations, "image_id", &message.image_id);
         field::subject(&mut violations, "subject", &message.subject);
         violations.check()?;
-        self.catalog.grant(&request, image, &message.subject, Permissions::default()).await?;
+        self.catalog
+            .grant(&request, image, field::etag(&message.etag), &message.subject, Permissions::default())
+            .await?;
         Ok(Response::new(wire::RevokeAccessResponse {}))
     }
 }

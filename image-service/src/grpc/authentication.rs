@@ -16,7 +16,8 @@ use super::{
 use crate::{
     access::{Principal, Role},
     error::Error,
-    jwt::Verifier,
+    jwt::{TokenError, Verifier},
+    timestamp::Timestamp,
 };
 
 /// An interceptor that admits callers with a token for its API.
@@ -42,7 +43,13 @@ impl Authentication {
 
 impl Interceptor for Authentication {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let principal = match request.metadata().get("authorization") {
+        let mut headers = request.metadata().get_all("authorization").iter();
+        let header = headers.next();
+        // It would be unclear which of several counts.
+        if headers.next().is_some() {
+            return Err(status::unauthenticated(Some(TokenError::Invalid)));
+        }
+        let principal = match header {
             None => self.verifier.anonymous().ok_or_else(|| status::unauthenticated(None))?,
             // A caller with an invalid token is not treated as anonymous.
             Some(value) => {
@@ -73,7 +80,12 @@ fn bearer(value: &AsciiMetadataValue) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Returns the principal of an authenticated request.
+/// Returns the principal of an authenticated request, whose token may have expired while the request was received.
 pub(super) fn caller<T>(request: &Request<T>) -> Result<Principal, Status> {
-    request.extensions().get::<Principal>().cloned().ok_or_else(|| status::unauthenticated(None))
+    let caller = request.extensions().get::<Principal>().cloned();
+    let caller = caller.ok_or_else(|| status::unauthenticated(None))?;
+    if caller.expires_at() <= Timestamp::now() {
+        return Err(Error::TokenExpired.into());
+    }
+    Ok(caller)
 }

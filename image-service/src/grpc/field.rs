@@ -7,10 +7,12 @@ use uuid::Uuid;
 use crate::{
     access::is_subject,
     error::{Error, Violations},
-    image::{Etag, ImageId, View},
+    image::{Etag, ImageId, Precondition, View},
     timestamp::Timestamp,
 };
 
+/// First character of a state etag; no hexadecimal digit.
+const STATE_ETAG: char = 's';
 const DEFAULT_PAGE: u64 = 50;
 const MAX_PAGE: u64 = 1_000;
 
@@ -36,11 +38,18 @@ pub(super) fn image(violations: &mut Violations, field: &str, text: &str) -> Ima
     ImageId(Uuid::nil())
 }
 
-/// Parses an etag; `None` for an empty one, which matches any state.
+/// Returns the etag of everything that callers are shown of an image with its last change at this revision.
+pub(super) fn state_etag(revision: i64) -> String {
+    format!("{STATE_ETAG}{revision:x}")
+}
+
+/// Parses an etag or a state etag; `None` for an empty one, which matches any version.
 ///
-/// An invalid etag becomes one that never matches.
-pub(super) fn etag(text: &str) -> Option<Etag> {
-    (!text.is_empty()).then(|| Etag(i64::from_str_radix(text, 16).unwrap_or(i64::MIN)))
+/// An invalid one becomes one that never matches.
+pub(super) fn etag(text: &str) -> Option<Precondition> {
+    let parse = |revision| i64::from_str_radix(revision, 16).unwrap_or(i64::MIN);
+    let state = text.strip_prefix(STATE_ETAG).map(|revision| Precondition::State(parse(revision)));
+    (!text.is_empty()).then(|| state.unwrap_or_else(|| Precondition::Record(Etag(parse(text)))))
 }
 
 /// Checks the name of a caller, and records a violation if it is invalid.

@@ -155,6 +155,7 @@ fn basic(image: Image) -> wire::Image {
         pulled: image.pulled,
         snapshot: image.snapshot,
         etag: image.etag.to_string(),
+        state_etag: field::state_etag(image.revision),
         allowed_actions: Vec::new(),
     }
 }

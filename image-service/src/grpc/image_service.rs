@@ -202,7 +202,8 @@ impl ImageService for Images {
             meant => Some(BuildId(field::image(&mut violations, "build_id", meant).0)),
         };
         violations.check()?;
-        let (image, build) = self.catalog.cancel_build(&request, id, meant).await?;
+        let (image, build) =
+            self.catalog.cancel_build(&request, id, field::etag(&message.etag), meant).await?;
         Ok(Response::new(wire::CancelBuildResponse {
             image: Some(image.into()),
             build: build.map(Into::into),

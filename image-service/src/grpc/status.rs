@@ -54,7 +54,11 @@ impl From<Error> for Status {
                 let details = reason_with("ACTION_FORBIDDEN", "action", name);
                 Self::with_error_details(Code::PermissionDenied, message, details)
             }
-            Error::ReferenceTaken(_) => with_reason(Code::AlreadyExists, "REFERENCE_TAKEN", message),
+            Error::ReferenceTaken(_) => {
+                let mut details = reason("REFERENCE_TAKEN");
+                details.add_bad_request_violation("image.repository", "must be free, together with the tag");
+                Self::with_error_details(Code::AlreadyExists, message, details)
+            }
             Error::EtagMismatch => with_reason(Code::Aborted, "ETAG_MISMATCH", message),
             Error::RequestIdReused => {
                 let mut details = reason("REQUEST_ID_REUSED");

@@ -1,6 +1,6 @@
 //! The table of actions that are possible on an image, which callers are shown and the service enforces.
 
-use super::{EditDraft, Etag, Image, Status};
+use super::{EditDraft, Image, Precondition, Status};
 use crate::{
     access::{Action, Standing},
     build::BuildId,
@@ -52,15 +52,27 @@ impl Image {
         self.refusal(action).map_or(Ok(()), |refusal| Err(Error::Refused(refusal)))
     }
 
+    fn meets(&self, precondition: Precondition) -> bool {
+        match precondition {
+            Precondition::Record(etag) => etag == self.etag,
+            Precondition::State(revision) => revision == self.revision,
+        }
+    }
+
     /// Checks the permission and the expected etag of a write, and that its action is possible now.
     ///
     /// # Errors
     ///
     /// Returns the errors of [`Standing::permit`], [`Error::EtagMismatch`] if the image has changed, and the
     /// errors of [`require`](Self::require), in this order.
-    pub(crate) fn admit(&self, standing: Standing, etag: Option<Etag>, action: Action) -> Result<(), Error> {
+    pub(crate) fn admit(
+        &self,
+        standing: Standing,
+        etag: Option<Precondition>,
+        action: Action,
+    ) -> Result<(), Error> {
         standing.permit(action)?;
-        if etag.is_some_and(|etag| etag != self.etag) {
+        if etag.is_some_and(|expected| !self.meets(expected)) {
             return Err(Error::EtagMismatch);
         }
         self.require(standing, action)
@@ -75,7 +87,7 @@ impl Image {
     pub(crate) fn admit_edit(
         &self,
         standing: Standing,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
         draft: &EditDraft,
     ) -> Result<(), Error> {
         self.admit(standing, etag, Action::Edit)?;
@@ -93,7 +105,7 @@ impl Image {
     pub(crate) fn build_to_cancel(
         &self,
         standing: Standing,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
         meant: Option<BuildId>,
     ) -> Result<BuildId, Error> {
         let is_other = meant.is_some() && meant != self.latest_build;

@@ -7,7 +7,7 @@ use crate::{
     build::{Build, BuildId, State},
     dispatch::{self, Event, Policy, Rows},
     error::{Error, Resource},
-    image::{BatchAction, Etag, Image, ImageId, ImageInView, Status},
+    image::{BatchAction, Etag, Image, ImageId, ImageInView, Precondition, Status},
     index::VisibleImage,
     request::Request,
     store::Store,
@@ -82,7 +82,7 @@ impl<'a> Overlay<'a> {
         &mut self,
         action: BatchAction,
         id: ImageId,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
     ) -> Result<ImageInView, Error> {
         match action {
             BatchAction::Build => self.build(id, etag, BuildId::new()),
@@ -96,7 +96,7 @@ impl<'a> Overlay<'a> {
     pub(super) fn enable(
         &mut self,
         id: ImageId,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
         enabled: bool,
     ) -> Result<ImageInView, Error> {
         let action = if enabled { Action::Enable } else { Action::Disable };
@@ -113,7 +113,7 @@ impl<'a> Overlay<'a> {
     pub(super) fn build(
         &mut self,
         id: ImageId,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
         build: BuildId,
     ) -> Result<ImageInView, Error> {
         let (image, standing) = self.target(id, etag, Action::Build)?;
@@ -130,7 +130,7 @@ impl<'a> Overlay<'a> {
     pub(super) fn cancel(
         &mut self,
         id: ImageId,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
         meant: Option<BuildId>,
     ) -> Result<(ImageInView, Build), Error> {
         let (image, standing) = self.seen(id)?;
@@ -152,7 +152,7 @@ impl<'a> Overlay<'a> {
         Ok((in_view(image, standing), build))
     }
 
-    fn delete(&mut self, id: ImageId, etag: Option<Etag>) -> Result<ImageInView, Error> {
+    fn delete(&mut self, id: ImageId, etag: Option<Precondition>) -> Result<ImageInView, Error> {
         let (image, standing) = self.target(id, etag, Action::Delete)?;
         let image = image.clone();
         self.changed.insert(id, None);
@@ -175,7 +175,12 @@ impl<'a> Overlay<'a> {
     }
 
     /// Returns an image on which the caller may perform the action.
-    fn target(&self, id: ImageId, etag: Option<Etag>, action: Action) -> Result<(&Image, Standing), Error> {
+    fn target(
+        &self,
+        id: ImageId,
+        etag: Option<Precondition>,
+        action: Action,
+    ) -> Result<(&Image, Standing), Error> {
         let (image, standing) = self.seen(id)?;
         image.admit(standing, etag, action)?;
         Ok((image, standing))

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     build::{Build, BuildId, BuildInView, Pending, PendingReason, State},
     dispatch::{Policy, pending_reason},
-    error::{Error, Resource},
+    error::{Error, Refusal, Resource},
     image::ImageId,
     timestamp::Timestamp,
 };
@@ -106,6 +106,15 @@ impl Store {
         Ok(build)
     }
 
+    /// Returns the error for a build that is `meant` and is not the latest one of an image.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
+    pub(crate) async fn other_build(&self, meant: Option<BuildId>, image: ImageId) -> Result<Error, Error> {
+        Ok(other_build(&self.reader, meant, image).await?)
+    }
+
     /// Returns the number of queued builds and the age of the oldest.
     ///
     /// # Errors
@@ -125,6 +134,20 @@ impl Store {
         let count = |number: i64| u64::try_from(number).unwrap_or(0);
         Ok((count(depth), Duration::from_micros(count(waits))))
     }
+}
+
+/// Returns the error for a build that is `meant` and is not the latest one of an image: there is no such build of this
+/// image, or another one is the latest.
+pub(super) async fn other_build(
+    db: &impl ConnectionTrait,
+    meant: Option<BuildId>,
+    image: ImageId,
+) -> Result<Error, DbErr> {
+    let is_of_image = match meant {
+        Some(meant) => build::Entity::find_by_id(meant).one(db).await?.is_some_and(|row| row.image == image),
+        None => false,
+    };
+    Ok(if is_of_image { Error::Refused(Refusal::OtherBuild) } else { Error::NotFound(Resource::Build) })
 }
 
 /// Returns the worker that holds a build, if any.

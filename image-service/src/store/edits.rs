@@ -11,16 +11,17 @@ use super::{
     entity::image,
     grants, images, references,
     request_transaction::{RequestTransaction, Target},
-    required,
+    required, retention,
 };
 use crate::{
     access::Action,
     build::{Build, BuildId, BuildInView},
     change::ChangeKind,
     dispatch::{self, BuildChange, Event, Rows},
-    error::Error,
+    error::{Error, Refusal},
     image::{
-        BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, RepositoryPrefixes, UsageChange, View,
+        BatchAction, EditDraft, Etag, Image, ImageId, ImageInView, Precondition, RepositoryPrefixes,
+        UsageChange, View,
     },
 };
 
@@ -28,7 +29,7 @@ use crate::{
 pub(crate) type WithBuild = (ImageInView, Option<BuildInView>);
 
 /// One image of a batch, or the error in the request for it.
-pub(crate) type BatchTarget = Result<(ImageId, Option<Etag>), Error>;
+pub(crate) type BatchTarget = Result<(ImageId, Option<Precondition>), Error>;
 
 /// The outcome of one image of a batch.
 pub(crate) type BatchOutcome = Result<ImageInView, Error>;
@@ -45,7 +46,7 @@ impl RequestTransaction<'_> {
     pub(crate) async fn update(
         &mut self,
         id: ImageId,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
         edit: EditDraft,
         prefixes: &RepositoryPrefixes,
     ) -> Result<ImageInView, Error> {
@@ -74,6 +75,9 @@ impl RequestTransaction<'_> {
             let row = image::Model { index_bytes: row.index_bytes + bytes, ..image.into() };
             references::release_unused(&self.txn, [&row]).await?;
             image = self.save_edit(row, ChangeKind::Content).await?;
+            if configuration.is_some() {
+                retention::delete_unused_configurations(&self.txn, id);
+            }
         }
         Ok(images::in_view(&self.txn, image, standing, View::Full).await?)
     }
@@ -98,7 +102,7 @@ impl RequestTransaction<'_> {
     pub(crate) async fn enable(
         &mut self,
         id: ImageId,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
         enabled: bool,
     ) -> Result<ImageInView, Error> {
         let action = if enabled { Action::Enable } else { Action::Disable };
@@ -117,12 +121,20 @@ impl RequestTransaction<'_> {
     ///
     /// Returns [`Error::NotFound`] if the caller does not see the image, the errors of [`Image::admit`], and
     /// [`Error::TooManyPendingBuilds`] if the caller may not queue another build.
-    pub(crate) async fn build(&mut self, id: ImageId, etag: Option<Etag>) -> Result<WithBuild, Error> {
+    pub(crate) async fn build(
+        &mut self,
+        id: ImageId,
+        etag: Option<Precondition>,
+    ) -> Result<WithBuild, Error> {
         let (image, build) = self.queue_next(id, etag).await?;
         self.with_build(image, build).await
     }
 
-    async fn queue_next(&mut self, id: ImageId, etag: Option<Etag>) -> Result<(ImageInView, Build), Error> {
+    async fn queue_next(
+        &mut self,
+        id: ImageId,
+        etag: Option<Precondition>,
+    ) -> Result<(ImageInView, Build), Error> {
         let target = self.target(id, etag, Action::Build).await?;
         self.require_room().await?;
         let revision = target.image.configuration_revision;
@@ -151,19 +163,29 @@ impl RequestTransaction<'_> {
     ///
     /// Returns [`Error::NotFound`] if the caller does not see the image, and the errors of
     /// [`Image::build_to_cancel`].
-    pub(crate) async fn cancel(&mut self, id: ImageId, meant: Option<BuildId>) -> Result<WithBuild, Error> {
-        let (image, build) = self.cancel_latest(id, None, meant).await?;
+    pub(crate) async fn cancel(
+        &mut self,
+        id: ImageId,
+        etag: Option<Precondition>,
+        meant: Option<BuildId>,
+    ) -> Result<WithBuild, Error> {
+        let (image, build) = self.cancel_latest(id, etag, meant).await?;
         self.with_build(image, build).await
     }
 
     async fn cancel_latest(
         &mut self,
         id: ImageId,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
         meant: Option<BuildId>,
     ) -> Result<(ImageInView, Build), Error> {
         let target = self.seen(id).await?;
-        let latest = target.image.build_to_cancel(target.standing, etag, meant)?;
+        let latest = match target.image.build_to_cancel(target.standing, etag, meant) {
+            Err(Error::Refused(Refusal::OtherBuild)) => {
+                return Err(builds::other_build(&self.txn, meant, id).await?);
+            }
+            latest => latest?,
+        };
         let build = builds::one(&self.txn, latest).await?;
         let build = self.request_cancel(build).await?;
         Ok((self.basic(target).await?, build))
@@ -186,7 +208,11 @@ impl RequestTransaction<'_> {
     /// # Errors
     ///
     /// Returns [`Error::NotFound`] if the caller does not see the image, and the errors of [`Image::admit`].
-    pub(crate) async fn delete(&mut self, id: ImageId, etag: Option<Etag>) -> Result<ImageInView, Error> {
+    pub(crate) async fn delete(
+        &mut self,
+        id: ImageId,
+        etag: Option<Precondition>,
+    ) -> Result<ImageInView, Error> {
         let target = self.target(id, etag, Action::Delete).await?;
         let actions = target.image.allowed_actions(target.standing);
         let grantees = grants::grantees(&self.txn, id).await?;
@@ -236,7 +262,12 @@ impl RequestTransaction<'_> {
         Ok(outcomes)
     }
 
-    async fn one_of_batch(&mut self, action: BatchAction, id: ImageId, etag: Option<Etag>) -> BatchOutcome {
+    async fn one_of_batch(
+        &mut self,
+        action: BatchAction,
+        id: ImageId,
+        etag: Option<Precondition>,
+    ) -> BatchOutcome {
         let image = match action {
             BatchAction::Build => self.queue_next(id, etag).await?.0,
             BatchAction::CancelBuild => self.cancel_latest(id, etag, None).await?.0,

@@ -18,7 +18,7 @@ use crate::{
     access::{Action, Grantee, Permissions, Visibility},
     change::ChangeKind,
     error::{Error, Refusal},
-    image::{Image, ImageId, UsageChange},
+    image::{Image, ImageId, Precondition, UsageChange},
 };
 
 const GRANT_BYTES: i64 = Image::GRANT_BYTES as i64;
@@ -59,14 +59,16 @@ impl RequestTransaction<'_> {
     pub(crate) async fn grant(
         &mut self,
         id: ImageId,
+        etag: Option<Precondition>,
         subject: &str,
         permissions: Permissions,
     ) -> Result<Permissions, Error> {
-        let target = self.target(id, None, Action::Share).await?;
+        let target = self.target(id, etag, Action::Share).await?;
+        let has_then = target.image.permissions_of(subject, permissions);
         let grantee = Grantee::Subject(subject.to_owned());
         let found = grant::Entity::find_by_id((id, grantee.clone())).one(&self.txn).await?;
         if found.as_ref().map(permissions_of).unwrap_or_default() == permissions {
-            return Ok(permissions);
+            return Ok(has_then);
         }
         let added = match (found.is_some(), permissions.can_view()) {
             (true, false) => -GRANT_BYTES,
@@ -105,7 +107,7 @@ impl RequestTransaction<'_> {
         };
         self.txn.defer(image::Entity::update(row).validate()?);
         self.effects.committed.changed.insert(id);
-        Ok(permissions)
+        Ok(has_then)
     }
 }
 

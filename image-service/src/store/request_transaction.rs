@@ -20,7 +20,7 @@ use crate::{
     access::{Action, Standing},
     dispatch::Effects,
     error::{Error, Resource},
-    image::{Etag, Image, ImageId},
+    image::{Image, ImageId, Precondition},
     request::Request,
     timestamp::Timestamp,
     turns::Turn,
@@ -143,7 +143,7 @@ impl RequestTransaction<'_> {
     pub(super) async fn target(
         &self,
         id: ImageId,
-        etag: Option<Etag>,
+        etag: Option<Precondition>,
         action: Action,
     ) -> Result<Target, Error> {
         let target = self.seen(id).await?;

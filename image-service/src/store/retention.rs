@@ -5,6 +5,7 @@ use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Qu
 use super::{
     Store, contexts,
     entity::{build, build_record, configuration, image},
+    transaction::WriteTransaction,
     values::AsJson,
 };
 use crate::{build::BuildId, error::Error, image::ImageId, turns::Turn};
@@ -78,22 +79,27 @@ impl Store {
         let txn = self.write(Turn::Background).await?;
         txn.defer(build::Entity::delete_many().filter(build::Column::Id.eq(build)));
         txn.defer(build_record::Entity::delete_many().filter(build_record::Column::Build.eq(build)));
-        let current = image::Entity::find_by_id(image)
-            .select_only()
-            .column(image::Column::ConfigurationRevision)
-            .into_query();
-        let of_builds = build::Entity::find()
-            .select_only()
-            .column(build::Column::ConfigurationRevision)
-            .filter(build::Column::Image.eq(image))
-            .into_query();
         contexts::touch_named(&txn, image, self.now(&txn).await?);
-        txn.defer(
-            configuration::Entity::delete_many()
-                .filter(configuration::Column::Image.eq(image))
-                .filter(configuration::Column::Revision.not_in_subquery(current))
-                .filter(configuration::Column::Revision.not_in_subquery(of_builds)),
-        );
+        delete_unused_configurations(&txn, image);
         txn.commit().await
     }
+}
+
+/// Deletes the configurations of an image that are neither its current one nor that of a build.
+pub(super) fn delete_unused_configurations(txn: &WriteTransaction, image: ImageId) {
+    let current = image::Entity::find_by_id(image)
+        .select_only()
+        .column(image::Column::ConfigurationRevision)
+        .into_query();
+    let of_builds = build::Entity::find()
+        .select_only()
+        .column(build::Column::ConfigurationRevision)
+        .filter(build::Column::Image.eq(image))
+        .into_query();
+    txn.defer(
+        configuration::Entity::delete_many()
+            .filter(configuration::Column::Image.eq(image))
+            .filter(configuration::Column::Revision.not_in_subquery(current))
+            .filter(configuration::Column::Revision.not_in_subquery(of_builds)),
+    );
 }

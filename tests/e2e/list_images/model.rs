@@ -135,6 +135,7 @@ pub(super) fn agreed(expected: api::Image, answer: api::Image) -> api::Image {
         revision: answer.revision,
         latest_build_id: answer.latest_build_id.clone(),
         etag: answer.etag.clone(),
+        state_etag: answer.state_etag.clone(),
         stale: is_stale,
         allowed_actions: Vec::new(),
         ..expected

@@ -52,12 +52,21 @@ pub(super) const REVOKED: &str = "shut-out";
 impl Call {
     /// Returns whether the call takes an etag.
     pub(super) fn takes_etag(self) -> bool {
-        use Call::{BuildImage, DeleteImage, DisableImage, EnableImage, UpdateImage};
-        matches!(self, UpdateImage | BuildImage | EnableImage | DisableImage | DeleteImage)
-    }
-
-    pub(super) fn is_write(self) -> bool {
-        self.takes_etag() || matches!(self, Self::CancelBuild | Self::GrantAccess | Self::RevokeAccess)
+        use Call::{
+            BuildImage, CancelBuild, DeleteImage, DisableImage, EnableImage, GrantAccess, RevokeAccess,
+            UpdateImage,
+        };
+        matches!(
+            self,
+            UpdateImage
+                | BuildImage
+                | CancelBuild
+                | EnableImage
+                | DisableImage
+                | DeleteImage
+                | GrantAccess
+                | RevokeAccess
+        )
     }
 }
 
@@ -127,7 +136,8 @@ pub(super) async fn attempt(
             images.build_image(request).await?.into_inner().image
         }
         Call::CancelBuild => {
-            let request = api::CancelBuildRequest { id, validate_only, ..Default::default() };
+            let request =
+                api::CancelBuildRequest { id, etag, request_id, validate_only, ..Default::default() };
             images.cancel_build(request).await?.into_inner().image
         }
         Call::EnableImage => {
@@ -150,13 +160,13 @@ pub(super) async fn attempt(
             let permissions = vec![api::Permission::View.into()];
             let grant = Some(api::Grant { subject: GRANTED.to_owned(), permissions });
             access
-                .grant_access(api::GrantAccessRequest { image_id, grant, request_id, validate_only })
+                .grant_access(api::GrantAccessRequest { image_id, etag, grant, request_id, validate_only })
                 .await?;
             None
         }
         Call::RevokeAccess => {
             let subject = REVOKED.to_owned();
-            let request = api::RevokeAccessRequest { image_id, subject, request_id, validate_only };
+            let request = api::RevokeAccessRequest { image_id, etag, subject, request_id, validate_only };
             access.revoke_access(request).await?;
             None
         }

@@ -34,11 +34,10 @@ pub(super) fn order(
     };
     violations.check()?;
     let action = action.ok_or_else(|| Error::Internal("an action is missing without a violation".into()))?;
-    let target = |(i, target): (usize, &wire::BatchTarget)| {
-        let id = field::id(&format!("targets[{i}].id"), &target.id)?;
-        Ok((ImageId(id), field::etag(&target.etag)))
-    };
-    Ok((action, message.targets.iter().enumerate().map(target).collect()))
+    // The errors of a row are those of the call for its image alone.
+    let target =
+        |target: &wire::BatchTarget| Ok((ImageId(field::id("id", &target.id)?), field::etag(&target.etag)));
+    Ok((action, message.targets.iter().map(target).collect()))
 }
 
 pub(super) fn response(

@@ -195,7 +195,7 @@ async fn the_queue_never_looks_at_what_is_finished() -> Outcome {
     store.queue_load().await?;
     first_of_groups(&store.reader, 1, store.now(&store.reader).await?).await?;
     store.workers(None, 10).await?;
-    store.transact(&request("alice"), async |write| write.cancel(image, None).await).await?;
+    store.transact(&request("alice"), async |write| write.cancel(image, None, None).await).await?;
     store.unused("w1", EngineContents::default()).await?;
     let statements = std::mem::take(&mut *statements.lock().map_err(|_| "poisoned")?);
     let searches = searches(&store, statements).await?;

@@ -50,6 +50,7 @@ fn comparable_image(image: api::Image, before: &BTreeMap<String, api::Image>) ->
     api::Image {
         id: known(&image.id, &before.id),
         etag: known(&image.etag, &before.etag),
+        state_etag: known(&image.state_etag, &before.state_etag),
         latest_build_id: known(&image.latest_build_id, &before.latest_build_id),
         revision: has_changed.into(),
         create_time: before.create_time,

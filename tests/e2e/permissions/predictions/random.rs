@@ -35,6 +35,8 @@ pub(super) struct World {
     images: Vec<String>,
     /// Images in each of the states, without those that a write has tried to build.
     unbuilt: Vec<String>,
+    /// Latest build of each image, and the one before.
+    builds: BTreeMap<String, (String, String)>,
     /// Digest of a stored archive.
     archive: String,
 }
@@ -49,7 +51,8 @@ pub(super) fn client(service: &Service, name: &str) -> Client {
 
 impl World {
     pub(super) fn new(seed: u64, images: Vec<String>, archive: String) -> Self {
-        Self { random: Rng::with_seed(seed), unbuilt: images.clone(), images, archive }
+        let builds = BTreeMap::new();
+        Self { random: Rng::with_seed(seed), unbuilt: images.clone(), images, builds, archive }
     }
 
     /// Adds the images that a write has created.
@@ -64,6 +67,12 @@ impl World {
 
     /// Returns the next write and its caller.
     pub(super) fn next(&mut self, now: &BTreeMap<String, api::Image>) -> (&'static str, Write) {
+        for (id, image) in now {
+            let (latest, earlier) = self.builds.entry(id.clone()).or_default();
+            if *latest != image.latest_build_id {
+                *earlier = std::mem::replace(latest, image.latest_build_id.clone());
+            }
+        }
         if let Some(id) = self.unbuilt.pop() {
             let caller = ["creator", "admin", "guest-m"][self.unbuilt.len() % 3];
             return (caller, Write::Build(api::BuildImageRequest { id, ..Default::default() }));
@@ -81,9 +90,9 @@ impl World {
             13..15 => Write::Disable(api::DisableImageRequest { id, etag, ..Default::default() }),
             15..18 => Write::Build(api::BuildImageRequest { id, etag, ..Default::default() }),
             18..21 => {
-                let latest = now.get(&id).map(|image| image.latest_build_id.clone()).unwrap_or_default();
-                let build_id = self.one_of(&["", &latest, &missing()]).to_owned();
-                Write::Cancel(api::CancelBuildRequest { id, build_id, ..Default::default() })
+                let (latest, earlier) = self.builds.get(&id).cloned().unwrap_or_default();
+                let build_id = self.one_of(&["", &latest, &earlier, &missing()]).to_owned();
+                Write::Cancel(api::CancelBuildRequest { id, build_id, etag, ..Default::default() })
             }
             21 => Write::Delete(api::DeleteImageRequest { id, etag, ..Default::default() }),
             22..32 => self.batch(now),
@@ -209,9 +218,10 @@ impl World {
     }
 
     fn etag(&mut self, id: &str, now: &BTreeMap<String, api::Image>) -> String {
-        match self.random.u8(0..6) {
+        match self.random.u8(0..9) {
             0 => "0".to_owned(),
             1 | 2 => now.get(id).map(|image| image.etag.clone()).unwrap_or_default(),
+            3 | 4 => now.get(id).map(|image| image.state_etag.clone()).unwrap_or_default(),
             _ => String::new(),
         }
     }
