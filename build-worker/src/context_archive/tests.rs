@@ -1,0 +1,148 @@
+//! Archives of tests, and what becomes of them.
+
+use std::io::Cursor;
+
+use super::*;
+
+/// An entry: its kind, path, target and owner.
+type TestEntry<'a> = (EntryType, &'a str, &'a str, u64);
+
+fn tar_of(entries: &[TestEntry<'_>]) -> Vec<u8> {
+    let mut tar = Builder::new(Vec::new());
+    for (kind, path, target, owner) in entries {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(*kind);
+        header.set_mode(0o750);
+        header.set_uid(*owner);
+        header.set_gid(*owner);
+        header.set_username("somebody").expect("a short name");
+        if kind.is_symlink() || kind.is_hard_link() {
+            header.set_size(0);
+            tar.append_link(&mut header, path, target).expect("memory");
+        } else {
+            let content = if kind.is_dir() { "" } else { target };
+            header.set_size(content.len() as u64);
+            tar.append_data(&mut header, path, content.as_bytes()).expect("memory");
+        }
+    }
+    tar.into_inner().expect("memory")
+}
+
+fn written(tar: &[u8], ignore: &str, dockerfile: Option<&str>) -> Result<Vec<String>, ArchiveError> {
+    let ignore = DockerIgnore::parse(ignore).expect("patterns");
+    let reopen = || open(Cursor::new(tar), Compression::None);
+    let links = build_files(reopen, "Dockerfile")?.hard_links;
+    let mut out = Vec::new();
+    write(&mut reopen(), &ignore, &links, "Dockerfile", dockerfile, &mut out)?;
+    let mut listed = Vec::new();
+    for entry in open(Cursor::new(out), Compression::None).entries().expect("a tar") {
+        let mut entry = entry.expect("an entry");
+        assert_eq!((entry.header().uid().ok(), entry.header().gid().ok()), (Some(0), Some(0)));
+        assert!(entry.header().username_bytes().unwrap_or_default().is_empty());
+        let target = entry.link_name().expect("a target").map(|target| format!(" to {}", target.display()));
+        let mut shown = format!("{}{}", entry.path().expect("a path").display(), target.unwrap_or_default());
+        let content = text(&mut entry).expect("memory");
+        if !content.is_empty() {
+            shown = format!("{shown}: {content}");
+        }
+        listed.push(shown);
+    }
+    Ok(listed)
+}
+
+#[test]
+fn an_archive_belongs_to_root_and_lacks_what_is_ignored() {
+    let file = EntryType::Regular;
+    let long = "x/".repeat(90) + "long";
+    let tar = tar_of(&[
+        (EntryType::Directory, "./", "", 1000),
+        (file, "./Dockerfile", "FROM a", 1000),
+        (EntryType::Directory, "secrets", "", 0),
+        (file, "secrets/key", "k", 0),
+        (file, "secrets/public", "p", 7),
+        (file, &long, "l", 0),
+        (EntryType::Symlink, "python", "/usr/bin/python3", 0),
+        (EntryType::Symlink, "shared", "../shared", 0),
+        (EntryType::Link, "again", "secrets/public", 0),
+        (EntryType::Fifo, "pipe", "", 0),
+    ]);
+    let all = [
+        "./",
+        "Dockerfile: FROM a",
+        "secrets",
+        "secrets/key: k",
+        "secrets/public: p",
+        &format!("{long}: l"),
+        "python to /usr/bin/python3",
+        "shared to ../shared",
+        "again to secrets/public",
+    ];
+    assert_eq!(written(&tar, "", None).expect("a tar"), all);
+    let few = written(&tar, "*\n!secrets/public\n!again", Some("FROM b")).expect("a tar");
+    assert_eq!(few, ["./", "secrets", "secrets/public: p", "again to secrets/public", "Dockerfile: FROM b"]);
+    let kept = written(&tar, "**\n", None).expect("a tar");
+    assert_eq!(kept, ["./", "Dockerfile: FROM a"], "the build reads it");
+    let moved = written(&tar, "secrets\nx\npython\nshared", None).expect("a tar");
+    assert_eq!(moved, ["./", "Dockerfile: FROM a", "again: p"]);
+}
+
+#[test]
+fn the_ignore_file_of_a_dockerfile_counts_more() {
+    let file = EntryType::Regular;
+    let tar = tar_of(&[
+        (file, "docker/Dev.dockerignore", "own", 0),
+        (file, ".dockerignore", "common", 0),
+        (file, "./docker/Dev", "FROM a", 0),
+    ]);
+    let found = |path: &str| build_files(|| open(Cursor::new(&tar), Compression::None), path).expect("a tar");
+    assert_eq!((&*found("docker/Dev").ignore, &*found("docker/Dev").dockerfile), ("own", &b"FROM a"[..]));
+    assert_eq!((&*found("Dockerfile").ignore, &*found("Dockerfile").dockerfile), ("common", &b""[..]));
+}
+
+#[test]
+fn an_ignore_file_may_be_a_link_within_the_context() {
+    let (file, link) = (EntryType::Regular, EntryType::Symlink);
+    for (target, expected) in [
+        (".gitignore", "git"),
+        ("./a/../.gitignore", "git"),
+        ("/.gitignore", "git"),
+        ("../../.gitignore", "git"),
+        ("second", "git"),
+        (".dockerignore", ""),
+        ("nothing", ""),
+    ] {
+        let tar = tar_of(&[
+            (link, ".dockerignore", target, 0),
+            (link, "second", ".gitignore", 0),
+            (file, ".gitignore", "git", 0),
+        ]);
+        let found = build_files(|| open(Cursor::new(&tar), Compression::None), "Dockerfile");
+        assert_eq!(found.expect("a tar").ignore, expected, "{target}");
+    }
+}
+
+#[test]
+fn a_dockerfile_is_text() {
+    for (content, is_text) in [
+        (&b"FROM a"[..], true),
+        (b"\xef\xbb\xbfFROM a", true),
+        (b"# caf\xe9\nFROM a", true),
+        (b"", true),
+        (b"\x1f\x8b\x08", false),
+        (b"\xff\xfeF\0", false),
+        (b"\xfe\xff\0F", false),
+        (b"\x28\xb5\x2f\xfd", false),
+    ] {
+        assert_eq!(dockerfile_text(content).is_ok(), is_text, "{content:?}");
+    }
+}
+
+#[test]
+fn a_tar_is_recognised() {
+    let tar = tar_of(&[(EntryType::Regular, "a", "a", 0)]);
+    assert_eq!(Compression::of_tar(&tar), Some(Compression::None));
+    assert_eq!(Compression::of_tar(b"\x1f\x8b\x08"), Some(Compression::Gzip));
+    for other in [&b"FROM scratch"[..], b"BZh9", &[0; 512], b""] {
+        assert_eq!(Compression::of_tar(other), None);
+    }
+}
