@@ -73,8 +73,8 @@ pub struct Config {
     #[arg(long, env = "TRAILER_AUDIENCE", requires = "jwks", value_parser = NonEmptyStringValueParser::new())]
     pub audience: Option<String>,
 
-    /// Claim that holds the roles: an array, or a string of roles separated by spaces. Unknown roles are
-    /// ignored.
+    /// Claim that holds the roles, by its name, or by a path such as `realm_access.roles`: an array, or a string of
+    /// roles separated by spaces. Unknown roles are ignored.
     #[arg(
         long,
         env = "TRAILER_ROLES_CLAIM",
@@ -84,7 +84,7 @@ pub struct Config {
     )]
     pub roles_claim: String,
 
-    /// Claim that holds the pools of a worker, or those that a caller may use: an array, or a string of names
+    /// Claim, by its name or path, that holds the pools of a worker, or those that a caller may use: an array, or a string of names
     /// separated by spaces. A token without it has the pool `default`; one with any other value is refused.
     #[arg(
         long,

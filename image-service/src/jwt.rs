@@ -56,6 +56,23 @@ pub(crate) enum TokenError {
     Expired,
 }
 
+/// The reason why a token is invalid, for operators.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("the algorithm {0:?} is not accepted")]
+    Algorithm(Algorithm),
+    #[error("its header requires extensions (`crit`), and none is known")]
+    Extensions,
+    #[error("no trusted key has the id {0:?}")]
+    UnknownKey(String),
+    #[error("no trusted key has made its signature")]
+    Signature,
+    #[error("the claim `{0}` is missing or invalid")]
+    Claim(String),
+    #[error(transparent)]
+    Token(#[from] jsonwebtoken::errors::Error),
+}
+
 /// The keys that are trusted at one time, with a cache of the tokens that they have verified.
 ///
 /// New keys begin with an empty cache of their own, so that no token signed by a removed key stays in a
@@ -133,8 +150,14 @@ impl Verifier {
         let fingerprint = Fingerprint::new(token);
         let known = trust.remember(&fingerprint);
         let is_new = known.is_none();
-        let principal = known.or_else(|| self.check(&trust.keys, token)).ok_or(TokenError::Invalid)?;
+        let checked = known.map_or_else(|| self.check(&trust.keys, token), Ok);
+        let principal = checked.map_err(|reason| {
+            // Logged for operators; the caller does not learn the reason.
+            tracing::debug!(%reason, "a token is refused");
+            TokenError::Invalid
+        })?;
         if is_over(principal.expires_at(), now) {
+            tracing::debug!(subject = principal.subject(), reason = "it has expired", "a token is refused");
             return Err(TokenError::Expired);
         }
         if is_new {
@@ -144,30 +167,32 @@ impl Verifier {
         Ok(principal)
     }
 
-    /// Returns the principal that a token names, expired or not, or `None` if the token is invalid.
-    fn check(&self, keys: &KeySet, token: &str) -> Option<Principal> {
-        let header = jsonwebtoken::decode_header(token).ok()?;
-        if !KeySet::ALGORITHMS.contains(&header.alg) || header.crit.is_some() {
-            // `crit` names extensions that have to be understood, and none are.
-            return None;
+    /// Returns the principal that a token names, expired or not.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason why the token is invalid.
+    fn check(&self, keys: &KeySet, token: &str) -> Result<Principal, Refusal> {
+        let header = jsonwebtoken::decode_header(token)?;
+        if !KeySet::ALGORITHMS.contains(&header.alg) {
+            return Err(Refusal::Algorithm(header.alg));
+        }
+        // `crit` names extensions that have to be understood, and none are.
+        if header.crit.is_some() {
+            return Err(Refusal::Extensions);
         }
         let id = header.kid.as_deref();
-        if id.is_some_and(|id| !keys.knows(id)) {
+        if let Some(id) = id.filter(|id| !keys.knows(id)) {
             self.unknown_key.notify_one();
-            return None;
+            return Err(Refusal::UnknownKey(id.to_owned()));
         }
         for key in keys.candidates(id, header.alg) {
             match self.requirements.verify(token, header.alg, key) {
-                Ok(principal) => return principal,
-                Err(error) if *error.kind() == ErrorKind::InvalidSignature => {}
-                Err(error) => {
-                    // Logged for operators; the caller does not learn the reason.
-                    tracing::debug!(%error, "rejected a token with a valid signature");
-                    return None;
-                }
+                Err(Refusal::Token(error)) if *error.kind() == ErrorKind::InvalidSignature => {}
+                verified => return verified,
             }
         }
-        None
+        Err(Refusal::Signature)
     }
 
     /// Keeps the keys up to date until `shutdown`.

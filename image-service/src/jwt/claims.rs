@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::Error};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::{Map, Value};
 
+use super::Refusal;
 use crate::{
     access::{Pools, Principal, Role, WorkerClaims, is_subject},
     timestamp::Timestamp,
@@ -17,9 +18,9 @@ pub(crate) struct Requirements {
     pub(crate) issuer: Option<String>,
     /// Value that `aud` has to be or to contain; any if `None`.
     pub(crate) audience: Option<String>,
-    /// Name of the claim that holds the roles.
+    /// Name or path of the claim that holds the roles.
     pub(crate) roles_claim: String,
-    /// Name of the claim that holds the pools.
+    /// Name or path of the claim that holds the pools.
     pub(crate) pools_claim: String,
 }
 
@@ -27,26 +28,33 @@ impl Requirements {
     pub(super) const ROLES: &str = "roles";
     pub(super) const POOLS: &str = "pools";
 
-    /// Verifies a token with a key, and returns the principal that its claims name, if they are complete.
+    /// Tolerated difference of clocks for tokens that are not valid yet, in seconds.
+    const LEEWAY: u64 = 5;
+
+    /// Verifies a token with a key, and returns the principal that its claims name.
     ///
     /// The principal may have expired. That is checked by the caller, which has to check it again whenever a
     /// token is presented.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason why the token is invalid.
     pub(super) fn verify(
         &self,
         token: &str,
         algorithm: Algorithm,
         key: &DecodingKey,
-    ) -> Result<Option<Principal>, Error> {
+    ) -> Result<Principal, Refusal> {
         let claims: Map<String, Value> =
             jsonwebtoken::decode(token, key, &self.validation(algorithm))?.claims;
-        Ok(self.principal(&claims))
+        self.principal(&claims)
     }
 
     fn validation(&self, algorithm: Algorithm) -> Validation {
         let mut required = vec!["exp", "sub"];
         // Only the algorithm of the key, because a token has no say in how it is verified.
         let mut validation = Validation::new(algorithm);
-        validation.leeway = 0;
+        validation.leeway = Self::LEEWAY;
         validation.validate_exp = false;
         validation.validate_nbf = true;
         validation.validate_aud = self.audience.is_some();
@@ -62,15 +70,27 @@ impl Requirements {
         validation
     }
 
-    fn principal(&self, claims: &Map<String, Value>) -> Option<Principal> {
-        let subject = claims.get("sub")?.as_str().filter(|subject| is_subject(subject))?;
-        let expires_at = time(claims.get("exp")?)?;
-        let roles = claims.get(&self.roles_claim).map(roles).unwrap_or_default();
+    fn principal(&self, claims: &Map<String, Value>) -> Result<Principal, Refusal> {
+        let invalid = |claim: &str| Refusal::Claim(claim.to_owned());
+        let subject = claims.get("sub").and_then(Value::as_str).filter(|subject| is_subject(subject));
+        let subject = subject.ok_or_else(|| invalid("sub"))?;
+        let expires_at = claims.get("exp").and_then(time).ok_or_else(|| invalid("exp"))?;
+        let roles = claim(claims, &self.roles_claim).map(roles).unwrap_or_default();
         // A claim that cannot be understood must not admit to the default pool.
-        let pools = claims.get(&self.pools_claim).map_or_else(|| Some(Pools::default()), Pools::parse)?;
-        let worker_claims = WorkerClaims::parse(claims)?;
-        Some(Principal::new(subject.to_owned(), roles, expires_at).with_claims(pools, worker_claims))
+        let pools = claim(claims, &self.pools_claim).map_or_else(|| Some(Pools::default()), Pools::parse);
+        let pools = pools.ok_or_else(|| invalid(&self.pools_claim))?;
+        let worker_claims =
+            WorkerClaims::parse(claims).ok_or_else(|| invalid("worker_labels or worker_capabilities"))?;
+        Ok(Principal::new(subject.to_owned(), roles, expires_at).with_claims(pools, worker_claims))
     }
+}
+
+/// Returns the claim of this name or, if there is none, the one at this path of names that are joined by dots.
+fn claim<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
+    claims.get(path).or_else(|| {
+        path.match_indices('.')
+            .find_map(|(dot, _)| claim(claims.get(&path[..dot])?.as_object()?, &path[dot + 1..]))
+    })
 }
 
 /// Parses a `NumericDate`: seconds, which need not be whole.
@@ -117,6 +137,28 @@ mod tests {
             (json!(null), &[]),
         ] {
             assert_eq!(roles(&value), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_claim_is_found_by_its_name_or_its_path() {
+        let claims = json!({
+            "roles": 1, "a.b": 2, "a": {"b": 3, "c": {"d": 4}, "c.e": 5}, "https://x.example/roles": 6, "n": null
+        });
+        let claims = claims.as_object().expect("an object");
+        for (path, expected) in [
+            ("roles", Some(json!(1))),
+            ("a.b", Some(json!(2))),
+            ("a.c.d", Some(json!(4))),
+            ("a.c.e", Some(json!(5))),
+            ("https://x.example/roles", Some(json!(6))),
+            ("a.c", Some(json!({"d": 4}))),
+            ("a.x", None),
+            ("roles.x", None),
+            (".", None),
+            ("", None),
+        ] {
+            assert_eq!(claim(claims, path), expected.as_ref(), "{path}");
         }
     }
 
