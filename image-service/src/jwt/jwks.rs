@@ -41,8 +41,15 @@ struct Jwk {
 }
 
 impl KeySet {
-    /// Algorithms that tokens may be signed with.
-    pub(super) const ALGORITHMS: [Algorithm; 3] = [Algorithm::EdDSA, Algorithm::ES256, Algorithm::RS256];
+    /// Returns the algorithm that tokens may be signed with and name so; `Ed25519` is the new name of EdDSA with that curve.
+    pub(super) fn algorithm(name: &str) -> Option<Algorithm> {
+        match name {
+            "EdDSA" | "Ed25519" => Some(Algorithm::EdDSA),
+            "ES256" => Some(Algorithm::ES256),
+            "RS256" => Some(Algorithm::RS256),
+            _ => None,
+        }
+    }
 
     /// Parses a document, skipping the keys that cannot be used. Fails only if the document is no JWKS at
     /// all.
@@ -53,7 +60,7 @@ impl KeySet {
             match serde_json::from_value::<Jwk>(value).map_err(|_| "its members are malformed").and_then(key)
             {
                 Ok(key) => keys.push(key),
-                Err(reason) => tracing::debug!(position, reason, "a key of the JWKS is skipped"),
+                Err(reason) => tracing::info!(position, reason, "a key of the JWKS is skipped"),
             }
         }
         Ok(Self(keys))
@@ -99,13 +106,13 @@ fn key(jwk: Jwk) -> Result<Key, &'static str> {
     {
         return Err("it is not for signatures");
     }
-    let (algorithm, name, verifying) = match (jwk.kty.as_str(), jwk.crv.as_deref()) {
-        ("OKP", Some("Ed25519")) => (Algorithm::EdDSA, "EdDSA", ed25519(&jwk)),
-        ("EC", Some("P-256")) => (Algorithm::ES256, "ES256", p256(&jwk)),
-        ("RSA", _) => (Algorithm::RS256, "RS256", rsa(&jwk)),
+    let (algorithm, verifying) = match (jwk.kty.as_str(), jwk.crv.as_deref()) {
+        ("OKP", Some("Ed25519")) => (Algorithm::EdDSA, ed25519(&jwk)),
+        ("EC", Some("P-256")) => (Algorithm::ES256, p256(&jwk)),
+        ("RSA", _) => (Algorithm::RS256, rsa(&jwk)),
         _ => return Err("its kind is not known"),
     };
-    if jwk.alg.as_ref().is_some_and(|alg| alg != name) {
+    if jwk.alg.as_ref().is_some_and(|alg| KeySet::algorithm(alg) != Some(algorithm)) {
         return Err("it is for another algorithm");
     }
     let verifying = verifying.ok_or("its numbers are malformed, or too small")?;

@@ -68,7 +68,10 @@ fn keys_verify_what_the_rfcs_have_signed_with_them() {
         for key in keys.candidates(None, algorithm) {
             let other = jsonwebtoken::crypto::verify(signature, b"something else", key, algorithm);
             assert!(!other.expect("a key"), "{algorithm:?}");
-            for wrong in KeySet::ALGORITHMS.into_iter().filter(|wrong| *wrong != algorithm) {
+            for wrong in [Algorithm::EdDSA, Algorithm::ES256, Algorithm::RS256]
+                .into_iter()
+                .filter(|wrong| *wrong != algorithm)
+            {
                 assert!(jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, wrong).is_err());
             }
             let hmac = jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, Algorithm::HS256);
