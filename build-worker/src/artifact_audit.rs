@@ -3,21 +3,20 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use proto::dispatch::{ExpectedArtifact, ListArtifactsRequest, ReportArtifactsRequest};
-use tokio::time::{sleep, timeout};
+use proto::dispatch::{ArtifactName, ExpectedArtifact, ListArtifactsRequest, ReportArtifactsRequest};
+use tokio::time::sleep;
 
 use crate::{
-    artifact_name::ArtifactName,
+    artifact_name,
     engine::{Engine, EngineError},
-    service_client::{ServiceClient, ServiceError},
+    labels::{CATALOGUE_LABEL, WORKER_LABEL},
+    service_client::{self, ServiceClient, ServiceError},
 };
 
 /// Interval between audits, unless images are collected more often; a lost artifact is to be noticed within a
 /// minute.
 const INTERVAL: Duration = Duration::from_secs(20);
-/// Deadline of each response of the service.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Number of artifacts in a full response of the service.
+/// Number of artifacts in a full response of the service, and maximum number of each kind in a report.
 const PAGE: usize = 1_000;
 
 /// The reason why an audit failed.
@@ -27,8 +26,6 @@ enum AuditError {
     Engine(#[from] EngineError),
     #[error("the service does not take part")]
     Service(#[from] ServiceError),
-    #[error("the service does not respond")]
-    Silent,
 }
 
 /// Audits periodically, at least each `interval`; `catalogue` returns an empty ID before the first
@@ -36,6 +33,7 @@ enum AuditError {
 pub(crate) async fn run(
     engine: &dyn Engine,
     service: &dyn ServiceClient,
+    worker: &str,
     interval: Duration,
     catalogue: impl Fn() -> String,
 ) {
@@ -45,72 +43,78 @@ pub(crate) async fn run(
         if catalogue.is_empty() {
             continue;
         }
-        if let Err(error) = audit(engine, service, &catalogue).await {
+        if let Err(error) = audit(engine, service, worker, &catalogue).await {
             let source = std::error::Error::source(&error).map(ToString::to_string);
             tracing::warn!(%error, source, "cannot audit the artifacts in the engine");
         }
     }
 }
 
-/// Compares the artifacts that the service expects with the names that the engine has, and reports
-/// differences.
+/// Compares the artifacts that the service expects with what the engine has, and reports differences.
 ///
 /// The engine is asked after the service: an artifact that the service knows already has its name.
-async fn audit(engine: &dyn Engine, service: &dyn ServiceClient, catalogue: &str) -> Result<(), AuditError> {
-    let mut after_image_id = String::new();
-    loop {
-        let request = ListArtifactsRequest { after_image_id };
-        let listed = timeout(RESPONSE_TIMEOUT, service.list_artifacts(request)).await;
-        let expected = listed.map_err(|_| AuditError::Silent)??.artifacts;
-        let Some(last) = expected.last().and_then(|last| last.name.as_ref()) else { return Ok(()) };
-        after_image_id = last.image_id.clone();
-        let is_last = expected.len() < PAGE;
-        let names = engine.names(&ArtifactName::repositories(catalogue)).await?;
-        let report = differences(engine, catalogue, expected, &names.into_iter().collect()).await?;
-        if !report.missing.is_empty() || !report.present.is_empty() {
-            let (missing, present) = (report.missing.len(), report.present.len());
-            tracing::warn!(
-                missing,
-                present,
-                "artifacts in the engine differ from what the catalogue expects"
-            );
-            let reported = timeout(RESPONSE_TIMEOUT, service.report_artifacts(report)).await;
-            reported.map_err(|_| AuditError::Silent)??;
+async fn audit(
+    engine: &dyn Engine,
+    service: &dyn ServiceClient,
+    worker: &str,
+    catalogue: &str,
+) -> Result<(), AuditError> {
+    let expected = expected(service).await?;
+    let names = engine.names(&artifact_name::ArtifactName::repositories(catalogue)).await?;
+    let names: BTreeSet<String> = names.into_iter().collect();
+    let is_named = |artifact: &ExpectedArtifact| names.contains(&name_in_engine(catalogue, artifact));
+    let (named, nameless): (Vec<_>, Vec<_>) = expected.into_iter().partition(is_named);
+    let mut lost = Vec::new();
+    let mut found: Vec<_> = named.into_iter().filter(|artifact| artifact.missing).collect();
+    if !nameless.is_empty() {
+        let images = engine.labelled(&[(WORKER_LABEL, worker), (CATALOGUE_LABEL, catalogue)]).await?;
+        let images: BTreeSet<String> = images.into_iter().map(|image| image.id).collect();
+        for artifact in nameless {
+            if !images.contains(&artifact.engine_image_id) {
+                lost.push(artifact);
+                continue;
+            }
+            let name = name_in_engine(catalogue, &artifact);
+            engine.tag(&artifact.engine_image_id, &name).await?;
+            tracing::info!(name, "gave an artifact its name again");
+            found.push(artifact);
         }
+    }
+    let changed = |artifacts: Vec<ExpectedArtifact>, was_missing: bool| -> Vec<ArtifactName> {
+        let changed = artifacts.into_iter().filter(|artifact| artifact.missing == was_missing);
+        changed.filter_map(|artifact| artifact.name).collect()
+    };
+    let (lost, found) = (changed(lost, false), changed(found, true));
+    for missing in lost.chunks(PAGE) {
+        tracing::warn!(count = missing.len(), "the engine has lost artifacts");
+        let request = ReportArtifactsRequest { missing: missing.to_vec(), ..Default::default() };
+        service_client::response(service.report_artifacts(request)).await?;
+    }
+    for present in found.chunks(PAGE) {
+        tracing::info!(count = present.len(), "the engine has artifacts again");
+        let request = ReportArtifactsRequest { present: present.to_vec(), ..Default::default() };
+        service_client::response(service.report_artifacts(request)).await?;
+    }
+    Ok(())
+}
+
+/// Returns the artifacts that the service expects in this worker's engine.
+async fn expected(service: &dyn ServiceClient) -> Result<Vec<ExpectedArtifact>, ServiceError> {
+    let mut all: Vec<ExpectedArtifact> = Vec::new();
+    loop {
+        let last = all.last().and_then(|artifact| artifact.name.as_ref());
+        let after_image_id = last.map(|name| name.image_id.clone()).unwrap_or_default();
+        let request = ListArtifactsRequest { after_image_id };
+        let page = service_client::response(service.list_artifacts(request)).await?.artifacts;
+        let is_last = page.len() < PAGE;
+        all.extend(page);
         if is_last {
-            return Ok(());
+            return Ok(all);
         }
     }
 }
 
-/// Returns which artifacts the engine has lost, and which it has again. One that has only lost its name gets it back.
-async fn differences(
-    engine: &dyn Engine,
-    catalogue: &str,
-    expected: Vec<ExpectedArtifact>,
-    held: &BTreeSet<String>,
-) -> Result<ReportArtifactsRequest, EngineError> {
-    let mut report = ReportArtifactsRequest::default();
-    for ExpectedArtifact { name, missing, engine_image_id } in expected {
-        let Some(name) = name else { continue };
-        let in_engine = ArtifactName {
-            catalogue: catalogue.to_owned(),
-            image_id: name.image_id.clone(),
-            build_id: name.build_id.clone(),
-        }
-        .to_string();
-        let mut is_held = held.contains(&in_engine);
-        if !is_held && engine.image(&engine_image_id).await?.is_some_and(|image| image.id == engine_image_id)
-        {
-            engine.tag(&engine_image_id, &in_engine).await?;
-            tracing::info!(name = in_engine, "gave an artifact its name again");
-            is_held = true;
-        }
-        match (is_held, missing) {
-            (false, false) => report.missing.push(name),
-            (true, true) => report.present.push(name),
-            (true, false) | (false, true) => {}
-        }
-    }
-    Ok(report)
+fn name_in_engine(catalogue: &str, artifact: &ExpectedArtifact) -> String {
+    let ArtifactName { image_id, build_id } = artifact.name.clone().unwrap_or_default();
+    artifact_name::ArtifactName { catalogue: catalogue.to_owned(), image_id, build_id }.to_string()
 }

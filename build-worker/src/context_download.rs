@@ -93,7 +93,10 @@ fn may_pass(error: &FetchError) -> bool {
     };
     match error {
         ServiceError::NoToken => false,
-        ServiceError::Connect(_) | ServiceError::Token(_) | ServiceError::Endpoint(_) => true,
+        ServiceError::Connect(_)
+        | ServiceError::Token(_)
+        | ServiceError::Endpoint(_)
+        | ServiceError::Silent => true,
         ServiceError::Refused(status) => !matches!(
             status.code(),
             Code::NotFound | Code::InvalidArgument | Code::PermissionDenied | Code::Unimplemented

@@ -26,7 +26,7 @@ use crate::{
     artifact_name::ArtifactName,
     engine::{Engine, EngineError, LabelledImage},
     labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
-    service_client::{ServiceClient, ServiceError},
+    service_client::{self, ServiceClient, ServiceError},
     stale_tags::ATTEMPTS,
 };
 
@@ -103,8 +103,6 @@ enum CollectError {
     Engine(#[from] EngineError),
     #[error("the service does not report what is unused")]
     Service(#[from] ServiceError),
-    #[error("the service does not respond")]
-    Silent,
 }
 
 impl ImageGc {
@@ -116,8 +114,6 @@ impl ImageGc {
     ///
     /// A collection of many images takes long; the pause limits the load on the engine and the service.
     const PAUSED_BY_LOOKED: u32 = 9;
-    /// Deadline of the service's answer.
-    const ANSWER: Duration = Duration::from_secs(10);
     /// Maximum number of images in one request to the service.
     const AT_ONCE: usize = 500;
 
@@ -257,8 +253,7 @@ impl ImageGc {
         &self,
         request: FindUnusedImagesRequest,
     ) -> Result<FindUnusedImagesResponse, CollectError> {
-        let answer = timeout(Self::ANSWER, self.service.find_unused_images(request)).await;
-        Ok(answer.map_err(|_| CollectError::Silent)??)
+        Ok(service_client::response(self.service.find_unused_images(request)).await?)
     }
 
     /// Removes an image and reports whether it is gone.

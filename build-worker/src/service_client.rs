@@ -107,6 +107,18 @@ pub(crate) enum ServiceError {
     NoToken,
     #[error("{} ({:?})", .0.message(), .0.code())]
     Refused(Box<Status>),
+    #[error("the service does not respond")]
+    Silent,
+}
+
+/// Waits for the response of a call that nothing else is waiting for.
+///
+/// # Errors
+///
+/// Returns the error of the call, and [`ServiceError::Silent`] if there is no response for 10 s.
+pub(crate) async fn response<T>(call: BoxFuture<'_, Result<T, ServiceError>>) -> Result<T, ServiceError> {
+    const TIMEOUT: Duration = Duration::from_secs(10);
+    tokio::time::timeout(TIMEOUT, call).await.unwrap_or(Err(ServiceError::Silent))
 }
 
 /// A [`ServiceClient`] over gRPC.

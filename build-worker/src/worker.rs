@@ -152,7 +152,8 @@ impl Worker {
 
     async fn audit_artifacts(&self) {
         let (engine, service) = (self.engine.as_ref(), self.service.as_ref());
-        artifact_audit::run(engine, service, self.config.collect_every, || self.image_gc.catalogue()).await;
+        let (name, interval) = (&self.config.name, self.config.collect_every);
+        artifact_audit::run(engine, service, name, interval, || self.image_gc.catalogue()).await;
     }
 
     /// Ends and removes what predecessors have left behind, and then serves.
