@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use self::{
     cache::{Fingerprint, TokenCache},
     jwks::KeySet,
+    jws::Jws,
     refresh::Refresh,
-    signed_token::SignedToken,
 };
 pub(crate) use self::{claims::Requirements, key_pair::make_data_dir, source::JwksError};
 pub use self::{
@@ -32,10 +32,10 @@ use crate::{
 mod cache;
 mod claims;
 mod jwks;
+mod jws;
 mod key_pair;
 mod refresh;
 mod signatures;
-mod signed_token;
 mod source;
 
 /// The verifier of bearer tokens.
@@ -175,7 +175,7 @@ impl Verifier {
     ///
     /// Returns the reason why the token is invalid.
     fn check(&self, keys: &KeySet, token: &str) -> Result<Principal, Refusal> {
-        let token = SignedToken::parse(token).ok_or(Refusal::Malformed)?;
+        let token = Jws::parse(token).ok_or(Refusal::Malformed)?;
         let header = &token.header;
         let algorithm =
             KeySet::algorithm(&header.alg).ok_or_else(|| Refusal::Algorithm(header.alg.clone()))?;

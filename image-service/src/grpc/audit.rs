@@ -26,8 +26,8 @@ pub(super) struct Audit {
 #[derive(Debug)]
 struct Record {
     caller: String,
-    /// Address of the caller's connection; empty if unknown.
-    peer: String,
+    /// Address of the caller's connection.
+    peer: Option<SocketAddr>,
     action: &'static str,
     target: String,
     details: Details,
@@ -47,7 +47,7 @@ pub(super) struct About {
     pub(super) parts: Vec<String>,
 }
 
-/// What the name of an action leaves open, each in a field of its own; empty if it does not apply.
+/// Details of a write beyond the name of its action, each in a field of its own; empty if it does not apply.
 #[derive(Debug, Default)]
 pub(super) struct Details {
     /// Action of a batch.
@@ -82,26 +82,15 @@ impl Audit {
         request.extensions().get::<Self>().cloned().unwrap_or_default()
     }
 
-    /// Maximum number of characters recorded of each text from the caller. A subject has at most 255 bytes.
-    const LONGEST: usize = 255;
-
     /// Records the start of a write.
     pub(super) fn write(&self, caller: &Principal, about: About, request_id: &str, validate_only: bool) {
-        let cut = |text: &str| text.chars().take(Self::LONGEST).collect::<String>();
+        let cut = |text: &str| cut(text).to_owned();
         *self.record() = Some(Record {
             caller: caller.subject().to_owned(),
-            peer: self.peer.map(|peer| peer.to_string()).unwrap_or_default(),
+            peer: self.peer,
             action: self.action.unwrap_or_default(),
             target: cut(&about.target),
-            details: Details {
-                batch_action: about.details.batch_action,
-                grantee: cut(&about.details.grantee),
-                permissions: cut(&about.details.permissions),
-                source: cut(&about.details.source),
-                container: cut(&about.details.container),
-                worker: cut(&about.details.worker),
-                creator: cut(&about.details.creator),
-            },
+            details: about.details,
             // A preview writes nothing, and may be repeated at will.
             parts: if validate_only {
                 Vec::new()
@@ -147,7 +136,7 @@ impl Record {
         tracing::info!(
             target: AUDIT,
             caller,
-            peer,
+            peer = peer.map(tracing::field::display),
             action,
             target,
             batch_action = given(batch_action),
@@ -166,9 +155,15 @@ impl Record {
     }
 }
 
-/// Returns a text that is not empty; an empty field is left out of the log.
+/// Returns what is logged of a text that is not empty; an empty field is left out.
 fn given(text: &str) -> Option<&str> {
-    (!text.is_empty()).then_some(text)
+    (!text.is_empty()).then(|| cut(text))
+}
+
+/// Returns the beginning of a text from the caller. A subject fits as a whole: it has at most 255 bytes.
+fn cut(text: &str) -> &str {
+    const MAX_CHARS: usize = 255;
+    text.char_indices().nth(MAX_CHARS).map_or(text, |(end, _)| &text[..end])
 }
 
 /// A guard that records the write of a call, if there is one, when dropped.

@@ -1,4 +1,4 @@
-//! The form of a JSON Web Token: a header, claims and a signature.
+//! JSON Web Signatures in compact form: a header, claims and a signature.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey};
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 /// A token whose signature is not verified yet.
 #[derive(Debug)]
-pub(super) struct SignedToken<'a> {
+pub(super) struct Jws<'a> {
     pub(super) header: Header,
     /// Header and claims, as they were signed.
     message: &'a str,
@@ -24,7 +24,7 @@ pub(super) struct Header {
     pub(super) crit: Option<Value>,
 }
 
-impl<'a> SignedToken<'a> {
+impl<'a> Jws<'a> {
     /// Parses a token; returns `None` if it is none.
     pub(super) fn parse(token: &'a str) -> Option<Self> {
         let (message, signature) = token.rsplit_once('.')?;
