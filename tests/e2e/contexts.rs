@@ -1,9 +1,10 @@
 //! Build contexts that are uploaded as archives, and what the real engine makes of contexts.
 
-use std::io::Write as _;
+use std::{io::Write as _, time::Duration};
 
 use anyhow::Context as _;
 use flate2::{Compression, write::GzEncoder};
+use futures_util::{StreamExt as _, stream};
 use proto::images::{
     self as api, BuildState, DockerfileSource, Image, RenderDockerfileRequest, image_config::Source,
     render_dockerfile_request::Subject, upload_context_request::Part,
@@ -172,6 +173,24 @@ async fn one_caller_does_not_hold_all_uploads() -> anyhow::Result<()> {
     assert_eq!(uploads.len(), 4);
     drop(uploads);
     eventually_true("the place is free again", async || Ok(alice.upload("", &archive).await.is_ok())).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_trickles_ends() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let start = Part::Start(api::UploadContextStart::default());
+    let bytes = std::iter::repeat_with(|| Part::Chunk(vec![0].into()));
+    let parts =
+        std::iter::once(start).chain(bytes).map(|part| api::UploadContextRequest { part: Some(part) });
+    let trickle = stream::iter(parts).then(async |part| {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        part
+    });
+    let mut contexts = alice.contexts.clone();
+    let answer = tokio::time::timeout(LIMIT, contexts.upload_context(trickle)).await?;
+    assert_eq!(refused(answer), (Code::Aborted, "UPLOAD_STALLED".to_owned()));
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use std::{env, path::PathBuf, sync::Arc, thread};
 use anyhow::Context as _;
 use sea_orm::{
     ConnectionTrait as _, Database as Connection, DatabaseConnection, DatabaseTransaction,
-    SqliteTransactionMode, TransactionOptions, TransactionTrait as _,
+    SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait as _,
 };
 use tempfile::TempDir;
 
@@ -98,6 +98,19 @@ impl Database {
                     EXECUTE format('CREATE TABLE saved.%I AS TABLE public.%I', name, name); END LOOP; END $$";
         self.execute(save).await?;
         Ok(Saved(self))
+    }
+
+    /// Returns the number of rows of a table.
+    pub(crate) async fn count(&self, table: &str) -> anyhow::Result<i64> {
+        let connection = Connection::connect(self.connect_url()).await?;
+        let statement = Statement::from_string(
+            connection.get_database_backend(),
+            format!("SELECT COUNT(*) FROM {table}"),
+        );
+        let row = connection.query_one_raw(statement).await?.context("a count")?;
+        let count = row.try_get_by_index(0)?;
+        connection.close().await?;
+        Ok(count)
     }
 
     /// Runs a statement in the catalogue's database.

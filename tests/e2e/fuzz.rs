@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -27,6 +27,7 @@ use proto::{
 use tonic::{Code, Request, Status, client::Grpc, metadata::AsciiMetadataValue, transport::Channel};
 use tonic_types::StatusExt as _;
 
+use self::corpus::Corpus;
 use crate::{
     client::{channel, image},
     constraints::Constraints,
@@ -34,6 +35,8 @@ use crate::{
     raw::Raw,
     stack::{LIMIT, number},
 };
+
+mod corpus;
 
 const CLIENTS: u64 = 16;
 const TEXTS: [&str; 16] = [
@@ -55,51 +58,6 @@ const TEXTS: [&str; 16] = [
     "' OR 1=1 --",
 ];
 const NUMBERS: [i64; 9] = [0, 1, -1, 2, 50, 1_000, i32::MAX as i64, i64::MAX, i64::MIN];
-
-/// A sample of texts from responses: ids, etags, page tokens, revisions.
-#[derive(Clone, Debug, Default)]
-struct Corpus(Arc<Mutex<Vec<String>>>);
-
-impl Corpus {
-    const MOST: usize = 400;
-
-    fn any(&self, random: &mut fastrand::Rng) -> Option<String> {
-        let corpus = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        random.choice(corpus.iter()).cloned()
-    }
-
-    fn collect(&self, answer: &DynamicMessage, random: &mut fastrand::Rng) {
-        for (_, value) in answer.fields() {
-            self.collect_value(value, random);
-        }
-    }
-
-    fn collect_value(&self, value: &Value, random: &mut fastrand::Rng) {
-        match value {
-            Value::String(text) if !text.is_empty() && text.len() < 200 => {
-                let mut corpus = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-                if corpus.len() < Self::MOST {
-                    corpus.push(text.clone());
-                } else {
-                    corpus[random.usize(..Self::MOST)].clone_from(text);
-                }
-            }
-            Value::Message(message) => self.collect(message, random),
-            Value::List(values) => values.iter().for_each(|value| self.collect_value(value, random)),
-            Value::Map(_)
-            | Value::Bool(_)
-            | Value::I32(_)
-            | Value::I64(_)
-            | Value::U32(_)
-            | Value::U64(_)
-            | Value::F32(_)
-            | Value::F64(_)
-            | Value::String(_)
-            | Value::Bytes(_)
-            | Value::EnumNumber(_) => {}
-        }
-    }
-}
 
 /// A caller that sends random requests.
 struct Fuzzer {

@@ -133,10 +133,13 @@ struct HalfSent {
 
 impl HalfSent {
     fn begin(service: &Service, subject: &str) -> anyhow::Result<Self> {
+        Self::begin_with(service, &service.token(subject, &[]))
+    }
+
+    fn begin_with(service: &Service, token: &str) -> anyhow::Result<Self> {
         let (message, receiver) = oneshot::channel();
         let mut request = Request::new(stream::once(receiver).filter_map(async |sent| sent.ok()));
-        let token = format!("Bearer {}", service.token(subject, &[]));
-        request.metadata_mut().insert("authorization", token.parse()?);
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
         let mut client = tonic::client::Grpc::new(channel(service.addr));
         let path = PathAndQuery::from_static("/trailer.images.v1.ImageService/GetImage");
         let codec = ProstCodec::<api::GetImageRequest, api::GetImageResponse>::default();
@@ -147,9 +150,9 @@ impl HalfSent {
         Ok(Self { message, answer: AbortOnDropHandle::new(tokio::spawn(calling)) })
     }
 
-    async fn finish(self, id: &str) -> anyhow::Result<()> {
+    async fn finish(self, id: &str) -> anyhow::Result<Result<(), Status>> {
         self.message.send(api::GetImageRequest { id: id.to_owned() }).ok().context("it has ended")?;
-        Ok(tokio::time::timeout(LIMIT, self.answer).await???)
+        Ok(tokio::time::timeout(LIMIT, self.answer).await??)
     }
 }
 
@@ -172,6 +175,19 @@ async fn fill(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_looked_at_again_when_the_message_is_there() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let (created, _) = service.builder("alice").create(image("Late", "FROM scratch")).await?;
+    let token = service.token_for("alice", &[], Duration::from_secs(2));
+    let call = HalfSent::begin_with(&service, &token)?;
+    let other = service.client(&token);
+    eventually_true("the token expires", async || Ok(other.list().await.is_err())).await?;
+    let answer = call.finish(&created.id).await?;
+    assert_eq!(refused(answer), (Code::Unauthenticated, "TOKEN_EXPIRED".to_owned()));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_has_so_many_calls_under_way_and_no_more() -> anyhow::Result<()> {
     let service = Service::start_with(&["--max-calls", "2"]).await?;
     let (alice, bob) = (service.builder("alice"), service.builder("bob"));
@@ -185,7 +201,7 @@ async fn a_caller_has_so_many_calls_under_way_and_no_more() -> anyhow::Result<()
     bob.list().await.context("nobody else is kept from calling")?;
     watch(&alice).await.context("a stream is no such call")?;
 
-    calls.pop().context("there are two")?.finish(&created.id).await?;
+    calls.pop().context("there are two")?.finish(&created.id).await??;
     // Sequential calls count as one, because a call stops counting when it is answered.
     for _ in 0..200 {
         alice.list().await.context("a call that has been answered still counts")?;

@@ -37,6 +37,7 @@ mod drain;
 mod edits;
 mod engine_fixture;
 mod engine_versions;
+mod etags;
 mod eventually;
 mod fairness;
 mod fake_engine;

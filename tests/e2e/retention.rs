@@ -36,6 +36,33 @@ async fn fail(actor: &mut Actor) -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_that_nothing_names_goes_at_once() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let stored = async || service.database().count("configurations").await;
+    let edit = async |id: &str, text: &str| {
+        let request = api::UpdateImageRequest {
+            image: Some(api::Image { id: id.to_owned(), ..image("", text) }),
+            update_mask: Some(prost_types::FieldMask { paths: vec!["config".to_owned()] }),
+            ..Default::default()
+        };
+        alice.images.clone().update_image(request).await
+    };
+    let template = alice.create_template("Template").await?;
+    for text in ["FROM a", "FROM b", "FROM c"] {
+        edit(&template.id, text).await?;
+        assert_eq!(stored().await?, 1, "{text}");
+    }
+    // No worker takes the build, which keeps the configuration that it was queued with.
+    let (queued, _) = alice.create(image("Queued", "FROM scratch")).await?;
+    for text in ["FROM a", "FROM b"] {
+        edit(&queued.id, text).await?;
+        assert_eq!(stored().await?, 3, "{text}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_last_builds_are_kept_and_that_of_the_artifact() -> anyhow::Result<()> {
     let service = Service::start_with(&["--retain-builds", "3"]).await?;
     let alice = service.builder("alice");

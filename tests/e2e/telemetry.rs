@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind};
 use proto::images as api;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tonic::{Request, transport::Identity};
 
 use crate::{
@@ -164,6 +164,14 @@ async fn every_write_is_recorded_with_its_outcome_and_its_trace() -> anyhow::Res
             ["alice", "BatchImages", "1 images", "OK"],
         ]
     );
+    let granted = &lines[1]["fields"];
+    assert_eq!((&granted["grantee"], &granted["permissions"]), (&json!("bob"), &json!("PERMISSION_VIEW")));
+    assert_eq!(lines[3]["fields"]["batch_action"], "BATCH_ACTION_DISABLE");
+    assert!(lines[0]["fields"].get("grantee").is_none(), "{}", lines[0]);
+    for line in &lines {
+        let peer = line["fields"]["peer"].as_str().unwrap_or_default();
+        assert!(peer.starts_with("127.0.0.1:"), "{line}");
+    }
     assert_eq!(lines[2]["fields"]["request_id"], "r1");
     assert_eq!(lines[3]["fields"]["validate_only"], true);
     assert_eq!(lines[2]["fields"]["trace_id"], trace, "the line names the trace of the call");
