@@ -15,27 +15,13 @@ use tar::{Archive, Builder, Entry, EntryType, Header};
 use crate::dockerignore::DockerIgnore;
 
 #[cfg(test)]
-mod tests;
-
-/// Name of the `.dockerignore` file that counts for any Dockerfile without one of its own.
-const COMMON: &str = ".dockerignore";
+pub(crate) mod tests;
 
 /// The compression of a tar.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Compression {
     None,
     Gzip,
-}
-
-/// The files of a context that decide about its build.
-#[derive(Debug, Default)]
-pub(crate) struct BuildFiles {
-    /// First MiB of the Dockerfile; empty if there is none.
-    pub(crate) dockerfile: Vec<u8>,
-    /// Text of the `.dockerignore` file; empty if there is none.
-    pub(crate) ignore: String,
-    /// Targets of hard links, each with all of its links, in order.
-    pub(crate) hard_links: BTreeMap<PathBuf, Vec<PathBuf>>,
 }
 
 /// The reason why an archive cannot be given to the engine.
@@ -77,89 +63,9 @@ pub(crate) fn open<'a>(tar: impl Read + 'a, compression: Compression) -> Archive
     })
 }
 
-/// Finds the Dockerfile at `path` in a tar, and the `.dockerignore` file that counts for it, which may be a symbolic link.
+/// Writes what the engine gets of a tar. A hard link to an excluded file takes its place.
 ///
-/// `reopen` opens the tar from its beginning.
-///
-/// # Errors
-///
-/// Returns an error if the tar cannot be read.
-pub(crate) fn build_files<R: Read>(reopen: impl Fn() -> Archive<R>, path: &str) -> io::Result<BuildFiles> {
-    let path = plain(Path::new(path));
-    let of_dockerfile = PathBuf::from(format!("{}.dockerignore", path.display()));
-    let mut files = BuildFiles::default();
-    let mut links = BTreeMap::new();
-    let (mut own, mut common) = (None, None);
-    for entry in reopen().entries()? {
-        let mut entry = entry?;
-        let kind = entry.header().entry_type();
-        let found = plain(&entry.path()?);
-        if kind.is_symlink() {
-            let target = entry.link_name()?.unwrap_or_default().into_owned();
-            links.insert(found, target);
-        } else if kind.is_hard_link() {
-            let target = plain(&entry.link_name()?.unwrap_or_default());
-            files.hard_links.entry(target).or_default().push(found);
-        } else if !kind.is_file() {
-            // A directory, or a device.
-        } else if found == path {
-            files.dockerfile = prefix(&mut entry)?;
-        } else if found == of_dockerfile {
-            own = Some(text(&mut entry)?);
-        } else if found == Path::new(COMMON) {
-            common = Some(text(&mut entry)?);
-        }
-    }
-    let linked = |name: &Path| resolved(&links, name).map_or(Ok(None), |target| file_at(&reopen, &target));
-    if own.is_none() {
-        own = linked(&of_dockerfile)?;
-    }
-    if own.is_none() && common.is_none() {
-        common = linked(Path::new(COMMON))?;
-    }
-    files.ignore = own.or(common).unwrap_or_default();
-    Ok(files)
-}
-
-/// Follows the symbolic links of a tar from `name`, if that is one, to a path that is none.
-fn resolved(links: &BTreeMap<PathBuf, PathBuf>, name: &Path) -> Option<PathBuf> {
-    /// Maximum number of links that lead to a file.
-    const MAX_LINKS: usize = 40;
-    let mut path = links.contains_key(name).then(|| name.to_owned())?;
-    for _ in 0..MAX_LINKS {
-        let Some(target) = links.get(&path) else { return Some(path) };
-        // Nothing outside of the context is read; docker, too, looks at absolute targets within it.
-        let mut next =
-            path.parent().filter(|_| !target.is_absolute()).unwrap_or_else(|| Path::new("")).to_owned();
-        for component in target.components() {
-            match component {
-                Component::Normal(name) => next.push(name),
-                Component::ParentDir => {
-                    next.pop();
-                }
-                Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
-            }
-        }
-        path = next;
-    }
-    None
-}
-
-/// Returns the text of a file of a tar, if it is there.
-fn file_at<R: Read>(reopen: &impl Fn() -> Archive<R>, path: &Path) -> io::Result<Option<String>> {
-    for entry in reopen().entries()? {
-        let mut entry = entry?;
-        if entry.header().entry_type().is_file() && plain(&entry.path()?) == path {
-            return text(&mut entry).map(Some);
-        }
-    }
-    Ok(None)
-}
-
-/// Writes what the engine gets of a tar; a Dockerfile that is given as text replaces the tar's own.
-///
-/// The Dockerfile at `path` stays even if it is excluded, because the build reads it. A hard link to an excluded file
-/// takes its place.
+/// `hard_links` are all links to each target, in order.
 ///
 /// # Errors
 ///
@@ -168,12 +74,9 @@ pub(crate) fn write(
     tar: &mut Archive<impl Read>,
     ignore: &DockerIgnore,
     hard_links: &BTreeMap<PathBuf, Vec<PathBuf>>,
-    path: &str,
-    dockerfile: Option<&str>,
     out: impl Write,
 ) -> Result<(), ArchiveError> {
-    let dockerfile_path = plain(Path::new(path));
-    let excludes = |path: &Path| path != dockerfile_path && ignore.excludes(&path.to_string_lossy());
+    let excludes = |path: &Path| ignore.excludes(&path.to_string_lossy());
     // The path at which the content of a file is: that of its first link that is kept, if the file itself is not.
     let place = |target: &Path| {
         let links = || hard_links.get(target).into_iter().flatten();
@@ -191,13 +94,13 @@ pub(crate) fn write(
         if path.as_os_str().is_empty() || !is_kept(kind) {
             continue;
         }
-        if path == dockerfile_path && dockerfile.is_some() {
-            continue;
-        }
         let mut header = root_owned(&entry);
-        let path = match has_content(kind) {
-            true => place(&path),
-            false => Some(path).filter(|path| kind.is_dir() || !excludes(path)),
+        let path = if kind.is_dir() {
+            Some(path)
+        } else if kind.is_hard_link() {
+            Some(path).filter(|path| !excludes(path))
+        } else {
+            place(&path)
         };
         let Some(path) = path else { continue };
         if kind.is_dir() && excludes(&path) {
@@ -227,9 +130,6 @@ pub(crate) fn write(
         } else {
             out.append_data(&mut header, &path, &mut entry)?;
         }
-    }
-    if let Some(text) = dockerfile {
-        append(&mut out, path, text.as_bytes(), 0o644)?;
     }
     out.into_inner()?.flush()?;
     Ok(())
@@ -262,9 +162,9 @@ pub(crate) fn append(out: &mut Builder<impl Write>, path: &str, content: &[u8], 
     out.append_data(&mut header, path, content)
 }
 
-/// Reports whether a context can have entries of this kind; devices and pipes are left out.
+/// Reports whether a context can have entries of this kind; devices are left out.
 fn is_kept(kind: EntryType) -> bool {
-    has_content(kind) || kind.is_dir() || kind.is_symlink() || kind.is_hard_link()
+    has_content(kind) || kind.is_dir() || kind.is_symlink() || kind.is_hard_link() || kind.is_fifo()
 }
 
 fn has_content(kind: EntryType) -> bool {
@@ -285,44 +185,7 @@ fn root_owned(entry: &Entry<'_, impl Read>) -> Header {
     header
 }
 
-/// Returns the text of a file, at most 1 MiB; what is no text is replaced.
-///
-/// # Errors
-///
-/// Returns an error if the file cannot be read.
-pub(crate) fn text(file: impl Read) -> io::Result<String> {
-    Ok(String::from_utf8_lossy(&prefix(file)?).into_owned())
-}
-
-/// Returns the first MiB of a file.
-///
-/// # Errors
-///
-/// Returns an error if the file cannot be read.
-pub(crate) fn prefix(file: impl Read) -> io::Result<Vec<u8>> {
-    const MAX_BYTES: u64 = 1024 * 1024;
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// Returns the text of a Dockerfile.
-///
-/// # Errors
-///
-/// Returns [`ArchiveError::Refused`] if it is compressed or in UTF-16, which no engine reads.
-pub(crate) fn dockerfile_text(bytes: &[u8]) -> Result<String, ArchiveError> {
-    const GZIP: &[u8] = &[0x1f, 0x8b];
-    const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
-    const UTF_16: [&[u8]; 2] = [&[0xff, 0xfe], &[0xfe, 0xff]];
-    if [GZIP, ZSTD].iter().chain(&UTF_16).any(|with| bytes.starts_with(with)) {
-        let rule = "the Dockerfile is compressed or in UTF-16: it must be text in UTF-8";
-        return Err(ArchiveError::Refused(rule.to_owned()));
-    }
-    Ok(String::from_utf8_lossy(bytes).into_owned())
-}
-
 /// Returns a path without what leads nowhere, such as `./`.
-fn plain(path: &Path) -> PathBuf {
+pub(crate) fn plain(path: &Path) -> PathBuf {
     path.components().filter(|component| matches!(component, Component::Normal(_))).collect()
 }

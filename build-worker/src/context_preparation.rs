@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Cursor, Read},
+    path::Path,
     sync::Arc,
 };
 
@@ -10,12 +11,12 @@ use proto::dispatch::DockerBuild;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::{
+    build_files::{BuildFiles, build_files, content, dockerfile_text},
     context::{Context, LargeContext, dockerfile_path},
-    context_archive::{
-        ArchiveError, BuildFiles, Compression, build_files, dockerfile_text, open, prefix, write,
-    },
+    context_archive::{ArchiveError, Compression, open, write},
     context_writer,
     dockerignore::DockerIgnore,
+    engine::Dockerfile,
     spool::Spool,
 };
 
@@ -23,10 +24,9 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct PreparedContext {
     pub(crate) context: Context,
+    pub(crate) dockerfile: Dockerfile,
     /// Text of the Dockerfile; empty if only the engine can read it.
-    pub(crate) dockerfile: String,
-    /// Path of the Dockerfile in the context.
-    pub(crate) path: String,
+    pub(crate) text: String,
 }
 
 /// The findings of the first reading of a context.
@@ -38,7 +38,7 @@ struct Findings {
 
 /// Prepares the context of a build.
 ///
-/// A Dockerfile that is given as text replaces the context's own. A context that is no tar stays as it is,
+/// A Dockerfile that is given as text counts instead of the context's own. A context that is no tar stays as it is,
 /// because the engine recognises and unpacks more formats.
 ///
 /// # Errors
@@ -51,7 +51,6 @@ pub(crate) async fn prepare(
     spool: &dyn Spool,
 ) -> Result<PreparedContext, ArchiveError> {
     let path = dockerfile_path(build);
-    let given = Some(build.dockerfile.clone()).filter(|text| !text.is_empty());
     let Findings { compression, files } = match &context {
         Context::Small(bytes) => Findings {
             compression: Some(Compression::None),
@@ -65,30 +64,34 @@ pub(crate) async fn prepare(
             found.await.map_err(io::Error::other)??
         }
     };
-    let ignore = DockerIgnore::parse(&files.ignore).map_err(ArchiveError::Refused)?;
-    let dockerfile = match &given {
-        Some(text) => text.clone(),
-        None => dockerfile_text(&files.dockerfile)?,
+    let BuildFiles { dockerfile, ignore, hard_links } = files;
+    let given = Some(&build.dockerfile).filter(|text| !text.is_empty());
+    let content = given.map(|text| text.clone().into_bytes()).or(dockerfile);
+    let text = dockerfile_text(content.as_deref().unwrap_or_default())?;
+    let Some(compression) = compression else {
+        return Ok(PreparedContext { context, dockerfile: Dockerfile::InContext(path), text });
     };
-    let context = match (&context, compression) {
-        (_, None) => context,
-        (Context::Small(bytes), Some(compression)) => {
+    let dockerfile = match content {
+        Some(content) => Dockerfile::beside(&path, content.into()),
+        None => Dockerfile::InContext(path),
+    };
+    let ignore = DockerIgnore::parse(&ignore).map_err(ArchiveError::Refused)?;
+    let context = match &context {
+        Context::Small(bytes) => {
             let mut packed = Vec::new();
-            let mut tar = open(Cursor::new(bytes.clone()), compression);
-            write(&mut tar, &ignore, &files.hard_links, &path, given.as_deref(), &mut packed)?;
+            write(&mut open(Cursor::new(bytes.clone()), compression), &ignore, &hard_links, &mut packed)?;
             Context::Small(Bytes::from(packed))
         }
-        (Context::Large(_), Some(compression)) => {
-            let (reader, path) = (reader(&context), path.clone());
+        Context::Large(_) => {
+            let reader = reader(&context);
             let empty = LargeContext::new(spool.create().await?);
             let filled = context_writer::fill(empty, move |out| {
-                let hard_links = &files.hard_links;
-                write(&mut open(reader, compression), &ignore, hard_links, &path, given.as_deref(), out)
+                write(&mut open(reader, compression), &ignore, &hard_links, out)
             });
             Context::Large(Arc::new(filled.await?))
         }
     };
-    Ok(PreparedContext { context, dockerfile, path })
+    Ok(PreparedContext { context, dockerfile, text })
 }
 
 fn reader(context: &Context) -> impl Read + Send + use<> {
@@ -104,10 +107,13 @@ fn find<R: Read + 'static>(reopen: impl Fn() -> R, path: &str) -> Result<Finding
         Some(compression) => build_files(|| open(reopen(), compression), path)?,
         None if is_packed(&begin) => BuildFiles::default(),
         None if begin.contains(&0) => {
-            let rule = "the context is neither a Dockerfile nor a tar, plain or in gzip, bzip2 or xz";
+            let rule = "the context is neither a Dockerfile nor a tar, plain or in gzip, bzip2, xz or zstd";
             return Err(ArchiveError::Refused(rule.to_owned()));
         }
-        None => BuildFiles { dockerfile: prefix(reopen())?, ..BuildFiles::default() },
+        None => {
+            let dockerfile = Some(content(Path::new("the Dockerfile"), reopen())?);
+            BuildFiles { dockerfile, ..BuildFiles::default() }
+        }
     };
     Ok(Findings { compression, files })
 }
@@ -116,7 +122,8 @@ fn find<R: Read + 'static>(reopen: impl Fn() -> R, path: &str) -> Result<Finding
 fn is_packed(prefix: &[u8]) -> bool {
     const BZIP2: &[u8] = b"BZh";
     const XZ: &[u8] = b"\xfd7zXZ\0";
-    prefix.starts_with(BZIP2) || prefix.starts_with(XZ)
+    const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
+    [BZIP2, XZ, ZSTD].iter().any(|magic| prefix.starts_with(magic))
 }
 
 #[cfg(test)]
@@ -149,14 +156,14 @@ mod tests {
         let alone =
             prepare(Context::Small(pack(&build).expect("a tar")), &build, &spool).await.expect("valid");
         assert_eq!(
-            (&*alone.dockerfile, listed(&alone).await),
-            ("FROM a", vec!["./".to_owned(), "Dockerfile".to_owned()])
+            (&*alone.text, listed(&alone).await, &alone.dockerfile),
+            ("FROM a", vec!["./".to_owned()], &Dockerfile::beside("Dockerfile", "FROM a".into()))
         );
         let files = vec![file(".dockerignore", "*.key\n"), file("a.key", "k"), file("b", "b")];
         let build = DockerBuild { files, ..build };
         let some =
             prepare(Context::Small(pack(&build).expect("a tar")), &build, &spool).await.expect("valid");
-        assert_eq!(listed(&some).await, ["./", ".dockerignore", "b", "Dockerfile"]);
+        assert_eq!(listed(&some).await, ["./", ".dockerignore", "b"]);
         let build = DockerBuild { files: vec![file(".dockerignore", "[")], ..build };
         let refused = prepare(Context::Small(pack(&build).expect("a tar")), &build, &spool).await;
         assert!(matches!(refused, Err(ArchiveError::Refused(_))), "{refused:?}");
@@ -172,14 +179,17 @@ mod tests {
         }
         let tar = tar.into_inner().expect("memory");
         let build = DockerBuild::default();
-        for (bytes, dockerfile) in
-            [(tar, "FROM a"), (b"FROM b".to_vec(), "FROM b"), (b"BZh9\x00".to_vec(), "")]
-        {
+        let in_context = || Dockerfile::InContext("Dockerfile".to_owned());
+        for (bytes, text, dockerfile) in [
+            (tar, "FROM a", Dockerfile::beside("Dockerfile", "FROM a".into())),
+            (b"FROM b".to_vec(), "FROM b", in_context()),
+            (b"BZh9\x00".to_vec(), "", in_context()),
+        ] {
             let mut context = LargeContext::new(spool.create().await.expect("a file"));
             context.append(bytes.clone()).await.expect("a file");
             let prepared = prepare(Context::Large(Arc::new(context)), &build, &spool).await.expect("valid");
-            assert_eq!(prepared.dockerfile, dockerfile);
-            if dockerfile == "FROM a" {
+            assert_eq!((&*prepared.text, &prepared.dockerfile), (text, &dockerfile));
+            if text == "FROM a" {
                 assert_eq!(listed(&prepared).await, ["./", "Dockerfile", "b"]);
             }
         }

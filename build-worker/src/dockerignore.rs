@@ -1,9 +1,11 @@
 //! `.dockerignore` files: which paths of a context the engine does not get.
 //!
-//! The rules are those of docker's `patternmatcher`: Go's `filepath.Match` with `**`, exceptions, and the
-//! last matching line wins.
+//! The rules are those of moby's `patternmatcher`, with all that follows from how it is made: a pattern has to
+//! be valid for Go's `filepath.Match`, and matches as a regular expression, to which it is translated character
+//! by character; `**` at one end of a pattern without other wildcards compares text instead. The last matching
+//! line wins.
 
-use std::fmt::Write;
+use std::{fmt::Write, iter::Peekable, str::Chars};
 
 use regex::Regex;
 
@@ -13,8 +15,20 @@ pub(crate) struct DockerIgnore(Vec<Pattern>);
 
 #[derive(Debug)]
 struct Pattern {
-    regex: Regex,
+    paths: Paths,
     is_exception: bool,
+}
+
+/// The paths that a pattern matches.
+#[derive(Debug)]
+enum Paths {
+    /// This one.
+    Exact(String),
+    /// Those with this beginning.
+    Prefix(String),
+    /// Those with this end; its slash may be missing from a whole path.
+    Suffix(String),
+    Regex(Regex),
 }
 
 impl DockerIgnore {
@@ -37,10 +51,10 @@ impl DockerIgnore {
             if pattern.is_empty() {
                 return Err(format!(".dockerignore: `{line}` excepts nothing"));
             }
-            let cleaned = clean(pattern);
-            let regex = translated(&cleaned).and_then(|text| Regex::new(&text).ok());
-            let regex = regex.ok_or_else(|| format!(".dockerignore: `{line}` is no valid pattern"))?;
-            patterns.push(Pattern { regex, is_exception });
+            let paths = Some(clean(pattern)).filter(|pattern| is_valid(pattern));
+            let paths = paths.and_then(|pattern| Paths::parse(&pattern));
+            let paths = paths.ok_or_else(|| format!(".dockerignore: `{line}` is no valid pattern"))?;
+            patterns.push(Pattern { paths, is_exception });
         }
         Ok(Self(patterns))
     }
@@ -53,7 +67,7 @@ impl DockerIgnore {
         for pattern in &self.0 {
             // Nothing changes what is so already.
             if pattern.is_exception == is_excluded
-                && prefixes.iter().any(|prefix| pattern.regex.is_match(prefix))
+                && prefixes.iter().any(|prefix| pattern.paths.contain(prefix))
             {
                 is_excluded = !pattern.is_exception;
             }
@@ -83,62 +97,146 @@ fn clean(path: &str) -> String {
     }
 }
 
-/// Translates a pattern to a regular expression; returns `None` if it is malformed.
-fn translated(pattern: &str) -> Option<String> {
-    let mut regex = String::from("(?s)^");
+/// Reports whether `filepath.Match` takes a pattern for well-formed.
+fn is_valid(pattern: &str) -> bool {
     let mut rest = pattern.chars().peekable();
     while let Some(character) = rest.next() {
-        match character {
-            '*' if rest.peek() == Some(&'*') => {
-                rest.next();
-                rest.next_if_eq(&'/');
-                regex.push_str(if rest.peek().is_none() { ".*" } else { "(.*/)?" });
-            }
-            '*' => regex.push_str("[^/]*"),
-            '?' => regex.push_str("[^/]"),
-            '\\' => push_literal(&mut regex, rest.next()?),
-            '[' => {
-                regex.push('[');
-                if rest.next_if_eq(&'^').is_some() {
-                    regex.push('^');
-                }
-                push_class(&mut regex, &mut rest)?;
-            }
-            character => push_literal(&mut regex, character),
+        let is_whole = match character {
+            '\\' => rest.next().is_some(),
+            '[' => end_of_class(&mut rest).is_some(),
+            _ => true,
+        };
+        if !is_whole {
+            return false;
         }
     }
-    regex.push('$');
-    Some(regex)
+    true
 }
 
-/// Translates the ranges of a class, of which there is at least one, and its end.
-fn push_class(regex: &mut String, rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<()> {
-    let mut is_first = true;
+/// Skips the ranges of a class, of which there is at least one, and its end.
+fn end_of_class(rest: &mut Peekable<Chars<'_>>) -> Option<()> {
+    fn bound(rest: &mut Peekable<Chars<'_>>) -> Option<()> {
+        match rest.next()? {
+            '\\' => rest.next().map(|_| ()),
+            ']' | '-' => None,
+            _ => Some(()),
+        }
+    }
+    rest.next_if_eq(&'^');
     loop {
-        let mut bound = || match rest.next()? {
-            '\\' => rest.next(),
-            '-' => None,
-            character => Some(character),
-        };
-        let low = bound()?;
-        if low == ']' && !is_first {
-            regex.push(']');
+        bound(rest)?;
+        if rest.next_if_eq(&'-').is_some() {
+            bound(rest)?;
+        }
+        if rest.next_if_eq(&']').is_some() {
             return Some(());
         }
-        if low == ']' {
-            return None;
+    }
+}
+
+impl Paths {
+    /// Parses a valid pattern; returns `None` if it makes no regular expression.
+    fn parse(pattern: &str) -> Option<Self> {
+        enum Kind {
+            Exact,
+            Prefix,
+            Suffix,
+            Regex,
         }
-        is_first = false;
-        push_literal(regex, low);
-        if rest.next_if_eq(&'-').is_some() {
-            let high = match rest.next()? {
-                '\\' => rest.next()?,
-                ']' | '-' => return None,
-                character => character,
-            };
-            regex.push('-');
-            push_literal(regex, high);
+        let mut kind = Kind::Exact;
+        let mut regex = String::from("^");
+        let mut rest = pattern.chars().peekable();
+        while let Some(character) = rest.next() {
+            match character {
+                '*' if rest.next_if_eq(&'*').is_some() => {
+                    rest.next_if_eq(&'/');
+                    let is_last = rest.peek().is_none();
+                    kind = match kind {
+                        _ if regex == "^" => Kind::Suffix,
+                        Kind::Exact if is_last => Kind::Prefix,
+                        _ => Kind::Regex,
+                    };
+                    regex.push_str(if is_last { ".*" } else { "(.*/)?" });
+                    continue;
+                }
+                '*' => regex.push_str("[^/]*"),
+                '?' => regex.push_str("[^/]"),
+                '\\' => push_escape(&mut regex, rest.next()?),
+                '[' => push_class(&mut regex, &mut rest)?,
+                ']' => push_literal(&mut regex, ']'),
+                '^' => {
+                    // The beginning of a path, as an expression.
+                    regex.push('^');
+                    continue;
+                }
+                character => {
+                    push_literal(&mut regex, character);
+                    continue;
+                }
+            }
+            kind = Kind::Regex;
         }
+        Some(match kind {
+            Kind::Exact => Self::Exact(pattern.to_owned()),
+            Kind::Prefix => Self::Prefix(pattern.strip_suffix("**")?.to_owned()),
+            Kind::Suffix => Self::Suffix(pattern.strip_prefix("**")?.to_owned()),
+            Kind::Regex => Self::Regex(Regex::new(&format!("{regex}$")).ok()?),
+        })
+    }
+
+    fn contain(&self, path: &str) -> bool {
+        match self {
+            Self::Exact(whole) => path == whole,
+            Self::Prefix(prefix) => path.starts_with(prefix),
+            Self::Suffix(suffix) => path.ends_with(suffix) || suffix.strip_prefix('/') == Some(path),
+            Self::Regex(regex) => regex.is_match(path),
+        }
+    }
+}
+
+/// Names of classes within brackets.
+const CLASSES: [&str; 14] = [
+    "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct", "space",
+    "upper", "word", "xdigit",
+];
+
+/// Translates a class, whose brackets may nest only around names such as `[:alpha:]`.
+fn push_class(regex: &mut String, rest: &mut Peekable<Chars<'_>>) -> Option<()> {
+    regex.push('[');
+    if rest.next_if_eq(&'^').is_some() {
+        regex.push('^');
+    }
+    loop {
+        match rest.next()? {
+            ']' => {
+                regex.push(']');
+                return Some(());
+            }
+            '-' => regex.push('-'),
+            '\\' => push_escape(regex, rest.next()?),
+            '[' if rest.peek() == Some(&':') => {
+                let after: String = rest.clone().collect();
+                match after.split_once(":]") {
+                    Some((name, _)) if CLASSES.contains(&name.trim_start_matches([':', '^'])) => {
+                        let _ = write!(regex, "[{name}:]");
+                        rest.nth(name.len() + 1);
+                    }
+                    Some(_) => return None,
+                    None => push_literal(regex, '['),
+                }
+            }
+            character => push_literal(regex, character),
+        }
+    }
+}
+
+/// Writes an escaped character, which is an expression if it is a letter or a digit.
+fn push_escape(regex: &mut String, character: char) {
+    if character.is_ascii_alphanumeric() {
+        regex.push('\\');
+        regex.push(character);
+    } else {
+        push_literal(regex, character);
     }
 }
 
@@ -184,6 +282,29 @@ mod tests {
             ("a\\*", "a*", true),
             ("a\\*", "ab", false),
             ("é?", "éü", true),
+            // A pattern that begins with two asterisks and has no other wildcard is the end of a path.
+            ("**.key", "a.key", true),
+            ("**.key", "a/b.key", true),
+            ("**/b", "b", true),
+            ("**/b", "a/b/c", true),
+            ("**/b", "ab", false),
+            ("**.k*", "a.key", false),
+            ("**.k*", "a/.key", true),
+            ("a**", "ab/c", true),
+            ("a**", "ba", false),
+            ("a**b", "a/x/b", true),
+            ("a**b", "axb", false),
+            ("[[:alpha:]]x", "ax", true),
+            ("[[:alpha:]]x", "1x", false),
+            ("[^[:alpha:]_]x", "1x", true),
+            ("[a[]x", "[x", true),
+            ("[a&&b]x", "&x", true),
+            ("\\d", "7", true),
+            ("\\d", "d", false),
+            ("[\\w]x", "ax", true),
+            ("a]", "a]", true),
+            ("a^b", "a^b", true),
+            ("a^b?", "a^bc", false),
             ("*\n!a", "a", false),
             ("*\n!a", "a/b", false),
             ("*\n!a/b", "a/b", false),
@@ -199,7 +320,9 @@ mod tests {
             let ignore = DockerIgnore::parse(text).expect(text);
             assert_eq!(ignore.excludes(path), is_excluded, "{text:?} {path}");
         }
-        for bad in ["!", "a[", "a[]", "[a-", "a\\", "[-a]"] {
+        for bad in
+            ["!", "a[", "a[]", "[a-", "a\\", "[-a]", "[]a]", "\\i", "[z-a]", "[[:letter:]]", "[[:alpha:]"]
+        {
             assert!(DockerIgnore::parse(bad).is_err(), "{bad}");
         }
     }

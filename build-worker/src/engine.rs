@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use proto::dispatch::DistantBase;
 
 pub(crate) use crate::output::Progress;
@@ -216,10 +217,8 @@ pub(crate) struct BuildOrder {
     pub(crate) name: String,
     /// Tag of the resulting image, `repository:tag`.
     pub(crate) tag: String,
-    /// Build context, including the Dockerfile.
     pub(crate) context: Arc<Context>,
-    /// Path of the Dockerfile in the context.
-    pub(crate) dockerfile: String,
+    pub(crate) dockerfile: Dockerfile,
     /// Names of the Dockerfile's stages in order, as the engine shows them; empty if unknown.
     pub(crate) stages: Vec<String>,
     /// Labels of the image.
@@ -241,6 +240,27 @@ pub(crate) struct BuildOrder {
     pub(crate) cgroup_parent: String,
     /// Compression of layers, if the engine's image store compresses them; the engine's default if empty.
     pub(crate) compression: String,
+}
+
+/// The place of a build's Dockerfile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Dockerfile {
+    /// A file of the context, with this path.
+    InContext(String),
+    /// A file beside the context, which may exclude it.
+    Beside {
+        /// File name, which errors quote.
+        name: String,
+        content: Bytes,
+    },
+}
+
+impl Dockerfile {
+    /// Returns a Dockerfile beside the context, named as the file at `path`.
+    pub(crate) fn beside(path: &str, content: Bytes) -> Self {
+        let name = path.rsplit('/').next().unwrap_or(path).to_owned();
+        Self::Beside { name, content }
+    }
 }
 
 /// A message of the engine about its work.

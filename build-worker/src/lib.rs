@@ -51,6 +51,7 @@ use self::{
 
 mod artifact_audit;
 mod artifact_name;
+mod build_files;
 mod build_sources;
 mod config;
 mod context;

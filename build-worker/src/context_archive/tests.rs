@@ -3,11 +3,12 @@
 use std::io::Cursor;
 
 use super::*;
+use crate::build_files::build_files;
 
 /// An entry: its kind, path, target and owner.
-type TestEntry<'a> = (EntryType, &'a str, &'a str, u64);
+pub(crate) type TestEntry<'a> = (EntryType, &'a str, &'a str, u64);
 
-fn tar_of(entries: &[TestEntry<'_>]) -> Vec<u8> {
+pub(crate) fn tar_of(entries: &[TestEntry<'_>]) -> Vec<u8> {
     let mut tar = Builder::new(Vec::new());
     for (kind, path, target, owner) in entries {
         let mut header = Header::new_gnu();
@@ -28,12 +29,12 @@ fn tar_of(entries: &[TestEntry<'_>]) -> Vec<u8> {
     tar.into_inner().expect("memory")
 }
 
-fn written(tar: &[u8], ignore: &str, dockerfile: Option<&str>) -> Result<Vec<String>, ArchiveError> {
+fn written(tar: &[u8], ignore: &str) -> Result<Vec<String>, ArchiveError> {
     let ignore = DockerIgnore::parse(ignore).expect("patterns");
     let reopen = || open(Cursor::new(tar), Compression::None);
     let links = build_files(reopen, "Dockerfile")?.hard_links;
     let mut out = Vec::new();
-    write(&mut reopen(), &ignore, &links, "Dockerfile", dockerfile, &mut out)?;
+    write(&mut reopen(), &ignore, &links, &mut out)?;
     let mut listed = Vec::new();
     for entry in open(Cursor::new(out), Compression::None).entries().expect("a tar") {
         let mut entry = entry.expect("an entry");
@@ -41,7 +42,8 @@ fn written(tar: &[u8], ignore: &str, dockerfile: Option<&str>) -> Result<Vec<Str
         assert!(entry.header().username_bytes().unwrap_or_default().is_empty());
         let target = entry.link_name().expect("a target").map(|target| format!(" to {}", target.display()));
         let mut shown = format!("{}{}", entry.path().expect("a path").display(), target.unwrap_or_default());
-        let content = text(&mut entry).expect("memory");
+        let mut content = String::new();
+        entry.read_to_string(&mut content).expect("memory");
         if !content.is_empty() {
             shown = format!("{shown}: {content}");
         }
@@ -64,7 +66,9 @@ fn an_archive_belongs_to_root_and_lacks_what_is_ignored() {
         (EntryType::Symlink, "python", "/usr/bin/python3", 0),
         (EntryType::Symlink, "shared", "../shared", 0),
         (EntryType::Link, "again", "secrets/public", 0),
+        (EntryType::Link, "same", "python", 0),
         (EntryType::Fifo, "pipe", "", 0),
+        (EntryType::Block, "device", "", 0),
     ]);
     let all = [
         "./",
@@ -76,65 +80,15 @@ fn an_archive_belongs_to_root_and_lacks_what_is_ignored() {
         "python to /usr/bin/python3",
         "shared to ../shared",
         "again to secrets/public",
+        "same to python",
+        "pipe",
     ];
-    assert_eq!(written(&tar, "", None).expect("a tar"), all);
-    let few = written(&tar, "*\n!secrets/public\n!again", Some("FROM b")).expect("a tar");
-    assert_eq!(few, ["./", "secrets", "secrets/public: p", "again to secrets/public", "Dockerfile: FROM b"]);
-    let kept = written(&tar, "**\n", None).expect("a tar");
-    assert_eq!(kept, ["./", "Dockerfile: FROM a"], "the build reads it");
-    let moved = written(&tar, "secrets\nx\npython\nshared", None).expect("a tar");
-    assert_eq!(moved, ["./", "Dockerfile: FROM a", "again: p"]);
-}
-
-#[test]
-fn the_ignore_file_of_a_dockerfile_counts_more() {
-    let file = EntryType::Regular;
-    let tar = tar_of(&[
-        (file, "docker/Dev.dockerignore", "own", 0),
-        (file, ".dockerignore", "common", 0),
-        (file, "./docker/Dev", "FROM a", 0),
-    ]);
-    let found = |path: &str| build_files(|| open(Cursor::new(&tar), Compression::None), path).expect("a tar");
-    assert_eq!((&*found("docker/Dev").ignore, &*found("docker/Dev").dockerfile), ("own", &b"FROM a"[..]));
-    assert_eq!((&*found("Dockerfile").ignore, &*found("Dockerfile").dockerfile), ("common", &b""[..]));
-}
-
-#[test]
-fn an_ignore_file_may_be_a_link_within_the_context() {
-    let (file, link) = (EntryType::Regular, EntryType::Symlink);
-    for (target, expected) in [
-        (".gitignore", "git"),
-        ("./a/../.gitignore", "git"),
-        ("/.gitignore", "git"),
-        ("../../.gitignore", "git"),
-        ("second", "git"),
-        (".dockerignore", ""),
-        ("nothing", ""),
-    ] {
-        let tar = tar_of(&[
-            (link, ".dockerignore", target, 0),
-            (link, "second", ".gitignore", 0),
-            (file, ".gitignore", "git", 0),
-        ]);
-        let found = build_files(|| open(Cursor::new(&tar), Compression::None), "Dockerfile");
-        assert_eq!(found.expect("a tar").ignore, expected, "{target}");
-    }
-}
-
-#[test]
-fn a_dockerfile_is_text() {
-    for (content, is_text) in [
-        (&b"FROM a"[..], true),
-        (b"\xef\xbb\xbfFROM a", true),
-        (b"# caf\xe9\nFROM a", true),
-        (b"", true),
-        (b"\x1f\x8b\x08", false),
-        (b"\xff\xfeF\0", false),
-        (b"\xfe\xff\0F", false),
-        (b"\x28\xb5\x2f\xfd", false),
-    ] {
-        assert_eq!(dockerfile_text(content).is_ok(), is_text, "{content:?}");
-    }
+    assert_eq!(written(&tar, "").expect("a tar"), all);
+    let few = written(&tar, "*\n!secrets/public\n!again").expect("a tar");
+    assert_eq!(few, ["./", "secrets", "secrets/public: p", "again to secrets/public"]);
+    assert_eq!(written(&tar, "**\n").expect("a tar"), ["./"]);
+    let moved = written(&tar, "secrets\nx\npython\nshared\npipe").expect("a tar");
+    assert_eq!(moved, ["./", "Dockerfile: FROM a", "again: p", "same to /usr/bin/python3"]);
 }
 
 #[test]

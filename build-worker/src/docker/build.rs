@@ -1,7 +1,5 @@
 //! Builds: one or more calls of Solve, each over a session of its own.
 
-use std::sync::Arc;
-
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -84,7 +82,7 @@ impl DockerEngine {
     ) -> Result<Option<BuiltImage>, EngineError> {
         // What the session gives and what the policy allows are decided together.
         let credentials = SessionCredentials::new(self.docker_config.clone(), order.sources.as_ref());
-        let open = Control::open(connections, Arc::clone(&order.context), credentials);
+        let open = Control::open(connections, order, credentials);
         let Some(control) = cancel.run_until_cancelled(open).await else {
             return Ok(None);
         };

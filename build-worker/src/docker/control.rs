@@ -1,7 +1,7 @@
 //! Client of BuildKit's Control API, with a session on the same connection.
 //!
-//! The engine calls back over the session: it fetches the build context, and asks for credentials if a
-//! registry requires them. Therefore neither has to be passed to the engine in advance.
+//! The engine calls back over the session: it fetches the build context and the Dockerfile, and asks for
+//! credentials if a registry requires them. Therefore none has to be passed to the engine in advance.
 
 use std::{io, sync::Arc};
 
@@ -9,7 +9,7 @@ use bollard::{
     health::health_server::HealthServer,
     moby::{
         buildkit::v1::{BytesMessage, control_client::ControlClient},
-        filesync::v1::auth_server::AuthServer,
+        filesync::v1::{auth_server::AuthServer, file_sync_server::FileSyncServer},
         upload::v1::upload_server::UploadServer,
     },
 };
@@ -29,9 +29,9 @@ use tonic::{
 use super::{
     connection::Connections,
     credentials::SessionCredentials,
-    session::{Healthy, Upload},
+    session::{DockerfileSource, Healthy, Upload},
 };
-use crate::{context::Context, engine::EngineError};
+use crate::engine::{BuildOrder, EngineError};
 
 /// A client of an engine's BuildKit, with a session that serves one build.
 #[derive(Debug)]
@@ -44,8 +44,9 @@ pub(super) struct Control {
 }
 
 /// Methods that the engine may call over the session.
-const EXPOSED: [&str; 6] = [
+const EXPOSED: [&str; 7] = [
     "/moby.upload.v1.Upload/Pull",
+    "/moby.filesync.v1.FileSync/DiffCopy",
     "/moby.filesync.v1.Auth/Credentials",
     "/moby.filesync.v1.Auth/FetchToken",
     "/moby.filesync.v1.Auth/GetTokenAuthority",
@@ -71,14 +72,15 @@ impl Control {
     /// An error quotes the whole Dockerfile in the trailers, encoded twice.
     const LARGEST_TRAILERS: u32 = 16 * 1024 * 1024;
 
-    /// Connects to BuildKit and opens a session that serves a context and registry credentials.
+    /// Connects to BuildKit and opens a session that serves a build's context, its Dockerfile and registry
+    /// credentials.
     ///
     /// # Errors
     ///
     /// Returns [`EngineError::Broken`] if the engine cannot be reached or refuses the session.
     pub(super) async fn open(
         connections: &Connections,
-        context: Arc<Context>,
+        order: &BuildOrder,
         credentials: SessionCredentials,
     ) -> Result<Self, EngineError> {
         let broken = |error: &dyn std::error::Error| EngineError::Broken(error.to_string());
@@ -101,13 +103,14 @@ impl Control {
         let (ours, theirs) = tokio::io::duplex(Self::PIPE);
         let (read, write) = tokio::io::split(theirs);
         let mut request = Request::new(messages(read));
-        expose(request.metadata_mut(), &session).map_err(|error| broken(&error))?;
+        expose(request.metadata_mut(), &session, order).map_err(|error| broken(&error))?;
         let answers =
             client.session(request).await.map_err(|status| EngineError::Broken(status.to_string()))?;
         let credentials = Arc::new(credentials);
         let services = Server::builder()
             .initial_stream_window_size(Self::WINDOW)
-            .add_service(UploadServer::new(Upload::new(context)))
+            .add_service(UploadServer::new(Upload::new(Arc::clone(&order.context))))
+            .add_service(FileSyncServer::new(DockerfileSource::new(&order.dockerfile)))
             .add_service(AuthServer::from_arc(Arc::clone(&credentials)))
             .add_service(HealthServer::new(Healthy));
         let serving = async move {
@@ -122,14 +125,16 @@ impl Control {
     }
 }
 
-/// Adds the metadata by which BuildKit learns the session's ID and methods.
+/// Adds the metadata by which BuildKit learns the session's ID and methods, and whose files it keeps.
 fn expose(
     metadata: &mut MetadataMap,
     session: &str,
+    order: &BuildOrder,
 ) -> Result<(), tonic::metadata::errors::InvalidMetadataValue> {
     metadata.insert("x-docker-expose-session-uuid", session.parse()?);
     metadata.insert("x-docker-expose-session-name", AsciiMetadataValue::from_static("trailer"));
-    metadata.insert("x-docker-expose-session-sharedkey", AsciiMetadataValue::from_static(""));
+    // What the engine keeps of a Dockerfile is compared with that of builds of the same trust domain only.
+    metadata.insert("x-docker-expose-session-sharedkey", order.cgroup_parent.parse()?);
     for method in EXPOSED {
         metadata.append("x-docker-expose-session-grpc-method", AsciiMetadataValue::from_static(method));
     }

@@ -16,9 +16,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use super::{clips::Clips, control::Control, progress, source_policy};
+use super::{clips::Clips, control::Control, progress, session::DOCKERFILE_SOURCE, source_policy};
 use crate::{
-    engine::{BuildOrder, BuiltImage, EngineError, EngineEvent},
+    engine::{BuildOrder, BuiltImage, Dockerfile, EngineError, EngineEvent},
     fault::{Fault, without_answer},
 };
 
@@ -117,9 +117,13 @@ async fn relay_progress(
 /// Returns the request for a build.
 pub(super) fn request(order: &BuildOrder, name: &str, session: &str) -> SolveRequest {
     let context = format!("http://buildkit-session/{session}");
+    let (filename, is_beside) = match &order.dockerfile {
+        Dockerfile::InContext(path) => (path, false),
+        Dockerfile::Beside { name, .. } => (name, true),
+    };
     let mut attributes = HashMap::from([
         ("context".to_owned(), context.clone()),
-        ("filename".to_owned(), order.dockerfile.clone()),
+        ("filename".to_owned(), filename.clone()),
         ("cgroup-parent".to_owned(), order.cgroup_parent.clone()),
         // Keeps a frontend from fetching and running another one that the Dockerfile names: a client that
         // sends a command line counts as a frontend.
@@ -129,6 +133,9 @@ pub(super) fn request(order: &BuildOrder, name: &str, session: &str) -> SolveReq
     ]);
     // Frontends of the first kind run in a container, without the host's network.
     let frontend = if order.frontend.is_some() { "gateway.v0" } else { DOCKERFILE };
+    if is_beside {
+        attributes.insert("dockerfilekey".to_owned(), DOCKERFILE_SOURCE.to_owned());
+    }
     if let Some(image) = &order.frontend {
         attributes.insert("source".to_owned(), image.clone());
     }

@@ -2,6 +2,7 @@
 
 use bollard::moby::buildkit::v1::sourcepolicy::{MatchType, Policy, PolicyAction, Rule, Selector, Update};
 
+use super::session::DOCKERFILE_SOURCE;
 use crate::{
     engine::{EngineError, ImageDecision, SourcePolicy},
     reference,
@@ -28,6 +29,7 @@ pub(super) fn policy(sources: &dyn SourcePolicy, context: &str) -> Policy {
     let mut rules = vec![
         rule(PolicyAction::Deny, "*", MatchType::Wildcard),
         rule(PolicyAction::Allow, &format!("{context}*"), MatchType::Wildcard),
+        rule(PolicyAction::Allow, &format!("local://{DOCKERFILE_SOURCE}"), MatchType::Exact),
     ];
     for host in sources.hosts() {
         rules.push(rule(PolicyAction::Allow, &urls_of(&host), MatchType::Regex));
@@ -168,6 +170,7 @@ pub(super) mod tests {
             [
                 "Deny *",
                 "Allow http://buildkit-session/1*",
+                "Allow local://dockerfile",
                 r"Allow ^(https?|git)://files\.example/",
                 &format!("Deny {GIT_COMMIT}"),
                 "Deny git://*#*:*",

@@ -10,13 +10,13 @@ use std::{
 };
 
 use http::StatusCode;
-use proto::dispatch::{ContextFile, DockerBuild};
+use proto::dispatch::DockerBuild;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
 use super::connection::Connections;
 use crate::{
     context::{self, Context},
-    engine::{BuildOrder, BuiltImage, EngineError, ImageDecision, SourcePolicy},
+    engine::{BuildOrder, BuiltImage, Dockerfile, EngineError, ImageDecision, SourcePolicy},
     reference,
 };
 
@@ -126,18 +126,12 @@ pub(super) async fn order(
     }
     let Image { config } = serde_json::from_value(image).map_err(|error| broken(&error))?;
     let Restatement { text, build_args } = Restatement::new(&order.tag, &config);
-    let dockerfile = ContextFile {
-        path: context::DOCKERFILE.to_owned(),
-        content: text.into_bytes().into(),
-        ..ContextFile::default()
-    };
-    let build = DockerBuild { files: vec![dockerfile], ..DockerBuild::default() };
-    let archive = context::pack(&build).map_err(|error| broken(&error))?;
+    let no_files = context::pack(&DockerBuild::default()).map_err(|error| broken(&error))?;
     Ok(BuildOrder {
         name: format!("{}-squash", order.name),
         tag: order.tag.clone(),
-        context: Arc::new(Context::Small(archive)),
-        dockerfile: context::DOCKERFILE.to_owned(),
+        context: Arc::new(Context::Small(no_files)),
+        dockerfile: Dockerfile::beside(context::DOCKERFILE, text.into()),
         stages: Vec::new(),
         labels: config.labels,
         build_args,

@@ -53,14 +53,14 @@ impl Job {
         build_args.extend(order.build_args.clone());
         build_args.insert(CACHE_MOUNT_NAMESPACE.to_owned(), domain.to_string());
         let sources = self.sources(order.pull_base);
-        let PreparedContext { context, dockerfile: text, path } = prepared;
+        let PreparedContext { context, dockerfile, text } = prepared;
         sources.decide_all(dockerfile::image_references(&text, &build_args)).await?;
         let frontend = sources.decide_frontend(dockerfile::frontend(&text)).await?;
         self.engine.build(BuildOrder {
             name: self.name(),
             tag: self.attempt_tag(),
             context: Arc::new(context),
-            dockerfile: path,
+            dockerfile,
             stages: dockerfile::stages(&text),
             build_args,
             frontend,

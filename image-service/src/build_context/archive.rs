@@ -54,6 +54,9 @@ enum Kind {
     Directory,
     SymbolicLink,
     HardLink,
+    Pipe,
+    /// The label of the archive itself, as of `tar --label`.
+    Label,
     ExtensionHeader(ExtensionHeader),
     Other,
 }
@@ -90,6 +93,7 @@ enum PathKind {
 
 impl Kind {
     fn new(entry: EntryType) -> Self {
+        const LABEL: u8 = b'V';
         if entry.is_file() || entry.is_contiguous() {
             Self::File
         } else if entry.is_dir() {
@@ -98,6 +102,10 @@ impl Kind {
             Self::SymbolicLink
         } else if entry.is_hard_link() {
             Self::HardLink
+        } else if entry.is_fifo() {
+            Self::Pipe
+        } else if entry.as_byte() == LABEL {
+            Self::Label
         } else if entry.is_gnu_longname() {
             Self::ExtensionHeader(ExtensionHeader::LongPath)
         } else if entry.is_gnu_longlink() {
@@ -242,7 +250,9 @@ impl Archive {
             let Extended { path, target } = std::mem::take(&mut self.extended);
             let path = path.unwrap_or_else(|| header.path_bytes().into_owned());
             let target = target.or_else(|| header.link_name_bytes().map(Cow::into_owned));
-            self.check(&path, kind, target.as_deref().unwrap_or_default())?;
+            if kind != Kind::Label {
+                self.check(&path, kind, target.as_deref().unwrap_or_default())?;
+            }
             if size > 0 && kind != Kind::File {
                 let shown = String::from_utf8_lossy(&path);
                 return Err(Refused::new(&shown, "must have no content: it is no file"));
@@ -293,12 +303,13 @@ impl Archive {
 
     fn check(&mut self, path: &[u8], kind: Kind, target: &[u8]) -> Result<(), Refused> {
         let path_kind = match kind {
-            Kind::File | Kind::HardLink => PathKind::File,
+            Kind::File | Kind::Pipe => PathKind::File,
+            Kind::HardLink => self.kind_of(path, target)?,
             Kind::Directory => PathKind::Directory,
             Kind::SymbolicLink => PathKind::Link,
-            Kind::ExtensionHeader(_) | Kind::Other => {
+            Kind::Label | Kind::ExtensionHeader(_) | Kind::Other => {
                 let shown = String::from_utf8_lossy(path);
-                return Err(Refused::new(&shown, "must be a file, a directory or a link"));
+                return Err(Refused::new(&shown, "must be a file, a directory, a link or a pipe"));
             }
         };
         if path_kind == PathKind::File && path.ends_with(b"/") {
@@ -316,12 +327,6 @@ impl Archive {
         if kind == Kind::SymbolicLink {
             check_target(&path, target)?;
         }
-        if kind == Kind::HardLink {
-            let target = inner_path(target)?.unwrap_or_default();
-            if self.paths.get(&target) != Some(&PathKind::File) {
-                return Err(Refused::new(&path, "must link to a file that came before it"));
-            }
-        }
         for (end, _) in path.match_indices('/') {
             let above = &path[..end];
             match self.paths.get(above) {
@@ -335,6 +340,18 @@ impl Archive {
             return Err(Refused::new(&path, "must not be a link in the place of a directory"));
         }
         self.keep(path, path_kind)
+    }
+
+    /// Returns the kind of a hard link: that of its target.
+    fn kind_of(&self, path: &[u8], target: &[u8]) -> Result<PathKind, Refused> {
+        let target = inner_path(target)?.unwrap_or_default();
+        match self.paths.get(&target) {
+            Some(kind @ (PathKind::File | PathKind::Link)) => Ok(*kind),
+            Some(PathKind::Directory) | None => {
+                let shown = String::from_utf8_lossy(path);
+                Err(Refused::new(&shown, "must link to a file that came before it"))
+            }
+        }
     }
 
     fn keep(&mut self, path: String, path_kind: PathKind) -> Result<(), Refused> {

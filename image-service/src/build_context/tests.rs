@@ -51,8 +51,9 @@ fn inspect(bytes: &[u8]) -> Result<Inspected, String> {
 
 #[test]
 fn a_good_archive_is_accepted_and_described() {
-    use EntryType::{Continuous, Directory, Link, Regular, Symlink};
+    use EntryType::{Continuous, Directory, Fifo, Link, Regular, Symlink};
     let bytes = archive(&[
+        (EntryType::new(b'V'), "backup of Monday", "", b""),
         (Directory, "./", "", b""),
         (Regular, "./Dockerfile", "", b"FROM scratch\n"),
         (Directory, "a/b", "", b""),
@@ -64,6 +65,8 @@ fn a_good_archive_is_accepted_and_described() {
         (Symlink, "shared", "../shared", b""),
         (Symlink, "around", "a/../Dockerfile", b""),
         (Link, "hard", "./a/b/c", b""),
+        (Link, "python3", "python", b""),
+        (Fifo, "pipe", "", b""),
         (Continuous, "d..e/..f", "", b"x"),
         (Regular, "Dockerfile", "", b"FROM other\n"),
     ]);
@@ -87,14 +90,18 @@ fn paths_that_leave_the_context_are_refused() {
         (vec![(Symlink, "a", "b", b""), (Regular, "a/x", "", b"x")], "must not lie below a link"),
         (vec![(Regular, "a", "", b""), (Regular, "a/x", "", b"x")], "must not lie below a file"),
         (vec![(Regular, "a/x", "", b""), (Symlink, "a", "b", b"")], "in the place of a directory"),
-        (vec![(Symlink, "a", "b", b""), (Link, "x", "a", b"")], "must link to a file that came before"),
+        (vec![(Directory, "a", "", b""), (Link, "x", "a", b"")], "must link to a file that came before"),
+        (
+            vec![(Symlink, "a", "b", b""), (Link, "x", "a", b""), (Regular, "x/c", "", b"")],
+            "must not lie below a link",
+        ),
         (vec![(Link, "x", "../../etc/passwd", b"")], "must have no `..` in it"),
         (vec![(Link, "x", "y", b"")], "must link to a file that came before"),
         (vec![(Symlink, "./", "b", b"")], "must not replace its root"),
-        (vec![(Char, "null", "", b"")], "must be a file, a directory or a link"),
-        (vec![(Block, "sda", "", b"")], "must be a file, a directory or a link"),
-        (vec![(Fifo, "pipe", "", b"")], "must be a file, a directory or a link"),
-        (vec![(GNUSparse, "sparse", "", b"")], "must be a file, a directory or a link"),
+        (vec![(Char, "null", "", b"")], "must be a file, a directory, a link or a pipe"),
+        (vec![(Block, "sda", "", b"")], "must be a file, a directory, a link or a pipe"),
+        (vec![(Fifo, "pipe", "", b""), (Regular, "pipe/a", "", b"")], "must not lie below a file"),
+        (vec![(GNUSparse, "sparse", "", b"")], "must be a file, a directory, a link or a pipe"),
         (vec![(Directory, "d", "", b"content")], "must have no content"),
         (vec![(Regular, "", "", b"")], "has an entry without a path"),
         (vec![(Regular, "d/", "", b"a header that others read")], "must not end in `/`"),

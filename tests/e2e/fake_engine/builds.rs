@@ -111,11 +111,15 @@ async fn context(
     let archive = archive.map_err(|status| Status::new(status.code(), status.message()))?;
     let files = unpack(&archive).map_err(|error| Failure::new(&format!("{error:#}")).into_status())?;
     let name = attributes.get("filename").map_or("Dockerfile", String::as_str);
-    let Some(dockerfile) = files.get(name.trim_start_matches("./")) else {
+    let dockerfile = match attributes.get("dockerfilekey") {
+        Some(source) => Some(session::local_file(session, source, shared).await?),
+        None => files.get(name.trim_start_matches("./")).cloned(),
+    };
+    let Some(dockerfile) = dockerfile else {
         let message = format!("failed to read dockerfile: open {name}: no such file or directory");
         return Err(Failure::new(&message).into_status());
     };
-    Ok((String::from_utf8_lossy(dockerfile).into_owned(), files))
+    Ok((String::from_utf8_lossy(&dockerfile).into_owned(), files))
 }
 
 /// Returns every regular file of a tar by its path.

@@ -5,12 +5,16 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bollard::fsutil::types::{Packet, packet::PacketType};
 use bollard::moby::buildkit::v1::BytesMessage;
+use bollard::moby::filesync::v1::file_sync_client::FileSyncClient;
 use bollard::moby::upload::v1::upload_client::UploadClient;
+use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
@@ -70,6 +74,30 @@ pub(super) async fn upload(id: &str, url: &http::Uri, shared: &Shared) -> Result
         upload.extend(part.data);
     }
     Ok(upload)
+}
+
+/// Fetches the only file of a local source that the session `id` serves.
+pub(super) async fn local_file(id: &str, source: &str, shared: &Shared) -> Result<Bytes, Status> {
+    let channel = shared.sessions.channel(id).await?;
+    let (ask, asked) = mpsc::unbounded_channel();
+    let packet = |kind: PacketType| Packet { r#type: kind.into(), ..Packet::default() };
+    let send = |packet| ask.send(packet).map_err(|_| Status::unavailable("the session has ended"));
+    let mut request = Request::new(UnboundedReceiverStream::new(asked));
+    let name = source.parse().map_err(|_| Status::unknown("the source's name fits no metadata"))?;
+    request.metadata_mut().insert("dir-name", name);
+
+    let mut packets = FileSyncClient::new(channel).diff_copy(request).await?.into_inner();
+    let mut content = Vec::new();
+    while let Some(received) = packets.message().await? {
+        match received.r#type() {
+            PacketType::PacketStat if received.stat.is_none() => send(packet(PacketType::PacketReq))?,
+            PacketType::PacketData if received.data.is_empty() => send(packet(PacketType::PacketFin))?,
+            PacketType::PacketData => content.extend(received.data),
+            PacketType::PacketErr => return Err(Status::unknown(String::from_utf8_lossy(&received.data))),
+            PacketType::PacketStat | PacketType::PacketReq | PacketType::PacketFin => {}
+        }
+    }
+    Ok(content.into())
 }
 
 impl Sessions {

@@ -110,7 +110,7 @@ pub(super) fn python_package(package: &str) -> Result<(), &'static str> {
     // The engine would take what follows for the name of a document.
     let is_safe = !package.contains("<<") && !package.contains('\\') && !package.contains(char::is_control);
     let has_plain_spaces = package.chars().all(|c| c == ' ' || !c.is_whitespace());
-    let is_requirement = || package.trim().parse::<Requirement<VerbatimUrl>>().is_ok();
+    let is_requirement = || simplified(package).parse::<Requirement<VerbatimUrl>>().is_ok();
     if package.len() <= MAX && is_safe && has_plain_spaces && is_requirement() {
         Ok(())
     } else {
@@ -118,6 +118,24 @@ pub(super) fn python_package(package: &str) -> Result<(), &'static str> {
             "must be a requirement as of PEP 508, such as `name[extra] >= 1, < 2; python_version < \"3.12\"`, of at most 1,024 bytes",
         )
     }
+}
+
+/// Returns a requirement that is valid if `requirement` is, without forms that the parser does not know.
+///
+/// These are several spaces in an operator, and arbitrary equality with what is no version of PEP 440.
+fn simplified(requirement: &str) -> String {
+    let words: Vec<&str> = requirement.split(' ').filter(|word| !word.is_empty()).collect();
+    let requirement = words.join(" ");
+    let mut parts = requirement.split("===");
+    let mut simplified = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let compared = part.trim_start();
+        let end = compared.find([' ', ',', ';', ')']).unwrap_or(compared.len());
+        let is_empty = end == 0 || compared.starts_with(['"', '\'']);
+        simplified.push_str(if is_empty { "===" } else { "===0" });
+        simplified.push_str(if is_empty { compared } else { &compared[end..] });
+    }
+    simplified
 }
 
 /// Checks the name of a user by the rules of Debian's `adduser`.
@@ -295,6 +313,10 @@ mod tests {
                 "importlib-metadata; python_version < \"3.12\" and sys_platform == 'linux'",
                 "tool @ https://files.example/tool-1.0-py3-none-any.whl",
                 "tool @ git+https://git.example/tool.git@v1",
+                "tool @ https://files.example/tool.whl ; python_version < \"3.12\"",
+                "tool===1.0-custom_build",
+                "tool === foobar ; sys_platform not  in 'win32 cygwin'",
+                "tool (===foobar, >= 1)",
             ],
             &[
                 "",
