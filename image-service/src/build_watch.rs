@@ -65,7 +65,7 @@ impl Histories {
         let visibility = caller.visibility();
         // Look first, so that a build that does not exist gets no subscribers.
         let build = self.store.build(id).await?.build;
-        self.index.visible(&visibility, build.image, Resource::Build).await?;
+        self.index.visible(&visibility, build.image, Resource::Build(build.id)).await?;
         if after > build.last_sequence {
             return Err(Error::SequenceUnavailable { requested: after, last: build.last_sequence });
         }
@@ -110,7 +110,7 @@ impl BuildWatch {
                 return Ok(Some(self.take_message()));
             }
             let Excerpt { build, records } = self.histories.store.excerpt(self.build.id, self.after).await?;
-            self.histories.index.visible(&self.visibility, build.image, Resource::Build).await?;
+            self.histories.index.visible(&self.visibility, build.image, Resource::Build(build.id)).await?;
             let is_over = build.state.is_final() && records.is_empty();
             self.build = build;
             if let Some(last) = records.last() {

@@ -222,7 +222,7 @@ impl Catalog {
             if let Some(answer) = self.store.remembered(request).await? {
                 return Ok(answer);
             }
-            let missing = |_| Err(Error::NotFound(Resource::Image));
+            let missing = |(id, _)| Err(Error::NotFound(Resource::Image(id)));
             return Ok(targets.into_iter().map(|target| target.and_then(missing)).collect());
         }
         self.transact(request, async |write| write.batch(action, targets).await).await
@@ -345,7 +345,7 @@ impl Catalog {
             return Ok(None);
         }
         let answer = self.store.remembered(request).await?;
-        answer.ok_or(Error::NotFound(Resource::Image)).map(Some)
+        answer.ok_or(Error::NotFound(Resource::Image(id))).map(Some)
     }
 
     /// Writes in a transaction, and announces its effects once they are durable.

@@ -165,7 +165,7 @@ impl Contexts {
     /// Returns [`Error::NotFound`] if the worker does not hold the attempt or the build has no archive.
     pub(crate) async fn download(&self, caller: &Principal, attempt: Attempt) -> Result<Download, Error> {
         let kept = self.store.context_of(caller.subject(), attempt).await?;
-        let kept = kept.ok_or(Error::NotFound(Resource::Build))?;
+        let kept = kept.ok_or(Error::NotFound(Resource::Build(attempt.build)))?;
         Ok(Download { store: self.store.clone(), kept, next: 0 })
     }
 

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     access::{Action, Role},
+    build::BuildId,
     dispatch::PROTOCOL_VERSION,
+    image::ImageId,
 };
 
 /// Reason why an operation failed. The store keeps the serialised form as the response to a row of a batch.
@@ -81,21 +83,32 @@ pub(crate) enum Error {
 }
 
 /// A resource that does not exist or that the caller cannot see; callers cannot distinguish the two.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Resource {
-    Image,
-    Build,
-    Worker,
+    Image(ImageId),
+    Build(BuildId),
+    Worker(String),
+}
+
+impl Resource {
+    /// Returns its identifier, as in the request.
+    pub(crate) fn id(&self) -> String {
+        match self {
+            Self::Image(id) => id.to_string(),
+            Self::Build(id) => id.to_string(),
+            Self::Worker(name) => name.clone(),
+        }
+    }
 }
 
 impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Image => "image",
-            Self::Build => "build",
-            Self::Worker => "worker",
-        })
+        match self {
+            Self::Image(id) => write!(f, "image: {id}"),
+            Self::Build(id) => write!(f, "build: {id}"),
+            Self::Worker(name) => write!(f, "worker: {name}"),
+        }
     }
 }
 

@@ -53,15 +53,6 @@ impl Feed {
         }
         Ok(ImageWatch::new(self, events, caller, query, after.unwrap_or(latest), after.is_some(), view))
     }
-
-    /// Returns the oldest revision from which a watch can be resumed.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if the database cannot be read.
-    pub(crate) async fn oldest(&self) -> Result<i64, Error> {
-        Ok(self.store.revisions().await?.oldest.number)
-    }
 }
 
 /// Returns the time at which a caller's streams end, which is the expiry of its token.

@@ -60,7 +60,10 @@ pub(crate) struct Image {
     /// `None` for a template.
     pub(crate) status: Option<Status>,
     pub(crate) status_message: String,
+    /// Reference that the next build writes or pulls.
     pub(crate) reference: Reference,
+    /// Reference of the artifact, if it is another one.
+    pub(crate) artifact_reference: Option<Box<Reference>>,
     /// Set if a client has given the reference, so that it is not derived from the name.
     pub(crate) reference_given: bool,
     pub(crate) enabled: bool,
@@ -181,6 +184,18 @@ impl Image {
     /// Returns the result of the last successful build, if there was one.
     pub(crate) fn artifact(&self) -> Option<Artifact> {
         self.artifact.as_ref().map(PackedArtifact::unpack)
+    }
+
+    /// Returns the reference under which the image exists, or will exist once it has been built.
+    pub(crate) fn current_reference(&self) -> &Reference {
+        self.artifact_reference.as_deref().unwrap_or(&self.reference)
+    }
+
+    /// Changes the reference that the next build writes or pulls.
+    pub(crate) fn set_reference(&mut self, reference: Reference, is_given: bool) {
+        let artifact = self.artifact();
+        self.artifact_reference = artifact.and_then(|artifact| artifact.reference_besides(&reference));
+        (self.reference, self.reference_given) = (reference, is_given);
     }
 
     /// Returns the permissions of a subject that was granted these.

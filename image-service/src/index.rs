@@ -31,6 +31,7 @@ use crate::{
     change::Revision,
     error::{Error, Resource},
     image::{Image, ImageId, Position, Query},
+    search::{Part, Term},
     store::Store,
 };
 
@@ -108,6 +109,8 @@ pub(crate) struct Page {
     pub(crate) total: Option<u64>,
     /// Amount of text searched, in bytes.
     pub(crate) searched: u64,
+    /// Revision that the page is at least as new as.
+    pub(crate) revision: Revision,
 }
 
 impl Index {
@@ -144,7 +147,7 @@ impl Index {
     ///
     /// Returns [`Error::NotFound`] if the image is not visible, and the errors of [`fresh`](Self::fresh).
     pub(crate) async fn image(&self, visibility: &Visibility, id: ImageId) -> Result<VisibleImage, Error> {
-        self.visible(visibility, id, Resource::Image).await
+        self.visible(visibility, id, Resource::Image(id)).await
     }
 
     /// Returns one image that the caller can see, or reports `missing` as not found.
@@ -159,9 +162,11 @@ impl Index {
         missing: Resource,
     ) -> Result<VisibleImage, Error> {
         self.fresh().await?;
-        let entry = self.entry(id).ok_or(Error::NotFound(missing))?;
-        let standing = Viewer::new(visibility).standing(&entry).ok_or(Error::NotFound(missing))?;
-        Ok(VisibleImage { entry, standing })
+        let found = self.entry(id).and_then(|entry| {
+            let standing = Viewer::new(visibility).standing(&entry)?;
+            Some(VisibleImage { entry, standing })
+        });
+        found.ok_or(Error::NotFound(missing))
     }
 
     /// Returns the images that the caller can see, among those with the given ids.
@@ -269,7 +274,7 @@ impl Index {
         limit: usize,
         with_total: bool,
     ) -> Result<Page, Error> {
-        self.fresh().await?;
+        let revision = self.fresh().await?;
         let filter = || Filter::new(Viewer::new(&caller.visibility()), query.clone());
         let (mut total, mut searched) = (None, 0);
         if with_total {
@@ -282,7 +287,7 @@ impl Index {
         let begin = |images: &Images| PageScan::new(images, filter(), after.cloned(), limit);
         let scan = self.0.scans.run(self, caller, begin, PageScan::advance).await?;
         let FoundPage { images, next, searched: of_page } = scan.finish();
-        Ok(Page { images, next, total, searched: searched + of_page })
+        Ok(Page { images, next, total, searched: searched + of_page, revision })
     }
 
     /// Returns a cursor to the first slot.
@@ -323,6 +328,11 @@ impl Index {
     /// Reports whether the text of an image contains a term.
     pub(crate) fn holds(&self, entry: &Entry, term: &Finder<'_>) -> bool {
         self.0.texts.read(&entry.text, |text| term.find(text).is_some())
+    }
+
+    /// Returns the parts of an image that contain a term.
+    pub(crate) fn hits(&self, entry: &Entry, term: &Term) -> Vec<Part> {
+        self.0.texts.read(&entry.text, |text| Part::containing(term, &String::from_utf8_lossy(text)))
     }
 
     /// Returns an image regardless of who can see it.

@@ -76,8 +76,8 @@ impl Preview {
         }
         if let Some(wanted) = &edit.reference {
             let owner = |reference| async move { self.store.reference_owner(&reference).await };
-            image.reference = wanted.choose(id, image.writes_reference(), owner).await?;
-            image.reference_given = wanted.is_given();
+            let chosen = wanted.choose(id, image.writes_reference(), owner).await?;
+            image.set_reference(chosen, wanted.is_given());
         }
         if image != *before {
             let current = &cached.configuration;

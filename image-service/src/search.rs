@@ -2,6 +2,8 @@
 //!
 //! Both are folded, so that comparing characters matches what people regard as the same text.
 
+use std::cmp::Ordering;
+
 use icu_casemap::CaseMapper;
 use icu_normalizer::ComposingNormalizer;
 
@@ -15,6 +17,28 @@ pub(crate) struct SearchText(String);
 /// A search term, folded and never empty.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Term(String);
+
+/// A part of an image that a text is made of.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Name,
+    Description,
+    Configuration,
+}
+
+impl Part {
+    /// Returns the parts of a text that contain a term. The first value is the name, and the second the description.
+    pub(crate) fn containing(term: &Term, text: &str) -> Vec<Self> {
+        let mut values = text.split(SEPARATOR).map(|value| value.contains(term.as_str()));
+        let (name, description) = (values.next() == Some(true), values.next() == Some(true));
+        let found = [
+            (Self::Name, name),
+            (Self::Description, description),
+            (Self::Configuration, values.any(|is_hit| is_hit)),
+        ];
+        found.into_iter().filter_map(|(part, is_hit)| is_hit.then_some(part)).collect()
+    }
+}
 
 impl SearchText {
     pub(crate) fn new<'a>(values: impl IntoIterator<Item = &'a str>) -> Self {
@@ -54,8 +78,18 @@ impl Term {
     }
 }
 
+/// Compares two texts without regard to case.
+pub(crate) fn compare_folded(a: &str, b: &str) -> Ordering {
+    if a.is_ascii() && b.is_ascii() {
+        let [a, b] = [a, b].map(|text| text.bytes().map(|byte| byte.to_ascii_lowercase()));
+        a.cmp(b)
+    } else {
+        fold(a).cmp(&fold(b))
+    }
+}
+
 /// Applies full, locale-independent case folding over NFC.
-fn fold(text: &str) -> String {
+pub(crate) fn fold(text: &str) -> String {
     // Equivalent for ASCII, without tables.
     if text.is_ascii() { text.to_ascii_lowercase() } else { fold_unicode(text) }
 }
@@ -110,6 +144,29 @@ mod tests {
             let text = character.to_string();
             assert_eq!(fold(&text), fold_unicode(&text), "{character:?}");
         }
+    }
+
+    #[test]
+    fn the_parts_that_contain_a_term_are_known() {
+        let text = SearchText::new(["Go tools", "Tools of the team", "FROM golang", "tools"]);
+        for (typed, expected) in [
+            ("go t", &[Part::Name][..]),
+            ("TOOLS", &[Part::Name, Part::Description, Part::Configuration]),
+            ("team", &[Part::Description]),
+            ("golang", &[Part::Configuration]),
+            ("rust", &[]),
+        ] {
+            let term = Term::parse(typed).expect("short enough").expect("not empty");
+            assert_eq!(Part::containing(&term, text.as_str()), expected, "{typed}");
+        }
+    }
+
+    #[test]
+    fn names_are_compared_without_regard_to_case() {
+        for (less, more) in [("apple", "Banana"), ("Apple", "banana"), ("a", "Ä"), ("STRASSE", "straßeb")] {
+            assert_eq!(compare_folded(less, more), Ordering::Less, "{less} {more}");
+        }
+        assert_eq!(compare_folded("Straße", "STRASSE"), Ordering::Equal);
     }
 
     #[test]

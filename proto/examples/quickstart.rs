@@ -75,7 +75,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         bail!("the build has not ended within {limit:?}: {state:?}, pending reason {reason:?}");
     };
     if ended? == ImageStatus::BuildFinished {
-        println!("reference={}:{}", image.repository, image.tag);
+        println!("reference={}", image.reference);
         return Ok(ExitCode::SUCCESS);
     }
     let error = build.error.unwrap_or_default();

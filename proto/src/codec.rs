@@ -41,6 +41,9 @@ pub struct ListImagesResponse {
     /// Total number of images, as in the original message.
     #[prost(int64, optional, tag = "3")]
     pub total_size: Option<i64>,
+    /// Revision to watch from, as in the original message.
+    #[prost(string, tag = "4")]
+    pub resume_revision: String,
 }
 
 /// [`Event`](crate::images::watch_images_response::Event) of a watch, with its images encoded.
@@ -134,9 +137,15 @@ mod tests {
             images: vec![encoded(), encoded()],
             next_page_token: next_page_token.clone(),
             total_size,
+            resume_revision: "a revision".to_owned(),
         };
         let images = vec![image.clone(), image.clone()];
-        let meant = images::ListImagesResponse { images, next_page_token, total_size };
+        let meant = images::ListImagesResponse {
+            images,
+            next_page_token,
+            total_size,
+            resume_revision: "a revision".to_owned(),
+        };
         assert_eq!(sent.encode_to_vec(), meant.encode_to_vec());
     }
 }

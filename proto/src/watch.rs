@@ -159,7 +159,9 @@ where
 
     async fn failed(&mut self, status: Status) -> Result<(), Status> {
         self.stream = None;
-        if status.code() == Code::OutOfRange {
+        // Either the changes are no longer known, or the caller has other roles since.
+        let is_of_resuming = status.code() == Code::OutOfRange || status.code() == Code::InvalidArgument;
+        if is_of_resuming && !self.request.after_revision.is_empty() {
             self.request.after_revision.clear();
             return self.retry.after(Status::unavailable("what was missed is no longer available")).await;
         }

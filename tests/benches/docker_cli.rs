@@ -37,7 +37,7 @@ pub(crate) async fn run(catalogue: &Catalogue, goals: &mut Table) -> anyhow::Res
     let (base, first) =
         builder.create(client::image("Base", "FROM scratch\nENV BASE=yes\nLABEL a=b\n")).await?;
     succeeded(&builder.finished(&first.id).await?)?;
-    let base = format!("{}:{}", base.repository, base.tag);
+    let base = base.reference.clone();
     for (from, beginning) in [
         ("FROM scratch", "FROM scratch\n".to_owned()),
         ("FROM an image of the catalogue", format!("FROM {base}\n")),

@@ -93,6 +93,27 @@ pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T, Status>) -> (Code, S
     (status.code(), reason(&status))
 }
 
+/// Returns a text with one word in the place of every UUID, to compare errors about different resources.
+pub(crate) fn without_ids(text: &[u8]) -> String {
+    const LENGTH: usize = 36;
+    let text = String::from_utf8_lossy(text);
+    let mut rest = &*text;
+    let mut replaced = String::new();
+    while let Some(character) = rest.chars().next() {
+        match rest.get(..LENGTH).filter(|id| uuid::Uuid::try_parse(id).is_ok()) {
+            Some(_) => {
+                replaced.push_str("<id>");
+                rest = &rest[LENGTH..];
+            }
+            None => {
+                replaced.push(character);
+                rest = &rest[character.len_utf8()..];
+            }
+        }
+    }
+    replaced
+}
+
 /// Returns the fields that an error names.
 pub(crate) fn fields(status: &Status) -> Vec<String> {
     let violations = status.get_details_bad_request().map(|bad_request| bad_request.field_violations);

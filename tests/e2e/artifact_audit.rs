@@ -171,5 +171,5 @@ async fn an_image_that_is_removed_from_a_real_engine_is_not_resolved() -> anyhow
     assert_eq!(again.state(), BuildState::Succeeded, "{again:?}");
     let resolved = resolve(&alice, &created.id).await?;
     real.docker.inspect_image(&resolved.reference).await?;
-    real.clean(&[&format!("{}:{}", created.repository, created.tag)]).await
+    real.clean(&[&created.reference]).await
 }

@@ -10,7 +10,7 @@ use tonic::Code;
 use crate::{
     actor::{Actor, hello},
     answers::refused,
-    client::{Client, image, repository, repository_under},
+    client::{Client, image, repository, repository_of, repository_under},
     edits::update,
     stack::Service,
 };
@@ -73,18 +73,18 @@ async fn a_build_sees_what_its_requester_sees() -> anyhow::Result<()> {
     let upper_case = at.replace("registry", "Registry");
     let secret_id = &secret.id;
     for (reference, for_bob, for_alice, for_admin) in [
-        (secret.repository.clone(), missing, secret_build, secret_build),
-        (format!("{}:latest", secret.repository), missing, secret_build, secret_build),
-        (format!("{}:old", secret.repository), missing, missing, missing),
-        (own.repository.clone(), own_build, missing, own_build),
-        (unbuilt.repository, missing, missing, missing),
+        (repository_of(&secret).to_owned(), missing, secret_build, secret_build),
+        (format!("{}:latest", repository_of(&secret)), missing, secret_build, secret_build),
+        (format!("{}:old", repository_of(&secret)), missing, missing, missing),
+        (repository_of(&own).to_owned(), own_build, missing, own_build),
+        (repository_of(&unbuilt).to_owned(), missing, missing, missing),
         (at.clone(), missing, pushed_build, pushed_build),
         (upper_case, missing, pushed_build, pushed_build),
         (at.replace(":5000", ":05000"), missing, pushed_build, pushed_build),
         (format!("{at}@{digest}"), missing, pushed_build, pushed_build),
         (format!("{at}:other@{digest}"), missing, pushed_build, pushed_build),
         (format!("{at}@{other_digest}"), missing, missing, missing),
-        (format!("{}@{digest}", secret.repository), missing, missing, missing),
+        (format!("{}@{digest}", repository_of(&secret)), missing, missing, missing),
         // What the engine calls it is no way around.
         (
             format!("trailer.invalid/artifact/{}/{secret_id}:{secret_build}", actor.welcome.catalogue_id),
@@ -118,9 +118,9 @@ async fn a_build_sees_what_its_requester_sees() -> anyhow::Result<()> {
     // What counts is what the requester may see at the moment.
     for permissions in [&[Permission::View][..], &[Permission::Delete]] {
         alice.grant(&secret.id, "bob", permissions).await?;
-        assert_eq!(resolve(&worker, &of_bob, &secret.repository).await?, secret_build);
+        assert_eq!(resolve(&worker, &of_bob, repository_of(&secret)).await?, secret_build);
         alice.revoke(&secret.id, "bob").await?;
-        assert_eq!(resolve(&worker, &of_bob, &secret.repository).await?, missing);
+        assert_eq!(resolve(&worker, &of_bob, repository_of(&secret)).await?, missing);
     }
     // The artifact keeps its old reference until the image is built again.
     let renamed =
@@ -155,11 +155,11 @@ async fn a_build_for_another_creator_sees_what_that_one_sees() -> anyhow::Result
     actor.build_next().await?;
     admin.build(&of_bob.id).await?;
     let (_, attempt) = actor.assignment().await?;
-    for reference in [&secret.repository, &alias] {
+    for reference in [repository_of(&secret), &alias] {
         assert_eq!(resolve(&worker, &attempt, reference).await?, "missing", "{reference}");
     }
     alice.grant(&secret.id, "bob", &[Permission::View]).await?;
-    assert_eq!(resolve(&worker, &attempt, &secret.repository).await?, secret_build.id);
+    assert_eq!(resolve(&worker, &attempt, repository_of(&secret)).await?, secret_build.id);
     assert_eq!(resolve(&worker, &attempt, &alias).await?, "foreign");
     Ok(())
 }

@@ -12,7 +12,7 @@ use tonic::Code;
 use crate::{
     actor::{Actor, IMAGE_ID, hello},
     answers::{reason, states},
-    client::{Client, image, repository},
+    client::{Client, image, repository, repository_of},
     eventually::{eventually, eventually_true},
     fake_engine::{Ended, FakeEngine, Gate, Script},
     proxy::Proxy,
@@ -161,7 +161,7 @@ async fn deleting_stops_the_work_and_frees_the_reference_afterwards() -> anyhow:
         Err(status) => Err(status.into()),
     })
     .await?;
-    assert_eq!(again.repository, repository("alice", "gone"));
+    assert_eq!(repository_of(&again), repository("alice", "gone"));
     Ok(())
 }
 

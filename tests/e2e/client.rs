@@ -70,6 +70,11 @@ pub(crate) fn repository(creator: &str, name: &str) -> String {
     repository_under("trailer.invalid", creator, name)
 }
 
+/// Returns the repository of an image's reference.
+pub(crate) fn repository_of(image: &api::Image) -> &str {
+    image.reference.rsplit_once(':').map_or(&image.reference, |(repository, _)| repository)
+}
+
 /// Returns a channel that connects at the first call.
 pub(crate) fn channel(addr: SocketAddr) -> Channel {
     Endpoint::from_shared(format!("http://{addr}")).expect("an address makes a URL").connect_lazy()

@@ -151,7 +151,7 @@ async fn a_context_is_built_as_docker_builds_its_folder() -> anyhow::Result<()> 
         let (created, build) = alice.create(image_of(&name, named(&digest, ""))).await?;
         let built = alice.finished(&build.id).await?;
         anyhow::ensure!(built.state() == BuildState::Succeeded, "{format}: {built:?}");
-        let reference = format!("{}:{}", created.repository, created.tag);
+        let reference = created.reference.clone();
         let mut expected = expected.clone();
         if let "git archive" | "tar v7" = format {
             // Git has no empty directories, either.
@@ -196,5 +196,5 @@ async fn a_dockerignore_file_counts_for_single_files() -> anyhow::Result<()> {
     anyhow::ensure!(built.state() == BuildState::Succeeded, "{built:?}");
     let history = alice.history(&build.id, 0).await?;
     assert_eq!(crate::answers::lines(&history), ["/d/.dockerignore", "/d/public.pem"]);
-    real.clean(&[&format!("{}:{}", created.repository, created.tag)]).await
+    real.clean(&[&created.reference]).await
 }

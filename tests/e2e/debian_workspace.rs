@@ -25,7 +25,7 @@ use proto::images::{
 
 use crate::{
     base_image,
-    client::repository_under,
+    client::{repository_of, repository_under},
     dockerd::{self, starts_containers},
     engine_fixture,
     eventually::{eventually, eventually_within},
@@ -188,7 +188,7 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
     assert_eq!(built.state(), BuildState::Succeeded, "{:?}", built.error);
     let pushed = alice.get(&created.id).await?.artifact.context("an artifact")?;
     builder.stop().await?;
-    let reference = format!("{}:{}", created.repository, created.tag);
+    let reference = created.reference.clone();
     let options = || RemoveImageOptionsBuilder::new().force(true).build();
     docker.remove_image(&reference, Some(options()), None).await?;
 
@@ -210,7 +210,7 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
     }
 
     let body = ContainerCreateBody {
-        image: Some(format!("{}@{}", created.repository, artifact.repo_digest)),
+        image: Some(format!("{}@{}", repository_of(&created), artifact.repo_digest)),
         cmd: Some(["sh", "-c", LOOK].map(str::to_owned).into()),
         // The services are called from inside the container.
         network_disabled: Some(true),

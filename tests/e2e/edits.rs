@@ -37,12 +37,12 @@ async fn an_update_changes_what_the_mask_names_and_nothing_else() -> anyhow::Res
     let alice = service.builder("alice");
     let described = api::Image { description: "first".to_owned(), ..image("Go tools", "FROM scratch") };
     let (created, _) = alice.create(described).await?;
-    assert_eq!((&created.repository, created.config_revision), (&repository("alice", "go-tools"), 1));
+    assert_eq!((&created.reference, created.config_revision), (&repository("alice", "go-tools:latest"), 1));
 
     let sent = api::Image { description: "ignored".to_owned(), ..named(&created.id, " Rust ") };
     let renamed = update(&alice, sent, &["name"]).await?;
     assert_eq!((renamed.name.as_str(), renamed.description.as_str()), ("Rust", "first"));
-    assert_eq!(renamed.repository, repository("alice", "rust"), "a derived reference follows the name");
+    assert_eq!(renamed.reference, repository("alice", "rust:latest"), "a derived reference follows the name");
     assert!(renamed.etag != created.etag && renamed.revision > created.revision);
     assert_ne!(renamed.update_time, created.update_time);
     assert_eq!(renamed.config, created.config);
@@ -59,7 +59,14 @@ async fn an_update_changes_what_the_mask_names_and_nothing_else() -> anyhow::Res
     let given = update(&alice, given, &["repository", "tag"]).await?;
     assert_eq!((&given.repository, given.tag.as_str()), (&repository("alice", "mine"), "v1"));
     let renamed = update(&alice, named(&created.id, "C"), &["name"]).await?;
-    assert_eq!(renamed.repository, repository("alice", "mine"), "a reference that was set stays");
+    assert_eq!(renamed.reference, repository("alice", "mine:v1"), "a reference that was set stays");
+
+    // What cannot be updated is refused, whatever the mask.
+    for paths in [&[][..], &["name"], &["*"]] {
+        let other = api::Image { enabled: Some(false), template: true, ..renamed.clone() };
+        let status = update(&alice, other, paths).await.expect_err("it is refused");
+        assert_eq!(fields(&status), ["image.enabled", "image.template"], "{paths:?}");
+    }
 
     // Without a mask, all non-empty fields are meant; with `*`, all fields.
     let request = api::UpdateImageRequest { image: Some(named(&created.id, "Zig")), ..Default::default() };
@@ -67,7 +74,7 @@ async fn an_update_changes_what_the_mask_names_and_nothing_else() -> anyhow::Res
     assert_eq!((implied.name.as_str(), implied.description.as_str()), ("Zig", "first"));
     let whole = api::Image { id: created.id.clone(), ..image("All", "FROM scratch\nLABEL a=b") };
     let whole = update(&alice, whole, &["*"]).await?;
-    assert_eq!((whole.description.as_str(), &whole.repository), ("", &repository("alice", "all")));
+    assert_eq!((whole.description.as_str(), &whole.reference), ("", &repository("alice", "all:latest")));
     assert_eq!((whole.tag.as_str(), whole.config_revision), ("latest", 2));
     Ok(())
 }
@@ -179,10 +186,10 @@ async fn a_clone_can_be_submitted_as_it_is() -> anyhow::Result<()> {
     let created = alice.images.clone().create_image(request.clone()).await?.into_inner();
     let created = created.image.expect("an image");
     assert_eq!((created.name.as_str(), created.description.as_str()), ("Copy of A", "what for"));
-    assert_eq!((&created.repository, created.tag.as_str()), (&repository("alice", "copy-of-a"), "v1"));
+    assert_eq!((&created.reference, created.tag.as_str()), (&repository("alice", "copy-of-a:v1"), "v1"));
     assert_eq!(created.config, original.config);
     let again = alice.images.clone().create_image(request).await?.into_inner().image.expect("an image");
-    assert_ne!(again.repository, created.repository);
+    assert_eq!(again.reference, repository("alice", "copy-of-a-2:v1"));
     let long = api::Image { name: "ä".repeat(120), ..image("", "FROM scratch") };
     let (long, _) = alice.create(long).await?;
     alice.images.clone().create_image(clone(&long.id).await?).await?;

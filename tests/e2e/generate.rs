@@ -157,7 +157,7 @@ async fn the_engine_sees_hostile_values_unchanged() -> anyhow::Result<()> {
     let finished = alice.finished(&build.id).await?;
     assert_eq!(finished.state(), BuildState::Succeeded, "{finished:?}");
 
-    let reference = format!("{}:{}", created.repository, created.tag);
+    let reference = created.reference.clone();
     let seen = docker.inspect_image(&reference).await?.config.and_then(|config| config.env);
     let seen: BTreeMap<String, String> = seen
         .context("an environment")?

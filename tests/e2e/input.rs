@@ -81,7 +81,7 @@ async fn bad_images_are_refused_by_field() -> anyhow::Result<()> {
 
     let admin = service.client(&service.token("root", &[Role::Admin]));
     let anywhere = api::Image { repository: "localhost:5000/base".to_owned(), ..good() };
-    assert_eq!(admin.create(anywhere).await?.0.repository, "localhost:5000/base");
+    assert_eq!(admin.create(anywhere).await?.0.reference, "localhost:5000/base:latest");
     Ok(())
 }
 

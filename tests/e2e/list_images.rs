@@ -239,6 +239,60 @@ async fn every_value_is_searched_alone_and_no_key_is() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_hit_says_where_it_is() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let described = |name: &str, description: &str, dockerfile: &str| api::Image {
+        description: description.to_owned(),
+        ..image(name, dockerfile)
+    };
+    for image in [
+        described("Go", "for the team", "FROM golang"),
+        described("The team", "", "FROM team"),
+        described("All", "Team", "FROM team"),
+    ] {
+        alice.create(image).await?;
+    }
+    let request = api::ListImagesRequest {
+        search: "TEAM".to_owned(),
+        order_by: "name".to_owned(),
+        ..Default::default()
+    };
+    let images = alice.images.clone().list_images(request).await?.into_inner().images;
+    let hits = images.iter().map(|image| (image.name.as_str(), image.search_hits().collect::<Vec<_>>()));
+    use api::SearchHit::{Config, Description, Name};
+    assert_eq!(
+        hits.collect::<Vec<_>>(),
+        [("All", vec![Description, Config]), ("Go", vec![Description]), ("The team", vec![Name, Config])]
+    );
+    let all = alice.list().await?;
+    assert!(all.iter().all(|image| image.search_hits.is_empty()), "{all:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_ordered_as_people_order_them() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    for name in ["banana", "Cherry", "apple", "Äpfel", "Apple pie", "äpfel 2"] {
+        alice.create(image(name, "FROM scratch")).await?;
+    }
+    let mut request =
+        api::ListImagesRequest { order_by: "name".to_owned(), page_size: 2, ..Default::default() };
+    let mut names = Vec::new();
+    loop {
+        let page = alice.images.clone().list_images(request.clone()).await?.into_inner();
+        names.extend(page.images.into_iter().map(|image| image.name));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!(names, ["apple", "Apple pie", "banana", "Cherry", "Äpfel", "äpfel 2"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_no_text_is_not_searched() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let alice = service.builder("alice");

@@ -36,14 +36,17 @@ async fn an_image_is_built_and_its_history_is_kept() -> anyhow::Result<()> {
     assert_eq!(created.status(), ImageStatus::BuildPending);
     assert_eq!(build.pending_reason(), PendingReason::NoWorkerOnline);
     assert_eq!(build.queue_position, 1);
-    assert_eq!((&created.repository, created.tag.as_str()), (&repository("alice", "tools"), "latest"));
+    assert_eq!(
+        (&*created.repository, &*created.tag, &created.reference),
+        ("", "latest", &repository("alice", "tools:latest"))
+    );
 
     let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
     gate.reached().await;
     let running = alice.until(&build.id, |build| build.log_bytes > 0).await?;
     assert_eq!((running.state(), running.worker.as_str()), (BuildState::Running, "w1"));
     assert_eq!(alice.get(&created.id).await?.status(), ImageStatus::Building);
-    let reference = format!("{}:latest", created.repository);
+    let reference = created.reference.clone();
     assert!(!engine.tags().contains_key(&reference), "nothing is tagged before it is built");
     gate.open();
 
@@ -158,7 +161,7 @@ async fn equal_names_get_different_references() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let alice = service.builder("alice");
     let created = try_join_all((0..20).map(|_| alice.create(image("Same name", "FROM scratch")))).await?;
-    let references: BTreeSet<&str> = created.iter().map(|(image, _)| image.repository.as_str()).collect();
+    let references: BTreeSet<&str> = created.iter().map(|(image, _)| image.reference.as_str()).collect();
     assert_eq!(references.len(), 20);
     let mut taken = image("Other", "FROM scratch");
     taken.repository = repository("alice", "same-name");

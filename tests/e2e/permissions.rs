@@ -34,7 +34,7 @@ async fn everybody_may_do_what_the_table_says_and_nothing_else() -> anyhow::Resu
     let targets = stage.fill().await?;
     let admin = client(&service, "admin");
     let before = admin.list().await?;
-    let statuses: BTreeSet<i32> = before.iter().map(|image| image.status).collect();
+    let statuses: BTreeSet<i32> = before.iter().map(|image| i32::from(image.status())).collect();
     assert_eq!(statuses, (0..=ImageStatus::Error.into()).collect(), "every status is there");
 
     try_join_all(table::callers().into_iter().map(|caller| walk(&service, caller, &targets))).await?;

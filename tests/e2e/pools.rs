@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::{
     actor::{Actor, hello},
-    client::{Client, image},
+    client::{Client, image, repository_of},
     issuer::{SigningKey, jwks},
     stack::Service,
 };
@@ -151,9 +151,9 @@ async fn a_build_goes_to_the_worker_that_holds_its_base() -> anyhow::Result<()> 
     assert_eq!(blocker.build_id, blocking.id);
 
     let mut other = Actor::connect(&service, one_slot("other")).await?;
-    let (_, child) = alice.create(image("Child", &format!("FROM {}", base.repository))).await?;
+    let (_, child) = alice.create(image("Child", &format!("FROM {}", repository_of(&base)))).await?;
     let (_, attempt) = other.assignment().await?;
-    let found = artifact(&service, "other", &attempt, &base.repository).await?;
+    let found = artifact(&service, "other", &attempt, repository_of(&base)).await?;
     assert_eq!((&*found.worker, found.worker_may_build), ("holder", true));
     hand_back(&mut other, &attempt, &found).await?;
     let waiting = alice.get_build(&child.id).await?;
@@ -197,16 +197,16 @@ async fn a_build_is_handed_back_only_for_a_worker_that_may_take_it() -> anyhow::
     alice.create(draft).await?;
     let (_, pinned) = second.assignment().await?;
     for (base, worker) in bases.iter().zip(["red", "first"]) {
-        let found = artifact(&service, "second", &pinned, &base.repository).await?;
+        let found = artifact(&service, "second", &pinned, repository_of(&base)).await?;
         assert_eq!((&*found.worker, found.worker_may_build), (worker, false), "by the pin");
     }
     drop(first);
     let (_, free) = alice.create(image("Free", "FROM scratch")).await?;
     let (_, attempt) = second.assignment().await?;
     assert_eq!(attempt.build_id, free.id);
-    let found = artifact(&service, "second", &attempt, &bases[0].repository).await?;
+    let found = artifact(&service, "second", &attempt, repository_of(&bases[0])).await?;
     assert!(!found.worker_may_build, "by the pool");
-    let found = artifact(&service, "second", &attempt, &bases[1].repository).await?;
+    let found = artifact(&service, "second", &attempt, repository_of(&bases[1])).await?;
     assert!(found.worker_may_build);
     hand_back(&mut second, &attempt, &found).await?;
     // There, an image that another worker alone holds is one too many.
@@ -219,7 +219,7 @@ async fn a_build_is_handed_back_only_for_a_worker_that_may_take_it() -> anyhow::
     // With every heartbeat a grant is repeated.
     drop(pulse);
     second.build_next().await?;
-    let found = artifact(&service, "first", &attempt, &on_second.repository).await?;
+    let found = artifact(&service, "first", &attempt, repository_of(&on_second)).await?;
     assert_eq!((&*found.worker, found.worker_may_build), ("second", false));
     Ok(())
 }

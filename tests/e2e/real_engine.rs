@@ -8,7 +8,7 @@ use proto::images::{BuildErrorKind, BuildState, ImageStatus, build_event::Event}
 use crate::{
     answers::{assert_gapless, joined_lines, lines},
     base_image,
-    client::image,
+    client::{image, repository_of},
     dockerd::starts_containers,
     engine_fixture::{Real, connect},
     eventually::eventually_true,
@@ -51,7 +51,7 @@ async fn a_built_image_runs() -> anyhow::Result<()> {
     let (created, build) = alice.create(wanted).await?;
     let finished = alice.finished(&build.id).await?;
     assert_eq!(finished.state(), BuildState::Succeeded, "{finished:?}");
-    let reference = format!("{}:{}", created.repository, created.tag);
+    let reference = created.reference.clone();
     let artifact = alice.get(&created.id).await?.artifact.context("an artifact")?;
     assert_eq!(real.image_id(&reference).await?, artifact.image_id);
     assert!(artifact.size_bytes > 1_000_000);
@@ -120,7 +120,7 @@ async fn a_cancel_leaves_no_process_and_the_previous_image() -> anyhow::Result<(
     let text = real.dockerfile("RUN /bin/busybox echo once");
     let (created, first) = alice.create(image(&format!("Sleepy {}", real.run), &text)).await?;
     assert_eq!(alice.finished(&first.id).await?.state(), BuildState::Succeeded);
-    let reference = format!("{}:{}", created.repository, created.tag);
+    let reference = created.reference.clone();
     let previous = real.image_id(&reference).await?;
 
     let sleeping = real.dockerfile(&format!("RUN /bin/busybox sleep {seconds}"));
@@ -133,7 +133,7 @@ async fn a_cancel_leaves_no_process_and_the_previous_image() -> anyhow::Result<(
     assert_eq!(alice.get(&other.id).await?.status(), ImageStatus::BuildCancelled);
     assert_eq!(real.image_id(&reference).await?, previous);
     assert_eq!(real.tags_with(&build.id).await?, [""; 0]);
-    assert_eq!(real.tags_with(&other.repository).await?, [""; 0]);
+    assert_eq!(real.tags_with(repository_of(&other)).await?, [""; 0]);
     real.clean(&[&reference]).await
 }
 
@@ -175,7 +175,7 @@ async fn a_cancel_does_not_disturb_an_identical_build() -> anyhow::Result<()> {
     let events = alice.history(&second_build.id, 0).await?;
     assert_gapless(&events, 1);
     assert_eq!(lines(&events), ["begun", marker.as_str()]);
-    let reference = format!("{}:{}", second.repository, second.tag);
+    let reference = second.reference.clone();
     let label = real.docker.inspect_image(&reference).await?.config.and_then(|config| config.labels);
     let expected = HashMap::from([
         ("trailer.image-id".to_owned(), second.id.clone()),
@@ -215,7 +215,7 @@ async fn steps_have_the_order_of_the_dockerfile() -> anyhow::Result<()> {
     steps.dedup();
     let last_words: Vec<&str> = steps.iter().filter_map(|(_, name)| name.split_whitespace().last()).collect();
     assert_eq!(last_words, ["late1", "late2", "early1", "/early", "/late", "last"], "{steps:?}");
-    real.clean(&[&format!("{}:{}", created.repository, created.tag)]).await
+    real.clean(&[&created.reference]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -239,7 +239,7 @@ async fn a_burst_of_output_is_reported_or_its_gap_is() -> anyhow::Result<()> {
     assert!(whole == LINES || finished.log_truncated, "{whole} lines, and then {:?}", printed.get(whole));
     assert!(printed.len() == LINES + 1 || finished.log_truncated, "{} lines and no gap", printed.len());
     assert!(whole > 1_000, "{whole} lines");
-    real.clean(&[&format!("{}:{}", created.repository, created.tag)]).await
+    real.clean(&[&created.reference]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -269,7 +269,7 @@ async fn a_worker_removes_what_attempts_of_its_name_have_left() -> anyhow::Resul
     );
     assert_eq!(real.tags_with(&named).await?, std::slice::from_ref(&named));
     worker.stop().await?;
-    let reference = format!("{}:{}", created.repository, created.tag);
+    let reference = created.reference.clone();
     real.clean(&[&reference, &named, &strangers]).await
 }
 

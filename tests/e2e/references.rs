@@ -9,10 +9,11 @@ use tonic::Code;
 use crate::{
     actor::{Actor, hello},
     answers::refused,
-    client::{image, repository, repository_under},
+    client::{image, repository, repository_of, repository_under},
     edits::{named, update},
+    fake_engine::FakeEngine,
     patience,
-    stack::{Service, number},
+    stack::{Service, Worker, number},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,7 +52,8 @@ async fn a_reference_belongs_to_one_image() -> anyhow::Result<()> {
     let config = Some(api::ImageConfig { source: Some(pull), ..Default::default() });
     for _ in 0..2 {
         let (pulled, build) = bob.create(api::Image { config: config.clone(), ..image("P", "") }).await?;
-        assert_eq!((pulled.repository.as_str(), pulled.tag.as_str(), pulled.pulled), ("nginx", "1", true));
+        assert_eq!((&*pulled.reference, &*pulled.repository, &*pulled.tag), ("nginx:1", "", ""));
+        assert!(pulled.pulled);
         assert_eq!(build.kind(), api::BuildKind::Pull);
     }
     alice.delete(&second.id).await?;
@@ -79,7 +81,8 @@ async fn a_namespace_belongs_to_one_creator() -> anyhow::Result<()> {
     let (first, _) = alice.create(at(&own)).await?;
     assert_eq!(first.repository, own);
     let (derived, _) = alice.create(at("")).await?;
-    assert_eq!(derived.repository, repository("alice", "arger-mit-ri-ben-yu"));
+    assert_eq!(derived.repository, "");
+    assert_eq!(repository_of(&derived), repository("alice", "arger-mit-ri-ben-yu"));
 
     // It makes no difference whether a reference is free, was ever taken, or belongs to an image that the
     // caller sees.
@@ -87,7 +90,7 @@ async fn a_namespace_belongs_to_one_creator() -> anyhow::Result<()> {
     alice.delete(&derived.id).await?;
     for elsewhere in [
         own.as_str(),
-        &derived.repository,
+        repository_of(&derived),
         &repository("alice", "new"),
         &repository("carol", "new"),
         "trailer.invalid/new",
@@ -128,14 +131,81 @@ async fn images_of_one_name_have_each_a_reference_of_its_own() -> anyhow::Result
     while let Some(created) = creating.join_next().await {
         let (created, _) = created??;
         assert!(
-            created.repository.starts_with(&repository("alice", "the-same-name")),
+            created.reference.starts_with(&repository("alice", "the-same-name")),
             "{}",
-            created.repository
+            created.reference
         );
-        references.insert((created.repository, created.tag));
+        references.insert(created.reference);
     }
     assert_eq!(references.len() as u64, images);
-    assert!(references.contains(&(repository("alice", "the-same-name"), "latest".to_owned())));
+    assert!(references.contains(&repository("alice", "the-same-name:latest")));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_exists_and_what_will_be_written_are_told_apart() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let engine = FakeEngine::start().await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let alice = service.builder("alice");
+    let references = |image: &api::Image| {
+        let built = image.artifact.as_ref().map(|artifact| artifact.reference.clone()).unwrap_or_default();
+        [image.reference.clone(), image.build_reference.clone(), built]
+    };
+    let [old, new] = ["old", "new"].map(|name| repository("alice", &format!("{name}:latest")));
+    let (created, build) = alice.create(image("Old", "FROM scratch")).await?;
+    assert_eq!(references(&created), [&*old, &old, ""]);
+    alice.finished(&build.id).await?;
+    let renamed = update(&alice, named(&created.id, "New"), &["name"]).await?;
+    assert_eq!(references(&renamed), [&*old, &new, &old], "no build has written the other yet");
+    let order = api::ListImagesRequest { order_by: "image_name".to_owned(), ..Default::default() };
+    alice.create(image("Not built", "FROM scratch")).await?;
+    let listed = alice.images.clone().list_images(order).await?.into_inner().images;
+    assert_eq!(listed.iter().map(|image| image.name.as_str()).collect::<Vec<_>>(), ["Not built", "New"]);
+
+    // An image that is sent back as it was read stays as it is.
+    let same = update(&alice, alice.get(&created.id).await?, &["*"]).await?;
+    assert_eq!((same.repository.as_str(), &same.etag), ("", &renamed.etag));
+    let build = alice.build(&created.id).await?;
+    alice.finished(&build.id).await?;
+    assert_eq!(references(&alice.get(&created.id).await?), [&*new, &new, &new]);
+
+    let given = api::Image {
+        repository: repository("alice", "given"),
+        tag: "v1".to_owned(),
+        ..named(&created.id, "")
+    };
+    let given = update(&alice, given, &["repository", "tag"]).await?;
+    assert_eq!(references(&given), [&*new, &repository("alice", "given:v1"), &new]);
+    let derived = update(&alice, named(&created.id, ""), &["repository"]).await?;
+    assert_eq!(
+        (derived.repository.as_str(), derived.build_reference.as_str()),
+        ("", &*repository("alice", "new:v1"))
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_predicted_reference_is_the_one_that_is_written() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let mut expected = std::collections::BTreeSet::new();
+    for _ in 0..20 {
+        let request = api::CreateImageRequest {
+            image: Some(image("Tools", "FROM scratch")),
+            validate_only: true,
+            ..Default::default()
+        };
+        let predicted = alice.images.clone().create_image(request.clone()).await?.into_inner().image;
+        let request = api::CreateImageRequest { validate_only: false, ..request };
+        let created = alice.images.clone().create_image(request).await?.into_inner().image;
+        let [predicted, created] =
+            [predicted, created].map(|image| image.unwrap_or_default().build_reference);
+        assert_eq!(predicted, created);
+        expected.insert(created);
+    }
+    assert_eq!(expected.len(), 20);
+    assert!(expected.contains(&repository("alice", "tools-2:latest")), "{expected:?}");
     Ok(())
 }
 
@@ -147,8 +217,8 @@ async fn a_name_changes_the_reference_only_for_builders() -> anyhow::Result<()> 
     alice.grant(&created.id, "carol", &[api::Permission::Modify]).await?;
     let carol = service.client(&service.token("carol", &[]));
     let renamed = update(&carol, named(&created.id, "Hijack"), &["name"]).await?;
-    assert_eq!((renamed.name.as_str(), &renamed.repository), ("Hijack", &created.repository));
+    assert_eq!((renamed.name.as_str(), &renamed.reference), ("Hijack", &created.reference));
     let renamed = update(&alice, named(&created.id, "Tool"), &["name"]).await?;
-    assert_eq!(renamed.repository, repository("alice", "tool"));
+    assert_eq!(repository_of(&renamed), repository("alice", "tool"));
     Ok(())
 }

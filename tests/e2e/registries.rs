@@ -155,7 +155,7 @@ async fn a_pull_brings_what_the_registry_has_and_a_rebuild_pulls_again() -> anyh
     assert_eq!(finished.state(), BuildState::Succeeded, "{finished:?}");
     let shown = alice.get(&created.id).await?;
     assert_eq!((shown.status(), shown.pulled), (ImageStatus::BuildFinished, true));
-    assert_eq!(format!("{}:{}", shown.repository, shown.tag), reference);
+    assert_eq!(shown.reference, reference);
     let artifact = shown.artifact.context("an artifact")?;
     assert_eq!((artifact.repo_digest, artifact.reference), (digest, reference.clone()));
     assert!(artifact.size_bytes > 0);
@@ -222,7 +222,7 @@ async fn a_build_takes_a_newer_base_only_if_it_asks_for_it() -> anyhow::Result<(
         let (created, build) = alice.create(wanted).await?;
         let finished = alice.finished(&build.id).await?;
         anyhow::ensure!(finished.state() == BuildState::Succeeded, "{finished:?}");
-        let reference = format!("{}:{}", created.repository, created.tag);
+        let reference = created.reference.clone();
         let layers = setting.docker.inspect_image(&reference).await?.root_fs.and_then(|fs| fs.layers);
         Ok(layers.context("layers")?.first().context("a layer")?.clone())
     };
@@ -295,7 +295,7 @@ async fn an_image_built_on_a_private_one_is_pushed_and_verified() -> anyhow::Res
     let finished = alice.finished(&build.id).await?;
     assert_eq!(finished.state(), BuildState::Succeeded, "{finished:?}");
     let artifact = alice.get(&created.id).await?.artifact.context("an artifact")?;
-    let reference = format!("{}:{}", created.repository, created.tag);
+    let reference = created.reference.clone();
     assert_eq!(artifact.repo_digest, setting.digest_in_registry(&reference).await?);
     let events = alice.history(&build.id, 0).await?;
     assert_gapless(&events, 1);
@@ -321,7 +321,7 @@ async fn a_push_that_is_refused_names_its_step_and_gives_the_name_back() -> anyh
     let (mut created, build) = alice.create(wanted).await?;
     let finished = alice.finished(&build.id).await?;
     assert_eq!(finished.state(), BuildState::Succeeded, "{finished:?}");
-    let reference = format!("{}:{}", created.repository, created.tag);
+    let reference = created.reference.clone();
     let before = setting.docker.inspect_image(&reference).await?.id;
 
     // From now on, the password is wrong.

@@ -141,9 +141,7 @@ async fn no_credential_is_in_any_record_log_error_or_argument() -> anyhow::Resul
         responses.push_str(&format!("{finished:?} {history:?} {:?}", alice.get(&created.id).await?));
         if state == BuildState::Succeeded {
             let options = RemoveImageOptionsBuilder::new().force(true).build();
-            docker
-                .remove_image(&format!("{}:{}", created.repository, created.tag), Some(options), None)
-                .await?;
+            docker.remove_image(&created.reference, Some(options), None).await?;
         }
     }
     worker.require_life()?;

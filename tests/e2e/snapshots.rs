@@ -82,7 +82,7 @@ async fn snapshot(real: &Real, source: &str, container: &str) -> anyhow::Result<
 }
 
 fn reference(image: &Image) -> String {
-    format!("{}:{}", image.repository, image.tag)
+    image.reference.clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]

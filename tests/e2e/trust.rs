@@ -30,7 +30,7 @@ async fn build(client: &Client, wanted: Image) -> anyhow::Result<Built> {
     let history = client.history(&build.id, 0).await?;
     Ok(Built {
         id: created.id,
-        reference: format!("{}:{}", created.repository, created.tag),
+        reference: created.reference.clone(),
         lines: lines(&history).into_iter().map(str::to_owned).collect(),
         cached: built.steps.unwrap_or_default().cached,
     })

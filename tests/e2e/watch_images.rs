@@ -8,7 +8,7 @@ use proto::images::{self as api, ImageStatus, ImageView, WatchImagesRequest, wat
 use tonic::{Code, Status, Streaming};
 
 use crate::{
-    answers::reason,
+    answers::{fields, reason},
     client::{Client, channel, client, image},
     fake_engine::FakeEngine,
     proxy::Proxy,
@@ -140,6 +140,40 @@ async fn a_watch_that_was_cut_resumes_where_it_was() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_watch_continues_from_a_list() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    for name in ["Old tools", "Other"] {
+        alice.create(image(name, "FROM scratch")).await?;
+    }
+    let search = "tools".to_owned();
+    let list =
+        api::ListImagesRequest { search: search.clone(), order_by: "name".to_owned(), ..Default::default() };
+    let listed = alice.images.clone().list_images(list).await?.into_inner();
+    let names: Vec<&str> = listed.images.iter().map(|image| image.name.as_str()).collect();
+    assert_eq!(names, ["Old tools"]);
+    alice.create(image("New tools", "FROM scratch")).await?;
+    alice.delete(&listed.images[0].id).await?;
+
+    let view = ImageView::Basic.into();
+    let after_revision = listed.resume_revision;
+    let request = WatchImagesRequest { after_revision, search, view, ..Default::default() };
+    let stream = alice.images.clone().watch_images(request).await?.into_inner();
+    let mut watcher = Watcher { stream, images: BTreeMap::new(), resume: String::new() };
+    let (mut changed, mut removed) = (Vec::new(), Vec::new());
+    loop {
+        match watcher.next().await? {
+            Event::Changed(image) => changed.push(image.name),
+            Event::Removed(image) => removed.push(image.id),
+            Event::Synced(_) => break,
+            event => anyhow::bail!("{event:?}"),
+        }
+    }
+    assert_eq!((changed, removed), (vec!["New tools".to_owned()], vec![listed.images[0].id.clone()]));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revision_is_good_for_its_query_caller_and_database() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let other_database = Service::start().await?;
@@ -157,12 +191,15 @@ async fn a_revision_is_good_for_its_query_caller_and_database() -> anyhow::Resul
         (&alice, "nonsense"),
     ] {
         let refused = Watcher::begin(client, revision).await.err().expect("it is refused");
-        assert_eq!((refused.code(), reason(&refused).as_str()), (Code::OutOfRange, "REVISION_UNAVAILABLE"));
+        assert_eq!(
+            (refused.code(), fields(&refused)),
+            (Code::InvalidArgument, vec!["after_revision".to_owned()])
+        );
     }
     let view = ImageView::Full.into();
     let other_query = WatchImagesRequest { after_revision: resume.clone(), view, ..Default::default() };
     let refused = alice.images.clone().watch_images(other_query).await.expect_err("it is refused");
-    assert_eq!(refused.code(), Code::OutOfRange);
+    assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(Watcher::begin(&alice, &resume).await.is_ok());
     Ok(())
 }

@@ -163,7 +163,7 @@ async fn a_validated_write_leaves_no_trace() -> anyhow::Result<()> {
     };
     let would = alice.images.clone().create_image(request).await?.into_inner().image.expect("an image");
     assert_eq!(refused(alice.get(&would.id).await).0, Code::NotFound);
-    assert_ne!(would.repository, created.repository, "it says which reference is free");
+    assert_ne!(would.reference, created.reference, "it says which reference is free");
     let request =
         api::DeleteImageRequest { id: created.id.clone(), validate_only: true, ..Default::default() };
     alice.images.clone().delete_image(request).await?;

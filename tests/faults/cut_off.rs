@@ -26,7 +26,7 @@ async fn built_elsewhere(
     let finished = alice.get_build(&build.id).await?;
     assert_eq!((finished.state(), finished.worker.as_str()), (BuildState::Succeeded, "w2"), "{finished:?}");
     let image = alice.get(&build.image_id).await?;
-    let reference = format!("{}:{}", image.repository, image.tag);
+    let reference = image.reference.clone();
     let artifact = image.artifact.expect("an artifact");
     assert_eq!(artifact.worker, "w2");
     assert_eq!(winner.image_id(&reference).await, Some(artifact.image_id));

@@ -150,7 +150,7 @@ async fn layers_are_squashed_and_the_configuration_stays() -> anyhow::Result<()>
         assert_eq!(built.state(), BuildState::Succeeded, "{built:?}");
         let shown = alice.get(&built.image_id).await?;
         let artifact = shown.artifact.context("an artifact")?;
-        let reference = format!("{}:{}", shown.repository, shown.tag);
+        let reference = shown.reference.clone();
         assert_eq!(engine.image_id(&reference).await.as_ref(), Some(&artifact.image_id));
         assert!(artifact.config_digest.starts_with("sha256:"), "{artifact:?}");
         inspected.push((reference.clone(), engine.docker().inspect_image(&reference).await?));
@@ -275,7 +275,7 @@ async fn a_worker_that_is_killed_while_it_commits_leaves_no_container_paused() -
     let command = "/bin/busybox dd if=/dev/urandom of=/large bs=1M count=200 2>/dev/null; echo done > /done; \
                    exec /bin/busybox sleep 600";
     let body = ContainerCreateBody {
-        image: Some(format!("{}:{}", source.repository, source.tag)),
+        image: Some(source.reference.clone()),
         cmd: Some(["/bin/sh", "-c", command].map(str::to_owned).into()),
         network_disabled: Some(true),
         ..ContainerCreateBody::default()

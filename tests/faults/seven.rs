@@ -197,7 +197,7 @@ async fn check(
     let artifact = image.artifact.context("an artifact")?;
     assert_eq!(artifact.worker, finished.worker);
     let engine = seven.engine_of(&artifact.worker).context("a worker")?;
-    let reference = format!("{}:{}", image.repository, image.tag);
+    let reference = image.reference.clone();
     assert_eq!(engine.image_id(&reference).await, Some(artifact.image_id), "{reference}");
     // Tags set by a lost attempt are garbage-collected.
     for other in seven.engines.iter().filter(|other| other.host() != engine.host()) {

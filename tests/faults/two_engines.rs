@@ -34,7 +34,7 @@ async fn a_build_runs_where_its_base_is() -> anyhow::Result<()> {
     // Only the other worker is free.
     let (_, busy) = alice.create(pinned("Busy", &counting(30, "0.1"), "w1")).await?;
     alice.until(&busy.id, |build| build.log_bytes > 0).await?;
-    let dockerfile = format!("FROM {}\nRUN [\"/bin/busybox\", \"cat\", \"/text\"]", base.repository);
+    let dockerfile = format!("FROM {}\nRUN [\"/bin/busybox\", \"cat\", \"/text\"]", base.reference);
     let (_, build) = alice.create(image("Child", &dockerfile)).await?;
     let built = alice.finished(&build.id).await?;
     assert_eq!(

@@ -32,7 +32,7 @@ impl Catalog {
         let build = self.store.builds_by_id([attempt.build]).await?.remove(&attempt.build);
         let build = build
             .filter(|build| build.is_attempt_of(worker.subject(), attempt.number))
-            .ok_or(Error::NotFound(Resource::Build))?;
+            .ok_or(Error::NotFound(Resource::Build(attempt.build)))?;
         let mut resolved = Vec::with_capacity(references.len());
         for text in references {
             resolved.push(match SourceReference::parse(text) {

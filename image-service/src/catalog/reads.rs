@@ -10,6 +10,7 @@ use crate::{
     error::{Error, Refusal, Resource},
     image::{Artifact, ImageDraft, ImageId, Position, Query, Written},
     index::{CachedConfiguration, Page, VisibleImage},
+    search::{Part, Term},
 };
 
 impl Catalog {
@@ -55,6 +56,11 @@ impl Catalog {
         with_total: bool,
     ) -> Result<Page, Error> {
         self.index.list(caller, query, after, limit, with_total).await
+    }
+
+    /// Returns the parts of an image that contain a search term.
+    pub(crate) fn hits(&self, found: &VisibleImage, term: &Term) -> Vec<Part> {
+        self.index.hits(&found.entry, term)
     }
 
     /// Returns the configurations of images; `None` for an image whose configuration is no longer kept.
@@ -105,7 +111,7 @@ impl Catalog {
     /// Returns [`Error::NotFound`] if the build does not exist or the caller cannot see its image.
     pub(crate) async fn build(&self, caller: &Principal, id: BuildId) -> Result<BuildInView, Error> {
         let build = self.store.build(id).await?;
-        self.index.visible(&caller.visibility(), build.build.image, Resource::Build).await?;
+        self.index.visible(&caller.visibility(), build.build.image, Resource::Build(build.build.id)).await?;
         Ok(build)
     }
 

@@ -27,9 +27,7 @@ impl From<BuildInView> for wire::Build {
             start_time: build.started_at.map(field::time),
             finish_time: build.finished_at.map(field::time),
             worker: build.worker.unwrap_or_default(),
-            pending_reason: pending
-                .map_or(wire::PendingReason::Unspecified, |pending| pending.reason.into())
-                .into(),
+            pending_reason: pending.map(|pending| wire::PendingReason::from(pending.reason).into()),
             queue_position: pending
                 .map_or(0, |pending| i32::try_from(pending.queue_position).unwrap_or(i32::MAX)),
             cancel_requested: build.cancel_requested_at.is_some(),

@@ -74,6 +74,13 @@ pub(super) fn foreign_page_token() -> Error {
     Error::Invalid(Violations::one("page_token", rule))
 }
 
+/// Returns the error for a resume revision that was issued for another watch.
+pub(super) fn foreign_revision() -> Error {
+    let rule =
+        "must be a `resume_revision` of this service, given to the same caller for the same query and view";
+    Error::Invalid(Violations::one("after_revision", rule))
+}
+
 /// Parses a view.
 pub(super) fn view(number: i32) -> Result<View, Error> {
     match wire::ImageView::try_from(number) {

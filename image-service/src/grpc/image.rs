@@ -16,6 +16,7 @@ use crate::{
     error::Violations,
     image::{Artifact, Image, ImageDraft, ImageId, ImageInView, Status},
     index::{CachedConfiguration, Entry, VisibleImage},
+    search::Part,
 };
 
 /// Extracts the fields that a caller may set.
@@ -98,21 +99,31 @@ impl Encoder {
     /// Encodes an image as its caller sees it.
     ///
     /// Concatenated messages decode as one message that has the fields of all.
-    pub(super) fn encode(&self, found: &VisibleImage, configuration: Option<&CachedConfiguration>) -> Bytes {
+    pub(super) fn encode(
+        &self,
+        found: &VisibleImage,
+        configuration: Option<&CachedConfiguration>,
+        hits: &[Part],
+    ) -> Bytes {
         let record = self.record(&found.entry);
-        let actions = found.actions().into_iter().map(|action| wire::ImageAction::from(action).into());
-        let actions = wire::Image { allowed_actions: actions.collect(), ..wire::Image::default() };
+        let allowed_actions =
+            found.actions().into_iter().map(|action| wire::ImageAction::from(action).into());
+        let of_caller = wire::Image {
+            allowed_actions: allowed_actions.collect(),
+            search_hits: hits.iter().map(|part| wire::SearchHit::from(*part).into()).collect(),
+            ..wire::Image::default()
+        };
         let configuration = configuration.map_or(&[][..], |cached| {
             cached.encoded(|configuration| {
                 let config = Some((**configuration).clone().into());
                 wire::Image { config, ..wire::Image::default() }.encode_to_vec().into()
             })
         });
-        let mut encoded = Vec::with_capacity(record.len() + configuration.len() + actions.encoded_len());
+        let mut encoded = Vec::with_capacity(record.len() + configuration.len() + of_caller.encoded_len());
         encoded.extend_from_slice(&record);
         encoded.extend_from_slice(configuration);
         // Encoding into a vector cannot run out of space.
-        actions.encode_raw(&mut encoded);
+        of_caller.encode_raw(&mut encoded);
         encoded.into()
     }
 
@@ -132,16 +143,20 @@ impl Encoder {
 
 fn basic(image: Image) -> wire::Image {
     let artifact = image.artifact();
+    let current_reference = image.current_reference().to_string();
+    let setting = |text: &str, is_set: bool| if is_set { text.to_owned() } else { String::new() };
     wire::Image {
         stale: artifact.as_ref().is_some_and(|artifact| artifact.is_stale(image.configuration_revision)),
         id: image.id.to_string(),
         name: image.name,
         description: image.description,
         creator: image.creator,
-        status: image.status.map_or(wire::ImageStatus::Unspecified, Into::into).into(),
+        status: image.status.map(|status| wire::ImageStatus::from(status).into()),
         status_message: image.status_message,
-        repository: image.reference.repository().to_owned(),
-        tag: image.reference.tag().to_owned(),
+        repository: setting(image.reference.repository(), image.reference_given),
+        tag: setting(image.reference.tag(), !image.pulled),
+        reference: current_reference,
+        build_reference: image.reference.to_string(),
         config: None,
         config_revision: image.configuration_revision,
         artifact: artifact
@@ -157,6 +172,7 @@ fn basic(image: Image) -> wire::Image {
         etag: image.etag.to_string(),
         state_etag: field::state_etag(image.revision),
         allowed_actions: Vec::new(),
+        search_hits: Vec::new(),
     }
 }
 
@@ -183,6 +199,16 @@ pub(super) fn status(number: i32) -> Option<Status> {
         Ok(wire::ImageStatus::Snapshotting) => Some(Status::Snapshotting),
         Ok(wire::ImageStatus::Error) => Some(Status::Error),
         Ok(wire::ImageStatus::Unspecified) | Err(_) => None,
+    }
+}
+
+impl From<Part> for wire::SearchHit {
+    fn from(part: Part) -> Self {
+        match part {
+            Part::Name => Self::Name,
+            Part::Description => Self::Description,
+            Part::Configuration => Self::Config,
+        }
     }
 }
 

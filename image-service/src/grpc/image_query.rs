@@ -63,8 +63,23 @@ pub(super) fn watched(request: &wire::WatchImagesRequest) -> Result<Query, Error
 
 /// Returns the parameters to which a resume revision is bound.
 pub(super) fn watch_bound(request: &wire::WatchImagesRequest) -> String {
-    let bound = wire::WatchImagesRequest { after_revision: String::new(), ..request.clone() };
+    // The view is bound by its meaning.
+    let bound = wire::WatchImagesRequest { after_revision: String::new(), view: 0, ..request.clone() };
     format!("WatchImages/{bound:?}")
+}
+
+/// Returns the watch that continues from a list.
+pub(super) fn watch_of(request: &wire::ListImagesRequest) -> wire::WatchImagesRequest {
+    wire::WatchImagesRequest {
+        after_revision: String::new(),
+        view: request.view,
+        search: request.search.clone(),
+        kind: request.kind,
+        statuses: request.statuses.clone(),
+        enabled: request.enabled,
+        pulled: request.pulled,
+        creator: request.creator.clone(),
+    }
 }
 
 /// Returns the parameters to which a page token is bound.

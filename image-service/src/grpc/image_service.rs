@@ -77,7 +77,7 @@ impl ImageService for Images {
         let caller = caller(&request)?;
         let id = ImageId(field::id("id", &request.into_inner().id)?);
         let (found, configuration) = self.catalog.image(&caller, id).await?;
-        let image = self.encoder.encode(&found, Some(&configuration));
+        let image = self.encoder.encode(&found, Some(&configuration), &[]);
         Ok(Response::new(codec::GetImageResponse { image }))
     }
 
@@ -113,7 +113,10 @@ impl ImageService for Images {
             View::Full => self.catalog.configurations(&page.images).await?,
         };
         let encoded = page.images.iter().zip(&configurations);
-        let encoded = encoded.map(|(found, cached)| self.encoder.encode(found, cached.as_deref()));
+        let encoded = encoded.map(|(found, cached)| {
+            let hits = query.search.as_ref().map(|term| self.catalog.hits(found, term)).unwrap_or_default();
+            self.encoder.encode(found, cached.as_deref(), &hits)
+        });
         let images = page::fitting_by(encoded, bytes::Bytes::len);
         // Images that did not fit the message go to the next page.
         let next = match page.images.get(images.len()) {
@@ -127,7 +130,10 @@ impl ImageService for Images {
             None => String::new(),
         };
         let total_size = page.total.map(|total| i64::try_from(total).unwrap_or(i64::MAX));
-        Ok(Response::new(codec::ListImagesResponse { images, next_page_token, total_size }))
+        let watch = image_query::watch_bound(&image_query::watch_of(&request));
+        let watch = Binding::new(self.catalogue_id, &watch, view, &caller);
+        let resume_revision = watch.seal(&write_revision(page.revision));
+        Ok(Response::new(codec::ListImagesResponse { images, next_page_token, total_size, resume_revision }))
     }
 
     async fn update_image(
@@ -310,10 +316,7 @@ impl ImageService for Images {
             "" => None,
             revision => match binding.open(revision).and_then(read_revision) {
                 Some(revision) => Some(revision),
-                None => {
-                    let oldest = self.feed.oldest().await?;
-                    return Err(Error::RevisionUnavailable { oldest }.into());
-                }
+                None => return Err(field::foreign_revision().into()),
             },
         };
         let permit = self.callers.open_stream(&caller)?;
@@ -343,7 +346,8 @@ struct OpenWatch {
 impl OpenWatch {
     fn message(&self, notice: Notice) -> codec::WatchImagesResponse {
         use codec::Event;
-        let encode = |shown: &ChangeView| self.encoder.encode(&shown.image, shown.configuration.as_deref());
+        let encode =
+            |shown: &ChangeView| self.encoder.encode(&shown.image, shown.configuration.as_deref(), &[]);
         let event = match notice.event {
             WatchEvent::Changed(shown) => {
                 // Encoded once for all watches, of which there are many.

@@ -40,9 +40,14 @@ impl From<Error> for Status {
                 }
                 Self::with_error_details(Code::InvalidArgument, message, details)
             }
-            Error::NotFound(Resource::Image) => with_reason(Code::NotFound, "IMAGE_NOT_FOUND", message),
-            Error::NotFound(Resource::Build) => with_reason(Code::NotFound, "BUILD_NOT_FOUND", message),
-            Error::NotFound(Resource::Worker) => with_reason(Code::NotFound, "WORKER_NOT_FOUND", message),
+            Error::NotFound(resource) => {
+                let name = match &resource {
+                    Resource::Image(_) => "IMAGE_NOT_FOUND",
+                    Resource::Build(_) => "BUILD_NOT_FOUND",
+                    Resource::Worker(_) => "WORKER_NOT_FOUND",
+                };
+                Self::with_error_details(Code::NotFound, message, reason_with(name, "id", resource.id()))
+            }
             Error::RoleMissing(role) => {
                 let details = reason_with("ROLE_MISSING", "role", role.to_string());
                 Self::with_error_details(Code::PermissionDenied, message, details)

@@ -38,6 +38,11 @@ impl Artifact {
         format!("{}{catalogue_id}/{image}:{}", Reference::ARTIFACTS, self.build)
     }
 
+    /// Returns the reference of the artifact, if it is another one.
+    pub(crate) fn reference_besides(self, other: &Reference) -> Option<Box<Reference>> {
+        self.reference.filter(|reference| reference != other).map(Box::new)
+    }
+
     /// Reports whether the image's configuration, now of this revision, has changed since the artifact was
     /// built.
     pub(crate) fn is_stale(&self, configuration_revision: i64) -> bool {

@@ -12,7 +12,7 @@ impl Image {
         ImageDraft {
             name: Name::of_copy(&self.name),
             description: self.description.clone(),
-            // Derived from the new name, and varied if it is taken.
+            // Derived from the new name, with a number if it is taken.
             repository: String::new(),
             tag: tag.to_owned(),
             template: false,

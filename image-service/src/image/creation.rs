@@ -25,7 +25,7 @@ pub(crate) struct NewImage {
 pub(crate) enum WantedReference {
     /// This reference, or a failure if it is taken.
     Given(Reference),
-    /// This reference, derived from the name, or a free variation of it.
+    /// This reference, derived from the name, or with a number that makes it free.
     Derived(Reference),
     /// This reference, which the image does not write.
     Pulled(Reference),
@@ -103,6 +103,7 @@ impl Creation<'_> {
             status: first_build.map(|build| Status::from_build(build.kind, build.state)),
             status_message: String::new(),
             reference,
+            artifact_reference: None,
             reference_given: new.reference.is_given(),
             enabled: new.enabled,
             pulled: self.is_pulled(),
@@ -133,8 +134,9 @@ impl Creation<'_> {
 impl WantedReference {
     /// Returns the reference that an image gets.
     ///
-    /// A derived reference is varied until it is free, if the image `writes` it. `owner` returns the image
-    /// that a reference belongs to.
+    /// A derived reference gets a number if it is taken and the image `writes` it: one that is free while the
+    /// one before is taken, so that equal states give equal references. `owner` returns the image that a
+    /// reference belongs to.
     ///
     /// # Errors
     ///
@@ -148,10 +150,23 @@ impl WantedReference {
         let (Self::Given(wanted) | Self::Derived(wanted) | Self::Pulled(wanted)) = self;
         let mut chosen = wanted.clone();
         if let Self::Derived(_) = self {
-            let mut variation = image;
-            while writes && owner(chosen.clone()).await?.is_some_and(|owner| owner != image) {
-                chosen = wanted.varied(variation);
-                variation = ImageId::new();
+            let is_taken =
+                async |reference| Ok(writes && owner(reference).await?.is_some_and(|owner| owner != image));
+            if is_taken(chosen.clone()).await? {
+                // Of the numbers up to `taken`, not all need be taken.
+                let (mut taken, mut free) = (1, 2);
+                while is_taken(wanted.numbered(free)).await? {
+                    (taken, free) = (free, free.saturating_mul(2));
+                }
+                while free - taken > 1 {
+                    let between = taken + (free - taken) / 2;
+                    if is_taken(wanted.numbered(between)).await? {
+                        taken = between;
+                    } else {
+                        free = between;
+                    }
+                }
+                chosen = wanted.numbered(free);
             }
         }
         Ok(chosen)

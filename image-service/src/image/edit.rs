@@ -17,6 +17,9 @@ pub(crate) struct EditDraft {
     pub(crate) tag: Option<String>,
     /// Configuration; `Some(None)` requests its removal, which is refused.
     pub(crate) configuration: Option<Option<ConfigurationDraft>>,
+    /// Values that cannot be changed in this way, and must be those of the image.
+    pub(crate) enabled: Option<bool>,
+    pub(crate) template: bool,
 }
 
 /// The checked fields of an image after a change.
@@ -46,6 +49,12 @@ impl EditDraft {
     /// Returns [`Error::Invalid`] with all violations.
     pub(crate) fn check(self, image: &Image, namespace: &Namespace, is_builder: bool) -> Result<Edit, Error> {
         let mut violations = Violations::default();
+        if self.enabled.is_some_and(|enabled| enabled != image.enabled) {
+            violations.add("image.enabled", "is changed by EnableImage and DisableImage");
+        }
+        if self.template && !image.template {
+            violations.add("image.template", "is fixed at creation");
+        }
         let name = violations.take("image.name", Name::parse(self.name.as_deref().unwrap_or(&image.name)));
         let description = self.description.unwrap_or_else(|| image.description.clone());
         let description = violations.take("image.description", Description::parse(description));
@@ -155,6 +164,7 @@ mod tests {
             status: Some(Status::Error),
             status_message: String::new(),
             reference: Reference::new(repository, "v1").expect("a reference"),
+            artifact_reference: None,
             reference_given,
             enabled: true,
             pulled: false,

@@ -5,7 +5,7 @@ use std::{cmp::Ordering, collections::BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{Image, ImageId, Status};
-use crate::search::Term;
+use crate::search::{Term, compare_folded, fold};
 
 /// The filters and the order of a list of images. By default all images, latest update first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -186,9 +186,9 @@ impl Key {
 
     fn compare(self, a: &Image, b: &Image) -> Ordering {
         match self {
-            Self::Name => a.name.cmp(&b.name),
+            Self::Name => compare_folded(&a.name, &b.name),
             Self::Creator => a.creator.cmp(&b.creator),
-            Self::ImageName => a.reference.compare_shown(&b.reference),
+            Self::ImageName => a.current_reference().compare_shown(b.current_reference()),
             Self::Status => a.status.map_or(0, Status::rank).cmp(&b.status.map_or(0, Status::rank)),
             Self::Enabled => a.enabled.cmp(&b.enabled),
             Self::Pulled => a.pulled.cmp(&b.pulled),
@@ -200,9 +200,9 @@ impl Key {
     /// Returns the value of the key for an image.
     fn value_in(self, image: &Image) -> KeyValue {
         match self {
-            Self::Name => KeyValue::Text(image.name.clone()),
+            Self::Name => KeyValue::Text(fold(&image.name)),
             Self::Creator => KeyValue::Text(image.creator.clone()),
-            Self::ImageName => KeyValue::Text(image.reference.to_string()),
+            Self::ImageName => KeyValue::Text(image.current_reference().to_string()),
             Self::Status => KeyValue::Number(image.status.map_or(0, Status::rank)),
             Self::Enabled => KeyValue::Number(i64::from(image.enabled)),
             Self::Pulled => KeyValue::Number(i64::from(image.pulled)),

@@ -5,8 +5,6 @@ use std::{cmp::Ordering, fmt, str::FromStr};
 use oci_spec::distribution;
 use serde::{Deserialize, Serialize};
 
-use super::ImageId;
-
 pub(super) use self::namespace::slug;
 pub(crate) use self::namespace::{Namespace, RepositoryPrefixes};
 
@@ -65,11 +63,9 @@ impl Reference {
         Self { repository, tag }
     }
 
-    /// Returns the reference with a suffix that makes it different from every other image's.
-    pub(crate) fn varied(&self, id: ImageId) -> Self {
-        let id = id.0.simple().to_string();
-        let random_end = &id[id.len() - 12..];
-        Self { repository: format!("{}-{random_end}", self.repository), tag: self.tag.clone() }
+    /// Returns the reference with a number after its repository.
+    pub(crate) fn numbered(&self, number: u64) -> Self {
+        Self { repository: format!("{}-{number}", self.repository), tag: self.tag.clone() }
     }
 
     /// Reports whether a name is reserved for what workers do in their engines, so that no image may be given

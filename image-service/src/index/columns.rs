@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use super::entry::Entry;
 use crate::{
     image::{Direction, Image, ImageId, Key, KeyValue, Order, Position, Status},
+    search::fold,
     timestamp::Timestamp,
 };
 
@@ -52,9 +53,9 @@ impl Columns {
         let column =
             |text: fn(&Image) -> String| TextColumn::for_texts(sample.iter().map(|image| text(image)));
         Self {
-            names: column(|image| image.name.clone()),
+            names: column(|image| fold(&image.name)),
             creators: column(|image| image.creator.clone()),
-            references: column(|image| image.reference.to_string()),
+            references: column(|image| image.current_reference().to_string()),
             ..Self::default()
         }
     }
@@ -88,9 +89,9 @@ impl Columns {
         self.created_at[at] = image.created_at;
         self.flags[at] = Flags { status: rank(image.status), enabled: image.enabled, pulled: image.pulled };
         self.ids[at] = first_half(image.id);
-        self.names.bytes[at] = self.names.rank(&image.name);
+        self.names.bytes[at] = self.names.rank(&fold(&image.name));
         self.creators.bytes[at] = self.creators.rank(&image.creator);
-        self.references.bytes[at] = self.references.rank(&image.reference.to_string());
+        self.references.bytes[at] = self.references.rank(&image.current_reference().to_string());
     }
 
     /// Returns the rank of the image in a slot; different ranks sort like their images.

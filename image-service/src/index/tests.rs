@@ -47,6 +47,9 @@ pub(super) fn some_entry(random: &mut Rng, number: i64) -> (CatalogueEntry, Vec<
         status,
         status_message: String::new(),
         reference: Reference::from_stored("trailer/a".to_owned(), format!("t{}", random.u8(0..4))),
+        artifact_reference: random
+            .bool()
+            .then(|| Box::new(Reference::from_stored("trailer/b".to_owned(), "t".to_owned()))),
         reference_given: false,
         enabled: random.u8(0..3) != 0,
         pulled: random.u8(0..3) == 0,

@@ -136,7 +136,7 @@ impl<'a> Overlay<'a> {
         let (image, standing) = self.seen(id)?;
         let latest = image.build_to_cancel(standing, etag, meant)?;
         // Builds are deleted only with their image, so the image was deleted since the lookup.
-        let build = self.builds.get(&latest).cloned().ok_or(Error::NotFound(Resource::Image))?;
+        let build = self.builds.get(&latest).cloned().ok_or(Error::NotFound(Resource::Image(id)))?;
         let mut image = image.clone();
         let event = Event::Cancel { by: self.request.caller.subject().to_owned() };
         let rows = Rows { build: build.clone(), configuration: None };
@@ -188,7 +188,7 @@ impl<'a> Overlay<'a> {
 
     /// Returns an image that the caller can see.
     fn seen(&self, id: ImageId) -> Result<(&Image, Standing), Error> {
-        let missing = Error::NotFound(Resource::Image);
+        let missing = Error::NotFound(Resource::Image(id));
         let Some(found) = self.images.get(&id) else {
             return Err(missing);
         };

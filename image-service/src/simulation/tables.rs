@@ -281,7 +281,10 @@ impl Tables {
     ///
     /// Returns [`Error::NotFound`] if there is no such worker.
     pub(crate) fn drain_worker(&mut self, worker: &str, drained: bool) -> Result<(), Error> {
-        let entry = self.workers.get_mut(worker).ok_or(Error::NotFound(Resource::Worker))?;
+        let entry = self
+            .workers
+            .get_mut(worker)
+            .ok_or_else(|| Error::NotFound(Resource::Worker(worker.to_string())))?;
         entry.drained = drained;
         Ok(())
     }

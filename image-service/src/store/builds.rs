@@ -143,11 +143,14 @@ pub(super) async fn other_build(
     meant: Option<BuildId>,
     image: ImageId,
 ) -> Result<Error, DbErr> {
-    let is_of_image = match meant {
-        Some(meant) => build::Entity::find_by_id(meant).one(db).await?.is_some_and(|row| row.image == image),
-        None => false,
-    };
-    Ok(if is_of_image { Error::Refused(Refusal::OtherBuild) } else { Error::NotFound(Resource::Build) })
+    let Some(meant) = meant else { return Ok(Error::NotFound(Resource::Image(image))) };
+    let row = build::Entity::find_by_id(meant).one(db).await?;
+    let is_of_image = row.is_some_and(|row| row.image == image);
+    Ok(if is_of_image {
+        Error::Refused(Refusal::OtherBuild)
+    } else {
+        Error::NotFound(Resource::Build(meant))
+    })
 }
 
 /// Returns the worker that holds a build, if any.
@@ -221,5 +224,5 @@ pub(super) async fn held_by(db: &impl ConnectionTrait, worker: &str) -> Result<V
 }
 
 pub(super) async fn one(db: &impl ConnectionTrait, id: BuildId) -> Result<Build, Error> {
-    Ok(build::Entity::find_by_id(id).one(db).await?.ok_or(Error::NotFound(Resource::Build))?.into())
+    Ok(build::Entity::find_by_id(id).one(db).await?.ok_or(Error::NotFound(Resource::Build(id)))?.into())
 }

@@ -28,15 +28,6 @@ impl Store {
     /// Maximum number of changes that one transaction compacts.
     const COMPACTION_BATCH: u64 = 500;
 
-    /// Returns the committed ends of the change log.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] otherwise.
-    pub(crate) async fn revisions(&self) -> Result<Revisions, Error> {
-        Ok(revisions(&self.reader).await?)
-    }
-
     /// Returns the latest revision, using the index's own connections.
     ///
     /// # Errors

@@ -47,7 +47,7 @@ impl RequestTransaction<'_> {
             .filter(image::Column::Deleted.eq(false))
             .one(&self.txn)
             .await?
-            .ok_or(Error::NotFound(Resource::Image))?;
+            .ok_or(Error::NotFound(Resource::Image(order.workspace.source)))?;
         let revision = source.configuration_revision;
         let new = new(images::configuration(&self.txn, source.id, revision).await?);
         self.add(Creation { new: &new, creator: &order.creator, snapshot: Some(order) }).await

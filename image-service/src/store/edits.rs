@@ -65,8 +65,8 @@ impl RequestTransaction<'_> {
             self.write_configuration(id, image.configuration_revision, configuration).await?;
         }
         if let Some(wanted) = &edit.reference {
-            image.reference = references::choose(&self.txn, id, wanted, image.writes_reference()).await?;
-            image.reference_given = wanted.is_given();
+            let chosen = references::choose(&self.txn, id, wanted, image.writes_reference()).await?;
+            image.set_reference(chosen, wanted.is_given());
         }
         if image != before {
             let bytes =

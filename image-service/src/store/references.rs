@@ -79,7 +79,7 @@ impl Store {
     }
 }
 
-/// Chooses the reference of an image. A derived one is varied until it is free.
+/// Chooses the reference of an image. A derived one gets a number if it is taken.
 pub(super) async fn choose(
     txn: &WriteTransaction,
     image: ImageId,

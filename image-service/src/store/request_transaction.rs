@@ -158,9 +158,9 @@ impl RequestTransaction<'_> {
             .lock_exclusive()
             .one(&self.txn)
             .await?
-            .ok_or(Error::NotFound(Resource::Image))?;
+            .ok_or(Error::NotFound(Resource::Image(id)))?;
         let standing = images::standing(&self.txn, &self.request.caller.visibility(), &row).await?;
-        let standing = standing.ok_or(Error::NotFound(Resource::Image))?;
+        let standing = standing.ok_or(Error::NotFound(Resource::Image(id)))?;
         Ok(Target { image: row.clone().into(), row, standing })
     }
 }

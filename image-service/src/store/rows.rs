@@ -13,6 +13,8 @@ use crate::{
 
 impl From<entity::image::Model> for Image {
     fn from(row: entity::image::Model) -> Self {
+        let reference = Reference::from_stored(row.repository, row.tag);
+        let artifact = row.artifact_json.map(AsJson::into_noun);
         Self {
             id: row.id,
             name: row.name,
@@ -22,12 +24,13 @@ impl From<entity::image::Model> for Image {
             snapshot: row.snapshot,
             status: row.status.0,
             status_message: row.status_message,
-            reference: Reference::from_stored(row.repository, row.tag),
+            artifact_reference: artifact.clone().and_then(|artifact| artifact.reference_besides(&reference)),
+            reference,
             reference_given: row.reference_given,
             enabled: row.enabled,
             pulled: row.pulled,
             configuration_revision: row.configuration_revision,
-            artifact: row.artifact_json.map(|artifact| artifact.into_noun().into()),
+            artifact: artifact.map(Into::into),
             artifact_missing: row.artifact_missing,
             created_at: row.created_at,
             updated_at: row.updated_at,

@@ -118,7 +118,7 @@ async fn one(
     now: Timestamp,
 ) -> Result<Worker, Error> {
     let found = read(db, worker::Entity::find_by_id(name), policy, now).await?;
-    found.into_iter().next().ok_or(Error::NotFound(Resource::Worker))
+    found.into_iter().next().ok_or_else(|| Error::NotFound(Resource::Worker(name.to_owned())))
 }
 
 /// Returns workers in the order of their names, each with its number of taken slots.

@@ -49,7 +49,7 @@ impl Model {
                     ImageKind::Image => !image.template,
                     ImageKind::Template => image.template,
                 }
-                && (request.statuses.is_empty() || request.statuses.contains(&image.status))
+                && (request.statuses.is_empty() || request.statuses.contains(&image.status().into()))
                 && (request.enabled.is_none() || request.enabled == image.enabled)
                 && request.pulled.is_none_or(|pulled| pulled == image.pulled)
                 && (request.creator.is_empty() || request.creator == image.creator)
@@ -129,6 +129,9 @@ pub(super) fn agreed(expected: api::Image, answer: api::Image) -> api::Image {
         status_message: answer.status_message.clone(),
         repository: answer.repository.clone(),
         tag: answer.tag.clone(),
+        reference: answer.reference.clone(),
+        build_reference: answer.build_reference.clone(),
+        search_hits: answer.search_hits.clone(),
         config_revision: answer.config_revision,
         create_time: answer.create_time,
         update_time: answer.update_time,
@@ -157,17 +160,12 @@ pub(super) fn compare(order_by: &str, a: &api::Image, b: &api::Image) -> Orderin
 }
 
 fn compare_by(key: &str, a: &api::Image, b: &api::Image) -> Ordering {
-    // An image pulled by digest has no tag.
-    let image_name = |image: &api::Image| {
-        let separator = if image.tag.is_empty() { "" } else { ":" };
-        format!("{}{separator}{}", image.repository, image.tag)
-    };
     let created = |image: &api::Image| image.create_time.map(|time| (time.seconds, time.nanos));
     let updated = |image: &api::Image| image.update_time.map(|time| (time.seconds, time.nanos));
     match key {
-        "name" => a.name.chars().cmp(b.name.chars()),
+        "name" => fold(&a.name).chars().cmp(fold(&b.name).chars()),
         "creator" => a.creator.chars().cmp(b.creator.chars()),
-        "image_name" => image_name(a).chars().cmp(image_name(b).chars()),
+        "image_name" => a.reference.chars().cmp(b.reference.chars()),
         "status" => a.status.cmp(&b.status),
         "enabled" => a.enabled.cmp(&b.enabled),
         "pulled" => a.pulled.cmp(&b.pulled),

@@ -98,11 +98,11 @@ impl World {
         let answer = creator.client.images.clone().create_image(request).await?.into_inner();
         let mut config = draft.config.clone().expect("every random image has one");
         let pulled = complete(&mut config);
-        let status = if draft.template { ImageStatus::Unspecified } else { ImageStatus::BuildPending };
+        let status = (!draft.template).then_some(ImageStatus::BuildPending.into());
         let expected = api::Image {
             name: draft.name.trim().to_owned(),
             creator: creator.subject.clone(),
-            status: status.into(),
+            status,
             enabled: Some(draft.enabled.unwrap_or(true)),
             config: Some(config),
             pulled,
@@ -121,7 +121,7 @@ impl World {
             name: name.trim().to_owned(),
             description: description.clone(),
             creator: creator.clone(),
-            status: ImageStatus::Snapshotting.into(),
+            status: Some(ImageStatus::Snapshotting.into()),
             enabled: Some(true),
             snapshot: true,
             config: source.config.clone(),
@@ -205,7 +205,7 @@ impl World {
         };
         let answer = self.admin().get(&id).await?;
         let entry = self.entry(&id);
-        let expected = api::Image { status: status.into(), ..entry.image.clone() };
+        let expected = api::Image { status: Some(status.into()), ..entry.image.clone() };
         entry.replace_with(expected, answer);
         Ok(())
     }
@@ -320,10 +320,10 @@ async fn build_some(service: &Service, creator: &Caller, model: &mut Model) -> a
             finish_time: answer.artifact.as_ref().and_then(|artifact| artifact.finish_time),
             config_revision: 1,
             build_id: build.id,
-            reference: format!("{}:{}", answer.repository, answer.tag),
+            reference: answer.reference.clone(),
             ..api::Artifact::default()
         });
-        let expected = api::Image { status: status.into(), artifact, ..created };
+        let expected = api::Image { status: Some(status.into()), artifact, ..created };
         let image = agreed(expected, answer);
         model.entries.insert(image.id.clone(), Entry::new(image));
     }

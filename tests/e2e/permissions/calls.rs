@@ -5,7 +5,10 @@ use proto::images::{self as api, batch_result::Result as Outcome};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::{answers::reason, client::Client};
+use crate::{
+    answers::{reason, without_ids},
+    client::Client,
+};
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Call {
@@ -215,10 +218,10 @@ pub(super) fn status_text<T>(answer: &Result<T, Status>) -> String {
     words.join(" ")
 }
 
-/// An error as its caller receives it; `None` for a success.
-pub(super) type Wording = Option<(Code, String, Vec<u8>)>;
+/// An error as its caller receives it, except for the id that the request named; `None` for a success.
+pub(super) type Wording = Option<(Code, String, String)>;
 
 pub(super) fn wording<T>(answer: &Result<T, Status>) -> Wording {
     let status = answer.as_ref().err()?;
-    Some((status.code(), status.message().to_owned(), status.details().to_vec()))
+    Some((status.code(), without_ids(status.message().as_bytes()), without_ids(status.details())))
 }

@@ -29,6 +29,8 @@ pub(super) fn draft(violations: &mut Violations, image: wire::Image, mask: Optio
         repository: repository.then_some(image.repository),
         tag: tag.then_some(image.tag),
         configuration: config.then(|| image.config.map(configuration::draft)),
+        enabled: image.enabled,
+        template: image.template,
     }
 }
 

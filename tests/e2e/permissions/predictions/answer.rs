@@ -55,7 +55,6 @@ fn comparable_image(image: api::Image, before: &BTreeMap<String, api::Image>) ->
         revision: has_changed.into(),
         create_time: before.create_time,
         update_time: image.update_time.filter(|_| !has_changed),
-        repository: unvaried(&image.repository),
         ..image
     }
 }
@@ -63,14 +62,12 @@ fn comparable_image(image: api::Image, before: &BTreeMap<String, api::Image>) ->
 fn comparable_build(build: api::Build, before: &BTreeMap<String, api::Image>) -> api::Build {
     let image = before.get(&build.image_id);
     let latest = image.map_or("", |image| &image.latest_build_id);
-    let (repository, tag) = build.reference.split_once(':').unwrap_or((&build.reference, ""));
     let is_known = build.id == latest;
     api::Build {
         id: known(&build.id, latest),
         image_id: known(&build.image_id, image.map_or("", |image| &image.id)),
         queue_time: build.queue_time.filter(|_| is_known),
         finish_time: build.finish_time.map(|_| prost_types::Timestamp::default()),
-        reference: format!("{}:{tag}", unvaried(repository)),
         ..build
     }
 }
@@ -78,14 +75,4 @@ fn comparable_build(build: api::Build, before: &BTreeMap<String, api::Image>) ->
 /// Returns the id if it was known before, or else `new`.
 fn known(id: &str, before: &str) -> String {
     if id == before { id.to_owned() } else { "new".to_owned() }
-}
-
-/// Returns a repository without the suffix that sets it apart from another image's.
-fn unvaried(repository: &str) -> String {
-    match repository.rsplit_once('-') {
-        Some((name, end)) if end.len() == 12 && end.chars().all(|c| c.is_ascii_hexdigit()) => {
-            format!("{name}-varied")
-        }
-        Some(_) | None => repository.to_owned(),
-    }
 }
