@@ -8,7 +8,7 @@ use std::{
 
 use tar::Archive;
 
-use crate::context_archive::{ArchiveError, plain};
+use crate::context_archive::{ArchiveError, kind_of, plain};
 
 #[cfg(test)]
 mod tests;
@@ -19,6 +19,8 @@ const COMMON: &str = ".dockerignore";
 /// The files of a context that decide about its build.
 #[derive(Debug, Default)]
 pub(crate) struct BuildFiles {
+    /// Path of the Dockerfile.
+    pub(crate) path: PathBuf,
     /// Content of the Dockerfile; `None` if there is none.
     pub(crate) dockerfile: Option<Vec<u8>>,
     /// Text of the `.dockerignore` file; empty if there is none.
@@ -43,18 +45,20 @@ pub(crate) fn build_files<R: Read>(
     path: &str,
 ) -> Result<BuildFiles, ArchiveError> {
     let path = plain(Path::new(path));
-    // As BuildKit does, for this name only.
+    let of = |dockerfile: &Path| PathBuf::from(format!("{}.dockerignore", dockerfile.display()));
+    // As docker does, for this name only.
     let lower_case = path.ends_with("Dockerfile").then(|| path.with_file_name("dockerfile"));
-    let of_dockerfile = PathBuf::from(format!("{}.dockerignore", path.display()));
+    let paths = || std::iter::once(&path).chain(&lower_case);
     let common = PathBuf::from(COMMON);
-    let names = [Some(&path), lower_case.as_ref(), Some(&of_dockerfile), Some(&common)];
+    let names: Vec<PathBuf> =
+        paths().flat_map(|path| [path.clone(), of(path)]).chain([common.clone()]).collect();
 
     let mut hard_links: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
     let mut links = Links::new();
     let mut contents = BTreeMap::new();
     for entry in reopen().entries()? {
         let mut entry = entry?;
-        let kind = entry.header().entry_type();
+        let kind = kind_of(&entry);
         let found = plain(&entry.path()?);
         // Of entries with one path, the last one counts.
         links.remove(&found);
@@ -66,7 +70,7 @@ pub(crate) fn build_files<R: Read>(
             let target = plain(&entry.link_name()?.unwrap_or_default());
             links.insert(found.clone(), Path::new("/").join(&target));
             hard_links.entry(target).or_default().push(found);
-        } else if kind.is_file() && names.contains(&Some(&found)) {
+        } else if kind.is_file() && names.contains(&found) {
             let content = content(&found, &mut entry)?;
             contents.insert(found, content);
         }
@@ -76,15 +80,20 @@ pub(crate) fn build_files<R: Read>(
         Some(content) => Ok(Some(content.clone())),
         None => resolved(&links, name).map_or(Ok(None), |target| file_at(&reopen, &target)),
     };
-    let first = |names: [Option<&PathBuf>; 2]| {
-        names.into_iter().flatten().find_map(|name| find(name).transpose()).transpose()
+    let mut found = None;
+    for path in paths() {
+        if let Some(content) = find(path)? {
+            found = Some((path.clone(), content));
+            break;
+        }
+    }
+    let (path, dockerfile) = found.map_or((path.clone(), None), |(path, content)| (path, Some(content)));
+    let ignore = match find(&of(&path))? {
+        Some(ignore) => ignore,
+        None => find(&common)?.unwrap_or_default(),
     };
-    let ignore = first([Some(&of_dockerfile), Some(&common)])?.unwrap_or_default();
-    Ok(BuildFiles {
-        dockerfile: first([Some(&path), lower_case.as_ref()])?,
-        ignore: String::from_utf8_lossy(&ignore).into_owned(),
-        hard_links,
-    })
+    let ignore = String::from_utf8_lossy(&ignore).into_owned();
+    Ok(BuildFiles { path, dockerfile, ignore, hard_links })
 }
 
 /// Follows the links on the way to `name`; returns `None` if there are none, or too many.

@@ -2,7 +2,7 @@
 //! `.dockerignore` excludes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     io::{self, Read, Write},
     os::unix::ffi::OsStrExt,
@@ -63,9 +63,9 @@ pub(crate) fn open<'a>(tar: impl Read + 'a, compression: Compression) -> Archive
     })
 }
 
-/// Writes what the engine gets of a tar. A hard link to an excluded file takes its place.
+/// Writes what the engine gets of a tar; a Dockerfile that is given as text replaces the tar's own at its path.
 ///
-/// `hard_links` are all links to each target, in order.
+/// A hard link to an excluded file takes its place. `hard_links` are all links to each target, in order.
 ///
 /// # Errors
 ///
@@ -74,6 +74,7 @@ pub(crate) fn write(
     tar: &mut Archive<impl Read>,
     ignore: &DockerIgnore,
     hard_links: &BTreeMap<PathBuf, Vec<PathBuf>>,
+    dockerfile: Option<(&str, &str)>,
     out: impl Write,
 ) -> Result<(), ArchiveError> {
     let excludes = |path: &Path| ignore.excludes(&path.to_string_lossy());
@@ -85,14 +86,29 @@ pub(crate) fn write(
     let mut out = Builder::new(out);
     // The engine recognises a tar by the whole of its first entry, if that is short.
     out.append_data(&mut directory(), "./", io::empty())?;
+    let given_path = dockerfile.map(|(path, _)| plain(Path::new(path)));
     // Directories that are excluded, but may have a file that is not.
     let mut waiting: BTreeMap<PathBuf, Header> = BTreeMap::new();
+    let mut known = BTreeSet::new();
     for entry in tar.entries()? {
         let mut entry = entry?;
-        let kind = entry.header().entry_type();
+        let kind = kind_of(&entry);
         let path = plain(&entry.path()?);
-        if path.as_os_str().is_empty() || !is_kept(kind) {
+        if path.as_os_str().is_empty() || !is_kept(kind) || given_path.as_ref() == Some(&path) {
             continue;
+        }
+        // A directory is there even if the tar has only files of it, and all of them are excluded.
+        for above in ancestors(&path) {
+            if known.insert(above.to_owned()) {
+                if excludes(above) {
+                    waiting.insert(above.to_owned(), directory());
+                } else {
+                    out.append_data(&mut directory(), above, io::empty())?;
+                }
+            }
+        }
+        if kind.is_dir() {
+            known.insert(path.clone());
         }
         let mut header = root_owned(&entry);
         let path = if kind.is_dir() {
@@ -107,7 +123,7 @@ pub(crate) fn write(
             waiting.insert(path, header);
             continue;
         }
-        for above in path.ancestors().skip(1).collect::<Vec<_>>().into_iter().rev() {
+        for above in ancestors(&path) {
             if let Some(mut header) = waiting.remove(above) {
                 out.append_data(&mut header, above, io::empty())?;
             }
@@ -131,8 +147,28 @@ pub(crate) fn write(
             out.append_data(&mut header, &path, &mut entry)?;
         }
     }
+    if let (Some((_, text)), Some(path)) = (dockerfile, given_path)
+        && !excludes(&path)
+    {
+        append(&mut out, &path.to_string_lossy(), text.as_bytes(), 0o644)?;
+    }
     out.into_inner()?.flush()?;
     Ok(())
+}
+
+/// Returns the directories above a path, the uppermost first, without the root.
+fn ancestors(path: &Path) -> Vec<&Path> {
+    let mut above: Vec<&Path> =
+        path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()).collect();
+    above.reverse();
+    above
+}
+
+/// Returns the kind of an entry. Version 7 had no kind for directories, whose paths end in a slash.
+pub(crate) fn kind_of(entry: &Entry<'_, impl Read>) -> EntryType {
+    const AT: usize = 156;
+    let is_of_version_7 = entry.header().as_bytes()[AT] == 0 && entry.path_bytes().ends_with(b"/");
+    if is_of_version_7 { EntryType::Directory } else { entry.header().entry_type() }
 }
 
 /// Returns the header of the context's own directory.
@@ -174,7 +210,7 @@ fn has_content(kind: EntryType) -> bool {
 /// Returns the header of an entry for root, without a path and a target.
 fn root_owned(entry: &Entry<'_, impl Read>) -> Header {
     let mut header = Header::new_gnu();
-    let kind = entry.header().entry_type();
+    let kind = kind_of(entry);
     header.set_entry_type(if has_content(kind) { EntryType::Regular } else { kind });
     header.set_size(if has_content(kind) { entry.size() } else { 0 });
     header.set_mode(entry.header().mode().unwrap_or(0o644));

@@ -38,7 +38,7 @@ struct Findings {
 
 /// Prepares the context of a build.
 ///
-/// A Dockerfile that is given as text counts instead of the context's own. A context that is no tar stays as it is,
+/// A Dockerfile that is given as text replaces the context's own. A context that is no tar stays as it is,
 /// because the engine recognises and unpacks more formats.
 ///
 /// # Errors
@@ -64,29 +64,32 @@ pub(crate) async fn prepare(
             found.await.map_err(io::Error::other)??
         }
     };
-    let BuildFiles { dockerfile, ignore, hard_links } = files;
-    let given = Some(&build.dockerfile).filter(|text| !text.is_empty());
-    let content = given.map(|text| text.clone().into_bytes()).or(dockerfile);
+    let BuildFiles { path: found, dockerfile, ignore, hard_links } = files;
+    let given = Some(build.dockerfile.clone()).filter(|text| !text.is_empty());
+    let content = given.clone().map(String::into_bytes).or(dockerfile);
     let text = dockerfile_text(content.as_deref().unwrap_or_default())?;
     let Some(compression) = compression else {
         return Ok(PreparedContext { context, dockerfile: Dockerfile::InContext(path), text });
     };
     let dockerfile = match content {
-        Some(content) => Dockerfile::beside(&path, content.into()),
-        None => Dockerfile::InContext(path),
+        Some(content) => Dockerfile::beside(&found.to_string_lossy(), content.into()),
+        None => Dockerfile::InContext(path.clone()),
     };
     let ignore = DockerIgnore::parse(&ignore).map_err(ArchiveError::Refused)?;
     let context = match &context {
         Context::Small(bytes) => {
             let mut packed = Vec::new();
-            write(&mut open(Cursor::new(bytes.clone()), compression), &ignore, &hard_links, &mut packed)?;
+            let given = given.as_deref().map(|text| (&*path, text));
+            let mut tar = open(Cursor::new(bytes.clone()), compression);
+            write(&mut tar, &ignore, &hard_links, given, &mut packed)?;
             Context::Small(Bytes::from(packed))
         }
         Context::Large(_) => {
             let reader = reader(&context);
             let empty = LargeContext::new(spool.create().await?);
             let filled = context_writer::fill(empty, move |out| {
-                write(&mut open(reader, compression), &ignore, &hard_links, out)
+                let given = given.as_deref().map(|text| (&*path, text));
+                write(&mut open(reader, compression), &ignore, &hard_links, given, out)
             });
             Context::Large(Arc::new(filled.await?))
         }
@@ -157,13 +160,17 @@ mod tests {
             prepare(Context::Small(pack(&build).expect("a tar")), &build, &spool).await.expect("valid");
         assert_eq!(
             (&*alone.text, listed(&alone).await, &alone.dockerfile),
-            ("FROM a", vec!["./".to_owned()], &Dockerfile::beside("Dockerfile", "FROM a".into()))
+            (
+                "FROM a",
+                vec!["./".to_owned(), "Dockerfile".to_owned()],
+                &Dockerfile::beside("Dockerfile", "FROM a".into())
+            )
         );
         let files = vec![file(".dockerignore", "*.key\n"), file("a.key", "k"), file("b", "b")];
         let build = DockerBuild { files, ..build };
         let some =
             prepare(Context::Small(pack(&build).expect("a tar")), &build, &spool).await.expect("valid");
-        assert_eq!(listed(&some).await, ["./", ".dockerignore", "b"]);
+        assert_eq!(listed(&some).await, ["./", ".dockerignore", "b", "Dockerfile"]);
         let build = DockerBuild { files: vec![file(".dockerignore", "[")], ..build };
         let refused = prepare(Context::Small(pack(&build).expect("a tar")), &build, &spool).await;
         assert!(matches!(refused, Err(ArchiveError::Refused(_))), "{refused:?}");

@@ -61,15 +61,19 @@ impl DockerIgnore {
 
     /// Reports whether a path is excluded. It is relative, without `.` and `..`.
     pub(crate) fn excludes(&self, path: &str) -> bool {
-        let ends = path.match_indices('/').map(|(end, _)| end);
-        let prefixes: Vec<&str> = std::iter::once(path.len()).chain(ends).map(|end| &path[..end]).collect();
+        let ends = path.match_indices('/').map(|(end, _)| end).chain([path.len()]);
+        // The patterns that match the directory, and therefore all that is below.
+        let mut matching = vec![false; self.0.len()];
         let mut is_excluded = false;
-        for pattern in &self.0 {
-            // Nothing changes what is so already.
-            if pattern.is_exception == is_excluded
-                && prefixes.iter().any(|prefix| pattern.paths.contain(prefix))
-            {
-                is_excluded = !pattern.is_exception;
+        for end in ends {
+            is_excluded = false;
+            for (pattern, matches) in self.0.iter().zip(&mut matching) {
+                // A pattern that would change nothing is not tried, and does not count for what is below.
+                *matches =
+                    *matches || pattern.is_exception == is_excluded && pattern.paths.contain(&path[..end]);
+                if *matches {
+                    is_excluded = !pattern.is_exception;
+                }
             }
         }
         is_excluded
@@ -143,7 +147,10 @@ impl Paths {
             Suffix,
             Regex,
         }
+        /// Characters that stand for themselves only if they are escaped.
+        const ESCAPED: &str = ".+()|{}$";
         let mut kind = Kind::Exact;
+        // In Go's syntax.
         let mut regex = String::from("^");
         let mut rest = pattern.chars().peekable();
         while let Some(character) = rest.next() {
@@ -161,16 +168,14 @@ impl Paths {
                 }
                 '*' => regex.push_str("[^/]*"),
                 '?' => regex.push_str("[^/]"),
-                '\\' => push_escape(&mut regex, rest.next()?),
-                '[' => push_class(&mut regex, &mut rest)?,
-                ']' => push_literal(&mut regex, ']'),
-                '^' => {
-                    // The beginning of a path, as an expression.
-                    regex.push('^');
+                '\\' => regex.extend(['\\', rest.next()?]),
+                '[' | ']' => regex.push(character),
+                _ if ESCAPED.contains(character) => {
+                    regex.extend(['\\', character]);
                     continue;
                 }
-                character => {
-                    push_literal(&mut regex, character);
+                _ => {
+                    regex.push(character);
                     continue;
                 }
             }
@@ -180,7 +185,7 @@ impl Paths {
             Kind::Exact => Self::Exact(pattern.to_owned()),
             Kind::Prefix => Self::Prefix(pattern.strip_suffix("**")?.to_owned()),
             Kind::Suffix => Self::Suffix(pattern.strip_prefix("**")?.to_owned()),
-            Kind::Regex => Self::Regex(Regex::new(&format!("{regex}$")).ok()?),
+            Kind::Regex => Self::Regex(Regex::new(&translated(&format!("{regex}$"))?).ok()?),
         })
     }
 
@@ -200,15 +205,32 @@ const CLASSES: [&str; 14] = [
     "upper", "word", "xdigit",
 ];
 
-/// Translates a class, whose brackets may nest only around names such as `[:alpha:]`.
+/// Translates a regular expression of Go; returns `None` if it is malformed.
+///
+/// The syntax differs within brackets: Go knows neither nested brackets nor operators there.
+fn translated(regex: &str) -> Option<String> {
+    let mut translated = String::new();
+    let mut rest = regex.chars().peekable();
+    while let Some(character) = rest.next() {
+        match character {
+            '\\' => push_escape(&mut translated, rest.next()?),
+            '[' => push_class(&mut translated, &mut rest)?,
+            character => translated.push(character),
+        }
+    }
+    Some(translated)
+}
+
+/// Translates a class up to its end.
 fn push_class(regex: &mut String, rest: &mut Peekable<Chars<'_>>) -> Option<()> {
     regex.push('[');
     if rest.next_if_eq(&'^').is_some() {
         regex.push('^');
     }
+    let mut is_first = true;
     loop {
         match rest.next()? {
-            ']' => {
+            ']' if !is_first => {
                 regex.push(']');
                 return Some(());
             }
@@ -227,6 +249,7 @@ fn push_class(regex: &mut String, rest: &mut Peekable<Chars<'_>>) -> Option<()> 
             }
             character => push_literal(regex, character),
         }
+        is_first = false;
     }
 }
 
@@ -305,6 +328,22 @@ mod tests {
             ("a]", "a]", true),
             ("a^b", "a^b", true),
             ("a^b?", "a^bc", false),
+            // A wildcard within brackets ends them, as they are translated.
+            ("[*]x", "*x", false),
+            ("[*]x", "/]x", true),
+            ("[a*]b", "ab", false),
+            // An exception counts for what is below a directory only if the directory was excluded before.
+            ("**/.env\n!config", "config/.env", true),
+            ("**/.env\n!config", "config/a", false),
+            ("dir/*\n!dir", "dir/a", true),
+            ("dir/**\n!dir", "dir/a/b", true),
+            ("dir\n!dir", "dir/a", false),
+            ("*\n!dir", "dir/a", false),
+            ("*\n!dir\ndir/sub/a\n!dir/sub", "dir/sub/a", true),
+            ("dir/sub/a\n!dir/*", "dir/sub/a", true),
+            ("**/a\n!**/sub", "x/sub/a", true),
+            ("node_modules\n**/*.js\n!src/node_modules", "src/node_modules/a.js", true),
+            ("*.log\n!logs/*.log", "logs/a.log", false),
             ("*\n!a", "a", false),
             ("*\n!a", "a/b", false),
             ("*\n!a/b", "a/b", false),

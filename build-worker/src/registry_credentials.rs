@@ -44,7 +44,12 @@ pub(crate) enum Credentials {
         password: String,
     },
     /// A token to get access tokens with.
-    IdentityToken(String),
+    IdentityToken {
+        token: String,
+        /// User and password for registries that give no tokens; empty if there are none.
+        user: String,
+        password: String,
+    },
     /// A token that the registry itself accepts.
     RegistryToken(String),
 }

@@ -1,20 +1,19 @@
 //! Build contexts that are uploaded as archives: identified by their content, and checked while they are
 //! received.
 
-use std::{
-    fmt,
-    io::{self, Write},
-};
+use std::fmt;
 
-use flate2::write::MultiGzDecoder;
 use ring::digest::{Context as Hashing, SHA256};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use self::archive::Archive;
+pub(crate) use self::file_paths::FilePaths;
+use self::{archive::Archive, gzip::Gzip};
 use crate::timestamp::Timestamp;
 
 mod archive;
+mod file_paths;
+mod gzip;
 mod paths;
 
 /// Digest that identifies an archive: `sha256:` and 64 lower-case hexadecimal digits.
@@ -27,6 +26,7 @@ pub(crate) struct ContextDigest(String);
 pub(crate) struct Inspected {
     pub(crate) digest: ContextDigest,
     pub(crate) size_bytes: i64,
+    pub(crate) paths: FilePaths,
 }
 
 /// An archive that the store keeps.
@@ -50,7 +50,7 @@ pub(crate) struct Inspection {
 
 enum Form {
     Tar(Archive),
-    Gzip(Box<MultiGzDecoder<Archive>>),
+    Gzip(Box<Gzip>),
 }
 
 /// Reason why an archive is rejected.
@@ -128,8 +128,7 @@ impl Inspection {
         if is_skippable || Self::COMPRESSED.iter().any(|magic| head.starts_with(magic)) {
             return refused("must be a tar archive, or one that is compressed by gzip");
         }
-        let mut form =
-            if is_gzip { Form::Gzip(Box::new(MultiGzDecoder::new(archive))) } else { Form::Tar(archive) };
+        let mut form = if is_gzip { Form::Gzip(Box::new(Gzip::new(archive))) } else { Form::Tar(archive) };
         form.take(&head)?;
         Ok(form)
     }
@@ -146,31 +145,24 @@ impl Inspection {
         };
         let archive = match form {
             Form::Tar(archive) => archive,
-            Form::Gzip(decoder) => decoder.finish().map_err(Refused::unpacking)?,
+            Form::Gzip(gzip) => gzip.finish()?,
         };
-        archive.finish()?;
+        let paths = archive.finish()?;
         let digits: String =
             self.hashing.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Inspected {
             digest: ContextDigest(format!("sha256:{digits}")),
             size_bytes: i64::try_from(self.size).unwrap_or(i64::MAX),
+            paths,
         })
     }
 }
 
 impl Form {
-    /// Number of bytes that are unpacked at once; they may unpack to a thousand times as much.
-    const SLICE: usize = 4 * 1024;
-
     fn take(&mut self, bytes: &[u8]) -> Result<(), Refused> {
         match self {
             Self::Tar(archive) => archive.take(bytes),
-            Self::Gzip(decoder) => {
-                for slice in bytes.chunks(Self::SLICE) {
-                    decoder.write_all(slice).map_err(Refused::unpacking)?;
-                }
-                Ok(())
-            }
+            Self::Gzip(gzip) => gzip.take(bytes),
         }
     }
 }
@@ -178,15 +170,6 @@ impl Form {
 impl Refused {
     fn too_large(limit: u64) -> Self {
         Self(format!("must have at most {limit} bytes, also when it is unpacked"))
-    }
-
-    /// Converts the error of a decoder: the rejection of what it has unpacked, or its failure to unpack.
-    fn unpacking(error: io::Error) -> Self {
-        let text = error.to_string();
-        match error.into_inner().map(|inner| inner.downcast::<Self>()) {
-            Some(Ok(refused)) => *refused,
-            Some(Err(_)) | None => Self(format!("must be a whole gzip: {text}")),
-        }
     }
 
     fn new(path: &str, rule: &str) -> Self {
@@ -203,17 +186,6 @@ fn refused<T>(rule: &str) -> Result<T, Refused> {
 impl fmt::Debug for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Inspection").field("size", &self.size).finish_non_exhaustive()
-    }
-}
-
-impl Write for Archive {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.take(bytes).map_err(io::Error::other)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -44,8 +44,7 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
 
 /// Fills a folder with what contexts have.
 fn fill(folder: &Path, dockerfile: &str) -> anyhow::Result<()> {
-    const IGNORE: &str =
-        "# secrets\n**/*.key\n!app/public.key\n.git\nDockerfile\nnode_modules\n*.log\n!keep.log\n";
+    const IGNORE: &str = "# secrets\n**/*.key\n!app/public.key\n**/.env\n!config\nlogs/*\n**.tmp\n.git\nDockerfile\nnode_modules\n*.log\n!keep.log\n";
     for (path, content, mode) in [
         ("Dockerfile", dockerfile, 0o644),
         (".dockerignore", IGNORE, 0o644),
@@ -55,6 +54,10 @@ fn fill(folder: &Path, dockerfile: &str) -> anyhow::Result<()> {
         ("app/private.key", "secret", 0o600),
         ("app/public.key", "public", 0o644),
         ("node_modules/a/index.js", "a", 0o644),
+        ("config/.env", "secret", 0o644),
+        ("config/app.toml", "a", 0o644),
+        ("logs/today.txt", "log", 0o644),
+        ("app/main.tmp", "a", 0o644),
         ("debug.log", "log", 0o644),
         ("keep.log", "log", 0o644),
         ("Größe.txt", "ü", 0o644),
@@ -64,7 +67,7 @@ fn fill(folder: &Path, dockerfile: &str) -> anyhow::Result<()> {
         fs::write(&path, content)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
     }
-    for directory in ["app", "empty"] {
+    for directory in ["app", "config", "empty", "logs"] {
         fs::create_dir_all(folder.join(directory))?;
         fs::set_permissions(folder.join(directory), fs::Permissions::from_mode(0o755))?;
     }
@@ -129,6 +132,7 @@ async fn a_context_is_built_as_docker_builds_its_folder() -> anyhow::Result<()> 
     run(&mut building)?;
     let expected = real.run_image(&theirs).await?;
     anyhow::ensure!(expected.contains("app/public.key") && !expected.contains("private.key"), "{expected}");
+    anyhow::ensure!(expected.contains("./logs ") && !expected.contains(".env"), "{expected}");
 
     let alice = real.alice();
     let mut references = vec![theirs];
@@ -195,6 +199,6 @@ async fn a_dockerignore_file_counts_for_single_files() -> anyhow::Result<()> {
     let built = alice.finished(&build.id).await?;
     anyhow::ensure!(built.state() == BuildState::Succeeded, "{built:?}");
     let history = alice.history(&build.id, 0).await?;
-    assert_eq!(crate::answers::lines(&history), ["/d/.dockerignore", "/d/public.pem"]);
+    assert_eq!(crate::answers::lines(&history), ["/d/.dockerignore", "/d/Dockerfile", "/d/public.pem"]);
     real.clean(&[&created.reference]).await
 }

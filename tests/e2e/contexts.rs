@@ -150,6 +150,39 @@ async fn an_invalid_archive_is_refused_with_the_violated_rule() -> anyhow::Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_archive_without_its_dockerfile_is_refused_at_once() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let alice = service.builder("alice");
+    let archive =
+        tar_of(&[("docker/Dev", b"FROM scratch\n"), ("dockerfile", b"FROM scratch\n"), ("b", b"b")])?;
+    let digest = alice.upload("", &archive).await?.digest;
+    let other = alice.upload("", &tar_of(&[("b", b"b")])?).await?.digest;
+    for (digest, text, path, is_valid) in [
+        (&digest, "", "", true),
+        (&digest, "", "docker/Dev", true),
+        (&digest, "", "docker/Dockerfile", false),
+        (&digest, "", "docker", false),
+        (&other, "", "", false),
+        (&other, "FROM scratch", "", true),
+    ] {
+        let source = DockerfileSource { dockerfile_path: path.to_owned(), ..named(digest, text) };
+        let request = api::CreateImageRequest {
+            image: Some(image_of("A", source)),
+            validate_only: true,
+            ..Default::default()
+        };
+        match alice.images.clone().create_image(request).await {
+            Ok(_) => assert!(is_valid, "{path:?}"),
+            Err(status) => {
+                assert!(!is_valid, "{path:?}: {status:?}");
+                assert_eq!(fields(&status), ["image.config.dockerfile.dockerfile_path"]);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_caller_does_not_hold_all_uploads() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let alice = service.builder("alice");

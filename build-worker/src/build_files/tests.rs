@@ -29,6 +29,11 @@ fn the_ignore_file_of_a_dockerfile_counts_more() {
     ];
     assert_eq!(found(&entries, "docker/Dev"), (Some("FROM a".to_owned()), "own".to_owned()));
     assert_eq!(found(&entries, "Dockerfile"), (None, "common".to_owned()));
+    let lower = (FILE, "dockerfile", "FROM a", 0);
+    let [of_lower, of_upper] = ["dockerfile", "Dockerfile"].map(|name| format!("{name}.dockerignore"));
+    let common = (FILE, ".dockerignore", "common", 0);
+    let with = |other: &str| found(&[lower, common, (FILE, other, "own", 0)], "Dockerfile").1;
+    assert_eq!([with(&of_lower), with(&of_upper)], ["own", "common"]);
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn written(tar: &[u8], ignore: &str) -> Result<Vec<String>, ArchiveError> {
     let reopen = || open(Cursor::new(tar), Compression::None);
     let links = build_files(reopen, "Dockerfile")?.hard_links;
     let mut out = Vec::new();
-    write(&mut reopen(), &ignore, &links, &mut out)?;
+    write(&mut reopen(), &ignore, &links, None, &mut out)?;
     let mut listed = Vec::new();
     for entry in open(Cursor::new(out), Compression::None).entries().expect("a tar") {
         let mut entry = entry.expect("an entry");
@@ -76,19 +76,60 @@ fn an_archive_belongs_to_root_and_lacks_what_is_ignored() {
         "secrets",
         "secrets/key: k",
         "secrets/public: p",
-        &format!("{long}: l"),
         "python to /usr/bin/python3",
         "shared to ../shared",
         "again to secrets/public",
         "same to python",
         "pipe",
     ];
-    assert_eq!(written(&tar, "").expect("a tar"), all);
+    let mut written_all = written(&tar, "").expect("a tar");
+    // The directories of the long path.
+    assert_eq!(written_all.extract_if(.., |line| line.ends_with("x")).count(), 90);
+    assert_eq!(written_all.extract_if(.., |line| *line == format!("{long}: l")).count(), 1);
+    assert_eq!(written_all, all);
     let few = written(&tar, "*\n!secrets/public\n!again").expect("a tar");
     assert_eq!(few, ["./", "secrets", "secrets/public: p", "again to secrets/public"]);
     assert_eq!(written(&tar, "**\n").expect("a tar"), ["./"]);
     let moved = written(&tar, "secrets\nx\npython\nshared\npipe").expect("a tar");
     assert_eq!(moved, ["./", "Dockerfile: FROM a", "again: p", "same to /usr/bin/python3"]);
+}
+
+#[test]
+fn a_directory_stays_when_its_files_are_ignored() {
+    let file = EntryType::Regular;
+    let tar = tar_of(&[(file, "logs/a/x.log", "x", 0), (file, "b", "b", 0)]);
+    assert_eq!(written(&tar, "**/*.log").expect("a tar"), ["./", "logs", "logs/a", "b: b"]);
+    assert_eq!(written(&tar, "logs/*").expect("a tar"), ["./", "logs", "b: b"]);
+    assert_eq!(written(&tar, "logs").expect("a tar"), ["./", "b: b"]);
+    assert_eq!(
+        written(&tar, "logs\n!logs/a/x.log").expect("a tar"),
+        ["./", "logs", "logs/a", "logs/a/x.log: x", "b: b"]
+    );
+}
+
+#[test]
+fn a_directory_of_version_7_is_one() {
+    let mut header = Header::new_old();
+    header.set_path("a/").expect("a short path");
+    header.set_mode(0o700);
+    header.set_size(0);
+    header.as_mut_bytes()[156] = 0;
+    header.set_cksum();
+    let mut tar = header.as_bytes().to_vec();
+    tar.extend([0; 1024]);
+    let mut out = Vec::new();
+    write(
+        &mut open(Cursor::new(&tar), Compression::None),
+        &DockerIgnore::default(),
+        &BTreeMap::new(),
+        None,
+        &mut out,
+    )
+    .expect("a tar");
+    let mut out = open(Cursor::new(out), Compression::None);
+    let kinds: Vec<_> =
+        out.entries().expect("a tar").map(|entry| kind_of(&entry.expect("an entry"))).collect();
+    assert_eq!(kinds, [EntryType::Directory; 2]);
 }
 
 #[test]

@@ -132,7 +132,7 @@ impl SessionCredentials {
     async fn registry_token(&self, host: &str) -> Result<Option<String>, Status> {
         Ok(match self.of_host(host).await? {
             Some(Credentials::RegistryToken(token)) => Some(token),
-            Some(Credentials::Password { .. } | Credentials::IdentityToken(_)) | None => None,
+            Some(Credentials::Password { .. } | Credentials::IdentityToken { .. }) | None => None,
         })
     }
 
@@ -156,7 +156,7 @@ impl Auth for SessionCredentials {
     ) -> Result<Response<CredentialsResponse>, Status> {
         let (username, secret) = match self.of_host(&request.into_inner().host).await? {
             Some(Credentials::Password { user, password }) => (user, password),
-            Some(Credentials::IdentityToken(token)) => (String::new(), token),
+            Some(Credentials::IdentityToken { token, .. }) => (String::new(), token),
             Some(Credentials::RegistryToken(_)) | None => (String::new(), String::new()),
         };
         Ok(Response::new(CredentialsResponse { username, secret }))
@@ -236,7 +236,11 @@ impl From<Credentials> for DockerCredentials {
             Credentials::Password { user, password } => {
                 Self { username: Some(user), password: Some(password), ..Self::default() }
             }
-            Credentials::IdentityToken(token) => Self { identitytoken: Some(token), ..Self::default() },
+            Credentials::IdentityToken { token, user, password } => {
+                let [username, password] =
+                    [user, password].map(|text| Some(text).filter(|text| !text.is_empty()));
+                Self { identitytoken: Some(token), username, password, ..Self::default() }
+            }
             Credentials::RegistryToken(token) => Self { registrytoken: Some(token), ..Self::default() },
         }
     }

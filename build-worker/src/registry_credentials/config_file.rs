@@ -216,16 +216,18 @@ impl Entry {
         if let Some(token) = self.registrytoken.as_ref().filter(|token| !token.is_empty()) {
             return Ok(Credentials::RegistryToken(token.clone()));
         }
-        if let Some(token) = self.identitytoken.as_ref().filter(|token| !token.is_empty()) {
-            return Ok(Credentials::IdentityToken(token.clone()));
-        }
-        if let Some(auth) = self.auth.as_ref().filter(|auth| !auth.is_empty()) {
-            let malformed = || "`auth` is not a user and a password in base64".to_owned();
-            let (user, password) = decode(auth).ok_or_else(malformed)?;
-            return Ok(Credentials::Password { user, password });
-        }
         let [user, password] = [&self.username, &self.password].map(|text| text.clone().unwrap_or_default());
-        Ok(Credentials::Password { user, password })
+        let (user, password) = match self.auth.as_ref().filter(|auth| !auth.is_empty()) {
+            Some(auth) => {
+                let malformed = || "`auth` is not a user and a password in base64".to_owned();
+                decode(auth).ok_or_else(malformed)?
+            }
+            None => (user, password),
+        };
+        Ok(match self.identitytoken.clone().filter(|token| !token.is_empty()) {
+            Some(token) => Credentials::IdentityToken { token, user, password },
+            None => Credentials::Password { user, password },
+        })
     }
 }
 

@@ -167,9 +167,11 @@ impl Helpers {
             .map_err(|_| HelperError::Malformed { program: program.to_owned() })?;
         Ok(match answer {
             Answer { username, secret } if username.is_empty() && secret.is_empty() => None,
-            Answer { username, secret } if username == Self::TOKEN => {
-                Some(Credentials::IdentityToken(secret))
-            }
+            Answer { username, secret } if username == Self::TOKEN => Some(Credentials::IdentityToken {
+                token: secret,
+                user: String::new(),
+                password: String::new(),
+            }),
             Answer { username, secret } => Some(Credentials::Password { user: username, password: secret }),
         })
     }

@@ -52,7 +52,12 @@ fn shown(found: Result<Option<Credentials>, CredentialsError>) -> String {
     match found {
         Ok(None) => "none".to_owned(),
         Ok(Some(Credentials::Password { user, password })) => format!("{user}:{password}"),
-        Ok(Some(Credentials::IdentityToken(token))) => format!("identity {token}"),
+        Ok(Some(Credentials::IdentityToken { token, user, password })) if user.is_empty() => {
+            format!("identity {token}{password}")
+        }
+        Ok(Some(Credentials::IdentityToken { token, user, password })) => {
+            format!("identity {token}, {user}:{password}")
+        }
         Ok(Some(Credentials::RegistryToken(token))) => format!("registry {token}"),
         Err(error) => error.to_string(),
     }
@@ -91,7 +96,7 @@ async fn entries_are_found_as_docker_finds_them() {
             "plain:secret",
         ),
         (auths("r.example", r#"{"auth": "cGxhaW46YTpiAA=="}"#), "r.example/x", "plain:a:b"),
-        (auths("r.example", r#"{"auth": "YTpi", "identitytoken": "t"}"#), "r.example/x", "identity t"),
+        (auths("r.example", r#"{"auth": "YTpi", "identitytoken": "t"}"#), "r.example/x", "identity t, a:b"),
         (auths("r.example", r#"{"auth": "YTpi", "registrytoken": "t"}"#), "r.example/x", "registry t"),
     ] {
         let directory = Directory::new(&config);
@@ -310,7 +315,14 @@ async fn a_broken_file_is_an_error_without_its_content() {
 
 #[test]
 fn credentials_are_not_shown() {
-    let shown = format!("{:?}", Credentials::IdentityToken("sesame".to_owned()));
+    let shown = format!(
+        "{:?}",
+        Credentials::IdentityToken {
+            token: "sesame".to_owned(),
+            user: String::new(),
+            password: String::new(),
+        }
+    );
     assert!(!shown.contains("sesame"));
 }
 

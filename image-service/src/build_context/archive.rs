@@ -11,11 +11,13 @@ use tar::{EntryType, Header, PaxExtensions};
 
 use super::{
     Refused,
+    file_paths::FilePaths,
     paths::{check_target, inner_path},
     refused,
 };
 
 /// A tar as received so far.
+#[derive(Debug)]
 pub(crate) struct Archive {
     limit: u64,
     /// Number of bytes received.
@@ -32,6 +34,7 @@ pub(crate) struct Archive {
     kept_bytes: usize,
 }
 
+#[derive(Debug)]
 enum State {
     /// Before a header or the end.
     Header,
@@ -71,13 +74,14 @@ enum ExtensionHeader {
 }
 
 /// The content of an extended header.
+#[derive(Debug)]
 struct Collected {
     header: ExtensionHeader,
     length: usize,
     bytes: Vec<u8>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Extended {
     path: Option<Vec<u8>>,
     target: Option<Vec<u8>>,
@@ -119,6 +123,9 @@ impl Kind {
         }
     }
 }
+
+/// Position of the type in a header.
+const TYPE_AT: usize = 156;
 
 impl Archive {
     pub(super) const BLOCK: usize = 512;
@@ -172,11 +179,14 @@ impl Archive {
         Ok(())
     }
 
-    /// Checks that the archive is complete.
-    pub(super) fn finish(self) -> Result<(), Refused> {
+    /// Checks that the archive is complete, and returns the paths of its files and links.
+    pub(super) fn finish(self) -> Result<FilePaths, Refused> {
         match self.state {
             State::Ended if self.paths.is_empty() => refused("must have at least one file"),
-            State::Ended if self.block.iter().all(|byte| *byte == 0) => Ok(()),
+            State::Ended if self.block.iter().all(|byte| *byte == 0) => {
+                let files = self.paths.iter().filter(|(_, kind)| **kind != PathKind::Directory);
+                Ok(FilePaths::new(files.map(|(path, _)| path.as_str())))
+            }
             State::Ended => refused("must not go on after its end"),
             State::Header if self.size == 0 => refused("must not be empty"),
             State::Header if self.entries == 0 => refused(Self::NO_TAR),
@@ -236,7 +246,7 @@ impl Archive {
         if self.entries > Self::MAX_ENTRIES {
             return refused("must have at most 100,000 entries");
         }
-        let kind = Kind::new(header.entry_type());
+        let mut kind = Kind::new(header.entry_type());
         let extension = if let Kind::ExtensionHeader(header) = kind { Some(header) } else { None };
         if extension.is_some() && size > Self::MAX_EXTENDED {
             return refused("must have no extended header of over 64 KiB");
@@ -249,6 +259,10 @@ impl Archive {
         if extension.is_none() {
             let Extended { path, target } = std::mem::take(&mut self.extended);
             let path = path.unwrap_or_else(|| header.path_bytes().into_owned());
+            // Version 7 had no type for directories.
+            if block[TYPE_AT] == 0 && kind == Kind::File && path.ends_with(b"/") {
+                kind = Kind::Directory;
+            }
             let target = target.or_else(|| header.link_name_bytes().map(Cow::into_owned));
             if kind != Kind::Label {
                 self.check(&path, kind, target.as_deref().unwrap_or_default())?;

@@ -78,6 +78,37 @@ fn a_good_archive_is_accepted_and_described() {
 }
 
 #[test]
+fn a_gzip_may_have_several_members_and_zeros_after_them() {
+    let bytes = archive(&[(EntryType::Regular, "Dockerfile", "", &[7; 9_000])]);
+    let (first, second) = bytes.split_at(700);
+    let members = [gzip(first), gzip(second)].concat();
+    for padding in [0, 1, 512, 10_000] {
+        let padded = [members.as_slice(), &vec![0; padding]].concat();
+        assert!(inspect(&padded).is_ok(), "{padding}");
+    }
+    for rest in [&b"garbage"[..], b"\0\0x", &members[..20]] {
+        let refused = inspect(&[members.as_slice(), rest].concat()).expect_err("it is refused");
+        assert!(refused.contains("gzip") || refused.contains("after its end"), "{refused}");
+    }
+    assert!(inspect(&members[..members.len() - 4]).is_err());
+}
+
+#[test]
+fn a_directory_of_version_7_is_one() {
+    let mut bytes = archive(&[(EntryType::Regular, "a/", "", b""), (EntryType::Regular, "a/b", "", b"x")]);
+    assert!(inspect(&bytes).expect_err("it is refused").contains("must not end in `/`"));
+    bytes[156] = 0;
+    let sum: u32 = bytes[..512]
+        .iter()
+        .enumerate()
+        .map(|(i, b)| if (148..156).contains(&i) { 32 } else { u32::from(*b) })
+        .sum();
+    bytes[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let paths = inspect(&bytes).expect("taken").paths;
+    assert_eq!([paths.may_have_dockerfile("a"), paths.may_have_dockerfile("a/b")], [false, true]);
+}
+
+#[test]
 fn paths_that_leave_the_context_are_refused() {
     use EntryType::{Block, Char, Directory, Fifo, GNUSparse, Link, Regular, Symlink};
     let file = |path: &'static str| vec![(Regular, path, "", &b"x"[..])];

@@ -142,6 +142,15 @@ impl Configuration {
         self.dockerfile().map(|dockerfile| dockerfile.archive.as_str()).filter(|archive| !archive.is_empty())
     }
 
+    /// Returns the path of the Dockerfile in the archive, if it is there.
+    pub(crate) fn dockerfile_in_archive(&self) -> Option<&str> {
+        const DEFAULT: &str = "Dockerfile";
+        let dockerfile = self.dockerfile()?;
+        let path = &*dockerfile.dockerfile_path;
+        let is_there = !dockerfile.archive.is_empty() && dockerfile.text.is_empty();
+        is_there.then_some(if path.is_empty() { DEFAULT } else { path })
+    }
+
     /// Returns the image that a generated Dockerfile starts from.
     pub(crate) fn base(&self) -> Option<&str> {
         match &self.source {

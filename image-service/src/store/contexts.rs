@@ -18,7 +18,7 @@ use super::{
 use crate::{
     access::Principal,
     build::Build,
-    build_context::{ContextDigest, Inspected, KeptContext},
+    build_context::{ContextDigest, FilePaths, Inspected, KeptContext},
     dispatch::Attempt,
     error::{Error, Violations},
     image::{Configuration, ImageId},
@@ -37,6 +37,7 @@ impl Store {
             upload: Uuid::now_v7(),
             digest: None,
             size_bytes: 0,
+            paths: Vec::new(),
             used_at: self.now(&self.reader).await?,
         };
         let upload = row.upload;
@@ -106,6 +107,7 @@ impl Store {
             upload,
             digest: Some(found.digest.clone()),
             size_bytes: found.size_bytes,
+            paths: found.paths.clone().into_stored(),
             used_at: now,
         };
         context::Entity::update(row.clone().into_active_model().reset_all()).exec(&txn).await?;
@@ -172,11 +174,11 @@ impl Store {
         }
     }
 
-    /// Checks that the archive that a configuration names is kept, if it names one.
+    /// Checks that the archive that a configuration names is kept and has its Dockerfile, if it names one.
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Invalid`] if it is not.
+    /// Returns [`Error::Invalid`] if it is not, or has not.
     pub(crate) async fn require_archive(&self, configuration: &Configuration) -> Result<(), Error> {
         named(&self.reader, configuration).await?;
         Ok(())
@@ -254,7 +256,7 @@ impl Store {
     }
 }
 
-/// Checks that the archive that a configuration names is kept, and marks it as used now.
+/// Checks that the archive that a configuration names is kept and has its Dockerfile, and marks it as used now.
 pub(super) async fn require(
     txn: &impl ConnectionTrait,
     configuration: &Configuration,
@@ -270,7 +272,7 @@ pub(super) async fn require(
 ///
 /// # Errors
 ///
-/// Returns [`Error::Invalid`] if the archive is not kept.
+/// Returns [`Error::Invalid`] if the archive is not kept, or does not have the Dockerfile.
 pub(super) async fn named(
     db: &impl ConnectionTrait,
     configuration: &Configuration,
@@ -283,7 +285,14 @@ pub(super) async fn named(
         Error::Invalid(Violations::one("image.config.dockerfile.archive", rule))
     };
     let digest = ContextDigest::parse(archive).map_err(|_| unknown())?;
-    Ok(Some(kept(db, &digest).await?.ok_or_else(unknown)?))
+    let row = by_digest(db, &digest).await?.ok_or_else(unknown)?;
+    if let Some(path) = configuration.dockerfile_in_archive()
+        && !FilePaths::from_stored(row.paths.clone()).may_have_dockerfile(path)
+    {
+        let rule = format!("must be the path of a file in the archive: it has no {path:?}");
+        return Err(Error::Invalid(Violations::one("image.config.dockerfile.dockerfile_path", rule)));
+    }
+    Ok(Some(row.into()))
 }
 
 /// Marks the archives that an image's configurations have named as used until now.
@@ -302,8 +311,14 @@ pub(super) fn touch_named(txn: &WriteTransaction, image: ImageId, now: Timestamp
 }
 
 async fn kept(db: &impl ConnectionTrait, digest: &ContextDigest) -> Result<Option<KeptContext>, DbErr> {
-    let row = context::Entity::find().filter(context::Column::Digest.eq(digest.clone())).one(db).await?;
-    Ok(row.map(KeptContext::from))
+    Ok(by_digest(db, digest).await?.map(KeptContext::from))
+}
+
+async fn by_digest(
+    db: &impl ConnectionTrait,
+    digest: &ContextDigest,
+) -> Result<Option<context::Model>, DbErr> {
+    context::Entity::find().filter(context::Column::Digest.eq(digest.clone())).one(db).await
 }
 
 impl From<context::Model> for KeptContext {

@@ -124,6 +124,8 @@ table! {
     /// `None` while the upload is incomplete or about to be deleted.
     digest: Option<ContextDigest>,
     size_bytes: i64,
+    /// The stored form of the paths of its files; empty while the upload is incomplete.
+    paths: Vec<u8>,
     /// Time of the upload, or of the last time that a configuration named the archive.
     used_at: Timestamp,
 }

@@ -110,7 +110,12 @@ pub(super) fn python_package(package: &str) -> Result<(), &'static str> {
     // The engine would take what follows for the name of a document.
     let is_safe = !package.contains("<<") && !package.contains('\\') && !package.contains(char::is_control);
     let has_plain_spaces = package.chars().all(|c| c == ' ' || !c.is_whitespace());
-    let is_requirement = || simplified(package).parse::<Requirement<VerbatimUrl>>().is_ok();
+    let is_requirement = || {
+        let requirement = simplified(package);
+        has_valid_names(&requirement)
+            && has_url_without_spaces(&requirement)
+            && requirement.parse::<Requirement<VerbatimUrl>>().is_ok()
+    };
     if package.len() <= MAX && is_safe && has_plain_spaces && is_requirement() {
         Ok(())
     } else {
@@ -131,11 +136,47 @@ fn simplified(requirement: &str) -> String {
     for part in parts {
         let compared = part.trim_start();
         let end = compared.find([' ', ',', ';', ')']).unwrap_or(compared.len());
-        let is_empty = end == 0 || compared.starts_with(['"', '\'']);
-        simplified.push_str(if is_empty { "===" } else { "===0" });
-        simplified.push_str(if is_empty { compared } else { &compared[end..] });
+        if compared.starts_with(['"', '\'']) || simplified.trim_end().ends_with(['"', '\'']) {
+            // In a marker.
+            simplified.push_str("==");
+            simplified.push_str(compared);
+        } else if end == 0 {
+            simplified.push_str("===");
+            simplified.push_str(compared);
+        } else {
+            simplified.push_str("===0");
+            simplified.push_str(&compared[end..]);
+        }
     }
     simplified
+}
+
+/// Reports whether a requirement and its extras have names. The parser panics on some that are none.
+fn has_valid_names(requirement: &str) -> bool {
+    let is_name = |name: &str| {
+        let is_end = |c: char| c.is_ascii_alphanumeric();
+        name.starts_with(is_end)
+            && name.ends_with(is_end)
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    };
+    let name_end = requirement.find(|c: char| !(c.is_ascii_alphanumeric() || "._-".contains(c)));
+    let (name, rest) = requirement.split_at(name_end.unwrap_or(requirement.len()));
+    let extras = match rest.trim_start().strip_prefix('[').map(|extras| extras.split_once(']')) {
+        Some(Some((extras, _))) => extras.trim(),
+        Some(None) => return false,
+        None => "",
+    };
+    is_name(name) && (extras.is_empty() || extras.split(',').all(|name| is_name(name.trim())))
+}
+
+/// Reports whether nothing but a marker follows the URL of a requirement, if it has one.
+fn has_url_without_spaces(requirement: &str) -> bool {
+    let Some((name, url)) = requirement.split_once('@') else { return true };
+    if name.contains([';', '"', '\'']) {
+        return true;
+    }
+    let url = url.split_once(" ;").map_or(url, |(url, _)| url).trim();
+    !url.contains(' ')
 }
 
 /// Checks the name of a user by the rules of Debian's `adduser`.
@@ -317,6 +358,10 @@ mod tests {
                 "tool===1.0-custom_build",
                 "tool === foobar ; sys_platform not  in 'win32 cygwin'",
                 "tool (===foobar, >= 1)",
+                "a; python_version === \"3.8\"",
+                "a; 'x' === platform_release",
+                "a[b, c-d]",
+                "a[]",
             ],
             &[
                 "",
@@ -333,10 +378,70 @@ mod tests {
                 "a\nb",
                 "a\u{2028}",
                 "a; python_version < '<<EOF'",
+                "a-",
+                "a_ >= 1",
+                "a[b-]",
+                "a[-b]",
+                "a[b,]",
+                "a[b_",
+                "a @ https://x/y z",
+                "a @ https://x/y.whl >=1",
                 "a; python_version < '\\\\'",
                 "é",
             ],
         );
+    }
+
+    #[test]
+    fn no_requirement_makes_the_parser_panic() {
+        const PARTS: [&str; 40] = [
+            "a",
+            "b-",
+            "-",
+            "_",
+            ".",
+            "[",
+            "]",
+            ",",
+            "(",
+            ")",
+            "@",
+            " @ ",
+            "https://x/y",
+            ";",
+            " ; ",
+            "python_version",
+            "'",
+            "\"",
+            "'3'",
+            "==",
+            "===",
+            "!=",
+            ">=",
+            "<",
+            "~=",
+            "*",
+            "1.0",
+            "1!2",
+            "+l",
+            "and",
+            "or",
+            "not",
+            "in",
+            " ",
+            "é",
+            "extra",
+            "#",
+            "$",
+            "{",
+            "git+ssh://",
+        ];
+        let mut random = fastrand::Rng::with_seed(7);
+        for _ in 0..20_000 {
+            let parts = std::iter::repeat_with(|| PARTS[random.usize(0..PARTS.len())]).take(8);
+            let text: String = parts.collect();
+            let _ = python_package(&text);
+        }
     }
 
     #[test]

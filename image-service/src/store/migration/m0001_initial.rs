@@ -89,7 +89,7 @@ const TABLES: [&str; 16] = [
     "CREATE TABLE answers (subject KEY_TEXT NOT NULL, request KEY_TEXT NOT NULL, digest text NOT NULL, json text NOT NULL, \
      answered_at bigint NOT NULL, PRIMARY KEY (subject, request))",
     "CREATE TABLE contexts (upload UUID PRIMARY KEY, digest text UNIQUE, size_bytes bigint NOT NULL, \
-     used_at bigint NOT NULL)",
+     paths BYTES NOT NULL, used_at bigint NOT NULL)",
     "CREATE TABLE context_chunks (upload UUID NOT NULL, number bigint NOT NULL, bytes BYTES NOT NULL, \
      PRIMARY KEY (upload, number))",
     "CREATE TABLE pushed_digests (digest KEY_TEXT PRIMARY KEY) CLUSTERED",

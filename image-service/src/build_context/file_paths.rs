@@ -1,0 +1,74 @@
+//! The paths of an archive's files, in a form that is small and can be stored.
+
+use ring::digest::{SHA256, digest};
+
+/// The paths of files and links, each as a part of its SHA-256, in order.
+///
+/// Another path has the same part once in 2^64 times, and then the engine finds that there is no such file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FilePaths(Vec<u8>);
+
+impl FilePaths {
+    /// Number of bytes for a path.
+    const LENGTH: usize = 8;
+
+    pub(super) fn new<'a>(paths: impl Iterator<Item = &'a str>) -> Self {
+        let mut parts: Vec<_> = paths.map(part).collect();
+        parts.sort_unstable();
+        Self(parts.concat())
+    }
+
+    /// Restores paths from their stored form.
+    pub(crate) fn from_stored(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    /// Returns the stored form.
+    pub(crate) fn into_stored(self) -> Vec<u8> {
+        self.0
+    }
+
+    /// Reports whether a Dockerfile may be found at a path: it is a file or a link there, or lies behind a link.
+    ///
+    /// As for docker, `dockerfile` stands for a missing `Dockerfile`.
+    pub(crate) fn may_have_dockerfile(&self, path: &str) -> bool {
+        let lower_case = path.strip_suffix("Dockerfile").map(|directory| format!("{directory}dockerfile"));
+        let above = path.match_indices('/').map(|(end, _)| &path[..end]);
+        above.chain([path]).chain(lower_case.as_deref()).any(|path| self.contain(path))
+    }
+
+    fn contain(&self, path: &str) -> bool {
+        let (parts, _) = self.0.as_chunks::<{ Self::LENGTH }>();
+        parts.binary_search(&part(path)).is_ok()
+    }
+}
+
+fn part(path: &str) -> [u8; FilePaths::LENGTH] {
+    let mut part = [0; FilePaths::LENGTH];
+    part.copy_from_slice(&digest(&SHA256, path.as_bytes()).as_ref()[..FilePaths::LENGTH]);
+    part
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dockerfile_is_where_a_file_or_a_link_is() {
+        let paths = FilePaths::new(["a/Dev", "docker", "lower/dockerfile", "Containerfile"].into_iter());
+        let paths = FilePaths::from_stored(paths.into_stored());
+        for (path, is_there) in [
+            ("a/Dev", true),
+            ("Containerfile", true),
+            ("lower/Dockerfile", true),
+            ("docker/Dockerfile", true),
+            ("a", false),
+            ("Dockerfile", false),
+            ("a/dev", false),
+            ("lower", false),
+        ] {
+            assert_eq!(paths.may_have_dockerfile(path), is_there, "{path}");
+        }
+        assert!(!FilePaths::new(std::iter::empty()).may_have_dockerfile("Dockerfile"));
+    }
+}
