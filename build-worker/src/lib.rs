@@ -27,7 +27,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use service_runtime::{listener::Incoming, tls::ServerTls};
+use service_runtime::{call_limits::CallLimitsLayer, listener::Incoming, tls::ServerTls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, body::Body};
@@ -178,6 +178,10 @@ impl Bound {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
         let worker_ended = CancellationToken::new();
         let serving = service_runtime::listener::server()
+            .layer(CallLimitsLayer {
+                is_request_stream: |path| path.starts_with("/grpc.reflection."),
+                is_reserved_for: |path| path.starts_with("/grpc.health."),
+            })
             .layer(MapResponseLayer::new(map_decode_error))
             .layer(CatchPanicLayer::new())
             .add_service(health.max_decoding_message_size(MAX_REQUEST))

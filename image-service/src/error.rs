@@ -63,6 +63,8 @@ pub(crate) enum Error {
     TooManyCalls { retry_after: Duration },
     #[error("the caller has {limit} calls in progress, which is the limit")]
     TooManyConcurrentCalls { limit: u32 },
+    #[error("the caller's incomplete requests have over {limit} bytes, which is the limit; try again later")]
+    TooManyBytes { limit: u64 },
     #[error("the caller has {limit} open streams, which is the limit")]
     TooManyStreams { limit: u32 },
     #[error("the caller has {limit} waiting writes, which is the limit; try again later")]

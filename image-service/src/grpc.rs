@@ -11,7 +11,7 @@ use proto::{
         worker_service_server::WorkerServiceServer,
     },
 };
-use service_runtime::{listener::Incoming, tls::Current};
+use service_runtime::{call_limits::CallLimitsLayer, listener::Incoming, tls::Current};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::InterceptorLayer;
@@ -134,6 +134,7 @@ pub(crate) async fn serve(
     };
 
     service_runtime::listener::server()
+        .layer(CallLimitsLayer { is_request_stream, is_reserved_for })
         .layer(CallsLayer::new(&DESCRIBED)?)
         .layer(CatchPanicLayer::custom(transport_errors::panicked))
         .layer(MapResponseLayer::new(transport_errors::explain))
@@ -175,4 +176,16 @@ pub(crate) async fn serve(
     sessions.close();
     sessions.wait().await;
     Ok(())
+}
+
+/// Reports whether the request of a method is a stream.
+fn is_request_stream(path: &str) -> bool {
+    const STREAMS: [&str; 2] =
+        ["/trailer.images.v1.ContextService/UploadContext", "/trailer.dispatch.v1.DispatchService/Connect"];
+    STREAMS.contains(&path) || path.starts_with("/grpc.reflection.")
+}
+
+/// Reports whether a method may use the connections that are reserved: those of health checks and workers.
+fn is_reserved_for(path: &str) -> bool {
+    path.starts_with("/grpc.health.") || path.starts_with("/trailer.dispatch.")
 }

@@ -20,6 +20,7 @@ use crate::{
     client::{client, image},
     eventually::eventually_true,
     issuer::{KeyServer, SigningKey, encode, jwks, message},
+    programs::Catalogue,
     stack::{LIMIT, Service},
 };
 
@@ -321,5 +322,20 @@ async fn the_dispatch_api_is_for_workers_each_in_its_own_name() -> anyhow::Resul
     // A worker's token is good for nothing else.
     let (code, reason) = refused(service.client(&key.token(&worker("w1"))).list().await);
     assert_eq!((code, reason), denied("WORKER_TOKEN"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_fetched_by_the_proxy_of_the_environment() -> anyhow::Result<()> {
+    let key = SigningKey::ed25519("one");
+    let proxy = KeyServer::start(jwks(&[&key])).await?;
+    let address = proxy.url().replace("/.well-known/jwks.json", "");
+    let catalogue = Catalogue::create().await?;
+    // No server has this name, so only the proxy can answer.
+    let flags = ["--jwks", "http://id.example.invalid/.well-known/jwks.json"];
+    let service = catalogue.replica("proxied", &[&format!("http_proxy={address}")], &flags).await?;
+    let claims = serde_json::json!({ "sub": "alice", "exp": 4_000_000_000_u64, "roles": ["builder"] });
+    assert_eq!(client(service.addr, &key.token(&claims)).list().await?, []);
+    assert!(proxy.fetches() > 0);
     Ok(())
 }

@@ -41,6 +41,7 @@ mod etags;
 mod eventually;
 mod fairness;
 mod fake_engine;
+mod floods;
 mod freshness;
 mod fuzz;
 mod generate;

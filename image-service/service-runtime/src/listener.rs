@@ -5,33 +5,37 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use opentelemetry::metrics::Counter;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::mpsc,
     task::JoinSet,
     time::Sleep,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::Stream;
-use tokio_util::{either::Either, task::AbortOnDropHandle};
-use tonic::transport::{
-    Server,
-    server::{Connected, TcpConnectInfo},
-};
+use tokio_util::{either::Either, sync::WaitForCancellationFutureOwned, task::AbortOnDropHandle};
+use tonic::transport::{Server, server::Connected};
 
-use self::write_buffer::WriteBuffer;
+pub use self::connections::{ConnectionCall, OpenConnection};
+use self::{
+    connections::{Connections, Limits, Tally},
+    write_buffer::WriteBuffer,
+};
 use crate::tls::Current;
 
+mod connections;
 mod write_buffer;
 
-/// Maximum number of connections; further ones wait to be accepted.
-const CONNECTIONS: usize = 10_000;
+const LIMITS: Limits = Limits { all: 10_000, reserved: 100, unadmitted: 512, of_address: 8_000 };
+/// Time in which a connection has to be admitted, unless it has a call in progress.
+const ADMISSION: Duration = Duration::from_secs(30);
 /// Maximum time for a client to complete the TLS handshake, and then to begin with HTTP/2.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Pause after the system has failed to accept a connection, as when file descriptors run out.
@@ -78,15 +82,12 @@ impl Stream for Incoming {
 }
 
 async fn accept(listener: TcpListener, tls: Option<Current>, sender: mpsc::Sender<Connection>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let connections = Connections::new(LIMITS);
+    let failures = Arc::new(HandshakeFailures::new());
     // A client with a slow handshake does not delay others.
     let mut handshakes = JoinSet::new();
     loop {
         while handshakes.try_join_next().is_some() {}
-        // The semaphore is never closed.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
         let (tcp, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -95,18 +96,21 @@ async fn accept(listener: TcpListener, tls: Option<Current>, sender: mpsc::Sende
                 continue;
             }
         };
+        let Some(open) = connections.open(from) else {
+            continue;
+        };
         // Otherwise responses wait for delayed acknowledgements. An error is ignored: a connection that is
         // gone shows when it is read.
         let _ = tcp.set_nodelay(true);
         match &tls {
             None => {
-                if sender.send(Connection::new(Io::Left(tcp), place)).await.is_err() {
+                if sender.send(Connection::new(Io::Left(tcp), open)).await.is_err() {
                     return;
                 }
             }
             Some(tls) => {
                 let acceptor = TlsAcceptor::from(tls.config());
-                handshakes.spawn(shake_hands(acceptor, tcp, from, place, sender.clone()));
+                handshakes.spawn(shake_hands(acceptor, tcp, open, sender.clone(), Arc::clone(&failures)));
             }
         }
     }
@@ -115,17 +119,46 @@ async fn accept(listener: TcpListener, tls: Option<Current>, sender: mpsc::Sende
 async fn shake_hands(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
-    from: SocketAddr,
-    place: OwnedSemaphorePermit,
+    open: OpenConnection,
     sender: mpsc::Sender<Connection>,
+    failures: Arc<HandshakeFailures>,
 ) {
-    match tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)).await {
-        Ok(Ok(stream)) => {
+    let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp));
+    match open.closing().clone().run_until_cancelled(handshake).await {
+        Some(Ok(Ok(stream))) => {
             // The server is gone, and the client's connection with it.
-            let _ = sender.send(Connection::new(Io::Right(Box::new(stream)), place)).await;
+            let _ = sender.send(Connection::new(Io::Right(Box::new(stream)), open)).await;
         }
-        Ok(Err(error)) => tracing::info!(%from, %error, "a TLS handshake failed"),
-        Err(_) => tracing::info!(%from, "a TLS handshake timed out"),
+        Some(Ok(Err(error))) => failures.count(open.peer(), &error.to_string()),
+        Some(Err(_)) => failures.count(open.peer(), "it took too long"),
+        // Another connection has taken its place.
+        None => {}
+    }
+}
+
+/// The count of TLS handshakes that failed, which are logged together.
+#[derive(Debug)]
+struct HandshakeFailures {
+    tally: Mutex<Tally>,
+    counter: Counter<u64>,
+}
+
+impl HandshakeFailures {
+    fn new() -> Self {
+        let counter = opentelemetry::global::meter(env!("CARGO_PKG_NAME"))
+            .u64_counter("trailer.tls.handshakes.failed")
+            .with_unit("{handshake}")
+            .with_description("TLS handshakes that failed")
+            .build();
+        Self { tally: Mutex::default(), counter }
+    }
+
+    fn count(&self, from: SocketAddr, error: &str) {
+        self.counter.add(1, &[]);
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = tally.count(Instant::now()) {
+            tracing::info!(count, %from, error, "TLS handshakes failed; the last one is shown");
+        }
     }
 }
 
@@ -133,21 +166,52 @@ async fn shake_hands(
 #[derive(Debug)]
 pub struct Connection {
     io: WriteBuffer<Io>,
-    /// Deadline of the HTTP/2 preface; `None` once it has arrived.
-    begins: Option<Beginning>,
-    _place: OwnedSemaphorePermit,
+    open: Arc<OpenConnection>,
+    closing: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Number of bytes of the HTTP/2 preface that have arrived.
+    begun: usize,
+    /// Deadline of the preface, and then of the first call that is admitted; `None` once that has been.
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
-#[derive(Debug)]
-struct Beginning {
-    read: usize,
-    too_late: Pin<Box<Sleep>>,
+/// The connection of a request, among its extensions.
+#[derive(Clone, Debug)]
+pub struct ConnectInfo(Arc<OpenConnection>);
+
+impl ConnectInfo {
+    /// Returns the connection.
+    pub fn connection(&self) -> &Arc<OpenConnection> {
+        &self.0
+    }
 }
 
 impl Connection {
-    fn new(io: Io, place: OwnedSemaphorePermit) -> Self {
-        let too_late = Box::pin(tokio::time::sleep(HANDSHAKE));
-        Self { io: WriteBuffer::new(io), begins: Some(Beginning { read: 0, too_late }), _place: place }
+    fn new(io: Io, open: OpenConnection) -> Self {
+        Self {
+            io: WriteBuffer::new(io),
+            closing: Box::pin(open.closing().clone().cancelled_owned()),
+            open: Arc::new(open),
+            begun: 0,
+            deadline: Some(Box::pin(tokio::time::sleep(HANDSHAKE))),
+        }
+    }
+
+    /// Reports whether the client has let a deadline pass.
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        loop {
+            let Some(deadline) = &mut self.deadline else { return false };
+            if deadline.as_mut().poll(cx).is_pending() {
+                return false;
+            }
+            if self.begun < PREFACE || self.open.is_unused() {
+                return true;
+            }
+            if self.open.is_admitted() {
+                self.deadline = None;
+            } else {
+                deadline.as_mut().reset(tokio::time::Instant::now() + ADMISSION);
+            }
+        }
     }
 }
 
@@ -155,13 +219,10 @@ impl Connection {
 type Io = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = ConnectInfo;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        match self.io.inner() {
-            Io::Left(tcp) => tcp.connect_info(),
-            Io::Right(tls) => tls.get_ref().0.connect_info(),
-        }
+    fn connect_info(&self) -> ConnectInfo {
+        ConnectInfo(Arc::clone(&self.open))
     }
 }
 
@@ -172,15 +233,18 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.closing.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let before = buffer.filled().len();
         let polled = Pin::new(&mut this.io).poll_read(cx, buffer);
-        let Some(begins) = &mut this.begins else {
-            return polled;
-        };
-        begins.read += buffer.filled().len() - before;
-        if begins.read >= PREFACE {
-            this.begins = None;
-        } else if polled.is_pending() && begins.too_late.as_mut().poll(cx).is_ready() {
+        if this.begun < PREFACE {
+            this.begun += buffer.filled().len() - before;
+            if let Some(deadline) = this.deadline.as_mut().filter(|_| this.begun >= PREFACE) {
+                deadline.as_mut().reset(tokio::time::Instant::now() + ADMISSION);
+            }
+        }
+        if polled.is_pending() && this.is_late(cx) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         polled

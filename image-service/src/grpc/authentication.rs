@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use service_runtime::{call_limits::BodyMeter, listener::ConnectInfo};
 use tonic::{Request, Status, metadata::AsciiMetadataValue, service::Interceptor};
 use tracing::Span;
 
@@ -59,6 +60,13 @@ impl Interceptor for Authentication {
         };
         if let Some(audit) = request.extensions().get::<Audit>() {
             audit.asked_by(&principal);
+        }
+        let extensions = request.extensions();
+        if let Some(info) = extensions.get::<ConnectInfo>() {
+            info.connection().admit();
+        }
+        if let Some(meter) = extensions.get::<BodyMeter>() {
+            meter.set(Box::new(self.callers.received_bytes(&principal)));
         }
         match self.api {
             Api::Public if principal.is_worker() => return Err(Error::WrongApi.into()),

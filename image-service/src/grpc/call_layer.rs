@@ -20,12 +20,12 @@ use opentelemetry::{
 };
 use prost::Message;
 use prost_types::{FileDescriptorSet, MethodDescriptorProto};
-use service_runtime::telemetry;
+use service_runtime::{listener::ConnectInfo, telemetry};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, Sleep},
 };
-use tonic::{Code, Status, body::Body, transport::server::TcpConnectInfo};
+use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -160,7 +160,7 @@ where
             };
             call.place = Some(place);
         }
-        let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+        let peer = request.extensions().get::<ConnectInfo>().map(|info| info.connection().peer());
         let audit = Audit::for_call(&call.method, peer);
         request.extensions_mut().insert(audit.clone());
         if is_unary {

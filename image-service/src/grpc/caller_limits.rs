@@ -7,7 +7,8 @@ use std::{
 };
 
 use opentelemetry::metrics::UpDownCounter;
-use tonic::Request;
+use service_runtime::call_limits::ReceivedBytes;
+use tonic::{Request, Status};
 
 use self::rate::{Debt, Rate};
 use crate::{access::Principal, error::Error};
@@ -42,6 +43,13 @@ pub(super) struct UnaryCall {
     caller: String,
 }
 
+/// The bytes of a caller's incomplete requests.
+#[derive(Debug)]
+pub(super) struct CallerBytes {
+    accounts: Arc<Mutex<Accounts>>,
+    caller: String,
+}
+
 /// A caller's stream, open until dropped.
 #[derive(Debug)]
 pub(super) struct StreamPermit {
@@ -68,9 +76,29 @@ struct Account {
     debt: Debt,
     calls: u32,
     streams: u32,
+    /// Number of bytes of incomplete requests.
+    receiving: u64,
+}
+
+impl ReceivedBytes for CallerBytes {
+    fn add(&self, bytes: u64) -> Result<(), Status> {
+        let mut accounts = lock(&self.accounts);
+        let account = accounts.account(&self.caller, Instant::now());
+        account.receiving += bytes;
+        if account.receiving > Callers::MAX_RECEIVING {
+            return Err(Error::TooManyBytes { limit: Callers::MAX_RECEIVING }.into());
+        }
+        Ok(())
+    }
+
+    fn remove(&self, bytes: u64) {
+        lock(&self.accounts).release(&self.caller, |account| account.receiving -= bytes);
+    }
 }
 
 impl Callers {
+    /// Maximum number of bytes of a caller's incomplete requests.
+    const MAX_RECEIVING: u64 = 32 * 1024 * 1024;
     /// Number of calls after which idle accounts are removed.
     const SWEEP: usize = 4_096;
 
@@ -170,6 +198,11 @@ impl Callers {
         rate.charge(&mut lock(&self.accounts).account(caller.subject(), now).debt, units, now);
     }
 
+    /// Returns the count of the bytes of a caller's incomplete requests.
+    pub(super) fn received_bytes(&self, caller: &Principal) -> CallerBytes {
+        CallerBytes { accounts: Arc::clone(&self.accounts), caller: caller.subject().to_owned() }
+    }
+
     /// Counts a stream until the returned permit is dropped.
     ///
     /// # Errors
@@ -218,6 +251,7 @@ impl Accounts {
             debt: Debt { settled_at: now },
             calls: 0,
             streams: 0,
+            receiving: 0,
         })
     }
 
@@ -234,7 +268,7 @@ impl Accounts {
 
 impl Account {
     fn is_idle(&self, now: Instant) -> bool {
-        self.calls == 0 && self.streams == 0 && self.debt.settled_at <= now
+        self.calls == 0 && self.streams == 0 && self.receiving == 0 && self.debt.settled_at <= now
     }
 }
 

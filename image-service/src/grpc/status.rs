@@ -112,6 +112,7 @@ impl From<Error> for Status {
             Error::TooManyConcurrentCalls { limit: _ } => {
                 exhausted("TOO_MANY_CONCURRENT_CALLS", message, A_MOMENT)
             }
+            Error::TooManyBytes { limit: _ } => exhausted("TOO_MANY_BYTES", message, A_MOMENT),
             Error::TooManyStreams { limit: _ } => exhausted("TOO_MANY_STREAMS", message, A_WHILE),
             Error::TooManyWrites { limit: _ } => exhausted("TOO_MANY_WRITES", message, A_WHILE),
             Error::TooManyPendingBuilds { limit: _ } => {

@@ -7,10 +7,17 @@ use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
+    client::{
+        legacy::{
+            Client,
+            connect::{HttpConnector, proxy::Tunnel},
+        },
+        proxy::matcher::{Intercept, Matcher},
+    },
+    rt::{TokioExecutor, TokioIo},
 };
-use tokio::io::AsyncReadExt as _;
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tokio_util::task::AbortOnDropHandle;
 
 /// The location of a JWKS.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +93,7 @@ async fn fetch(url: &Uri) -> Result<Vec<u8>, JwksError> {
         .header(header::USER_AGENT, concat!("trailer-image-service/", env!("CARGO_PKG_VERSION")))
         .body(Empty::<Bytes>::new())
         .map_err(fetching)?;
-    let response = send(request).await?;
+    let (response, _connection) = send(request).await?;
     // Redirects are not followed, because only the place that the operator names is trusted.
     if response.status() != StatusCode::OK {
         return Err(JwksError::Status(response.status()));
@@ -98,28 +105,69 @@ async fn fetch(url: &Uri) -> Result<Vec<u8>, JwksError> {
     }
 }
 
-/// Sends a request over a connection of its own, because fetches are far apart.
-async fn send(request: Request<Empty<Bytes>>) -> Result<Response<Incoming>, JwksError> {
+/// Sends a request over a connection of its own, because fetches are far apart, and by the proxy that
+/// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` of the environment name for it.
+async fn send(request: Request<Empty<Bytes>>) -> Result<(Response<Incoming>, OwnConnection), JwksError> {
     let mut client = Client::builder(TokioExecutor::new());
     client.pool_max_idle_per_host(0);
-    if request.uri().scheme_str() == Some("https") {
-        client.build(https().await?).request(request).await
-    } else {
-        client.build_http().request(request).await
+    let is_https = request.uri().scheme_str() == Some("https");
+    let response = match Matcher::from_env().intercept(request.uri()) {
+        None if is_https => client.build(https(direct()).await?).request(request).await.map_err(fetching),
+        None => client.build_http().request(request).await.map_err(fetching),
+        Some(proxy) if is_https => {
+            let tunnel = Tunnel::new(proxy.uri().clone(), HttpConnector::new());
+            let tunnel = match proxy.basic_auth() {
+                Some(login) => tunnel.with_auth(login.clone()),
+                None => tunnel,
+            };
+            client.build(https(tunnel).await?).request(request).await.map_err(fetching)
+        }
+        Some(proxy) => return send_by(&proxy, request).await,
+    };
+    Ok((response?, None))
+}
+
+/// The task of a connection that no client owns, needed until the response was read.
+type OwnConnection = Option<AbortOnDropHandle<hyper::Result<()>>>;
+
+/// Sends a request by a proxy that answers in the name of the server.
+async fn send_by(
+    proxy: &Intercept,
+    mut request: Request<Empty<Bytes>>,
+) -> Result<(Response<Incoming>, OwnConnection), JwksError> {
+    const PORT: u16 = 80;
+    let host = proxy.uri().host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let stream =
+        TcpStream::connect((host, proxy.uri().port_u16().unwrap_or(PORT))).await.map_err(fetching)?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(fetching)?;
+    let connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    let server = request.uri().authority().map(|authority| authority.as_str().parse());
+    if let Some(Ok(server)) = server {
+        request.headers_mut().insert(header::HOST, server);
     }
-    .map_err(fetching)
+    if let Some(login) = proxy.basic_auth() {
+        request.headers_mut().insert(header::PROXY_AUTHORIZATION, login.clone());
+    }
+    Ok((sender.send_request(request).await.map_err(fetching)?, Some(connection)))
+}
+
+fn direct() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector
 }
 
 /// Returns a connector that trusts the certificates of the system.
 ///
 /// They are read for every fetch, because they may be renewed, and on a blocking thread.
-async fn https() -> Result<HttpsConnector<HttpConnector>, JwksError> {
+async fn https<C>(connector: C) -> Result<HttpsConnector<C>, JwksError> {
     let provider = rustls::crypto::ring::default_provider;
     let builder = tokio::task::spawn_blocking(move || {
         HttpsConnectorBuilder::new().with_provider_and_native_roots(provider())
     });
     let builder = builder.await.map_err(fetching)?.map_err(JwksError::Roots)?;
-    Ok(builder.https_only().enable_http1().build())
+    Ok(builder.https_only().enable_http1().wrap_connector(connector))
 }
 
 fn fetching(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> JwksError {

@@ -32,10 +32,6 @@ impl<T> WriteBuffer<T> {
     pub(super) fn new(inner: T) -> Self {
         Self { inner, held: Vec::new(), is_due: false }
     }
-
-    pub(super) fn inner(&self) -> &T {
-        &self.inner
-    }
 }
 
 impl<T: AsyncWrite + Unpin> WriteBuffer<T> {
