@@ -87,7 +87,10 @@ pub(crate) fn build_files<R: Read>(
             break;
         }
     }
-    let (path, dockerfile) = found.map_or((path.clone(), None), |(path, content)| (path, Some(content)));
+    let (path, dockerfile) = match found {
+        Some((path, content)) => (path, Some(content)),
+        None => (path, None),
+    };
     let ignore = match find(&of(&path))? {
         Some(ignore) => ignore,
         None => find(&common)?.unwrap_or_default(),

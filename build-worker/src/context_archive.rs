@@ -143,6 +143,9 @@ pub(crate) fn write(
                 Ok(()) => out.append_data(&mut header, &path, io::empty())?,
                 Err(_) => out.append_link(&mut header, &path, OsStr::from_bytes(&target))?,
             }
+        } else if ignore.blanks(&path.to_string_lossy()) {
+            header.set_size(0);
+            out.append_data(&mut header, &path, io::empty())?;
         } else {
             out.append_data(&mut header, &path, &mut entry)?;
         }

@@ -43,7 +43,7 @@ struct Findings {
 ///
 /// # Errors
 ///
-/// Returns [`ArchiveError::Refused`] if the context or its `.dockerignore` file violates a rule, and
+/// Returns [`ArchiveError::Refused`] if the context has no Dockerfile, or its `.dockerignore` file violates a rule, and
 /// [`ArchiveError::Io`] if it cannot be read from or written to the spool.
 pub(crate) async fn prepare(
     context: Context,
@@ -71,10 +71,10 @@ pub(crate) async fn prepare(
     let Some(compression) = compression else {
         return Ok(PreparedContext { context, dockerfile: Dockerfile::InContext(path), text });
     };
-    let dockerfile = match content {
-        Some(content) => Dockerfile::beside(&found.to_string_lossy(), content.into()),
-        None => Dockerfile::InContext(path.clone()),
+    let Some(content) = content else {
+        return Err(ArchiveError::Refused(format!("the context has no file {path}")));
     };
+    let dockerfile = Dockerfile::beside(&found.to_string_lossy(), content.into());
     let ignore = DockerIgnore::parse(&ignore).map_err(ArchiveError::Refused)?;
     let context = match &context {
         Context::Small(bytes) => {

@@ -29,6 +29,7 @@ enum Paths {
     /// Those with this end; its slash may be missing from a whole path.
     Suffix(String),
     Regex(Regex),
+    Nothing,
 }
 
 impl DockerIgnore {
@@ -51,12 +52,33 @@ impl DockerIgnore {
             if pattern.is_empty() {
                 return Err(format!(".dockerignore: `{line}` excepts nothing"));
             }
-            let paths = Some(clean(pattern)).filter(|pattern| is_valid(pattern));
-            let paths = paths.and_then(|pattern| Paths::parse(&pattern));
+            let cleaned = clean(pattern);
+            if is_exception && cleaned == "/" {
+                return Err(format!(".dockerignore: `{line}` excepts nothing"));
+            }
+            let paths = is_valid(&cleaned).then(|| Paths::parse(&cleaned));
+            let paths = match paths {
+                // Docker fails only when it tries the exception.
+                Some(None) if is_exception => Some(Paths::Nothing),
+                paths => paths.flatten(),
+            };
             let paths = paths.ok_or_else(|| format!(".dockerignore: `{line}` is no valid pattern"))?;
             patterns.push(Pattern { paths, is_exception });
         }
         Ok(Self(patterns))
+    }
+
+    /// Reports whether docker sends a file without its content: an exception applies to it, but not once the
+    /// patterns are tried on the file alone.
+    pub(crate) fn blanks(&self, path: &str) -> bool {
+        let prefixes = || path.match_indices('/').map(|(end, _)| &path[..end]).chain([path]);
+        let mut is_excluded = false;
+        for pattern in &self.0 {
+            if pattern.is_exception == is_excluded && prefixes().any(|prefix| pattern.paths.contain(prefix)) {
+                is_excluded = !pattern.is_exception;
+            }
+        }
+        is_excluded
     }
 
     /// Reports whether a path is excluded. It is relative, without `.` and `..`.
@@ -161,7 +183,7 @@ impl Paths {
                     kind = match kind {
                         _ if regex == "^" => Kind::Suffix,
                         Kind::Exact if is_last => Kind::Prefix,
-                        _ => Kind::Regex,
+                        Kind::Exact | Kind::Prefix | Kind::Suffix | Kind::Regex => Kind::Regex,
                     };
                     regex.push_str(if is_last { ".*" } else { "(.*/)?" });
                     continue;
@@ -195,6 +217,7 @@ impl Paths {
             Self::Prefix(prefix) => path.starts_with(prefix),
             Self::Suffix(suffix) => path.ends_with(suffix) || suffix.strip_prefix('/') == Some(path),
             Self::Regex(regex) => regex.is_match(path),
+            Self::Nothing => false,
         }
     }
 }
@@ -213,7 +236,7 @@ fn translated(regex: &str) -> Option<String> {
     let mut rest = regex.chars().peekable();
     while let Some(character) = rest.next() {
         match character {
-            '\\' => push_escape(&mut translated, rest.next()?),
+            '\\' => push_escape(&mut translated, rest.next()?)?,
             '[' => push_class(&mut translated, &mut rest)?,
             character => translated.push(character),
         }
@@ -235,7 +258,7 @@ fn push_class(regex: &mut String, rest: &mut Peekable<Chars<'_>>) -> Option<()> 
                 return Some(());
             }
             '-' => regex.push('-'),
-            '\\' => push_escape(regex, rest.next()?),
+            '\\' => push_escape(regex, rest.next()?)?,
             '[' if rest.peek() == Some(&':') => {
                 let after: String = rest.clone().collect();
                 match after.split_once(":]") {
@@ -253,14 +276,17 @@ fn push_class(regex: &mut String, rest: &mut Peekable<Chars<'_>>) -> Option<()> 
     }
 }
 
-/// Writes an escaped character, which is an expression if it is a letter or a digit.
-fn push_escape(regex: &mut String, character: char) {
+/// Writes an escaped character, which is an expression if it is a letter or a digit, and must be ASCII.
+fn push_escape(regex: &mut String, character: char) -> Option<()> {
     if character.is_ascii_alphanumeric() {
         regex.push('\\');
         regex.push(character);
-    } else {
+    } else if character.is_ascii() {
         push_literal(regex, character);
+    } else {
+        return None;
     }
+    Some(())
 }
 
 /// Writes a character that stands for itself, also within a class.

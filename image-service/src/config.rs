@@ -73,6 +73,11 @@ pub struct Config {
     #[arg(long, env = "TRAILER_AUDIENCE", requires = "jwks", value_parser = NonEmptyStringValueParser::new())]
     pub audience: Option<String>,
 
+    /// Accept tokens of any issuer for any audience that a key of --jwks has signed, if --issuer or --audience
+    /// is not given. On a loopback address this is the default.
+    #[arg(long, env = "TRAILER_ANY_ISSUER_AND_AUDIENCE", requires = "jwks", value_parser = clap::builder::FalseyValueParser::new())]
+    pub any_issuer_and_audience: bool,
+
     /// Claim that holds the roles, by its name, or by a path such as `realm_access.roles`: an array, or a string of
     /// roles separated by spaces. Unknown roles are ignored.
     #[arg(
@@ -144,6 +149,11 @@ pub struct Config {
     /// kind TIMEOUT.
     #[arg(long, env = "TRAILER_QUEUE_TIMEOUT", default_value = "24h", value_parser = humantime::parse_duration)]
     pub queue_timeout: Duration,
+
+    /// Maximum time that an attempt at a build may run, also if the configuration of the image allows more or
+    /// sets no limit; after that, it fails with the kind TIMEOUT. At least 1s.
+    #[arg(long, env = "TRAILER_MAX_BUILD_TIME", default_value = "24h", value_parser = humantime::parse_duration)]
+    pub max_build_time: Duration,
 
     /// Maximum number of queued builds per caller; 0 for no limit.
     #[arg(long, env = "TRAILER_MAX_PENDING_BUILDS", default_value_t = 2000)]
@@ -263,6 +273,21 @@ impl Config {
                 self.listen
             ));
         }
+        let names_both = self.issuer.is_some() && self.audience.is_some();
+        if self.jwks.is_some()
+            && !names_both
+            && !self.any_issuer_and_audience
+            && !self.listen.ip().is_loopback()
+        {
+            return Err(
+                "--jwks needs --issuer and --audience: or tokens that the provider has issued for others \
+                        would be accepted. If they are to be, give --any-issuer-and-audience"
+                    .to_owned(),
+            );
+        }
+        if self.max_build_time < Duration::from_secs(1) {
+            return Err("--max-build-time must be at least 1s".to_owned());
+        }
         if self.jwks_refresh < Duration::from_secs(1) {
             return Err("--jwks-refresh must be at least 1s".to_owned());
         }
@@ -310,6 +335,7 @@ mod tests {
             (&["--stop-after", "4s"], "--stop-after"),
             (&["--lease", "40s"], "--lease"),
             (&["--retain-contexts", "999ms"], "--retain-contexts"),
+            (&["--max-build-time", "0s"], "--max-build-time"),
             (&["--retry-backoff", "31s"], "--retry-backoff"),
             (&["--jwks", "keys.json", "--jwks-refresh", "0s"], "--jwks-refresh"),
         ] {
@@ -325,6 +351,13 @@ mod tests {
         let unknown_callers = refusal(&[beyond.as_slice(), &encrypted, &["--anonymous"]].concat());
         assert!(unknown_callers.unwrap_or_default().starts_with("--anonymous"));
         assert_eq!(refusal(&["--lease", "41s", "--offline-after", "2s"]), None);
+        let provider =
+            [beyond.as_slice(), &encrypted, &["--jwks", "keys.json", "--issuer", "https://id.example"]]
+                .concat();
+        assert!(refusal(&provider).unwrap_or_default().starts_with("--jwks needs"));
+        assert_eq!(refusal(&[provider.as_slice(), &["--audience", "images"]].concat()), None);
+        assert_eq!(refusal(&[provider.as_slice(), &["--any-issuer-and-audience"]].concat()), None);
+        assert_eq!(refusal(&["--jwks", "keys.json"]), None, "on loopback");
     }
 
     #[test]

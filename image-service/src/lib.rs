@@ -124,6 +124,7 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
         stop_timeout: config.stop_timeout,
         offline_after: config.offline_after,
         queue_timeout: config.queue_timeout,
+        max_build_time: config.max_build_time,
         max_failures: i32::from(config.max_attempt_failures),
         retry_backoff: config.retry_backoff,
         max_pending: any_of_zero(config.max_pending_builds),

@@ -164,6 +164,7 @@ impl Database {
             stop_timeout: Duration::from_secs(4),
             offline_after: Self::OFFLINE_AFTER,
             queue_timeout,
+            max_build_time: Duration::from_secs(3600),
             max_failures: 3,
             retry_backoff: Duration::from_millis(400),
             max_pending: None,

@@ -197,7 +197,7 @@ async fn a_build_is_handed_back_only_for_a_worker_that_may_take_it() -> anyhow::
     alice.create(draft).await?;
     let (_, pinned) = second.assignment().await?;
     for (base, worker) in bases.iter().zip(["red", "first"]) {
-        let found = artifact(&service, "second", &pinned, repository_of(&base)).await?;
+        let found = artifact(&service, "second", &pinned, repository_of(base)).await?;
         assert_eq!((&*found.worker, found.worker_may_build), (worker, false), "by the pin");
     }
     drop(first);

@@ -91,6 +91,7 @@ struct Extended {
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum PathKind {
     File,
+    Pipe,
     Directory,
     Link,
 }
@@ -184,8 +185,9 @@ impl Archive {
         match self.state {
             State::Ended if self.paths.is_empty() => refused("must have at least one file"),
             State::Ended if self.block.iter().all(|byte| *byte == 0) => {
-                let files = self.paths.iter().filter(|(_, kind)| **kind != PathKind::Directory);
-                Ok(FilePaths::new(files.map(|(path, _)| path.as_str())))
+                let is_no_file = |kind: PathKind| matches!(kind, PathKind::Directory | PathKind::Pipe);
+                let files = self.paths.iter().filter(|(_, kind)| !is_no_file(**kind));
+                Ok(FilePaths::new(files.map(|(path, kind)| (path.as_str(), *kind == PathKind::Link))))
             }
             State::Ended => refused("must not go on after its end"),
             State::Header if self.size == 0 => refused("must not be empty"),
@@ -317,7 +319,8 @@ impl Archive {
 
     fn check(&mut self, path: &[u8], kind: Kind, target: &[u8]) -> Result<(), Refused> {
         let path_kind = match kind {
-            Kind::File | Kind::Pipe => PathKind::File,
+            Kind::File => PathKind::File,
+            Kind::Pipe => PathKind::Pipe,
             Kind::HardLink => self.kind_of(path, target)?,
             Kind::Directory => PathKind::Directory,
             Kind::SymbolicLink => PathKind::Link,
@@ -346,7 +349,9 @@ impl Archive {
             match self.paths.get(above) {
                 Some(PathKind::Directory) => {}
                 Some(PathKind::Link) => return Err(Refused::new(&path, "must not lie below a link")),
-                Some(PathKind::File) => return Err(Refused::new(&path, "must not lie below a file")),
+                Some(PathKind::File | PathKind::Pipe) => {
+                    return Err(Refused::new(&path, "must not lie below a file"));
+                }
                 None => self.keep(above.to_owned(), PathKind::Directory)?,
             }
         }
@@ -360,7 +365,7 @@ impl Archive {
     fn kind_of(&self, path: &[u8], target: &[u8]) -> Result<PathKind, Refused> {
         let target = inner_path(target)?.unwrap_or_default();
         match self.paths.get(&target) {
-            Some(kind @ (PathKind::File | PathKind::Link)) => Ok(*kind),
+            Some(kind @ (PathKind::File | PathKind::Pipe | PathKind::Link)) => Ok(*kind),
             Some(PathKind::Directory) | None => {
                 let shown = String::from_utf8_lossy(path);
                 Err(Refused::new(&shown, "must link to a file that came before it"))

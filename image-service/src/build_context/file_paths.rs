@@ -2,7 +2,7 @@
 
 use ring::digest::{SHA256, digest};
 
-/// The paths of files and links, each as a part of its SHA-256, in order.
+/// The paths of files and links, each as a part of its SHA-256, in order. Links are there with a slash, too.
 ///
 /// Another path has the same part once in 2^64 times, and then the engine finds that there is no such file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,8 +12,11 @@ impl FilePaths {
     /// Number of bytes for a path.
     const LENGTH: usize = 8;
 
-    pub(super) fn new<'a>(paths: impl Iterator<Item = &'a str>) -> Self {
-        let mut parts: Vec<_> = paths.map(part).collect();
+    /// Creates the set of paths, each with whether it is a link.
+    pub(super) fn new<'a>(paths: impl Iterator<Item = (&'a str, bool)>) -> Self {
+        let with_slash = |(path, is_link): (&str, bool)| is_link.then(|| part(&format!("{path}/")));
+        let mut parts: Vec<_> =
+            paths.flat_map(|path| std::iter::once(part(path.0)).chain(with_slash(path))).collect();
         parts.sort_unstable();
         Self(parts.concat())
     }
@@ -33,7 +36,7 @@ impl FilePaths {
     /// As for docker, `dockerfile` stands for a missing `Dockerfile`.
     pub(crate) fn may_have_dockerfile(&self, path: &str) -> bool {
         let lower_case = path.strip_suffix("Dockerfile").map(|directory| format!("{directory}dockerfile"));
-        let above = path.match_indices('/').map(|(end, _)| &path[..end]);
+        let above = path.match_indices('/').map(|(end, _)| &path[..=end]);
         above.chain([path]).chain(lower_case.as_deref()).any(|path| self.contain(path))
     }
 
@@ -55,7 +58,8 @@ mod tests {
 
     #[test]
     fn a_dockerfile_is_where_a_file_or_a_link_is() {
-        let paths = FilePaths::new(["a/Dev", "docker", "lower/dockerfile", "Containerfile"].into_iter());
+        let files = ["a/Dev", "lower/dockerfile", "Containerfile"].map(|path| (path, false));
+        let paths = FilePaths::new(files.into_iter().chain([("docker", true)]));
         let paths = FilePaths::from_stored(paths.into_stored());
         for (path, is_there) in [
             ("a/Dev", true),
@@ -66,6 +70,8 @@ mod tests {
             ("Dockerfile", false),
             ("a/dev", false),
             ("lower", false),
+            ("Containerfile/Dockerfile", false),
+            ("docker", true),
         ] {
             assert_eq!(paths.may_have_dockerfile(path), is_there, "{path}");
         }

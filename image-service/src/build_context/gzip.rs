@@ -13,7 +13,7 @@ pub(super) struct Gzip(State);
 #[derive(Debug)]
 enum State {
     /// Within a member.
-    Member(GzDecoder<Archive>),
+    Member(Box<GzDecoder<Archive>>),
     /// After the end of a member.
     Between(Archive),
     /// Within the zeros after the last member.
@@ -27,7 +27,7 @@ impl Gzip {
     const SLICE: usize = 4 * 1024;
 
     pub(super) fn new(archive: Archive) -> Self {
-        Self(State::Member(GzDecoder::new(archive)))
+        Self(State::Member(Box::new(GzDecoder::new(archive))))
     }
 
     /// Unpacks the next bytes.
@@ -45,7 +45,7 @@ impl Gzip {
                     }
                 }
                 State::Between(archive) if *first == 0 => State::Padding(archive),
-                State::Between(archive) => State::Member(GzDecoder::new(archive)),
+                State::Between(archive) => State::Member(Box::new(GzDecoder::new(archive))),
                 State::Padding(archive) if bytes.iter().all(|byte| *byte == 0) => {
                     bytes = &[];
                     State::Padding(archive)

@@ -19,6 +19,8 @@ pub(crate) struct Policy {
     pub(crate) offline_after: Duration,
     /// Maximum time of a build in the queue.
     pub(crate) queue_timeout: Duration,
+    /// Maximum time that an attempt at a build may run, whatever its configuration says.
+    pub(crate) max_build_time: Duration,
     /// Number of infrastructure failures at which a build fails.
     pub(crate) max_failures: i32,
     /// Pause after the first infrastructure failure that a worker reports; it doubles with each further one.
@@ -39,6 +41,7 @@ impl Policy {
         stop_timeout: Duration::from_secs(10),
         offline_after: Duration::from_secs(5),
         queue_timeout: Duration::from_secs(300),
+        max_build_time: Duration::from_secs(3600),
         max_failures: 3,
         retry_backoff: Duration::from_secs(1),
         max_pending: None,

@@ -41,12 +41,14 @@ impl<'a> Decider<'a> {
         build.lease_expires_at = Some(self.now.after(self.policy.lease));
         build.report_sequence = 0;
         build.steps = Steps::default();
+        let limit = self.policy.max_build_time;
         let assignment = ToWorker::Assignment {
             attempt: Attempt::from_build(build),
             image: build.image,
             reference: build.reference.clone(),
             trust_domain: build.trust_domain(),
             creator: build.creator.clone(),
+            timeout: configuration.build_timeout().unwrap_or(limit).min(limit),
             configuration,
             workspace: build.workspace.clone(),
             trace: build.trace.clone(),

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,8 @@ pub(crate) enum ToWorker {
         /// Subject who created the image.
         creator: String,
         configuration: Arc<Configuration>,
+        /// Maximum time that the attempt may run.
+        timeout: Duration,
         /// Workspace to commit, if the build is a snapshot.
         workspace: Option<Workspace>,
         /// W3C `traceparent` under which the work continues.

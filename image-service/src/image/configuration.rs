@@ -3,10 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Deref,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
+mod python_requirement;
 mod rules;
 mod validation;
 
@@ -140,6 +142,11 @@ impl Configuration {
     /// Returns the digest of the archive that is the build context.
     pub(crate) fn archive(&self) -> Option<&str> {
         self.dockerfile().map(|dockerfile| dockerfile.archive.as_str()).filter(|archive| !archive.is_empty())
+    }
+
+    /// Returns the maximum running time of a build, if the configuration has one.
+    pub(crate) fn build_timeout(&self) -> Option<Duration> {
+        self.build_timeout_ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis)
     }
 
     /// Returns the path of the Dockerfile in the archive, if it is there.

@@ -14,7 +14,7 @@ use futures_util::stream::{self, BoxStream, StreamExt as _};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
@@ -79,10 +79,11 @@ pub(super) async fn upload(id: &str, url: &http::Uri, shared: &Shared) -> Result
 /// Fetches the only file of a local source that the session `id` serves.
 pub(super) async fn local_file(id: &str, source: &str, shared: &Shared) -> Result<Bytes, Status> {
     let channel = shared.sessions.channel(id).await?;
-    let (ask, asked) = mpsc::unbounded_channel();
+    // The request for the only file, and the end.
+    let (ask, asked) = mpsc::channel(2);
     let packet = |kind: PacketType| Packet { r#type: kind.into(), ..Packet::default() };
-    let send = |packet| ask.send(packet).map_err(|_| Status::unavailable("the session has ended"));
-    let mut request = Request::new(UnboundedReceiverStream::new(asked));
+    let send = |packet| ask.try_send(packet).map_err(|_| Status::unavailable("the session has ended"));
+    let mut request = Request::new(ReceiverStream::new(asked));
     let name = source.parse().map_err(|_| Status::unknown("the source's name fits no metadata"))?;
     request.metadata_mut().insert("dir-name", name);
 

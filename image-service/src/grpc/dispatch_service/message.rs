@@ -312,13 +312,14 @@ pub(super) fn to_worker(message: ToWorker) -> wire::ConnectResponse {
             trust_domain,
             creator,
             configuration,
+            timeout,
             workspace,
             trace,
         } => Message::Assignment(wire::Assignment {
             attempt: Some(attempt.into()),
             image_id: image.to_string(),
             reference: reference.to_string(),
-            timeout: configuration.build_timeout_ms.map(timeout),
+            timeout: prost_types::Duration::try_from(timeout).ok(),
             work: work(&configuration, workspace),
             traceparent: trace.unwrap_or_default(),
             trust_domain: trust_domain.to_string(),
@@ -372,10 +373,6 @@ fn work(configuration: &Configuration, workspace: Option<Workspace>) -> Option<w
         squash: configuration.squash,
         push: configuration.push,
     }))
-}
-
-fn timeout(ms: i64) -> prost_types::Duration {
-    prost_types::Duration { seconds: ms / 1_000, nanos: i32::try_from(ms % 1_000 * 1_000_000).unwrap_or(0) }
 }
 
 fn answer(message: wire::connect_response::Message) -> wire::ConnectResponse {

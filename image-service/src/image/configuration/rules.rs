@@ -1,7 +1,6 @@
 //! The rules for single texts of a configuration. The error of each function is the violated rule.
 
-use pep508_rs::{Requirement, VerbatimUrl};
-
+use super::python_requirement::is_requirement;
 use crate::{build_context::ContextDigest, image::reference::PulledReference};
 
 const MAX_PATH: usize = 255;
@@ -97,6 +96,7 @@ fn fits_apt(package: &str) -> bool {
         && name.chars().all(|c| lower(c) || "+.-".contains(c))
         && !name.ends_with('-')
         && !architecture.is_empty()
+        && !architecture.ends_with('-')
         && architecture.chars().all(|c| lower(c) || c == '-')
         && version.starts_with(|c: char| c.is_ascii_alphanumeric())
         && version.chars().all(version_fits)
@@ -110,73 +110,13 @@ pub(super) fn python_package(package: &str) -> Result<(), &'static str> {
     // The engine would take what follows for the name of a document.
     let is_safe = !package.contains("<<") && !package.contains('\\') && !package.contains(char::is_control);
     let has_plain_spaces = package.chars().all(|c| c == ' ' || !c.is_whitespace());
-    let is_requirement = || {
-        let requirement = simplified(package);
-        has_valid_names(&requirement)
-            && has_url_without_spaces(&requirement)
-            && requirement.parse::<Requirement<VerbatimUrl>>().is_ok()
-    };
-    if package.len() <= MAX && is_safe && has_plain_spaces && is_requirement() {
+    if package.len() <= MAX && is_safe && has_plain_spaces && is_requirement(package) {
         Ok(())
     } else {
         Err(
             "must be a requirement as of PEP 508, such as `name[extra] >= 1, < 2; python_version < \"3.12\"`, of at most 1,024 bytes",
         )
     }
-}
-
-/// Returns a requirement that is valid if `requirement` is, without forms that the parser does not know.
-///
-/// These are several spaces in an operator, and arbitrary equality with what is no version of PEP 440.
-fn simplified(requirement: &str) -> String {
-    let words: Vec<&str> = requirement.split(' ').filter(|word| !word.is_empty()).collect();
-    let requirement = words.join(" ");
-    let mut parts = requirement.split("===");
-    let mut simplified = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let compared = part.trim_start();
-        let end = compared.find([' ', ',', ';', ')']).unwrap_or(compared.len());
-        if compared.starts_with(['"', '\'']) || simplified.trim_end().ends_with(['"', '\'']) {
-            // In a marker.
-            simplified.push_str("==");
-            simplified.push_str(compared);
-        } else if end == 0 {
-            simplified.push_str("===");
-            simplified.push_str(compared);
-        } else {
-            simplified.push_str("===0");
-            simplified.push_str(&compared[end..]);
-        }
-    }
-    simplified
-}
-
-/// Reports whether a requirement and its extras have names. The parser panics on some that are none.
-fn has_valid_names(requirement: &str) -> bool {
-    let is_name = |name: &str| {
-        let is_end = |c: char| c.is_ascii_alphanumeric();
-        name.starts_with(is_end)
-            && name.ends_with(is_end)
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-    };
-    let name_end = requirement.find(|c: char| !(c.is_ascii_alphanumeric() || "._-".contains(c)));
-    let (name, rest) = requirement.split_at(name_end.unwrap_or(requirement.len()));
-    let extras = match rest.trim_start().strip_prefix('[').map(|extras| extras.split_once(']')) {
-        Some(Some((extras, _))) => extras.trim(),
-        Some(None) => return false,
-        None => "",
-    };
-    is_name(name) && (extras.is_empty() || extras.split(',').all(|name| is_name(name.trim())))
-}
-
-/// Reports whether nothing but a marker follows the URL of a requirement, if it has one.
-fn has_url_without_spaces(requirement: &str) -> bool {
-    let Some((name, url)) = requirement.split_once('@') else { return true };
-    if name.contains([';', '"', '\'']) {
-        return true;
-    }
-    let url = url.split_once(" ;").map_or(url, |(url, _)| url).trim();
-    !url.contains(' ')
 }
 
 /// Checks the name of a user by the rules of Debian's `adduser`.
