@@ -174,6 +174,17 @@ pub(crate) fn kind_of(entry: &Entry<'_, impl Read>) -> EntryType {
     if is_of_version_7 { EntryType::Directory } else { entry.header().entry_type() }
 }
 
+/// Returns an archive without files, which the engine recognises as one by its directory.
+///
+/// # Errors
+///
+/// Never returns one, because it is written to memory.
+pub(crate) fn empty() -> io::Result<Vec<u8>> {
+    let mut out = Builder::new(Vec::new());
+    out.append_data(&mut directory(), "./", io::empty())?;
+    out.into_inner()
+}
+
 /// Returns the header of the context's own directory.
 fn directory() -> Header {
     let mut header = Header::new_gnu();

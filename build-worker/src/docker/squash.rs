@@ -10,12 +10,12 @@ use std::{
 };
 
 use http::StatusCode;
-use proto::dispatch::DockerBuild;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
 use super::connection::Connections;
 use crate::{
     context::{self, Context},
+    context_archive,
     engine::{BuildOrder, BuiltImage, Dockerfile, EngineError, ImageDecision, SourcePolicy},
     reference,
 };
@@ -126,11 +126,11 @@ pub(super) async fn order(
     }
     let Image { config } = serde_json::from_value(image).map_err(|error| broken(&error))?;
     let Restatement { text, build_args } = Restatement::new(&order.tag, &config);
-    let no_files = context::pack(&DockerBuild::default()).map_err(|error| broken(&error))?;
+    let no_files = context_archive::empty().map_err(|error| broken(&error))?;
     Ok(BuildOrder {
         name: format!("{}-squash", order.name),
         tag: order.tag.clone(),
-        context: Arc::new(Context::Small(no_files)),
+        context: Arc::new(Context::Small(no_files.into())),
         dockerfile: Dockerfile::beside(context::DOCKERFILE, text.into()),
         stages: Vec::new(),
         labels: config.labels,

@@ -153,7 +153,9 @@ impl Watcher {
         let mut images = BTreeMap::new();
         loop {
             let page = lister.images.clone().list_images(request.clone()).await?.into_inner();
-            images.extend(page.images.into_iter().map(|image| (image.id.clone(), image)));
+            // A watch does not say where it has found its term.
+            let as_watched = |image| api::Image { search_hits: Vec::new(), ..image };
+            images.extend(page.images.into_iter().map(|image| (image.id.clone(), as_watched(image))));
             if page.next_page_token.is_empty() {
                 return Ok(images);
             }
