@@ -52,6 +52,9 @@ impl DockerIgnore {
             if pattern.is_empty() {
                 return Err(format!(".dockerignore: `{line}` excepts nothing"));
             }
+            if pattern.contains(['\t', '\r', '\0']) {
+                return Err(format!(".dockerignore: {line:?} has a control character"));
+            }
             let cleaned = clean(pattern);
             if is_exception && cleaned == "/" {
                 return Err(format!(".dockerignore: `{line}` excepts nothing"));
@@ -169,8 +172,9 @@ impl Paths {
             Suffix,
             Regex,
         }
-        /// Characters that stand for themselves only if they are escaped.
-        const ESCAPED: &str = ".+()|{}$";
+        /// Characters that stand for themselves only if they are escaped. Moby means to escape `|{}`, too, but
+        /// does not.
+        const ESCAPED: &str = ".+()$";
         let mut kind = Kind::Exact;
         // In Go's syntax.
         let mut regex = String::from("^");
@@ -238,10 +242,26 @@ fn translated(regex: &str) -> Option<String> {
         match character {
             '\\' => push_escape(&mut translated, rest.next()?)?,
             '[' => push_class(&mut translated, &mut rest)?,
+            '{' if is_repetition(rest.clone()) => {
+                // Go refuses to repeat a repetition.
+                if translated.ends_with(['*', '?', '}', '^', '|']) {
+                    return None;
+                }
+                translated.push('{');
+            }
+            '{' => push_literal(&mut translated, '{'),
             character => translated.push(character),
         }
     }
     Some(translated)
+}
+
+/// Reports whether what follows a brace makes it a repetition, such as `2}` or `1,3}`.
+fn is_repetition(rest: Peekable<Chars<'_>>) -> bool {
+    let inner: String = rest.take_while(|&c| c != '}').collect();
+    let (least, most) = inner.split_once(',').unwrap_or((&inner, "0"));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number(least) && (most.is_empty() || is_number(most))
 }
 
 /// Translates a class up to its end.
@@ -278,7 +298,19 @@ fn push_class(regex: &mut String, rest: &mut Peekable<Chars<'_>>) -> Option<()> 
 
 /// Writes an escaped character, which is an expression if it is a letter or a digit, and must be ASCII.
 fn push_escape(regex: &mut String, character: char) -> Option<()> {
-    if character.is_ascii_alphanumeric() {
+    // Classes of Go have ASCII only.
+    let class = match character {
+        'd' => "[0-9]",
+        'D' => "[^0-9]",
+        's' => r"[\t\n\x0c\r ]",
+        'S' => r"[^\t\n\x0c\r ]",
+        'w' => "[0-9A-Za-z_]",
+        'W' => "[^0-9A-Za-z_]",
+        _ => "",
+    };
+    if !class.is_empty() {
+        regex.push_str(class);
+    } else if character.is_ascii_alphanumeric() {
         regex.push('\\');
         regex.push(character);
     } else if character.is_ascii() {
@@ -354,6 +386,12 @@ mod tests {
             ("a]", "a]", true),
             ("a^b", "a^b", true),
             ("a^b?", "a^bc", false),
+            ("sub/*|b", "x/b", true),
+            ("a|b", "a|b", true),
+            ("?{2}", "ab", true),
+            ("*{log,tmp}", "a{log,tmp}", true),
+            ("{{x}}*", "{{x}}y", true),
+            ("\\w*", "é", false),
             // A wildcard within brackets ends them, as they are translated.
             ("[*]x", "*x", false),
             ("[*]x", "/]x", true),
@@ -385,9 +423,29 @@ mod tests {
             let ignore = DockerIgnore::parse(text).expect(text);
             assert_eq!(ignore.excludes(path), is_excluded, "{text:?} {path}");
         }
-        for bad in
-            ["!", "a[", "a[]", "[a-", "a\\", "[-a]", "[]a]", "\\i", "[z-a]", "[[:letter:]]", "[[:alpha:]"]
-        {
+        let blank = DockerIgnore::parse("*\n!a/bar\na").expect("patterns");
+        assert_eq!([blank.excludes("a/bar"), blank.blanks("a/bar")], [false, true]);
+        let whole = DockerIgnore::parse("*\n!a/bar").expect("patterns");
+        assert_eq!([whole.excludes("a/bar"), whole.blanks("a/bar")], [false, false]);
+        assert_eq!(DockerIgnore::parse("![z-a]x").expect("an exception").0.len(), 1);
+        for bad in [
+            "*{2}",
+            "a\rb",
+            "!/",
+            "*\n!//",
+            "\\é",
+            "!",
+            "a[",
+            "a[]",
+            "[a-",
+            "a\\",
+            "[-a]",
+            "[]a]",
+            "\\i",
+            "[z-a]",
+            "[[:letter:]]",
+            "[[:alpha:]",
+        ] {
             assert!(DockerIgnore::parse(bad).is_err(), "{bad}");
         }
     }

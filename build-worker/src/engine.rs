@@ -261,6 +261,17 @@ impl Dockerfile {
         let name = path.rsplit('/').next().unwrap_or(path).to_owned();
         Self::Beside { name, content }
     }
+
+    /// Reports whether a build whose call broke off for this reason failed because of its Dockerfile.
+    ///
+    /// An engine cannot send an error that quotes what is not UTF-8; it resets the stream.
+    pub(crate) fn breaks_engines(&self, reason: &str) -> bool {
+        let is_text = match self {
+            Self::InContext(_) => true,
+            Self::Beside { content, .. } => std::str::from_utf8(content).is_ok(),
+        };
+        !is_text && reason.contains("stream error received")
+    }
 }
 
 /// A message of the engine about its work.

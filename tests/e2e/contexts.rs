@@ -310,6 +310,24 @@ async fn the_real_engine_builds_with_an_archive() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dockerfile_that_an_engine_cannot_quote_is_the_users_fault() -> anyhow::Result<()> {
+    let real = Real::start().await?;
+    let alice = real.alice();
+    for (name, dockerfile) in [
+        ("instruction", &b"FROM scratch\n\xc9tiquette x\n"[..]),
+        ("binary", b"\x7fELF\x02\x01\x01\xff\xfe\n"),
+    ] {
+        let digest = alice.upload("", &tar_of(&[("Dockerfile", dockerfile)])?).await?.digest;
+        let (_, build) = alice.create(image_of(&format!("{name}-{}", real.run), named(&digest, ""))).await?;
+        let build = alice.finished(&build.id).await?;
+        let error = build.error.clone().context("an error")?;
+        assert_eq!((build.attempt, error.kind()), (1, api::BuildErrorKind::User), "{name}: {build:?}");
+        assert!(error.message.contains("UTF-8"), "{name}: {}", error.message);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_real_engine_builds_with_a_remote_context() -> anyhow::Result<()> {
     let real = Real::start_with(&["--allow-remote", "127.0.0.1"]).await?;
     let directory = tempfile::tempdir()?;

@@ -89,6 +89,15 @@ impl DockerEngine {
         let control = control?;
         let request = solve::request(order, name, &control.session);
         let solved = solve::solve(&control, request, &order.stages, cancel, events).await;
-        solved.map_err(|error| control.credentials.explain(error))
+        solved.map_err(|error| {
+            let is_of_dockerfile =
+                matches!(&error, EngineError::Broken(reason) if order.dockerfile.breaks_engines(reason));
+            if is_of_dockerfile {
+                const RULE: &str =
+                    "the Dockerfile has bytes that are not UTF-8 where the engine cannot take them";
+                return EngineError::Refused(RULE.to_owned());
+            }
+            control.credentials.explain(error)
+        })
     }
 }

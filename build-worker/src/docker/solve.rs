@@ -181,7 +181,9 @@ fn error_of(status: &Status) -> EngineError {
     let message = status.message().to_owned();
     // An error on this side of the connection has a source; the engine's own errors have none.
     if let Some(source) = std::error::Error::source(status) {
-        return EngineError::Broken(format!("{message}: {source}"));
+        // The innermost says what happened.
+        let innermost = std::iter::successors(Some(source), |error| error.source()).last().unwrap_or(source);
+        return EngineError::Broken(format!("{message}: {innermost}"));
     }
     let details = tonic_types::pb::Status::decode(status.details()).unwrap_or_default().details;
     let is_exit = details.iter().any(|detail| {
