@@ -139,7 +139,7 @@ fn file_at<R: Read>(reopen: &impl Fn() -> Archive<R>, path: &Path) -> Result<Opt
     let mut last = None;
     for entry in reopen().entries()? {
         let mut entry = entry?;
-        if entry.header().entry_type().is_file() && plain(&entry.path()?) == path {
+        if kind_of(&entry).is_file() && plain(&entry.path()?) == path {
             last = Some(content(path, &mut entry)?);
         }
     }

@@ -12,6 +12,7 @@ use self::{archive::Archive, gzip::Gzip};
 use crate::timestamp::Timestamp;
 
 mod archive;
+mod entry_kind;
 mod file_paths;
 mod gzip;
 mod paths;

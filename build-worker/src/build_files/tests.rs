@@ -1,4 +1,4 @@
-//! Where the files that decide about a build are found.
+//! Dockerfiles and `.dockerignore` files of archives, and links to them.
 
 use std::io::Cursor;
 

@@ -7,10 +7,11 @@
 
 use std::{borrow::Cow, collections::HashMap};
 
-use tar::{EntryType, Header, PaxExtensions};
+use tar::{Header, PaxExtensions};
 
 use super::{
     Refused,
+    entry_kind::{ExtensionHeader, Kind},
     file_paths::FilePaths,
     paths::{check_target, inner_path},
     refused,
@@ -50,29 +51,6 @@ enum State {
     Ended,
 }
 
-/// Kind of an entry in the tar format.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-enum Kind {
-    File,
-    Directory,
-    SymbolicLink,
-    HardLink,
-    Pipe,
-    /// The label of the archive itself, as of `tar --label`.
-    Label,
-    ExtensionHeader(ExtensionHeader),
-    Other,
-}
-
-/// Kind of an extended header, which describes the next entry or all entries after it.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-enum ExtensionHeader {
-    LongPath,
-    LongTarget,
-    Pax,
-    GlobalPax,
-}
-
 /// The content of an extended header.
 #[derive(Debug)]
 struct Collected {
@@ -94,35 +72,6 @@ enum PathKind {
     Pipe,
     Directory,
     Link,
-}
-
-impl Kind {
-    fn new(entry: EntryType) -> Self {
-        const LABEL: u8 = b'V';
-        if entry.is_file() || entry.is_contiguous() {
-            Self::File
-        } else if entry.is_dir() {
-            Self::Directory
-        } else if entry.is_symlink() {
-            Self::SymbolicLink
-        } else if entry.is_hard_link() {
-            Self::HardLink
-        } else if entry.is_fifo() {
-            Self::Pipe
-        } else if entry.as_byte() == LABEL {
-            Self::Label
-        } else if entry.is_gnu_longname() {
-            Self::ExtensionHeader(ExtensionHeader::LongPath)
-        } else if entry.is_gnu_longlink() {
-            Self::ExtensionHeader(ExtensionHeader::LongTarget)
-        } else if entry.is_pax_local_extensions() {
-            Self::ExtensionHeader(ExtensionHeader::Pax)
-        } else if entry.is_pax_global_extensions() {
-            Self::ExtensionHeader(ExtensionHeader::GlobalPax)
-        } else {
-            Self::Other
-        }
-    }
 }
 
 /// Position of the type in a header.

@@ -5,7 +5,7 @@
 //! call in progress go first, the longest idle one before all.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -38,7 +38,7 @@ struct Table {
     by_id: HashMap<u64, Entry>,
     next_id: u64,
     /// Connections that are not admitted, the oldest first.
-    unadmitted: BTreeMap<u64, ()>,
+    unadmitted: BTreeSet<u64>,
     /// Admitted connections without a call in progress, by a number that grows: the longest idle one first.
     idle: BTreeMap<u64, u64>,
     by_address: HashMap<IpAddr, usize>,
@@ -131,7 +131,7 @@ impl Table {
     fn insert(&mut self, address: IpAddr, close: CancellationToken) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.unadmitted.insert(id, ());
+        self.unadmitted.insert(id);
         *self.by_address.entry(address).or_default() += 1;
         self.by_id.insert(
             id,
@@ -162,7 +162,7 @@ impl Table {
         let by_id = &self.by_id;
         let found = self
             .unadmitted
-            .keys()
+            .iter()
             .chain(self.idle.values())
             .copied()
             .find(|id| by_id.get(id).is_some_and(|entry| entry.calls == 0 && fits(entry)));
@@ -174,7 +174,7 @@ impl Table {
         let by_id = &self.by_id;
         let has_no_call = |id: &&u64| by_id.get(id).is_some_and(|entry| entry.calls == 0);
         let found =
-            self.unadmitted.keys().find(has_no_call).or_else(|| self.unadmitted.keys().next()).copied();
+            self.unadmitted.iter().find(has_no_call).or_else(|| self.unadmitted.iter().next()).copied();
         if let Some(id) = found {
             self.close(id);
         }
