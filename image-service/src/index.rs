@@ -295,7 +295,8 @@ impl Index {
         SlotCursor { load: self.images().load, slot: 0 }
     }
 
-    /// Returns the next matching images from a slot on, each with the cursor that follows it.
+    /// Returns the next matching images from a slot on, each with the cursor that follows it, and the amount of
+    /// text searched in bytes.
     ///
     /// An image keeps its slot as long as it exists. Later images may reuse free slots.
     ///
@@ -309,7 +310,7 @@ impl Index {
         query: &Query,
         cursor: SlotCursor,
         most: usize,
-    ) -> Result<Vec<(VisibleImage, SlotCursor)>, Error> {
+    ) -> Result<(Vec<(VisibleImage, SlotCursor)>, u64), Error> {
         self.fresh().await?;
         let filter = Filter::new(Viewer::new(&caller.visibility()), query.clone());
         let begin = |images: &Images| {
@@ -322,7 +323,8 @@ impl Index {
             return Err(Error::Busy);
         }
         let behind = |slot| SlotCursor { load, slot: slot + 1 };
-        Ok(scan.finish().into_iter().map(|(slot, image)| (image, behind(slot))).collect())
+        let (found, searched) = scan.finish();
+        Ok((found.into_iter().map(|(slot, image)| (image, behind(slot))).collect(), searched))
     }
 
     /// Reports whether the text of an image contains a term.

@@ -64,6 +64,7 @@ mod context_transfer;
 mod data_dir;
 mod dispatch;
 mod error;
+mod fair_semaphore;
 mod feed;
 mod grpc;
 mod hint;
@@ -128,15 +129,18 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
         max_failures: i32::from(config.max_attempt_failures),
         retry_backoff: config.retry_backoff,
         max_pending: any_of_zero(config.max_pending_builds),
+        max_running: any_of_zero(config.max_running_builds),
         max_history_bytes: i64::try_from(config.max_log_bytes).unwrap_or(i64::MAX),
     };
     let quotas = Quotas {
         index_memory: config.index_memory,
         images: any_of_zero(config.max_images),
         bytes: any_of_zero(config.max_image_bytes),
+        context_bytes: any_of_zero(config.max_context_bytes),
     };
     let url = config.database_url.as_deref();
-    let store = Store::open(&config.data_dir, url, policy).await.map_err(database)?.with_quotas(quotas);
+    let store = Store::open(&config.data_dir, url, policy).await.map_err(database)?;
+    let store = store.with_quotas(quotas).with_min_free_disk(config.min_free_disk);
     let listener = TcpListener::bind(config.listen).await.map_err(ServeError::Listen)?;
     Ok(Bound { config, prefixes, verifier, store, lock, tls, listener })
 }
@@ -244,6 +248,7 @@ impl Bound {
             shutdown.clone(),
         ));
         tasks.spawn(background::record_queue_metrics(store.clone(), shutdown.clone()));
+        tasks.spawn(background::probe_storage(store.clone(), shutdown.clone()));
         let limits = CallerLimits {
             call_rate: config.max_call_rate,
             calls: config.max_calls,
@@ -255,6 +260,7 @@ impl Bound {
             callers: Callers::new(limits),
             readiness: Readiness {
                 store_answers: background::probe_database(&mut tasks, &store, &shutdown),
+                storage_full: store.storage_full(),
                 catalogue_ready: index.serves(),
             },
         };

@@ -9,9 +9,7 @@
 //! - Each row of a batch is decided as if the rows before it had been written: an [`Overlay`] holds their
 //!   changes.
 
-use std::sync::Arc;
-
-use tokio::{sync::Semaphore, task};
+use tokio::task;
 
 use self::overlay::Overlay;
 use crate::{
@@ -19,6 +17,7 @@ use crate::{
     build::BuildId,
     dispatch::Worker,
     error::{Error, Refusal},
+    fair_semaphore::FairSemaphore,
     image::{
         BatchAction, EditDraft, Image, ImageId, ImageInView, Precondition, RepositoryPrefixes, UsageChange,
     },
@@ -35,7 +34,7 @@ mod overlay;
 pub(crate) struct Preview {
     store: Store,
     index: Index,
-    batches: Arc<Semaphore>,
+    batches: FairSemaphore,
 }
 
 impl Preview {
@@ -45,7 +44,7 @@ impl Preview {
     const YIELD_EVERY: usize = 64;
 
     pub(crate) fn new(store: Store, index: Index) -> Self {
-        Self { store, index, batches: Arc::new(Semaphore::new(Self::BATCHES)) }
+        Self { store, index, batches: FairSemaphore::new(Self::BATCHES) }
     }
 
     /// Returns the image as an update by a client would leave it.
@@ -83,7 +82,7 @@ impl Preview {
             let current = &cached.configuration;
             let bytes =
                 image.index_bytes_with(configuration.unwrap_or(current)) - before.index_bytes_with(current);
-            self.store.require_quota(&image.creator, UsageChange { images: 0, bytes }).await?;
+            self.store.require_quota(&image.creator, UsageChange::of_bytes(bytes)).await?;
             self.require_reference(&image).await?;
             image = self.overlay(request, [found.clone()]).await?.edit(image);
         }
@@ -138,7 +137,7 @@ impl Preview {
         let image = &found.entry.image;
         image.admit(found.standing, etag, Action::Build)?;
         let mut overlay = self.overlay(request, [found.clone()]).await?;
-        overlay.count_pending(&self.store).await?;
+        overlay.count_pending().await?;
         let latest = self.store.builds_by_id(image.latest_build).await?;
         let number = latest.into_values().next().map_or(0, |latest| latest.number) + 1;
         let requester = request.caller.identity().clone();
@@ -168,7 +167,7 @@ impl Preview {
             latest => latest?,
         };
         let mut overlay = self.overlay(request, [found]).await?;
-        overlay.read_builds(&self.store, [latest]).await?;
+        overlay.read_builds([latest]).await?;
         let (image, build) = overlay.cancel(id, etag, meant)?;
         Ok((image, Some(self.store.build_in_view(build).await?)))
     }
@@ -184,15 +183,15 @@ impl Preview {
         action: BatchAction,
         targets: Vec<BatchTarget>,
     ) -> Result<Vec<BatchOutcome>, Error> {
-        let _turn = self.batches.acquire().await.map_err(|_| Error::Draining)?;
+        let _turn = self.batches.acquire(&request.caller).await?;
         let ids: Vec<ImageId> = targets.iter().flatten().map(|(id, _)| *id).collect();
         let found = self.index.images_by_id(&request.caller.visibility(), &ids).await?;
         let mut overlay = self.overlay(request, found.into_values()).await?;
         match action {
-            BatchAction::Build => overlay.count_pending(&self.store).await?,
+            BatchAction::Build => overlay.count_pending().await?,
             BatchAction::CancelBuild => {
                 let builds = overlay.builds_to_cancel();
-                overlay.read_builds(&self.store, builds).await?;
+                overlay.read_builds(builds).await?;
             }
             BatchAction::Enable | BatchAction::Disable | BatchAction::Delete => {}
         }
@@ -229,7 +228,7 @@ impl Preview {
         }
         if is_one_more {
             let bytes = i64::from(Image::GRANT_BYTES);
-            self.store.require_quota(&found.entry.image.creator, UsageChange { images: 0, bytes }).await?;
+            self.store.require_quota(&found.entry.image.creator, UsageChange::of_bytes(bytes)).await?;
         }
         Ok(found.entry.image.permissions_of(subject, permissions))
     }
@@ -249,8 +248,8 @@ impl Preview {
         request: &'a Request,
         images: impl IntoIterator<Item = VisibleImage>,
     ) -> Result<Overlay<'a>, Error> {
-        let (policy, now) = (self.store.policy(), self.store.present().await?);
-        Ok(Overlay::new(request, policy, now, self.index.revision(), images))
+        let now = self.store.present().await?;
+        Ok(Overlay::new(request, &self.store, now, self.index.revision(), images))
     }
 
     /// Checks that the reference written by an image's builds does not belong to another image.

@@ -115,7 +115,7 @@ fn image_service_depends_downwards_only() -> anyhow::Result<()> {
             (&FRAMEWORKS, ["grpc", "index", "store"].into_iter().chain(OPERATIONS).collect())
         } else if OPERATIONS.contains(&module) {
             (&["tonic", "proto", "prost", "sea_orm", "clap", "http", "tower"], vec!["grpc"])
-        } else if module == "writer" {
+        } else if ["fair_semaphore", "writer"].contains(&module) {
             let upwards = ["grpc", "index", "store"].into_iter().chain(OPERATIONS).collect();
             (&["tonic", "proto", "prost", "sea_orm", "clap", "http", "tower"], upwards)
         } else if module == "index" {

@@ -58,6 +58,8 @@ pub(crate) struct ImageWatch {
     pending: VecDeque<Notice>,
     read_at: Instant,
     last_sent: Instant,
+    /// Amount of text that was searched for the initial state and not reported yet, in bytes.
+    searched: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -135,7 +137,17 @@ impl ImageWatch {
             pending: VecDeque::new(),
             read_at: Instant::now(),
             last_sent: Instant::now(),
+            searched: 0,
         }
+    }
+
+    pub(crate) fn caller(&self) -> &Principal {
+        &self.caller
+    }
+
+    /// Returns the amount of text in bytes that was searched for the initial state since this was last called.
+    pub(crate) fn take_searched(&mut self) -> u64 {
+        std::mem::take(&mut self.searched)
     }
 
     /// Waits for the next message. The watch is over after an error.
@@ -207,7 +219,8 @@ impl ImageWatch {
     }
 
     async fn read_page(&mut self, next: SlotCursor) -> Result<(), Error> {
-        let page = self.index.by_slot(&self.caller, &self.query, next, Self::PAGE).await?;
+        let (page, searched) = self.index.by_slot(&self.caller, &self.query, next, Self::PAGE).await?;
+        self.searched += searched;
         self.read_at = Instant::now();
         if page.is_empty() {
             // Frees the buffer: there may be many watches, and they have little to send from here on.

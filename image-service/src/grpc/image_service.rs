@@ -322,11 +322,13 @@ impl ImageService for Images {
         let permit = self.callers.open_stream(&caller)?;
         let watch = self.feed.watch(&caller, query, after, view).await?;
         // Boxed, because it is large, and the stream moves its state with every message.
-        let watch =
-            Box::new(OpenWatch { watch, binding, encoder: Arc::clone(&self.encoder), _permit: permit });
+        let (callers, encoder) = (Arc::clone(&self.callers), Arc::clone(&self.encoder));
+        let watch = Box::new(OpenWatch { watch, binding, callers, encoder, _permit: permit });
         let messages = stream::unfold(Some(watch), async |watch| {
             let mut watch = watch?;
-            match watch.watch.next().await {
+            let next = watch.watch.next().await;
+            watch.charge_search();
+            match next {
                 Ok(notice) => Some((Ok(watch.message(notice)), Some(watch))),
                 Err(error) => Some((Err(Status::from(error)), None)),
             }
@@ -339,11 +341,20 @@ impl ImageService for Images {
 struct OpenWatch {
     watch: ImageWatch,
     binding: Binding,
+    callers: Arc<Callers>,
     encoder: Arc<Encoder>,
     _permit: caller_limits::StreamPermit,
 }
 
 impl OpenWatch {
+    /// Charges the search for the initial state.
+    fn charge_search(&mut self) {
+        let searched = self.watch.take_searched();
+        if searched > 0 {
+            self.callers.charge(self.watch.caller(), cost::of_scan(searched));
+        }
+    }
+
     fn message(&self, notice: Notice) -> codec::WatchImagesResponse {
         use codec::Event;
         let encode =

@@ -362,8 +362,8 @@ impl SlotScan {
         }
     }
 
-    /// Returns the images that were found, with their slots.
-    pub(super) fn finish(self) -> Vec<(u32, VisibleImage)> {
-        self.found
+    /// Returns the images that were found, with their slots, and the amount of text searched in bytes.
+    pub(super) fn finish(self) -> (Vec<(u32, VisibleImage)>, u64) {
+        (self.found, self.filter.searched())
     }
 }

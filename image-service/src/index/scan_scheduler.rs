@@ -1,46 +1,21 @@
 //! The scheduler of long scans: in slices on blocking threads, with callers taking turns.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use tokio::sync::oneshot;
-
 use super::{Index, filter::Budget, images::Images};
-use crate::{
-    access::Principal,
-    error::Error,
-    turns::{Turn, Turns},
-};
+use crate::{access::Principal, error::Error, fair_semaphore::FairSemaphore};
 
-/// A queue of scans that runs one slice at a time.
+/// A scheduler that runs one slice at a time.
 #[derive(Clone, Debug)]
-pub(super) struct Scans(Arc<Mutex<Queue>>);
-
-#[derive(Debug)]
-struct Queue {
-    /// Set while a scan has the turn.
-    is_taken: bool,
-    waiting: Turns<oneshot::Sender<Slice>>,
-}
-
-/// The turn of a scan, held until dropped.
-#[derive(Debug)]
-struct Slice {
-    /// `None` once the turn was passed on.
-    scans: Option<Scans>,
-}
+pub(super) struct Scans(FairSemaphore);
 
 impl Default for Scans {
     fn default() -> Self {
-        let waiting = Turns::new(oneshot::Sender::is_closed, Self::MOST_WAITING);
-        Self(Arc::new(Mutex::new(Queue { is_taken: false, waiting })))
+        Self(FairSemaphore::new(1))
     }
 }
 
 impl Scans {
-    /// Maximum number of scans of one caller that wait: as many as it may have calls and streams.
-    const MOST_WAITING: usize = 2_000;
     /// Number of chunks run inline, after which most scans are complete.
-    const INLINE_CHUNKS: usize = 8;
+    const INLINE_CHUNKS: usize = 2;
     /// Number of chunks in a slice, which takes about two milliseconds.
     const SLICE_CHUNKS: usize = 16;
 
@@ -67,7 +42,7 @@ impl Scans {
             return Ok(scan);
         }
         loop {
-            let slice = self.turn(caller).await?;
+            let slice = self.0.acquire(caller).await?;
             let index = index.clone();
             let advanced = tokio::task::spawn_blocking(move || {
                 let is_done = index.advance(load, &mut scan, advance, Self::SLICE_CHUNKS);
@@ -81,23 +56,6 @@ impl Scans {
             }
             scan = advanced;
         }
-    }
-
-    async fn turn(&self, caller: &Principal) -> Result<Slice, Error> {
-        let (ticket, turn) = oneshot::channel();
-        {
-            let mut queue = self.queue();
-            if !queue.is_taken {
-                queue.is_taken = true;
-                return Ok(Slice { scans: Some(self.clone()) });
-            }
-            queue.waiting.push(Turn::Caller(caller), ticket).map_err(|_| Error::Busy)?;
-        }
-        turn.await.map_err(|_| Error::Draining)
-    }
-
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -121,30 +79,5 @@ impl Index {
             }
         }
         Ok(false)
-    }
-}
-
-impl Drop for Slice {
-    /// Passes the turn to the next scan that still waits.
-    fn drop(&mut self) {
-        let Some(scans) = self.scans.take() else {
-            return;
-        };
-        loop {
-            let next = {
-                let mut queue = scans.queue();
-                let next = queue.waiting.pop();
-                queue.is_taken = next.is_some();
-                next
-            };
-            let Some(next) = next else {
-                return;
-            };
-            match next.send(Self { scans: Some(scans.clone()) }) {
-                Ok(()) => return,
-                // The scan was cancelled meanwhile.
-                Err(mut slice) => slice.scans = None,
-            }
-        }
     }
 }

@@ -171,7 +171,7 @@ fn all_pages_together_are_what_sorting_gives() -> Result<(), String> {
             loop {
                 let mut scan = SlotScan::new(&images, filter(), first, limit);
                 while !scan.advance(&images, Budget::new(random.u64(1..500))) {}
-                let page = scan.finish();
+                let (page, _) = scan.finish();
                 let Some((last, _)) = page.last() else {
                     break;
                 };

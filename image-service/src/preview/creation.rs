@@ -49,7 +49,7 @@ impl Preview {
         let build = creation.first_build(id, &reference, request.caller.identity(), now);
         let image = creation.record(id, reference, build.as_ref(), self.index.revision() + 1, now);
         let bytes = image.index_bytes_with(&new.configuration);
-        self.store.require_quota(creation.creator, UsageChange { images: 1, bytes }).await?;
+        self.store.require_quota(creation.creator, UsageChange::of_image(bytes)).await?;
         self.store.require_archive(&new.configuration).await?;
         self.require_reference(&image).await?;
         let build = match build {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::{
     access::{Action, Standing},
     build::{Build, BuildId, State},
-    dispatch::{self, Event, Policy, Rows},
+    dispatch::{self, Event, Rows},
     error::{Error, Resource},
     image::{BatchAction, Etag, Image, ImageId, ImageInView, Precondition, Status},
     index::VisibleImage,
@@ -20,7 +20,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Overlay<'a> {
     request: &'a Request,
-    policy: &'a Policy,
+    store: &'a Store,
     now: Timestamp,
     /// Number of the latest revision.
     revision: i64,
@@ -36,14 +36,14 @@ pub(super) struct Overlay<'a> {
 impl<'a> Overlay<'a> {
     pub(super) fn new(
         request: &'a Request,
-        policy: &'a Policy,
+        store: &'a Store,
         now: Timestamp,
         revision: i64,
         images: impl IntoIterator<Item = VisibleImage>,
     ) -> Self {
         let images = images.into_iter().map(|found| (found.entry.image.id, found)).collect();
         let (changed, builds) = (HashMap::new(), HashMap::new());
-        Self { request, policy, now, revision, images, changed, builds, pending: 0 }
+        Self { request, store, now, revision, images, changed, builds, pending: 0 }
     }
 
     /// Returns the time at which all changes happen.
@@ -52,8 +52,8 @@ impl<'a> Overlay<'a> {
     }
 
     /// Counts the caller's queued builds.
-    pub(super) async fn count_pending(&mut self, store: &Store) -> Result<(), Error> {
-        self.pending = store.pending_builds(self.request.caller.subject()).await?;
+    pub(super) async fn count_pending(&mut self) -> Result<(), Error> {
+        self.pending = self.store.pending_builds(self.request.caller.subject()).await?;
         Ok(())
     }
 
@@ -64,12 +64,8 @@ impl<'a> Overlay<'a> {
     }
 
     /// Reads builds that are going to be cancelled.
-    pub(super) async fn read_builds(
-        &mut self,
-        store: &Store,
-        ids: impl IntoIterator<Item = BuildId>,
-    ) -> Result<(), Error> {
-        self.builds.extend(store.builds_by_id(ids).await?);
+    pub(super) async fn read_builds(&mut self, ids: impl IntoIterator<Item = BuildId>) -> Result<(), Error> {
+        self.builds.extend(self.store.builds_by_id(ids).await?);
         Ok(())
     }
 
@@ -117,7 +113,8 @@ impl<'a> Overlay<'a> {
         build: BuildId,
     ) -> Result<ImageInView, Error> {
         let (image, standing) = self.target(id, etag, Action::Build)?;
-        self.policy.require_room(self.pending)?;
+        self.store.require_storage()?;
+        self.store.policy().require_room(self.pending)?;
         let mut image = image.clone();
         image.latest_build = Some(build);
         image.status = Some(Status::from_build(image.build_kind(), State::Queued));
@@ -140,7 +137,8 @@ impl<'a> Overlay<'a> {
         let mut image = image.clone();
         let event = Event::Cancel { by: self.request.caller.subject().to_owned() };
         let rows = Rows { build: build.clone(), configuration: None };
-        let decision = dispatch::decide(rows, &event, self.policy, self.now).map_err(Error::Refused)?;
+        let decision =
+            dispatch::decide(rows, &event, self.store.policy(), self.now).map_err(Error::Refused)?;
         let build = decision.build.unwrap_or(build);
         let (status, message) = (Some(Status::from_build(build.kind, build.state)), build.message());
         if image.status != status || image.status_message != message {
