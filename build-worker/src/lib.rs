@@ -27,7 +27,11 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use service_runtime::{call_limits::CallLimitsLayer, listener::Incoming, tls::ServerTls};
+use service_runtime::{
+    call_limits::{CallLimitsLayer, CallRefusal},
+    listener::Incoming,
+    tls::ServerTls,
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, body::Body};
@@ -181,6 +185,7 @@ impl Bound {
             .layer(CallLimitsLayer {
                 is_request_stream: |path| path.starts_with("/grpc.reflection."),
                 is_reserved_for: |path| path.starts_with("/grpc.health."),
+                status: refused_call,
             })
             .layer(MapResponseLayer::new(map_decode_error))
             .layer(CatchPanicLayer::new())
@@ -273,10 +278,20 @@ where
 {
     match Status::from_header_map(response.headers()) {
         Some(found) if matches!(found.code(), Code::Internal | Code::OutOfRange) => {
-            Status::invalid_argument(format!("the request is no such message: {}", found.message()))
-                .into_http()
+            Status::invalid_argument("the request is not a message of the method's request type").into_http()
         }
         Some(_) | None => response.map(Body::new),
+    }
+}
+
+/// Returns the status of a call that is refused before it is handled.
+fn refused_call(refusal: CallRefusal) -> Status {
+    let message = refusal.to_string();
+    match refusal {
+        CallRefusal::TooManyConnections => Status::unavailable(message),
+        CallRefusal::TooManyCalls => Status::resource_exhausted(message),
+        CallRefusal::HeadersTooLarge => Status::invalid_argument(message),
+        CallRefusal::RequestIncomplete => Status::deadline_exceeded(message),
     }
 }
 

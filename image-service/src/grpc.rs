@@ -14,7 +14,7 @@ use proto::{
 use service_runtime::{call_limits::CallLimitsLayer, listener::Incoming, tls::Current};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::service::InterceptorLayer;
+use tonic::{codec::CompressionEncoding::Gzip, service::InterceptorLayer};
 use tower::{ServiceBuilder, util::MapResponseLayer};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -134,38 +134,35 @@ pub(crate) async fn serve(
     };
 
     service_runtime::listener::server()
-        .layer(CallLimitsLayer { is_request_stream, is_reserved_for })
+        .layer(CallLimitsLayer { is_request_stream, is_reserved_for, status: status::refused })
         .layer(CallsLayer::new(&DESCRIBED)?)
         .layer(CatchPanicLayer::custom(transport_errors::panicked))
         .layer(MapResponseLayer::new(transport_errors::explain))
-        .add_service(health.max_decoding_message_size(MAX_WITHOUT_TOKEN))
-        .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_WITHOUT_TOKEN))
-        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_WITHOUT_TOKEN))
+        .add_service(health.max_decoding_message_size(MAX_WITHOUT_TOKEN).accept_compressed(Gzip))
         .add_service(
-            ServiceBuilder::new()
-                .layer(public.clone())
-                .service(ImageServiceServer::new(images).max_decoding_message_size(MAX_REQUEST)),
+            reflection().build_v1()?.max_decoding_message_size(MAX_WITHOUT_TOKEN).accept_compressed(Gzip),
         )
         .add_service(
-            ServiceBuilder::new()
-                .layer(public.clone())
-                .service(BuildServiceServer::new(builds).max_decoding_message_size(MAX_REQUEST)),
+            reflection()
+                .build_v1alpha()?
+                .max_decoding_message_size(MAX_WITHOUT_TOKEN)
+                .accept_compressed(Gzip),
         )
-        .add_service(
-            ServiceBuilder::new()
-                .layer(public.clone())
-                .service(AccessServiceServer::new(grants).max_decoding_message_size(MAX_REQUEST)),
-        )
-        .add_service(
-            ServiceBuilder::new()
-                .layer(public.clone())
-                .service(ContextServiceServer::new(uploads).max_decoding_message_size(MAX_REQUEST)),
-        )
-        .add_service(
-            ServiceBuilder::new()
-                .layer(public)
-                .service(WorkerServiceServer::new(workers).max_decoding_message_size(MAX_REQUEST)),
-        )
+        .add_service(ServiceBuilder::new().layer(public.clone()).service(
+            ImageServiceServer::new(images).max_decoding_message_size(MAX_REQUEST).accept_compressed(Gzip),
+        ))
+        .add_service(ServiceBuilder::new().layer(public.clone()).service(
+            BuildServiceServer::new(builds).max_decoding_message_size(MAX_REQUEST).accept_compressed(Gzip),
+        ))
+        .add_service(ServiceBuilder::new().layer(public.clone()).service(
+            AccessServiceServer::new(grants).max_decoding_message_size(MAX_REQUEST).accept_compressed(Gzip),
+        ))
+        .add_service(ServiceBuilder::new().layer(public.clone()).service(
+            ContextServiceServer::new(uploads).max_decoding_message_size(MAX_REQUEST).accept_compressed(Gzip),
+        ))
+        .add_service(ServiceBuilder::new().layer(public).service(
+            WorkerServiceServer::new(workers).max_decoding_message_size(MAX_REQUEST).accept_compressed(Gzip),
+        ))
         .add_service(
             ServiceBuilder::new()
                 .layer(dispatch)

@@ -168,6 +168,7 @@ impl Database {
             max_failures: 3,
             retry_backoff: Duration::from_millis(400),
             max_pending: None,
+            max_running: None,
             max_history_bytes: 1 << 30,
         };
         let tables = Tables::new(policy);
@@ -221,7 +222,7 @@ impl Replica {
         let caller = Principal::new(worker.to_owned(), vec![Role::Worker], never);
         let (answers, stream) = mpsc::channel(16);
         let connection =
-            Connection::new(Arc::clone(&self.queue), caller, requests, answers, self.shutdown.clone());
+            Connection::new(Arc::clone(&self.queue), caller, None, requests, answers, self.shutdown.clone());
         (Box::pin(connection.run()), ReceiverStream::new(stream).boxed())
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use image_service::Role;
 use proto::images::{self as api, ImageView};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status, codec::CompressionEncoding};
 
 use crate::{
     answers::{fields, reason},
@@ -247,5 +247,25 @@ async fn random_bytes_are_the_callers_fault() -> anyhow::Result<()> {
     let (code, _) =
         raw::call(&service, "/trailer.images.v1.ImageService/Nothing", &token, vec![0; 5]).await?;
     assert_eq!(code, Code::Unimplemented);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_may_be_compressed_and_have_the_same_limit() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let mut alice = service.builder("alice");
+    alice.images = alice.images.send_compressed(CompressionEncoding::Gzip);
+    let mut draft = image("Compressed", "FROM scratch");
+    draft.description = "x".repeat(4_000);
+    alice.create(draft.clone()).await?;
+    // A few KiB that would be 16 MiB.
+    draft.description = "x".repeat(16 << 20);
+    let refused = alice.create(draft.clone()).await.expect_err("too large");
+    assert_eq!((refused.code(), reason(&refused)), (Code::InvalidArgument, "MALFORMED_REQUEST".to_owned()));
+    let mut other = Request::new(api::ListImagesRequest::default());
+    other.metadata_mut().insert("grpc-encoding", "br".parse()?);
+    let refused = service.builder("alice").images.list_images(other).await.expect_err("not taken");
+    assert_eq!((refused.code(), reason(&refused)), (Code::Unimplemented, "UNIMPLEMENTED".to_owned()));
+    assert!(refused.message().contains("gzip"), "{refused:?}");
     Ok(())
 }

@@ -306,7 +306,8 @@ async fn headers_without_end_are_refused_and_harm_nobody() -> anyhow::Result<()>
         let key: tonic::metadata::AsciiMetadataKey = format!("x-{i}").parse()?;
         request.metadata_mut().insert(key, "x".repeat(4_000).parse()?);
     }
-    assert!(alice.images.clone().list_images(request).await.is_err());
+    let refused = alice.images.clone().list_images(request).await.expect_err("over the limit");
+    assert_eq!((refused.code(), reason(&refused)), (Code::InvalidArgument, "HEADERS_TOO_LARGE".to_owned()));
     service.builder("bob").list().await.context("others are served")?;
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 use tonic::{Status, body::Body};
@@ -25,6 +25,25 @@ pub struct CallLimitsLayer {
     pub is_request_stream: fn(&str) -> bool,
     /// Reports whether a method, by its path, may use the connections that are reserved.
     pub is_reserved_for: fn(&str) -> bool,
+    /// Returns the status of a refused call.
+    pub status: fn(CallRefusal) -> Status,
+}
+
+/// Reason why a call is refused before anything is known of its caller.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallRefusal {
+    /// No connection is left but those for health checks and workers.
+    #[error("the service has too many connections; try again later")]
+    TooManyConnections,
+    /// The connection is not admitted and has many calls in progress.
+    #[error("too many calls are in progress on this connection, which has proved no caller yet")]
+    TooManyCalls,
+    /// The headers exceed their limit.
+    #[error("the headers of the call have over 16 KiB, which is the limit")]
+    HeadersTooLarge,
+    /// The request has not arrived in time.
+    #[error("the request was not complete within 10 s")]
+    RequestIncomplete,
 }
 
 /// A service whose calls are limited.
@@ -67,6 +86,15 @@ impl<S> Layer<S> for CallLimitsLayer {
     }
 }
 
+/// Maximum size of the headers of a call, in bytes; a token with many claims takes a few thousand.
+const HEADERS: usize = 16 * 1024;
+
+/// Returns the size of headers in bytes, as HTTP/2 counts it.
+fn size(headers: &HeaderMap) -> usize {
+    const OVERHEAD: usize = 32;
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + OVERHEAD).sum()
+}
+
 type Answer<E> = Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>>;
 
 impl<S> Service<Request<Body>> for LimitedCalls<S>
@@ -86,26 +114,31 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         /// Maximum number of calls in progress on a connection that is not admitted.
         const CALLS: u32 = 16;
-        let refuse = |status: Status| -> Answer<S::Error> { Box::pin(async move { Ok(status.into_http()) }) };
+        let status = self.layer.status;
+        let refuse = |refusal| -> Answer<S::Error> {
+            let refused = status(refusal).into_http();
+            Box::pin(async move { Ok(refused) })
+        };
+        if size(request.headers()) > HEADERS {
+            return refuse(CallRefusal::HeadersTooLarge);
+        }
         let connection = request.extensions().get::<ConnectInfo>().map(|info| Arc::clone(info.connection()));
         let path = request.uri().path();
         let mut call = None;
         if let Some(connection) = connection {
             if connection.is_reserved() && !(self.layer.is_reserved_for)(path) {
                 connection.close();
-                return refuse(Status::unavailable("there are too many connections; try again later"));
+                return refuse(CallRefusal::TooManyConnections);
             }
             call = connection.begin_call(CALLS);
             if call.is_none() {
-                let message =
-                    "too many calls are in progress on this connection, which has proved no caller yet";
-                return refuse(Status::resource_exhausted(message));
+                return refuse(CallRefusal::TooManyCalls);
             }
         }
         if !(self.layer.is_request_stream)(path) {
             let meter = BodyMeter::default();
             request.extensions_mut().insert(meter.clone());
-            request = request.map(|body| Body::new(RequestBody::new(body, meter)));
+            request = request.map(|body| Body::new(RequestBody::new(body, meter, status)));
         }
         let answering = self.inner.call(request);
         Box::pin(
@@ -123,15 +156,16 @@ struct RequestBody {
     /// Number of those that were counted for the caller.
     counted: u64,
     late: Pin<Box<Sleep>>,
+    status: fn(CallRefusal) -> Status,
 }
 
 impl RequestBody {
     /// Maximum time until the whole body has arrived.
     const LIMIT: Duration = Duration::from_secs(10);
 
-    fn new(body: Body, meter: BodyMeter) -> Self {
+    fn new(body: Body, meter: BodyMeter, status: fn(CallRefusal) -> Status) -> Self {
         let late = Box::pin(tokio::time::sleep_until(Instant::now() + Self::LIMIT));
-        Self { body, meter, received: 0, counted: 0, late }
+        Self { body, meter, received: 0, counted: 0, late, status }
     }
 
     fn count(&mut self) -> Result<(), Status> {
@@ -167,8 +201,7 @@ impl http_body::Body for RequestBody {
                 }
             }
             Poll::Pending if self.late.as_mut().poll(cx).is_ready() => {
-                let message = "the request was not complete within 10 s";
-                return Poll::Ready(Some(Err(Status::deadline_exceeded(message))));
+                return Poll::Ready(Some(Err((self.status)(CallRefusal::RequestIncomplete))));
             }
             Poll::Ready(Some(Err(_)) | None) | Poll::Pending => {}
         }

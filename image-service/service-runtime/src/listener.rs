@@ -48,8 +48,8 @@ const WAITING: usize = 16;
 /// Returns a server with the limits of all ports: calls of a connection, size of headers, keepalive.
 pub fn server() -> Server {
     const CALLS: u32 = 1_024;
-    /// Maximum size of headers, in bytes; a token with many claims takes a few thousand.
-    const HEADERS: u32 = 16 * 1024;
+    /// Maximum size of headers that are read, in bytes. Those over the limit of calls get a status that tells it.
+    const HEADERS: u32 = 64 * 1024;
     const KEEPALIVE: Duration = Duration::from_secs(20);
     Server::builder()
         .max_concurrent_streams(CALLS)

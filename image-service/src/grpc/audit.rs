@@ -1,4 +1,5 @@
-//! Audit records of writes: caller, action, image, and outcome. They are logged under the target `audit`.
+//! Audit records of writes, and of what workers read: caller, action, image, and outcome. They are logged under the
+//! target `audit`.
 
 use std::{
     net::SocketAddr,
@@ -13,6 +14,10 @@ use crate::access::Principal;
 
 /// The write that streams its messages.
 const UPLOAD: &str = "UploadContext";
+/// The read of an archive by a worker.
+const FETCH: &str = "FetchContext";
+/// The connection of a worker.
+const CONNECT: &str = "Connect";
 
 /// The audit record of a call, filled in by the handler of a write. That of a read stays empty.
 #[derive(Clone, Debug, Default)]
@@ -66,7 +71,7 @@ impl Audit {
     /// Creates the record of a call of `package.Service/Method`.
     pub(super) fn for_call(method: &str, peer: Option<SocketAddr>) -> Self {
         let name = method.rsplit('/').next().unwrap_or_default();
-        let action = write_request::NAMES.into_iter().chain([UPLOAD]).find(|action| *action == name);
+        let action = write_request::NAMES.into_iter().chain([UPLOAD, FETCH]).find(|action| *action == name);
         Self { action, peer, ..Self::default() }
     }
 
@@ -107,6 +112,13 @@ impl Audit {
         if let Some(record) = self.record().as_mut() {
             record.target = target.to_string();
         }
+    }
+
+    /// Records a connection of a worker, which was admitted or refused with this status.
+    pub(super) fn connected(worker: &Principal, peer: Option<SocketAddr>, code: Code) {
+        let audit = Self { action: Some(CONNECT), peer, ..Self::default() };
+        audit.write(worker, About { target: worker.subject().to_owned(), ..About::default() }, "", false);
+        audit.begin().conclude(code);
     }
 
     /// Records the outcomes of the rows of a batch.

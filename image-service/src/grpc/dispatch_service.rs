@@ -1,18 +1,19 @@
 //! `trailer.dispatch.v1.DispatchService`, with one task per worker connection.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use proto::dispatch::{
     self as wire, connect_request::Message as FromWorker, dispatch_service_server::DispatchService,
 };
+use service_runtime::listener::ConnectInfo;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::{authentication::caller, field, status};
+use super::{audit::Audit, authentication::caller, field, status};
 use crate::{
     access::Principal,
     catalog::Catalog,
@@ -65,10 +66,12 @@ impl DispatchService for Dispatcher {
         request: Request<Streaming<wire::ConnectRequest>>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
         let caller = caller(&request)?;
+        let peer = request.extensions().get::<ConnectInfo>().map(|info| info.connection().peer());
         let (answers, stream) = mpsc::channel(Self::ANSWERS);
         let connection = Connection::new(
             Arc::clone(&self.queue),
             caller,
+            peer,
             request.into_inner(),
             answers,
             self.shutdown.clone(),
@@ -129,7 +132,9 @@ impl DispatchService for Dispatcher {
         request: Request<wire::FetchContextRequest>,
     ) -> Result<Response<Self::FetchContextStream>, Status> {
         let caller = caller(&request)?;
+        let audit = Audit::new(&request);
         let attempt = message::attempt("attempt", request.into_inner().attempt)?;
+        audit.is_about(attempt.build);
         let download = self.contexts.download(&caller, attempt).await?;
         let (shutdown, expiry) = (self.shutdown.clone(), deadline(&caller));
         let chunks = stream::try_unfold(download, move |mut download| {
@@ -152,6 +157,7 @@ impl DispatchService for Dispatcher {
 pub(crate) struct Connection<S> {
     queue: Arc<Queue>,
     caller: Principal,
+    peer: Option<SocketAddr>,
     requests: S,
     answers: Answers,
     shutdown: CancellationToken,
@@ -166,11 +172,12 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
     pub(crate) fn new(
         queue: Arc<Queue>,
         caller: Principal,
+        peer: Option<SocketAddr>,
         requests: S,
         answers: Answers,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { queue, caller, requests, answers, shutdown }
+        Self { queue, caller, peer, requests, answers, shutdown }
     }
 
     /// Serves the worker until either side ends the connection, or until `shutdown`.
@@ -183,6 +190,23 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
     }
 
     async fn serve(&mut self) -> Result<(), Status> {
+        let opened = self.open().await;
+        Audit::connected(&self.caller, self.peer, opened.as_ref().map_or_else(Status::code, |_| Code::Ok));
+        let opened = opened?;
+        tracing::info!(worker = opened.session.worker(), "a worker connected");
+        let Opened { mut session, welcome, messages, hang_up } = opened;
+        let welcome = message::welcome(welcome, &self.queue);
+        let ended = if self.answers.send(Ok(welcome)).await.is_ok() {
+            self.exchange_messages(&mut session, messages, hang_up).await
+        } else {
+            Ok(())
+        };
+        session.close().await;
+        ended
+    }
+
+    /// Waits for the worker's hello, and opens its session.
+    async fn open(&mut self) -> Result<Opened, Status> {
         // A silent worker must not hold resources for longer than a lease.
         let patience = self.queue.policy().lease;
         let first = tokio::select! {
@@ -195,17 +219,7 @@ impl<S: Stream<Item = Result<wire::ConnectRequest, Status>> + Unpin> Connection<
             return Err(Error::Invalid(Violations::one("message", "must begin with `hello`")).into());
         };
         let hello = message::hello(hello)?;
-        let opened = Session::open(Arc::clone(&self.queue), &self.caller, hello).await?;
-        tracing::info!(worker = opened.session.worker(), "a worker connected");
-        let Opened { mut session, welcome, messages, hang_up } = opened;
-        let welcome = message::welcome(welcome, &self.queue);
-        let ended = if self.answers.send(Ok(welcome)).await.is_ok() {
-            self.exchange_messages(&mut session, messages, hang_up).await
-        } else {
-            Ok(())
-        };
-        session.close().await;
-        ended
+        Ok(Session::open(Arc::clone(&self.queue), &self.caller, hello).await?)
     }
 
     /// Handles the worker's messages and forwards those for the worker, until either side ends.
@@ -293,7 +307,14 @@ fn silent() -> Status {
 ///
 /// The status of a broken connection is returned unchanged.
 pub(super) fn stream_error(found: Status) -> Status {
-    // `OutOfRange` stands for a message over the limit.
-    let is_unreadable = matches!(found.code(), tonic::Code::Internal | tonic::Code::OutOfRange);
-    if is_unreadable && found.details().is_empty() { status::malformed(found.message()) } else { found }
+    if !found.details().is_empty() {
+        return found;
+    }
+    if matches!(found.code(), Code::OutOfRange | Code::ResourceExhausted) {
+        status::too_large()
+    } else if found.code() == Code::Internal {
+        status::undecodable()
+    } else {
+        found
+    }
 }

@@ -55,7 +55,7 @@ pub(super) fn etag(text: &str) -> Option<Precondition> {
 /// Checks the name of a caller, and records a violation if it is invalid.
 pub(super) fn subject(violations: &mut Violations, field: &str, subject: &str) {
     if !is_subject(subject) {
-        violations.add(field, "must have 1 to 255 bytes and no control characters");
+        violations.add(field, "must have 1 to 255 bytes and no control or format characters");
     }
 }
 

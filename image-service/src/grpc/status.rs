@@ -4,7 +4,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use proto::images as wire;
-use service_runtime::telemetry;
+use service_runtime::{call_limits::CallRefusal, telemetry};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use uuid::Uuid;
@@ -121,11 +121,12 @@ impl From<Error> for Status {
             // Without a retry delay, because nothing changes by itself.
             Error::CatalogueFull => with_reason(Code::ResourceExhausted, "CATALOGUE_FULL", message),
             Error::CreatorQuotaExceeded { quota, limit: _ } => {
-                let details = reason_with("CREATOR_QUOTA_EXCEEDED", "quota", quota.to_string());
+                let details = reason_with("CREATOR_QUOTA_EXCEEDED", "quota", quota.name().to_owned());
                 Self::with_error_details(Code::ResourceExhausted, message, details)
             }
             Error::CatalogueLoading => retry_later(Code::Unavailable, "CATALOGUE_LOADING", message, A_SECOND),
             Error::Busy => with_reason(Code::Unavailable, "STORE_BUSY", message),
+            Error::StorageFull => retry_later(Code::Unavailable, "STORAGE_FULL", message, A_WHILE),
             Error::Internal(source) => internal(source.as_ref()),
         }
     }
@@ -142,8 +143,29 @@ pub(super) fn unauthenticated(error: Option<TokenError>) -> Status {
 }
 
 /// Returns the status for a request that cannot be decoded.
-pub(super) fn malformed(message: impl Into<String>) -> Status {
+pub(super) fn undecodable() -> Status {
+    let message = "the request is not a message of the method's request type";
     with_reason(Code::InvalidArgument, "MALFORMED_REQUEST", message)
+}
+
+/// Returns the status for a request message over the limit of its method.
+pub(super) fn too_large() -> Status {
+    let message = "the request message is too large: 1 MiB is allowed, 4 KiB for health checks and reflection, and 4 MiB \
+                   for workers";
+    with_reason(Code::InvalidArgument, "MALFORMED_REQUEST", message)
+}
+
+/// Returns the status for a call that is refused before its caller is known.
+pub(super) fn refused(refusal: CallRefusal) -> Status {
+    let message = refusal.to_string();
+    match refusal {
+        CallRefusal::TooManyConnections => {
+            retry_later(Code::Unavailable, "TOO_MANY_CONNECTIONS", message, A_WHILE)
+        }
+        CallRefusal::TooManyCalls => exhausted("TOO_MANY_CALLS", message, A_SECOND),
+        CallRefusal::HeadersTooLarge => with_reason(Code::InvalidArgument, "HEADERS_TOO_LARGE", message),
+        CallRefusal::RequestIncomplete => with_reason(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message),
+    }
 }
 
 /// Returns the status for a call whose deadline has passed.
@@ -151,9 +173,10 @@ pub(super) fn too_late() -> Status {
     with_reason(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline of the call is over")
 }
 
-/// Returns the status for an unknown method or an unsupported encoding.
-pub(super) fn unimplemented(message: &str) -> Status {
-    let message = if message.is_empty() { "no such method" } else { message };
+/// Returns the status for an unsupported encoding of a request, or an unknown method.
+pub(super) fn unimplemented(is_encoding: bool) -> Status {
+    let message =
+        if is_encoding { "the request must be encoded as `gzip` or `identity`" } else { "no such method" };
     with_reason(Code::Unimplemented, "UNIMPLEMENTED", message)
 }
 
@@ -203,3 +226,6 @@ fn reason(name: &str) -> ErrorDetails {
 fn reason_with(name: &str, key: &str, value: String) -> ErrorDetails {
     ErrorDetails::with_error_info(name, DOMAIN, HashMap::from([(key.to_owned(), value)]))
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,24 +2,32 @@
 
 use std::any::Any;
 
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderName, Response};
 use tonic::{Code, Status, body::Body};
 
 use super::status;
 
+/// Header of a response that refuses the encoding of a request: those that are accepted.
+const ACCEPTED: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+
 /// Adds details to a status that tonic itself returned, and blames the caller if it is at fault.
 ///
-/// Tonic returns `INTERNAL` for bytes that are no message, and `OUT_OF_RANGE` for a message over the limit.
+/// Tonic returns `INTERNAL` for bytes that are no message, and `OUT_OF_RANGE` for a message over the limit, or
+/// `RESOURCE_EXHAUSTED` if it is over the limit when it is decompressed.
 /// Every status of this service carries details, so one without them comes from tonic.
 pub(super) fn explain(response: Response<Body>) -> Response<Body> {
     let Some(found) = undetailed_status(response.headers()) else {
         return response;
     };
-    let message = found.message();
     match found.code() {
-        Code::Internal => status::malformed(format!("the request is no such message: {message}")),
-        Code::OutOfRange => status::malformed(format!("the request is too large: {message}")),
-        Code::Unimplemented => status::unimplemented(message),
+        Code::Internal => status::undecodable(),
+        Code::OutOfRange | Code::ResourceExhausted => status::too_large(),
+        Code::Unimplemented => {
+            let encodings = response.headers().get(ACCEPTED).cloned();
+            let mut explained = status::unimplemented(encodings.is_some()).into_http();
+            explained.headers_mut().extend(encodings.map(|encodings| (ACCEPTED, encodings)));
+            return explained;
+        }
         Code::Ok
         | Code::Cancelled
         | Code::DeadlineExceeded
@@ -28,7 +36,6 @@ pub(super) fn explain(response: Response<Body>) -> Response<Body> {
         | Code::NotFound
         | Code::AlreadyExists
         | Code::PermissionDenied
-        | Code::ResourceExhausted
         | Code::FailedPrecondition
         | Code::Aborted
         | Code::Unavailable

@@ -24,6 +24,8 @@ pub(crate) struct PulledReference(Reference);
 impl Reference {
     const DEFAULT_TAG: &str = "latest";
     const MAX_REPOSITORY: usize = 255;
+    const COMPONENTS: &str = "it must have components of letters and digits, with single `.`, `_`, `__` or `-` between \
+                              them, that are separated by `/`";
     /// Beginning of the names that artifacts have in their engines.
     pub(super) const ARTIFACTS: &str = "trailer.invalid/artifact/";
 
@@ -44,7 +46,7 @@ impl Reference {
             return Err(ReferenceError::Repository("it must have at most 255 characters".to_owned()));
         }
         let parsed = distribution::Reference::from_str(&format!("{repository}:{tag}"))
-            .map_err(|error| ReferenceError::Repository(error.to_string()))?;
+            .map_err(|_| ReferenceError::Repository(Self::COMPONENTS.to_owned()))?;
         if parsed.tag() != Some(tag)
             || parsed.digest().is_some()
             || repository.contains(['@', ':']) && !has_registry_port(repository)

@@ -27,7 +27,7 @@ impl Requirements {
     pub(super) const ROLES: &str = "roles";
     pub(super) const POOLS: &str = "pools";
 
-    /// Tolerated difference of clocks for tokens that are not valid yet.
+    /// Tolerated difference of the clocks of the issuer and this machine.
     const LEEWAY: Duration = Duration::from_secs(5);
 
     /// Returns the principal that the claims of a token name.
@@ -61,7 +61,7 @@ impl Requirements {
         }
         let subject = claims.get("sub").and_then(Value::as_str).filter(|subject| is_subject(subject));
         let subject = subject.ok_or_else(|| invalid("sub"))?;
-        let expires_at = claims.get("exp").and_then(time).ok_or_else(|| invalid("exp"))?;
+        let expires_at = claims.get("exp").and_then(time).ok_or_else(|| invalid("exp"))?.after(Self::LEEWAY);
         let roles = claim(claims, &self.roles_claim).map(roles).unwrap_or_default();
         // A claim that cannot be understood must not admit to the default pool.
         let pools = claim(claims, &self.pools_claim).map_or_else(|| Some(Pools::default()), Pools::parse);

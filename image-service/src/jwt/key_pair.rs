@@ -32,7 +32,7 @@ pub struct TokenKeys {
 #[derive(Debug, thiserror::Error)]
 pub enum MintError {
     /// Invalid subject.
-    #[error("the subject must have 1 to 255 bytes and no control characters")]
+    #[error("the subject must have 1 to 255 bytes and no control or format characters")]
     Subject,
     /// Invalid pools.
     #[error("pools must be at most 64, each of 1 to 63 bytes without white space and control characters")]
