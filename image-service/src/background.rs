@@ -6,7 +6,7 @@ use std::{error::Error as _, sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -118,7 +118,8 @@ async fn prune_all_builds(store: &Store, keep: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Probes the database until shutdown. The receiver holds whether the database answers.
+/// Probes the database until shutdown. The receiver holds whether the database has answered within
+/// [`Store::OUTAGE`].
 pub(crate) fn probe_database(
     tasks: &mut JoinSet<()>,
     store: &Store,
@@ -129,11 +130,15 @@ pub(crate) fn probe_database(
     let (sender, receiver) = watch::channel(true);
     let (store, shutdown) = (store.clone(), shutdown.clone());
     let probing = async move {
+        let mut last_response = Instant::now();
         loop {
-            let answers = matches!(timeout(PATIENCE, store.ping()).await, Ok(Ok(())));
+            if matches!(timeout(PATIENCE, store.ping()).await, Ok(Ok(()))) {
+                last_response = Instant::now();
+            }
+            let answers = last_response.elapsed() < Store::OUTAGE;
             if sender.send_if_modified(|known| std::mem::replace(known, answers) != answers) {
                 if answers {
-                    tracing::info!("the database is available again");
+                    tracing::info!("the database responds again");
                 } else {
                     tracing::error!("the database does not respond; health is NOT_SERVING");
                 }
@@ -145,6 +150,18 @@ pub(crate) fn probe_database(
         shutdown.run_until_cancelled(probing).await;
     });
     receiver
+}
+
+/// Looks for free disk space until shutdown.
+pub(crate) async fn probe_storage(store: Store, shutdown: CancellationToken) {
+    const EVERY: Duration = Duration::from_secs(1);
+    let probing = async {
+        loop {
+            store.probe_storage().await;
+            tokio::time::sleep(EVERY).await;
+        }
+    };
+    shutdown.run_until_cancelled(probing).await;
 }
 
 /// Measures the queue until shutdown. Every replica reports the same values.

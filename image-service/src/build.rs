@@ -195,6 +195,7 @@ pub(crate) enum PendingReason {
     Dispatching,
     BackingOff,
     BaseElsewhere,
+    RunningLimit,
 }
 
 impl fmt::Display for PendingReason {
@@ -208,6 +209,7 @@ impl fmt::Display for PendingReason {
             Self::Dispatching => "a worker is about to take it",
             Self::BackingOff => "it waits before the next attempt",
             Self::BaseElsewhere => "the only worker that holds its base image cannot take it",
+            Self::RunningLimit => "its requester has as many running builds as are allowed",
         })
     }
 }

@@ -159,6 +159,11 @@ pub struct Config {
     #[arg(long, env = "TRAILER_MAX_PENDING_BUILDS", default_value_t = 2000)]
     pub max_pending_builds: u64,
 
+    /// Maximum number of running builds per caller; 0 for no limit. Further ones stay in the queue, and hold
+    /// up nobody else's.
+    #[arg(long, env = "TRAILER_MAX_RUNNING_BUILDS", default_value_t = 0)]
+    pub max_running_builds: u64,
+
     /// Maximum size of a build's log, in bytes, with 32 more counted for each event; at least 64 KiB. What a
     /// worker reports beyond it is left out; a worker's own limit is its --log-limit.
     #[arg(long, env = "TRAILER_MAX_LOG_BYTES", default_value_t = 1 << 30, value_parser = clap::value_parser!(u64).range(1 << 16..=1 << 40))]
@@ -194,6 +199,11 @@ pub struct Config {
     #[arg(long, env = "TRAILER_MAX_IMAGE_BYTES", default_value_t = 1 << 30)]
     pub max_image_bytes: u64,
 
+    /// Free disk space of --data-dir with a SQLite database in it, in bytes, below which nothing is added to the
+    /// catalogue; it is left for the reports of running builds.
+    #[arg(long, env = "TRAILER_MIN_FREE_DISK", default_value_t = 32 << 20)]
+    pub min_free_disk: u64,
+
     /// Number of builds per image that are kept with their logs; of the older ones, only the build of the
     /// artifact is kept. The rest is removed soon after a build of the image ends, and within a few hours in
     /// any case.
@@ -207,6 +217,10 @@ pub struct Config {
     /// Maximum size of an uploaded build context in bytes, both as uploaded and unpacked.
     #[arg(long, env = "TRAILER_CONTEXT_LIMIT", default_value_t = 256 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(1024..=1 << 40))]
     pub context_limit: u64,
+
+    /// Maximum size of all uploaded build contexts that are kept per caller, in bytes; 0 for no limit.
+    #[arg(long, env = "TRAILER_MAX_CONTEXT_BYTES", default_value_t = 10 << 30)]
+    pub max_context_bytes: u64,
 
     /// Retention period of an uploaded build context that no image refers to; at least 1s.
     #[arg(long, env = "TRAILER_RETAIN_CONTEXTS", default_value = "24h", value_parser = humantime::parse_duration)]

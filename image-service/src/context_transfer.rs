@@ -181,8 +181,9 @@ impl Upload {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Invalid`] if the archive violates a rule, and [`Error::Busy`] if earlier bytes were
-    /// removed because the upload took too long.
+    /// Returns [`Error::Invalid`] if the archive violates a rule, [`Error::CreatorQuotaExceeded`] if the
+    /// caller's archives have too many bytes, and [`Error::Busy`] if earlier bytes were removed because the
+    /// upload took too long.
     pub(crate) async fn take(&mut self, bytes: Bytes) -> Result<(), Error> {
         self.inspect(bytes.clone()).await?;
         self.buffer.extend(bytes);

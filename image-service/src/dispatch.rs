@@ -23,6 +23,7 @@ pub(crate) use self::message::{
     WorkerEvent,
 };
 pub(crate) use self::placement::{Placement, candidates, place};
+pub(crate) use self::running_builds::RunningBuilds;
 pub(crate) use self::store::{CLAIM_BATCH, Committed, DecisionResult, DispatchStore, Effects};
 pub(crate) use self::worker::{Worker, pending_reason};
 
@@ -31,6 +32,7 @@ mod deadlines;
 mod decision;
 mod message;
 mod placement;
+mod running_builds;
 mod store;
 mod worker;
 

@@ -73,12 +73,16 @@ pub(crate) enum Error {
     TooManyPendingBuilds { limit: u64 },
     #[error("the catalogue is full: the operator limits its size (--index-memory)")]
     CatalogueFull,
-    #[error("the creator of this image has reached its quota of {limit} {quota}; delete some images first")]
+    #[error("the quota of {limit} {quota} is used up; {}", quota.remedy())]
     CreatorQuotaExceeded { quota: CreatorQuota, limit: u64 },
     #[error("the catalogue is loading; try again later")]
     CatalogueLoading,
     #[error("the store is busy; try again")]
     Busy,
+    #[error(
+        "the disk of the catalogue is full: nothing is added until the operator makes room; reads are served"
+    )]
+    StorageFull,
     #[serde(skip)]
     #[error("internal error")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -118,15 +122,41 @@ impl fmt::Display for Resource {
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum CreatorQuota {
+    /// Number of images.
     Images,
+    /// Memory of the images in the index.
     Bytes,
+    /// Uploaded archives.
+    ContextBytes,
+}
+
+impl CreatorQuota {
+    /// Returns the name of the quota for clients.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Images => "images",
+            Self::Bytes => "bytes",
+            Self::ContextBytes => "context_bytes",
+        }
+    }
+
+    /// Returns how to use less.
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::Images | Self::Bytes => "delete some images of the creator first",
+            Self::ContextBytes => {
+                "delete images that are built from archives first; archives that no image refers to expire by themselves"
+            }
+        }
+    }
 }
 
 impl fmt::Display for CreatorQuota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Images => "images",
-            Self::Bytes => "bytes",
+            Self::Bytes => "bytes of images",
+            Self::ContextBytes => "bytes of uploaded archives",
         })
     }
 }

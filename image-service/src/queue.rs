@@ -231,7 +231,11 @@ impl Queue {
                 return Ok(());
             }
             let (decisions, committed) = self.store.claim(&ready).await?;
-            let is_all = decisions.len() < CLAIM_BATCH;
+            // Under a limit on running builds, the next claim may find those of other requesters.
+            let is_all = match self.policy().max_running {
+                None => decisions.len() < CLAIM_BATCH,
+                Some(_) => decisions.is_empty(),
+            };
             let mut left = Vec::new();
             for Decision { build, messages, .. } in decisions {
                 let trace = build.as_ref().and_then(|build| self.metrics.claimed(build));

@@ -13,6 +13,7 @@ use ring::digest::{SHA256, digest};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
 use crate::{
     answers::{fields, lines, refused},
@@ -364,4 +365,28 @@ async fn the_real_engine_builds_with_a_remote_context() -> anyhow::Result<()> {
     assert!(printed.iter().all(|line| line != "of the branch"), "{printed:?}");
     let references = references(&real, &["git", "gzip", "tar", "alone", "again"]);
     real.clean(&references.iter().map(String::as_str).collect::<Vec<_>>()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_archives_of_an_uploader_have_a_quota() -> anyhow::Result<()> {
+    let flags = ["--max-context-bytes", "3000000", "--retain-contexts", "1s"];
+    let service = Service::start_with(&flags).await?;
+    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
+    let (mut first, mut second) = (noise(2_000_000), noise(2_000_000));
+    (first[0], second[0]) = (1, 2);
+    let (first, second) = (tar_of(&[("file", &first)])?, tar_of(&[("file", &second)])?);
+    let kept = alice.upload("", &first).await?;
+    let (image, _) = alice.create(image_of("Kept", named(&kept.digest, "FROM scratch"))).await?;
+    let refused = alice.upload("", &second).await.expect_err("over the quota");
+    let info = refused.get_details_error_info().context("an ErrorInfo")?;
+    assert_eq!((refused.code(), info.reason.as_str()), (Code::ResourceExhausted, "CREATOR_QUOTA_EXCEEDED"));
+    assert_eq!(info.metadata["quota"], "context_bytes");
+    // What is there already takes no more of it, nor does another caller's archive.
+    alice.upload(&kept.digest, &first).await?;
+    let of_bob = bob.upload("", &second).await?;
+    alice.upload(&of_bob.digest, &second).await?;
+    // Room is made by archives that no image refers to, once they have expired.
+    alice.delete(&image.id).await?;
+    let third = tar_of(&[("other", &noise(2_000_000))])?;
+    eventually_true("there is room again", async || Ok(alice.upload("", &third).await.is_ok())).await
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use proto::{
-    dispatch::{Failed, FailureKind, Started, report_event::Event},
+    dispatch::{Failed, FailureKind, Hello, Started, report_event::Event},
     images::{self as api, BuildState, PendingReason},
 };
 
@@ -159,5 +159,38 @@ async fn a_build_that_was_cancelled_in_the_queue_has_used_no_turn() -> anyhow::R
     let mut actor = Actor::connect(&service, hello("w1", &[])).await?;
     assert_eq!(take(&mut actor).await?, first[0]);
     assert_eq!(take(&mut actor).await?, later[0]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_with_enough_running_builds_waits_and_holds_up_nobody() -> anyhow::Result<()> {
+    let service = Service::start_with(&["--max-running-builds", "2"]).await?;
+    let (alice, bob) = (service.builder("alice"), service.builder("bob"));
+    let mut many = queue(&alice, "Many", 100).await?.into_iter();
+    let single = queue(&bob, "Single", 1).await?.remove(0);
+    let mut actor = Actor::connect(&service, Hello { slots: 8, ..hello("w1", &[]) }).await?;
+    let mut assigned = BTreeMap::new();
+    for _ in 0..3 {
+        let (_, attempt) = actor.assignment().await?;
+        assigned.insert(attempt.build_id.clone(), attempt);
+    }
+    let first: Vec<String> = many.by_ref().take(2).collect();
+    for build in first.iter().chain([&single]) {
+        anyhow::ensure!(assigned.contains_key(build), "{build} is not among {assigned:?}");
+    }
+    let next = many.next().expect("one of a hundred");
+    let waiting = alice.get_build(&next).await?;
+    assert_eq!(
+        (waiting.state(), waiting.pending_reason()),
+        (BuildState::Queued, PendingReason::RunningLimit)
+    );
+    // One that ends makes room for one.
+    let failed =
+        Failed { kind: FailureKind::User.into(), message: "it is wrong".to_owned(), ..Failed::default() };
+    actor.report(&assigned[&first[0]], 1, vec![Event::Started(Started {}), Event::Failed(failed)]).await;
+    actor.acknowledged().await?;
+    assert_eq!(actor.assignment().await?.1.build_id, next);
+    let later = queue(&bob, "Later", 1).await?.remove(0);
+    assert_eq!(actor.assignment().await?.1.build_id, later, "it overtakes all that wait for their requester");
     Ok(())
 }

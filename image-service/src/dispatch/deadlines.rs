@@ -28,6 +28,8 @@ pub(crate) struct Policy {
     pub(crate) retry_backoff: Duration,
     /// Maximum number of queued builds per requester; `None` for no limit.
     pub(crate) max_pending: Option<u64>,
+    /// Maximum number of builds that workers hold per requester; `None` for no limit.
+    pub(crate) max_running: Option<u64>,
     /// Size of a build's history, see [`Build::history_bytes`], from which on the events of workers are left
     /// out.
     pub(crate) max_history_bytes: i64,
@@ -45,6 +47,7 @@ impl Policy {
         max_failures: 3,
         retry_backoff: Duration::from_secs(1),
         max_pending: None,
+        max_running: None,
         max_history_bytes: 1 << 30,
     };
 

@@ -9,7 +9,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
 
-use super::{Connected, Worker};
+use super::{Connected, RunningBuilds, Worker};
 use crate::{
     access::Pools,
     build::{Build, BuildId},
@@ -66,11 +66,12 @@ pub(crate) fn candidates(workers: Vec<Worker>, connected: &[Connected]) -> Vec<C
 
 /// Returns the placements that are possible now, in the order of the builds' turns and at most `limit`.
 ///
-/// A build without a placement backs off, suits no candidate with a free slot, or waits for its preferred
-/// worker.
+/// A build without a placement backs off, suits no candidate with a free slot, waits for its preferred worker,
+/// or is one too many of its requester. The placed builds are added to `running`.
 pub(crate) fn place(
     queued: &[Build],
     candidates: &[Candidate],
+    running: &mut RunningBuilds,
     now: Timestamp,
     limit: usize,
 ) -> Vec<Placement> {
@@ -83,8 +84,12 @@ pub(crate) fn place(
         if placements.len() == limit {
             break;
         }
+        if running.is_at_limit(&build.requester.subject) {
+            continue;
+        }
         if let Some(chosen) = choose(build, candidates, &free_slots, now) {
             free_slots[chosen] -= 1;
+            running.add(&build.requester.subject);
             placements.push(Placement { build: build.clone(), worker: candidates[chosen].name.clone() });
         }
     }

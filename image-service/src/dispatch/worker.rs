@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::WithheldAbility;
+use super::{RunningBuilds, WithheldAbility};
 use crate::{
     access::Pools,
     build::{Build, PendingReason},
@@ -85,11 +85,16 @@ const BY_DISTANCE: [PendingReason; 4] = [
 
 /// Returns the reason why a queued build waits.
 ///
-/// It is the backoff of the build, or that it waits for the worker that holds its base image, or else the
-/// state of the suitable worker that is nearest to taking it.
+/// It is the backoff of the build, or that it waits for the worker that holds its base image, or the state of
+/// the suitable worker that is nearest to taking it, or else the limit of its requester.
 ///
 /// Offline workers are ignored, and need not be among `workers`.
-pub(crate) fn pending_reason(build: &Build, workers: &[Worker], now: Timestamp) -> PendingReason {
+pub(crate) fn pending_reason(
+    build: &Build,
+    workers: &[Worker],
+    running: &RunningBuilds,
+    now: Timestamp,
+) -> PendingReason {
     if build.is_backing_off(now) {
         return PendingReason::BackingOff;
     }
@@ -102,7 +107,14 @@ pub(crate) fn pending_reason(build: &Build, workers: &[Worker], now: Timestamp) 
     let reason = nearest.map_or(PendingReason::NoSuitableWorker, |distance| BY_DISTANCE[distance]);
     // Other workers may well be free.
     let waits_for_base = build.base.is_some() && reason != PendingReason::Dispatching;
-    if waits_for_base { PendingReason::BaseElsewhere } else { reason }
+    let could_run_soon = matches!(reason, PendingReason::Dispatching | PendingReason::AllSlotsTaken);
+    if waits_for_base {
+        PendingReason::BaseElsewhere
+    } else if could_run_soon && running.is_at_limit(&build.requester.subject) {
+        PendingReason::RunningLimit
+    } else {
+        reason
+    }
 }
 
 #[cfg(test)]

@@ -119,6 +119,7 @@ impl From<PendingReason> for wire::PendingReason {
             PendingReason::Dispatching => Self::Dispatching,
             PendingReason::BackingOff => Self::BackingOff,
             PendingReason::BaseElsewhere => Self::BaseElsewhere,
+            PendingReason::RunningLimit => Self::RunningLimit,
         }
     }
 }

@@ -62,6 +62,8 @@ impl CallsLayer {
     const WITHOUT_TOKEN: u32 = 1_000;
     /// Maximum number of refusals delayed at a time. Further ones are sent at once.
     const HELD_BACK: usize = 1_000;
+    /// Maximum duration of a unary call, which a database that does not respond could keep waiting for ever.
+    const LONGEST: Duration = Duration::from_secs(60);
     /// Delay before a caller that exceeds its limits gets its refusal.
     ///
     /// Most refused clients retry at once: without a delay some hundred calls keep a processor busy with
@@ -166,19 +168,23 @@ where
         if is_unary {
             request.extensions_mut().insert(call.slot.insert(CallSlot::default()).clone());
         }
-        let deadline = timeout(request.headers()).map(|timeout| Instant::now() + timeout);
+        let begun = Instant::now();
+        let deadline = timeout(request.headers()).map(|timeout| begun + timeout);
+        let longest = is_unary.then(|| begun + CallsLayer::LONGEST);
         let span = call.span.clone();
         let held_back = Arc::clone(&self.layer.held_back);
         // Authentication takes place within this call.
         let answering = span.in_scope(|| self.inner.call(request));
         let answer = async move {
             let audited = audit.begin();
-            let answered = match deadline {
+            let is_late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
+            let answered = match deadline.into_iter().chain(longest).min() {
                 None => answering.await?.map(Body::new),
-                Some(deadline) if deadline <= Instant::now() => status::too_late().into_http(),
-                Some(deadline) => match tokio::time::timeout_at(deadline, answering).await {
+                Some(_) if is_late() => status::too_late().into_http(),
+                Some(end) => match tokio::time::timeout_at(end, answering).await {
                     Ok(answered) => answered?.map(Body::new),
-                    Err(_) => status::too_late().into_http(),
+                    Err(_) if is_late() => status::too_late().into_http(),
+                    Err(_) => Status::from(Error::Busy).into_http(),
                 },
             };
             let code = answered

@@ -16,10 +16,10 @@ use tonic_health::{
     server::HealthReporter,
 };
 
-/// The services grouped by shared status: dispatch, and those that read the catalogue.
+/// The services grouped by shared status: dispatch, those that read the catalogue, and uploads.
 ///
-/// The latter include the server as a whole, which load balancers of clients query.
-const GROUPS: [&[&str]; 2] = [&[DISPATCH], &["", IMAGES, BUILDS, ACCESS, CONTEXTS, WORKERS]];
+/// The second group includes the server as a whole, which load balancers of clients query.
+const GROUPS: [&[&str]; 3] = [&[DISPATCH], &["", IMAGES, BUILDS, ACCESS, WORKERS], &[CONTEXTS]];
 
 /// The conditions that determine the statuses.
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub(crate) struct Readiness {
     pub(crate) store_answers: watch::Receiver<bool>,
     /// True while the catalogue can be read.
     pub(crate) catalogue_ready: watch::Receiver<bool>,
+    /// True while the disk of the catalogue is full.
+    pub(crate) storage_full: watch::Receiver<bool>,
 }
 
 impl Readiness {
@@ -36,16 +38,19 @@ impl Readiness {
         tokio::select! {
             changed = self.store_answers.changed() => changed.ok(),
             changed = self.catalogue_ready.changed() => changed.ok(),
+            changed = self.storage_full.changed() => changed.ok(),
         }
     }
 
-    /// Returns whether the dispatch service serves now, and whether the catalogue services do.
-    fn now(&mut self) -> [bool; 2] {
-        // Both are marked as seen, whatever their values: otherwise the unseen one would be reported as
+    /// Returns whether each group of services serves now.
+    fn now(&mut self) -> [bool; 3] {
+        // All are marked as seen, whatever their values: otherwise the unseen one would be reported as
         // changed again and again.
         let store_answers = *self.store_answers.borrow_and_update();
         let catalogue_ready = *self.catalogue_ready.borrow_and_update();
-        [store_answers, store_answers && catalogue_ready]
+        let storage_full = *self.storage_full.borrow_and_update();
+        let is_readable = store_answers && catalogue_ready;
+        [store_answers, is_readable, is_readable && !storage_full]
     }
 }
 
@@ -53,7 +58,7 @@ impl Readiness {
 ///
 /// From shutdown on it reports `NOT_SERVING`, and its watches end. The dispatch service needs only the
 /// database: workers are served while the catalogue loads, so that no restart stops a build. The catalogue
-/// services need both.
+/// services need both, and uploads need disk space, too: with a full disk, the others still read.
 pub(super) async fn service(
     mut readiness: Readiness,
     shutdown: &CancellationToken,
@@ -66,7 +71,7 @@ pub(super) async fn service(
     }
     let shutdown = shutdown.clone();
     tasks.spawn(async move {
-        // The senders of both conditions live until shutdown.
+        // The senders of the conditions live until shutdown.
         while let Some(Some(())) = shutdown.run_until_cancelled(readiness.changed()).await {
             let now = readiness.now();
             for ((names, serves), before) in GROUPS.into_iter().zip(now).zip(reported) {

@@ -11,6 +11,8 @@ pub(crate) struct Quotas {
     pub(crate) images: Option<u64>,
     /// Maximum size per creator in the index, in bytes; `None` for no limit.
     pub(crate) bytes: Option<u64>,
+    /// Maximum size of the archives per uploader, in bytes; `None` for no limit.
+    pub(crate) context_bytes: Option<u64>,
 }
 
 /// The usage of the catalogue after a write.
@@ -22,18 +24,56 @@ pub(crate) struct Usage {
     pub(crate) creator_images: i64,
     /// Size of these images in the index, in bytes.
     pub(crate) creator_bytes: i64,
+    /// Size of the archives that the creator has uploaded, in bytes.
+    pub(crate) context_bytes: i64,
 }
 
 /// The usage that a write adds; negative if it releases some.
-#[derive(Copy, Clone, Debug)]
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct UsageChange {
     pub(crate) images: i64,
     pub(crate) bytes: i64,
+    pub(crate) context_bytes: i64,
+    /// Size of remembered answers, which have no quota: the oldest ones are forgotten instead.
+    pub(crate) answer_bytes: i64,
+}
+
+impl UsageChange {
+    /// Reports whether something is added that a caller keeps.
+    pub(crate) fn adds(self) -> bool {
+        self.images > 0 || self.bytes > 0 || self.context_bytes > 0
+    }
+
+    /// Returns the usage of a new image that takes this memory in the index.
+    pub(crate) fn of_image(bytes: i64) -> Self {
+        Self { images: 1, bytes, ..Self::default() }
+    }
+
+    /// Returns the usage that the deletion of an image releases.
+    pub(crate) fn of_deleted_image(bytes: i64) -> Self {
+        Self { images: -1, bytes: -bytes, ..Self::default() }
+    }
+
+    /// Returns the usage of an image that takes so much more memory in the index.
+    pub(crate) fn of_bytes(bytes: i64) -> Self {
+        Self { bytes, ..Self::default() }
+    }
+
+    /// Returns the usage of an archive's next bytes.
+    pub(crate) fn of_context(context_bytes: i64) -> Self {
+        Self { context_bytes, ..Self::default() }
+    }
+
+    /// Returns the usage of remembered answers of this size.
+    pub(crate) fn of_answers(answer_bytes: i64) -> Self {
+        Self { answer_bytes, ..Self::default() }
+    }
 }
 
 impl Quotas {
     /// No limits, for tests.
-    pub(crate) const UNLIMITED: Self = Self { index_memory: u64::MAX, images: None, bytes: None };
+    pub(crate) const UNLIMITED: Self =
+        Self { index_memory: u64::MAX, images: None, bytes: None, context_bytes: None };
 
     /// Checks that there is room for a write. A write that adds nothing always has room, because a quota may
     /// have been lowered.
@@ -49,6 +89,7 @@ impl Quotas {
         let of_creator = [
             (CreatorQuota::Images, used.creator_images, added.images, self.images),
             (CreatorQuota::Bytes, used.creator_bytes, added.bytes, self.bytes),
+            (CreatorQuota::ContextBytes, used.context_bytes, added.context_bytes, self.context_bytes),
         ];
         for (quota, used, added, limit) in of_creator {
             if let Some(limit) = limit.filter(|&limit| exceeds(used, added, limit)) {
@@ -66,7 +107,8 @@ impl Quotas {
 mod tests {
     use super::*;
 
-    const QUOTAS: Quotas = Quotas { index_memory: 1_000, images: Some(3), bytes: Some(400) };
+    const QUOTAS: Quotas =
+        Quotas { index_memory: 1_000, images: Some(3), bytes: Some(400), context_bytes: Some(50) };
 
     /// Returns the outcome of adding to the usage, both in the order of the fields.
     fn outcome(quotas: Quotas, used: (i64, i64, i64), added: (i64, i64)) -> &'static str {
@@ -74,8 +116,9 @@ mod tests {
             catalogue_bytes: used.0.saturating_add(added.1),
             creator_images: used.1.saturating_add(added.0),
             creator_bytes: used.2.saturating_add(added.1),
+            context_bytes: 0,
         };
-        match quotas.admit(after, UsageChange { images: added.0, bytes: added.1 }) {
+        match quotas.admit(after, UsageChange { images: added.0, bytes: added.1, ..UsageChange::default() }) {
             Ok(()) => "admitted",
             Err(Error::CreatorQuotaExceeded { quota: CreatorQuota::Images, limit: 3 }) => "images",
             Err(Error::CreatorQuotaExceeded { quota: CreatorQuota::Bytes, limit: 400 }) => "bytes",
@@ -99,6 +142,21 @@ mod tests {
         ] {
             assert_eq!(outcome(QUOTAS, used, added), expected, "{used:?} {added:?}");
         }
+    }
+
+    #[test]
+    fn archives_have_a_quota_of_their_own() {
+        let admits = |context_bytes, added| {
+            let used =
+                Usage { catalogue_bytes: 5_000, creator_images: 9, creator_bytes: 5_000, context_bytes };
+            QUOTAS.admit(used, UsageChange { context_bytes: added, ..UsageChange::default() })
+        };
+        assert!(admits(50, 50).is_ok() && admits(60, -1).is_ok());
+        let refused = admits(51, 1).expect_err("one byte too many");
+        let quota = CreatorQuota::ContextBytes;
+        assert!(
+            matches!(refused, Error::CreatorQuotaExceeded { quota: refused, limit: 50 } if refused == quota)
+        );
     }
 
     #[test]

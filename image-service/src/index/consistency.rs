@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Maximum time that a read waits for the index to catch up.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Index {
     /// Waits until the index has caught up with the database, and returns the revision it reached.
@@ -122,7 +122,7 @@ struct Answer {
 
 impl RevisionProbe {
     /// Maximum time for the database to respond.
-    const PATIENCE: Duration = Duration::from_secs(3);
+    const PATIENCE: Duration = Duration::from_secs(5);
 
     pub(super) fn new() -> Self {
         let (sender, answer) = watch::channel(Answer { query: 0, latest: None });

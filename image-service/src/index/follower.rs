@@ -22,14 +22,12 @@ use crate::{
     error::Error,
     image::{CatalogueEntry, ImageId},
     signals::Signals,
-    store::ChangedRecords,
+    store::{ChangedRecords, Store},
     timestamp::Timestamp,
 };
 
 /// Polling interval, which is the maximum delay of a change whose hint was lost.
 const POLL: Duration = Duration::from_millis(500);
-/// Time without a response from the database after which the index stops serving.
-const SILENCE: Duration = Duration::from_secs(3);
 /// Number of changes read together.
 const READ_BATCH: u64 = 256;
 /// Maximum number of changed images per event.
@@ -173,7 +171,7 @@ impl Index {
                 }
                 Err(error) => {
                     tracing::warn!(%error, source = ?error.source(), "cannot read the change log");
-                    if last_response.elapsed() > SILENCE
+                    if last_response.elapsed() > Store::OUTAGE
                         && self.0.serves.send_if_modified(|serves| std::mem::replace(serves, false))
                     {
                         tracing::error!("the catalogue lags behind; health is NOT_SERVING");

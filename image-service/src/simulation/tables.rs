@@ -12,7 +12,7 @@ use crate::{
     build::{Build, BuildId, PendingReason, Record, RecordedEvent, State},
     dispatch::{
         self, CLAIM_BATCH, Committed, Connected, Decision, DecisionResult, Event, Hello, Placement, Policy,
-        Rows, Worker, candidates, pending_reason, place,
+        Rows, RunningBuilds, Worker, candidates, pending_reason, place,
     },
     error::{Error, Resource},
     image::{Artifact, Configuration},
@@ -121,7 +121,8 @@ impl Tables {
         let (mut decisions, mut committed) = (Vec::new(), Committed::default());
         let queued: Vec<Build> = self.queued().cloned().collect();
         let candidates = candidates(self.workers(now), workers);
-        for Placement { build, worker } in place(&queued, &candidates, now, CLAIM_BATCH) {
+        let mut running = self.running();
+        for Placement { build, worker } in place(&queued, &candidates, &mut running, now, CLAIM_BATCH) {
             self.round = self.round.max(build.round);
             let turn = self.turns.entry(build.requester.subject.clone()).or_default();
             *turn = build.round.max(*turn);
@@ -133,6 +134,14 @@ impl Tables {
             decisions.push(decision);
         }
         Ok((decisions, committed))
+    }
+
+    fn running(&self) -> RunningBuilds {
+        let mut running = RunningBuilds::new(self.policy.max_running, []);
+        for build in self.builds.values().filter(|build| build.state.is_held()) {
+            running.add(&build.requester.subject);
+        }
+        running
     }
 
     fn workers(&self, now: Timestamp) -> Vec<Worker> {
@@ -189,8 +198,8 @@ impl Tables {
         let before = now.before(self.policy.queue_timeout);
         let mut waiting: Vec<&Build> = self.queued().filter(|build| build.queued_at <= before).collect();
         waiting.sort_by_key(|build| build.queued_at);
-        let workers = self.workers(now);
-        waiting.into_iter().map(|build| (build.id, pending_reason(build, &workers, now))).collect()
+        let (workers, running) = (self.workers(now), self.running());
+        waiting.into_iter().map(|build| (build.id, pending_reason(build, &workers, &running, now))).collect()
     }
 
     /// Makes a session the one that speaks for a worker.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     build::{Build, BuildId, BuildInView, Pending, PendingReason, State},
-    dispatch::{Policy, pending_reason},
+    dispatch::{Policy, RunningBuilds, pending_reason},
     error::{Error, Refusal, Resource},
     image::ImageId,
     timestamp::Timestamp,
@@ -177,7 +177,8 @@ async fn all_in_view(
     now: Timestamp,
 ) -> Result<Vec<BuildInView>, DbErr> {
     let holders: BTreeSet<&str> = builds.iter().filter_map(holder).collect();
-    let concerned = if builds.iter().any(|build| build.state == State::Queued) {
+    let is_queued = builds.iter().any(|build| build.state == State::Queued);
+    let concerned = if is_queued {
         Some(workers::reached(&[], policy, now))
     } else {
         let of_these = worker::Column::Name.is_in(holders.iter().copied());
@@ -187,11 +188,12 @@ async fn all_in_view(
         Some(concerned) => workers::read(db, concerned, policy, now).await?,
         None => Vec::new(),
     };
+    let running = if is_queued { queue::running(db, policy).await? } else { RunningBuilds::default() };
     let mut all = Vec::with_capacity(builds.len());
     for build in builds {
         let pending = match build.state {
             State::Queued => Some(Pending {
-                reason: pending_reason(&build, &workers, now),
+                reason: pending_reason(&build, &workers, &running, now),
                 queue_position: queued_before(db, &build).await?.saturating_add(1),
             }),
             State::Claimed => Some(Pending { reason: PendingReason::Dispatching, queue_position: 0 }),

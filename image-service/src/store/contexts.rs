@@ -14,6 +14,7 @@ use super::{
     entity::{build, configuration, context, context_chunk, image},
     queue,
     transaction::WriteTransaction,
+    usage,
 };
 use crate::{
     access::Principal,
@@ -21,7 +22,7 @@ use crate::{
     build_context::{ContextDigest, FilePaths, Inspected, KeptContext},
     dispatch::Attempt,
     error::{Error, Violations},
-    image::{Configuration, ImageId},
+    image::{Configuration, ImageId, UsageChange},
     timestamp::Timestamp,
     turns::Turn,
 };
@@ -36,6 +37,7 @@ impl Store {
         let row = context::Model {
             upload: Uuid::now_v7(),
             digest: None,
+            uploader: caller.subject().to_owned(),
             size_bytes: 0,
             paths: Vec::new(),
             used_at: self.now(&self.reader).await?,
@@ -51,8 +53,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::TooManyWrites`] if too many writes of the caller wait, and [`Error::Busy`] if the
-    /// upload has expired.
+    /// Returns [`Error::TooManyWrites`] if too many writes of the caller wait,
+    /// [`Error::CreatorQuotaExceeded`] if its archives have too many bytes, and [`Error::Busy`] if the upload
+    /// has expired.
     pub(crate) async fn append_context(
         &self,
         caller: &Principal,
@@ -65,6 +68,11 @@ impl Store {
         if touch(&txn, upload, now).await? == 0 {
             return Err(Error::Busy);
         }
+        let size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
+        let grown = Expr::col(context::Column::SizeBytes).add(size);
+        let received = context::Entity::update_many().col_expr(context::Column::SizeBytes, grown);
+        txn.defer(received.filter(context::Column::Upload.eq(upload)));
+        usage::charge(&txn, self, caller.subject(), UsageChange::of_context(size)).await?;
         let row = context_chunk::Model { upload, number, bytes };
         context_chunk::Entity::insert(row.into_active_model()).exec_without_returning(&txn).await?;
         txn.commit().await
@@ -106,6 +114,7 @@ impl Store {
         let row = context::Model {
             upload,
             digest: Some(found.digest.clone()),
+            uploader: caller.subject().to_owned(),
             size_bytes: found.size_bytes,
             paths: found.paths.clone().into_stored(),
             used_at: now,
@@ -242,6 +251,8 @@ impl Store {
             .await?;
         if numbers.is_empty() {
             context::Entity::delete_by_id(due.upload).exec(&txn).await?;
+            let released = UsageChange::of_context(-due.size_bytes);
+            usage::charge(&txn, self, &due.uploader, released).await?;
         } else {
             context_chunk::Entity::delete_many()
                 .filter(context_chunk::Column::Upload.eq(due.upload))

@@ -66,7 +66,7 @@ impl RequestTransaction<'_> {
             change_log::log(&self.txn, NewChange::new(id, ChangeKind::Content, creator), now).await?;
         let image = creation.record(id, reference, build.as_ref(), revision, at);
         let bytes = image.index_bytes_with(&new.configuration);
-        self.charge(creator, UsageChange { images: 1, bytes }).await?;
+        self.charge(creator, UsageChange::of_image(bytes)).await?;
         let row = image::Model { index_bytes: bytes, ..image.clone().into() };
         self.txn.defer(image::Entity::insert(row.into_active_model()));
         self.write_configuration(id, 1, &new.configuration).await?;

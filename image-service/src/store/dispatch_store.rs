@@ -77,13 +77,14 @@ impl DispatchStore for Store {
         if limit == 0 {
             return Ok((Vec::new(), committed));
         }
-        let head = queue::head(&txn, limit).await?;
-        let mut placements = place(&head.builds, &candidates, now, limit);
+        let mut running = queue::running(&txn, &self.policy).await?;
+        let head = queue::head(&txn, &running, limit).await?;
+        let mut placements = place(&head.builds, &candidates, &mut running.clone(), now, limit);
         if placements.len() < limit && !head.is_whole {
             // The head is full of builds that no worker can take now, and these must not hold up the ones
             // behind them.
-            let first = queue::first_of_groups(&txn, limit, now).await?;
-            placements = place(&first, &candidates, now, limit);
+            let first = queue::first_of_groups(&txn, &running, limit, now).await?;
+            placements = place(&first, &candidates, &mut running, now, limit);
         }
         if placements.is_empty() {
             return Ok((Vec::new(), committed));
@@ -136,7 +137,8 @@ impl DispatchStore for Store {
         }
         let online = workers::reached(&[], &self.policy, now);
         let workers = workers::read(&self.reader, online, &self.policy, now).await?;
-        let waiting = found.iter().map(|build| (build.id, pending_reason(build, &workers, now)));
+        let running = queue::running(&self.reader, &self.policy).await?;
+        let waiting = found.iter().map(|build| (build.id, pending_reason(build, &workers, &running, now)));
         Ok(waiting.collect())
     }
 

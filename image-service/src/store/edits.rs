@@ -71,7 +71,7 @@ impl RequestTransaction<'_> {
         if image != before {
             let bytes =
                 image.index_bytes_with(configuration.unwrap_or(&current)) - before.index_bytes_with(&current);
-            self.charge(&image.creator, UsageChange { images: 0, bytes }).await?;
+            self.charge(&image.creator, UsageChange::of_bytes(bytes)).await?;
             let row = image::Model { index_bytes: row.index_bytes + bytes, ..image.into() };
             references::release_unused(&self.txn, [&row]).await?;
             image = self.save_edit(row, ChangeKind::Content).await?;
@@ -219,7 +219,7 @@ impl RequestTransaction<'_> {
         let change = NewChange { grantees, ..NewChange::new(id, ChangeKind::Deleted, &target.image.creator) };
         change_log::log(&self.txn, change, self.now).await?;
         self.effects.committed.changed.insert(id);
-        let usage = UsageChange { images: -1, bytes: -target.row.index_bytes };
+        let usage = UsageChange::of_deleted_image(target.row.index_bytes);
         self.charge(&target.row.creator, usage).await?;
         let deleted = image::ActiveModel { id: Set(id), deleted: Set(true), ..Default::default() };
         self.txn.defer(image::Entity::update(deleted).validate()?);

@@ -123,6 +123,9 @@ table! {
     context, "contexts", key { upload: Uuid }
     /// `None` while the upload is incomplete or about to be deleted.
     digest: Option<ContextDigest>,
+    /// Caller that has uploaded it first.
+    uploader: String,
+    /// Size in bytes; of an upload, what has been received.
     size_bytes: i64,
     /// The stored form of the paths of its files; empty while the upload is incomplete.
     paths: Vec<u8>,
@@ -250,11 +253,16 @@ table! {
 }
 
 table! {
-    /// Usage of each creator's images together.
+    /// What each caller uses, who has any of it.
     creator, "creators", key { subject: String }
+    /// Number of images that the caller has created.
     images: i64,
     /// Memory that the images take in the index, in bytes.
     index_bytes: i64,
+    /// Size of the archives that the caller has uploaded, in bytes.
+    context_bytes: i64,
+    /// Size of the remembered answers to the caller, in bytes.
+    answer_bytes: i64,
 }
 
 table! {
@@ -262,5 +270,7 @@ table! {
     answer, "answers", key { subject: String, request: String }
     digest: String,
     json: String,
+    /// Size of the row, in bytes.
+    bytes: i64,
     answered_at: Timestamp,
 }

@@ -94,7 +94,7 @@ impl RequestTransaction<'_> {
         } else {
             row.delete(&self.txn).await?;
         }
-        self.charge(&target.image.creator, UsageChange { images: 0, bytes: added }).await?;
+        self.charge(&target.image.creator, UsageChange::of_bytes(added)).await?;
         // The image gets a new revision, but keeps its update time and etag.
         let change = NewChange::new(id, ChangeKind::Grants, &target.image.creator);
         let change = NewChange { grantees: [grantee].into(), ..change };

@@ -8,7 +8,7 @@ use std::iter;
 
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityTrait, ExprTrait, FromQueryResult, IntoActiveModel,
-    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Statement,
+    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, Statement, Value,
     sea_query::{Expr, SimpleExpr},
 };
 
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     build::Build,
-    dispatch::{Placement, Policy},
+    dispatch::{Placement, Policy, RunningBuilds},
     error::Error,
     timestamp::Timestamp,
 };
@@ -52,6 +52,29 @@ pub(super) fn active() -> Select<build::Entity> {
     build::Entity::find().filter(is_active())
 }
 
+/// Counts the builds that workers hold, by requester. Counts nothing without a limit.
+pub(super) async fn running(db: &impl ConnectionTrait, policy: &Policy) -> Result<RunningBuilds, DbErr> {
+    if policy.max_running.is_none() {
+        return Ok(RunningBuilds::default());
+    }
+    let counted = held()
+        .select_only()
+        .column(build::Column::RequestedBy)
+        .expr_as(Expr::cust("COUNT(*)"), "held")
+        .group_by(build::Column::RequestedBy)
+        .into_tuple::<(String, i64)>()
+        .all(db)
+        .await?;
+    let counted = counted.into_iter().map(|(requester, held)| (requester, u64::try_from(held).unwrap_or(0)));
+    Ok(RunningBuilds::new(policy.max_running, counted))
+}
+
+/// Matches builds of requesters that are not at their limit; `None` if nobody is.
+fn not_of(running: &RunningBuilds) -> Option<SimpleExpr> {
+    let at_limit: Vec<&str> = running.at_limit().collect();
+    (!at_limit.is_empty()).then(|| build::Column::RequestedBy.is_not_in(at_limit))
+}
+
 /// The head of the queue, from which a claim chooses first.
 #[derive(Debug, Default)]
 pub(super) struct Head {
@@ -61,11 +84,17 @@ pub(super) struct Head {
     pub(super) builds: Vec<Build>,
     /// Set if the queue has no further builds.
     pub(super) is_whole: bool,
+    /// Set if builds of requesters at their limit are left out.
+    pub(super) is_filtered: bool,
 }
 
-/// Reads the head of the queue. It has more builds than `limit`, because some may back off or wait for a
-/// worker.
-pub(super) async fn head(db: &impl ConnectionTrait, limit: usize) -> Result<Head, DbErr> {
+/// Reads the head of the queue, without the builds of requesters at their limit. It has more builds than
+/// `limit`, because some may back off or wait for a worker.
+pub(super) async fn head(
+    db: &impl ConnectionTrait,
+    running: &RunningBuilds,
+    limit: usize,
+) -> Result<Head, DbErr> {
     const REACHED: &str = "reached";
     let read = limit.saturating_mul(2).saturating_add(8);
     // Builds before the first round were claimed. On Postgres their index entries, though dead, stay for as
@@ -74,12 +103,13 @@ pub(super) async fn head(db: &impl ConnectionTrait, limit: usize) -> Result<Head
     let query = queued()
         .expr_as(of_catalogue(catalogue::Column::Round), REACHED)
         .filter(Expr::col((build::Entity, build::Column::Round)).gte(first_round))
+        .apply_if(not_of(running), |query, others| query.filter(others))
         .order_by_asc(build::Column::Round)
         .order_by_asc(build::Column::QueuedAt)
         .order_by_asc(build::Column::Id)
         .limit(u64::try_from(read).unwrap_or(u64::MAX))
         .into_query();
-    let mut head = Head::default();
+    let mut head = Head { is_filtered: running.at_limit().next().is_some(), ..Head::default() };
     for row in db.query_all(&query).await? {
         head.round = row.try_get("", REACHED)?;
         head.builds.push(Build::from_query_result(&row, "")?);
@@ -94,13 +124,15 @@ fn of_catalogue(column: catalogue::Column) -> SimpleExpr {
     Expr::SubQuery(None, Box::new(row.into()))
 }
 
-/// Reads the builds of each group that a claim of at most `limit` may place. Skips those that back off.
+/// Reads the builds of each group that a claim of at most `limit` may place. Skips those that back off, and
+/// those of requesters at their limit.
 ///
 /// Builds with equal requirements and the same preferred worker form a group. Of each group this reads the
 /// first `limit` builds, and the first `limit` that no longer wait for their preferred worker: a claim cannot
 /// place any further behind.
 pub(super) async fn first_of_groups(
     db: &impl ConnectionTrait,
+    running: &RunningBuilds,
     limit: usize,
     now: Timestamp,
 ) -> Result<Vec<Build>, DbErr> {
@@ -118,10 +150,17 @@ pub(super) async fn first_of_groups(
     const WAITS_NO_MORE: &str = "AND queued.preferred_worker IS NOT NULL \
          AND (COALESCE(first.not_before, first.queued_at) <= $3 OR COALESCE(first.not_before, first.queued_at) > $1)";
     const ORDER: &str = "ORDER BY first.round, first.queued_at, first.id LIMIT $4";
+    let at_limit: Vec<&str> = running.at_limit().collect();
+    let others = if at_limit.is_empty() {
+        String::new()
+    } else {
+        let parameters: Vec<String> = (5..).take(at_limit.len()).map(|number| format!("${number}")).collect();
+        format!("AND first.requested_by NOT IN ({})", parameters.join(", "))
+    };
     let of_group = |what: &str| {
         format!(
-            "SELECT * FROM (SELECT {what} {FIRST} {ORDER}) a UNION ALL \
-             SELECT * FROM (SELECT {what} {FIRST} {WAITS_NO_MORE} {ORDER}) b"
+            "SELECT * FROM (SELECT {what} {FIRST} {others} {ORDER}) a UNION ALL \
+             SELECT * FROM (SELECT {what} {FIRST} {others} {WAITS_NO_MORE} {ORDER}) b"
         )
     };
     // Without `LATERAL`, Postgres would scan all builds for each group; SQLite does not have it.
@@ -132,12 +171,13 @@ pub(super) async fn first_of_groups(
         let first = of_group("first.id");
         format!("{GROUPS}SELECT builds.* FROM queued JOIN builds ON builds.id IN ({first})")
     };
-    let values = [
+    let bounds: [Value; 4] = [
         now.into(),
         now.after(Build::MAX_BACKOFF).into(),
         now.before(Build::MAX_CACHE_WAIT).into(),
         i64::try_from(limit).unwrap_or(i64::MAX).into(),
     ];
+    let values = bounds.into_iter().chain(at_limit.into_iter().map(Value::from));
     let statement = Statement::from_sql_and_values(db.get_database_backend(), sql, values);
     let mut builds: Vec<Build> = build::Entity::find().from_raw_sql(statement).into_model().all(db).await?;
     builds.sort_by_key(Build::turn);
@@ -188,12 +228,13 @@ pub(super) fn take_turns(txn: &WriteTransaction, head: &Head, placements: &[Plac
     let round = rounds.chain(iter::once(head.round)).max().unwrap_or(head.round);
     if round > head.round {
         let first_round = head.builds.first().map_or(round, |build| build.round);
-        txn.defer(
-            catalogue::Entity::update_many()
-                .col_expr(catalogue::Column::Round, Expr::value(round))
-                .col_expr(catalogue::Column::FirstRound, Expr::value(first_round))
-                .filter(catalogue::Column::Id.eq(1)),
-        );
+        let mut advance = catalogue::Entity::update_many()
+            .col_expr(catalogue::Column::Round, Expr::value(round))
+            .filter(catalogue::Column::Id.eq(1));
+        if !head.is_filtered {
+            advance = advance.col_expr(catalogue::Column::FirstRound, Expr::value(first_round));
+        }
+        txn.defer(advance);
         txn.defer(turn::Entity::delete_many().filter(turn::Column::Round.eq(head.round)));
     }
     let turns: Vec<_> = placements
@@ -219,6 +260,7 @@ pub(super) fn reopen_round(txn: &WriteTransaction, round: i64) {
 impl RequestTransaction<'_> {
     /// Checks that the caller may queue another build.
     pub(super) async fn require_room(&self) -> Result<(), Error> {
+        self.store.require_storage()?;
         let policy = self.store.policy();
         policy.require_room(pending_of(&self.txn, self.request.caller.subject(), policy).await?)
     }

@@ -1,21 +1,9 @@
 //! Callers' writes: a repeated request gets the answer that it got the first time.
 
-use std::time::Duration;
-
-use sea_orm::{
-    ColumnTrait, ConnectionTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QuerySelect,
-    QueryTrait,
-    sea_query::{Expr, OnConflict},
-};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QuerySelect};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{
-    Store,
-    entity::{answer, image},
-    images,
-    transaction::WriteTransaction,
-    values::{from_json, to_json},
-};
+use super::{Store, answers, entity::image, images, transaction::WriteTransaction};
 use crate::{
     access::{Action, Standing},
     dispatch::Effects,
@@ -45,50 +33,6 @@ pub(super) struct Target {
 }
 
 impl Store {
-    /// Time for which the answer to a request is remembered.
-    const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
-
-    /// Deletes a batch of expired answers, and reports whether there may be more.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::TooManyWrites`] if too many background writes wait, [`Error::Busy`] if the database
-    /// is locked or down, and [`Error::Internal`] if it fails otherwise.
-    pub(crate) async fn purge_answers(&self) -> Result<bool, Error> {
-        const BATCH: u64 = 100;
-        let end = self.now(&self.reader).await?.before(Self::REMEMBERED);
-        let due = answer::Entity::find()
-            .select_only()
-            .columns([answer::Column::Subject, answer::Column::Request])
-            .filter(answer::Column::AnsweredAt.lt(end))
-            .limit(BATCH);
-        // Check first, without waiting for the writer.
-        if due.clone().into_tuple::<(String, String)>().one(&self.reader).await?.is_none() {
-            return Ok(false);
-        }
-        let txn = self.write(Turn::Background).await?;
-        let key = Expr::tuple([answer::Column::Subject, answer::Column::Request].map(Expr::col));
-        let deleted = answer::Entity::delete_many().filter(key.in_subquery(due.into_query()));
-        let deleted = deleted.exec(&txn).await?.rows_affected;
-        txn.commit().await?;
-        Ok(deleted == BATCH)
-    }
-
-    /// Returns the answer that the same request got before, without a transaction.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::RequestIdReused`] if the id was used for another request.
-    pub(crate) async fn remembered<T: DeserializeOwned>(
-        &self,
-        request: &Request,
-    ) -> Result<Option<T>, Error> {
-        if request.id.is_none() {
-            return Ok(None);
-        }
-        remembered(&self.reader, request, self.now(&self.reader).await?).await
-    }
-
     /// Answers a request by performing a write, or as it was answered before.
     ///
     /// A refused write leaves no trace and has no effects. Every answer waits until the data that it depends
@@ -105,7 +49,7 @@ impl Store {
     ) -> Result<(T, Effects), Error> {
         let txn = self.write(Turn::Caller(&request.caller)).await?;
         let now = self.now(&txn).await?;
-        if let Some(answer) = remembered(&txn, request, now).await? {
+        if let Some(answer) = answers::remembered(&txn, request, now).await? {
             txn.rollback().await?;
             return Ok((answer, Effects::default()));
         }
@@ -120,18 +64,7 @@ impl Store {
             }
         };
         if let Some(id) = &request.id {
-            let row = answer::Model {
-                subject: request.caller.subject().to_owned(),
-                request: id.as_str().to_owned(),
-                digest: id.digest().to_owned(),
-                json: to_json(&answer)?,
-                answered_at: now,
-            };
-            // An expired answer may still be there.
-            let anew = OnConflict::columns([answer::Column::Subject, answer::Column::Request])
-                .update_columns([answer::Column::Digest, answer::Column::Json, answer::Column::AnsweredAt])
-                .to_owned();
-            txn.defer(answer::Entity::insert(row.into_active_model()).on_conflict(anew));
+            answers::remember(&txn, self, request.caller.subject(), id, &answer, now).await?;
         }
         txn.commit().await?;
         Ok((answer, effects))
@@ -162,23 +95,5 @@ impl RequestTransaction<'_> {
         let standing = images::standing(&self.txn, &self.request.caller.visibility(), &row).await?;
         let standing = standing.ok_or(Error::NotFound(Resource::Image(id)))?;
         Ok(Target { image: row.clone().into(), row, standing })
-    }
-}
-
-/// Returns the answer that the same request got before, if it is still remembered.
-async fn remembered<T: DeserializeOwned>(
-    db: &impl ConnectionTrait,
-    request: &Request,
-    now: Timestamp,
-) -> Result<Option<T>, Error> {
-    let Some(id) = &request.id else {
-        return Ok(None);
-    };
-    let key = (request.caller.subject().to_owned(), id.as_str().to_owned());
-    let found = answer::Entity::find_by_id(key).one(db).await?;
-    match found.filter(|found| found.answered_at >= now.before(Store::REMEMBERED)) {
-        None => Ok(None),
-        Some(found) if found.digest == id.digest() => Ok(Some(from_json(&found.json)?)),
-        Some(_) => Err(Error::RequestIdReused),
     }
 }

@@ -10,7 +10,7 @@ use sea_orm::{
     ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, ExecResult, QueryResult, QueryTrait, Statement,
 };
 
-use super::write_connection::Connection;
+use super::{storage::Storage, write_connection::Connection};
 use crate::{change::Revision, error::Error, writer::TransactionGuard};
 
 /// A write in a transaction that the [`Writer`](crate::writer::Writer) has lent. It is undone unless
@@ -21,6 +21,7 @@ use crate::{change::Revision, error::Error, writer::TransactionGuard};
 #[derive(Debug)]
 pub(super) struct WriteTransaction {
     guard: TransactionGuard<Connection>,
+    storage: Storage,
     deferred: Mutex<Vec<Statement>>,
     /// Set once a statement has failed.
     failed: AtomicBool,
@@ -32,8 +33,9 @@ impl WriteTransaction {
     /// Maximum number of statements sent together. The connection keeps them prepared.
     const TOGETHER: usize = 20;
 
-    pub(super) fn new(guard: TransactionGuard<Connection>) -> Self {
-        Self { guard, deferred: Mutex::default(), failed: AtomicBool::new(false), reached: Mutex::default() }
+    pub(super) fn new(guard: TransactionGuard<Connection>, storage: Storage) -> Self {
+        let (deferred, failed, reached) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
+        Self { guard, storage, deferred, failed, reached }
     }
 
     /// Defers a statement until just before the next one or the commit, which then fails if it does.
@@ -54,7 +56,8 @@ impl WriteTransaction {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Busy`] also if the outcome is unknown.
+    /// Returns [`Error::Busy`] also if the outcome is unknown, and [`Error::StorageFull`] if nothing was
+    /// committed because the database has no space left.
     pub(super) async fn commit(self) -> Result<(), Error> {
         self.write().await?;
         if self.failed.into_inner() {
@@ -62,7 +65,7 @@ impl WriteTransaction {
             return Err(DbErr::Custom("a statement of the transaction failed".to_owned()).into());
         }
         let reached = self.reached.into_inner().unwrap_or_else(PoisonError::into_inner);
-        self.guard.commit(reached).await
+        self.guard.commit(reached).await.inspect_err(|error| self.storage.note(error))
     }
 
     /// Undoes the write and waits until whatever it has read is committed, so that it can be reported.
@@ -78,10 +81,12 @@ impl WriteTransaction {
         self.guard.connection().statements()
     }
 
-    /// Records whether a statement has failed.
-    fn noting<T>(&self, result: Result<T, DbErr>) -> Result<T, DbErr> {
-        if result.is_err() {
+    /// Executes a statement, and records whether it has failed.
+    async fn noting<T>(&self, executing: impl Future<Output = Result<T, DbErr>>) -> Result<T, DbErr> {
+        let result = self.guard.connection().within_patience(executing).await;
+        if let Err(error) = &result {
             self.failed.store(true, Ordering::Relaxed);
+            self.storage.note(&Error::from(error.clone()));
         }
         result
     }
@@ -95,7 +100,7 @@ impl WriteTransaction {
         let at_once = if self.get_database_backend() == DbBackend::Sqlite { Self::TOGETHER } else { 1 };
         let mut waiting = std::mem::take(&mut *self.waiting()).into_iter();
         while let Some(statement) = waiting.by_ref().take(at_once).reduce(together) {
-            self.noting(self.txn().execute_raw(statement).await)?;
+            self.noting(self.txn().execute_raw(statement)).await?;
         }
         Ok(())
     }
@@ -140,22 +145,22 @@ impl ConnectionTrait for WriteTransaction {
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
         // Separate from them, because the result is its own number of changed rows.
         self.write().await?;
-        self.noting(self.txn().execute_raw(statement).await)
+        self.noting(self.txn().execute_raw(statement)).await
     }
 
     async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
         self.write().await?;
-        self.noting(self.txn().execute_unprepared(sql).await)
+        self.noting(self.txn().execute_unprepared(sql)).await
     }
 
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
         let statement = self.after_deferred(statement).await?;
-        self.noting(self.txn().query_one_raw(statement).await)
+        self.noting(self.txn().query_one_raw(statement)).await
     }
 
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
         let statement = self.after_deferred(statement).await?;
-        self.noting(self.txn().query_all_raw(statement).await)
+        self.noting(self.txn().query_all_raw(statement)).await
     }
 }
 

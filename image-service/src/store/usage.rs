@@ -1,12 +1,14 @@
-//! Accounting of the index memory of each creator's images and of all images. Every write counts its change
-//! in the same transaction, so that the index always fits when it is loaded again.
+//! Accounting of what each caller uses: images and their memory in the index, uploaded archives, remembered
+//! answers. Every write counts its change in the same transaction, so that the index always fits when it is
+//! loaded again, and nobody fills the disk.
 
-use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, sea_query::Expr};
+use sea_orm::{ColumnTrait, DbErr, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, sea_query::Expr};
 
 use super::{
     Store,
     entity::{catalogue, creator},
     request_transaction::RequestTransaction,
+    transaction::WriteTransaction,
 };
 use crate::{
     error::Error,
@@ -18,15 +20,20 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`Quotas::admit`](crate::image::Quotas::admit).
+    /// Returns the errors of [`Quotas::admit`](crate::image::Quotas::admit), and [`Error::StorageFull`] if `change` adds
+    /// something and the disk is full.
     pub(crate) async fn require_quota(&self, subject: &str, change: UsageChange) -> Result<(), Error> {
+        if change.adds() {
+            self.require_storage()?;
+        }
         let of_creator = creator::Entity::find_by_id(subject).one(&self.reader).await?;
         let of_all = catalogue::Entity::find_by_id(1).one(&self.reader).await?;
-        let (images, bytes) = of_creator.map_or((0, 0), |row| (row.images, row.index_bytes));
+        let of_creator = of_creator.unwrap_or_else(|| unused(subject));
         let used = Usage {
             catalogue_bytes: of_all.map_or(0, |row| row.index_bytes) + change.bytes,
-            creator_images: images + change.images,
-            creator_bytes: bytes + change.bytes,
+            creator_images: of_creator.images + change.images,
+            creator_bytes: of_creator.index_bytes + change.bytes,
+            context_bytes: of_creator.context_bytes + change.context_bytes,
         };
         self.quotas.admit(used, change)
     }
@@ -37,35 +44,77 @@ impl RequestTransaction<'_> {
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`Quotas::admit`](crate::image::Quotas::admit).
+    /// Returns the errors of [`charge`].
     pub(super) async fn charge(&self, subject: &str, change: UsageChange) -> Result<(), Error> {
-        let UsageChange { images, bytes } = change;
-        if images == 0 && bytes == 0 {
-            return Ok(());
+        charge(&self.txn, self.store, subject, change).await?;
+        Ok(())
+    }
+}
+
+/// Adds `change` to the usage of a caller, and returns what it is then.
+///
+/// # Errors
+///
+/// Returns the errors of [`Quotas::admit`](crate::image::Quotas::admit), and [`Error::StorageFull`] if `change` adds
+/// something and the disk is full.
+pub(super) async fn charge(
+    txn: &WriteTransaction,
+    store: &Store,
+    subject: &str,
+    change: UsageChange,
+) -> Result<creator::Model, Error> {
+    if change.adds() {
+        store.require_storage()?;
+    }
+    use creator::Column::{AnswerBytes, ContextBytes, Images, IndexBytes, Subject};
+    let UsageChange { images, bytes, context_bytes, answer_bytes } = change;
+    let mut update = creator::Entity::update_many().filter(Subject.eq(subject));
+    for (column, added) in
+        [(Images, images), (IndexBytes, bytes), (ContextBytes, context_bytes), (AnswerBytes, answer_bytes)]
+    {
+        if added != 0 {
+            update = update.col_expr(column, Expr::col(column).add(added));
         }
-        let of_creator = creator::Entity::update_many()
-            .col_expr(creator::Column::Images, Expr::col(creator::Column::Images).add(images))
-            .col_expr(creator::Column::IndexBytes, Expr::col(creator::Column::IndexBytes).add(bytes))
-            .filter(creator::Column::Subject.eq(subject))
-            .exec_with_returning(&self.txn)
-            .await?;
-        let of_creator = of_creator.into_iter().next().unwrap_or_else(|| {
-            let first = creator::Model { subject: subject.to_owned(), images, index_bytes: bytes };
-            self.txn.defer(creator::Entity::insert(first.clone().into_active_model()));
-            first
-        });
-        if of_creator.images <= 0 {
-            self.txn.defer(creator::Entity::delete_many().filter(creator::Column::Subject.eq(subject)));
-        }
-        let of_all = catalogue::Entity::update_many()
-            .col_expr(catalogue::Column::IndexBytes, Expr::col(catalogue::Column::IndexBytes).add(bytes))
-            .exec_with_returning(&self.txn)
-            .await?;
-        let used = Usage {
-            catalogue_bytes: of_all.first().map_or(bytes, |row| row.index_bytes),
-            creator_images: of_creator.images,
-            creator_bytes: of_creator.index_bytes,
-        };
-        self.store.quotas.admit(used, change)
+    }
+    if change == UsageChange::default() {
+        return Ok(creator::Entity::find_by_id(subject).one(txn).await?.unwrap_or_else(|| unused(subject)));
+    }
+    let used = update.exec_with_returning(txn).await?.into_iter().next().unwrap_or_else(|| {
+        let first =
+            creator::Model { images, index_bytes: bytes, context_bytes, answer_bytes, ..unused(subject) };
+        txn.defer(creator::Entity::insert(first.clone().into_active_model()));
+        first
+    });
+    if used == unused(subject) {
+        txn.defer(creator::Entity::delete_many().filter(Subject.eq(subject)));
+    }
+    let catalogue_bytes = if bytes == 0 { 0 } else { charge_catalogue(txn, bytes).await? };
+    let usage = Usage {
+        catalogue_bytes,
+        creator_images: used.images,
+        creator_bytes: used.index_bytes,
+        context_bytes: used.context_bytes,
+    };
+    store.quotas.admit(usage, change)?;
+    Ok(used)
+}
+
+/// Adds to the memory that all images take in the index, and returns what it is then.
+async fn charge_catalogue(txn: &WriteTransaction, bytes: i64) -> Result<i64, DbErr> {
+    let of_all = catalogue::Entity::update_many()
+        .col_expr(catalogue::Column::IndexBytes, Expr::col(catalogue::Column::IndexBytes).add(bytes))
+        .exec_with_returning(txn)
+        .await?;
+    Ok(of_all.first().map_or(bytes, |row| row.index_bytes))
+}
+
+/// Returns the row of a caller that uses nothing, which is not kept.
+fn unused(subject: &str) -> creator::Model {
+    creator::Model {
+        subject: subject.to_owned(),
+        images: 0,
+        index_bytes: 0,
+        context_bytes: 0,
+        answer_bytes: 0,
     }
 }

@@ -29,8 +29,7 @@ pub(super) struct Connection {
 impl Connection {
     /// Key of the Postgres advisory lock that serialises writes.
     const WRITE_LOCK: i64 = 0x7472_6169_6c65_7201;
-    /// Maximum time to begin or end a transaction. Without it, a server lost by the network is noticed only
-    /// after 15 minutes.
+    /// Maximum time of a statement. Without it, a server lost by the network is noticed only after 15 minutes.
     const PATIENCE: Duration = Duration::from_secs(30);
 
     /// Takes over the connection of a single-connection pool.
@@ -38,6 +37,18 @@ impl Connection {
         let held = pool.begin().await?;
         held.execute_unprepared("ROLLBACK").await?;
         Ok(Self { held, pool })
+    }
+
+    /// Waits for a statement; for one on a remote server, not for ever.
+    pub(super) async fn within_patience<T>(
+        &self,
+        executing: impl Future<Output = Result<T, DbErr>>,
+    ) -> Result<T, DbErr> {
+        if self.held.get_database_backend() != DbBackend::Postgres {
+            return executing.await;
+        }
+        let too_late = |_| Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout));
+        timeout(Self::PATIENCE, executing).await.unwrap_or_else(too_late)
     }
 
     /// Returns the handle that executes statements within the current transaction.
@@ -66,12 +77,7 @@ impl writer::Connection for Connection {
             Step::Commit => "COMMIT".into(),
             Step::Rollback => "ROLLBACK".into(),
         };
-        let executed = self.held.execute_unprepared(&sql);
-        if is_remote {
-            let too_late = |_| Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout));
-            return timeout(Self::PATIENCE, executed).await.unwrap_or_else(too_late).map(drop);
-        }
-        executed.await.map(drop)
+        self.within_patience(self.held.execute_unprepared(&sql)).await.map(drop)
     }
 
     async fn latest(&self) -> Result<Revision, DbErr> {

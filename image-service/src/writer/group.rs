@@ -168,15 +168,21 @@ impl<C: Connection> Group<C> {
             (Ok(()), None) => {}
             (Err(_), _) => drop(committed.send_replace(CommittedRevision::Unknown)),
         }
-        // A failed COMMIT may have taken effect nevertheless.
-        answer(self.waiting, || if ended.is_ok() { Ok(()) } else { Err(Error::Busy) });
+        answer(self.waiting, || ended.clone().map_err(of_all));
         ended
     }
 
     /// Fails all writes of a transaction that was lost before its COMMIT.
     pub(super) fn fail(self, error: &C::Error) {
-        answer(self.waiting, || Err(error.clone().into()));
+        answer(self.waiting, || Err(of_all(error.clone())));
     }
+}
+
+/// Returns the error of a write whose transaction has failed as a whole, and which may be tried again. A failed
+/// COMMIT may have taken effect nevertheless, except if there was no space.
+fn of_all(error: impl Into<Error>) -> Error {
+    let error = error.into();
+    if matches!(error, Error::StorageFull) { error } else { Error::Busy }
 }
 
 fn answer(waiting: Vec<Answer>, result: impl Fn() -> Result<(), Error>) {

@@ -56,7 +56,7 @@ fn preferring(round: i64, worker: &str, waited: Duration) -> Build {
 
 /// Returns the round and the worker of each placement.
 fn placed(queued: &[Build], candidates: &[Candidate], limit: usize) -> Vec<(i64, String)> {
-    let placements = place(queued, candidates, NOW, limit);
+    let placements = place(queued, candidates, &mut RunningBuilds::default(), NOW, limit);
     placements.into_iter().map(|placement| (placement.build.round, placement.worker)).collect()
 }
 
@@ -193,7 +193,7 @@ fn no_requester_starves_and_every_worker_suits_its_builds() {
     for number in 0..3_000 {
         let (queued, workers) = draw(&mut random);
         let limit = random.usize(1..34);
-        let placements = place(&queued, &workers, NOW, limit);
+        let placements = place(&queued, &workers, &mut RunningBuilds::default(), NOW, limit);
         assert!(placements.len() <= limit, "case {number}");
         let mut left = workers;
         let mut turns = Vec::new();

@@ -73,28 +73,54 @@ fn a_build_waits_for_the_nearest_of_the_workers_that_suit_it() {
         (&offline, PendingReason::NoWorkerOnline),
     ];
     for (place, (worker, reason)) in by_distance.into_iter().enumerate() {
-        assert_eq!(pending_reason(&build(""), std::slice::from_ref(worker), NOW), reason, "{}", worker.name);
+        assert_eq!(
+            pending_reason(&build(""), std::slice::from_ref(worker), &RunningBuilds::default(), NOW),
+            reason,
+            "{}",
+            worker.name
+        );
         // Workers that are further away change nothing.
         let with_others: Vec<Worker> =
             by_distance[place..].iter().rev().map(|(worker, _)| (*worker).clone()).collect();
-        assert_eq!(pending_reason(&build(""), &with_others, NOW), reason, "{} first", worker.name);
+        assert_eq!(
+            pending_reason(&build(""), &with_others, &RunningBuilds::default(), NOW),
+            reason,
+            "{} first",
+            worker.name
+        );
     }
-    assert_eq!(pending_reason(&build(""), &[], NOW), PendingReason::NoWorkerOnline);
+    assert_eq!(
+        pending_reason(&build(""), &[], &RunningBuilds::default(), NOW),
+        PendingReason::NoWorkerOnline
+    );
     let all: Vec<Worker> = by_distance.into_iter().map(|(worker, _)| worker.clone()).collect();
-    assert_eq!(pending_reason(&build("busy"), &all, NOW), PendingReason::AllSlotsTaken);
+    assert_eq!(
+        pending_reason(&build("busy"), &all, &RunningBuilds::default(), NOW),
+        PendingReason::AllSlotsTaken
+    );
     for pin in ["offline", "nobody", "unable"] {
-        assert_eq!(pending_reason(&build(pin), &all, NOW), PendingReason::NoSuitableWorker, "{pin}");
+        assert_eq!(
+            pending_reason(&build(pin), &all, &RunningBuilds::default(), NOW),
+            PendingReason::NoSuitableWorker,
+            "{pin}"
+        );
     }
-    assert_eq!(pending_reason(&build("w1"), &[], NOW), PendingReason::NoSuitableWorker);
+    assert_eq!(
+        pending_reason(&build("w1"), &[], &RunningBuilds::default(), NOW),
+        PendingReason::NoSuitableWorker
+    );
 }
 
 #[test]
 fn a_build_that_backs_off_waits_for_no_worker() {
     let mut build = build("");
     build.not_before = Some(NOW.after(Duration::from_secs(1)));
-    assert_eq!(pending_reason(&build, &[worker("w1")], NOW), PendingReason::BackingOff);
     assert_eq!(
-        pending_reason(&build, &[worker("w1")], NOW.after(Duration::from_secs(1))),
+        pending_reason(&build, &[worker("w1")], &RunningBuilds::default(), NOW),
+        PendingReason::BackingOff
+    );
+    assert_eq!(
+        pending_reason(&build, &[worker("w1")], &RunningBuilds::default(), NOW.after(Duration::from_secs(1))),
         PendingReason::Dispatching
     );
 }

@@ -31,7 +31,8 @@ async fn workers_are_served_before_the_catalogue_is_loaded() -> Result<(), tonic
     let (store_answers, store) = watch::channel(true);
     let (catalogue_ready, catalogue) = watch::channel(false);
     let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let readiness = Readiness { store_answers: store, catalogue_ready: catalogue };
+    let (storage_full, storage) = watch::channel(false);
+    let readiness = Readiness { store_answers: store, catalogue_ready: catalogue, storage_full: storage };
     let mut health = HealthClient::new(service(readiness, &shutdown, &tasks).await);
     let request = |name: &str| HealthCheckRequest { service: name.to_owned() };
     for name in ["", IMAGES, BUILDS, ACCESS, CONTEXTS, WORKERS] {
@@ -60,6 +61,15 @@ async fn workers_are_served_before_the_catalogue_is_loaded() -> Result<(), tonic
     for statuses in [&mut images, &mut server] {
         until(statuses, Status::Serving).await?;
     }
+
+    // A full disk stops uploads alone.
+    let mut uploads = health.watch(request(CONTEXTS)).await?.into_inner();
+    until(&mut uploads, Status::Serving).await?;
+    storage_full.send_replace(true);
+    until(&mut uploads, Status::NotServing).await?;
+    assert_eq!(health.check(request("")).await?.into_inner().status(), Status::Serving);
+    storage_full.send_replace(false);
+    until(&mut uploads, Status::Serving).await?;
 
     shutdown.cancel();
     for statuses in [&mut dispatch, &mut images, &mut server] {

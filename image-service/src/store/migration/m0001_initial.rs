@@ -66,7 +66,8 @@ const TABLES: [&str; 16] = [
      modify boolean NOT NULL, \"delete\" boolean NOT NULL, PRIMARY KEY (image, grantee)) CLUSTERED",
     "CREATE TABLE image_references (repository KEY_TEXT NOT NULL, tag KEY_TEXT NOT NULL, image UUID NOT NULL, \
      PRIMARY KEY (repository, tag)) CLUSTERED",
-    "CREATE TABLE creators (subject KEY_TEXT PRIMARY KEY, images bigint NOT NULL, index_bytes bigint NOT NULL) CLUSTERED",
+    "CREATE TABLE creators (subject KEY_TEXT PRIMARY KEY, images bigint NOT NULL, index_bytes bigint NOT NULL, \
+     context_bytes bigint NOT NULL, answer_bytes bigint NOT NULL) CLUSTERED",
     "CREATE TABLE builds (id UUID PRIMARY KEY, image UUID NOT NULL, number bigint NOT NULL, kind integer NOT NULL, \
      state integer NOT NULL, attempt integer NOT NULL, failures integer NOT NULL, requested_by KEY_TEXT NOT NULL, \
      requester_json text NOT NULL, \
@@ -87,8 +88,8 @@ const TABLES: [&str; 16] = [
      protocol_version integer NOT NULL, unsupported_reason text NOT NULL, withheld_json text NOT NULL, \
      engine_warning text NOT NULL)",
     "CREATE TABLE answers (subject KEY_TEXT NOT NULL, request KEY_TEXT NOT NULL, digest text NOT NULL, json text NOT NULL, \
-     answered_at bigint NOT NULL, PRIMARY KEY (subject, request))",
-    "CREATE TABLE contexts (upload UUID PRIMARY KEY, digest text UNIQUE, size_bytes bigint NOT NULL, \
+     bytes bigint NOT NULL, answered_at bigint NOT NULL, PRIMARY KEY (subject, request))",
+    "CREATE TABLE contexts (upload UUID PRIMARY KEY, digest text UNIQUE, uploader KEY_TEXT NOT NULL, size_bytes bigint NOT NULL, \
      paths BYTES NOT NULL, used_at bigint NOT NULL)",
     "CREATE TABLE context_chunks (upload UUID NOT NULL, number bigint NOT NULL, bytes BYTES NOT NULL, \
      PRIMARY KEY (upload, number))",
@@ -101,7 +102,7 @@ const TABLES: [&str; 16] = [
 ///
 /// No condition implies another one: Postgres, which takes each of these indexes for nearly empty, might use
 /// any that fits, and read all of its dead entries.
-const INDEXES: [&str; 15] = [
+const INDEXES: [&str; 16] = [
     "CREATE INDEX images_by_artifact ON images (artifact_image) WHERE artifact_image IS NOT NULL",
     "CREATE INDEX images_by_artifact_digest ON images (artifact_digest) WHERE artifact_digest IS NOT NULL",
     "CREATE INDEX images_by_artifact_worker ON images (artifact_worker, id) \
@@ -117,6 +118,7 @@ const INDEXES: [&str; 15] = [
     "CREATE INDEX builds_held_by_worker ON builds (worker, claimed_at) WHERE state IN (2, 3, 4)",
     "CREATE INDEX builds_active_of_image ON builds (image) WHERE finished_at IS NULL",
     "CREATE INDEX answers_by_time ON answers (answered_at)",
+    "CREATE INDEX answers_of_subject ON answers (subject, answered_at)",
     "CREATE INDEX contexts_by_use ON contexts (used_at)",
 ];
 

@@ -193,7 +193,7 @@ async fn the_queue_never_looks_at_what_is_finished() -> Outcome {
     store.waiting_too_long().await?;
     store.renew_leases().await?;
     store.queue_load().await?;
-    first_of_groups(&store.reader, 1, store.now(&store.reader).await?).await?;
+    first_of_groups(&store.reader, &RunningBuilds::default(), 1, store.now(&store.reader).await?).await?;
     store.workers(None, 10).await?;
     store.transact(&request("alice"), async |write| write.cancel(image, None, None).await).await?;
     store.unused("w1", EngineContents::default()).await?;
