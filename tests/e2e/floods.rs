@@ -36,13 +36,13 @@ async fn unfinished(
     let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
     let connection = std::sync::Arc::new(AbortOnDropHandle::new(tokio::spawn(connection)));
     let begun = Instant::now();
+    let announced = u32::try_from(length)?;
+    let part = Bytes::from([&[0][..], &announced.to_be_bytes(), &vec![0; length - 1]].concat());
     let mut ended = JoinSet::new();
     for _ in 0..calls {
         let (mut sender, connection) = (sender.clone(), std::sync::Arc::clone(&connection));
-        let announced = u32::try_from(length)?;
-        let part = [&[0][..], &announced.to_be_bytes(), &vec![0; length - 1]].concat();
         let body =
-            stream::iter([Ok::<_, std::io::Error>(Frame::data(Bytes::from(part)))]).chain(stream::pending());
+            stream::iter([Ok::<_, std::io::Error>(Frame::data(part.clone()))]).chain(stream::pending());
         let mut request = http::Request::post(format!("http://{addr}{method}"));
         request = request.header("content-type", "application/grpc").header("te", "trailers");
         if !token.is_empty() {
@@ -95,7 +95,7 @@ async fn silent_connections_make_room_for_others() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn half_a_message_of_a_stranger_is_not_waited_for() -> anyhow::Result<()> {
     let service = Service::start().await?;
-    let mut ended = unfinished(service.addr, CHECK, "", 200, 4_000).await?;
+    let mut ended = unfinished(service.addr, CHECK, "", 1_024, 4_000).await?;
     others_are_served(&service).await?;
     let mut late = 0;
     while let Some(ended) = ended.join_next().await {
@@ -115,7 +115,7 @@ async fn half_a_message_of_a_stranger_is_not_waited_for() -> anyhow::Result<()> 
 async fn a_caller_has_so_many_bytes_of_unfinished_requests() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let token = service.token("alice", &[image_service::Role::Builder]);
-    let mut ended = unfinished(service.addr, CREATE, &token, 50, 1024 * 1024).await?;
+    let mut ended = unfinished(service.addr, CREATE, &token, 400, 1024 * 1024).await?;
     others_are_served(&service).await?;
     let mut codes = Vec::new();
     while let Some(ended) = ended.join_next().await {
@@ -123,7 +123,7 @@ async fn a_caller_has_so_many_bytes_of_unfinished_requests() -> anyhow::Result<(
     }
     let late = codes.iter().filter(|code| **code == Code::DeadlineExceeded).count();
     let refused = codes.iter().filter(|code| **code == Code::ResourceExhausted).count();
-    assert_eq!(late + refused, 50, "{codes:?}");
+    assert_eq!(late + refused, 400, "{codes:?}");
     assert!((20..=32).contains(&late), "{late} calls were within the limit");
     // Nothing of it still counts.
     service.builder("alice").create(crate::client::image("A", "FROM scratch")).await?;

@@ -9,6 +9,9 @@ mod all_away;
 #[path = "../e2e/answers.rs"]
 #[expect(dead_code, reason = "the end-to-end tests use the rest")]
 mod answers;
+mod attacks;
+#[path = "../e2e/authority.rs"]
+mod authority;
 mod away;
 #[path = "../e2e/base_image.rs"]
 mod base_image;
@@ -21,6 +24,7 @@ mod dockerd;
 mod engine_failures;
 #[path = "../e2e/eventually.rs"]
 mod eventually;
+mod full_disk;
 mod kill;
 #[path = "../e2e/otlp_collector.rs"]
 #[expect(dead_code, reason = "the end-to-end tests use the rest")]
@@ -33,5 +37,6 @@ mod process;
 mod proxy;
 mod seven;
 mod stack;
+mod stalls;
 mod two_engines;
 mod uploads;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use rustix::process::{Pid, Signal, kill_process};
 use sea_orm::Database;
 use tempfile::TempDir;
 
@@ -59,6 +60,21 @@ impl Postgres {
     pub(crate) async fn start_again(&mut self) -> anyhow::Result<()> {
         self.program.start_again()?;
         self.answers().await
+    }
+
+    /// Stops all processes of the server until they are resumed, like a host whose disk hangs.
+    pub(crate) fn stall(&self, stalled: bool) -> anyhow::Result<()> {
+        let signal = if stalled { Signal::STOP } else { Signal::CONT };
+        let pid = std::fs::read_to_string(self.directory.path().join("data/postmaster.pid"))?;
+        let pid = pid.lines().next().context("the id of the first process")?;
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        self.program.signal(signal)?;
+        for child in children.split_whitespace() {
+            let child = Pid::from_raw(child.parse()?).context("the id of a process")?;
+            // It may have ended meanwhile.
+            let _ = kill_process(child, signal);
+        }
+        Ok(())
     }
 
     async fn answers(&mut self) -> anyhow::Result<()> {

@@ -124,6 +124,11 @@ impl Service {
         client(self.addr, &self.token("platform", Role::Service))
     }
 
+    /// Returns the token of a caller that may create images.
+    pub(crate) fn token_of(&self, subject: &str) -> String {
+        self.token(subject, Role::Builder)
+    }
+
     fn token(&self, subject: &str, role: Role) -> String {
         self.keys.mint(subject, &[role], &[], Duration::from_secs(3600)).expect("the subject is printable")
     }
