@@ -7,13 +7,15 @@
 //! (`synchronous=FULL` on SQLite). Stored times and the time that they are compared with come from one clock:
 //! on Postgres the database's, whichever replica asks.
 //!
-//! Any method returns [`Error::Busy`] if the database is locked or down, and [`Error::Internal`] if it fails.
+//! Any method returns [`Error::Busy`] if the database is locked or down, [`Error::StorageFull`] if it has no space
+//! left, and [`Error::Internal`] if it fails.
 
 use std::{
     borrow::Cow,
     fs::{OpenOptions, Permissions},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
+    time::Duration,
 };
 
 use sea_orm::{
@@ -39,8 +41,9 @@ pub(crate) use self::{
     index_rows::ChangedRecords,
     request_transaction::RequestTransaction,
 };
-use self::{transaction::WriteTransaction, write_connection::Connection};
+use self::{storage::Storage, transaction::WriteTransaction, write_connection::Connection};
 
+mod answers;
 mod artifacts;
 mod build_history;
 mod builds;
@@ -63,6 +66,7 @@ mod references;
 mod request_transaction;
 mod retention;
 mod rows;
+mod storage;
 mod transaction;
 mod usage;
 mod values;
@@ -81,12 +85,18 @@ pub(crate) struct Store {
     catalogue_id: Uuid,
     policy: Policy,
     quotas: Quotas,
+    storage: Storage,
     /// Replacement for the database's clock.
     #[cfg(all(test, feature = "simulation"))]
     clock: Option<std::sync::Arc<std::sync::atomic::AtomicI64>>,
 }
 
 impl Store {
+    /// Time without a response of the database after which the service counts as not ready.
+    ///
+    /// All replicas have the same database, so that nothing is gained if all leave at once because it stalls:
+    /// calls that need it fail one by one meanwhile.
+    pub(crate) const OUTAGE: Duration = Duration::from_secs(20);
     const READERS: u32 = 8;
     /// One each for the follower, a freshness check and the verifier. The loader runs before them and has
     /// all.
@@ -98,6 +108,7 @@ impl Store {
     ///
     /// Returns an error if the database cannot be opened, or was created by a version before 0.1.0.
     pub(crate) async fn open(data_dir: &Path, url: Option<&str>, policy: Policy) -> Result<Self, DbErr> {
+        let storage = Storage::new(url.is_none().then_some(data_dir));
         let url = match url {
             Some(url) => url.to_owned(),
             None => {
@@ -122,6 +133,7 @@ impl Store {
             catalogue_id: catalogue.catalogue_id,
             policy,
             quotas: Quotas::UNLIMITED,
+            storage,
             #[cfg(all(test, feature = "simulation"))]
             clock: None,
         })
@@ -199,7 +211,8 @@ impl Store {
     ///
     /// Returns the errors of [`Writer::begin`].
     async fn write(&self, turn: Turn<'_>) -> Result<WriteTransaction, Error> {
-        Ok(WriteTransaction::new(self.writer.begin(turn).await?))
+        let begun = self.writer.begin(turn).await.inspect_err(|error| self.storage.note(error))?;
+        Ok(WriteTransaction::new(begun, self.storage.clone()))
     }
 
     /// Returns the current time by the clock that all replicas share.
@@ -242,7 +255,13 @@ async fn begin_to_read(pool: &DatabaseConnection) -> Result<DatabaseTransaction,
 
 impl From<DbErr> for Error {
     fn from(error: DbErr) -> Self {
-        if is_passing(&error) { Self::Busy } else { Self::Internal(Box::new(error)) }
+        if is_full(&error) {
+            Self::StorageFull
+        } else if is_passing(&error) {
+            Self::Busy
+        } else {
+            Self::Internal(Box::new(error))
+        }
     }
 }
 
@@ -274,6 +293,12 @@ fn is_disconnected(error: &DbErr) -> bool {
     error_code(error).is_none_or(|code| {
         code.len() == 5 && ["08", "57P"].iter().any(|class| code.starts_with(class)) || code == "25P03"
     })
+}
+
+/// Reports whether the database has no space left: `SQLITE_FULL`, `SQLITE_IOERR_SHMSIZE`, `disk_full`.
+fn is_full(error: &DbErr) -> bool {
+    const CODES: [&str; 3] = ["13", "4874", "53100"];
+    error_code(error).is_some_and(|code| CODES.iter().any(|full| *full == code))
 }
 
 /// Reports whether the same operation may succeed a little later.

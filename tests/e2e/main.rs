@@ -62,6 +62,7 @@ mod previews;
 #[path = "../faults/process.rs"]
 mod process;
 mod programs;
+mod promises;
 mod proxy;
 mod raw;
 mod real_engine;
