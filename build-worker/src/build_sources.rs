@@ -5,7 +5,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use proto::dispatch::{ArtifactSource, Attempt, DistantBase, ResolveSourcesRequest, source::Source};
+use proto::dispatch::{
+    ArtifactSource, Attempt, DistantBase, MissingSource, ResolveSourcesRequest, source::Source,
+};
 
 use crate::{
     artifact_name::ArtifactName,
@@ -107,6 +109,8 @@ impl BuildSources {
                 return Ok(artifact.registry_reference);
             }
             Some(Source::Foreign(_)) => {}
+            Some(Source::Missing(MissingSource { is_elsewhere: true }))
+                if !self.rules.allow_from_registry(&image) => {}
             Some(Source::Artifact(_) | Source::Missing(_)) | None => return refused(Self::NOT_FOUND),
         }
         if !self.rules.allow_from_registry(&image) {
@@ -135,6 +139,11 @@ impl BuildSources {
                         continue;
                     }
                     decision
+                }
+                Some(Source::Missing(MissingSource { is_elsewhere: true }))
+                    if !self.rules.allow_from_registry(image) =>
+                {
+                    ImageDecision::Refused
                 }
                 // What the worker does not understand is not there, either.
                 Some(Source::Missing(_)) | None => ImageDecision::Missing(Self::NOT_FOUND.to_owned()),

@@ -149,7 +149,7 @@ pub async fn bind(config: Config) -> Result<Bound, WorkerError> {
     let spool_dir = config.spool_dir();
     let spool = DiskSpool::open(spool_dir.clone())
         .map_err(|error| WorkerError::Config(format!("--spool-dir {}: {error}", spool_dir.display())))?;
-    let listener = TcpListener::bind(config.listen).await?;
+    let listener = service_runtime::listener::listen(config.listen)?;
     Ok(Bound { config, engine, spool: Arc::new(spool), service, tls, listener })
 }
 

@@ -244,6 +244,14 @@ impl Standing {
         if action == Action::Build { self.require_builder() } else { Ok(()) }
     }
 
+    /// Reports whether the caller may change the reference of the image.
+    ///
+    /// Only owners may: references are unique among all images of the creator, so that others would learn which
+    /// exist.
+    pub(crate) fn may_change_reference(self) -> bool {
+        self.is_builder && self.relation == Relation::Owner
+    }
+
     /// Checks that the caller may change what is built.
     ///
     /// # Errors

@@ -141,7 +141,7 @@ pub async fn bind(config: Config) -> Result<Bound, ServeError> {
     let url = config.database_url.as_deref();
     let store = Store::open(&config.data_dir, url, policy).await.map_err(database)?;
     let store = store.with_quotas(quotas).with_min_free_disk(config.min_free_disk);
-    let listener = TcpListener::bind(config.listen).await.map_err(ServeError::Listen)?;
+    let listener = service_runtime::listener::listen(config.listen).map_err(ServeError::Listen)?;
     Ok(Bound { config, prefixes, verifier, store, lock, tls, listener })
 }
 

@@ -66,7 +66,7 @@ impl Preview {
         let edit = edit.check(
             before,
             &prefixes.namespace(&before.creator, request.caller.is_admin()),
-            request.caller.is_builder(),
+            found.standing.may_change_reference(),
         )?;
         let mut image = before.clone();
         let configuration = edit.apply(&mut image, &cached.configuration);

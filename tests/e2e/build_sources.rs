@@ -26,6 +26,7 @@ async fn resolve(worker: &Client, attempt: &Attempt, reference: &str) -> anyhow:
     let source = response.sources.into_iter().next().and_then(|source| source.source);
     Ok(match source {
         Some(Source::Foreign(_)) => "foreign".to_owned(),
+        Some(Source::Missing(missing)) if missing.is_elsewhere => "missing elsewhere".to_owned(),
         Some(Source::Missing(_)) => "missing".to_owned(),
         Some(Source::Artifact(artifact)) => artifact.name.map(|name| name.build_id).unwrap_or_default(),
         None => anyhow::bail!("no answer about {reference}"),
@@ -67,7 +68,7 @@ async fn a_build_sees_what_its_requester_sees() -> anyhow::Result<()> {
     let of_admin = begin(&mut actor, &admin, "Of the admin").await?;
     let (unbuilt, _) = alice.create(image("Unbuilt", "FROM scratch")).await?;
 
-    let [foreign, missing] = ["foreign", "missing"];
+    let [foreign, missing, elsewhere] = ["foreign", "missing", "missing elsewhere"];
     let [secret_build, pushed_build, own_build, elsewhere_build] =
         [&secret_build, &pushed_build, &own_build, &elsewhere_build].map(|build| build.id.as_str());
     let upper_case = at.replace("registry", "Registry");
@@ -95,11 +96,11 @@ async fn a_build_sees_what_its_requester_sees() -> anyhow::Result<()> {
         (repository("carol", "none"), missing, missing, missing),
         ("trailer.invalid/none".to_owned(), missing, missing, missing),
         ("registry.example:5000/team/base:1".to_owned(), missing, missing, missing),
-        ("docker.io/tools/go:latest".to_owned(), missing, missing, elsewhere_build),
-        ("tools/go:1".to_owned(), missing, missing, missing),
+        ("docker.io/tools/go:latest".to_owned(), elsewhere, elsewhere, elsewhere_build),
+        ("tools/go:1".to_owned(), elsewhere, elsewhere, elsewhere),
         ("registry.example:5000/other/base:1".to_owned(), foreign, foreign, foreign),
         // Another registry may answer with any digest.
-        (format!("elsewhere.example/a@{digest}"), missing, foreign, foreign),
+        (format!("elsewhere.example/a@{digest}"), elsewhere, foreign, foreign),
         (format!("elsewhere.example/a@{other_digest}"), foreign, foreign, foreign),
         // An address may be that of the catalogue's registry.
         (at.replace("registry.example", "192.0.2.1"), missing, missing, missing),
@@ -130,8 +131,12 @@ async fn a_build_sees_what_its_requester_sees() -> anyhow::Result<()> {
     assert_eq!(resolve(&worker, &of_alice, &repository("alice", "new")).await?, missing);
     alice.delete(&pushed.id).await?;
     // What was pushed stays known by its digest, under whatever name its registry has.
-    for reference in [at.clone(), format!("{at}@{digest}"), format!("alias.example/a@{digest}")] {
-        assert_eq!(resolve(&worker, &of_alice, &reference).await?, missing);
+    for (reference, expected) in [
+        (at.clone(), missing),
+        (format!("{at}@{digest}"), missing),
+        (format!("alias.example/a@{digest}"), elsewhere),
+    ] {
+        assert_eq!(resolve(&worker, &of_alice, &reference).await?, expected);
     }
     Ok(())
 }
@@ -155,8 +160,8 @@ async fn a_build_for_another_creator_sees_what_that_one_sees() -> anyhow::Result
     actor.build_next().await?;
     admin.build(&of_bob.id).await?;
     let (_, attempt) = actor.assignment().await?;
-    for reference in [repository_of(&secret), &alias] {
-        assert_eq!(resolve(&worker, &attempt, reference).await?, "missing", "{reference}");
+    for (reference, expected) in [(repository_of(&secret), "missing"), (&alias, "missing elsewhere")] {
+        assert_eq!(resolve(&worker, &attempt, reference).await?, expected, "{reference}");
     }
     alice.grant(&secret.id, "bob", &[Permission::View]).await?;
     assert_eq!(resolve(&worker, &attempt, repository_of(&secret)).await?, secret_build.id);

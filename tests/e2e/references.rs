@@ -99,14 +99,18 @@ async fn a_namespace_belongs_to_one_creator() -> anyhow::Result<()> {
     ] {
         assert_eq!(refused(bob.create(at(elsewhere)).await), invalid, "{elsewhere}");
     }
-    // Whoever edits an image of alice's stays in the namespace of alice.
-    for (repository, expected) in
-        [(repository("bob", "mine"), false), (repository("alice", "yours"), true), (String::new(), true)]
-    {
-        let to = api::Image { repository, ..named(&first.id, "") };
-        let updated = update(&bob, to, &["repository"]).await;
-        assert_eq!(updated.is_ok(), expected, "{updated:?}");
+    // Whoever edits an image of alice's leaves its reference as it is: others would show which of hers exist.
+    alice.create(at(&repository("alice", "hidden"))).await?;
+    let before = alice.get(&first.id).await?;
+    for taken_or_free in ["hidden", "free"] {
+        let to = api::Image { repository: repository("alice", taken_or_free), ..named(&first.id, "") };
+        assert_eq!(refused(update(&bob, to, &["repository"]).await), invalid, "{taken_or_free}");
     }
+    let tagged = api::Image { tag: "other".to_owned(), ..before.clone() };
+    assert_eq!(refused(update(&bob, tagged, &["repository", "tag"]).await), invalid);
+    let renamed = api::Image { name: "Of bob".to_owned(), ..before.clone() };
+    let renamed = update(&bob, renamed, &["name", "repository", "tag"]).await?;
+    assert_eq!((&renamed.name[..], renamed.build_reference), ("Of bob", before.build_reference));
     for anywhere in ["ubuntu", "trailer.invalid/new", &repository("carol", "new")] {
         admin.create(at(anywhere)).await?;
     }

@@ -1,5 +1,6 @@
 //! Isolation of builds from each other, on the real Docker Engine that `tests/run` provides.
 
+use image_service::Role;
 use proto::images::{
     BuildErrorKind, BuildState, GenerateSource, Image, Permission, PullSource, image_config::Source,
 };
@@ -50,7 +51,7 @@ const PRINT_RANDOM: &str = "RUN echo ran $(/bin/busybox od -An -tx1 -N8 /dev/ura
 async fn results_of_steps_stay_with_who_ran_them() -> anyhow::Result<()> {
     let real = Real::start_with(&["--slots", "4"]).await?;
     let (alice, bob) = (real.alice(), real.service.builder("bob"));
-    let admin = real.service.client(&real.service.token("root", &[image_service::Role::Admin]));
+    let admin = real.service.client(&real.service.token("root", &[Role::Admin]));
     let wanted = |name: &str| image(&format!("{name} {}", real.run), &real.dockerfile(PRINT_RANDOM));
 
     // At once, and one after the other.
@@ -264,4 +265,22 @@ async fn images_loaded_by_hand_and_urls_are_no_sources() -> anyhow::Result<()> {
         assert!(refused.contains("--allow-add"), "{dockerfile}: {refused}");
     }
     real.clean(&[&loaded]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hidden_image_elsewhere_is_refused_in_the_words_of_its_neighbours() -> anyhow::Result<()> {
+    let real = Real::start_with(&["--allow-source", "registry.example/*"]).await?;
+    let (bob, run) = (real.service.builder("bob"), &real.run);
+    let admin = real.service.client(&real.service.token("root", &[Role::Admin]));
+    let at = |name: &str| format!("hidden.example/{run}/{name}");
+    let hidden = Image { repository: at("one"), ..image(&format!("Hidden {run}"), "FROM scratch\nENV A=1") };
+    build(&admin, hidden).await?;
+    let mut refusals = Vec::new();
+    for name in ["one", "two"] {
+        let from = image(&format!("From {name} {run}"), &format!("FROM {}", at(name)));
+        refusals.push(failure(&bob, from).await?.replace(&at(name), "it"));
+    }
+    assert!(refusals[0].contains("--allow-source"), "{refusals:?}");
+    assert_eq!(refusals[0], refusals[1]);
+    Ok(())
 }

@@ -13,7 +13,7 @@ use std::{
 use opentelemetry::metrics::Counter;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::mpsc,
     task::JoinSet,
     time::Sleep,
@@ -56,6 +56,20 @@ pub fn server() -> Server {
         .http2_max_header_list_size(HEADERS)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
+}
+
+/// Binds a port, with room for many connections that are not accepted yet.
+///
+/// # Errors
+///
+/// Returns the error of the operating system, for example if the port is taken.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    /// Maximum number of them. Of those beyond, the system tries again only after a second.
+    const BACKLOG: u32 = 4_096;
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// The connections of a listener, for `serve_with_incoming`; dropping it stops accepting.

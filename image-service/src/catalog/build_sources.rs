@@ -37,7 +37,7 @@ impl Catalog {
         for text in references {
             resolved.push(match SourceReference::parse(text) {
                 Some(reference) => self.resolve_source(&build, worker, &reference).await?,
-                None => ResolvedSource::Missing,
+                None => ResolvedSource::Missing { is_elsewhere: false },
             });
         }
         Ok(resolved)
@@ -68,9 +68,9 @@ impl Catalog {
             }
             has_visible_digest |= reference.has_digest_of(&artifact);
         }
-        let is_in_prefix = self.prefixes.contain(&reference.repository);
-        let is_ours = is_in_prefix || (owners.is_known && !has_visible_digest);
-        Ok(if is_ours { ResolvedSource::Missing } else { ResolvedSource::Foreign })
+        let is_elsewhere = !self.prefixes.contain(&reference.repository);
+        let is_foreign = is_elsewhere && (!owners.is_known || has_visible_digest);
+        Ok(if is_foreign { ResolvedSource::Foreign } else { ResolvedSource::Missing { is_elsewhere } })
     }
 
     /// Reports whether the creator of the image that is built sees an image, too.

@@ -41,13 +41,17 @@ impl EditDraft {
 
     /// Checks everything against the current image, and reports all violations together.
     ///
-    /// A derived reference follows the name only if the caller is a builder: the reference is part of what is
-    /// built.
+    /// A derived reference follows the name only if the caller may change references.
     ///
     /// # Errors
     ///
     /// Returns [`Error::Invalid`] with all violations.
-    pub(crate) fn check(self, image: &Image, namespace: &Namespace, is_builder: bool) -> Result<Edit, Error> {
+    pub(crate) fn check(
+        self,
+        image: &Image,
+        namespace: &Namespace,
+        may_change_reference: bool,
+    ) -> Result<Edit, Error> {
         let mut violations = Violations::default();
         if self.enabled.is_some_and(|enabled| enabled != image.enabled) {
             violations.add("image.enabled", "is changed by EnableImage and DisableImage");
@@ -64,16 +68,17 @@ impl EditDraft {
             None => image.pulled.then(|| image.reference.clone()),
         };
         let (repository, tag) = (self.repository.as_deref(), self.tag.as_deref());
-        let reference = if !is_builder && !image.pulled {
+        let reference = if let Some(pulled) = becomes_pulled {
+            check_pulled(&mut violations, &pulled, repository, tag);
+            Some(WantedReference::Pulled(pulled))
+        } else if !may_change_reference && !image.pulled {
+            check_unchanged(&mut violations, image, repository, tag);
             let unchanged = image.reference.clone();
             Some(if image.reference_given {
                 WantedReference::Given(unchanged)
             } else {
                 WantedReference::Derived(unchanged)
             })
-        } else if let Some(pulled) = becomes_pulled {
-            check_pulled(&mut violations, &pulled, repository, tag);
-            Some(WantedReference::Pulled(pulled))
         } else {
             let name = name.clone().or_else(|| Name::parse("any").ok());
             name.and_then(|name| wanted(&mut violations, image, &name, repository, tag, namespace))
@@ -103,6 +108,20 @@ impl Edit {
         image.configuration_revision += 1;
         image.pulled = configuration.is_pull() && !image.snapshot;
         Some(configuration)
+    }
+}
+
+/// Checks that a caller that may not change the reference of an image leaves it as it is.
+fn check_unchanged(violations: &mut Violations, image: &Image, repository: Option<&str>, tag: Option<&str>) {
+    const RULE: &str = "is changed by the creator and admins only";
+    let current = if image.reference_given { image.reference.repository() } else { "" };
+    if repository.is_some_and(|repository| repository != current) {
+        violations.add("image.repository", RULE);
+    }
+    let is_same_tag =
+        |tag: &str| image.reference.tag() == if tag.is_empty() { Reference::DEFAULT_TAG } else { tag };
+    if tag.is_some_and(|tag| !is_same_tag(tag)) {
+        violations.add("image.tag", RULE);
     }
 }
 

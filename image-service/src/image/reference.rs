@@ -22,7 +22,7 @@ pub(crate) struct Reference {
 pub(crate) struct PulledReference(Reference);
 
 impl Reference {
-    const DEFAULT_TAG: &str = "latest";
+    pub(super) const DEFAULT_TAG: &str = "latest";
     const MAX_REPOSITORY: usize = 255;
     const COMPONENTS: &str = "it must have components of letters and digits, with single `.`, `_`, `__` or `-` between \
                               them, that are separated by `/`";

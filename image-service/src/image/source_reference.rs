@@ -28,7 +28,10 @@ pub(crate) enum ResolvedSource {
     /// No image of the catalogue: whatever the worker's own rules say.
     Foreign,
     /// Nothing that exists for the requester.
-    Missing,
+    Missing {
+        /// Set if the repository lies outside of the catalogue's prefixes.
+        is_elsewhere: bool,
+    },
     /// The artifact of an image that the requester can see.
     Artifact {
         image: ImageId,

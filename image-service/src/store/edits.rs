@@ -55,7 +55,7 @@ impl RequestTransaction<'_> {
         let edit = edit.check(
             &before,
             &prefixes.namespace(&before.creator, self.request.caller.is_admin()),
-            self.request.caller.is_builder(),
+            standing.may_change_reference(),
         )?;
         let current = images::configuration(&self.txn, id, before.configuration_revision).await?;
         let mut image = before.clone();

@@ -28,7 +28,7 @@ pub(super) fn resolved(sources: Vec<ResolvedSource>) -> wire::ResolveSourcesResp
     use wire::source::Source;
     let source = |source| match source {
         ResolvedSource::Foreign => Source::Foreign(wire::ForeignSource {}),
-        ResolvedSource::Missing => Source::Missing(wire::MissingSource {}),
+        ResolvedSource::Missing { is_elsewhere } => Source::Missing(wire::MissingSource { is_elsewhere }),
         ResolvedSource::Artifact { image, artifact, worker_may_build } => {
             Source::Artifact(artifact_source(image, *artifact, worker_may_build))
         }
