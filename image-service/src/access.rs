@@ -3,19 +3,20 @@
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use unicode_properties::{GeneralCategory, UnicodeGeneralCategory as _};
 
 use crate::{error::Error, timestamp::Timestamp};
 
 pub(crate) use self::{
     grantee::{Grantee, GranteeDigest},
     pools::Pools,
+    subject::is_subject,
     visibility::Visibility,
     worker_claims::WorkerClaims,
 };
 
 mod grantee;
 mod pools;
+mod subject;
 mod visibility;
 mod worker_claims;
 
@@ -287,21 +288,6 @@ impl Relation {
     }
 }
 
-/// Reports whether a text is a valid subject.
-///
-/// Subjects also serve as creators, names of workers, and grantees.
-pub(crate) fn is_subject(text: &str) -> bool {
-    const MAX_BYTES: usize = 255;
-    !text.trim().is_empty() && text.len() <= MAX_BYTES && !text.chars().any(is_invisible)
-}
-
-/// Reports whether a character is not shown, or changes how others are: controls, line separators, and format
-/// characters, among which are those of zero width and those that turn the direction of a text.
-fn is_invisible(character: char) -> bool {
-    use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator};
-    matches!(character.general_category(), Control | Format | LineSeparator | ParagraphSeparator)
-}
-
 impl FromStr for Role {
     type Err = String;
 
@@ -363,23 +349,6 @@ mod tests {
         assert_eq!(row(guest(true, true, false)), "yyyyyyynn");
         assert_eq!(row(guest(false, true, true)), "yyyyyyyny");
         assert_eq!(row(guest(true, true, true)), "yyyyyyyny");
-    }
-
-    #[test]
-    fn a_subject_is_shown_as_it_is() {
-        for text in ["alice", "a b", "Zoë", "日本語", "sha256:ab|x@example.org", &"x".repeat(255)] {
-            assert!(is_subject(text), "{text:?}");
-        }
-        // Control characters, zero width, directions, separators of lines, a byte order mark, a soft hyphen.
-        for part in [
-            "\n", "\u{7f}", "\u{85}", "\u{200b}", "\u{200d}", "\u{202e}", "\u{2066}", "\u{2028}", "\u{feff}",
-            "\u{ad}",
-        ] {
-            assert!(!is_subject(&format!("alice{part}")), "{part:?}");
-        }
-        for text in ["", " ", "\u{3000}", &"x".repeat(256)] {
-            assert!(!is_subject(text), "{text:?}");
-        }
     }
 
     #[test]

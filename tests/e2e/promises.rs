@@ -150,6 +150,18 @@ async fn the_pages_of_a_list_are_its_own() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Returns the request for a snapshot of a workspace of alice's that was started from `source`.
+fn snapshot_of(source: &api::Image, image: api::Image) -> api::SnapshotWorkspaceRequest {
+    api::SnapshotWorkspaceRequest {
+        source_image_id: source.id.clone(),
+        worker: "w1".to_owned(),
+        container: "c".to_owned(),
+        creator: "alice".to_owned(),
+        image: Some(image),
+        ..Default::default()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dockerfile_elsewhere_is_not_rendered() -> anyhow::Result<()> {
     let service = Service::start().await?;
@@ -160,14 +172,7 @@ async fn a_dockerfile_elsewhere_is_not_rendered() -> anyhow::Result<()> {
     };
     let (created, _) = alice.create(of_source("Remote", Source::Dockerfile(remote))).await?;
     let platform = service.client(&service.token("platform", &[Role::Service]));
-    let snapshot = api::SnapshotWorkspaceRequest {
-        source_image_id: created.id.clone(),
-        worker: "w1".to_owned(),
-        container: "c".to_owned(),
-        creator: "alice".to_owned(),
-        image: Some(api::Image { name: "Snapshot".to_owned(), ..Default::default() }),
-        ..Default::default()
-    };
+    let snapshot = snapshot_of(&created, api::Image { name: "Snapshot".to_owned(), ..Default::default() });
     let snapshot = platform.images.clone().snapshot_workspace(snapshot).await?.into_inner();
     for id in [created.id, snapshot.image.context("an image")?.id] {
         let request = api::RenderDockerfileRequest { subject: Some(Subject::Id(id)) };
@@ -196,19 +201,8 @@ async fn every_write_that_adds_something_has_a_quota() -> anyhow::Result<()> {
         };
         assert_eq!(refused(alice.images.clone().update_image(update).await), exceeded(), "{validate_only}");
         let platform = service.client(&service.token("platform", &[Role::Service]));
-        let snapshot = api::SnapshotWorkspaceRequest {
-            source_image_id: created.id.clone(),
-            worker: "w1".to_owned(),
-            container: "c".to_owned(),
-            creator: "alice".to_owned(),
-            image: Some(api::Image {
-                name: "S".to_owned(),
-                description: "x".repeat(4_096),
-                ..Default::default()
-            }),
-            validate_only,
-            ..Default::default()
-        };
+        let long = api::Image { name: "S".to_owned(), description: "x".repeat(4_096), ..Default::default() };
+        let snapshot = api::SnapshotWorkspaceRequest { validate_only, ..snapshot_of(&created, long) };
         let refused = refused(platform.images.clone().snapshot_workspace(snapshot).await);
         assert_eq!(refused, exceeded(), "{validate_only}");
     }
