@@ -1,6 +1,6 @@
 //! Authorisation: callers, their roles, and the table of permissions.
 
-use std::{collections::BTreeSet, fmt, str::FromStr};
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +8,7 @@ use crate::{error::Error, timestamp::Timestamp};
 
 pub(crate) use self::{
     grantee::{Grantee, GranteeDigest},
+    groups::Groups,
     pools::Pools,
     subject::is_subject,
     visibility::Visibility,
@@ -15,6 +16,7 @@ pub(crate) use self::{
 };
 
 mod grantee;
+mod groups;
 mod pools;
 mod subject;
 mod visibility;
@@ -29,13 +31,16 @@ pub(crate) struct Principal {
     expires_at: Timestamp,
 }
 
-/// The subject, roles and pools of a caller, without its token. A build keeps the identity of its requester
-/// as of when it was queued.
+/// The subject, roles, groups and pools of a caller, without its token. A build keeps the identity of its
+/// requester as of when it was queued.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     pub(crate) subject: String,
     pub(crate) roles: Vec<Role>,
+    pub(crate) groups: Groups,
     pub(crate) pools: Pools,
+    /// Set for a caller without a token.
+    is_anonymous: bool,
 }
 
 /// A role of a token's bearer, which permits more than access to its own images.
@@ -94,11 +99,17 @@ pub(crate) enum Relation {
 
 impl Principal {
     pub(crate) fn new(subject: String, roles: Vec<Role>, expires_at: Timestamp) -> Self {
-        let identity = Identity { subject, roles, pools: Pools::default() };
-        Self { identity, worker_claims: WorkerClaims::default(), expires_at }
+        Self { identity: Identity::new(subject, roles), worker_claims: WorkerClaims::default(), expires_at }
     }
 
-    pub(crate) fn with_claims(mut self, pools: Pools, worker_claims: WorkerClaims) -> Self {
+    /// Creates a caller without a token, who is not among everybody.
+    pub(crate) fn anonymous(subject: String, roles: Vec<Role>, expires_at: Timestamp) -> Self {
+        let identity = Identity { is_anonymous: true, ..Identity::new(subject, roles) };
+        Self { identity, ..Self::new(String::new(), Vec::new(), expires_at) }
+    }
+
+    pub(crate) fn with_claims(mut self, groups: Groups, pools: Pools, worker_claims: WorkerClaims) -> Self {
+        self.identity.groups = groups;
         self.identity.pools = pools;
         self.worker_claims = worker_claims;
         self
@@ -165,6 +176,10 @@ impl Principal {
 }
 
 impl Identity {
+    pub(crate) fn new(subject: String, roles: Vec<Role>) -> Self {
+        Self { subject, roles, groups: Groups::default(), pools: Pools::default(), is_anonymous: false }
+    }
+
     fn acts_as(&self, role: Role) -> bool {
         let has = |role| self.roles.contains(&role);
         has(role) || (has(Role::Admin) && role != Role::Worker)
@@ -175,7 +190,9 @@ impl Identity {
         if self.roles.contains(&Role::Admin) {
             Visibility::everything()
         } else {
-            let grantees = BTreeSet::from([Grantee::Subject(self.subject.clone())]);
+            let groups = self.groups.names().map(|group| Grantee::Group(group.to_owned()));
+            let everybody = (!self.is_anonymous).then_some(Grantee::Everybody);
+            let grantees = groups.chain(everybody).chain([Grantee::Subject(self.subject.clone())]).collect();
             Visibility::new(grantees, self.acts_as(Role::Builder))
         }
     }
@@ -331,6 +348,8 @@ impl fmt::Display for Action {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    access::{Permissions, Principal, Role, Visibility},
+    access::{Grantee, Permissions, Principal, Role, Visibility},
     build::BuildId,
     dispatch::Worker,
     error::{Error, Resource, Violations},
@@ -228,7 +228,7 @@ impl Catalog {
         self.transact(request, async |write| write.batch(action, targets).await).await
     }
 
-    /// Sets the permissions of a subject on an image.
+    /// Sets the permissions of a grantee on an image.
     ///
     /// # Errors
     ///
@@ -239,13 +239,13 @@ impl Catalog {
         request: &Request,
         image: ImageId,
         etag: Option<Precondition>,
-        subject: &str,
+        grantee: Grantee,
         permissions: Permissions,
     ) -> Result<Permissions, Error> {
         if request.validate_only {
-            return self.preview.grant(request, image, etag, subject, permissions).await;
+            return self.preview.grant(request, image, etag, &grantee, permissions).await;
         }
-        self.write(request, image, async |write| write.grant(image, etag, subject, permissions).await).await
+        self.write(request, image, async |write| write.grant(image, etag, grantee, permissions).await).await
     }
 
     /// Returns what is no longer needed in a worker's engine.

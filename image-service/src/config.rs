@@ -89,6 +89,17 @@ pub struct Config {
     )]
     pub roles_claim: String,
 
+    /// Claim that holds the groups, by its name or path: an array, or a string of groups separated by spaces. Images
+    /// can be granted to groups.
+    #[arg(
+        long,
+        env = "TRAILER_GROUPS_CLAIM",
+        default_value = "groups",
+        requires = "jwks",
+        value_parser = NonEmptyStringValueParser::new()
+    )]
+    pub groups_claim: String,
+
     /// Claim, by its name or path, that holds the pools of a worker, or those that a caller may use: an array, or a string of names
     /// separated by spaces. A token without it has the pool `default`; one with any other value is refused.
     #[arg(
@@ -248,6 +259,10 @@ pub struct TokenArgs {
     /// Role of the subject: admin, builder, service or worker. Repeatable.
     #[arg(long = "role")]
     pub roles: Vec<Role>,
+
+    /// Group of the subject, which images can be granted to. Repeatable.
+    #[arg(long = "group", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub groups: Vec<String>,
 
     /// Pool that a worker serves, or that a caller may use; `default` if absent. Repeatable.
     #[arg(long = "pool", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]

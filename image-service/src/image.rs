@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    access::{Action, GranteeDigest, Identity, Permissions},
+    access::{Action, Grantee, GranteeDigest, Identity, Permissions},
     build::{Build, BuildId, Job, Kind, State},
     search::SearchText,
     timestamp::Timestamp,
@@ -198,9 +198,12 @@ impl Image {
         (self.reference, self.reference_given) = (reference, is_given);
     }
 
-    /// Returns the permissions of a subject that was granted these.
-    pub(crate) fn permissions_of(&self, subject: &str, granted: Permissions) -> Permissions {
-        if subject == self.creator { Permissions::new(true, true, true) } else { granted }
+    /// Returns the permissions of a grantee that was granted these.
+    pub(crate) fn permissions_of(&self, grantee: &Grantee, granted: Permissions) -> Permissions {
+        match grantee {
+            Grantee::Subject(subject) if *subject == self.creator => Permissions::new(true, true, true),
+            Grantee::Subject(_) | Grantee::Group(_) | Grantee::Everybody => granted,
+        }
     }
 
     /// Reports whether builds of the image write its reference.

@@ -94,6 +94,7 @@ impl Verifier {
             issuer: None,
             audience: None,
             roles_claim: Requirements::ROLES.to_owned(),
+            groups_claim: Requirements::GROUPS.to_owned(),
             pools_claim: Requirements::POOLS.to_owned(),
         };
         Self::new(Trust { keys, ..Trust::default() }, requirements, None)
@@ -129,7 +130,10 @@ impl Verifier {
     /// Admits callers without a token, who may create images and are neither admins nor workers.
     pub(crate) fn with_anonymous(self) -> Self {
         let never = Timestamp::from_micros(i64::MAX);
-        Self { anonymous: Some(Principal::new("anonymous".to_owned(), vec![Role::Builder], never)), ..self }
+        Self {
+            anonymous: Some(Principal::anonymous("anonymous".to_owned(), vec![Role::Builder], never)),
+            ..self
+        }
     }
 
     /// Returns the principal of callers without a token, or `None` if they are not admitted.

@@ -156,6 +156,7 @@ async fn verifier(config: &Config) -> Result<Verifier, ServeError> {
                 issuer: config.issuer.clone(),
                 audience: config.audience.clone(),
                 roles_claim: config.roles_claim.clone(),
+                groups_claim: config.groups_claim.clone(),
                 pools_claim: config.pools_claim.clone(),
             };
             Verifier::of_jwks(source.clone(), config.jwks_refresh, requirements)

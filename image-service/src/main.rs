@@ -47,7 +47,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
 fn token(args: &TokenArgs) -> anyhow::Result<()> {
     let keys = TokenKeys::open(&args.data_dir).context("cannot open the key pair")?;
-    println!("{}", keys.mint(&args.subject, &args.roles, &args.pools, args.ttl)?);
+    println!("{}", keys.mint(&args.subject, &args.roles, &args.groups, &args.pools, args.ttl)?);
     Ok(())
 }
 

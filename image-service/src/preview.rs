@@ -206,7 +206,7 @@ impl Preview {
         Ok(outcomes)
     }
 
-    /// Returns the permissions that a subject would be granted.
+    /// Returns the permissions that a grantee would have.
     ///
     /// # Errors
     ///
@@ -216,12 +216,12 @@ impl Preview {
         request: &Request,
         image: ImageId,
         etag: Option<Precondition>,
-        subject: &str,
+        grantee: &Grantee,
         permissions: Permissions,
     ) -> Result<Permissions, Error> {
         let found = self.index.image(&request.caller.visibility(), image).await?;
         found.entry.image.admit(found.standing, etag, Action::Share)?;
-        let granted = found.entry.granted(&Grantee::Subject(subject.to_owned()));
+        let granted = found.entry.granted(grantee);
         let is_one_more = !granted.can_view() && permissions.can_view();
         if is_one_more && found.entry.grant_count() as u64 >= Store::MAX_GRANTS {
             return Err(Error::Refused(Refusal::TooManyGrants));
@@ -230,7 +230,7 @@ impl Preview {
             let bytes = i64::from(Image::GRANT_BYTES);
             self.store.require_quota(&found.entry.image.creator, UsageChange::of_bytes(bytes)).await?;
         }
-        Ok(found.entry.image.permissions_of(subject, permissions))
+        Ok(found.entry.image.permissions_of(grantee, permissions))
     }
 
     /// Returns the worker as it would be after it was drained or resumed.

@@ -24,7 +24,7 @@ use uuid::Uuid;
 use self::store::MemoryStore;
 pub(crate) use self::tables::Tables;
 use crate::{
-    access::{Identity, Pools, Principal, Role},
+    access::{Identity, Principal, Role},
     build::{Build, BuildId, Event as BuildEvent, Job, Kind, RecordedEvent, State},
     dispatch::{Decision, Event, Policy, ToWorker},
     error::Violations,
@@ -237,11 +237,7 @@ impl Replica {
             let Ok(reference) = Reference::new(&format!("trailer/{id}"), "") else {
                 return Ok(None);
             };
-            let requester = Identity {
-                subject: request.requester.to_owned(),
-                roles: Vec::new(),
-                pools: Pools::default(),
-            };
+            let requester = Identity::new(request.requester.to_owned(), Vec::new());
             let job = Job {
                 kind: Kind::Build,
                 creator: request.requester.to_owned(),

@@ -138,7 +138,7 @@ impl Service {
     }
 
     pub(crate) fn token(&self, subject: &str, roles: &[Role]) -> String {
-        self.keys.mint(subject, roles, &[], PATIENCE * 4).expect("the subject is printable")
+        self.keys.mint(subject, roles, &[], &[], PATIENCE * 4).expect("the subject is printable")
     }
 
     /// Returns a caller on a connection of its own.

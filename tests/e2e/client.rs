@@ -7,7 +7,7 @@ use proto::{
     dispatch::dispatch_service_client::DispatchServiceClient,
     images::{
         self as api, access_service_client::AccessServiceClient, build_service_client::BuildServiceClient,
-        context_service_client::ContextServiceClient, image_config::Source,
+        context_service_client::ContextServiceClient, grant::Grantee, image_config::Source,
         image_service_client::ImageServiceClient, upload_context_request::Part,
         worker_service_client::WorkerServiceClient,
     },
@@ -99,6 +99,24 @@ pub(crate) fn image(name: &str, dockerfile: &str) -> api::Image {
 pub(crate) fn of_source(name: &str, source: Source) -> api::Image {
     let config = api::ImageConfig { source: Some(source), ..Default::default() };
     api::Image { name: name.to_owned(), config: Some(config), ..Default::default() }
+}
+
+/// Returns a grant to a subject.
+pub(crate) fn grant_of(subject: &str, permissions: Vec<i32>) -> api::Grant {
+    api::Grant { grantee: Some(Grantee::Subject(subject.to_owned())), permissions }
+}
+
+/// Returns the grantee of a revocation.
+pub(crate) fn revoked_from(subject: &str) -> Option<api::revoke_access_request::Grantee> {
+    Some(api::revoke_access_request::Grantee::Subject(subject.to_owned()))
+}
+
+/// Returns the subject of a grant; empty if it is to others.
+pub(crate) fn subject_of(grant: &api::Grant) -> &str {
+    match &grant.grantee {
+        Some(Grantee::Subject(subject)) => subject,
+        Some(Grantee::Group(_) | Grantee::Everybody(_)) | None => "",
+    }
 }
 
 impl Client {
@@ -206,15 +224,25 @@ impl Client {
         subject: &str,
         permissions: &[api::Permission],
     ) -> Result<api::Grant, Status> {
+        self.grant_to(image, Grantee::Subject(subject.to_owned()), permissions).await
+    }
+
+    /// Sets what a grantee may do with an image.
+    pub(crate) async fn grant_to(
+        &self,
+        image: &str,
+        grantee: Grantee,
+        permissions: &[api::Permission],
+    ) -> Result<api::Grant, Status> {
         let permissions = permissions.iter().map(|permission| i32::from(*permission)).collect();
-        let grant = Some(api::Grant { subject: subject.to_owned(), permissions });
+        let grant = Some(api::Grant { grantee: Some(grantee), permissions });
         let request = api::GrantAccessRequest { image_id: image.to_owned(), grant, ..Default::default() };
         Ok(self.access.clone().grant_access(request).await?.into_inner().grant.expect("a grant"))
     }
 
     pub(crate) async fn revoke(&self, image: &str, subject: &str) -> Result<(), Status> {
-        let (image_id, subject) = (image.to_owned(), subject.to_owned());
-        let request = api::RevokeAccessRequest { image_id, subject, ..Default::default() };
+        let (image_id, grantee) = (image.to_owned(), revoked_from(subject));
+        let request = api::RevokeAccessRequest { image_id, grantee, ..Default::default() };
         self.access.clone().revoke_access(request).await.map(|_| ())
     }
 

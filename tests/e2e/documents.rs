@@ -93,7 +93,7 @@ fn the_tables_of_flags_are_those_of_the_programs() -> anyhow::Result<()> {
     }
     check_variables(&serve, "TRAILER_", &[]);
     check_variables(&take, "TRAILER_", &[]);
-    check_variables(&token, "TRAILER_", &["subject", "role", "pool", "ttl"]);
+    check_variables(&token, "TRAILER_", &["subject", "role", "group", "pool", "ttl"]);
     check_variables(&health, "TRAILER_HEALTH_", &[]);
     check_variables(&health_of_worker, "TRAILER_HEALTH_", &[]);
     Ok(())

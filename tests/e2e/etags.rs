@@ -3,7 +3,11 @@
 use proto::images as api;
 use tonic::Code;
 
-use crate::{answers::refused, client::image, stack::Service};
+use crate::{
+    answers::refused,
+    client::{grant_of, image, revoked_from},
+    stack::Service,
+};
 
 /// A dialog shows more than clients write: the etag that covers all of it changes with all of it.
 #[tokio::test(flavor = "multi_thread")]
@@ -38,12 +42,12 @@ async fn a_state_etag_pins_what_was_shown() -> anyhow::Result<()> {
         let named = api::Image { id: id(), name: "New".to_owned(), etag: etag(), ..Default::default() };
         let update = api::UpdateImageRequest { image: Some(named), ..Default::default() };
         assert_eq!(refused(images.update_image(update).await), mismatch);
-        let grant = Some(api::Grant { subject: "carol".to_owned(), permissions: Vec::new() });
+        let grant = Some(grant_of("carol", Vec::new()));
         let grant = api::GrantAccessRequest { image_id: id(), grant, etag: etag(), ..Default::default() };
         assert_eq!(refused(access.grant_access(grant).await), mismatch);
         let revoke = api::RevokeAccessRequest {
             image_id: id(),
-            subject: "bob".to_owned(),
+            grantee: revoked_from("bob"),
             etag: etag(),
             ..Default::default()
         };

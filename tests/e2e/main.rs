@@ -45,6 +45,7 @@ mod floods;
 mod freshness;
 mod fuzz;
 mod generate;
+mod groups;
 mod hostile;
 mod image_gc;
 mod input;

@@ -221,7 +221,7 @@ async fn fresh(creator: &Client, caller: &str, state: &'static str) -> anyhow::R
     if is_at_rest {
         creator.cancel(&created.id).await?;
     }
-    admit(creator, caller, &created.id).await?;
+    admit(creator, caller, &created.id, false).await?;
     Ok(Target { state, image: created.id, build: build.id })
 }
 
@@ -281,8 +281,8 @@ async fn only_builders_change_the_configuration_and_reference() -> anyhow::Resul
     const MISSING: &str = "PermissionDenied ROLE_MISSING";
     let service = Service::start().await?;
     let (created, _) = client(&service, "creator").create(image("Tools", "FROM scratch")).await?;
-    admit(&client(&service, "creator"), "guest-m*", &created.id).await?;
-    admit(&client(&service, "creator"), "guest-m", &created.id).await?;
+    admit(&client(&service, "creator"), "guest-m*", &created.id, false).await?;
+    admit(&client(&service, "creator"), "guest-m", &created.id, true).await?;
     let other = image("Tools", "FROM scratch\nENV A=1");
     for (path, without_role) in [
         ("name", "OK"),

@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 
 use crate::{
     answers::refused,
-    client::image,
+    client::{grant_of, image, revoked_from},
     stack::{LIMIT, Service, number},
 };
 
@@ -55,11 +55,15 @@ async fn preview_everything(service: &Service, [id, cancellable]: [&str; 2]) -> 
     };
     admin.images.clone().snapshot_workspace(snapshot).await?;
 
-    let (subject, permissions) = ("bob".to_owned(), vec![api::Permission::View.into()]);
-    let grant = Some(api::Grant { subject: subject.clone(), permissions });
+    let grant = Some(grant_of("bob", vec![api::Permission::View.into()]));
     let grant = api::GrantAccessRequest { image_id: id(), grant, validate_only, ..Default::default() };
     access.grant_access(grant).await?;
-    let revoke = api::RevokeAccessRequest { image_id: id(), subject, validate_only, ..Default::default() };
+    let revoke = api::RevokeAccessRequest {
+        image_id: id(),
+        grantee: revoked_from("bob"),
+        validate_only,
+        ..Default::default()
+    };
     access.revoke_access(revoke).await?;
     let name = || "absent".to_owned();
     let drain = api::DrainWorkerRequest { name: name(), validate_only, ..Default::default() };

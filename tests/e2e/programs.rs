@@ -55,7 +55,7 @@ impl Catalogue {
     }
 
     pub(crate) fn token(&self, subject: &str, role: Role) -> String {
-        self.keys.mint(subject, &[role], &[], LIMIT * 100).expect("the subject is printable")
+        self.keys.mint(subject, &[role], &[], &[], LIMIT * 100).expect("the subject is printable")
     }
 
     /// Returns a client that may create images, connected to `addr`.

@@ -16,7 +16,7 @@ use tonic_types::StatusExt as _;
 use crate::{
     actor::{Actor, hello},
     answers::{fields, reason, refused},
-    client::{Client, image, of_source},
+    client::{Client, grant_of, image, of_source},
     contexts::tar_of,
     eventually::{eventually, eventually_true},
     stack::Service,
@@ -96,7 +96,7 @@ async fn every_id_is_a_uuid() -> anyhow::Result<()> {
     assert_eq!(violated(images.render_dockerfile(render).await), ["id"]);
     let list = api::ListGrantsRequest { image_id: bad(), ..Default::default() };
     assert_eq!(violated(access.list_grants(list).await), ["image_id"]);
-    let grant = api::Grant { subject: "bob\u{202e}".to_owned(), permissions: vec![0] };
+    let grant = grant_of("bob\u{202e}", vec![0]);
     let request = api::GrantAccessRequest {
         image_id: bad(),
         grant: Some(grant),
@@ -106,11 +106,11 @@ async fn every_id_is_a_uuid() -> anyhow::Result<()> {
     let found = violated(access.grant_access(request).await);
     let found: BTreeSet<&str> = found.iter().map(String::as_str).collect();
     assert_eq!(found, ["grant.permissions[0]", "grant.subject", "image_id", "request_id"].into());
-    let request = api::RevokeAccessRequest { image_id: bad(), subject: String::new(), ..Default::default() };
+    let request = api::RevokeAccessRequest { image_id: bad(), grantee: None, ..Default::default() };
     let found = violated(access.revoke_access(request).await);
     assert_eq!(
         found.into_iter().collect::<BTreeSet<_>>(),
-        ["image_id".to_owned(), "subject".to_owned()].into()
+        ["grantee".to_owned(), "image_id".to_owned()].into()
     );
     Ok(())
 }

@@ -166,11 +166,17 @@ impl Service {
     /// Returns a token of this service with these pools.
     pub(crate) fn token_in(&self, subject: &str, roles: &[Role], pools: &[&str]) -> String {
         let pools: Vec<String> = pools.iter().map(|&pool| pool.to_owned()).collect();
-        self.keys.mint(subject, roles, &pools, Duration::from_secs(3600)).expect("valid claims")
+        self.keys.mint(subject, roles, &[], &pools, Duration::from_secs(3600)).expect("valid claims")
+    }
+
+    /// Returns a token of this service with these groups.
+    pub(crate) fn token_of_member(&self, subject: &str, roles: &[Role], groups: &[&str]) -> String {
+        let groups: Vec<String> = groups.iter().map(|&group| group.to_owned()).collect();
+        self.keys.mint(subject, roles, &groups, &[], Duration::from_secs(3600)).expect("valid claims")
     }
 
     pub(crate) fn token_for(&self, subject: &str, roles: &[Role], ttl: Duration) -> String {
-        self.keys.mint(subject, roles, &[], ttl).expect("the subject is printable")
+        self.keys.mint(subject, roles, &[], &[], ttl).expect("the subject is printable")
     }
 
     /// Returns a client that may create images.

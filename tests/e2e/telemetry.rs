@@ -8,7 +8,7 @@ use tonic::{Request, transport::Identity};
 
 use crate::{
     authority::{Authority, flag},
-    client::image,
+    client::{grant_of, image},
     eventually::{eventually, eventually_true},
     fake_engine::{FakeEngine, Script},
     otlp_collector::Collector,
@@ -114,10 +114,7 @@ async fn every_write_is_recorded_with_its_outcome_and_its_trace() -> anyhow::Res
     let (created, _) = alice.create(image("Recorded", "FROM scratch")).await?;
     let grant = api::GrantAccessRequest {
         image_id: created.id.clone(),
-        grant: Some(api::Grant {
-            subject: "bob".to_owned(),
-            permissions: vec![api::Permission::View.into()],
-        }),
+        grant: Some(grant_of("bob", vec![api::Permission::View.into()])),
         ..Default::default()
     };
     alice.access.clone().grant_access(grant).await?;
@@ -165,7 +162,10 @@ async fn every_write_is_recorded_with_its_outcome_and_its_trace() -> anyhow::Res
         ]
     );
     let granted = &lines[1]["fields"];
-    assert_eq!((&granted["grantee"], &granted["permissions"]), (&json!("bob"), &json!("PERMISSION_VIEW")));
+    assert_eq!(
+        (&granted["grantee"], &granted["permissions"]),
+        (&json!("subject:bob"), &json!("PERMISSION_VIEW"))
+    );
     assert_eq!(lines[3]["fields"]["batch_action"], "BATCH_ACTION_DISABLE");
     assert!(lines[0]["fields"].get("grantee").is_none(), "{}", lines[0]);
     for line in &lines {

@@ -9,7 +9,7 @@ use tonic_types::StatusExt as _;
 use crate::{
     actor::{Actor, hello},
     answers::{fields, refused},
-    client::{Client, image},
+    client::{Client, grant_of, image, revoked_from},
     stack::Service,
 };
 
@@ -85,14 +85,15 @@ async fn a_repeated_write_gets_its_first_answer() -> anyhow::Result<()> {
     assert_repeatable!(alice, images.enable_image, enable, |request: &mut api::EnableImageRequest| {
         request.etag = "0".to_owned();
     });
-    let grant = api::Grant { subject: "bob".to_owned(), permissions: vec![api::Permission::Modify.into()] };
+    let grant = grant_of("bob", vec![api::Permission::Modify.into()]);
     let grant = api::GrantAccessRequest { image_id: id(), grant: Some(grant), ..Default::default() };
     assert_repeatable!(alice, access.grant_access, grant, |request: &mut api::GrantAccessRequest| {
         request.grant.iter_mut().for_each(|grant| grant.permissions.clear());
     });
-    let revoke = api::RevokeAccessRequest { image_id: id(), subject: "bob".to_owned(), ..Default::default() };
+    let revoke =
+        api::RevokeAccessRequest { image_id: id(), grantee: revoked_from("bob"), ..Default::default() };
     assert_repeatable!(alice, access.revoke_access, revoke, |request: &mut api::RevokeAccessRequest| {
-        request.subject = "carol".to_owned();
+        request.grantee = revoked_from("carol");
     });
     let snapshot = api::SnapshotWorkspaceRequest {
         source_image_id: id(),
@@ -235,10 +236,7 @@ async fn a_thousand_rows_get_a_thousand_answers_as_predicted() -> anyhow::Result
                     owner.cancel(&id).await?;
                 }
                 5 => {
-                    let grant = api::Grant {
-                        subject: "alice".to_owned(),
-                        permissions: vec![api::Permission::Delete.into()],
-                    };
+                    let grant = grant_of("alice", vec![api::Permission::Delete.into()]);
                     let request =
                         api::GrantAccessRequest { image_id: id, grant: Some(grant), ..Default::default() };
                     owner.access.clone().grant_access(request).await?;

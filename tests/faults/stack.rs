@@ -130,7 +130,9 @@ impl Service {
     }
 
     fn token(&self, subject: &str, role: Role) -> String {
-        self.keys.mint(subject, &[role], &[], Duration::from_secs(3600)).expect("the subject is printable")
+        self.keys
+            .mint(subject, &[role], &[], &[], Duration::from_secs(3600))
+            .expect("the subject is printable")
     }
 }
 

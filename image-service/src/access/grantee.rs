@@ -1,27 +1,35 @@
-//! Grantees: the subjects that images can be granted to.
+//! Grantees: the subjects and groups that images can be granted to, and everybody.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A subject or group that images can be granted to. The creator of an image is a grantee, too.
+/// A subject or group that images can be granted to, or everybody. The creator of an image is a grantee, too.
 ///
-/// Stored and serialised as a kind and a name, `subject:alice`.
+/// Stored and serialised as a kind and a name, `subject:alice`, or as a kind alone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub(crate) enum Grantee {
     /// The subject of a token.
     Subject(String),
+    /// A group that tokens name.
+    Group(String),
+    /// Every caller with a token.
+    Everybody,
 }
 
 impl Grantee {
     const SUBJECT: &str = "subject:";
+    const GROUP: &str = "group:";
+    const EVERYBODY: &str = "everybody";
 }
 
 impl fmt::Display for Grantee {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Subject(subject) => write!(f, "{}{subject}", Self::SUBJECT),
+            Self::Group(group) => write!(f, "{}{group}", Self::GROUP),
+            Self::Everybody => f.write_str(Self::EVERYBODY),
         }
     }
 }
@@ -36,10 +44,13 @@ impl TryFrom<String> for Grantee {
     type Error = String;
 
     fn try_from(stored: String) -> Result<Self, String> {
-        match stored.strip_prefix(Self::SUBJECT) {
-            Some(subject) => Ok(Self::Subject(subject.to_owned())),
-            None => Err(format!("{stored:?} is no grantee")),
+        if stored == Self::EVERYBODY {
+            return Ok(Self::Everybody);
         }
+        let of_kind = |kind| stored.strip_prefix(kind).map(str::to_owned);
+        let named =
+            of_kind(Self::SUBJECT).map(Self::Subject).or_else(|| of_kind(Self::GROUP).map(Self::Group));
+        named.ok_or_else(|| format!("{stored:?} is no grantee"))
     }
 }
 
@@ -72,8 +83,17 @@ mod tests {
 
     #[test]
     fn a_grantee_reads_back_from_its_stored_form() {
-        let alice = Grantee::Subject("alice:bob".to_owned());
-        assert_eq!(Grantee::try_from(alice.to_string()), Ok(alice));
-        assert!(Grantee::try_from("alice".to_owned()).is_err());
+        for grantee in [
+            Grantee::Subject("alice:bob".to_owned()),
+            Grantee::Subject("everybody".to_owned()),
+            Grantee::Subject("group:a".to_owned()),
+            Grantee::Group("subject:a".to_owned()),
+            Grantee::Everybody,
+        ] {
+            assert_eq!(Grantee::try_from(grantee.to_string()), Ok(grantee));
+        }
+        for stored in ["alice", "everybody:", "Group:a", ""] {
+            assert!(Grantee::try_from(stored.to_owned()).is_err(), "{stored}");
+        }
     }
 }

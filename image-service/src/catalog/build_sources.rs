@@ -75,12 +75,13 @@ impl Catalog {
 
     /// Reports whether the creator of the image that is built sees an image, too.
     ///
-    /// Creators see what builds of their images print and make, whoever requests them.
+    /// Creators see what builds of their images print and make, whoever requests them. Which groups a creator has
+    /// is known of callers only, so that what is granted to one of them does not count here.
     async fn is_seen_by_creator(&self, build: &Build, image: ImageId) -> Result<bool, Error> {
         if build.creator == build.requester.subject {
             return Ok(true);
         }
-        let creator = BTreeSet::from([Grantee::Subject(build.creator.clone())]);
+        let creator = BTreeSet::from([Grantee::Subject(build.creator.clone()), Grantee::Everybody]);
         let seen = self.index.images_by_id(&Visibility::new(creator, true), &[image]).await?;
         Ok(!seen.is_empty())
     }

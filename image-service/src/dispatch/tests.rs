@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    access::{Identity, Pools},
+    access::Identity,
     build::{Failure, Fault, Job, Kind, LineStart, LogStream, RecordedEvent, State},
     image::{ConfigurationDraft, Dockerfile, ImageId, Reference, Source},
 };
@@ -246,5 +246,5 @@ fn a_clock_that_was_put_back_holds_nothing_up() {
 }
 
 fn alice() -> Identity {
-    Identity { subject: "alice".to_owned(), roles: Vec::new(), pools: Pools::default() }
+    Identity::new("alice".to_owned(), Vec::new())
 }

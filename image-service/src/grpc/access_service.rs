@@ -38,6 +38,7 @@ impl AccessService for Grants {
         Ok(Response::new(wire::WhoAmIResponse {
             subject: caller.subject().to_owned(),
             roles,
+            groups: caller.identity().groups.names().map(str::to_owned).collect(),
             pools: caller.identity().pools.names().map(str::to_owned).collect(),
             may_create: caller.is_builder(),
             expire_time: Some(field::time(caller.expires_at())),
@@ -62,9 +63,7 @@ impl AccessService for Grants {
         };
         let found = self.catalog.grants(&caller, image, after.as_ref(), size).await?;
         let read = found.len();
-        let grants = page::fitting(found.iter().map(|(grantee, permissions)| match grantee {
-            Grantee::Subject(subject) => grant(subject.clone(), *permissions),
-        }));
+        let grants = page::fitting(found.iter().map(|(grantee, permissions)| grant(grantee, *permissions)));
         let next_page_token = match grants.len().checked_sub(1).and_then(|last| found.get(last)) {
             Some((last, _)) if grants.len() < read || read as u64 == size => binding.seal(&last.to_string()),
             Some(_) | None => String::new(),
@@ -79,14 +78,12 @@ impl AccessService for Grants {
         let (message, request, mut violations) = write_request::open(request)?;
         let image = field::image(&mut violations, "image_id", &message.image_id);
         let wanted = message.grant.unwrap_or_default();
-        field::subject(&mut violations, "grant.subject", &wanted.subject);
+        let grantee = grantee(&mut violations, "grant.", wanted.grantee.map(Grantee::from));
         let permissions = permissions(&mut violations, &wanted.permissions);
         violations.check()?;
-        let granted = self
-            .catalog
-            .grant(&request, image, field::etag(&message.etag), &wanted.subject, permissions)
-            .await?;
-        Ok(Response::new(wire::GrantAccessResponse { grant: Some(grant(wanted.subject, granted)) }))
+        let etag = field::etag(&message.etag);
+        let granted = self.catalog.grant(&request, image, etag, grantee.clone(), permissions).await?;
+        Ok(Response::new(wire::GrantAccessResponse { grant: Some(grant(&grantee, granted)) }))
     }
 
     async fn revoke_access(
@@ -95,13 +92,45 @@ impl AccessService for Grants {
     ) -> Result<Response<wire::RevokeAccessResponse>, Status> {
         let (message, request, mut violations) = write_request::open(request)?;
         let image = field::image(&mut violations, "image_id", &message.image_id);
-        field::subject(&mut violations, "subject", &message.subject);
+        let grantee = grantee(&mut violations, "", message.grantee.map(Grantee::from));
         violations.check()?;
-        self.catalog
-            .grant(&request, image, field::etag(&message.etag), &message.subject, Permissions::default())
-            .await?;
+        let etag = field::etag(&message.etag);
+        self.catalog.grant(&request, image, etag, grantee, Permissions::default()).await?;
         Ok(Response::new(wire::RevokeAccessResponse {}))
     }
+}
+
+impl From<wire::grant::Grantee> for Grantee {
+    fn from(grantee: wire::grant::Grantee) -> Self {
+        use wire::grant::Grantee as Wire;
+        match grantee {
+            Wire::Subject(subject) => Self::Subject(subject),
+            Wire::Group(group) => Self::Group(group),
+            Wire::Everybody(wire::Everybody {}) => Self::Everybody,
+        }
+    }
+}
+
+impl From<wire::revoke_access_request::Grantee> for Grantee {
+    fn from(grantee: wire::revoke_access_request::Grantee) -> Self {
+        use wire::revoke_access_request::Grantee as Wire;
+        match grantee {
+            Wire::Subject(subject) => Self::Subject(subject),
+            Wire::Group(group) => Self::Group(group),
+            Wire::Everybody(wire::Everybody {}) => Self::Everybody,
+        }
+    }
+}
+
+/// Checks a grantee, whose field is in the message at `path`. Returns everybody if there is a violation.
+fn grantee(violations: &mut Violations, path: &str, grantee: Option<Grantee>) -> Grantee {
+    match &grantee {
+        Some(Grantee::Subject(subject)) => field::subject(violations, &format!("{path}subject"), subject),
+        Some(Grantee::Group(group)) => field::subject(violations, &format!("{path}group"), group),
+        Some(Grantee::Everybody) => {}
+        None => violations.add(format!("{path}grantee"), "must be a subject, a group or everybody"),
+    }
+    grantee.unwrap_or(Grantee::Everybody)
 }
 
 fn permissions(violations: &mut Violations, numbers: &[i32]) -> Permissions {
@@ -122,7 +151,12 @@ fn permissions(violations: &mut Violations, numbers: &[i32]) -> Permissions {
     )
 }
 
-fn grant(subject: String, permissions: Permissions) -> wire::Grant {
+fn grant(grantee: &Grantee, permissions: Permissions) -> wire::Grant {
+    let grantee = match grantee {
+        Grantee::Subject(subject) => wire::grant::Grantee::Subject(subject.clone()),
+        Grantee::Group(group) => wire::grant::Grantee::Group(group.clone()),
+        Grantee::Everybody => wire::grant::Grantee::Everybody(wire::Everybody {}),
+    };
     let all = [
         (permissions.can_view(), wire::Permission::View),
         (permissions.can_modify(), wire::Permission::Modify),
@@ -130,5 +164,5 @@ fn grant(subject: String, permissions: Permissions) -> wire::Grant {
     ];
     let permissions =
         all.into_iter().filter(|(is_granted, _)| *is_granted).map(|(_, permission)| permission.into());
-    wire::Grant { subject, permissions: permissions.collect() }
+    wire::Grant { grantee: Some(grantee), permissions: permissions.collect() }
 }

@@ -15,6 +15,7 @@ use super::{
     image_service::batch,
 };
 use crate::{
+    access::Grantee,
     error::{Error, Violations},
     request::{Request, RequestId},
 };
@@ -90,17 +91,22 @@ write_requests!(
         let permissions: BTreeSet<&str> = grant.permissions().map(|permission| permission.as_str_name()).collect();
         let permissions = permissions.into_iter().collect::<Vec<_>>().join(" ");
         About {
-            details: Details { grantee: grant.subject, permissions, ..Details::default() },
+            details: Details { grantee: shown(grant.grantee.map(Grantee::from)), permissions, ..Details::default() },
             ..about(&write.image_id)
         }
     },
     RevokeAccessRequest by |write| About {
-        details: Details { grantee: write.subject.clone(), ..Details::default() },
+        details: Details { grantee: shown(write.grantee.clone().map(Grantee::from)), ..Details::default() },
         ..about(&write.image_id)
     },
     DrainWorkerRequest by |write| about(&write.name),
     ResumeWorkerRequest by |write| about(&write.name),
 );
+
+/// Returns a grantee with its kind; empty if there is none.
+fn shown(grantee: Option<Grantee>) -> String {
+    grantee.map(|grantee| grantee.to_string()).unwrap_or_default()
+}
 
 /// Returns the name of the RPC of a request message.
 const fn rpc(request: &str) -> &str {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::Refusal;
 use crate::{
-    access::{Pools, Principal, Role, WorkerClaims, is_subject},
+    access::{Groups, Pools, Principal, Role, WorkerClaims, is_subject},
     timestamp::Timestamp,
 };
 
@@ -19,12 +19,15 @@ pub(crate) struct Requirements {
     pub(crate) audience: Option<String>,
     /// Name or path of the claim that holds the roles.
     pub(crate) roles_claim: String,
+    /// Name or path of the claim that holds the groups.
+    pub(crate) groups_claim: String,
     /// Name or path of the claim that holds the pools.
     pub(crate) pools_claim: String,
 }
 
 impl Requirements {
     pub(super) const ROLES: &str = "roles";
+    pub(super) const GROUPS: &str = "groups";
     pub(super) const POOLS: &str = "pools";
 
     /// Tolerated difference of the clocks of the issuer and this machine.
@@ -63,12 +66,14 @@ impl Requirements {
         let subject = subject.ok_or_else(|| invalid("sub"))?;
         let expires_at = claims.get("exp").and_then(time).ok_or_else(|| invalid("exp"))?.after(Self::LEEWAY);
         let roles = claim(claims, &self.roles_claim).map(roles).unwrap_or_default();
+        let groups = claim(claims, &self.groups_claim).map_or_else(|| Some(Groups::default()), Groups::parse);
+        let groups = groups.ok_or_else(|| invalid(&self.groups_claim))?;
         // A claim that cannot be understood must not admit to the default pool.
         let pools = claim(claims, &self.pools_claim).map_or_else(|| Some(Pools::default()), Pools::parse);
         let pools = pools.ok_or_else(|| invalid(&self.pools_claim))?;
         let worker_claims =
             WorkerClaims::parse(claims).ok_or_else(|| invalid("worker_labels or worker_capabilities"))?;
-        Ok(Principal::new(subject.to_owned(), roles, expires_at).with_claims(pools, worker_claims))
+        Ok(Principal::new(subject.to_owned(), roles, expires_at).with_claims(groups, pools, worker_claims))
     }
 }
 

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::signatures;
 use crate::{
-    access::{Pools, Role, is_subject},
+    access::{Groups, Pools, Role, is_subject},
     timestamp::Timestamp,
 };
 
@@ -34,6 +34,9 @@ pub enum MintError {
     /// Invalid subject.
     #[error("the subject must have 1 to 255 bytes and no control or format characters")]
     Subject,
+    /// Invalid groups.
+    #[error("groups must be at most 1000, each of 1 to 255 bytes without control or format characters")]
+    Groups,
     /// Invalid pools.
     #[error("pools must be at most 64, each of 1 to 63 bytes without white space and control characters")]
     Pools,
@@ -48,6 +51,7 @@ struct Claims<'a> {
     iat: i64,
     exp: i64,
     roles: &'a [Role],
+    groups: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     pools: Option<&'a [String]>,
 }
@@ -87,17 +91,21 @@ impl TokenKeys {
     ///
     /// # Errors
     ///
-    /// Returns [`MintError::Subject`] or [`MintError::Pools`] if the subject or the pools are invalid, and
-    /// [`MintError::Sign`] if the token cannot be signed.
+    /// Returns [`MintError::Subject`], [`MintError::Groups`] or [`MintError::Pools`] if the subject, the groups or
+    /// the pools are invalid, and [`MintError::Sign`] if the token cannot be signed.
     pub fn mint(
         &self,
         subject: &str,
         roles: &[Role],
+        groups: &[String],
         pools: &[String],
         ttl: Duration,
     ) -> Result<String, MintError> {
         if !is_subject(subject) {
             return Err(MintError::Subject);
+        }
+        if groups.len() > Groups::MAX || groups.iter().any(|group| !is_subject(group)) {
+            return Err(MintError::Groups);
         }
         if Pools::parse(&pools.into()).is_none() {
             return Err(MintError::Pools);
@@ -111,6 +119,7 @@ impl TokenKeys {
             iat: seconds(now),
             exp,
             roles,
+            groups,
             pools: (!pools.is_empty()).then_some(pools),
         };
         Ok(jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.signing)?)
@@ -162,7 +171,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let keys = TokenKeys::open(dir.path()).expect("keys");
         for subject in ["", " ", "a\nb", &"a".repeat(256)] {
-            let minted = keys.mint(subject, &[], &[], Duration::from_secs(3600));
+            let minted = keys.mint(subject, &[], &[], &[], Duration::from_secs(3600));
             assert!(matches!(minted, Err(MintError::Subject)), "{subject:?}");
         }
     }

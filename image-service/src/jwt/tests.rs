@@ -11,7 +11,7 @@ fn keys() -> (tempfile::TempDir, TokenKeys) {
 #[test]
 fn a_minted_token_names_its_subject_and_roles() {
     let (dir, keys) = keys();
-    let token = keys.mint("alice", &[Role::Builder], &[], HOUR).expect("a token");
+    let token = keys.mint("alice", &[Role::Builder], &[], &[], HOUR).expect("a token");
     let again = TokenKeys::open(dir.path()).expect("the same keys");
     let verifier = Verifier::of_key_pair(&again);
     let principal = verifier.verify(&token).expect("accepted");
@@ -25,7 +25,7 @@ fn foreign_and_forged_tokens_are_refused() {
     let (_dir, keys) = keys();
     let (_other_dir, other) = self::keys();
     let (verifier, other) = (Verifier::of_key_pair(&keys), Verifier::of_key_pair(&other));
-    let token = keys.mint("alice", &[Role::Admin], &[], HOUR).expect("a token");
+    let token = keys.mint("alice", &[Role::Admin], &[], &[], HOUR).expect("a token");
     assert!(verifier.verify(&token).is_ok());
     assert_eq!(other.verify(&token), Err(TokenError::Invalid));
     let (body, signature) = token.rsplit_once('.').expect("three parts");
@@ -43,7 +43,7 @@ fn foreign_and_forged_tokens_are_refused() {
 fn a_token_expires_whether_or_not_it_was_accepted_before() {
     let (_dir, keys) = keys();
     let verifier = Verifier::of_key_pair(&keys);
-    let token = keys.mint("alice", &[], &[], HOUR).expect("a token");
+    let token = keys.mint("alice", &[], &[], &[], HOUR).expect("a token");
     let expiry = verifier.verify(&token).expect("accepted").expires_at();
     assert!(verifier.verify_at(&token, expiry.before(Duration::from_micros(1))).is_ok());
     assert_eq!(verifier.verify_at(&token, expiry), Err(TokenError::Expired), "remembered");
@@ -58,7 +58,7 @@ fn a_token_expires_whether_or_not_it_was_accepted_before() {
 fn new_keys_remember_nothing() {
     let (_dir, keys) = keys();
     let verifier = Verifier::of_key_pair(&keys);
-    let token = keys.mint("alice", &[], &[], HOUR).expect("a token");
+    let token = keys.mint("alice", &[], &[], &[], HOUR).expect("a token");
     assert!(verifier.verify(&token).is_ok());
     verifier.replace(Trust::default());
     assert_eq!(verifier.verify(&token), Err(TokenError::Invalid));

@@ -49,7 +49,7 @@ impl Store {
 }
 
 impl RequestTransaction<'_> {
-    /// Sets the permissions of a subject on an image. Empty permissions revoke the grant.
+    /// Sets the permissions of a grantee on an image. Empty permissions revoke the grant.
     ///
     /// # Errors
     ///
@@ -60,12 +60,11 @@ impl RequestTransaction<'_> {
         &mut self,
         id: ImageId,
         etag: Option<Precondition>,
-        subject: &str,
+        grantee: Grantee,
         permissions: Permissions,
     ) -> Result<Permissions, Error> {
         let target = self.target(id, etag, Action::Share).await?;
-        let has_then = target.image.permissions_of(subject, permissions);
-        let grantee = Grantee::Subject(subject.to_owned());
+        let has_then = target.image.permissions_of(&grantee, permissions);
         let found = grant::Entity::find_by_id((id, grantee.clone())).one(&self.txn).await?;
         if found.as_ref().map(permissions_of).unwrap_or_default() == permissions {
             return Ok(has_then);

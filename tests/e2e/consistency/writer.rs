@@ -13,7 +13,7 @@ use proto::images as api;
 use tonic::{Code, Status};
 
 use super::{GUESTS, OWNERS, Random};
-use crate::client::{Client, image};
+use crate::client::{Client, grant_of, image};
 
 #[derive(Debug, Default)]
 pub(super) struct Writers(Mutex<Known>);
@@ -181,7 +181,7 @@ async fn enable(client: &Client, id: &str, enabled: bool) -> Result<(), Status> 
 async fn grant(client: &Client, id: &str, subject: &str, permissions: Vec<i32>) -> Result<(), Status> {
     let request = api::GrantAccessRequest {
         image_id: id.to_owned(),
-        grant: Some(api::Grant { subject: subject.to_owned(), permissions }),
+        grant: Some(grant_of(subject, permissions)),
         ..Default::default()
     };
     client.access.clone().grant_access(request).await.map(|_| ())

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     actor::{Actor, IMAGE_ID, hello},
-    client::{Client, image, repository},
+    client::{Client, grant_of, image, repository},
     stack::Service,
 };
 
@@ -232,10 +232,7 @@ impl World {
             vec![Permission::Delete],
             vec![Permission::View, Permission::Modify, Permission::Delete],
         ]);
-        let grant = api::Grant {
-            subject: subject.clone(),
-            permissions: permissions.iter().map(|permission| (*permission).into()).collect(),
-        };
+        let grant = grant_of(&subject, permissions.iter().map(|permission| (*permission).into()).collect());
         let request =
             api::GrantAccessRequest { image_id: id.clone(), grant: Some(grant), ..Default::default() };
         client.access.clone().grant_access(request).await?;

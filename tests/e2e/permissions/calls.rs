@@ -7,7 +7,7 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     answers::{reason, without_ids},
-    client::Client,
+    client::{Client, grant_of, revoked_from},
 };
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
@@ -161,15 +161,15 @@ pub(super) async fn attempt(
         }
         Call::GrantAccess => {
             let permissions = vec![api::Permission::View.into()];
-            let grant = Some(api::Grant { subject: GRANTED.to_owned(), permissions });
+            let grant = Some(grant_of(GRANTED, permissions));
             access
                 .grant_access(api::GrantAccessRequest { image_id, etag, grant, request_id, validate_only })
                 .await?;
             None
         }
         Call::RevokeAccess => {
-            let subject = REVOKED.to_owned();
-            let request = api::RevokeAccessRequest { image_id, etag, subject, request_id, validate_only };
+            let grantee = revoked_from(REVOKED);
+            let request = api::RevokeAccessRequest { image_id, etag, grantee, request_id, validate_only };
             access.revoke_access(request).await?;
             None
         }

@@ -6,7 +6,7 @@ use tonic::{Code, Streaming};
 use super::{calls::status_text, cast::client};
 use crate::{
     answers::{fields, reason},
-    client::{Client, image},
+    client::{Client, grant_of, image, subject_of},
     stack::{LIMIT, Service},
 };
 
@@ -45,7 +45,7 @@ async fn a_creator_has_all_permissions_whatever_it_is_granted() -> anyhow::Resul
     let all: Vec<i32> = [Permission::View, Permission::Modify, Permission::Delete].map(Into::into).into();
     for validate_only in [true, false] {
         for permissions in [vec![], vec![Permission::View.into()]] {
-            let grant = Some(api::Grant { subject: "creator".to_owned(), permissions });
+            let grant = Some(grant_of("creator", permissions));
             let request = api::GrantAccessRequest {
                 image_id: created.id.clone(),
                 grant,
@@ -185,7 +185,7 @@ async fn grants_are_no_change_of_the_record() -> anyhow::Result<()> {
         let granted = creator.grant(&created.id, "bob", permissions).await?;
         let view = (!permissions.is_empty()).then_some(Permission::View);
         let implied: Vec<Permission> = view.into_iter().chain(permissions.iter().copied()).collect();
-        assert_eq!((granted.subject.as_str(), granted.permissions().collect()), ("bob", implied));
+        assert_eq!((subject_of(&granted), granted.permissions().collect()), ("bob", implied));
         let now = creator.get(&created.id).await?;
         assert!(now.revision > revision, "{permissions:?}");
         revision = now.revision;
@@ -221,7 +221,7 @@ async fn grants_are_listed_by_subject_and_page_by_page() -> anyhow::Result<()> {
     }
     for page_size in [0, 1, 2, 7, 1_001] {
         let listed = creator.grants(&created.id, page_size).await?;
-        assert_eq!(listed.iter().map(|grant| grant.subject.as_str()).collect::<Vec<_>>(), subjects);
+        assert_eq!(listed.iter().map(subject_of).collect::<Vec<_>>(), subjects);
     }
     let first = api::ListGrantsRequest { image_id: created.id.clone(), page_size: 2, ..Default::default() };
     let page = creator.access.clone().list_grants(first.clone()).await?.into_inner();
@@ -231,7 +231,7 @@ async fn grants_are_listed_by_subject_and_page_by_page() -> anyhow::Result<()> {
     creator.revoke(&created.id, "Zoe").await?;
     creator.grant(&created.id, "a", &[Permission::View]).await?;
     let page = creator.access.clone().list_grants(next.clone()).await?.into_inner();
-    assert_eq!(page.grants.iter().map(|grant| grant.subject.as_str()).collect::<Vec<_>>(), ["a-b", "ab"]);
+    assert_eq!(page.grants.iter().map(subject_of).collect::<Vec<_>>(), ["a-b", "ab"]);
 
     let of_other = api::ListGrantsRequest { image_id: other.id, ..next.clone() };
     let negative = api::ListGrantsRequest { page_size: -1, ..next.clone() };

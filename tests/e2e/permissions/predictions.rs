@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     actor::{Actor, hello},
-    client::{Client, image},
+    client::{Client, grant_of, image},
     stack::{Service, number},
 };
 
@@ -101,7 +101,7 @@ async fn a_grant_too_many_is_predicted() -> anyhow::Result<()> {
             let permissions = vec![api::Permission::Modify.into()];
             let request = api::GrantAccessRequest {
                 image_id: created.id.clone(),
-                grant: Some(api::Grant { subject: subject.to_owned(), permissions }),
+                grant: Some(grant_of(subject, permissions)),
                 validate_only,
                 ..Default::default()
             };

@@ -224,5 +224,5 @@ fn no_requester_starves_and_every_worker_suits_its_builds() {
 }
 
 fn alice() -> Identity {
-    Identity { subject: "alice".to_owned(), roles: Vec::new(), pools: Pools::default() }
+    Identity::new("alice".to_owned(), Vec::new())
 }

@@ -126,5 +126,5 @@ fn a_build_that_backs_off_waits_for_no_worker() {
 }
 
 fn alice() -> Identity {
-    Identity { subject: "alice".to_owned(), roles: Vec::new(), pools: Pools::default() }
+    Identity::new("alice".to_owned(), Vec::new())
 }

@@ -8,7 +8,7 @@ use proto::images::{self as api, image_config::Source};
 
 use super::{answer::Answer, write::Write};
 use crate::{
-    client::{Client, image, repository},
+    client::{Client, grant_of, image, repository, revoked_from},
     permissions::cast::{self, WORKER},
     stack::Service,
 };
@@ -110,12 +110,12 @@ impl World {
             34..37 => {
                 let all = [api::Permission::View, api::Permission::Modify, api::Permission::Delete];
                 let permissions = all.into_iter().filter(|_| self.random.bool()).map(Into::into).collect();
-                let grant = Some(api::Grant { subject: self.one_of(&SUBJECTS).to_owned(), permissions });
+                let grant = Some(grant_of(self.one_of(&SUBJECTS), permissions));
                 Write::Grant(api::GrantAccessRequest { image_id: id, grant, ..Default::default() })
             }
             37 => {
-                let subject = self.one_of(&SUBJECTS).to_owned();
-                Write::Revoke(api::RevokeAccessRequest { image_id: id, subject, ..Default::default() })
+                let grantee = revoked_from(self.one_of(&SUBJECTS));
+                Write::Revoke(api::RevokeAccessRequest { image_id: id, grantee, ..Default::default() })
             }
             _ => {
                 let name = self.one_of(&[IDLE_WORKER, IDLE_WORKER, "absent"]).to_owned();
