@@ -3,12 +3,12 @@
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QuerySelect};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Store, answers, entity::image, images, transaction::WriteTransaction};
+use super::{Store, answers, entity::image, images, transaction::WriteTransaction, usage};
 use crate::{
     access::{Action, Standing},
     dispatch::Effects,
     error::{Error, Resource},
-    image::{Image, ImageId, Precondition},
+    image::{Image, ImageId, Precondition, UsageChange},
     request::Request,
     timestamp::Timestamp,
     turns::Turn,
@@ -72,6 +72,16 @@ impl Store {
 }
 
 impl RequestTransaction<'_> {
+    /// Adds `change` to the usage of a creator.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`usage::charge`].
+    pub(super) async fn charge(&self, subject: &str, change: UsageChange) -> Result<(), Error> {
+        usage::charge(&self.txn, self.store, subject, change).await?;
+        Ok(())
+    }
+
     /// Loads and locks an image and checks that the caller may do `action` to it now.
     pub(super) async fn target(
         &self,

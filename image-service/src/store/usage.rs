@@ -7,7 +7,6 @@ use sea_orm::{ColumnTrait, DbErr, EntityTrait, ExprTrait, IntoActiveModel, Query
 use super::{
     Store,
     entity::{catalogue, creator},
-    request_transaction::RequestTransaction,
     transaction::WriteTransaction,
 };
 use crate::{
@@ -36,18 +35,6 @@ impl Store {
             context_bytes: of_creator.context_bytes + change.context_bytes,
         };
         self.quotas.admit(used, change)
-    }
-}
-
-impl RequestTransaction<'_> {
-    /// Adds `change` to the usage of a creator.
-    ///
-    /// # Errors
-    ///
-    /// Returns the errors of [`charge`].
-    pub(super) async fn charge(&self, subject: &str, change: UsageChange) -> Result<(), Error> {
-        charge(&self.txn, self.store, subject, change).await?;
-        Ok(())
     }
 }
 
