@@ -11,7 +11,7 @@ use proto::dispatch::{
 
 use crate::{
     artifact_name::ArtifactName,
-    engine::{Engine, EngineError, EngineImage, ImageDecision, SourcePolicy},
+    engine::{Engine, EngineError, EngineImage, ImageDecision, Platforms, SourcePolicy},
     fault,
     labels::IMAGE_LABEL,
     reference,
@@ -31,6 +31,8 @@ pub(crate) struct BuildSources {
     pub(crate) creator: String,
     /// Set if registries are asked for newer images.
     pub(crate) pull_base: bool,
+    /// Platforms that may be wanted of images.
+    pub(crate) platforms: Platforms,
     /// Set if the engine has no known flaw about frontends that a Dockerfile names.
     pub(crate) allows_frontends: bool,
     /// Set if the engine has no known flaw about directories of Git repositories.
@@ -56,10 +58,7 @@ impl BuildSources {
     ) -> Result<(), EngineError> {
         let images: Vec<String> =
             references.into_iter().filter_map(|reference| reference::canonical(&reference)).collect();
-        for images in images.chunks(Self::MAX_REFERENCES) {
-            self.decide_images(images).await?;
-        }
-        Ok(())
+        self.decide_images(&images).await
     }
 
     /// Decides about the frontend that a Dockerfile names, and returns its name in the engine; `None` for the
@@ -121,25 +120,22 @@ impl BuildSources {
             digest => digest?,
         };
         let pinned = format!("{}@{digest}", reference::repository(&image));
-        match self.resolve(vec![pinned.clone()]).await?.pop().flatten() {
-            Some(Source::Artifact(_) | Source::Foreign(_)) => Ok(pinned),
-            Some(Source::Missing(_)) | None => refused(Self::NOT_FOUND),
+        match self.unless_hidden(&pinned, None, ()).await {
+            Ok(Some(())) => Ok(pinned),
+            Ok(None) => refused(Self::NOT_FOUND),
+            Err(EngineError::Refused(reason)) => refused(&words_of(&reason)),
+            Err(error) => Err(error),
         }
     }
 
     async fn decide_images(&self, images: &[String]) -> Result<(), EngineError> {
-        let mut pinned = Vec::new();
         for (image, source) in images.iter().zip(self.resolve(images.to_vec()).await?) {
             let decision = match source {
                 Some(Source::Artifact(artifact)) => self.artifact(artifact).await?,
-                Some(Source::Foreign(_)) => {
-                    let (decision, digest) = self.foreign(image).await?;
-                    if let Some(digest) = digest {
-                        pinned.push((image, decision, format!("{}@{digest}", reference::repository(image))));
-                        continue;
-                    }
-                    decision
-                }
+                Some(Source::Foreign(_)) => match self.foreign(image).await {
+                    Err(EngineError::Refused(reason)) => ImageDecision::Missing(words_of(&reason)),
+                    decision => decision?,
+                },
                 Some(Source::Missing(MissingSource { is_elsewhere: true }))
                     if !self.rules.allow_from_registry(image) =>
                 {
@@ -150,23 +146,47 @@ impl BuildSources {
             };
             self.decisions().insert(image.clone(), decision);
         }
-        if pinned.is_empty() {
-            return Ok(());
-        }
-        // A registry can answer with any digest, also with that of an image which the requester cannot see.
-        let digests = pinned.iter().map(|(_, _, reference)| reference.clone()).collect();
-        for ((image, decision, _), source) in pinned.into_iter().zip(self.resolve(digests).await?) {
-            let decision = match source {
-                Some(Source::Artifact(_) | Source::Foreign(_)) => decision,
-                Some(Source::Missing(_)) | None => ImageDecision::Missing(Self::NOT_FOUND.to_owned()),
-            };
-            self.decisions().insert(image.clone(), decision);
-        }
         Ok(())
+    }
+
+    /// Returns `usable`, or `None` if an image of a registry is one that the requester cannot see.
+    ///
+    /// A registry can answer with any digest, and an index can refer to any image; `config` is the digest of
+    /// its configuration if the engine has it.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the registry does not have all of the image, or if that cannot be decided now.
+    async fn unless_hidden<T>(
+        &self,
+        pinned: &str,
+        config: Option<String>,
+        usable: T,
+    ) -> Result<Option<T>, EngineError> {
+        let configs = match config {
+            Some(config) => vec![config],
+            None => self.engine.config_digests(pinned, self.platforms, &self.creator).await?,
+        };
+        let repository = reference::repository(pinned);
+        let configs = configs.into_iter().map(|config| format!("{repository}@{config}"));
+        let sources = self.resolve([pinned.to_owned()].into_iter().chain(configs).collect()).await?;
+        let is_seen = |source: &Option<Source>| match source {
+            Some(Source::Artifact(_) | Source::Foreign(_)) => true,
+            Some(Source::Missing(_)) | None => false,
+        };
+        Ok(sources.iter().all(is_seen).then_some(usable))
     }
 
     /// Asks the service what references stand for, and returns its answers in their order.
     async fn resolve(&self, references: Vec<String>) -> Result<Vec<Option<Source>>, EngineError> {
+        let mut sources = Vec::with_capacity(references.len());
+        for references in references.chunks(Self::MAX_REFERENCES) {
+            sources.extend(self.resolve_some(references.to_vec()).await?);
+        }
+        Ok(sources)
+    }
+
+    async fn resolve_some(&self, references: Vec<String>) -> Result<Vec<Option<Source>>, EngineError> {
         let count = references.len();
         let request = ResolveSourcesRequest { attempt: Some(self.attempt.clone()), references };
         let answer = self.service.resolve_sources(request).await.map_err(|error| {
@@ -204,46 +224,46 @@ impl BuildSources {
         })
     }
 
-    /// Decides about an image that is none of the catalogue's, and returns its digest in the registry if it
-    /// is usable from there.
+    /// Decides about an image that is none of the catalogue's.
     ///
     /// One that the engine has must have come from a registry: what was loaded by hand or committed from a
     /// container is somebody's, unless the operator says otherwise.
-    async fn foreign(&self, image: &str) -> Result<(ImageDecision, Option<String>), EngineError> {
-        let missing = || Ok((ImageDecision::Missing(Self::NOT_FOUND.to_owned()), None));
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if a registry refuses, or if that cannot be decided now.
+    async fn foreign(&self, image: &str) -> Result<ImageDecision, EngineError> {
+        let missing = || ImageDecision::Missing(Self::NOT_FOUND.to_owned());
         let name = image.to_owned();
         let held = self.engine.image(image).await?;
         if let Some(held) = held.as_ref().filter(|_| self.rules.allow_local(image)) {
-            return Ok((ImageDecision::Usable { name, id: Some(held.id.clone()) }, None));
+            return Ok(ImageDecision::Usable { name, id: Some(held.id.clone()) });
         }
         if !self.rules.allow_from_registry(image) {
-            return Ok((ImageDecision::Refused, None));
+            return Ok(ImageDecision::Refused);
         }
         let repository = reference::repository(image);
         let (queried, usable) = match held.filter(|_| !self.pull_base) {
-            Some(held) if held.labels.contains_key(IMAGE_LABEL) => return missing(),
+            Some(held) if held.labels.contains_key(IMAGE_LABEL) => return Ok(missing()),
             Some(held) => {
-                let Some(digest) = digest_of(repository, &held) else { return missing() };
-                let digest = digest.to_owned();
-                let usable = ImageDecision::Usable { name, id: Some(held.id) };
+                let Some(digest) = digest_of(repository, &held) else { return Ok(missing()) };
+                let pinned = format!("{repository}@{digest}");
+                let usable = ImageDecision::Usable { name, id: Some(held.id.clone()) };
                 if !held.is_in_containerd && !self.engine.has_credentials(image) {
-                    return Ok((usable, Some(digest)));
+                    let config = Some(held.config_digest);
+                    return Ok(self.unless_hidden(&pinned, config, usable).await?.unwrap_or_else(missing));
                 }
                 // Containerd calls every image as if it came from a registry; and what the engine has may
                 // have been pulled with credentials that this build may not use.
-                (format!("{repository}@{digest}"), Some(usable))
+                (pinned, Some(usable))
             }
             None => (name, None),
         };
-        match self.engine.registry_digest(&queried, &self.creator).await {
-            // Pinned, so that the engine takes what was decided about.
-            Ok(digest) => {
-                let name = format!("{repository}@{digest}");
-                Ok((usable.unwrap_or(ImageDecision::Usable { name, id: None }), Some(digest)))
-            }
-            Err(EngineError::Refused(reason)) => Ok((ImageDecision::Missing(words_of(&reason)), None)),
-            Err(error) => Err(error),
-        }
+        let digest = self.engine.registry_digest(&queried, &self.creator).await?;
+        // Pinned, so that the engine takes what was decided about.
+        let name = format!("{repository}@{digest}");
+        let usable = usable.unwrap_or_else(|| ImageDecision::Usable { name: name.clone(), id: None });
+        Ok(self.unless_hidden(&name, None, usable).await?.unwrap_or_else(missing))
     }
 
     fn decisions(&self) -> MutexGuard<'_, BTreeMap<String, ImageDecision>> {

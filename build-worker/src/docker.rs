@@ -3,7 +3,7 @@
 //! Builds use BuildKit's Control API; pulls, pushes, commits, tags and images use the engine's own. Each
 //! piece of work has its own connections, so that closing them ends it and leaves no session behind.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use bollard::{
     API_DEFAULT_VERSION, Docker,
@@ -22,11 +22,13 @@ use tokio_util::{
 
 use self::{
     connection::{Connections, Host},
+    image_config::KnownConfigs,
     solve::EventSender,
 };
 use crate::{
     engine::{
-        BuildOrder, Engine, EngineError, EngineEvent, EngineImage, EngineInfo, LabelledImage, RunningWork,
+        BuildOrder, Engine, EngineError, EngineEvent, EngineImage, EngineInfo, LabelledImage, Platforms,
+        RunningWork,
     },
     fault::Fault,
     reference,
@@ -38,6 +40,7 @@ mod clips;
 mod connection;
 mod control;
 mod credentials;
+mod image_config;
 mod layers;
 mod progress;
 mod session;
@@ -52,6 +55,7 @@ pub(crate) struct DockerEngine {
     docker: Docker,
     connections: Connections,
     docker_config: DockerConfig,
+    known_configs: Arc<KnownConfigs>,
 }
 
 /// Work that the engine runs over connections of its own.
@@ -86,7 +90,7 @@ impl DockerEngine {
         let host = Host::parse(address).map_err(EngineError::Refused)?;
         let connections = Connections::new(host);
         let docker = connect(&connections, Self::TIMEOUT_SECONDS)?;
-        Ok(Self { docker, connections, docker_config })
+        Ok(Self { docker, connections, docker_config, known_configs: Arc::default() })
     }
 
     /// Reports whether the engine's processes run on this host, as far as its address shows.
@@ -203,7 +207,17 @@ impl Engine for DockerEngine {
     }
 
     async fn registry_digest(&self, reference: &str, creator: &str) -> Result<String, EngineError> {
-        self.digest_in_registry(reference, creator).await
+        let digest = self.inspect_in_registry(reference, creator).await?.descriptor.digest;
+        digest.ok_or_else(|| EngineError::Broken(format!("no registry reports the digest of {reference}")))
+    }
+
+    async fn config_digests(
+        &self,
+        pinned: &str,
+        platforms: Platforms,
+        creator: &str,
+    ) -> Result<Vec<String>, EngineError> {
+        self.resolve_configs(pinned, platforms, creator).await
     }
 
     fn has_credentials(&self, reference: &str) -> bool {

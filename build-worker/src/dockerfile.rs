@@ -69,6 +69,27 @@ pub(crate) fn image_references(dockerfile: &str, build_args: &HashMap<String, St
     references
 }
 
+/// Reports whether a Dockerfile may name another platform than the engine's own.
+///
+/// It compares words, for the engine unquotes flags, joins lines, and understands more than the parser here.
+pub(crate) fn may_name_platform(dockerfile: &str, build_args: &HashMap<String, String>) -> bool {
+    const FLAG: &str = "--platform";
+    /// Variables that are the engine's own platform, unless the Dockerfile or its build sets them.
+    const OWN: [&str; 2] = ["BUILDPLATFORM", "TARGETPLATFORM"];
+    let is_code = |line: &&str| !line.trim_start().starts_with('#');
+    let code: Vec<&str> = dockerfile.lines().filter(is_code).collect();
+    let is_joint = |c: char| c.is_whitespace() || ['"', '\'', '\\', '`'].contains(&c);
+    let joined: String = code.iter().flat_map(|line| line.chars()).filter(|c| !is_joint(*c)).collect();
+    let is_set = |name: &&str| build_args.contains_key(*name) || joined.contains(&format!("{name}="));
+    if OWN.iter().any(|name| is_set(name)) {
+        return joined.contains(FLAG);
+    }
+    let own = OWN.map(|name| [format!("{FLAG}=${name}"), format!("{FLAG}=${{{name}}}")]);
+    let words = code.iter().flat_map(|line| line.split_whitespace());
+    let own_flags = words.filter(|word| own.iter().flatten().any(|own| own == word)).count();
+    joined.matches(FLAG).count() != own_flags
+}
+
 /// Returns the declarations of an ARG instruction, each with its default.
 fn declarations(arguments: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
     arguments.split_whitespace().map(|declaration| match declaration.split_once('=') {
@@ -118,6 +139,31 @@ fn expand(text: &str, variables: &HashMap<String, String>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_platform_is_seen_however_it_is_written() {
+        let args = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), "x".to_owned())).collect();
+        for (dockerfile, build_args, expected) in [
+            ("FROM a", &[][..], false),
+            ("FROM --platform=$BUILDPLATFORM a", &[], false),
+            ("FROM --platform=${TARGETPLATFORM} a\nRUN x --platform=$TARGETPLATFORM", &[], false),
+            ("FROM --platform=$BUILDPLATFORM a", &["BUILDPLATFORM"], true),
+            ("ARG BUILDPLATFORM=linux/arm64\nFROM --platform=$BUILDPLATFORM a", &[], true),
+            ("FROM --platform=$BUILDPLATFORM a\nFROM --platform=linux/arm64 a", &[], true),
+            ("FROM --platform=linux/arm64 a", &[], true),
+            ("FROM --platform= a", &[], true),
+            ("FROM --platform=", &[], true),
+            ("FROM --platform=$BUILDPLATFORM$A a", &[], true),
+            ("FROM --plat\\  \n# a comment\n\nform=x a", &[], true),
+            ("# --platform=x\nFROM a", &[], false),
+            ("FROM --pl\"atf\"orm=x a", &[], true),
+            ("FROM --plat\\\nform=x a", &[], true),
+            ("FROM --plat\\\r\nform=x a", &[], true),
+            ("# escape=`\nFROM --plat`\nform=x a", &[], true),
+        ] {
+            assert_eq!(may_name_platform(dockerfile, &args(build_args)), expected, "{dockerfile}");
+        }
+    }
 
     fn references(dockerfile: &str, build_args: &[(&str, &str)]) -> Vec<String> {
         let build_args = build_args.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));

@@ -56,6 +56,22 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// unavailable, and [`EngineError::Broken`] if the engine does not work or reports no digest.
     async fn registry_digest(&self, reference: &str, creator: &str) -> Result<String, EngineError>;
 
+    /// Returns the digests of the configurations that an image has.
+    ///
+    /// The reference always stands for the same image: it has a digest, or is the name of an artifact. An index refers to an image for each platform.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`EngineError::Refused`] if the registry denies access or lacks a part of the image,
+    /// [`EngineError::Unreachable`] if the registry cannot be reached or a source of credentials is
+    /// unavailable, and [`EngineError::Broken`] if the engine does not work.
+    async fn config_digests(
+        &self,
+        pinned: &str,
+        platforms: Platforms,
+        creator: &str,
+    ) -> Result<Vec<String>, EngineError>;
+
     /// Reports whether there are credentials for the repository of a reference, whoever may use them.
     fn has_credentials(&self, reference: &str) -> bool;
 
@@ -208,6 +224,15 @@ impl ImageDecision {
             Self::Missing(_) | Self::Refused | Self::Elsewhere { .. } => false,
         }
     }
+}
+
+/// The platforms for which an image is wanted.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Platforms {
+    /// The engine's own.
+    Own,
+    /// All that the image has.
+    All,
 }
 
 /// A build for the engine to run.

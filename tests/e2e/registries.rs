@@ -115,7 +115,7 @@ impl Setting {
     }
 
     /// Returns an image that is built and pushed to the registry at `at`.
-    fn pushed(&self, at: SocketAddr, name: &str, from: &str, instructions: &str) -> Image {
+    pub(crate) fn pushed(&self, at: SocketAddr, name: &str, from: &str, instructions: &str) -> Image {
         let mut pushed = image(name, &format!("FROM {from}\nENV RUN={}\n{instructions}", self.run));
         pushed.repository = repository_under(format!("{at}/team"), "alice", name);
         if let Some(config) = &mut pushed.config {

@@ -8,7 +8,13 @@ use std::{
 
 use anyhow::Context as _;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::eventually::eventually_true;
 
@@ -57,6 +63,46 @@ impl Registry {
         let registry = Self { addr, process, _directory: directory };
         eventually_true("the registry listens", async || Ok(TcpStream::connect(addr).is_ok())).await?;
         Ok(registry)
+    }
+}
+
+/// An answer of a registry.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) content_type: String,
+    pub(crate) body: Bytes,
+}
+
+impl Registry {
+    /// Calls the registry's API below `/v2/` with the right password; fails unless it succeeds.
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        body: impl Into<Bytes>,
+    ) -> anyhow::Result<Answer> {
+        let stream = tokio::net::TcpStream::connect(self.addr).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+        const MANIFESTS: &str = "application/vnd.docker.distribution.manifest.v2+json, \
+             application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json";
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("/v2/{path}"))
+            .header("Host", self.addr.to_string())
+            .header(
+                "Authorization",
+                format!("Basic {}", BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}"))),
+            )
+            .header("Accept", MANIFESTS)
+            .header("Content-Type", content_type)
+            .body(Full::new(body.into()))?;
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        let body = body.collect().await?.to_bytes();
+        anyhow::ensure!(head.status.is_success(), "{path}: {} {body:?}", head.status);
+        let content_type = head.headers.get("Content-Type").map(|value| value.to_str()).transpose()?;
+        Ok(Answer { content_type: content_type.unwrap_or_default().to_owned(), body })
     }
 }
 

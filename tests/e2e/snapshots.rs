@@ -110,6 +110,8 @@ async fn a_snapshot_holds_what_the_workspace_has_changed() -> anyhow::Result<()>
     for name in [&resolved.reference, &reference(&shown)] {
         assert_eq!(&real.image_id(name).await?, &resolved.image_id, "{name}");
     }
+    let artifact = shown.artifact.clone().context("an artifact")?;
+    assert!(artifact.config_digest.starts_with("sha256:"), "{artifact:?}");
     let made = docker.inspect_image(&resolved.image_id).await?;
     let labels = made.config.and_then(|config| config.labels).context("labels")?;
     assert_eq!(labels.get("trailer.image-id"), Some(&taken.id), "{labels:?}");

@@ -1,9 +1,13 @@
 //! Isolation of builds from each other, on the real Docker Engine that `tests/run` provides.
 
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::Method;
 use image_service::Role;
 use proto::images::{
     BuildErrorKind, BuildState, GenerateSource, Image, Permission, PullSource, image_config::Source,
 };
+use serde_json::{Value, json};
 
 use crate::{
     answers::lines,
@@ -11,6 +15,7 @@ use crate::{
     client::{Client, image, of_source},
     contexts::{self, tar_of},
     engine_fixture::Real,
+    registries::{self, Setting},
     registry::Registry,
 };
 
@@ -282,5 +287,121 @@ async fn a_hidden_image_elsewhere_is_refused_in_the_words_of_its_neighbours() ->
     }
     assert!(refusals[0].contains("--allow-source"), "{refusals:?}");
     assert_eq!(refusals[0], refusals[1]);
+    Ok(())
+}
+
+/// An image of a registry that somebody has put together from the parts of others.
+struct Forgery<'a> {
+    registry: &'a Registry,
+    repository: String,
+}
+
+impl Forgery<'_> {
+    /// Takes all parts of an image from another repository of the registry and returns its manifest, as an
+    /// index would list it.
+    async fn take(&self, repository: &str, digest: &str) -> anyhow::Result<(Value, Bytes)> {
+        const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+        let get = async |digest: &str| {
+            let path = format!("{repository}/manifests/{digest}");
+            self.registry.call(Method::GET, &path, "", Bytes::new()).await
+        };
+        let mut digest = digest.to_owned();
+        let mut found = get(&digest).await?;
+        if found.content_type == INDEX {
+            let index: Value = serde_json::from_slice(&found.body)?;
+            digest = index["manifests"][0]["digest"].as_str().context("a digest")?.to_owned();
+            found = get(&digest).await?;
+        }
+        let manifest: Value = serde_json::from_slice(&found.body)?;
+        let layers = manifest["layers"].as_array().context("layers")?;
+        for part in layers.iter().chain([&manifest["config"]]) {
+            let part = part["digest"].as_str().context("a digest")?;
+            let path = format!("{}/blobs/uploads/?mount={part}&from={repository}", self.repository);
+            self.registry.call(Method::POST, &path, "", Bytes::new()).await?;
+        }
+        self.put(&digest, &found.content_type, found.body.clone()).await?;
+        let size = found.body.len();
+        Ok((json!({ "mediaType": found.content_type, "digest": digest, "size": size }), found.body))
+    }
+
+    async fn put(&self, version: &str, content_type: &str, manifest: Bytes) -> anyhow::Result<()> {
+        let path = format!("{}/manifests/{version}", self.repository);
+        self.registry.call(Method::PUT, &path, content_type, manifest).await?;
+        Ok(())
+    }
+
+    /// Puts an index of manifests, each with its platform.
+    async fn put_index(&self, tag: &str, manifests: &[(&Value, &str)]) -> anyhow::Result<()> {
+        let mut listed = Vec::new();
+        for (manifest, architecture) in manifests {
+            let mut manifest = (*manifest).clone();
+            manifest["platform"] = json!({ "os": "linux", "architecture": architecture });
+            listed.push(manifest);
+        }
+        let content_type = "application/vnd.oci.image.index.v1+json";
+        let index = json!({ "schemaVersion": 2, "mediaType": content_type, "manifests": listed });
+        self.put(tag, content_type, index.to_string().into()).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_repeats_a_hidden_image_does_not_have_it_either() -> anyhow::Result<()> {
+    let setting = Setting::start().await?;
+    let (alice, bob) = (setting.alice(), setting.service.builder("bob"));
+    let base_digest = setting.publish_base("base").await?;
+    let base = setting.in_registry("base:1");
+    let wanted = setting.pushed(setting.registry.addr, "secret", &base, "RUN echo treasure > /secret");
+    let secret = build(&alice, wanted).await?;
+    let artifact = alice.get(&secret.id).await?.artifact.context("an artifact")?;
+    let (repository, _) = secret.reference.rsplit_once(':').context("a tag")?;
+    let repository = repository.strip_prefix(&setting.in_registry("")).context("of the registry")?;
+
+    let forgery = Forgery { registry: &setting.registry, repository: "forged/all".to_owned() };
+    let (own, _) = forgery.take("base", &base_digest).await?;
+    let (taken, manifest) = forgery.take(repository, &artifact.repo_digest).await?;
+    let content_type = taken["mediaType"].as_str().context("a type")?;
+    forgery.put("copy", content_type, manifest.clone()).await?;
+    // Another digest for the same image.
+    let mut renamed: Value = serde_json::from_slice(&manifest)?;
+    renamed["annotations"] = json!({ "renamed": setting.run });
+    forgery.put("renamed", content_type, renamed.to_string().into()).await?;
+    forgery.put_index("index", &[(&taken, "amd64")]).await?;
+    forgery.put_index("platforms", &[(&own, "amd64"), (&taken, "arm64")]).await?;
+
+    let forged = |tag: &str| setting.in_registry(&format!("forged/all:{tag}"));
+    let print = "RUN [\"/bin/busybox\", \"cat\", \"/secret\"]";
+    let ways = [
+        format!("FROM {}", forged("copy")),
+        format!("FROM {}", forged("renamed")),
+        format!("FROM {}", forged("index")),
+        format!("FROM --platform=linux/arm64 {}", forged("platforms")),
+        format!("ARG A=arm64\nFROM --pl'atform'=linux/$A {}", forged("platforms")),
+    ];
+    let named = |name: &str, dockerfile: &str| image(&format!("{name} {}", setting.run), dockerfile);
+    for way in &ways {
+        let hidden = failure(&bob, named("Hidden", &format!("{way}\n{print}"))).await?;
+        assert!(hidden.contains("not found") && !hidden.contains("treasure"), "{way}: {hidden}");
+    }
+    for tag in ["copy", "renamed", "index"] {
+        let pulled = registries::pulled(&format!("Pulled {tag}"), &forged(tag));
+        let hidden = failure(&bob, pulled).await?;
+        assert!(hidden.contains("not found"), "{tag}: {hidden}");
+    }
+    let mut made = vec![secret.reference.clone()];
+    for way in &ways[..3] {
+        let mut wanted = named("Seen", &format!("{way}\n{print}"));
+        wanted.config.as_mut().context("a configuration")?.no_cache = true;
+        let seen = build(&alice, wanted).await?;
+        assert_eq!(seen.lines, ["treasure"], "{way}");
+        made.push(seen.reference);
+    }
+    // The engine's own platform is another image.
+    let dockerfile = format!("FROM {}\nRUN echo public", forged("platforms"));
+    let public = build(&bob, named("Public", &dockerfile)).await?;
+    assert_eq!(public.lines, ["public"]);
+    made.push(public.reference);
+    for reference in made {
+        setting.remove(&reference).await?;
+    }
     Ok(())
 }

@@ -81,8 +81,8 @@ impl DockerEngine {
         events: &EventSender,
     ) -> Result<Option<BuiltImage>, EngineError> {
         // What the session gives and what the policy allows are decided together.
-        let credentials = SessionCredentials::new(self.docker_config.clone(), order.sources.as_ref());
-        let open = Control::open(connections, order, credentials);
+        let credentials = SessionCredentials::of_build(self.docker_config.clone(), order.sources.as_ref());
+        let open = Control::open(connections, &order.cgroup_parent, credentials, Some(order));
         let Some(control) = cancel.run_until_cancelled(open).await else {
             return Ok(None);
         };

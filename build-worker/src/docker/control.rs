@@ -33,10 +33,12 @@ use super::{
 };
 use crate::engine::{BuildOrder, EngineError};
 
-/// A client of an engine's BuildKit, with a session that serves one build.
+/// A client of an engine's BuildKit, with a session that serves one build or lookup.
 #[derive(Debug)]
 pub(super) struct Control {
     pub(super) client: ControlClient<Channel>,
+    /// Channel of the client, for further services on the same connection.
+    pub(super) channel: Channel,
     /// ID of the session; empty if there is none.
     pub(super) session: String,
     pub(super) credentials: Arc<SessionCredentials>,
@@ -72,16 +74,19 @@ impl Control {
     /// An error quotes the whole Dockerfile in the trailers, encoded twice.
     const LARGEST_TRAILERS: u32 = 16 * 1024 * 1024;
 
-    /// Connects to BuildKit and opens a session that serves a build's context, its Dockerfile and registry
-    /// credentials.
+    /// Connects to BuildKit and opens a session that serves registry credentials and, for a build, its context
+    /// and its Dockerfile.
+    ///
+    /// What the engine keeps of a Dockerfile is compared with that of sessions with the same key only.
     ///
     /// # Errors
     ///
     /// Returns [`EngineError::Broken`] if the engine cannot be reached or refuses the session.
     pub(super) async fn open(
         connections: &Connections,
-        order: &BuildOrder,
+        shared_key: &str,
         credentials: SessionCredentials,
+        order: Option<&BuildOrder>,
     ) -> Result<Self, EngineError> {
         let broken = |error: &dyn std::error::Error| EngineError::Broken(error.to_string());
         let stream = connections.grpc().await.map_err(|error| broken(&error))?;
@@ -97,21 +102,25 @@ impl Control {
             .connect_with_connector(connect)
             .await
             .map_err(|error| broken(&error))?;
-        let mut client = ControlClient::new(channel).max_decoding_message_size(Self::LARGEST_MESSAGE);
+        let mut client = ControlClient::new(channel.clone()).max_decoding_message_size(Self::LARGEST_MESSAGE);
 
         let session = uuid::Uuid::new_v4().simple().to_string();
         let (ours, theirs) = tokio::io::duplex(Self::PIPE);
         let (read, write) = tokio::io::split(theirs);
         let mut request = Request::new(messages(read));
-        expose(request.metadata_mut(), &session, order).map_err(|error| broken(&error))?;
+        expose(request.metadata_mut(), &session, shared_key).map_err(|error| broken(&error))?;
         let answers =
             client.session(request).await.map_err(|status| EngineError::Broken(status.to_string()))?;
         let credentials = Arc::new(credentials);
         let services = Server::builder()
             .initial_stream_window_size(Self::WINDOW)
-            .add_service(UploadServer::new(Upload::new(Arc::clone(&order.context))))
-            .add_service(FileSyncServer::new(DockerfileSource::new(&order.dockerfile)))
             .add_service(AuthServer::from_arc(Arc::clone(&credentials)))
+            .add_optional_service(
+                order.map(|order| UploadServer::new(Upload::new(Arc::clone(&order.context)))),
+            )
+            .add_optional_service(
+                order.map(|order| FileSyncServer::new(DockerfileSource::new(&order.dockerfile))),
+            )
             .add_service(HealthServer::new(Healthy));
         let serving = async move {
             let connection = stream::once(async { Ok::<_, io::Error>(ours) }).chain(stream::pending());
@@ -121,20 +130,19 @@ impl Control {
         };
         let serving = AbortOnDropHandle::new(tokio::spawn(serving));
         let pumping = AbortOnDropHandle::new(tokio::spawn(pump(answers.into_inner(), write)));
-        Ok(Self { client, session, credentials, _serving: [serving, pumping] })
+        Ok(Self { client, channel, session, credentials, _serving: [serving, pumping] })
     }
 }
 
-/// Adds the metadata by which BuildKit learns the session's ID and methods, and whose files it keeps.
+/// Adds the metadata by which BuildKit learns the session's ID, key and methods.
 fn expose(
     metadata: &mut MetadataMap,
     session: &str,
-    order: &BuildOrder,
+    shared_key: &str,
 ) -> Result<(), tonic::metadata::errors::InvalidMetadataValue> {
     metadata.insert("x-docker-expose-session-uuid", session.parse()?);
     metadata.insert("x-docker-expose-session-name", AsciiMetadataValue::from_static("trailer"));
-    // What the engine keeps of a Dockerfile is compared with that of builds of the same trust domain only.
-    metadata.insert("x-docker-expose-session-sharedkey", order.cgroup_parent.parse()?);
+    metadata.insert("x-docker-expose-session-sharedkey", shared_key.parse()?);
     for method in EXPOSED {
         metadata.append("x-docker-expose-session-grpc-method", AsciiMetadataValue::from_static(method));
     }

@@ -79,21 +79,29 @@ impl SessionCredentials {
     const TOKEN_LIFETIME: i64 = 60;
 
     /// Creates the service for a build that may use what was decided about until now.
-    pub(super) fn new(docker_config: DockerConfig, sources: &dyn SourcePolicy) -> Self {
+    pub(super) fn of_build(docker_config: DockerConfig, sources: &dyn SourcePolicy) -> Self {
+        let usable = sources.images().into_values().filter_map(|decision| match decision {
+            ImageDecision::Usable { name, .. } => Some(name),
+            ImageDecision::Missing(_) | ImageDecision::Refused | ImageDecision::Elsewhere { .. } => None,
+        });
+        Self::of_images(docker_config, sources.creator(), usable)
+    }
+
+    /// Creates the service for work of this creator with some images.
+    pub(super) fn of_images(
+        docker_config: DockerConfig,
+        creator: &str,
+        names: impl IntoIterator<Item = String>,
+    ) -> Self {
         let mut images: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for decision in sources.images().into_values() {
-            match decision {
-                ImageDecision::Usable { name, .. } => {
-                    let host = reference::host_and_path(&name).0.to_owned();
-                    images.entry(host).or_default().push(name);
-                }
-                ImageDecision::Missing(_) | ImageDecision::Refused | ImageDecision::Elsewhere { .. } => {}
-            }
+        for name in names {
+            let host = reference::host_and_path(&name).0.to_owned();
+            images.entry(host).or_default().push(name);
         }
         let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).ok();
         Self {
             docker_config,
-            creator: sources.creator().to_owned(),
+            creator: creator.to_owned(),
             images,
             found: Mutex::default(),
             closed: CancellationToken::new(),
@@ -262,7 +270,7 @@ mod tests {
             images.iter().map(|image| ((*image).to_owned(), usable(image))).collect();
         decisions.insert("refused.example/x:1".to_owned(), ImageDecision::Refused);
         let docker_config = DockerConfig::new(directory.path().to_owned());
-        let session = SessionCredentials::new(docker_config, &FixedDecisions(decisions));
+        let session = SessionCredentials::of_build(docker_config, &FixedDecisions(decisions));
         (directory, session)
     }
 

@@ -175,8 +175,8 @@ struct ExitMessage {
     _code: u32,
 }
 
-/// Converts the error of a Solve call.
-fn error_of(status: &Status) -> EngineError {
+/// Converts the error of a call.
+pub(super) fn error_of(status: &Status) -> EngineError {
     const EXIT: &str = "gatewayapi.ExitMessage+json";
     let message = status.message().to_owned();
     // An error on this side of the connection has a source; the engine's own errors have none.

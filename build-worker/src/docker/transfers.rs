@@ -6,7 +6,7 @@ use bollard::{
     Docker,
     auth::DockerCredentials,
     errors::Error as BollardError,
-    models::ProgressDetail,
+    models::{DistributionInspect, ProgressDetail},
     query_parameters::{CreateImageOptionsBuilder, PushImageOptions},
 };
 use futures_util::{Stream, StreamExt, TryStreamExt};
@@ -94,16 +94,6 @@ async fn pull(
     })
 }
 
-/// Returns the digest that the registry has for a reference.
-async fn registry_digest(
-    docker: &Docker,
-    reference: &str,
-    credentials: Option<DockerCredentials>,
-) -> Result<String, EngineError> {
-    let digest = docker.inspect_registry_image(reference, credentials).await?.descriptor.digest;
-    digest.ok_or_else(|| EngineError::Broken(format!("no registry reports the digest of {reference}")))
-}
-
 impl DockerEngine {
     pub(super) fn start_pull(
         &self,
@@ -123,14 +113,15 @@ impl DockerEngine {
         self.transfer(Transfer::Push(reference.to_owned()), creator)
     }
 
-    pub(super) async fn digest_in_registry(
+    /// Asks the registry of a reference for the image.
+    pub(super) async fn inspect_in_registry(
         &self,
         reference: &str,
         creator: &str,
-    ) -> Result<String, EngineError> {
+    ) -> Result<DistributionInspect, EngineError> {
         let found = Found::look_up(&self.docker_config, reference, creator).await;
-        let digest = registry_digest(&self.docker, reference, found.credentials.clone()).await;
-        digest.map_err(|error| found.explain(error))
+        let inspected = self.docker.inspect_registry_image(reference, found.credentials.clone()).await;
+        inspected.map_err(|error| found.explain(error.into()))
     }
 
     /// Runs a transfer that reports layers; the engine aborts it when its connection closes.

@@ -14,7 +14,7 @@ use crate::{
     context_download,
     context_preparation::{PreparedContext, prepare},
     dockerfile,
-    engine::{BuildOrder, EngineError, RunningWork},
+    engine::{BuildOrder, EngineError, Platforms, RunningWork},
     engine_support::{ADD_GIT_DIRECTORY, FOREIGN_FRONTENDS},
     labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
     trust_domain::TrustDomain,
@@ -52,8 +52,10 @@ impl Job {
         let mut build_args = self.proxies.clone();
         build_args.extend(order.build_args.clone());
         build_args.insert(CACHE_MOUNT_NAMESPACE.to_owned(), domain.to_string());
-        let sources = self.sources(order.pull_base);
         let PreparedContext { context, dockerfile, text } = prepared;
+        let names_platform = dockerfile::may_name_platform(&text, &build_args);
+        let platforms = if names_platform { Platforms::All } else { Platforms::Own };
+        let sources = self.sources(order.pull_base, platforms);
         sources.decide_all(dockerfile::image_references(&text, &build_args)).await?;
         let frontend = sources.decide_frontend(dockerfile::frontend(&text)).await?;
         self.engine.build(BuildOrder {
@@ -75,7 +77,7 @@ impl Job {
     }
 
     /// Returns the sources of the attempt, about which nothing is decided yet.
-    pub(super) fn sources(&self, pull_base: bool) -> BuildSources {
+    pub(super) fn sources(&self, pull_base: bool, platforms: Platforms) -> BuildSources {
         let support = self.readiness.support();
         BuildSources {
             attempt: self.assignment.attempt.clone().unwrap_or_default(),
@@ -85,6 +87,7 @@ impl Job {
             rules: Arc::clone(&self.source_rules),
             creator: self.assignment.creator.clone(),
             pull_base,
+            platforms,
             allows_frontends: !support.withholds(FOREIGN_FRONTENDS),
             allows_git_directories: !support.withholds(ADD_GIT_DIRECTORY),
             decisions: Mutex::default(),

@@ -5,7 +5,7 @@ use super::{
     outcome::{Artifact, Ended, Stop},
 };
 use crate::{
-    engine::{BuiltImage, EngineError, EngineImage},
+    engine::{BuiltImage, EngineError, EngineImage, Platforms},
     output::Output,
     reference,
 };
@@ -51,12 +51,8 @@ impl Job {
         self.engine.tag(&built.id, reference).await?;
         match self.engine.image(reference).await? {
             Some(image) if image.id == built.id => Ok(Artifact {
+                config_digest: self.config_digest(built, &image).await?,
                 image_id: image.id,
-                config_digest: if built.config_digest.is_empty() {
-                    image.config_digest
-                } else {
-                    built.config_digest.clone()
-                },
                 size_bytes: image.size_bytes,
                 repo_digest: String::new(),
                 replaced: before.map(|before| before.id.clone()),
@@ -67,6 +63,19 @@ impl Job {
             ))),
             None => Err(Ended::by_broken_engine(format!("{reference} was tagged and is not there"))),
         }
+    }
+
+    /// Returns the digest of an artifact's configuration, by which the catalogue knows it in any registry.
+    ///
+    /// Docker before 28 does not report it for what was committed to containerd's store.
+    async fn config_digest(&self, built: &BuiltImage, image: &EngineImage) -> Result<String, EngineError> {
+        let reported = [&built.config_digest, &image.config_digest];
+        if let Some(reported) = reported.into_iter().find(|digest| !digest.is_empty()) {
+            return Ok(reported.clone());
+        }
+        let name = self.artifact_name().to_string();
+        let configs = self.engine.config_digests(&name, Platforms::Own, &self.assignment.creator).await?;
+        Ok(configs.into_iter().next().unwrap_or_default())
     }
 
     /// Pushes the reference and returns the digest that both the engine and the registry have for it.

@@ -4,13 +4,16 @@ use super::{
     Job,
     outcome::{Artifact, Ended, Stop},
 };
-use crate::output::{FailedStep, Output};
+use crate::{
+    engine::Platforms,
+    output::{FailedStep, Output},
+};
 
 impl Job {
     /// Pulls an image that its requester may use, gives it the name of the artifact, and checks that the
     /// engine has it.
     pub(super) async fn pull(&self, reference: &str, output: &mut Output) -> Result<Artifact, Ended> {
-        let sources = self.sources(false);
+        let sources = self.sources(false, Platforms::Own);
         let pinned = tokio::select! {
             biased;
             () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),

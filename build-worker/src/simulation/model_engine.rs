@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     engine::{
         BuildOrder, BuiltImage, Engine, EngineError, EngineEvent, EngineImage, EngineInfo, LabelledImage,
-        Progress, RunningWork,
+        Platforms, Progress, RunningWork,
     },
     reference,
 };
@@ -214,6 +214,16 @@ impl Engine for ModelEngine {
         self.alive().await?;
         let digest = self.state().images.get(reference).cloned();
         digest.ok_or_else(|| EngineError::Refused(format!("{reference} is in no registry")))
+    }
+
+    async fn config_digests(
+        &self,
+        pinned: &str,
+        _platforms: Platforms,
+        _creator: &str,
+    ) -> Result<Vec<String>, EngineError> {
+        self.alive().await?;
+        Ok(vec![reference::parts(pinned).1.to_owned()])
     }
 
     fn has_credentials(&self, _reference: &str) -> bool {

@@ -38,6 +38,13 @@ impl Artifact {
         format!("{}{catalogue_id}/{image}:{}", Reference::ARTIFACTS, self.build)
     }
 
+    /// Returns the digest of the configuration, if it is not the engine's identifier.
+    ///
+    /// A graph driver identifies images by their configurations, containerd's store does not.
+    pub(crate) fn separate_config(&self) -> Option<String> {
+        self.config_digest.clone().filter(|digest| *digest != self.image_id)
+    }
+
     /// Returns the reference of the artifact, if it is another one.
     pub(crate) fn reference_besides(self, other: &Reference) -> Option<Box<Reference>> {
         self.reference.filter(|reference| reference != other).map(Box::new)

@@ -71,12 +71,14 @@ impl SourceReference {
         Some(Self { repository: familiar(&parsed), version })
     }
 
-    /// Reports whether the reference has the digest of this artifact, in a registry or in an engine.
+    /// Reports whether the reference has the digest of this artifact, in a registry or in an engine, or of its
+    /// configuration.
     pub(crate) fn has_digest_of(&self, artifact: &Artifact) -> bool {
         match &self.version {
             SourceVersion::Tag(_) => false,
             SourceVersion::Digest(digest) => {
-                artifact.repo_digest.as_ref() == Some(digest) || artifact.image_id == *digest
+                let digests = [&artifact.repo_digest, &artifact.config_digest];
+                artifact.image_id == *digest || digests.contains(&&Some(digest.clone()))
             }
         }
     }

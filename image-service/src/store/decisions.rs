@@ -143,6 +143,7 @@ async fn apply_to_latest(
         if let Some(artifact) = artifact {
             image.artifact_json = Some(AsJson(artifact.clone()));
             image.artifact_image = Some(artifact.image_id.clone());
+            image.artifact_config = artifact.separate_config();
             image.artifact_digest.clone_from(&artifact.repo_digest);
             image.artifact_worker = Some(artifact.worker.clone());
             image.artifact_missing = false;
@@ -155,6 +156,7 @@ async fn apply_to_latest(
             updated_at: Set(image.updated_at),
             artifact_json: Set(image.artifact_json.clone()),
             artifact_image: Set(image.artifact_image.clone()),
+            artifact_config: Set(image.artifact_config.clone()),
             artifact_digest: Set(image.artifact_digest.clone()),
             artifact_worker: Set(image.artifact_worker.clone()),
             artifact_missing: Set(image.artifact_missing),

@@ -123,11 +123,17 @@ impl Store {
     }
 }
 
-/// Records the artifacts that workers have made, and their digests in registries; pulled ones need no record.
+/// Records the artifacts that workers have made, and the digests of those that were pushed; pulled ones need
+/// no record.
 pub(super) fn record<'a>(txn: &WriteTransaction, artifacts: impl Iterator<Item = &'a Artifact>) {
     let made: Vec<&Artifact> = artifacts.filter(|artifact| !artifact.pulled).collect();
-    let digests = made.iter().filter_map(|artifact| artifact.repo_digest.clone());
-    let digests: Vec<_> = digests.map(|digest| pushed_digest::Model { digest }.into_active_model()).collect();
+    let pushed = made.iter().filter(|artifact| artifact.repo_digest.is_some());
+    let digests: BTreeSet<String> = pushed
+        .flat_map(|artifact| [artifact.repo_digest.clone(), artifact.config_digest.clone()])
+        .flatten()
+        .collect();
+    let digests: Vec<_> =
+        digests.into_iter().map(|digest| pushed_digest::Model { digest }.into_active_model()).collect();
     if !digests.is_empty() {
         txn.defer(pushed_digest::Entity::insert_many(digests).on_conflict_do_nothing());
     }
@@ -136,6 +142,7 @@ pub(super) fn record<'a>(txn: &WriteTransaction, artifacts: impl Iterator<Item =
         .map(|artifact| engine_image::Model {
             worker: artifact.worker.clone(),
             engine_id: artifact.image_id.clone(),
+            config_digest: artifact.separate_config(),
         })
         .map(IntoActiveModel::into_active_model)
         .collect();

@@ -81,6 +81,8 @@ table! {
     artifact_json: Option<AsJson<Artifact>>,
     /// Engine's identifier of the artifact.
     artifact_image: Option<String>,
+    /// Digest of the artifact's configuration, if it is not the engine's identifier.
+    artifact_config: Option<String>,
     /// Digest of the artifact in a registry.
     artifact_digest: Option<String>,
     /// Worker whose engine holds the artifact, or held it until it was lost.
@@ -110,11 +112,13 @@ table! {
 table! {
     /// Artifacts that workers have reported as made, and not removed yet.
     engine_image, "engine_images", key { worker: String, engine_id: String }
+    /// Digest of the configuration, if it is not the engine's identifier.
+    config_digest: Option<String>,
 }
 
 table! {
-    /// Digests in registries of all artifacts that were ever pushed, by which they are known under any name
-    /// of a registry.
+    /// Digests in registries, and of their configurations, of all artifacts that were ever pushed, by which
+    /// they are known under any name of a registry.
     pushed_digest, "pushed_digests", key { digest: String }
 }
 

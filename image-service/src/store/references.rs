@@ -32,8 +32,8 @@ pub(crate) struct Owners {
 }
 
 impl Store {
-    /// Returns the image that owns a reference, or those with an artifact of its digest in a registry or in
-    /// an engine.
+    /// Returns the image that owns a reference, or those with an artifact of its digest: in a registry, in an
+    /// engine, or of its configuration.
     ///
     /// Pulled artifacts are not the catalogue's. Of the artifacts that are no longer current, those that were
     /// pushed and those in the engine of `worker` are known.
@@ -54,11 +54,18 @@ impl Store {
                 found.into_iter().map(|found| found.image).collect()
             }
             SourceVersion::Digest(digest) => {
-                let is_of_digest =
-                    image::Column::ArtifactDigest.eq(digest).or(image::Column::ArtifactImage.eq(digest));
+                let is_of_digest = image::Column::ArtifactDigest
+                    .eq(digest)
+                    .or(image::Column::ArtifactImage.eq(digest))
+                    .or(image::Column::ArtifactConfig.eq(digest));
                 let found = image::Entity::find().select_only().column(image::Column::Id);
                 let found = found.filter(image::Column::Pulled.eq(false)).filter(is_of_digest);
-                let held = engine_image::Entity::find_by_id((worker.to_owned(), digest.clone()));
+                let is_held = engine_image::Column::EngineId
+                    .eq(digest)
+                    .or(engine_image::Column::ConfigDigest.eq(digest));
+                let held = engine_image::Entity::find()
+                    .filter(engine_image::Column::Worker.eq(worker))
+                    .filter(is_held);
                 let pushed = pushed_digest::Entity::find_by_id(digest);
                 is_known |= held.one(&txn).await?.is_some() || pushed.one(&txn).await?.is_some();
                 found.into_tuple().all(&txn).await?

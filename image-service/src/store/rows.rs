@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     build::{Build, Steps},
-    image::{Image, Reference},
+    image::{Artifact, Image, Reference},
 };
 
 impl From<entity::image::Model> for Image {
@@ -61,6 +61,7 @@ impl From<Image> for entity::image::Model {
             pulled: image.pulled,
             configuration_revision: image.configuration_revision,
             artifact_image: artifact.as_ref().map(|artifact| artifact.image_id.clone()),
+            artifact_config: artifact.as_ref().and_then(Artifact::separate_config),
             artifact_digest: artifact.as_ref().and_then(|artifact| artifact.repo_digest.clone()),
             artifact_worker: artifact.as_ref().map(|artifact| artifact.worker.clone()),
             artifact_json: artifact.map(AsJson),

@@ -58,7 +58,7 @@ const TABLES: [&str; 16] = [
      status integer NOT NULL, status_message text NOT NULL, repository text NOT NULL, tag text NOT NULL, \
      reference_given boolean NOT NULL, template boolean NOT NULL, snapshot boolean NOT NULL, enabled boolean NOT NULL, \
      pulled boolean NOT NULL, configuration_revision bigint NOT NULL, artifact_json text, artifact_image text, \
-     artifact_digest text, artifact_worker text, artifact_missing boolean NOT NULL, created_at bigint NOT NULL, updated_at bigint NOT NULL, revision bigint NOT NULL, edit_revision bigint NOT NULL, \
+     artifact_config text, artifact_digest text, artifact_worker text, artifact_missing boolean NOT NULL, created_at bigint NOT NULL, updated_at bigint NOT NULL, revision bigint NOT NULL, edit_revision bigint NOT NULL, \
      latest_build UUID, deleted boolean NOT NULL, index_bytes bigint NOT NULL)",
     "CREATE TABLE configurations (image UUID NOT NULL, revision bigint NOT NULL, json text NOT NULL, archive text, \
      base text, PRIMARY KEY (image, revision))",
@@ -94,7 +94,8 @@ const TABLES: [&str; 16] = [
     "CREATE TABLE context_chunks (upload UUID NOT NULL, number bigint NOT NULL, bytes BYTES NOT NULL, \
      PRIMARY KEY (upload, number))",
     "CREATE TABLE pushed_digests (digest KEY_TEXT PRIMARY KEY) CLUSTERED",
-    "CREATE TABLE engine_images (worker text NOT NULL, engine_id text NOT NULL, PRIMARY KEY (worker, engine_id)) CLUSTERED",
+    "CREATE TABLE engine_images (worker text NOT NULL, engine_id text NOT NULL, config_digest text, \
+     PRIMARY KEY (worker, engine_id)) CLUSTERED",
 ];
 
 /// Indexes. Build state 1 is queued, 2 to 4 are held by a worker; statements must repeat a partial index's
@@ -102,11 +103,13 @@ const TABLES: [&str; 16] = [
 ///
 /// No condition implies another one: Postgres, which takes each of these indexes for nearly empty, might use
 /// any that fits, and read all of its dead entries.
-const INDEXES: [&str; 16] = [
+const INDEXES: [&str; 18] = [
     "CREATE INDEX images_by_artifact ON images (artifact_image) WHERE artifact_image IS NOT NULL",
+    "CREATE INDEX images_by_artifact_config ON images (artifact_config) WHERE artifact_config IS NOT NULL",
     "CREATE INDEX images_by_artifact_digest ON images (artifact_digest) WHERE artifact_digest IS NOT NULL",
     "CREATE INDEX images_by_artifact_worker ON images (artifact_worker, id) \
      WHERE artifact_worker IS NOT NULL AND artifact_digest IS NULL",
+    "CREATE INDEX engine_images_by_config ON engine_images (worker, config_digest) WHERE config_digest IS NOT NULL",
     "CREATE INDEX configurations_by_archive ON configurations (archive) WHERE archive IS NOT NULL",
     "CREATE INDEX configurations_by_base ON configurations (base) WHERE base IS NOT NULL",
     "CREATE INDEX references_of_image ON image_references (image)",
