@@ -81,7 +81,7 @@ pub(crate) fn may_name_platform(dockerfile: &str, build_args: &HashMap<String, S
     let is_joint = |c: char| c.is_whitespace() || ['"', '\'', '\\', '`'].contains(&c);
     let joined: String = code.iter().flat_map(|line| line.chars()).filter(|c| !is_joint(*c)).collect();
     let is_set = |name: &&str| build_args.contains_key(*name) || joined.contains(&format!("{name}="));
-    if OWN.iter().any(|name| is_set(name)) {
+    if OWN.iter().any(is_set) {
         return joined.contains(FLAG);
     }
     let own = OWN.map(|name| [format!("{FLAG}=${name}"), format!("{FLAG}=${{{name}}}")]);

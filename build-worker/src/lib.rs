@@ -134,7 +134,7 @@ pub enum WorkerError {
 ///
 /// Returns [`WorkerError::Config`] if a flag or a file that it names is invalid, and [`WorkerError::Listen`]
 /// if the port cannot be bound.
-pub async fn bind(config: Config) -> Result<Bound, WorkerError> {
+pub fn bind(config: Config) -> Result<Bound, WorkerError> {
     config.check().map_err(WorkerError::Config)?;
     let tls = ServerTls::open(&config.tls).map_err(|error| WorkerError::Config(format!("TLS: {error:#}")))?;
     let service = GrpcServiceClient::new(&config);

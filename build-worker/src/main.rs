@@ -27,7 +27,7 @@ async fn work(config: Config) -> anyhow::Result<()> {
     let telemetry = Telemetry::start(PROGRAM, "info", &config.telemetry)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let bound = build_worker::bind(config).await?;
+    let bound = build_worker::bind(config)?;
     tracing::info!(address = %bound.local_addr()?, "build-worker listens");
     let shutdown = CancellationToken::new();
     let mut working = tokio::spawn(bound.run(shutdown.clone()));

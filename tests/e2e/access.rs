@@ -182,7 +182,7 @@ async fn everybody_sees_the_workers_and_admins_see_more() -> anyhow::Result<()> 
     let engine = FakeEngine::start().await?;
     let service = Service::start().await?;
     let flags = ["--slots", "3", "--labels", "zone=a,disk=ssd"];
-    let worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags).await?;
+    let worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags)?;
     let alice = service.client(&service.token("alice", &[]));
     let admin = service.client(&service.token("root", &[Role::Admin]));
     let list = async |client: &Client| {

@@ -51,8 +51,7 @@ async fn a_lost_artifact_is_missing_until_it_is_back_or_built_again() -> anyhow:
     let service = Service::start().await?;
     let engine = FakeEngine::start().await?;
     let _worker =
-        Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &["--collect-every", "200ms"])
-            .await?;
+        Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &["--collect-every", "200ms"])?;
     let docker = Docker::connect_with_host(&engine.docker_host())?;
     let alice = service.builder("alice");
     let (kept, build) = alice.create(image("Kept", "FROM scratch")).await?;
@@ -98,7 +97,7 @@ async fn a_lost_artifact_is_missing_until_it_is_back_or_built_again() -> anyhow:
 async fn a_worker_reports_the_current_artifacts_of_its_own_engine() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let engine = FakeEngine::start().await?;
-    let worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let alice = service.builder("alice");
     let (built, first) = alice.create(image("Built", "FROM scratch")).await?;
     alice.finished(&first.id).await?;

@@ -23,7 +23,7 @@ use crate::{
 async fn a_cancel_stops_the_work_and_leaves_the_previous_artifact() -> anyhow::Result<()> {
     let engine = FakeEngine::start().await?;
     let service = Service::start().await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let alice = service.builder("alice");
     let (created, first) = alice.create(image("Sleepy", "FROM scratch\nRUN sleep")).await?;
     alice.finished(&first.id).await?;
@@ -58,7 +58,7 @@ async fn an_engine_that_does_not_stop_is_reported() -> anyhow::Result<()> {
     let (gate, end) = (Gate::new(), Gate::new());
     engine.script(Script::new().step("[1/1] RUN sleep").pause(&gate).pause(&end).ignore_cancel().succeed());
     let service = Service::start_with(&["--stop-timeout", "1s"]).await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let alice = service.builder("alice");
     let (created, build) = alice.create(image("Stuck", "FROM scratch\nRUN sleep")).await?;
     gate.reached().await;
@@ -131,7 +131,7 @@ async fn deleting_stops_the_work_and_frees_the_reference_afterwards() -> anyhow:
     let gate = Gate::new();
     engine.script(Script::new().step("[1/1] RUN sleep").pause(&gate).hang());
     let service = Service::start().await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let alice = service.builder("alice");
     let mut wanted = image("Gone", "FROM scratch\nRUN sleep");
     wanted.repository = repository("alice", "gone");
@@ -319,7 +319,7 @@ async fn cut_off_while_building(times: &[&str]) -> anyhow::Result<CutOff> {
     let flags = [times, &["--heartbeat", "100ms", "--offline-after", "500ms"]].concat();
     let service = Service::start_with(&flags).await?;
     let proxy = Proxy::start(service.addr).await?;
-    let worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &[]).await?;
+    let worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &[])?;
     let alice = service.builder("alice");
     let (created, build) = alice.create(image("Sleepy", "FROM scratch\nRUN sleep")).await?;
     alice.until(&build.id, |build| build.log_bytes > 0).await?;

@@ -30,7 +30,7 @@ async fn list_build_and_watch(name: &str, client: &[&str], variable: (&str, &str
     )?;
     let engine = FakeEngine::start().await?;
     let service = Service::start().await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let report = Command::new(client[0])
         .args(&client[1..])
         .args([service.addr.to_string(), service.token("alice", &[Role::Builder])])

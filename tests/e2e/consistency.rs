@@ -66,7 +66,7 @@ fn queries() -> Vec<api::WatchImagesRequest> {
 /// Runs writers on `write` and watchers on `read`, and compares the results in the end.
 async fn follow(seed: u64, write: &Service, read: &Service, steps: usize) -> anyhow::Result<()> {
     let engine = FakeEngine::start().await?;
-    let _worker = Worker::start(write, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(write, "w1", &engine.docker_host())?;
     let proxy = Arc::new(Proxy::start(read.addr).await?);
     let mut random = Random::new(seed);
     let writers = Arc::new(Writers::default());

@@ -172,7 +172,7 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
     let flags = ["--docker-config", config.path()?];
     let alice = service.builder("alice");
 
-    let builder = Worker::start_at(&service, service.addr, "builder", &docker_host, &flags).await?;
+    let builder = Worker::start_at(&service, service.addr, "builder", &docker_host, &flags)?;
     let mut wanted = Image {
         name: "Workspace".to_owned(),
         repository: repository_under(format!("{}/team", registry.addr), "alice", "workspace"),
@@ -194,7 +194,7 @@ async fn a_generated_workspace_is_built_pushed_pulled_and_run() -> anyhow::Resul
 
     let directory = tempfile::Builder::new().prefix("trailer-engine.").tempdir_in("/tmp")?;
     let (_dockerd, other_docker, other_host) = start_engine(directory.path()).await?;
-    let _other = Worker::start_at(&service, service.addr, "other", &other_host, &flags).await?;
+    let _other = Worker::start_at(&service, service.addr, "other", &other_host, &flags)?;
     let source = Source::Pull(PullSource { reference: reference.clone() });
     wanted.config = Some(ImageConfig { source: Some(source), ..ImageConfig::default() });
     wanted.repository.clear();

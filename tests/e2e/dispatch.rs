@@ -256,7 +256,7 @@ async fn a_silent_worker_loses_its_build_when_the_lease_is_over() -> anyhow::Res
     assert_eq!(silent.acknowledged().await?, 1);
 
     let engine = FakeEngine::start().await?;
-    let _worker = Worker::start(&service, "w2", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w2", &engine.docker_host())?;
     let finished = alice.finished(&build.id).await?;
     assert_eq!((finished.state(), finished.attempt, finished.failures), (BuildState::Succeeded, 2, 1));
     assert_eq!(finished.worker, "w2");

@@ -293,7 +293,7 @@ async fn a_build_whose_last_lines_a_failover_has_lost_is_begun_anew() -> anyhow:
     let engine = FakeEngine::start().await?;
     let gates = [Gate::new(), Gate::new()];
     engine.script(talk(&gates).log("c\n").succeed());
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
     gates[0].reached().await;

@@ -259,7 +259,7 @@ async fn docker_hub_gets_what_the_docker_command_sends() -> anyhow::Result<()> {
     install_helpers(directory.path())?;
     let config = DockerConfig::with("", &[])?;
     let flags = ["--docker-config", config.path()?];
-    let _worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags).await?;
+    let _worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags)?;
     let alice = service.builder("alice");
     let entry = |key: &str| json!({ "auths": { key: { "auth": AUTH } } });
     for (content, reference, sent) in [

@@ -147,7 +147,7 @@ async fn a_worker_whose_disk_is_nearly_full_takes_nothing_and_says_so() -> anyho
     let engine = FakeEngine::start().await?;
     let no_disk_is_that_large = i64::MAX.to_string();
     let flags = ["--min-free-disk", no_disk_is_that_large.as_str()];
-    let worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags).await?;
+    let worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags)?;
     let admin = admin(&service);
     eventually_true("the worker is shown as draining", async || {
         let request = api::ListWorkersRequest::default();

@@ -44,7 +44,7 @@ impl Real {
         let (docker, docker_host) = connect().await?;
         let run = uuid::Uuid::new_v4().simple().to_string();
         let service = Service::start().await?;
-        let worker = Worker::start_at(&service, service.addr, &worker_of(&run), &docker_host, flags).await?;
+        let worker = Worker::start_at(&service, service.addr, &worker_of(&run), &docker_host, flags)?;
         let real = Self { docker, run, service, running: worker };
         base_image::import(&real.docker, &real.base()).await?;
         Ok(real)

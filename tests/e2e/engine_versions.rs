@@ -74,7 +74,7 @@ async fn too_old_an_engine_builds_nothing_until_it_is_upgraded() -> anyhow::Resu
     link(&old, &path)?;
     let service = Service::start().await?;
     let alice = service.builder("alice");
-    let worker = Worker::start(&service, "w1", &format!("unix://{}", path.display())).await?;
+    let worker = Worker::start(&service, "w1", &format!("unix://{}", path.display()))?;
     let listed = until_shown(&service, "w1", |worker| worker.online).await?;
     for part in ["24.0.9", "25.0.2", "CVE-2024-23652"] {
         assert!(listed.unsupported_reason.contains(part), "{listed:?}");
@@ -104,7 +104,7 @@ async fn too_old_an_engine_is_tried_out_where_the_operator_says_so() -> anyhow::
     let service = Service::start().await?;
     let alice = service.builder("alice");
     let flags = ["--allow-old-engine"];
-    let _worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags).await?;
+    let _worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags)?;
     let (_, build) = alice.create(image("Tried", "FROM scratch\nRUN make")).await?;
     assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Succeeded);
     let listed = shown(&service, "w1").await?;
@@ -125,7 +125,7 @@ async fn a_real_engine_that_is_too_old_is_recognized_by_its_version() -> anyhow:
     let service = Service::start().await?;
     let alice = service.builder("alice");
     let name = format!("w-{}", uuid::Uuid::new_v4().simple());
-    let worker = Worker::start(&service, &name, &docker_host).await?;
+    let worker = Worker::start(&service, &name, &docker_host)?;
     let listed = until_shown(&service, &name, |worker| worker.online).await?;
     assert_eq!(listed.engine_version, version);
     if major >= 25 {
@@ -144,7 +144,7 @@ async fn a_real_engine_that_is_too_old_is_recognized_by_its_version() -> anyhow:
 async fn an_ability_of_a_flawed_engine_is_withheld() -> anyhow::Result<()> {
     let engine = FakeEngine::start_as("28.5.2", "1.51").await?;
     let service = Service::start().await?;
-    let worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let withheld = async || {
         let listed = until_shown(&service, "w1", |worker| worker.online).await?;
         let withheld = listed.withheld.into_iter().map(|withheld| (withheld.ability, withheld.flaw));
@@ -158,7 +158,7 @@ async fn an_ability_of_a_flawed_engine_is_withheld() -> anyhow::Result<()> {
 
     // The distribution has backported the fix.
     let flags = ["--engine-has-fix", "CVE-2026-33748"];
-    let _worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags).await?;
+    let _worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags)?;
     eventually_true("the fix is known", async || Ok(withheld().await? == [frontends.clone()])).await
 }
 
@@ -170,7 +170,7 @@ async fn a_step_that_is_killed_for_its_memory_is_the_users_on_new_engines_too() 
     engine.script(Script::new().step("[2/2] RUN ./greedy").fail_with(Status::unknown(message)));
     let service = Service::start().await?;
     let alice = service.builder("alice");
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let (_, build) = alice.create(image("Greedy", "FROM scratch\nRUN ./greedy")).await?;
     let failed = alice.finished(&build.id).await?;
     let error = failed.error.unwrap_or_default();
@@ -186,7 +186,7 @@ async fn steps_are_numbered_in_the_order_of_the_dockerfile() -> anyhow::Result<(
     engine.script(script.announce_backwards().succeed());
     let service = Service::start().await?;
     let alice = service.builder("alice");
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let (_, build) = alice.create(image("Ordered", "FROM base\nRUN one\nRUN two")).await?;
     assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Succeeded);
     let mut announced: Vec<(i32, String)> = alice

@@ -148,7 +148,7 @@ async fn a_restart_that_loads_the_catalogue_for_long_stops_no_build() -> anyhow:
     engine.on("RUN over", script.succeed());
     let alice = service.builder("alice");
     let one = ["--slots", "1"];
-    let _worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &one).await?;
+    let _worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &one)?;
     let (_, running) = alice.create(image("Running", "FROM scratch\nRUN over")).await?;
     gate.reached().await;
     let (waiting, queued) = alice.create(image("Waiting", "FROM scratch")).await?;

@@ -41,7 +41,7 @@ async fn render(client: &Client, subject: Subject) -> Result<RenderDockerfileRes
 async fn the_rendered_dockerfile_is_the_one_that_is_built() -> anyhow::Result<()> {
     let engine = FakeEngine::start().await?;
     let service = Service::start().await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let alice = service.builder("alice");
     let source = GenerateSource {
         apt_packages: vec!["git".to_owned()],

@@ -140,7 +140,7 @@ async fn the_engine_holds_what_records_and_containers_use_and_nothing_else() -> 
 async fn a_replaced_image_is_removed_soon_after_its_build() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let engine = FakeEngine::start().await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let alice = service.builder("alice");
     let artifact = async |image: &str| -> anyhow::Result<String> {
         Ok(alice.get(image).await?.artifact.context("an artifact")?.image_id)

@@ -334,7 +334,7 @@ async fn a_connection_that_says_nothing_is_closed() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_port_of_a_worker_blames_callers_for_what_is_no_message() -> anyhow::Result<()> {
     let (service, engine) = (Service::start().await?, FakeEngine::start().await?);
-    let worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let check = "/grpc.health.v1.Health/Check";
     let no_message = vec![0, 0, 0, 0, 2, 0xff, 0xff];
     for addr in [worker.addr, service.addr] {

@@ -41,7 +41,7 @@ async fn an_image_is_built_and_its_history_is_kept() -> anyhow::Result<()> {
         ("", "latest", &repository("alice", "tools:latest"))
     );
 
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     gate.reached().await;
     let running = alice.until(&build.id, |build| build.log_bytes > 0).await?;
     assert_eq!((running.state(), running.worker.as_str()), (BuildState::Running, "w1"));
@@ -97,7 +97,7 @@ async fn a_failing_step_is_named_with_its_last_lines() -> anyhow::Result<()> {
             .fail("exit code: 2"),
     );
     let service = Service::start().await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let alice = service.builder("alice");
     let (created, build) = alice.create(image("Broken", "FROM scratch\nRUN make")).await?;
     let failed = alice.finished(&build.id).await?;
@@ -139,7 +139,7 @@ async fn watchers_before_during_and_after_see_the_same() -> anyhow::Result<()> {
         tokio::spawn(async move { try_join_all((0..count).map(|_| alice.history(&build, 0))).await })
     };
     let before = watch(WATCHERS);
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     gate.reached().await;
     let during = watch(10);
     alice.until(&build.id, |build| build.last_sequence > 1_000).await?;
@@ -176,7 +176,7 @@ async fn a_log_over_its_limit_shows_the_gap_and_keeps_its_end() -> anyhow::Resul
     engine.script(Script::new().step("[1/1] RUN talk").logs(20_000, |i| format!("{i:09}\n")).succeed());
     let service = Service::start().await?;
     let flags = ["--log-limit", "41000"];
-    let _worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags).await?;
+    let _worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags)?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("Chatty", "FROM scratch\nRUN talk")).await?;
     let finished = alice.finished(&build.id).await?;
@@ -213,7 +213,7 @@ async fn a_build_is_what_its_options_say_and_ends_with_its_time() -> anyhow::Res
         }
     }
     let (created, build) = alice.create(options).await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let finished = alice.finished(&build.id).await?;
     let kind = finished.error.unwrap_or_default().kind();
     assert_eq!((finished.state, kind), (BuildState::Failed.into(), BuildErrorKind::Timeout));

@@ -255,7 +255,7 @@ async fn a_worker_removes_what_attempts_of_its_name_have_left() -> anyhow::Resul
     }
     let named = format!("trailer-test/named-{}:latest", real.run);
     base_image::import_with(&real.docker, &named, &named, &format!("LABEL trailer.worker={name}")).await?;
-    let worker = Worker::start(&real.service, &name, &docker_host).await?;
+    let worker = Worker::start(&real.service, &name, &docker_host)?;
     // The worker takes builds only afterwards.
     let mut wanted = image("After", &real.dockerfile("RUN echo after"));
     if let Some(config) = &mut wanted.config {

@@ -31,7 +31,7 @@ async fn a_broken_connection_disturbs_no_build() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let proxy = Proxy::start(service.addr).await?;
     let alice = service.builder("alice");
-    let _worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &[]).await?;
+    let _worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &[])?;
     let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
     for (i, gate) in gates.iter().enumerate() {
         gate.reached().await;
@@ -68,7 +68,7 @@ async fn a_restarted_service_goes_on_with_what_runs() -> anyhow::Result<()> {
     engine.script(Script::new().step("[1/1] RUN talk").log("before\n").pause(&gate).log("after\n").succeed());
     let service = Service::start().await?;
     let proxy = Proxy::start(service.addr).await?;
-    let _worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &[]).await?;
+    let _worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &[])?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
     gate.reached().await;
@@ -101,7 +101,7 @@ async fn a_build_that_a_restored_backup_knows_less_of_is_begun_anew() -> anyhow:
     let gates = [Gate::new(), Gate::new()];
     engine.script(talk(&gates).hang());
     let service = Service::start().await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
     gates[0].reached().await;
@@ -133,7 +133,7 @@ async fn an_attempt_whose_number_a_restored_backup_gives_again_waits_for_the_fir
     let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
     // The backup contains no attempt.
     let (service, backup) = service.back_up().await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     gate.reached().await;
     engine.script(Script::new().step("[1/1] RUN talk").log("once more\n").succeed());
 
@@ -153,7 +153,7 @@ async fn a_worker_that_shuts_down_hands_back_what_runs() -> anyhow::Result<()> {
     engine.script(Script::new().step("[1/1] RUN sleep").pause(&gate).hang());
     let service = Service::start().await?;
     let flags = ["--drain-grace", "100ms"];
-    let worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags).await?;
+    let worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags)?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("Sleepy", "FROM scratch\nRUN sleep")).await?;
     gate.reached().await;
@@ -163,7 +163,7 @@ async fn a_worker_that_shuts_down_hands_back_what_runs() -> anyhow::Result<()> {
     let handed_back = alice.get_build(&build.id).await?;
     assert_eq!((handed_back.state(), handed_back.failures), (BuildState::Queued, 0));
     engine.script(Script::new().step("[1/1] RUN sleep").succeed());
-    let _worker = Worker::start(&service, "w2", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w2", &engine.docker_host())?;
     assert_eq!(alice.finished(&build.id).await?.state(), BuildState::Succeeded);
     Ok(())
 }
@@ -181,7 +181,7 @@ async fn an_engine_that_is_away_for_a_while_costs_one_failure() -> anyhow::Resul
     std::os::unix::fs::symlink(socket, &link)?;
     // Retry at once, before the worker has noticed.
     let service = Service::start_with(&["--retry-backoff", "0"]).await?;
-    let _worker = Worker::start(&service, "w1", &format!("unix://{}", link.display())).await?;
+    let _worker = Worker::start(&service, "w1", &format!("unix://{}", link.display()))?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("A", "FROM scratch\nRUN make")).await?;
     gate.reached().await;
@@ -206,7 +206,7 @@ async fn a_broken_engine_is_tried_again() -> anyhow::Result<()> {
         let engine = FakeEngine::start().await?;
         engine.script(script);
         let service = Service::start_with(&["--retry-backoff", "100ms"]).await?;
-        let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+        let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
         let alice = service.builder("alice");
         let (_, build) = alice.create(image("A", "FROM scratch\nRUN make")).await?;
         let failed = alice.finished(&build.id).await?;

@@ -150,7 +150,7 @@ async fn images_of_one_name_have_each_a_reference_of_its_own() -> anyhow::Result
 async fn what_exists_and_what_will_be_written_are_told_apart() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let engine = FakeEngine::start().await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let alice = service.builder("alice");
     let references = |image: &api::Image| {
         let built = image.artifact.as_ref().map(|artifact| artifact.reference.clone()).unwrap_or_default();

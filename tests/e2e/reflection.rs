@@ -148,7 +148,7 @@ macro_rules! learn {
 async fn a_generic_client_does_the_main_job() -> anyhow::Result<()> {
     let engine = FakeEngine::start().await?;
     let service = Service::start().await?;
-    let worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let (names, pool) = learn!(v1, service);
     let (alpha_names, alpha_pool) = learn!(v1alpha, service);
     for name in [

@@ -59,8 +59,7 @@ impl Setting {
         let config = DockerConfig::with(PASSWORD, &[registry.addr, proxy.addr()])?;
         let run = uuid::Uuid::new_v4().simple().to_string();
         let flags = ["--docker-config", config.path()?, "--collect-every", "500ms"];
-        let worker =
-            Worker::start_at(&service, service.addr, &format!("w-{run}"), &docker_host, &flags).await?;
+        let worker = Worker::start_at(&service, service.addr, &format!("w-{run}"), &docker_host, &flags)?;
         Ok(Self { docker, registry, proxy, service, _worker: worker, config, run })
     }
 
@@ -269,8 +268,7 @@ async fn a_refusal_by_a_registry_is_an_error_with_its_reason() -> anyhow::Result
     let (_, docker_host) = engine_fixture::connect().await?;
     let name = format!("stranger-{}", setting.run);
     let flags = ["--docker-config", empty.path()?];
-    let _stranger =
-        Worker::start_at(&setting.service, setting.service.addr, &name, &docker_host, &flags).await?;
+    let _stranger = Worker::start_at(&setting.service, setting.service.addr, &name, &docker_host, &flags)?;
     let mut forbidden = pulled("Forbidden", &reference);
     if let Some(config) = &mut forbidden.config {
         config.worker.clone_from(&name);

@@ -37,7 +37,7 @@ impl Stack {
         std::fs::create_dir(directory.path().join("repositories"))?;
         let (engine, service) = (FakeEngine::start().await?, Service::start().await?);
         let flags = [flags, &["--spool-dir", &spool]].concat();
-        let worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags).await?;
+        let worker = Worker::start_at(&service, service.addr, "w1", &engine.docker_host(), &flags)?;
         let server = WebServer::start(&directory.path().join("repositories")).await?;
         Ok(Self { engine, service, server, directory, _worker: worker })
     }

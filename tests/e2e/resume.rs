@@ -129,7 +129,7 @@ async fn a_slow_reader_that_is_cut_gets_every_line_once() -> anyhow::Result<()> 
             .succeed(),
     );
     let service = Service::start().await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let proxy = Proxy::start(service.addr).await?;
     let slow = client(proxy.addr(), &service.token("alice", &[image_service::Role::Builder]));
     let (_, build) = service.builder("alice").create(image("Talk", "FROM scratch\nRUN talk")).await?;

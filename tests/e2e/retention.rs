@@ -67,7 +67,7 @@ async fn the_last_builds_are_kept_and_that_of_the_artifact() -> anyhow::Result<(
     let service = Service::start_with(&["--retain-builds", "3"]).await?;
     let alice = service.builder("alice");
     let engine = FakeEngine::start().await?;
-    let worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let (created, first) = alice.create(image("A", "FROM scratch")).await?;
     assert_eq!(alice.finished(&first.id).await?.state(), BuildState::Succeeded);
     worker.stop().await?;

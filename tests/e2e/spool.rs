@@ -94,7 +94,7 @@ impl Talk {
         let mut all =
             vec!["--log-limit", "100000000", "--spool-dir", spool.to_str().context("a path in UTF-8")?];
         all.extend(flags);
-        let worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &all).await?;
+        let worker = Worker::start_at(&service, proxy.addr(), "w1", &engine.docker_host(), &all)?;
         let (_, build) = alice.create(image("Talk", "FROM scratch\nRUN talk")).await?;
         begin.reached().await;
         Ok(Self { engine, begin, end, proxy, alice, worker, build: build.id, _service: service })

@@ -191,18 +191,18 @@ impl Service {
 
 impl Worker {
     /// Starts a worker that reaches the service at `server`, on the engine at `docker_host`.
-    pub(crate) async fn start_at(
+    pub(crate) fn start_at(
         service: &Service,
         server: SocketAddr,
         name: &str,
         docker_host: &str,
         flags: &[&str],
     ) -> anyhow::Result<Self> {
-        Self::start_by(service, &format!("http://{server}"), name, docker_host, flags).await
+        Self::start_by(service, &format!("http://{server}"), name, docker_host, flags)
     }
 
     /// Starts a worker that reaches the service by the URL `server`.
-    pub(crate) async fn start_by(
+    pub(crate) fn start_by(
         service: &Service,
         server: &str,
         name: &str,
@@ -235,7 +235,7 @@ impl Worker {
         let config = build_worker::Config::try_parse_from(
             fixed.iter().chain(spool_flag.iter().filter(|_| !has_its_own)).chain(flags),
         )?;
-        let bound = build_worker::bind(config).await?;
+        let bound = build_worker::bind(config)?;
         Ok(Self {
             addr: bound.local_addr()?,
             running: Running::start(|shutdown| async move { Ok(bound.run(shutdown).await?) }),
@@ -243,8 +243,8 @@ impl Worker {
         })
     }
 
-    pub(crate) async fn start(service: &Service, name: &str, docker_host: &str) -> anyhow::Result<Self> {
-        Self::start_at(service, service.addr, name, docker_host, &[]).await
+    pub(crate) fn start(service: &Service, name: &str, docker_host: &str) -> anyhow::Result<Self> {
+        Self::start_at(service, service.addr, name, docker_host, &[])
     }
 
     /// Shuts the worker down gracefully.

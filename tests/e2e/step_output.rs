@@ -29,7 +29,7 @@ async fn a_prompt_is_seen_while_its_step_waits() -> anyhow::Result<()> {
             .succeed(),
     );
     let service = Service::start().await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("Ask", "FROM scratch\nRUN ask")).await?;
     let printed = i64::try_from("Configuring tzdata".len() + prompt.len())?;
@@ -63,7 +63,7 @@ async fn progress_by_carriage_returns_is_seen_at_a_limited_rate() -> anyhow::Res
             .succeed(),
     );
     let service = Service::start().await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("Fetch", "FROM scratch\nRUN fetch")).await?;
     alice.until(&build.id, |build| build.log_bytes == 4).await?;
@@ -92,7 +92,7 @@ async fn a_timeout_names_the_running_step_with_its_last_lines() -> anyhow::Resul
             .hang(),
     );
     let service = Service::start().await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let alice = service.builder("alice");
     let mut wanted = image("Wait", "FROM scratch\nRUN wait");
     if let Some(config) = &mut wanted.config {
@@ -126,7 +126,7 @@ async fn a_clip_of_the_engine_is_distinguished_from_output_that_looks_like_one()
             .succeed(),
     );
     let service = Service::start().await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let alice = service.builder("alice");
 
     let (_, build) = alice.create(image("Show", "FROM scratch\nRUN show")).await?;
@@ -151,7 +151,7 @@ async fn a_long_line_is_cut_between_its_letters() -> anyhow::Result<()> {
         Script::new().step("[1/1] RUN print").log(&line[..3]).log(&line[3..]).log("\nend\n").succeed(),
     );
     let service = Service::start().await?;
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     let alice = service.builder("alice");
     let (_, build) = alice.create(image("Print", "FROM scratch\nRUN print")).await?;
     alice.finished(&build.id).await?;

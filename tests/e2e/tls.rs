@@ -100,7 +100,7 @@ async fn a_worker_builds_over_mutual_tls_and_answers_by_it() -> anyhow::Result<(
         "--tls-key",
         flag(&of_worker.key),
     ];
-    let worker = Worker::start_by(&service, &server, "w1", &engine.docker_host(), &flags).await?;
+    let worker = Worker::start_by(&service, &server, "w1", &engine.docker_host(), &flags)?;
 
     let shown = ours.issue()?;
     let mut client = ImageServiceClient::new(connect(service.addr, &authorities, Some(&shown)).await?);

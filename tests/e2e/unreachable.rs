@@ -126,8 +126,7 @@ impl Setting {
         let config = DockerConfig::with(PASSWORD, &[stumbling.addr])?;
         let run = uuid::Uuid::new_v4().simple().to_string();
         let flags = ["--docker-config", config.path()?, "--slots", slots];
-        let worker =
-            Worker::start_at(&service, service.addr, &format!("w-{run}"), &docker_host, &flags).await?;
+        let worker = Worker::start_at(&service, service.addr, &format!("w-{run}"), &docker_host, &flags)?;
         let base = format!("trailer-test/base-{run}:latest");
         base_image::import(&docker, &base).await?;
         Ok(Self {

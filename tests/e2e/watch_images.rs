@@ -89,7 +89,7 @@ async fn a_watch_follows_the_catalogue() -> anyhow::Result<()> {
     assert_eq!(watcher.images.keys().collect::<Vec<_>>(), [&first.id]);
     assert!(watcher.images.values().all(|image| image.config.is_none()));
 
-    let _worker = Worker::start(&service, "w1", &engine.docker_host()).await?;
+    let _worker = Worker::start(&service, "w1", &engine.docker_host())?;
     watcher.until(|w, _| w.status(&first.id) == Some(ImageStatus::BuildFinished)).await?;
     let (second, _) = alice.create(image("Second", "FROM scratch")).await?;
     watcher.until(|w, _| w.status(&second.id) == Some(ImageStatus::BuildFinished)).await?;
