@@ -15,6 +15,7 @@ use crate::{
     egress::{AllowedRemote, EgressRules},
     engine_support::{self, Exceptions},
     image_gc::ImageGc,
+    secrets::SecretStore,
     source_rules::{Pattern, SourceRules},
 };
 
@@ -159,6 +160,11 @@ pub struct Config {
     #[arg(long, env = "TRAILER_DOCKER_CONFIG")]
     pub docker_config: Option<PathBuf>,
 
+    /// Directory with secrets and SSH agents that builds may use by name: a file for each secret, a socket for
+    /// each agent, and the file `trailer.json`, which says who may use which. Read anew for each build.
+    #[arg(long, env = "TRAILER_SECRETS_DIR")]
+    pub secrets_dir: Option<PathBuf>,
+
     /// Maximum size of a build's log, in bytes, with 32 more counted for each line. Of the excess only the
     /// end is kept.
     #[arg(long, env = "TRAILER_LOG_LIMIT", default_value_t = 64 * 1024 * 1024)]
@@ -230,10 +236,16 @@ impl Config {
         {
             return Err(format!("--image-dir {} is no directory", directory.display()));
         }
+        self.secrets().check().map_err(|error| format!("--secrets-dir: {error}"))?;
         if self.collect_every < ImageGc::SHORTEST_PAUSE {
             return Err(format!("--collect-every must be at least {:?}", ImageGc::SHORTEST_PAUSE));
         }
         Ok(())
+    }
+
+    /// Returns the secrets of this worker.
+    pub(crate) fn secrets(&self) -> SecretStore {
+        SecretStore::new(self.secrets_dir.clone())
     }
 
     /// Returns the operator's rules on the sources of builds.

@@ -12,6 +12,7 @@ use tonic::Code;
 use crate::{
     context::{Context, LargeContext, pack},
     remote_context::{RemoteContexts, RemoteError},
+    secrets::Netrc,
     service_client::{ServiceClient, ServiceError},
     spool::Spool,
 };
@@ -36,7 +37,7 @@ pub(crate) enum FetchError {
     Remote(#[from] RemoteError),
 }
 
-/// Returns a build's context; retries while the service is unavailable, until the future is dropped.
+/// Returns a build's context, a remote one with these credentials; retries while the service is unavailable, until the future is dropped.
 ///
 /// # Errors
 ///
@@ -48,9 +49,10 @@ pub(crate) async fn context_of(
     service: &dyn ServiceClient,
     spool: &dyn Spool,
     remotes: &RemoteContexts,
+    credentials: &Netrc,
 ) -> Result<Context, FetchError> {
     if !build.remote.is_empty() {
-        return Ok(Context::Large(Arc::new(remotes.fetch(&build.remote, spool).await?)));
+        return Ok(Context::Large(Arc::new(remotes.fetch(&build.remote, credentials, spool).await?)));
     }
     if build.archive.is_empty() {
         return Ok(Context::Small(pack(build)?));

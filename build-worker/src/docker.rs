@@ -44,6 +44,7 @@ mod image_config;
 mod layers;
 mod progress;
 mod session;
+mod session_secrets;
 mod solve;
 mod source_policy;
 mod squash;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use proto::dispatch::DistantBase;
 
 pub(crate) use crate::output::Progress;
-use crate::{context::Context, fault::Fault};
+use crate::{context::Context, fault::Fault, secrets::BuildSecrets};
 
 /// A Docker Engine with BuildKit.
 #[tonic::async_trait]
@@ -263,6 +263,8 @@ pub(crate) struct BuildOrder {
     pub(crate) sources: Arc<dyn SourcePolicy>,
     /// Parent control group of the processes of its steps.
     pub(crate) cgroup_parent: String,
+    /// Secrets and SSH agents that steps may mount.
+    pub(crate) secrets: Arc<BuildSecrets>,
     /// Compression of layers, if the engine's image store compresses them; the engine's default if empty.
     pub(crate) compression: String,
 }

@@ -15,6 +15,7 @@ use crate::{
     output::{FailedStep, Output},
     readiness::Readiness,
     remote_context::RemoteContexts,
+    secrets::SecretStore,
     service_client::ServiceClient,
     source_rules::SourceRules,
     spool::Spool,
@@ -47,6 +48,7 @@ pub(crate) struct Job {
     /// Storage for a large context until the engine fetches it.
     pub(crate) spool: Arc<dyn Spool>,
     pub(crate) remotes: Arc<RemoteContexts>,
+    pub(crate) secrets: SecretStore,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) control: Arc<Control>,
     pub(crate) steps: StepsUnderWay,
@@ -109,7 +111,8 @@ impl Job {
             Err(Ended::Elsewhere { reason, base }) => {
                 Some(Event::HandedBack(HandedBack { reason, base: Some(base) }))
             }
-            Err(Ended::Failed { failed, suspects_engine }) => {
+            Err(Ended::Failed { mut failed, suspects_engine }) => {
+                failed.message = output.scrubbed(failed.message);
                 if suspects_engine {
                     // This comes before the report, upon which the service reassigns the build.
                     self.readiness.engine.suspect();
@@ -199,15 +202,17 @@ impl Job {
         }
         match &self.assignment.work {
             Some(Work::DockerBuild(order)) => {
+                let secrets = Arc::new(self.secrets.resolve(&self.assignment, order).await?);
+                output.hide(Arc::clone(&secrets.scrubber));
                 let context = tokio::select! {
                     biased;
                     () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
-                    context = self.context(order) => context?,
+                    context = self.context(order, &secrets.remote_credentials) => context?,
                 };
                 let build = tokio::select! {
                     biased;
                     () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
-                    build = self.start(order, context) => build?,
+                    build = self.start(order, context, secrets) => build?,
                 };
                 let built = self.relay_progress(build, output).await?.ok_or_else(|| {
                     Ended::by_broken_engine("the engine ended the build without an image".to_owned())

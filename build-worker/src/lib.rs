@@ -27,6 +27,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use rustix::process::{Resource, Rlimit, setrlimit};
 use service_runtime::{
     call_limits::{CallLimitsLayer, CallRefusal},
     listener::Incoming,
@@ -83,6 +84,7 @@ mod readiness;
 mod reference;
 mod registry_credentials;
 mod remote_context;
+mod secrets;
 mod service_client;
 mod session;
 #[cfg(feature = "simulation")]
@@ -126,6 +128,16 @@ pub enum WorkerError {
     /// An invalid descriptor set.
     #[error("cannot describe the services")]
     Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// Keeps the system from writing the memory of this process and its children, which may hold secrets, to disk.
+pub fn forbid_core_dumps() {
+    // Unlike 0, which the kernel ignores where a program takes the dumps, 1 keeps them from programs, too.
+    let limit = Some(1);
+    let limit = Rlimit { current: limit, maximum: limit };
+    if let Err(error) = setrlimit(Resource::Core, limit) {
+        tracing::warn!(%error, "cannot forbid core dumps");
+    }
 }
 
 /// Checks the configuration and binds the port. The engine and the service may start later.

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn work(config: Config) -> anyhow::Result<()> {
     let telemetry = Telemetry::start(PROGRAM, "info", &config.telemetry)?;
+    build_worker::forbid_core_dumps();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let bound = build_worker::bind(config)?;

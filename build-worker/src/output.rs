@@ -3,7 +3,7 @@
 //! Steps are numbered as the engine announces them; bytes become lines, and pieces of lines that have no end
 //! for some time; a log over its limit keeps its beginning and its end, with a gap reported between them.
 
-use std::{collections::HashMap, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use prost_types::Timestamp;
 use proto::dispatch::{Gap, Line, Step, StepState, report_event::Event};
@@ -13,7 +13,7 @@ use self::{
     stream::{Piece, Stream},
     tail::{Tail, cost},
 };
-use crate::steps::StepUnderWay;
+use crate::{secrets::Scrubber, steps::StepUnderWay};
 
 mod decoder;
 mod last_lines;
@@ -77,6 +77,8 @@ pub(crate) struct Output {
     due: Option<Instant>,
     /// Step that was running when the work was stopped.
     interrupted: Option<usize>,
+    /// What hides secrets.
+    scrubber: Arc<Scrubber>,
 }
 
 #[derive(Debug)]
@@ -93,6 +95,8 @@ struct StepOutput {
     started_at: Option<Timestamp>,
     /// Standard output and standard error.
     streams: [Stream; 2],
+    /// Their last bytes, as far as these may be the begin of a secret.
+    held: [Vec<u8>; 2],
     last_lines: LastLines,
 }
 
@@ -113,27 +117,41 @@ impl Output {
             tail: Tail::default(),
             due: None,
             interrupted: None,
+            scrubber: Arc::default(),
         }
+    }
+
+    /// Hides secrets in what follows.
+    pub(crate) fn hide(&mut self, scrubber: Arc<Scrubber>) {
+        self.scrubber = scrubber;
+    }
+
+    /// Hides secrets in a text about the build.
+    pub(crate) fn scrubbed(&self, text: String) -> String {
+        self.scrubber.text(text)
     }
 
     /// Takes in the progress of this moment, and appends the resulting events to `events`.
     pub(crate) fn take(&mut self, progress: Progress, now: Instant, events: &mut Vec<Timed>) {
         match progress {
             Progress::Step { id, name, state, error, at } => {
+                let (name, error) = (self.scrubbed(name), self.scrubbed(error));
                 self.take_step(&id, name, state, error, at, events)
             }
             Progress::Output { step, stderr, bytes, at } => {
                 let step = self.step(&step, String::new());
                 let mut pieces = Vec::new();
-                let stream = &mut self.steps[step].streams[usize::from(stderr)];
-                stream.take(&bytes, at, now, &mut pieces);
+                let StepOutput { streams, held, .. } = &mut self.steps[step];
+                let stream = &mut streams[usize::from(stderr)];
+                let shown = self.scrubber.take(&mut held[usize::from(stderr)], &bytes);
+                stream.take(&shown, at, now, &mut pieces);
                 self.due = earlier(self.due, stream.due());
                 self.report(step, stderr, pieces, events);
             }
             Progress::Clip { step, stderr, message, at } => {
                 let step = self.step(&step, String::new());
                 self.finish_line(step, stderr, events);
-                events.push((at, Event::Gap(Gap { lines: 0, message })));
+                events.push((at, Event::Gap(Gap { lines: 0, message: self.scrubbed(message) })));
             }
         }
     }
@@ -255,7 +273,9 @@ impl Output {
 
     fn finish_line(&mut self, step: usize, stderr: bool, events: &mut Vec<Timed>) {
         let mut pieces = Vec::new();
-        self.steps[step].streams[usize::from(stderr)].finish(&mut pieces);
+        let StepOutput { streams, held, .. } = &mut self.steps[step];
+        let rest = self.scrubber.finish(&mut held[usize::from(stderr)]);
+        streams[usize::from(stderr)].finish(&rest, &mut pieces);
         self.report(step, stderr, pieces, events);
     }
 
@@ -302,6 +322,7 @@ impl Output {
             error: String::new(),
             started_at: None,
             streams: Default::default(),
+            held: Default::default(),
             last_lines: LastLines::default(),
         });
         step

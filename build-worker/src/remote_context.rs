@@ -17,11 +17,13 @@ use self::{checkout::Checkout, git_command::Git, location::Location};
 use crate::{
     context::LargeContext,
     egress::{Egress, EgressRules, Obstacle},
+    secrets::Netrc,
     spool::Spool,
 };
 
 mod checkout;
 mod commit;
+mod credential_helper;
 mod download;
 mod git;
 mod git_command;
@@ -79,27 +81,37 @@ impl RemoteContexts {
         self.has_git
     }
 
-    /// Fetches the context that a URL names. Dropping the future ends the fetch.
+    /// Fetches the context that a URL names; each server gets the credentials of its host. Dropping the future ends the fetch.
     ///
     /// # Errors
     ///
     /// Returns [`RemoteError`] if the URL is invalid, or the context cannot be fetched or written to the
     /// spool.
-    pub(crate) async fn fetch(&self, url: &str, spool: &dyn Spool) -> Result<LargeContext, RemoteError> {
+    pub(crate) async fn fetch(
+        &self,
+        url: &str,
+        credentials: &Netrc,
+        spool: &dyn Spool,
+    ) -> Result<LargeContext, RemoteError> {
         let location = Location::parse(url)?;
-        let fetching = Box::pin(self.fetch_from(location, spool));
+        let fetching = Box::pin(self.fetch_from(location, credentials, spool));
         let late = |_| Err(RemoteError::Unreachable(format!("{url}: did not arrive within an hour")));
         timeout(Self::LIMIT, fetching).await.unwrap_or_else(late)
     }
 
-    async fn fetch_from(&self, location: Location, spool: &dyn Spool) -> Result<LargeContext, RemoteError> {
+    async fn fetch_from(
+        &self,
+        location: Location,
+        credentials: &Netrc,
+        spool: &dyn Spool,
+    ) -> Result<LargeContext, RemoteError> {
         let egress = Arc::new(Egress::new(Arc::clone(&self.rules)));
         let context = LargeContext::new(spool.create().await?);
         match location {
-            Location::File(url) => download::download(&url, &egress, context).await,
+            Location::File(url) => download::download(&url, credentials, &egress, context).await,
             Location::Repository(repository) => {
                 let checkout = Arc::new(create_checkout(&self.directory).await?);
-                let directory = git::check_out(&repository, &checkout, &egress).await?;
+                let directory = git::check_out(&repository, credentials, &checkout, &egress).await?;
                 Ok(tree::pack(checkout, directory, context).await?)
             }
         }

@@ -98,6 +98,7 @@ impl Process {
             allow_plaintext: false,
             tls: ServerFiles::default(),
             min_free_disk: 0,
+            secrets_dir: None,
             telemetry: Options { otlp_endpoint: None, otlp_ca: None, log_format: LogFormat::Human },
         };
         let surroundings = SharedSurroundings(surroundings);

@@ -334,6 +334,7 @@ impl Worker {
             service: Arc::clone(&self.service),
             spool: Arc::clone(&self.outbox_settings.spool),
             remotes: Arc::clone(&self.remotes),
+            secrets: self.config.secrets(),
             steps: self.steps.clone(),
             group: self.step_group(),
             processes: self.step_processes(),

@@ -16,8 +16,8 @@ pub(crate) use self::{
     actions::BatchAction,
     artifact::{Artifact, PackedArtifact},
     configuration::{
-        Capability, Configuration, ConfigurationDraft, Dockerfile, File, Generate, Pull, Requirements,
-        Service, Source,
+        Capability, Configuration, ConfigurationDraft, Dockerfile, File, Generate, GeneratedStep, Pull,
+        Requirements, Secret, Service, Source, SshAgent,
     },
     creation::{Creation, NewImage, SnapshotOrder, WantedReference},
     draft::ImageDraft,

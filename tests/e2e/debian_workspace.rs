@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// Time limit of the package managers.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 /// Script that the workspace runs: prints everything that was configured, then sleeps.
 const LOOK: &str = r#"
 id -un; echo "$GREETING"; cat "$HOME/started" "$HOME/quoted"; file -b /srv/www/index.html
@@ -112,7 +112,7 @@ async fn move_to_registry(docker: &Docker, local: &str, repository: &str) -> any
 const NOTE: &str = r#"it's "$HOME" $(id) `id` \ \n # <<EOF é"#;
 
 /// Imports the Debian archive made by `tests/run` into the engine.
-async fn import_debian(docker: &Docker, reference: &str) -> anyhow::Result<()> {
+pub(crate) async fn import_debian(docker: &Docker, reference: &str) -> anyhow::Result<()> {
     let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debian/base.tar");
     let archive = tokio::fs::read(archive).await.context("the tests need a Debian: run them by tests/run")?;
     base_image::import_archive(docker, reference, archive, "").await

@@ -13,6 +13,7 @@ mod authentication;
 mod authority;
 mod backoff;
 mod base_image;
+mod build_secrets;
 mod build_sources;
 mod cancellation;
 mod client;

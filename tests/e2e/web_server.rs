@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
@@ -41,6 +42,8 @@ struct Shared {
     /// Directory of the Git repositories, which are served at all paths without another answer.
     repositories: PathBuf,
     answers: Mutex<HashMap<String, Answer>>,
+    /// User and password, joined by a colon, without which nothing is answered.
+    credentials: Mutex<Option<String>>,
     /// Paths of all requests.
     requests: watch::Sender<Vec<String>>,
 }
@@ -58,6 +61,7 @@ impl WebServer {
         let shared = Arc::new(Shared {
             repositories: repositories.to_owned(),
             answers: Mutex::default(),
+            credentials: Mutex::default(),
             requests: watch::Sender::default(),
         });
         let serving = AbortOnDropHandle::new(tokio::spawn(serve(listener, Arc::clone(&shared))));
@@ -68,6 +72,12 @@ impl WebServer {
     pub(crate) fn answer(&self, path: &str, answer: Answer) {
         let mut answers = self.shared.answers.lock().expect("no code panics while it holds the answers");
         answers.insert(path.to_owned(), answer);
+    }
+
+    /// Requires a user and a password, joined by a colon, from now on.
+    pub(crate) fn require(&self, credentials: &str) {
+        let mut required = self.shared.credentials.lock().expect("no code panics while it holds them");
+        *required = Some(credentials.to_owned());
     }
 
     /// Returns the URL of a path.
@@ -108,6 +118,15 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
 async fn handle(request: Request<Incoming>, shared: &Shared) -> io::Result<Response<Full<Bytes>>> {
     let path = request.uri().path().to_owned();
     shared.requests.send_modify(|requests| requests.push(path.clone()));
+    let required = shared.credentials.lock().expect("no code panics while it holds them").clone();
+    if let Some(required) = required {
+        let given = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
+        if given != Some(format!("Basic {}", BASE64_STANDARD.encode(required)).as_bytes()) {
+            let refusal = Response::builder().status(StatusCode::UNAUTHORIZED);
+            let refusal = refusal.header(header::WWW_AUTHENTICATE, "Basic realm=\"tests\"");
+            return refusal.body(Full::default()).map_err(io::Error::other);
+        }
+    }
     let answer = {
         let answers = shared.answers.lock().expect("no code panics while it holds the answers");
         answers.get(&path).cloned()

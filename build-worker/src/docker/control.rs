@@ -8,8 +8,12 @@ use std::{io, sync::Arc};
 use bollard::{
     health::health_server::HealthServer,
     moby::{
-        buildkit::v1::{BytesMessage, control_client::ControlClient},
+        buildkit::{
+            secrets::v1::secrets_server::SecretsServer,
+            v1::{BytesMessage, control_client::ControlClient},
+        },
         filesync::v1::{auth_server::AuthServer, file_sync_server::FileSyncServer},
+        sshforward::v1::ssh_server::SshServer,
         upload::v1::upload_server::UploadServer,
     },
 };
@@ -30,6 +34,7 @@ use super::{
     connection::Connections,
     credentials::SessionCredentials,
     session::{DockerfileSource, Healthy, Upload},
+    session_secrets::SessionSecrets,
 };
 use crate::engine::{BuildOrder, EngineError};
 
@@ -46,9 +51,12 @@ pub(super) struct Control {
 }
 
 /// Methods that the engine may call over the session.
-const EXPOSED: [&str; 7] = [
+const EXPOSED: [&str; 10] = [
     "/moby.upload.v1.Upload/Pull",
     "/moby.filesync.v1.FileSync/DiffCopy",
+    "/moby.buildkit.secrets.v1.Secrets/GetSecret",
+    "/moby.sshforward.v1.SSH/CheckAgent",
+    "/moby.sshforward.v1.SSH/ForwardAgent",
     "/moby.filesync.v1.Auth/Credentials",
     "/moby.filesync.v1.Auth/FetchToken",
     "/moby.filesync.v1.Auth/GetTokenAuthority",
@@ -74,8 +82,8 @@ impl Control {
     /// An error quotes the whole Dockerfile in the trailers, encoded twice.
     const LARGEST_TRAILERS: u32 = 16 * 1024 * 1024;
 
-    /// Connects to BuildKit and opens a session that serves registry credentials and, for a build, its context
-    /// and its Dockerfile.
+    /// Connects to BuildKit and opens a session that serves registry credentials and, for a build, its context,
+    /// its Dockerfile and its secrets.
     ///
     /// What the engine keeps of a Dockerfile is compared with that of sessions with the same key only.
     ///
@@ -115,6 +123,12 @@ impl Control {
         let services = Server::builder()
             .initial_stream_window_size(Self::WINDOW)
             .add_service(AuthServer::from_arc(Arc::clone(&credentials)))
+            .add_optional_service(
+                order.map(|order| SecretsServer::new(SessionSecrets(Arc::clone(&order.secrets)))),
+            )
+            .add_optional_service(
+                order.map(|order| SshServer::new(SessionSecrets(Arc::clone(&order.secrets)))),
+            )
             .add_optional_service(
                 order.map(|order| UploadServer::new(Upload::new(Arc::clone(&order.context)))),
             )

@@ -128,6 +128,8 @@ pub(super) fn request(order: &BuildOrder, name: &str, session: &str) -> SolveReq
         // Keeps a frontend from fetching and running another one that the Dockerfile names: a client that
         // sends a command line counts as a frontend.
         ("cmdline".to_owned(), order.frontend.clone().unwrap_or_else(|| DOCKERFILE.to_owned())),
+        // The memory of a process may hold a secret: it is never dumped, not even to a program, as with 0.
+        ("ulimit".to_owned(), "core=1:1".to_owned()),
         // What the engine has need not be asked for: the worker has decided what stands for each name.
         ("image-resolve-mode".to_owned(), "local".to_owned()),
     ]);

@@ -144,6 +144,7 @@ pub(super) async fn order(
         no_cache: order.no_cache,
         squash: false,
         cgroup_parent: order.cgroup_parent.clone(),
+        secrets: Arc::default(),
         compression: order.compression.clone(),
     })
 }

@@ -17,6 +17,7 @@ use crate::{
     engine::{BuildOrder, EngineError, Platforms, RunningWork},
     engine_support::{ADD_GIT_DIRECTORY, FOREIGN_FRONTENDS},
     labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
+    secrets::{BuildSecrets, Netrc},
     trust_domain::TrustDomain,
 };
 
@@ -25,10 +26,15 @@ const CACHE_MOUNT_NAMESPACE: &str = "BUILDKIT_CACHE_MOUNT_NS";
 
 impl Job {
     /// Returns the context of a build as the engine gets it.
-    pub(super) async fn context(&self, order: &DockerBuild) -> Result<PreparedContext, Ended> {
+    pub(super) async fn context(
+        &self,
+        order: &DockerBuild,
+        credentials: &Netrc,
+    ) -> Result<PreparedContext, Ended> {
         let attempt = self.assignment.attempt.clone().unwrap_or_default();
         let (service, spool) = (self.service.as_ref(), self.spool.as_ref());
-        let context = context_download::context_of(order, &attempt, service, spool, &self.remotes).await?;
+        let context =
+            context_download::context_of(order, &attempt, service, spool, &self.remotes, credentials).await?;
         prepare(context, order, spool).await.map_err(|error| match error {
             ArchiveError::Refused(rule) => Ended::by_user(rule),
             // The service has checked what was uploaded.
@@ -46,6 +52,7 @@ impl Job {
         &self,
         order: &DockerBuild,
         prepared: PreparedContext,
+        secrets: Arc<BuildSecrets>,
     ) -> Result<Box<dyn RunningWork>, EngineError> {
         let domain = TrustDomain::parse(&self.assignment.trust_domain)
             .ok_or_else(|| EngineError::Refused("the service has named no trust domain".to_owned()))?;
@@ -71,6 +78,7 @@ impl Job {
             no_cache: order.no_cache,
             squash: order.squash,
             labels: self.labels(),
+            secrets,
             cgroup_parent: self.group.path(&domain),
             compression: self.compression.clone(),
         })

@@ -9,6 +9,7 @@ use crate::{
     output::FailedStep,
     readiness::UnconfirmedStop,
     remote_context::RemoteError,
+    secrets::SecretError,
 };
 
 /// The cleanup that a job leaves to be done after it.
@@ -123,6 +124,16 @@ impl From<FetchError> for Ended {
                 let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
                 Self::by_infrastructure(format!("{error}{}", source.unwrap_or_default()))
             }
+        }
+    }
+}
+
+/// Conversion of the reason why there are no secrets.
+impl From<SecretError> for Ended {
+    fn from(error: SecretError) -> Self {
+        match error {
+            SecretError::Refused { .. } => Self::by_user(error.to_string()),
+            SecretError::Unreadable { .. } => Self::by_infrastructure(error.to_string()),
         }
     }
 }

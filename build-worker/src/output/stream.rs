@@ -59,6 +59,11 @@ impl Stream {
         pieces: &mut Vec<Piece>,
     ) {
         self.at = at;
+        self.take_bytes(bytes, pieces);
+        self.due = if self.text.is_empty() { None } else { self.due.or(Some(now + Self::DELAY)) };
+    }
+
+    fn take_bytes(&mut self, bytes: &[u8], pieces: &mut Vec<Piece>) {
         let text = self.decoder.decode(bytes);
         for part in text.split_inclusive(['\n', '\r']) {
             let content = part.trim_end_matches(['\n', '\r']);
@@ -69,7 +74,6 @@ impl Stream {
                 _ => {}
             }
         }
-        self.due = if self.text.is_empty() { None } else { self.due.or(Some(now + Self::DELAY)) };
     }
 
     /// Returns the time at which [`Self::report`] has something to report.
@@ -83,8 +87,9 @@ impl Stream {
         (!self.text.is_empty()).then(|| self.piece())
     }
 
-    /// Ends the current line, if there is one.
-    pub(super) fn finish(&mut self, pieces: &mut Vec<Piece>) {
+    /// Takes in the last bytes, and ends the current line, if there is one.
+    pub(super) fn finish(&mut self, bytes: &[u8], pieces: &mut Vec<Piece>) {
+        self.take_bytes(bytes, pieces);
         if let Some(replacement) = self.decoder.finish() {
             self.append(replacement.encode_utf8(&mut [0; 4]), pieces);
         }

@@ -5,7 +5,8 @@
 
 use std::{io, sync::Arc};
 
-use http::{HeaderMap, Request, Response, StatusCode, Uri, header};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper_rustls::HttpsConnectorBuilder;
@@ -20,6 +21,7 @@ use super::{RemoteError, location::web_url};
 use crate::{
     context::LargeContext,
     egress::{Egress, Obstacle},
+    secrets::Netrc,
 };
 
 /// Maximum number of redirects.
@@ -33,13 +35,14 @@ const MAX_REDIRECTS: usize = 10;
 /// context cannot be written.
 pub(super) async fn download(
     url: &Url,
+    credentials: &Netrc,
     egress: &Arc<Egress>,
     mut context: LargeContext,
 ) -> Result<LargeContext, RemoteError> {
     let mut url = url.clone();
     let mut redirects = 0;
     let response = loop {
-        let response = get(&url, egress).await?;
+        let response = get(&url, credentials, egress).await?;
         match redirection(response.status(), response.headers()) {
             None => break response,
             Some(_) if redirects == MAX_REDIRECTS => {
@@ -71,7 +74,11 @@ pub(super) async fn download(
 }
 
 /// Requests a URL over a connection of its own.
-async fn get(url: &Url, egress: &Arc<Egress>) -> Result<Response<Incoming>, RemoteError> {
+async fn get(
+    url: &Url,
+    credentials: &Netrc,
+    egress: &Arc<Egress>,
+) -> Result<Response<Incoming>, RemoteError> {
     let connector = {
         let egress = Arc::clone(egress);
         tower::service_fn(move |uri: Uri| {
@@ -95,10 +102,15 @@ async fn get(url: &Url, egress: &Arc<Egress>) -> Result<Response<Incoming>, Remo
     let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
 
     let refused = |error: http::Error| RemoteError::Refused(format!("{url}: {error}"));
-    let request = Request::get(url.as_str())
-        .header(header::USER_AGENT, concat!("trailer-build-worker/", env!("CARGO_PKG_VERSION")))
-        .body(Empty::<Bytes>::new())
-        .map_err(refused)?;
+    let mut request = Request::get(url.as_str())
+        .header(header::USER_AGENT, concat!("trailer-build-worker/", env!("CARGO_PKG_VERSION")));
+    if let Some((user, password)) = credentials.of(url) {
+        let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")));
+        let mut value = HeaderValue::try_from(basic).map_err(|error| refused(error.into()))?;
+        value.set_sensitive(true);
+        request = request.header(header::AUTHORIZATION, value);
+    }
+    let request = request.body(Empty::<Bytes>::new()).map_err(refused)?;
     let responded = in_time(url, client.request(request)).await?;
     responded.map_err(|error| match egress.take_obstacle() {
         Some(obstacle) => obstacle.into(),

@@ -16,10 +16,14 @@ use super::{
     RemoteError,
     checkout::Checkout,
     commit::{Limits, Submodule, submodule_urls},
+    credential_helper::CredentialHelper,
     git_command::{Git, GitError},
     location::{Repository, Revision, submodule_url},
 };
-use crate::egress::{Egress, EgressProxy};
+use crate::{
+    egress::{Egress, EgressProxy},
+    secrets::Netrc,
+};
 
 /// Name of the tree in the directory of a checkout.
 const TREE: &str = "tree";
@@ -41,12 +45,14 @@ struct Placement {
 /// Returns [`RemoteError`] if a repository, a revision or the directory cannot be had.
 pub(super) async fn check_out(
     repository: &Repository,
+    credentials: &Netrc,
     checkout: &Arc<Checkout>,
     egress: &Arc<Egress>,
 ) -> Result<PathBuf, RemoteError> {
     let proxy = EgressProxy::start(Arc::clone(egress)).await?;
     let home = checkout.path().join("home");
-    Git::configure(&home, &proxy.url()).await?;
+    let credentials = CredentialHelper::new(credentials)?;
+    Git::configure(&home, &proxy.url(), &credentials.configuration()).await?;
     let tree = checkout.path().join(TREE);
     tokio::fs::create_dir(&tree).await?;
 

@@ -56,12 +56,12 @@ impl Git {
         command.kill_on_drop(true).status().await.is_ok_and(|status| status.success())
     }
 
-    /// Creates a home directory with the configuration of all commands.
+    /// Creates a home directory with the configuration of all commands, which ends with that of `credentials`.
     ///
     /// # Errors
     ///
     /// Returns an error if it cannot be written.
-    pub(super) async fn configure(home: &Path, proxy: &str) -> io::Result<()> {
+    pub(super) async fn configure(home: &Path, proxy: &str, credentials: &str) -> io::Result<()> {
         let configuration = format!(
             "[http]\n\tproxy = {proxy}\n\
              [protocol]\n\tallow = never\n\
@@ -71,7 +71,8 @@ impl Git {
              [credential]\n\thelper =\n\
              [gc]\n\tauto = 0\n\
              [maintenance]\n\tauto = false\n\
-             [pack]\n\tthreads = 1\n"
+             [pack]\n\tthreads = 1\n\
+             {credentials}"
         );
         tokio::fs::create_dir(home).await?;
         tokio::fs::write(home.join(".gitconfig"), configuration).await

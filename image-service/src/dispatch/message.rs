@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    access::Pools,
+    access::{Identity, Pools},
     build::{Build, BuildId, DistantBase, Failure, RecordedEvent, TrustDomain, Workspace},
     image::{Capability, Configuration, ImageId, Reference},
     timestamp::Timestamp,
@@ -85,6 +85,7 @@ pub(crate) enum ToWorker {
         trust_domain: TrustDomain,
         /// Subject who created the image.
         creator: String,
+        requester: Identity,
         configuration: Arc<Configuration>,
         /// Maximum time that the attempt may run.
         timeout: Duration,

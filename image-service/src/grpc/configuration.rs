@@ -2,7 +2,9 @@
 
 use proto::images as wire;
 
-use crate::image::{ConfigurationDraft, Dockerfile, File, Generate, Pull, Service, Source};
+use crate::image::{
+    ConfigurationDraft, Dockerfile, File, Generate, GeneratedStep, Pull, Secret, Service, Source, SshAgent,
+};
 
 /// Converts a configuration without checking it.
 pub(super) fn draft(config: wire::ImageConfig) -> ConfigurationDraft {
@@ -17,6 +19,8 @@ pub(super) fn draft(config: wire::ImageConfig) -> ConfigurationDraft {
         worker: config.worker,
         worker_labels: config.worker_labels,
         build_timeout_ms: config.build_timeout.as_ref().map(timeout_ms),
+        secrets: config.secrets.into_iter().map(Into::into).collect(),
+        ssh_agents: config.ssh_agents.into_iter().map(Into::into).collect(),
     }
 }
 
@@ -40,6 +44,7 @@ fn source(source: wire::image_config::Source) -> Source {
             archive: dockerfile.archive,
             remote: dockerfile.remote,
             dockerfile_path: dockerfile.dockerfile_path,
+            remote_credentials: dockerfile.remote_credentials,
         }),
         wire::image_config::Source::Generate(generate) => Source::Generate(Generate {
             base_image: generate.base_image,
@@ -79,6 +84,8 @@ impl From<ConfigurationDraft> for wire::ImageConfig {
                 seconds: ms / 1_000,
                 nanos: i32::try_from(ms % 1_000 * 1_000_000).unwrap_or(0),
             }),
+            secrets: draft.secrets.into_iter().map(Into::into).collect(),
+            ssh_agents: draft.ssh_agents.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -94,6 +101,7 @@ impl From<Source> for wire::image_config::Source {
                 archive: dockerfile.archive,
                 remote: dockerfile.remote,
                 dockerfile_path: dockerfile.dockerfile_path,
+                remote_credentials: dockerfile.remote_credentials,
             }),
             Source::Generate(generate) => Self::Generate(wire::GenerateSource {
                 base_image: generate.base_image,
@@ -118,6 +126,52 @@ impl From<Service> for wire::WorkspaceService {
             ports: service.ports,
             environment: service.environment,
         }
+    }
+}
+
+impl From<wire::BuildSecret> for Secret {
+    fn from(secret: wire::BuildSecret) -> Self {
+        let step = |step| match wire::GeneratedStep::try_from(step) {
+            Ok(wire::GeneratedStep::AptPackages) => Some(GeneratedStep::AptPackages),
+            Ok(wire::GeneratedStep::PythonPackages) => Some(GeneratedStep::PythonPackages),
+            Ok(wire::GeneratedStep::Unspecified) | Err(_) => None,
+        };
+        Self {
+            steps: secret.steps.into_iter().map(step).collect(),
+            id: secret.id,
+            name: secret.name,
+            file: secret.file,
+            environment: secret.environment,
+        }
+    }
+}
+
+impl From<Secret> for wire::BuildSecret {
+    fn from(secret: Secret) -> Self {
+        let step = |step| match step {
+            Some(GeneratedStep::AptPackages) => wire::GeneratedStep::AptPackages.into(),
+            Some(GeneratedStep::PythonPackages) => wire::GeneratedStep::PythonPackages.into(),
+            None => wire::GeneratedStep::Unspecified.into(),
+        };
+        Self {
+            steps: secret.steps.into_iter().map(step).collect(),
+            id: secret.id,
+            name: secret.name,
+            file: secret.file,
+            environment: secret.environment,
+        }
+    }
+}
+
+impl From<wire::SshAgent> for SshAgent {
+    fn from(agent: wire::SshAgent) -> Self {
+        Self { id: agent.id, name: agent.name }
+    }
+}
+
+impl From<SshAgent> for wire::SshAgent {
+    fn from(agent: SshAgent) -> Self {
+        Self { id: agent.id, name: agent.name }
     }
 }
 

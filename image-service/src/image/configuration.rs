@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 
 mod python_requirement;
 mod rules;
+mod secret;
 mod validation;
+
+pub(crate) use self::secret::{GeneratedStep, Secret, SshAgent};
 
 /// A configuration that satisfies every rule. The store keeps the serialised form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +45,10 @@ pub(crate) struct ConfigurationDraft {
     pub(crate) worker_labels: BTreeMap<String, String>,
     #[serde(default)]
     pub(crate) build_timeout_ms: Option<i64>,
+    #[serde(default)]
+    pub(crate) secrets: Vec<Secret>,
+    #[serde(default)]
+    pub(crate) ssh_agents: Vec<SshAgent>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +77,9 @@ pub(crate) struct Dockerfile {
     /// Path of the Dockerfile in the archive or the remote context if `text` is empty.
     #[serde(default)]
     pub(crate) dockerfile_path: String,
+    /// Name of the worker's secret with the credentials for the remote context; empty for none.
+    #[serde(default)]
+    pub(crate) remote_credentials: String,
 }
 
 /// The parts from which a Dockerfile is generated.
@@ -266,6 +276,8 @@ impl ConfigurationDraft {
             worker: String::new(),
             worker_labels: BTreeMap::new(),
             build_timeout_ms: None,
+            secrets: Vec::new(),
+            ssh_agents: Vec::new(),
         }
     }
 
@@ -281,8 +293,9 @@ impl ConfigurationDraft {
                 archive,
                 remote,
                 dockerfile_path,
+                remote_credentials,
             }) => {
-                texts.extend([text.as_str(), target, archive, remote, dockerfile_path]);
+                texts.extend([text.as_str(), target, archive, remote, dockerfile_path, remote_credentials]);
                 texts.extend(pairs(build_args));
                 texts.extend(files.iter().flat_map(File::texts));
             }
@@ -309,6 +322,8 @@ impl ConfigurationDraft {
             texts.extend(packages.iter().map(String::as_str));
             texts.extend(pairs(environment));
         }
+        texts.extend(self.secrets.iter().flat_map(Secret::texts));
+        texts.extend(self.ssh_agents.iter().flat_map(SshAgent::texts));
         texts.push(&self.worker);
         texts.extend(pairs(&self.worker_labels));
         texts.retain(|text| !text.is_empty());

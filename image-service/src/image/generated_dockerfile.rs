@@ -7,7 +7,9 @@
 
 use std::{collections::BTreeSet, fmt::Write};
 
-use super::configuration::{Configuration, Dockerfile, File, Generate, Service, Source};
+use super::configuration::{
+    Configuration, Dockerfile, File, Generate, GeneratedStep, Secret, Service, Source,
+};
 use crate::error::Refusal;
 
 mod entry_point;
@@ -48,13 +50,13 @@ impl Configuration {
             Source::Dockerfile(Dockerfile { text, files, .. }) => {
                 Some(Written { text: text.clone(), files: files.clone() })
             }
-            Source::Generate(generate) => Some(render(generate, &self.services)),
+            Source::Generate(generate) => Some(render(generate, &self.services, &self.secrets)),
             Source::Pull(_) => None,
         }
     }
 }
 
-fn render(generate: &Generate, services: &[Service]) -> Written {
+fn render(generate: &Generate, services: &[Service], secrets: &[Secret]) -> Written {
     let Generate { base_image, apt_packages, python_packages, environment, user, start_commands, files } =
         generate;
     let has_entry_point = !services.is_empty() || !start_commands.is_empty();
@@ -72,15 +74,17 @@ fn render(generate: &Generate, services: &[Service]) -> Written {
         packages.extend(["ca-certificates", "python3", "python3-venv"]);
     }
     if !packages.is_empty() {
+        let run = run(secrets, GeneratedStep::AptPackages);
         lines.push(format!(
-            "RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends{} \\\n && rm -rf /var/lib/apt/lists/*",
+            "{run} apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends{} \\\n && rm -rf /var/lib/apt/lists/*",
             words(packages)
         ));
     }
     if !python_packages.is_empty() {
         let wanted: BTreeSet<&str> = python_packages.iter().map(String::as_str).collect();
+        let run = run(secrets, GeneratedStep::PythonPackages);
         lines.push(format!(
-            "RUN python3 -m venv {PYTHON} && {PYTHON}/bin/pip install --no-cache-dir{}",
+            "{run} python3 -m venv {PYTHON} && {PYTHON}/bin/pip install --no-cache-dir{}",
             words(wanted)
         ));
         lines.push(format!("ENV PATH=\"{PYTHON}/bin:$PATH\""));
@@ -123,6 +127,24 @@ fn render(generate: &Generate, services: &[Service]) -> Written {
         text.push('\n');
     }
     Written { text, files: context }
+}
+
+/// Returns the begin of a step's instruction, up to its command, which mounts the secrets of the step.
+fn run(secrets: &[Secret], step: GeneratedStep) -> String {
+    let mut run = "RUN".to_owned();
+    let mut exports = String::new();
+    for Secret { id, file, environment, .. } in
+        secrets.iter().filter(|secret| secret.steps.contains(&Some(step)))
+    {
+        // Writing to a String cannot fail.
+        let _ = write!(run, " --mount=type=secret,id={id},required=true");
+        if environment.is_empty() {
+            let _ = write!(run, ",target={file}");
+        } else {
+            let _ = write!(exports, " export {environment}=\"$(cat /run/secrets/{id})\" &&");
+        }
+    }
+    run + &exports
 }
 
 /// Quotes words for a shell, each on its own line because the engine rejects lines of over 64 KiB.
@@ -203,7 +225,7 @@ mod tests {
     #[test]
     fn everything_has_its_place() {
         let (generate, services) = full();
-        let Written { text, files } = render(&generate, &services);
+        let Written { text, files } = render(&generate, &services, &[]);
         let expected = r#"FROM debian:12
 USER root
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
@@ -255,18 +277,53 @@ exec "$@"
     #[test]
     fn order_counts_only_where_it_has_a_meaning() {
         let (mut generate, services) = full();
-        let before = render(&generate, &services);
+        let before = render(&generate, &services, &[]);
         generate.apt_packages.reverse();
         generate.files.reverse();
-        assert_eq!(render(&generate, &services), before);
+        assert_eq!(render(&generate, &services, &[]), before);
         generate.start_commands.push("echo second".to_owned());
-        assert_ne!(render(&generate, &services), before);
+        assert_ne!(render(&generate, &services, &[]), before);
+    }
+
+    #[test]
+    fn secrets_are_mounted_by_the_steps_that_read_them() {
+        let secret = |id: &str, steps: &[GeneratedStep], file: &str, environment: &str| Secret {
+            id: id.to_owned(),
+            name: "n".to_owned(),
+            steps: steps.iter().copied().map(Some).collect(),
+            file: file.to_owned(),
+            environment: environment.to_owned(),
+        };
+        let (apt, python) = (GeneratedStep::AptPackages, GeneratedStep::PythonPackages);
+        let secrets = [
+            secret("auth", &[apt], "/etc/apt/auth.conf.d/x.conf", ""),
+            secret("index", &[apt, python], "", "PIP_INDEX_URL"),
+            secret("conf", &[python], "/etc/pip.conf", ""),
+        ];
+        let generate = Generate {
+            base_image: "debian:12".to_owned(),
+            python_packages: strings(&["x"]),
+            ..Generate::default()
+        };
+        let Written { text, .. } = render(&generate, &[], &secrets);
+        let runs: Vec<&str> = text.lines().filter(|line| line.starts_with("RUN")).collect();
+        assert_eq!(
+            runs,
+            [
+                "RUN --mount=type=secret,id=auth,required=true,target=/etc/apt/auth.conf.d/x.conf --mount=type=secret,id=index,required=true \
+                 export PIP_INDEX_URL=\"$(cat /run/secrets/index)\" && apt-get update && DEBIAN_FRONTEND=noninteractive \
+                 apt-get install -y --no-install-recommends \\",
+                "RUN --mount=type=secret,id=index,required=true --mount=type=secret,id=conf,required=true,target=/etc/pip.conf \
+                 export PIP_INDEX_URL=\"$(cat /run/secrets/index)\" && python3 -m venv /opt/venv && \
+                 /opt/venv/bin/pip install --no-cache-dir \\",
+            ]
+        );
     }
 
     #[test]
     fn absent_options_add_no_instructions() {
         let generate = Generate { base_image: "alpine".to_owned(), ..Generate::default() };
-        let written = render(&generate, &[]);
+        let written = render(&generate, &[], &[]);
         assert_eq!((written.text.as_str(), written.files.len()), ("FROM alpine\n", 0));
     }
 

@@ -311,6 +311,7 @@ pub(super) fn to_worker(message: ToWorker) -> wire::ConnectResponse {
             reference,
             trust_domain,
             creator,
+            requester,
             configuration,
             timeout,
             workspace,
@@ -324,6 +325,8 @@ pub(super) fn to_worker(message: ToWorker) -> wire::ConnectResponse {
             traceparent: trace.unwrap_or_default(),
             trust_domain: trust_domain.to_string(),
             creator,
+            pools: requester.pools.names().map(str::to_owned).collect(),
+            requested_by: requester.subject,
         }),
         ToWorker::ReportAck { attempt, sequence } => {
             Message::ReportAck(wire::ReportAck { attempt: Some(attempt.into()), sequence })
@@ -372,7 +375,14 @@ fn work(configuration: &Configuration, workspace: Option<Workspace>) -> Option<w
         no_cache: configuration.no_cache,
         squash: configuration.squash,
         push: configuration.push,
+        secrets: configuration.secrets.iter().map(|secret| named(&secret.id, &secret.name)).collect(),
+        ssh_agents: configuration.ssh_agents.iter().map(|agent| named(&agent.id, &agent.name)).collect(),
+        remote_credentials: by_hand.remote_credentials,
     }))
+}
+
+fn named(id: &str, name: &str) -> wire::NamedSecret {
+    wire::NamedSecret { id: id.to_owned(), name: name.to_owned() }
 }
 
 fn answer(message: wire::connect_response::Message) -> wire::ConnectResponse {

@@ -155,6 +155,37 @@ pub(super) fn stage(name: &str) -> Result<(), &'static str> {
     }
 }
 
+/// Maximum length of the id of a secret.
+pub(super) const MAX_SECRET_ID: usize = 64;
+
+/// Checks that the engine takes the id of a secret for nothing else: by these names it looks for credentials.
+pub(super) fn secret_id(id: &str) -> Result<(), &'static str> {
+    let lower = id.to_ascii_lowercase();
+    if lower.starts_with("git_auth_") || lower.starts_with("http_auth_") {
+        Err("must not begin with `GIT_AUTH_` or `HTTP_AUTH_`, which are the engine's")
+    } else {
+        Ok(())
+    }
+}
+
+/// Checks the name of a secret at a worker, which is the name of a file there.
+pub(super) fn secret_name(name: &str) -> Result<(), &'static str> {
+    let fits = name.len() <= 253
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
+    if fits {
+        Ok(())
+    } else {
+        Err("must be letters, digits, `_`, `.` and `-`, beginning with a letter or digit: at most 253")
+    }
+}
+
+/// Checks the path of a secret, which stands unquoted among the options of a mount.
+pub(super) fn secret_file(path: &str) -> Result<(), &'static str> {
+    let fits = path.chars().all(|c| c.is_ascii_alphanumeric() || "_.-+@/".contains(c));
+    if fits { image_path(path) } else { Err("must be letters, digits, `_`, `.`, `-`, `+`, `@` and `/`") }
+}
+
 /// Checks the name of a worker, or the name or value of a label.
 pub(super) fn label(text: &str) -> Result<(), &'static str> {
     if text.len() > 255 || text.chars().any(char::is_control) {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Configuration, ConfigurationDraft, Dockerfile, File, Generate, Service, Source,
     rules::{self, Rule},
+    secret,
 };
 use crate::error::Violations;
 
@@ -36,6 +37,7 @@ impl Configuration {
             check.source(field, &draft);
         }
         check.services(&format!("{field}.services"), &draft.services);
+        secret::check(field, &draft.source, &draft.secrets, &draft.ssh_agents, check.violations);
         check.rule(&format!("{field}.worker"), &draft.worker, rules::label);
         check.labels(&format!("{field}.worker_labels"), &draft.worker_labels);
         if draft.build_timeout_ms.is_some_and(|ms| !TIMEOUT_MS.contains(&ms)) {
@@ -171,7 +173,7 @@ impl Check<'_> {
 
     /// Checks that a Dockerfile has one context, and is in one place.
     fn context(&mut self, field: &str, dockerfile: &Dockerfile) {
-        let Dockerfile { text, files, archive, remote, dockerfile_path, .. } = dockerfile;
+        let Dockerfile { text, files, archive, remote, dockerfile_path, remote_credentials, .. } = dockerfile;
         let (has_archive, has_remote) = (!archive.is_empty(), !remote.is_empty());
         if has_archive {
             self.rule(&format!("{field}.archive"), archive, rules::digest);
@@ -192,6 +194,13 @@ impl Check<'_> {
         if has_remote && !files.is_empty() {
             self.violations
                 .add(format!("{field}.files"), "must not be given with `remote`: a build has one context");
+        }
+        if !remote_credentials.is_empty() {
+            let field = format!("{field}.remote_credentials");
+            self.rule(&field, remote_credentials, rules::secret_name);
+            if !has_remote {
+                self.violations.add(field, "must only be given with `remote`");
+            }
         }
         let has_text = !text.is_empty();
         if has_remote && has_text {
