@@ -9,6 +9,7 @@ use crate::{
     access::{Principal, Visibility},
     build::{Build, BuildId, Excerpt, Record, RecordedEvent},
     error::{Error, Resource},
+    fair_semaphore::FairSemaphore,
     feed::deadline,
     index::Index,
     signals::Signals,
@@ -21,6 +22,8 @@ pub(crate) struct Histories {
     store: Store,
     index: Index,
     signals: Arc<Signals>,
+    /// Turns at the database, so that the watches of one caller leave it to others.
+    reads: FairSemaphore,
     shutdown: CancellationToken,
 }
 
@@ -30,6 +33,7 @@ pub(crate) struct BuildWatch {
     histories: Histories,
     /// Notified when the history grows; taken only when the watch ends.
     grew: Option<watch::Receiver<()>>,
+    caller: Principal,
     visibility: Visibility,
     expiry: Instant,
     build: Build,
@@ -41,13 +45,16 @@ pub(crate) struct BuildWatch {
 }
 
 impl Histories {
+    /// Maximum number of concurrent reads: half of the connections to the database.
+    const READS: usize = Store::READERS as usize / 2;
+
     pub(crate) fn new(
         store: Store,
         index: Index,
         signals: Arc<Signals>,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { store, index, signals, shutdown }
+        Self { store, index, signals, reads: FairSemaphore::new(Self::READS), shutdown }
     }
 
     /// Begins a watch of a build after the record numbered `after`.
@@ -72,6 +79,7 @@ impl Histories {
         Ok(BuildWatch {
             histories: self.clone(),
             grew: Some(self.signals.subscribe_history(id)),
+            caller: caller.clone(),
             visibility,
             expiry: deadline(caller),
             build,
@@ -109,7 +117,10 @@ impl BuildWatch {
             if !self.pending.is_empty() {
                 return Ok(Some(self.take_message()));
             }
-            let Excerpt { build, records } = self.histories.store.excerpt(self.build.id, self.after).await?;
+            let Excerpt { build, records } = {
+                let _turn = self.histories.reads.acquire(&self.caller).await?;
+                self.histories.store.excerpt(self.build.id, self.after).await?
+            };
             self.histories.index.visible(&self.visibility, build.image, Resource::Build(build.id)).await?;
             let is_over = build.state.is_final() && records.is_empty();
             self.build = build;

@@ -207,7 +207,7 @@ pub struct Config {
     pub max_images: u64,
 
     /// Maximum share of --index-memory per creator, in bytes, including grants; 0 for no limit.
-    #[arg(long, env = "TRAILER_MAX_IMAGE_BYTES", default_value_t = 1 << 30)]
+    #[arg(long, env = "TRAILER_MAX_IMAGE_BYTES", default_value_t = 256 << 20)]
     pub max_image_bytes: u64,
 
     /// Free disk space of --data-dir with a SQLite database in it, in bytes, below which nothing is added to the

@@ -36,6 +36,7 @@ mod audit;
 mod authentication;
 mod build;
 mod build_service;
+mod call_body;
 mod call_layer;
 mod caller_limits;
 mod code_names;

@@ -5,11 +5,14 @@
 //! meantime.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
+    collections::HashMap,
+    mem::Discriminant,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, Instant},
 };
 
 use jsonwebtoken::Algorithm;
+use service_runtime::tally::Tally;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +50,7 @@ pub(crate) struct Verifier {
     /// Wake-up of the refresh. It is a hint: requests during a refresh are merged into one.
     unknown_key: Notify,
     anonymous: Option<Principal>,
+    refusals: Refusals,
 }
 
 /// Reason why a token is rejected.
@@ -56,6 +60,23 @@ pub(crate) enum TokenError {
     Invalid,
     #[error("the token expired")]
     Expired,
+}
+
+/// The log of refused tokens: each reason once a minute, because anyone can send any number of them.
+#[derive(Debug, Default)]
+struct Refusals(Mutex<HashMap<Discriminant<Refusal>, Tally>>);
+
+impl Refusals {
+    fn log(&self, reason: &Refusal) {
+        let tally = {
+            let mut tallies = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            tallies.entry(std::mem::discriminant(reason)).or_default().count(Instant::now())
+        };
+        match tally {
+            Some(count) => tracing::info!(%reason, count, "a token is refused"),
+            None => tracing::debug!(%reason, "a token is refused"),
+        }
+    }
 }
 
 /// The reason why a token is invalid, for operators.
@@ -124,6 +145,7 @@ impl Verifier {
             refresh,
             unknown_key: Notify::new(),
             anonymous: None,
+            refusals: Refusals::default(),
         }
     }
 
@@ -159,7 +181,7 @@ impl Verifier {
         let checked = known.map_or_else(|| self.check(&trust.keys, token), Ok);
         let principal = checked.map_err(|reason| {
             // Logged for operators; the caller does not learn the reason.
-            tracing::debug!(%reason, "a token is refused");
+            self.refusals.log(&reason);
             TokenError::Invalid
         })?;
         if is_over(principal.expires_at(), now) {

@@ -1,6 +1,8 @@
 //! The caller of a write and its options.
 
-use crate::access::Principal;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::{access::Principal, image::ImageId};
 
 /// A write request: its caller and its options.
 #[derive(Clone, Debug)]
@@ -12,6 +14,21 @@ pub(crate) struct Request {
     pub(crate) validate_only: bool,
     /// W3C `traceparent` of the call.
     pub(crate) trace: Option<String>,
+    pub(crate) created: Created,
+}
+
+/// The image that a request creates, once it is chosen. A call may be abandoned before it learns which that was.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Created(Arc<Mutex<Option<ImageId>>>);
+
+impl Created {
+    pub(crate) fn set(&self, image: ImageId) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(image);
+    }
+
+    pub(crate) fn get(&self) -> Option<ImageId> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// An idempotency key, with a digest of the request that it was used for.

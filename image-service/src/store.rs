@@ -97,7 +97,7 @@ impl Store {
     /// All replicas have the same database, so that nothing is gained if all leave at once because it stalls:
     /// calls that need it fail one by one meanwhile.
     pub(crate) const OUTAGE: Duration = Duration::from_secs(20);
-    const READERS: u32 = 8;
+    pub(crate) const READERS: u32 = 8;
     /// One each for the follower, a freshness check and the verifier. The loader runs before them and has
     /// all.
     const INDEX_READERS: u32 = 3;

@@ -79,6 +79,17 @@ fn every_flag_and_variable_that_is_deployed_exists() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_deployed_catalogue_says_whose_tokens_it_takes() -> anyhow::Result<()> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/image-service.yaml");
+    let manifest = fs::read_to_string(manifest)?;
+    // The service does not start without them.
+    for required in ["--jwks=", "TRAILER_ISSUER", "TRAILER_AUDIENCE"] {
+        assert!(manifest.contains(required), "{required}");
+    }
+    Ok(())
+}
+
+#[test]
 fn workers_on_kubernetes_do_not_wait_for_the_catalogue() -> anyhow::Result<()> {
     let kubernetes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes");
     let worker = fs::read_to_string(kubernetes.join("build-worker.yaml"))?;

@@ -2,18 +2,23 @@
 
 use anyhow::Context as _;
 use bytes::{Buf as _, BufMut as _};
+use futures_util::stream;
 use image_service::Role;
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     client::Grpc,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     transport::Channel,
 };
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 
 use crate::{
+    answers::refused,
     client::channel,
+    eventually::eventually_true,
     fake_engine::FakeEngine,
     stack::{LIMIT, Service, Worker},
 };
@@ -189,4 +194,28 @@ async fn a_generic_client_does_the_main_job() -> anyhow::Result<()> {
         assert_eq!(health["status"], "SERVING");
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reflection_is_open_to_anyone_at_few_places() -> anyhow::Result<()> {
+    /// Number of places, and of calls on a connection, which may have 16 without a token.
+    const PLACES: usize = 64;
+    const ON_ONE: usize = 8;
+    let service = Service::start().await?;
+    let open = async |channel: Channel| {
+        ServerReflectionClient::new(channel).server_reflection_info(stream::pending()).await
+    };
+    let mut calls = Vec::new();
+    for _ in 0..PLACES / ON_ONE {
+        let channel = channel(service.addr);
+        for _ in 0..ON_ONE {
+            calls.push(open(channel.clone()).await?);
+        }
+    }
+    let refused = refused(open(channel(service.addr)).await.map(drop));
+    assert_eq!(refused, (Code::ResourceExhausted, "TOO_MANY_STREAMS".to_owned()));
+    // Health has places of its own.
+    HealthClient::new(channel(service.addr)).check(HealthCheckRequest::default()).await?;
+    drop(calls);
+    eventually_true("there are places again", async || Ok(open(channel(service.addr)).await.is_ok())).await
 }

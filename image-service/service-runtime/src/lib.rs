@@ -8,5 +8,6 @@
 pub mod call_limits;
 pub mod health;
 pub mod listener;
+pub mod tally;
 pub mod telemetry;
 pub mod tls;

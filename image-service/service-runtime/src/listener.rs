@@ -25,10 +25,10 @@ use tonic::transport::{Server, server::Connected};
 
 pub use self::connections::{ConnectionCall, OpenConnection};
 use self::{
-    connections::{Connections, Limits, Tally},
+    connections::{Connections, Limits},
     write_buffer::WriteBuffer,
 };
-use crate::tls::Current;
+use crate::{tally::Tally, tls::Current};
 
 mod connections;
 mod write_buffer;

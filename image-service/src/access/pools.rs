@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::subject::is_invisible;
+
 /// The pools of a token: those that a worker serves, or whose workers a caller may use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -19,7 +21,7 @@ impl Pools {
     /// Parses the value of a claim: an array of names, or one string with spaces between names.
     ///
     /// Returns `None` unless these are at most 64 names, each of 1 to 63 bytes without white space and
-    /// control characters.
+    /// characters that are not shown.
     pub(crate) fn parse(claim: &Value) -> Option<Self> {
         let names: BTreeSet<String> = match claim {
             Value::String(names) => names.split_ascii_whitespace().map(str::to_owned).collect(),
@@ -30,7 +32,7 @@ impl Pools {
         };
         let is_name = |name: &String| {
             (1..=Self::MAX_BYTES).contains(&name.len())
-                && !name.chars().any(|character| character.is_whitespace() || character.is_control())
+                && !name.chars().any(|character| character.is_whitespace() || is_invisible(character))
         };
         (names.len() <= Self::MAX && names.iter().all(is_name)).then_some(Self(names))
     }
@@ -66,6 +68,7 @@ mod tests {
             (json!(""), Some(&[])),
             (json!(["a b"]), None),
             (json!([""]), None),
+            (json!(["a\u{200b}"]), None),
             (json!(["a", 1]), None),
             (json!("x".repeat(64)), None),
             (json!((0..65).map(|i| i.to_string()).collect::<Vec<_>>()), None),

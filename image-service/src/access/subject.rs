@@ -1,5 +1,7 @@
 //! Subjects: users, services and workers, by the `sub` of their tokens.
 
+use std::ops::RangeInclusive;
+
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory as _};
 
 /// Reports whether a text is a valid subject.
@@ -12,9 +14,22 @@ pub(crate) fn is_subject(text: &str) -> bool {
 
 /// Reports whether a character is not shown, or changes how others are: controls, line separators, and format
 /// characters, among which are those of zero width and those that turn the direction of a text.
-fn is_invisible(character: char) -> bool {
+pub(crate) fn is_invisible(character: char) -> bool {
     use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator};
+    /// Others that Unicode has no picture for: joiners, fillers and variants of the character before.
+    const IGNORED: [RangeInclusive<char>; 9] = [
+        '\u{34f}'..='\u{34f}',
+        '\u{115f}'..='\u{1160}',
+        '\u{17b4}'..='\u{17b5}',
+        '\u{180b}'..='\u{180f}',
+        '\u{2065}'..='\u{2065}',
+        '\u{3164}'..='\u{3164}',
+        '\u{fe00}'..='\u{fe0f}',
+        '\u{ffa0}'..='\u{ffa0}',
+        '\u{e0000}'..='\u{e0fff}',
+    ];
     matches!(character.general_category(), Control | Format | LineSeparator | ParagraphSeparator)
+        || IGNORED.iter().any(|range| range.contains(&character))
 }
 
 #[cfg(test)]
@@ -28,8 +43,21 @@ mod tests {
         }
         // Control characters, zero width, directions, separators of lines, a byte order mark, a soft hyphen.
         for part in [
-            "\n", "\u{7f}", "\u{85}", "\u{200b}", "\u{200d}", "\u{202e}", "\u{2066}", "\u{2028}", "\u{feff}",
+            "\n",
+            "\u{7f}",
+            "\u{85}",
+            "\u{200b}",
+            "\u{200d}",
+            "\u{202e}",
+            "\u{2066}",
+            "\u{2028}",
+            "\u{feff}",
             "\u{ad}",
+            "\u{34f}",
+            "\u{115f}",
+            "\u{3164}",
+            "\u{fe0f}",
+            "\u{e0100}",
         ] {
             assert!(!is_subject(&format!("alice{part}")), "{part:?}");
         }

@@ -48,7 +48,7 @@ impl<'a> Decider<'a> {
             reference: build.reference.clone(),
             trust_domain: build.trust_domain(),
             creator: build.creator.clone(),
-            requester: build.requester.clone(),
+            requester: Box::new(build.requester.clone()),
             timeout: configuration.build_timeout().unwrap_or(limit).min(limit),
             configuration,
             workspace: build.workspace.clone(),

@@ -85,7 +85,7 @@ pub(crate) enum ToWorker {
         trust_domain: TrustDomain,
         /// Subject who created the image.
         creator: String,
-        requester: Identity,
+        requester: Box<Identity>,
         configuration: Arc<Configuration>,
         /// Maximum time that the attempt may run.
         timeout: Duration,

@@ -10,7 +10,7 @@ use service_runtime::telemetry::{self, AUDIT};
 use tonic::Code;
 
 use super::{code_names, write_request};
-use crate::access::Principal;
+use crate::{access::Principal, request::Created};
 
 /// The write that streams its messages.
 const UPLOAD: &str = "UploadContext";
@@ -40,6 +40,7 @@ struct Record {
     parts: Vec<String>,
     request_id: String,
     validate_only: bool,
+    created: Created,
 }
 
 /// The subject of a write, as sent by the caller.
@@ -104,7 +105,13 @@ impl Audit {
             },
             request_id: cut(request_id),
             validate_only,
+            created: Created::default(),
         });
+    }
+
+    /// Returns where the write leaves the image that it creates.
+    pub(super) fn created(&self) -> Created {
+        self.record().as_ref().map(|record| record.created.clone()).unwrap_or_default()
     }
 
     /// Sets the target of the write, once it is known.
@@ -142,7 +149,7 @@ impl Audit {
 
 impl Record {
     fn log(&self, target: &str, outcome: &str) {
-        let Self { caller, peer, action, details, request_id, validate_only, target: _, parts: _ } = self;
+        let Self { caller, peer, action, details, request_id, validate_only, .. } = self;
         let Details { batch_action, grantee, permissions, source, container, worker, creator } = details;
         let trace_id = telemetry::trace_id();
         tracing::info!(
@@ -196,7 +203,9 @@ impl Drop for Audited {
         if let Some(record) = self.audit.record().take() {
             // It is unknown whether an abandoned write was committed.
             let outcome = self.code.map_or("UNKNOWN", code_names::name);
-            for target in record.parts.iter().chain([&record.target]) {
+            let created = record.created.get().map(|image| image.to_string()).unwrap_or_default();
+            let target = if record.target.is_empty() { &created } else { &record.target };
+            for target in record.parts.iter().chain([target]) {
                 record.log(target, outcome);
             }
         }

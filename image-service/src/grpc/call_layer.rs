@@ -13,7 +13,6 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, header};
-use http_body::{Frame, SizeHint};
 use opentelemetry::{
     KeyValue,
     metrics::{Histogram, UpDownCounter},
@@ -23,22 +22,22 @@ use prost_types::{FileDescriptorSet, MethodDescriptorProto};
 use service_runtime::{listener::ConnectInfo, telemetry};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, Sleep},
+    time::Instant,
 };
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::{audit::Audit, caller_limits::CallSlot, code_names, status};
+use super::{audit::Audit, call_body::CallBody, caller_limits::CallSlot, code_names, status};
 use crate::error::Error;
 
 /// The layer that wraps services in [`Calls`].
 #[derive(Clone, Debug)]
 pub(super) struct CallsLayer {
     known: Arc<HashMap<Arc<str>, Kind>>,
-    /// Permits for the calls that need no token.
-    places: Arc<Semaphore>,
+    /// Permits for the calls of health that need no token, and for those of reflection.
+    places: [Arc<Semaphore>; 2],
     /// Permits for the refusals that are delayed.
     held_back: Arc<Semaphore>,
     metrics: Metrics,
@@ -58,12 +57,16 @@ struct Metrics {
 }
 
 impl CallsLayer {
-    /// Maximum number of concurrent calls without a token: health and reflection, open to anyone.
+    /// Maximum number of concurrent calls of health without a token, which is open to anyone.
     const WITHOUT_TOKEN: u32 = 1_000;
+    /// Maximum number of concurrent calls of reflection, whose responses are large.
+    const REFLECTIONS: u32 = 64;
     /// Maximum number of refusals delayed at a time. Further ones are sent at once.
     const HELD_BACK: usize = 1_000;
     /// Maximum duration of a unary call, which a database that does not respond could keep waiting for ever.
     const LONGEST: Duration = Duration::from_secs(60);
+    /// Maximum duration of a call of reflection.
+    const LONGEST_REFLECTION: Duration = Duration::from_secs(30);
     /// Delay before a caller that exceeds its limits gets its refusal.
     ///
     /// Most refused clients retry at once: without a delay some hundred calls keep a processor busy with
@@ -102,7 +105,8 @@ impl CallsLayer {
                 .with_description("Calls under way, streams included")
                 .build(),
         };
-        let places = Arc::new(Semaphore::new(Self::WITHOUT_TOKEN as usize));
+        let places = [Self::WITHOUT_TOKEN, Self::REFLECTIONS];
+        let places = places.map(|places| Arc::new(Semaphore::new(places as usize)));
         let held_back = Arc::new(Semaphore::new(Self::HELD_BACK));
         Ok(Self { known: Arc::new(known), places, held_back, metrics })
     }
@@ -152,12 +156,17 @@ where
         let method = known.map_or_else(|| Arc::from("_OTHER"), |(method, _)| Arc::clone(method));
         let is_unary = known.is_some_and(|(_, kind)| *kind == Kind::Unary);
         // A health check must not be refused, and it completes at once.
+        let is_reflection = path.starts_with("grpc.reflection.");
         let is_open_to_all = path.starts_with("grpc.") && !path.ends_with("/Check");
         let mut call = Call::begin(method, request.headers(), self.layer.metrics.clone());
         if is_open_to_all {
-            let Ok(place) = Arc::clone(&self.layer.places).try_acquire_owned() else {
+            let (places, limit) = match &self.layer.places {
+                [_, reflections] if is_reflection => (reflections, CallsLayer::REFLECTIONS),
+                [health, _] => (health, CallsLayer::WITHOUT_TOKEN),
+            };
+            let Ok(place) = Arc::clone(places).try_acquire_owned() else {
                 call.code = Some(Code::ResourceExhausted);
-                let refusal = Error::TooManyStreams { limit: CallsLayer::WITHOUT_TOKEN };
+                let refusal = Error::TooManyStreams { limit };
                 return Box::pin(async move { Ok(Status::from(refusal).into_http()) });
             };
             call.place = Some(place);
@@ -169,7 +178,13 @@ where
             request.extensions_mut().insert(call.slot.insert(CallSlot::default()).clone());
         }
         let begun = Instant::now();
-        let deadline = timeout(request.headers()).map(|timeout| begun + timeout);
+        let Ok(timeout) = timeout(request.headers()) else {
+            call.code = Some(Code::InvalidArgument);
+            let refusal = status::malformed("the `grpc-timeout` must be at most eight digits and a unit");
+            return Box::pin(async move { Ok(refusal.into_http()) });
+        };
+        let most = is_reflection.then_some(CallsLayer::LONGEST_REFLECTION);
+        let deadline = timeout.into_iter().chain(most).min().map(|timeout| begun + timeout);
         let longest = is_unary.then(|| begun + CallsLayer::LONGEST);
         let span = call.span.clone();
         let held_back = Arc::clone(&self.layer.held_back);
@@ -197,10 +212,7 @@ where
             }
             let mut call = call;
             call.end((code != Code::Ok).then_some(code));
-            Ok(answered.map(|body| {
-                let late = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
-                Body::new(CallBody { body, call, late })
-            }))
+            Ok(answered.map(|body| Body::new(CallBody::new(body, call, deadline))))
         };
         Box::pin(answer.instrument(span))
     }
@@ -223,16 +235,16 @@ async fn hold_back(places: &Semaphore, deadline: Option<Instant>) {
 
 /// A call, recorded in the metrics when dropped.
 #[derive(Debug)]
-struct Call {
+pub(super) struct Call {
     method: Arc<str>,
     begun: Instant,
-    span: Span,
+    pub(super) span: Span,
     metrics: Metrics,
     /// Status at the end of the call; `None` if the caller left before.
-    code: Option<Code>,
+    pub(super) code: Option<Code>,
     place: Option<OwnedSemaphorePermit>,
     /// Slot of a unary call.
-    slot: Option<CallSlot>,
+    pub(super) slot: Option<CallSlot>,
 }
 
 impl Call {
@@ -259,7 +271,7 @@ impl Call {
     /// Records the status of a call that has ended, which no longer counts as in progress.
     ///
     /// This happens before the caller can observe the end of the call.
-    fn end(&mut self, code: Option<Code>) {
+    pub(super) fn end(&mut self, code: Option<Code>) {
         if code.is_some() {
             self.slot = None;
         }
@@ -285,59 +297,19 @@ impl Drop for Call {
     }
 }
 
-/// The body of a response, with its call and deadline.
-struct CallBody {
-    body: Body,
-    call: Call,
-    late: Option<Pin<Box<Sleep>>>,
-}
-
-impl http_body::Body for CallBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = &mut *self;
-        let is_late = |late: &mut Pin<Box<Sleep>>| late.as_mut().poll(cx).is_ready();
-        // Checked first: otherwise a body that always has more data would never time out.
-        if this.call.code.is_none() && this.late.as_mut().is_some_and(is_late) {
-            this.late = None;
-            this.call.end(Some(Code::DeadlineExceeded));
-            this.body = Body::empty();
-            let mut trailers = HeaderMap::new();
-            return Poll::Ready(match status::too_late().add_header(&mut trailers) {
-                Ok(()) => Some(Ok(Frame::trailers(trailers))),
-                Err(status) => Some(Err(status)),
-            });
-        }
-        let polled = this.call.span.in_scope(|| Pin::new(&mut this.body).poll_frame(cx));
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(code) = frame.trailers_ref().and_then(|trailers| trailers.get("grpc-status")) {
-                    this.call.end(Some(Code::from_bytes(code.as_bytes())));
-                }
-            }
-            Poll::Ready(Some(Err(error))) => this.call.end(Some(error.code())),
-            Poll::Ready(None) | Poll::Pending => {}
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+/// Parses the caller's timeout; `None` if there is none.
+///
+/// # Errors
+///
+/// Returns an error unless it is at most eight digits and a unit.
+fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, ()> {
+    match headers.get("grpc-timeout") {
+        Some(timeout) => timeout.to_str().ok().and_then(parse_timeout).map(Some).ok_or(()),
+        None => Ok(None),
     }
 }
 
-/// Parses the caller's timeout: `grpc-timeout` is at most eight digits and a unit.
-fn timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+fn parse_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
         return None;
@@ -360,12 +332,6 @@ mod tests {
 
     #[test]
     fn a_timeout_is_eight_digits_and_a_unit() {
-        let read = |text: &str| {
-            timeout(&HeaderMap::from_iter([(
-                http::HeaderName::from_static("grpc-timeout"),
-                http::HeaderValue::from_str(text).expect("a header"),
-            )]))
-        };
         for (text, expected) in [
             ("1H", Some(Duration::from_secs(3600))),
             ("2M", Some(Duration::from_secs(120))),
@@ -380,7 +346,7 @@ mod tests {
             ("1s", None),
             ("123456789S", None),
         ] {
-            assert_eq!(read(text), expected, "{text:?}");
+            assert_eq!(parse_timeout(text), expected, "{text:?}");
         }
     }
 }

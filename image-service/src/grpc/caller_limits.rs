@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -41,6 +44,8 @@ pub(crate) struct Callers {
 pub(super) struct UnaryCall {
     accounts: Arc<Mutex<Accounts>>,
     caller: String,
+    /// Number of bytes of its response, if that is large.
+    sending: AtomicU64,
 }
 
 /// The bytes of a caller's incomplete requests.
@@ -64,6 +69,25 @@ pub(super) struct StreamPermit {
 #[derive(Clone, Debug, Default)]
 pub(super) struct CallSlot(Arc<OnceLock<UnaryCall>>);
 
+impl CallSlot {
+    /// Counts the response of the call until the call is dropped, once all of it was sent.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::TooManyBytes`] if the caller does not read the responses that it has.
+    pub(super) fn send(&self, bytes: u64) -> Result<(), Error> {
+        let Some(call) = self.0.get() else { return Ok(()) };
+        let mut accounts = lock(&call.accounts);
+        let account = accounts.account(&call.caller, Instant::now());
+        if account.sending > 0 && account.sending + bytes > Callers::MAX_SENDING {
+            return Err(Error::TooManyBytes { limit: Callers::MAX_SENDING });
+        }
+        account.sending += bytes;
+        call.sending.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
 #[derive(Debug, Default)]
 struct Accounts {
     by_caller: HashMap<String, Account>,
@@ -78,6 +102,8 @@ struct Account {
     streams: u32,
     /// Number of bytes of incomplete requests.
     receiving: u64,
+    /// Number of bytes of large responses of which not all was sent.
+    sending: u64,
 }
 
 impl ReceivedBytes for CallerBytes {
@@ -99,6 +125,8 @@ impl ReceivedBytes for CallerBytes {
 impl Callers {
     /// Maximum number of bytes of a caller's incomplete requests.
     const MAX_RECEIVING: u64 = 32 * 1024 * 1024;
+    /// Maximum number of bytes of large responses that a caller has not read.
+    const MAX_SENDING: u64 = 128 * 1024 * 1024;
     /// Number of calls after which idle accounts are removed.
     const SWEEP: usize = 4_096;
 
@@ -151,7 +179,11 @@ impl Callers {
         }
         account.calls += 1;
         drop(accounts);
-        let call = UnaryCall { accounts: Arc::clone(&self.accounts), caller: caller.subject().to_owned() };
+        let call = UnaryCall {
+            accounts: Arc::clone(&self.accounts),
+            caller: caller.subject().to_owned(),
+            sending: AtomicU64::new(0),
+        };
         // If the slot already has a call, this one is dropped and no longer counts.
         drop(slot.0.set(call));
         Ok(())
@@ -252,6 +284,7 @@ impl Accounts {
             calls: 0,
             streams: 0,
             receiving: 0,
+            sending: 0,
         })
     }
 
@@ -268,13 +301,21 @@ impl Accounts {
 
 impl Account {
     fn is_idle(&self, now: Instant) -> bool {
-        self.calls == 0 && self.streams == 0 && self.receiving == 0 && self.debt.settled_at <= now
+        self.calls == 0
+            && self.streams == 0
+            && self.receiving == 0
+            && self.sending == 0
+            && self.debt.settled_at <= now
     }
 }
 
 impl Drop for UnaryCall {
     fn drop(&mut self) {
-        lock(&self.accounts).release(&self.caller, |account| account.calls -= 1);
+        let sending = self.sending.load(Ordering::Relaxed);
+        lock(&self.accounts).release(&self.caller, |account| {
+            account.calls -= 1;
+            account.sending -= sending;
+        });
     }
 }
 

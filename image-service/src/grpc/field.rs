@@ -90,10 +90,12 @@ pub(super) fn view(number: i32) -> Result<View, Error> {
     }
 }
 
-/// Converts a time to its message.
+/// Converts a time to its message; a time after the year 9999, which a message cannot have, to the last that it can.
 pub(super) fn time(at: Timestamp) -> WireTimestamp {
+    const LAST: i64 = 253_402_300_799_999_999;
+    let micros = at.micros().min(LAST);
     WireTimestamp {
-        seconds: at.micros().div_euclid(1_000_000),
-        nanos: i32::try_from(at.micros().rem_euclid(1_000_000) * 1_000).unwrap_or(0),
+        seconds: micros.div_euclid(1_000_000),
+        nanos: i32::try_from(micros.rem_euclid(1_000_000) * 1_000).unwrap_or(0),
     }
 }

@@ -148,6 +148,11 @@ pub(super) fn undecodable() -> Status {
     with_reason(Code::InvalidArgument, "MALFORMED_REQUEST", message)
 }
 
+/// Returns the status for a call with a header that is not valid.
+pub(super) fn malformed(rule: &str) -> Status {
+    with_reason(Code::InvalidArgument, "MALFORMED_REQUEST", rule)
+}
+
 /// Returns the status for a request message over the limit of its method.
 pub(super) fn too_large() -> Status {
     let message = "the request message is too large: 1 MiB is allowed, 4 KiB for health checks and reflection, and 4 MiB \

@@ -137,6 +137,7 @@ pub(super) fn open<T: WriteRequest>(
     let mut violations = Violations::default();
     let text = std::mem::take(message.request_id());
     audit.write(&caller, message.about(), &text, message.validate_only());
+    let created = audit.created();
     admitted?;
     let mut id = None;
     if !text.is_empty() {
@@ -149,6 +150,6 @@ pub(super) fn open<T: WriteRequest>(
         id = violations.take("request_id", RequestId::parse(text, digest));
     }
     let trace = telemetry::traceparent(&Span::current());
-    let request = Request { caller, id, validate_only: message.validate_only(), trace };
+    let request = Request { caller, id, validate_only: message.validate_only(), trace, created };
     Ok((message, request, violations))
 }

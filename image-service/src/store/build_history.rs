@@ -11,7 +11,9 @@ use crate::{
 
 impl Store {
     /// Approximate size of one read of a history, in bytes. It returns at least one chunk.
-    const EXCERPT_BYTES: usize = 512 * 1024;
+    ///
+    /// A watch whose client does not read holds as much.
+    const EXCERPT_BYTES: usize = 128 * 1024;
 
     /// Returns the next records of a build after the one numbered `after`: only a part of a long history.
     ///

@@ -59,6 +59,7 @@ impl RequestTransaction<'_> {
             self.require_room().await?;
         }
         let (now, id) = (self.now, ImageId::new());
+        self.request.created.set(id);
         let writes = creation.writes_reference();
         let reference = references::choose(&self.txn, id, &new.reference, writes).await?;
         let mut build = creation.first_build(id, &reference, self.request.caller.identity(), now);

@@ -61,6 +61,8 @@ impl RequestTransaction<'_> {
         let mut image = before.clone();
         let configuration = edit.apply(&mut image, &current);
         if let Some(configuration) = configuration {
+            // The previous one stays for as long as a build names it.
+            self.store.require_storage()?;
             contexts::touch_named(&self.txn, id, self.now);
             self.write_configuration(id, image.configuration_revision, configuration).await?;
         }

@@ -8,10 +8,12 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use tokio_util::sync::CancellationToken;
+
+use crate::tally::Tally;
 
 /// The maximum numbers of connections.
 #[derive(Copy, Clone, Debug)]
@@ -71,27 +73,6 @@ pub struct OpenConnection {
 /// A call in progress, until dropped.
 #[derive(Debug)]
 pub struct ConnectionCall(Arc<OpenConnection>);
-
-/// A count of events that are logged at most once a minute.
-#[derive(Debug, Default)]
-pub(super) struct Tally {
-    count: u64,
-    logged_at: Option<Instant>,
-}
-
-impl Tally {
-    const PAUSE: Duration = Duration::from_secs(60);
-
-    /// Counts an event; returns the number of events since the last time, if it is time to log them.
-    pub(super) fn count(&mut self, now: Instant) -> Option<u64> {
-        self.count += 1;
-        let is_due = self.logged_at.is_none_or(|at| now.duration_since(at) >= Self::PAUSE);
-        is_due.then(|| {
-            self.logged_at = Some(now);
-            std::mem::take(&mut self.count)
-        })
-    }
-}
 
 impl Connections {
     pub(super) fn new(limits: Limits) -> Arc<Self> {
@@ -348,14 +329,5 @@ mod tests {
         assert_eq!(closed(&[&a, &b, &c]), [true, false, false]);
         drop((a, b, c));
         assert!(connections.table().by_address.is_empty() && connections.table().idle.is_empty());
-    }
-
-    #[test]
-    fn events_are_logged_once_a_minute() {
-        let mut tally = Tally::default();
-        let now = Instant::now();
-        assert_eq!(tally.count(now), Some(1));
-        assert_eq!([tally.count(now), tally.count(now + Duration::from_secs(59))], [None, None]);
-        assert_eq!(tally.count(now + Duration::from_secs(60)), Some(3));
     }
 }
