@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     access::{Principal, Visibility},
-    build::{Build, BuildId, Excerpt, Record, RecordedEvent},
+    build::{Build, BuildId, Excerpt, Record},
     error::{Error, Resource},
     fair_semaphore::FairSemaphore,
     feed::deadline,
@@ -154,7 +154,7 @@ impl BuildWatch {
         let mut bytes = 0;
         let mut records = Vec::new();
         while let Some(record) = self.pending.front() {
-            bytes += text_bytes(&record.event);
+            bytes += record.event.text_bytes();
             if !records.is_empty() && bytes > Self::MESSAGE_BYTES {
                 break;
             }
@@ -176,14 +176,4 @@ impl Drop for BuildWatch {
             self.histories.signals.unsubscribe_history(self.build.id, grew);
         }
     }
-}
-
-fn text_bytes(event: &RecordedEvent) -> usize {
-    const FIXED: usize = 32;
-    FIXED
-        + match event {
-            RecordedEvent::State { message, .. } | RecordedEvent::Gap { message, .. } => message.len(),
-            RecordedEvent::Step { name, error, .. } => name.len() + error.len(),
-            RecordedEvent::Line { text, .. } => text.len(),
-        }
 }

@@ -2,10 +2,11 @@
 
 use anyhow::Context as _;
 use bytes::{Buf as _, BufMut as _};
-use futures_util::stream;
 use image_service::Role;
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Request, Status,
     client::Grpc,
@@ -202,8 +203,12 @@ async fn reflection_is_open_to_anyone_at_few_places() -> anyhow::Result<()> {
     const PLACES: usize = 64;
     const ON_ONE: usize = 8;
     let service = Service::start().await?;
+    // A call lasts until the sender of its requests is dropped.
     let open = async |channel: Channel| {
-        ServerReflectionClient::new(channel).server_reflection_info(stream::pending()).await
+        let (sender, requests) = mpsc::channel(1);
+        let mut client = ServerReflectionClient::new(channel);
+        let response = client.server_reflection_info(ReceiverStream::new(requests)).await?;
+        Ok::<_, Status>((sender, response))
     };
     let mut calls = Vec::new();
     for _ in 0..PLACES / ON_ONE {

@@ -23,7 +23,10 @@ use tokio_stream::Stream;
 use tokio_util::{either::Either, sync::WaitForCancellationFutureOwned, task::AbortOnDropHandle};
 use tonic::transport::{Server, server::Connected};
 
-pub use self::connections::{ConnectionCall, OpenConnection};
+pub use self::{
+    connections::{ConnectionCall, OpenConnection},
+    flushes::Flushes,
+};
 use self::{
     connections::{Connections, Limits},
     write_buffer::WriteBuffer,
@@ -31,6 +34,7 @@ use self::{
 use crate::{tally::Tally, tls::Current};
 
 mod connections;
+mod flushes;
 mod write_buffer;
 
 const LIMITS: Limits = Limits { all: 10_000, reserved: 100, unadmitted: 512, of_address: 8_000 };
@@ -271,7 +275,11 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let polled = Pin::new(&mut self.io).poll_flush(cx);
+        if polled.is_ready() && self.io.is_empty() {
+            self.open.flushes().flushed();
+        }
+        polled
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

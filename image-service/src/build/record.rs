@@ -45,6 +45,19 @@ pub(crate) enum RecordedEvent {
     Gap { lines: i64, message: String },
 }
 
+impl RecordedEvent {
+    /// Returns the size of the texts, in bytes, with something for the rest.
+    pub(crate) fn text_bytes(&self) -> usize {
+        const FIXED: usize = 32;
+        FIXED
+            + match self {
+                Self::State { message, .. } | Self::Gap { message, .. } => message.len(),
+                Self::Step { name, error, .. } => name.len() + error.len(),
+                Self::Line { text, .. } => text.len(),
+            }
+    }
+}
+
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum StepState {

@@ -2,12 +2,14 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    sync::Arc,
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
+use service_runtime::listener::OpenConnection;
 use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status, body::Body};
 
@@ -15,14 +17,19 @@ use super::{call_layer::Call, status};
 
 /// The body of a response, with its call and deadline.
 ///
-/// It is given to the transport in small parts: the transport keeps what it has, whether or not the client
-/// reads, and the call counts for as long as it has the rest.
+/// It is given to the transport in small parts, after each of which the connection is flushed: the transport keeps
+/// what it has, whether or not the client reads, and the call counts for as long as it has the rest.
 pub(super) struct CallBody {
     body: Body,
     call: Call,
     late: Option<Pin<Box<Sleep>>>,
     /// Rest of the current message.
     rest: Bytes,
+    connection: Option<Arc<OpenConnection>>,
+    /// Number of flushes of the connection when the last part was given away.
+    flushes: u64,
+    /// Number of bytes given away since.
+    unflushed: usize,
 }
 
 impl CallBody {
@@ -31,9 +38,25 @@ impl CallBody {
     /// Size of a response that counts as large, in bytes.
     const LARGE: usize = 256 * 1024;
 
-    pub(super) fn new(body: Body, call: Call, deadline: Option<Instant>) -> Self {
+    pub(super) fn new(
+        body: Body,
+        call: Call,
+        deadline: Option<Instant>,
+        connection: Option<Arc<OpenConnection>>,
+    ) -> Self {
         let late = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
-        Self { body, call, late, rest: Bytes::new() }
+        Self { body, call, late, rest: Bytes::new(), connection, flushes: 0, unflushed: 0 }
+    }
+
+    /// Waits until the system has taken what was given away, if that is much.
+    fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.unflushed >= Self::PART
+            && let Some(connection) = &self.connection
+        {
+            ready!(connection.flushes().poll_after(self.flushes, cx));
+            self.unflushed = 0;
+        }
+        Poll::Ready(())
     }
 
     /// Ends the body with a status.
@@ -52,6 +75,13 @@ impl CallBody {
     fn part(&mut self, mut message: Bytes) -> Frame<Bytes> {
         let part = message.split_to(message.len().min(Self::PART));
         self.rest = message;
+        if let Some(connection) = &self.connection {
+            let flushes = connection.flushes().count();
+            if flushes != self.flushes {
+                (self.flushes, self.unflushed) = (flushes, 0);
+            }
+            self.unflushed += part.len();
+        }
         Frame::data(part)
     }
 
@@ -79,6 +109,7 @@ impl http_body::Body for CallBody {
             this.late = None;
             return Poll::Ready(this.refuse(&status::too_late()));
         }
+        ready!(this.poll_flushed(cx));
         if !this.rest.is_empty() {
             let rest = std::mem::take(&mut this.rest);
             return Poll::Ready(Some(Ok(this.part(rest))));

@@ -171,7 +171,8 @@ where
             };
             call.place = Some(place);
         }
-        let peer = request.extensions().get::<ConnectInfo>().map(|info| info.connection().peer());
+        let connection = request.extensions().get::<ConnectInfo>().map(|info| Arc::clone(info.connection()));
+        let peer = connection.as_ref().map(|connection| connection.peer());
         let audit = Audit::for_call(&call.method, peer);
         request.extensions_mut().insert(audit.clone());
         if is_unary {
@@ -212,7 +213,7 @@ where
             }
             let mut call = call;
             call.end((code != Code::Ok).then_some(code));
-            Ok(answered.map(|body| Body::new(CallBody::new(body, call, deadline))))
+            Ok(answered.map(|body| Body::new(CallBody::new(body, call, deadline, connection))))
         };
         Box::pin(answer.instrument(span))
     }

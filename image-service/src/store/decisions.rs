@@ -16,7 +16,7 @@ use super::{
     values::{AsJson, StatusCode, to_json},
 };
 use crate::{
-    build::State,
+    build::{Record, State},
     change::ChangeKind,
     dispatch::{BuildChange, Committed, Decision},
     error::Error,
@@ -47,6 +47,25 @@ pub(super) async fn apply<'a>(
     apply_to_images(txn, all, now, committed).await
 }
 
+/// Divides records into the parts that are stored as one chunk each, which is what a watch holds at least.
+fn parts(mut records: &[Record]) -> Vec<&[Record]> {
+    /// Size of the texts of a part, in bytes, unless it is a single record.
+    const BYTES: usize = 128 * 1024;
+    let mut parts = Vec::new();
+    while !records.is_empty() {
+        let mut bytes = 0;
+        let fits = |record: &&Record| {
+            bytes += record.event.text_bytes();
+            bytes <= BYTES
+        };
+        let length = records.iter().take_while(fits).count().max(1);
+        let (part, rest) = records.split_at(length);
+        parts.push(part);
+        records = rest;
+    }
+    parts
+}
+
 /// Appends new records to the histories of builds.
 pub(super) fn record(
     txn: &WriteTransaction,
@@ -55,13 +74,13 @@ pub(super) fn record(
 ) -> Result<(), DbErr> {
     let mut chunks = Vec::new();
     for BuildChange { build, records, .. } in all {
-        for records in records {
+        for records in records.iter().flat_map(|records| parts(records)) {
             if let (Some(first), Some(last)) = (records.first(), records.last()) {
                 let chunk = build_record::Model {
                     build: build.id,
                     first_sequence: first.sequence,
                     last_sequence: last.sequence,
-                    json: to_json(records)?,
+                    json: to_json(&records)?,
                 };
                 chunks.push(chunk.into_active_model());
             }

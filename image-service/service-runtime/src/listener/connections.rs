@@ -13,6 +13,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
+use super::flushes::Flushes;
 use crate::tally::Tally;
 
 /// The maximum numbers of connections.
@@ -68,6 +69,7 @@ pub struct OpenConnection {
     is_reserved: bool,
     connections: Arc<Connections>,
     close: CancellationToken,
+    flushes: Flushes,
 }
 
 /// A call in progress, until dropped.
@@ -100,7 +102,14 @@ impl Connections {
         }
         let close = CancellationToken::new();
         let id = table.insert(address, close.clone());
-        Some(OpenConnection { id, peer, is_reserved, connections: Arc::clone(self), close })
+        Some(OpenConnection {
+            id,
+            peer,
+            is_reserved,
+            connections: Arc::clone(self),
+            close,
+            flushes: Flushes::default(),
+        })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -182,6 +191,11 @@ impl Table {
 }
 
 impl OpenConnection {
+    /// Returns the flushes of the connection.
+    pub fn flushes(&self) -> &Flushes {
+        &self.flushes
+    }
+
     /// Returns the address of the client.
     pub fn peer(&self) -> SocketAddr {
         self.peer

@@ -32,6 +32,11 @@ impl<T> WriteBuffer<T> {
     pub(super) fn new(inner: T) -> Self {
         Self { inner, held: Vec::new(), is_due: false }
     }
+
+    /// Reports whether nothing is held.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
 }
 
 impl<T: AsyncWrite + Unpin> WriteBuffer<T> {
