@@ -13,7 +13,10 @@ use self::{
     stream::{Piece, Stream},
     tail::{Tail, cost},
 };
-use crate::{secrets::Scrubber, steps::StepUnderWay};
+use crate::{
+    secrets::{Held, Scrubber},
+    steps::StepUnderWay,
+};
 
 mod decoder;
 mod last_lines;
@@ -96,7 +99,7 @@ struct StepOutput {
     /// Standard output and standard error.
     streams: [Stream; 2],
     /// Their last bytes, as far as these may be the begin of a secret.
-    held: [Vec<u8>; 2],
+    held: [Held; 2],
     last_lines: LastLines,
 }
 

@@ -15,8 +15,12 @@ use proto::dispatch::{Assignment, DockerBuild, NamedSecret};
 use tokio::io::AsyncReadExt;
 
 use self::policy::{Policy, User};
-pub(crate) use self::{netrc::Netrc, scrubber::Scrubber};
+pub(crate) use self::{
+    netrc::Netrc,
+    scrubber::{Held, Scrubber},
+};
 
+mod encodings;
 mod netrc;
 mod policy;
 mod scrubber;
@@ -49,19 +53,20 @@ pub(crate) struct BuildSecrets {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SecretError {
     /// A secret that the build may not use, or cannot.
-    #[error("the secret {name:?}: {rule}")]
+    #[error("the secret {name:?} {rule}")]
     Refused { name: String, rule: &'static str },
-    /// A failure that the operator has to mend.
-    #[error("cannot read {what}: {error}")]
-    Unreadable { what: String, error: io::Error },
+    /// A failure that the operator has to mend, and that the log of the worker shows.
+    #[error("the worker cannot read its secrets")]
+    Unreadable,
 }
 
 impl SecretStore {
     /// Name of the file that says who may use which secret.
     const POLICY: &str = "trailer.json";
-    /// Maximum size of a value, in bytes: that of BuildKit.
-    const MAX_BYTES: u64 = 512_000;
-    const NOT_FOUND: &str = "the worker has none of this name that the build may use";
+    /// Maximum size of a value, in bytes.
+    const MAX_BYTES: u64 = 64 * 1024;
+    const NOT_FOUND: &str = "is none that this build may use on this worker";
+    const NO_AGENT: &str = "is no SSH agent that this build may use on this worker";
 
     pub(crate) fn new(directory: Option<PathBuf>) -> Self {
         Self { directory }
@@ -115,21 +120,28 @@ impl SecretStore {
             secrets.values.insert(id.clone(), value);
         }
         for NamedSecret { id, name } in &order.ssh_agents {
-            let path = path_of(name)?;
+            let no_agent = || refused(name, Self::NO_AGENT);
+            let path = path_of(name).map_err(|_| no_agent())?;
             if !is_socket(&path).await.map_err(|error| unreadable(&path, error))? {
-                return Err(refused(name, Self::NOT_FOUND));
+                return Err(no_agent());
             }
             secrets.ssh_agents.insert(id.clone(), path);
         }
         if let Some(name) = credentials {
             let value = read(name, &path_of(name)?).await?;
             let parsed = Netrc::parse(value.as_bytes());
-            secrets.remote_credentials =
-                parsed.ok_or_else(|| refused(name, "is not in the format of netrc"))?;
+            secrets.remote_credentials = parsed.ok_or_else(|| {
+                refused(name, "is not in the format of netrc: `machine HOST login USER password PASSWORD`")
+            })?;
             hidden.push((name, value));
         }
-        secrets.scrubber =
-            Arc::new(Scrubber::new(hidden.iter().map(|(name, value)| (*name, value.as_bytes()))));
+        let hidden: Vec<(String, SecretValue)> =
+            hidden.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let preparing = tokio::task::spawn_blocking(move || {
+            Scrubber::new(hidden.iter().map(|(name, value)| (name.as_str(), value.as_bytes())))
+        });
+        let scrubber = preparing.await.map_err(|error| unreadable(directory, io::Error::other(error)))?;
+        secrets.scrubber = Arc::new(scrubber);
         Ok(secrets)
     }
 }
@@ -150,8 +162,11 @@ async fn read(name: &str, path: &Path) -> Result<SecretValue, SecretError> {
     reading.read_to_end(&mut value).await.map_err(|error| unreadable(path, error))?;
     match u64::try_from(value.len()) {
         Ok(0) => Err(refused(name, "is empty")),
+        Ok(1..=SecretStore::MAX_BYTES) if value.trim_ascii().len() < Scrubber::SHORTEST => {
+            Err(refused(name, "has fewer than 4 bytes, which could not be hidden in the log"))
+        }
         Ok(1..=SecretStore::MAX_BYTES) => Ok(SecretValue(value.into())),
-        Ok(_) | Err(_) => Err(refused(name, "has more than 512,000 bytes")),
+        Ok(_) | Err(_) => Err(refused(name, "has more than 65,536 bytes")),
     }
 }
 
@@ -169,7 +184,8 @@ fn refused(name: &str, rule: &'static str) -> SecretError {
 }
 
 fn unreadable(path: &Path, error: io::Error) -> SecretError {
-    SecretError::Unreadable { what: path.display().to_string(), error }
+    tracing::error!(path = %path.display(), %error, "cannot read secrets");
+    SecretError::Unreadable
 }
 
 impl SecretValue {

@@ -195,11 +195,11 @@ async fn a_step_reads_a_secret_that_nothing_else_has() -> anyhow::Result<()> {
     assert!(lines(&history).contains(&"now [secret team-token]"), "{:?}", lines(&history));
 
     // It is for images of alice that alice builds.
-    refused(&bob, wanted.clone(), "none of this name").await?;
+    refused(&bob, wanted.clone(), "this build may use").await?;
     alice.grant(&created.id, "bob", &[proto::images::Permission::Modify]).await?;
     let by_bob = bob.build(&created.id).await?;
     let failed = bob.finished(&by_bob.id).await?;
-    assert!(failed.error.clone().unwrap_or_default().message.contains("none of this name"), "{failed:?}");
+    assert!(failed.error.clone().unwrap_or_default().message.contains("this build may use"), "{failed:?}");
     // A step that does not mount it does not see it.
     let elsewhere = image_named(&real, "Elsewhere", "RUN [ ! -e /run/secrets/token ]");
     let (elsewhere, built, _) =
@@ -218,7 +218,7 @@ async fn what_a_build_may_not_use_fails_it_before_it_begins() -> anyhow::Result<
         ("other-pool", "value", json!({ "pools": ["other"] })),
         ("own-pool", "value", json!({ "pools": ["default"] })),
         ("missing", "", json!({})),
-        ("large", &"x".repeat(512_001), json!({})),
+        ("large", &"x".repeat(65_537), json!({})),
         ("empty", "-", json!({})),
     ])?;
     secrets.write("empty", "")?;
@@ -229,24 +229,24 @@ async fn what_a_build_may_not_use_fails_it_before_it_begins() -> anyhow::Result<
     let alice = service.builder("alice");
     let uses = |name: &str| with_secrets(image(name, "FROM scratch\nENV A=b"), &[secret("id", name)]);
     for (name, rule) in [
-        ("other-pool", "none of this name"),
-        ("missing", "none of this name"),
-        ("unnamed", "none of this name"),
-        ("nowhere", "none of this name"),
+        ("other-pool", "this build may use"),
+        ("missing", "this build may use"),
+        ("unnamed", "this build may use"),
+        ("nowhere", "this build may use"),
         ("empty", "is empty"),
-        ("large", "512,000"),
+        ("large", "65,536"),
     ] {
         refused(&alice, uses(name), rule).await?;
         let mut with_agent = image(&format!("{name} agent"), "FROM scratch\nENV A=b");
         let config = with_agent.config.as_mut().context("a configuration")?;
         config.ssh_agents = vec![SshAgent { id: "default".to_owned(), name: name.to_owned() }];
-        refused(&alice, with_agent, "none of this name").await?;
+        refused(&alice, with_agent, "this build may use").await?;
     }
     assert!(engine.builds().is_empty());
     assert_eq!(run(&alice, uses("own-pool")).await?.1.state(), BuildState::Succeeded);
     worker.stop().await?;
     let _without = Worker::start(&service, "w2", &engine.docker_host())?;
-    refused(&alice, uses("own-pool"), "none of this name").await
+    refused(&alice, uses("own-pool"), "this build may use").await
 }
 
 /// An SSH agent with a key, and its socket in a directory of secrets.
@@ -276,8 +276,15 @@ async fn a_step_signs_with_an_agent_that_it_cannot_change() -> anyhow::Result<()
     eventually_within(PATIENCE, "the agent listens", async || Ok(socket.exists().then_some(()))).await?;
     let comment = format!("key-{}", uuid::Uuid::new_v4().simple());
     add_key(&secrets, "deploy", &comment)?;
-    let real =
-        Real::start_with(&["--secrets-dir", secrets.path()?, "--allow-local", "trailer-test/*"]).await?;
+    let real = Real::start_with(&[
+        "--secrets-dir",
+        secrets.path()?,
+        "--allow-local",
+        "trailer-test/*",
+        "--allow-add",
+        "127.0.0.1",
+    ])
+    .await?;
     let alice = real.alice();
     let debian = format!("trailer-test/debian-{}:12", real.run);
     import_debian(&real.docker, &debian).await?;
@@ -289,8 +296,6 @@ async fn a_step_signs_with_an_agent_that_it_cannot_change() -> anyhow::Result<()
         let dockerfile = format!("FROM {debian}\nENV RUN={}\n{instructions}", real.run);
         let mut wanted = image(&format!("{name} {}", real.run), &dockerfile);
         let config = wanted.config.as_mut().expect("a configuration");
-        // The engine has the result of an equal step, whatever agent it has used.
-        config.no_cache = true;
         config.ssh_agents =
             agents.iter().map(|id| SshAgent { id: (*id).to_owned(), name: "deploy".to_owned() }).collect();
         wanted
@@ -318,8 +323,12 @@ async fn a_step_signs_with_an_agent_that_it_cannot_change() -> anyhow::Result<()
         let (_, built, _) = run(&alice, with_agent(name, instructions, agents)).await?;
         assert_eq!(built.error.clone().unwrap_or_default().kind(), BuildErrorKind::User, "{built:?}");
     }
+    // ADD does not use it.
+    let add = "ADD git@127.0.0.1:private.git /private";
+    let (_, built, _) = run(&alice, with_agent("Add", add, &["default"])).await?;
+    assert!(built.error.clone().unwrap_or_default().message.contains("--allow-add"), "{built:?}");
     let bob = real.service.builder("bob");
-    refused(&bob, with_agent("Bob", &mounted, &["default"]), "none of this name").await?;
+    refused(&bob, with_agent("Bob", &mounted, &["default"]), "this build may use").await?;
     drop(agent);
     real.clean(&[&created.reference, &by_id.reference, &unasked.reference, &debian]).await
 }
@@ -375,7 +384,7 @@ async fn a_private_context_is_fetched_with_the_credentials_of_its_host() -> anyh
         (server.url("/context.tar"), "", "401"),
         (server.url("/context.tar"), "wrong", "401"),
         (server.url("/private.git"), "token", "netrc"),
-        (server.url("/private.git"), "none", "none of this name"),
+        (server.url("/private.git"), "none", "this build may use"),
         // Another host, also after a redirect, gets none.
         (foreign.url("/private.git"), "git", "cannot fetch"),
         (server.url("/away.tar"), "git", "401"),

@@ -1,6 +1,8 @@
 //! BuildKit's source policy: the engine uses nothing for a build that was not decided about.
 
-use bollard::moby::buildkit::v1::sourcepolicy::{MatchType, Policy, PolicyAction, Rule, Selector, Update};
+use bollard::moby::buildkit::v1::sourcepolicy::{
+    AttrConstraint, AttrMatch, MatchType, Policy, PolicyAction, Rule, Selector, Update,
+};
 
 use super::session::DOCKERFILE_SOURCE;
 use crate::{
@@ -11,6 +13,9 @@ use crate::{
 const IMAGE: &str = "docker-image://";
 /// Pattern of Git repositories of which only a directory is taken.
 const GIT_DIRECTORY: &str = "git://*#*:*";
+
+/// Attribute of a Git repository with its whole URL.
+const GIT_URL: &str = "git.fullurl";
 
 /// Expression for Git repositories at a commit, which the engine takes from its cache whoever asks, and from whichever URL.
 const GIT_COMMIT: &str = "(?i)^git://[^#]*#([0-9a-f]{40}|[0-9a-f]{64})(:.*)?$";
@@ -34,6 +39,16 @@ pub(super) fn policy(sources: &dyn SourcePolicy, context: &str) -> Policy {
     for host in sources.hosts() {
         rules.push(rule(PolicyAction::Allow, &urls_of(&host), MatchType::Regex));
     }
+    // The name of a Git repository does not show how it is fetched; by SSH, the engine would use the agents of
+    // the build.
+    let is_ssh = AttrConstraint {
+        key: GIT_URL.to_owned(),
+        value: "^(ssh://|[^/]*@)".to_owned(),
+        condition: AttrMatch::Matches.into(),
+    };
+    let mut by_ssh = rule(PolicyAction::Deny, "git://*", MatchType::Wildcard);
+    by_ssh.selector.get_or_insert_default().constraints.push(is_ssh);
+    rules.push(by_ssh);
     rules.push(rule(PolicyAction::Deny, GIT_COMMIT, MatchType::Regex));
     if !sources.allows_git_directories() {
         rules.push(rule(PolicyAction::Deny, GIT_DIRECTORY, MatchType::Wildcard));
@@ -172,6 +187,7 @@ pub(super) mod tests {
                 "Allow http://buildkit-session/1*",
                 "Allow local://dockerfile",
                 r"Allow ^(https?|git)://files\.example/",
+                "Deny git://*",
                 &format!("Deny {GIT_COMMIT}"),
                 "Deny git://*#*:*",
                 "Allow docker-image://a",

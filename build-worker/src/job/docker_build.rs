@@ -79,7 +79,7 @@ impl Job {
             squash: order.squash,
             labels: self.labels(),
             secrets,
-            cgroup_parent: self.group.path(&domain),
+            cgroup_parent: self.group.path(&domain.with_secrets(&order.secrets, &order.ssh_agents)),
             compression: self.compression.clone(),
         })
     }

@@ -133,7 +133,7 @@ impl From<SecretError> for Ended {
     fn from(error: SecretError) -> Self {
         match error {
             SecretError::Refused { .. } => Self::by_user(error.to_string()),
-            SecretError::Unreadable { .. } => Self::by_infrastructure(error.to_string()),
+            SecretError::Unreadable => Self::by_infrastructure(error.to_string()),
         }
     }
 }

@@ -12,24 +12,33 @@ use std::{
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
+use url::Url;
+
 use crate::secrets::Netrc;
 
 /// The credentials of one fetch; dropping it takes them from `git`.
 #[derive(Debug)]
-pub(super) struct CredentialHelper(Vec<(String, File)>);
+pub(super) struct CredentialHelper(Vec<(Vec<String>, File)>);
 
 impl CredentialHelper {
-    /// Creates the files.
+    /// Creates the files for a fetch that begins with the URL `first`.
     ///
     /// # Errors
     ///
     /// Returns an error if the system refuses them.
-    pub(super) fn new(credentials: &Netrc) -> io::Result<Self> {
+    pub(super) fn new(credentials: &Netrc, first: &Url) -> io::Result<Self> {
+        let schemes = if first.scheme() == "https" { &["https"][..] } else { &["http", "https"] };
         let mut files = Vec::new();
         for (machine, login, password) in credentials.entries() {
             let mut file = File::from(memfd_create("credentials", MemfdFlags::CLOEXEC)?);
             write!(file, "username={login}\npassword={password}\n")?;
-            files.push((machine.to_owned(), file));
+            // An entry without a port is for that of the configured URL, too.
+            let own_port = first.port().filter(|_| first.host_str() == Some(machine));
+            let with_port = own_port.map(|port| format!("{machine}:{port}"));
+            let machines = [Some(machine.to_owned()), with_port].into_iter().flatten();
+            let urls = machines
+                .flat_map(|machine| schemes.iter().map(move |scheme| format!("{scheme}://{machine}")));
+            files.push((urls.collect(), file));
         }
         Ok(Self(files))
     }
@@ -38,13 +47,13 @@ impl CredentialHelper {
     pub(super) fn configuration(&self) -> String {
         let process = std::process::id();
         let mut configuration = String::new();
-        for (machine, file) in &self.0 {
+        for (urls, file) in &self.0 {
             let descriptor = file.as_raw_fd();
-            for scheme in ["http", "https"] {
+            for url in urls {
                 // Writing to a String cannot fail.
                 let _ = write!(
                     configuration,
-                    "[credential \"{scheme}://{machine}\"]\n\
+                    "[credential \"{url}\"]\n\
                      \thelper = \"!f() {{ test \\\"$1\\\" = get && cat /proc/{process}/fd/{descriptor}; }}; f\"\n"
                 );
             }

@@ -39,10 +39,11 @@ pub(super) async fn download(
     egress: &Arc<Egress>,
     mut context: LargeContext,
 ) -> Result<LargeContext, RemoteError> {
+    let first = url;
     let mut url = url.clone();
     let mut redirects = 0;
     let response = loop {
-        let response = get(&url, credentials, egress).await?;
+        let response = get(&url, credentials.of(&url, first), egress).await?;
         match redirection(response.status(), response.headers()) {
             None => break response,
             Some(_) if redirects == MAX_REDIRECTS => {
@@ -73,10 +74,10 @@ pub(super) async fn download(
     Ok(context)
 }
 
-/// Requests a URL over a connection of its own.
+/// Requests a URL over a connection of its own, with a user and a password.
 async fn get(
     url: &Url,
-    credentials: &Netrc,
+    credentials: Option<(&str, &str)>,
     egress: &Arc<Egress>,
 ) -> Result<Response<Incoming>, RemoteError> {
     let connector = {
@@ -104,7 +105,7 @@ async fn get(
     let refused = |error: http::Error| RemoteError::Refused(format!("{url}: {error}"));
     let mut request = Request::get(url.as_str())
         .header(header::USER_AGENT, concat!("trailer-build-worker/", env!("CARGO_PKG_VERSION")));
-    if let Some((user, password)) = credentials.of(url) {
+    if let Some((user, password)) = credentials {
         let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")));
         let mut value = HeaderValue::try_from(basic).map_err(|error| refused(error.into()))?;
         value.set_sensitive(true);

@@ -51,7 +51,7 @@ pub(super) async fn check_out(
 ) -> Result<PathBuf, RemoteError> {
     let proxy = EgressProxy::start(Arc::clone(egress)).await?;
     let home = checkout.path().join("home");
-    let credentials = CredentialHelper::new(credentials)?;
+    let credentials = CredentialHelper::new(credentials, &repository.url)?;
     Git::configure(&home, &proxy.url(), &credentials.configuration()).await?;
     let tree = checkout.path().join(TREE);
     tokio::fs::create_dir(&tree).await?;

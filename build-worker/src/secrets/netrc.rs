@@ -42,12 +42,20 @@ impl Netrc {
         (!entries.is_empty() && entries.iter().all(is_valid)).then_some(Self(entries))
     }
 
-    /// Returns the user and the password for the host of a URL.
-    pub(crate) fn of(&self, url: &Url) -> Option<(&str, &str)> {
-        let host = url.host_str()?;
-        let with_port = format!("{host}:{}", url.port_or_known_default()?);
+    /// Returns the user and the password for a URL, on the way from `first`, which the configuration names.
+    ///
+    /// An entry without a port is for the port of `first` and for the default one of its scheme. After HTTPS,
+    /// nothing is for HTTP.
+    pub(crate) fn of(&self, url: &Url, first: &Url) -> Option<(&str, &str)> {
+        let (host, port) = (url.host_str()?, url.port_or_known_default()?);
+        if first.scheme() == "https" && url.scheme() != "https" {
+            return None;
+        }
+        let is_its_port = url.port().is_none()
+            || first.host_str() == Some(host) && first.port_or_known_default() == Some(port);
         let found = |machine: &str| self.0.iter().find(|entry| entry.machine == machine);
-        found(&with_port).or_else(|| found(host)).map(|entry| (&*entry.login, &*entry.password))
+        let of_host = || found(host).filter(|_| is_its_port);
+        found(&format!("{host}:{port}")).or_else(of_host).map(|entry| (&*entry.login, &*entry.password))
     }
 
     /// Returns host, user and password of each entry; the host may have a port.
@@ -79,7 +87,19 @@ mod tests {
             ("https://git.example.org/x.git", None),
             ("https://sub.git.example/x.git", None),
         ] {
-            assert_eq!(netrc.of(&Url::parse(url).expect("a URL")), expected, "{url}");
+            let url = Url::parse(url).expect("a URL");
+            assert_eq!(netrc.of(&url, &url), expected, "{url}");
+        }
+        for (first, url, expected) in [
+            ("http://git.example:3000/", "http://git.example:3000/x", Some(("a", "b"))),
+            ("http://git.example:3000/", "http://git.example:3001/x", None),
+            ("https://git.example/", "http://git.example/x", None),
+            ("https://git.example/", "https://git.example:8443/x", Some(("c", "d"))),
+            ("https://other.example:3000/", "https://git.example:3000/x", None),
+            ("https://other.example:3000/", "https://git.example/x", Some(("a", "b"))),
+        ] {
+            let [first, url] = [first, url].map(|url| Url::parse(url).expect("a URL"));
+            assert_eq!(netrc.of(&url, &first), expected, "{url} after {first}");
         }
         let passwords = netrc.entries().map(|(_, _, password)| password);
         assert_eq!(passwords.collect::<Vec<_>>(), ["b", "d", "t"]);

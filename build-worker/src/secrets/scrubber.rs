@@ -1,7 +1,8 @@
 //! Hides values of secrets in what steps print and engines report.
 //!
-//! A value is hidden as a whole and line by line, as it is, in base64 at any offset, and URL-encoded. The
-//! passwords in URLs and netrc entries are hidden by themselves, too.
+//! A value is hidden as a whole and line by line, as it is, in base64 at any offset, URL-encoded, and escaped
+//! for JSON and HTML, wherever lines break it. The passwords in URLs and netrc entries are hidden by
+//! themselves, too.
 
 use std::{
     borrow::Cow,
@@ -9,16 +10,13 @@ use std::{
     fmt,
 };
 
-use aho_corasick::{AhoCorasick, MatchKind};
-use base64::{
-    Engine,
-    prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD},
-};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
-use super::Netrc;
+use super::{Netrc, encodings};
 
 /// The texts to hide. `Debug` does not show them.
+///
+/// Texts have no line ends, and are looked for in what is printed without its line ends.
 #[derive(Default)]
 pub(crate) struct Scrubber {
     automaton: Option<AhoCorasick>,
@@ -30,84 +28,117 @@ pub(crate) struct Scrubber {
     longest: usize,
 }
 
-/// Characters that URLs need not encode.
-const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-/// Those that programs leave as they are, too.
-const SETS: [&AsciiSet; 4] = [
-    UNRESERVED,
-    &UNRESERVED.remove(b'/'),
-    &UNRESERVED.remove(b'!').remove(b'\'').remove(b'(').remove(b')').remove(b'*'),
-    NON_ALPHANUMERIC,
-];
+/// The last bytes of a stream, as far as a secret may begin in them.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    bytes: Vec<u8>,
+    /// Number of bytes that were shown all the same, because so few say little.
+    shown: usize,
+}
+
+/// Bytes without line ends, and where each of them was.
+struct Joined {
+    bytes: Vec<u8>,
+    positions: Vec<usize>,
+}
 
 impl Scrubber {
     /// Minimum length of a text that is hidden, in bytes: shorter ones are in every log.
-    const SHORTEST: usize = 4;
+    pub(crate) const SHORTEST: usize = 4;
+    /// Minimum length of a line that is hidden by itself, in bytes.
+    const SHORTEST_LINE: usize = 8;
     /// Maximum length of a text that is hidden in one piece, in bytes.
     const LONGEST: usize = 4096;
-    /// Length of the lines of base64 that programs write.
-    const BASE64_LINES: [usize; 2] = [76, 64];
 
-    /// Creates a scrubber of secrets, each with its name.
+    /// Creates a scrubber of secrets, each with its name. Takes time for large ones.
     pub(crate) fn new<'a>(secrets: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Self {
         let mut named = BTreeMap::new();
         for (name, value) in secrets {
             let mut texts = BTreeSet::new();
             for part in parts(value) {
-                encodings(&part, &mut texts);
+                encodings::add(&part, &mut texts);
             }
-            for text in texts.into_iter().filter(|text| text.len() >= Self::SHORTEST) {
-                named.entry(text).or_insert_with(|| format!("[secret {name}]"));
+            for text in texts {
+                let text: Vec<u8> = text.into_iter().filter(|byte| !is_line_end(*byte)).collect();
+                if text.len() >= Self::SHORTEST {
+                    named.entry(text).or_insert_with(|| format!("[secret {name}]"));
+                }
             }
         }
         if named.is_empty() {
             return Self::default();
         }
         let (texts, replacements): (Vec<_>, Vec<_>) = named.into_iter().unzip();
-        let automaton = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&texts);
+        let mut builder = AhoCorasick::builder();
+        builder.match_kind(MatchKind::LeftmostLongest).kind(Some(AhoCorasickKind::ContiguousNFA));
+        let automaton = builder.build(&texts).expect("secrets are far smaller than an automaton may be");
         let longest = texts.iter().map(Vec::len).max().unwrap_or_default();
-        Self {
-            automaton: Some(automaton.expect("secrets are far smaller than an automaton may be")),
-            texts,
-            replacements,
-            longest,
-        }
+        Self { automaton: Some(automaton), texts, replacements, longest }
     }
 
     /// Takes in the next bytes of a stream, and returns what may be shown.
     ///
-    /// The end of the stream that may be the begin of a secret is held back in `held`.
-    pub(crate) fn take<'a>(&self, held: &mut Vec<u8>, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+    /// The end of the stream that may be the begin of a secret is held back.
+    pub(crate) fn take<'a>(&self, held: &mut Held, bytes: &'a [u8]) -> Cow<'a, [u8]> {
         let Some(automaton) = &self.automaton else { return Cow::Borrowed(bytes) };
-        held.extend_from_slice(bytes);
-        let undecided = self.undecided(held, 0);
-        let mut shown = Vec::with_capacity(held.len());
-        let mut end = 0;
-        for found in automaton.find_iter(held.as_slice()).take_while(|found| found.start() < undecided) {
-            shown.extend_from_slice(&held[end..found.start()]);
-            shown.extend_from_slice(self.replacements[found.pattern()].as_bytes());
-            end = found.end();
-        }
-        // What was undecided may have been the end of what was found.
-        let undecided = if end > undecided { self.undecided(held, end) } else { undecided };
-        shown.extend_from_slice(&held[end..undecided]);
-        held.drain(..undecided);
-        Cow::Owned(shown)
+        held.bytes.extend_from_slice(bytes);
+        Cow::Owned(self.scrub(automaton, held, false))
     }
 
     /// Returns what was held back at the end of a stream, with its secrets hidden.
-    pub(crate) fn finish(&self, held: &mut Vec<u8>) -> Vec<u8> {
-        let held = std::mem::take(held);
-        match &self.automaton {
-            Some(automaton) => automaton.replace_all_bytes(&held, &self.replacements),
-            None => held,
-        }
+    pub(crate) fn finish(&self, held: &mut Held) -> Vec<u8> {
+        let scrubbed = self.automaton.as_ref().map(|automaton| self.scrub(automaton, held, true));
+        *held = Held::default();
+        scrubbed.unwrap_or_default()
     }
 
     /// Hides the secrets in a text.
     pub(crate) fn text(&self, text: String) -> String {
         let Some(automaton) = &self.automaton else { return text };
-        if automaton.is_match(&text) { automaton.replace_all(&text, &self.replacements) } else { text }
+        if !automaton.is_match(&Joined::new(text.as_bytes()).bytes) {
+            return text;
+        }
+        let mut held = Held { bytes: text.into_bytes(), shown: 0 };
+        String::from_utf8_lossy(&self.scrub(automaton, &mut held, true)).into_owned()
+    }
+
+    fn scrub(&self, automaton: &AhoCorasick, held: &mut Held, is_end: bool) -> Vec<u8> {
+        let joined = Joined::new(&held.bytes);
+        let undecided = |from| if is_end { joined.bytes.len() } else { self.undecided(&joined.bytes, from) };
+        let mut limit = undecided(0);
+        let mut scrubbed = Vec::with_capacity(held.bytes.len());
+        // Positions in what is held, and in the joined bytes.
+        let (mut done, mut joined_done) = (held.shown, 0);
+        let mut last = None;
+        for found in automaton.find_iter(&joined.bytes).take_while(|found| found.start() < limit) {
+            let (begin, end) = (joined.positions[found.start()], joined.positions[found.end() - 1] + 1);
+            let between = held.bytes.get(done..begin).unwrap_or_default();
+            scrubbed.extend_from_slice(between);
+            let replacement = &self.replacements[found.pattern()];
+            // Neighbours are one.
+            if last != Some(replacement) || !between.is_empty() {
+                scrubbed.extend_from_slice(replacement.as_bytes());
+            }
+            last = Some(replacement);
+            (done, joined_done) = (done.max(end), found.end());
+        }
+        if joined_done > limit {
+            // What was undecided may have been the end of what was found.
+            limit = undecided(joined_done);
+        }
+        let mut end = joined.positions.get(limit).copied().unwrap_or(held.bytes.len());
+        // A line that ends with so little of a secret need not wait for the next one.
+        let few = joined.positions.get(limit + Self::SHORTEST - 1).copied().unwrap_or(held.bytes.len());
+        let is_ended = held.bytes[end..few].iter().rposition(|byte| is_line_end(*byte));
+        let kept = end;
+        if let Some(line_end) = is_ended {
+            end += line_end + 1;
+        }
+        let end = end.max(done);
+        scrubbed.extend_from_slice(&held.bytes[done..end]);
+        held.bytes.drain(..kept);
+        held.shown = end - kept;
+        scrubbed
     }
 
     /// Returns the position from `from` on at which a secret may begin whose end is still to come.
@@ -122,10 +153,24 @@ impl Scrubber {
     }
 }
 
+impl Joined {
+    fn new(bytes: &[u8]) -> Self {
+        let kept = bytes.iter().enumerate().filter(|(_, byte)| !is_line_end(**byte));
+        let (positions, bytes) = kept.map(|(position, byte)| (position, *byte)).unzip();
+        Self { bytes, positions }
+    }
+}
+
+fn is_line_end(byte: u8) -> bool {
+    matches!(byte, b'\n' | b'\r')
+}
+
 /// Returns the parts of a value that are hidden by themselves.
 fn parts(value: &[u8]) -> Vec<Cow<'_, [u8]>> {
-    let mut parts = vec![Cow::Borrowed(value.trim_ascii())];
-    parts.extend(value.split(|byte| *byte == b'\n').map(|line| Cow::Borrowed(line.trim_ascii())));
+    let whole = value.trim_ascii();
+    let mut parts = vec![Cow::Borrowed(whole)];
+    let lines = value.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    parts.extend(lines.filter(|line| line.len() >= Scrubber::SHORTEST_LINE).map(Cow::Borrowed));
     if let Some(netrc) = Netrc::parse(value) {
         parts.extend(netrc.entries().map(|(_, _, password)| Cow::Owned(password.as_bytes().to_vec())));
     }
@@ -137,57 +182,19 @@ fn parts(value: &[u8]) -> Vec<Cow<'_, [u8]>> {
         let decoded: Vec<u8> = percent_encoding::percent_decode_str(password).collect();
         parts.extend([Cow::Owned(password.as_bytes().to_vec()), Cow::Owned(decoded)]);
     }
-    let whole = |part: &Cow<'_, [u8]>| part.len() >= Scrubber::SHORTEST;
-    parts.into_iter().filter(whole).flat_map(pieces).collect()
+    let is_long_enough = |part: &Cow<'_, [u8]>| part.len() >= Scrubber::SHORTEST;
+    parts.into_iter().filter(is_long_enough).flat_map(pieces).collect()
 }
 
 /// Cuts a part that is too long to be hidden in one piece.
+///
+/// The length of a piece is divisible by three, so that base64 of the whole has that of each piece.
 fn pieces(part: Cow<'_, [u8]>) -> Vec<Cow<'_, [u8]>> {
+    const PIECE: usize = Scrubber::LONGEST / 3 * 3;
     if part.len() <= Scrubber::LONGEST {
         return vec![part];
     }
-    part.chunks(Scrubber::LONGEST).map(|piece| Cow::Owned(piece.to_vec())).collect()
-}
-
-/// Adds a text in all its forms.
-fn encodings(text: &[u8], texts: &mut BTreeSet<Vec<u8>>) {
-    texts.insert(text.to_vec());
-    for engine in [&BASE64_STANDARD_NO_PAD, &BASE64_URL_SAFE_NO_PAD] {
-        for before in 0..3 {
-            // Characters that depend on what stands before or after are left out.
-            let encoded = engine.encode([&vec![0; before], text].concat());
-            let begin = (before * 8).div_ceil(6);
-            let end = (before + text.len()) * 8 / 6;
-            // With the padding, if nothing comes after it.
-            let rest = encoded.get(begin..).unwrap_or_default();
-            texts.extend(["", "=", "=="].map(|padding| format!("{rest}{padding}").into_bytes()));
-            let encoded = encoded.get(begin..end).unwrap_or_default();
-            texts.insert(encoded.as_bytes().to_vec());
-            for line in Scrubber::BASE64_LINES {
-                let lines = encoded.as_bytes().chunks(line).filter(|_| begin == 0 && encoded.len() > line);
-                texts.extend(lines.map(<[u8]>::to_vec));
-            }
-        }
-    }
-    for set in SETS {
-        let encoded = percent_encode(text, set).to_string();
-        let lower = lower_hexadecimal(&encoded);
-        for encoded in [encoded, lower] {
-            texts.insert(encoded.replace("%20", "+").into_bytes());
-            texts.insert(encoded.into_bytes());
-        }
-    }
-}
-
-/// Returns a URL-encoded text with lower-case digits in its encoded characters.
-fn lower_hexadecimal(encoded: &str) -> String {
-    let mut parts = encoded.split('%');
-    let mut lower = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let (digits, rest) = part.split_at_checked(2).unwrap_or((part, ""));
-        lower.extend(["%", &digits.to_ascii_lowercase(), rest]);
-    }
-    lower
+    part.chunks(PIECE).map(|piece| Cow::Owned(piece.to_vec())).collect()
 }
 
 impl fmt::Debug for Scrubber {
@@ -198,7 +205,7 @@ impl fmt::Debug for Scrubber {
 
 #[cfg(test)]
 mod tests {
-    use base64::prelude::BASE64_STANDARD;
+    use base64::{Engine, prelude::BASE64_STANDARD};
 
     use super::*;
 
@@ -206,7 +213,7 @@ mod tests {
 
     /// Takes in a text in chunks of one length.
     fn scrubbed(scrubber: &Scrubber, text: &[u8], length: usize) -> String {
-        let mut held = Vec::new();
+        let mut held = Held::default();
         let mut shown = Vec::new();
         for chunk in text.chunks(length) {
             shown.extend_from_slice(&scrubber.take(&mut held, chunk));
@@ -220,26 +227,67 @@ mod tests {
         let scrubber = Scrubber::new([("token", format!("{VALUE}\n").as_bytes())]);
         let encoded = |text: &str| BASE64_STANDARD.encode(text);
         let form = "s3cr3t%2Fv%2Blue%3D%26%C3%BC+2";
+        let every: String = VALUE.bytes().map(|byte| format!("%{byte:02X}")).collect();
         for (text, expected) in [
             (format!("a {VALUE} b"), "a [secret token] b"),
-            (format!("a {VALUE}{VALUE}"), "a [secret token][secret token]"),
+            (format!("a {VALUE}{VALUE}"), "a [secret token]"),
+            (format!("a {VALUE} {VALUE}"), "a [secret token] [secret token]"),
             (format!("a {}", encoded(VALUE)), "a [secret token]"),
             (format!("a {}", encoded(&format!("x{VALUE}"))), "a eH[secret token]"),
             (format!("a {}", encoded(&format!("xy{VALUE}"))), "a eHl[secret token]"),
             (format!("a {form}&b"), "a [secret token]&b"),
             (format!("a {}&b", form.to_ascii_lowercase()), "a [secret token]&b"),
             (format!("a {}", form.replace('+', "%20").replace("%2F", "/")), "a [secret token]"),
+            (format!("a {every}"), "a [secret token]"),
             ("a s3cr3t/v+lue=&".to_owned(), "a s3cr3t/v+lue=&"),
             ("a s3cr3s3cr3t".to_owned(), "a s3cr3s3cr3t"),
         ] {
             for length in 1..=text.len() {
                 let shown = scrubbed(&scrubber, text.as_bytes(), length);
-                let expected_end = expected.trim_end_matches('=');
-                assert!(shown.trim_end_matches('=').starts_with(expected_end), "{text} by {length}: {shown}");
-                assert!(!shown.contains(VALUE), "{text} by {length}: {shown}");
+                // Neighbours are one only if they arrive together.
+                let shown = shown.replace("[secret token][secret token]", "[secret token]");
+                assert_eq!(shown, expected, "{text} by {length}");
             }
-            assert!(scrubber.text(text.clone()).starts_with(expected.trim_end_matches('=')), "{text}");
+            assert_eq!(scrubber.text(text.clone()), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_value_is_hidden_wherever_lines_break_it() {
+        let key: String = (0..120).map(|line| format!("{line:04}-{}\n", line * 7919 % 1013)).collect();
+        let scrubber = Scrubber::new([("key", key.as_bytes())]);
+        for prefix in ["", "t", "t:", "t: ", "token: "] {
+            let encoded = BASE64_STANDARD.encode(format!("{prefix}{key}"));
+            for width in [1, 3, 5, 20, 64, 76] {
+                let lines: Vec<String> = encoded
+                    .as_bytes()
+                    .chunks(width)
+                    .map(|line| String::from_utf8_lossy(line).into_owned())
+                    .collect();
+                let text = lines.join("\n");
+                for length in [1, 7, 4096] {
+                    let shown = scrubbed(&scrubber, text.as_bytes(), length);
+                    let rest = shown.replace("[secret key]", "").replace('\n', "");
+                    assert!(
+                        rest.len() <= prefix.len() * 2 + 8,
+                        "{width} by {length} after {prefix:?}: {shown}"
+                    );
+                }
+            }
+        }
+        assert_eq!(scrubbed(&scrubber, key.as_bytes(), 10), "[secret key]\n");
+    }
+
+    #[test]
+    fn a_line_does_not_wait_for_the_next_one() {
+        let scrubber = Scrubber::new([("token", VALUE.as_bytes())]);
+        let mut held = Held::default();
+        assert_eq!(&*scrubber.take(&mut held, b"ends with s3c\n"), b"ends with s3c\n");
+        assert_eq!(&*scrubber.take(&mut held, b"next\n"), b"next\n");
+        assert_eq!(&*scrubber.take(&mut held, b"s3c\n"), b"s3c\n");
+        let rest = &VALUE.as_bytes()[3..];
+        assert_eq!(&*scrubber.take(&mut held, rest), b"[secret token]", "the rest is hidden all the same");
+        assert_eq!(scrubber.finish(&mut held), b"");
     }
 
     #[test]
@@ -255,19 +303,6 @@ mod tests {
             ("https://pypi.example/simple", "https://pypi.example/simple"),
         ] {
             assert_eq!(scrubber.text(text.to_owned()), expected);
-        }
-    }
-
-    #[test]
-    fn a_long_value_in_base64_lines_is_hidden() {
-        let key: Vec<u8> = (0..200).collect();
-        let scrubber = Scrubber::new([("key", key.as_slice())]);
-        let encoded = BASE64_STANDARD.encode(&key);
-        let lines: Vec<&str> =
-            encoded.as_bytes().chunks(76).map(|c| std::str::from_utf8(c).expect("text")).collect();
-        let shown = scrubber.text(lines.join("\n"));
-        for line in lines {
-            assert!(!shown.contains(&line[..line.len() - 4]), "{shown}");
         }
     }
 

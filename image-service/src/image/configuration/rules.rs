@@ -180,6 +180,15 @@ pub(super) fn secret_name(name: &str) -> Result<(), &'static str> {
     }
 }
 
+/// Checks the name of a variable that is a secret.
+pub(super) fn secret_variable(name: &str) -> Result<(), &'static str> {
+    if name == "PATH" {
+        Err("must not be `PATH`, by which the step finds its programs")
+    } else {
+        variable(name)
+    }
+}
+
 /// Checks the path of a secret, which stands unquoted among the options of a mount.
 pub(super) fn secret_file(path: &str) -> Result<(), &'static str> {
     let fits = path.chars().all(|c| c.is_ascii_alphanumeric() || "_.-+@/".contains(c));

@@ -46,6 +46,17 @@ const MAX_SECRETS: usize = 16;
 const MAX_AGENTS: usize = 4;
 
 impl Secret {
+    /// Returns the field by which a step could not see both secrets.
+    fn conflict_with(&self, other: &Self) -> Option<&'static str> {
+        let is_below =
+            |path: &str, above: &str| path.strip_prefix(above).is_some_and(|rest| rest.starts_with('/'));
+        let (file, of_other) = (&*self.file, &*other.file);
+        if !file.is_empty() && (file == of_other || is_below(file, of_other) || is_below(of_other, file)) {
+            return Some("file");
+        }
+        (!self.environment.is_empty() && self.environment == other.environment).then_some("environment")
+    }
+
     pub(super) fn texts(&self) -> [&str; 4] {
         [&self.id, &self.name, &self.file, &self.environment]
     }
@@ -88,6 +99,12 @@ pub(super) fn check(
         }
     }
     for (i, secret) in secrets.iter().enumerate() {
+        let others =
+            secrets[..i].iter().filter(|other| other.steps.iter().any(|step| secret.steps.contains(step)));
+        if let Some(exposure) = others.filter_map(|other| secret.conflict_with(other)).next() {
+            let rule = "must not be that of another secret of the same step, nor lie below it or above it";
+            violations.add(format!("{field}.secrets[{i}].{exposure}"), rule);
+        }
         let field = format!("{field}.secrets[{i}]");
         let mut refuse = |name: &str, rule: &'static str| violations.add(format!("{field}.{name}"), rule);
         if let Err(rule) = rules::secret_id(&secret.id) {
@@ -115,7 +132,7 @@ pub(super) fn check(
                 }
                 let exposures: [(&str, &str, Rule); 2] = [
                     ("file", &secret.file, rules::secret_file),
-                    ("environment", &secret.environment, rules::variable),
+                    ("environment", &secret.environment, rules::secret_variable),
                 ];
                 let given: Vec<_> = exposures.iter().filter(|(_, text, _)| !text.is_empty()).collect();
                 match given[..] {
@@ -200,6 +217,15 @@ mod tests {
         ] {
             let expected: Vec<String> = expected.iter().map(|name| format!("c.secrets[0].{name}")).collect();
             assert_eq!(found(source, std::slice::from_ref(&secret), &[]), expected, "{secret:?}");
+        }
+        for (first, second, expected) in [
+            (secret("a", &[APT], "/f", ""), secret("b", &[APT], "/f", ""), &["c.secrets[1].file"][..]),
+            (secret("a", &[APT], "/f", ""), secret("b", &[APT], "/f/g", ""), &["c.secrets[1].file"]),
+            (secret("a", &[APT], "/f", ""), secret("b", &[APT], "/fg", ""), &[]),
+            (secret("a", &[APT], "", "E"), secret("b", &[APT], "", "E"), &["c.secrets[1].environment"]),
+            (secret("a", &[APT], "", "PATH"), secret("b", &[APT], "", "E"), &["c.secrets[0].environment"]),
+        ] {
+            assert_eq!(found(&generate, &[first, second], &[]), expected);
         }
         assert_eq!(found(&pull, &[secret("a", &[], "", "")], &[]), ["c.secrets"]);
         let agent = SshAgent { id: "default".to_owned(), name: "a".to_owned() };
