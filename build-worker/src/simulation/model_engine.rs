@@ -223,7 +223,8 @@ impl Engine for ModelEngine {
         _creator: &str,
     ) -> Result<Vec<String>, EngineError> {
         self.alive().await?;
-        Ok(vec![reference::parts(pinned).1.to_owned()])
+        // Its images have no configurations but themselves.
+        Ok(self.state().images.get(pinned).cloned().into_iter().collect())
     }
 
     fn has_credentials(&self, _reference: &str) -> bool {
