@@ -1,7 +1,7 @@
 //! An index that diverges from the database, by a failover, a feed that was cut for too long, or a change
 //! that was not logged: no answer is false, the index recovers, and the log says what happened.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use proto::{
@@ -17,7 +17,7 @@ use crate::{
     answers::{assert_gapless, lines},
     client::{Caller, Client, channel, image},
     edits::update,
-    eventually::{eventually, eventually_true},
+    eventually::{eventually, eventually_true, eventually_within},
     fake_engine::{FakeEngine, Gate, Script},
     programs::{Catalogue, Listening},
     recovery::talk,
@@ -63,8 +63,11 @@ async fn health(replica: &Listening, status: ServingStatus) -> anyhow::Result<()
 
 /// Waits until a program has logged a line with all of these words.
 async fn logged(catalogue: &Catalogue, program: &str, words: &[&str]) -> anyhow::Result<()> {
-    eventually_true(&format!("{words:?} is in the log"), async || {
-        Ok(catalogue.log(program)?.lines().any(|line| words.iter().all(|word| line.contains(word))))
+    /// More than the 20 s for which a database may stall before health tells it.
+    const PATIENCE: Duration = Duration::from_secs(60);
+    eventually_within(PATIENCE, &format!("{words:?} is in the log"), async || {
+        let log = catalogue.log(program)?;
+        Ok(log.lines().any(|line| words.iter().all(|word| line.contains(word))).then_some(()))
     })
     .await
     .with_context(|| catalogue.log(program).unwrap_or_default())

@@ -15,7 +15,7 @@ use futures_util::{StreamExt as _, stream};
 use proto::images::{
     self as api, UploadContextRequest, UploadContextStart, WatchImagesRequest, upload_context_request::Part,
 };
-use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, sync::Mutex};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -30,6 +30,9 @@ use crate::{
 const MEMORY: u64 = 2 << 30;
 /// Maximum time of others' calls, on a machine that other tests use, too.
 const SOON: Duration = Duration::from_secs(3);
+
+/// Turn of the tests with thousands of connections, of which this process may have 20,000.
+static CONNECTIONS: Mutex<()> = Mutex::const_new(());
 
 /// Calls of others, which are made again and again until this ends.
 struct Others {
@@ -210,6 +213,7 @@ async fn idle(addr: SocketAddr, count: usize, first: &'static [u8]) -> anyhow::R
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_makes_nobody_wait() -> anyhow::Result<()> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let _turn = CONNECTIONS.lock().await;
     let directory = directory()?;
     let service = Service::start(directory.path(), &[]).await?;
     for (attack, first) in [("10,100 silent connections", &[][..]), ("10,100 idle connections", PREFACE)] {
@@ -229,6 +233,7 @@ async fn a_stranger_makes_nobody_wait() -> anyhow::Result<()> {
 async fn handshakes_make_nobody_wait() -> anyhow::Result<()> {
     // The beginning of a ClientHello.
     const HELLO: &[u8] = &[0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00];
+    let _turn = CONNECTIONS.lock().await;
     let directory = directory()?;
     let authority = Authority::new()?;
     let issued = authority.issue()?;
