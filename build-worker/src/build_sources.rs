@@ -115,13 +115,8 @@ impl BuildSources {
         if !self.rules.allow_from_registry(&image) {
             return refused("the operator of the worker allows no images from there (--allow-source)");
         }
-        let digest = match self.engine.registry_digest(&image, &self.creator).await {
-            Err(EngineError::Refused(reason)) => return refused(&words_of(&reason)),
-            digest => digest?,
-        };
-        let pinned = format!("{}@{digest}", reference::repository(&image));
-        match self.unless_hidden(&pinned, None, ()).await {
-            Ok(Some(())) => Ok(pinned),
+        match self.pin(&image).await {
+            Ok(Some(pinned)) => Ok(pinned),
             Ok(None) => refused(Self::NOT_FOUND),
             Err(EngineError::Refused(reason)) => refused(&words_of(&reason)),
             Err(error) => Err(error),
@@ -149,32 +144,32 @@ impl BuildSources {
         Ok(())
     }
 
-    /// Returns `usable`, or `None` if an image of a registry is one that the requester cannot see.
-    ///
-    /// A registry can answer with any digest, and an index can refer to any image; `config` is the digest of
-    /// its configuration if the engine has it.
+    /// Returns a reference with the digest that the registry has for it, so that the engine takes what was decided
+    /// about; `None` if that is an image which the requester cannot see.
     ///
     /// # Errors
     ///
-    /// Returns an error if the registry does not have all of the image, or if that cannot be decided now.
-    async fn unless_hidden<T>(
-        &self,
-        pinned: &str,
-        config: Option<String>,
-        usable: T,
-    ) -> Result<Option<T>, EngineError> {
-        let configs = match config {
-            Some(config) => vec![config],
-            None => self.engine.config_digests(pinned, self.platforms, &self.creator).await?,
-        };
+    /// Returns an error if the registry refuses or does not have all of the image, or if that cannot be decided
+    /// now.
+    async fn pin(&self, image: &str) -> Result<Option<String>, EngineError> {
+        let digest = self.engine.registry_digest(image, &self.creator).await?;
+        let pinned = format!("{}@{digest}", reference::repository(image));
+        let configs = self.engine.config_digests(&pinned, self.platforms, &self.creator).await?;
+        Ok((!self.is_hidden(&pinned, configs).await?).then_some(pinned))
+    }
+
+    /// Reports whether an image of a registry, with these digests of its configurations, is one that the requester
+    /// cannot see.
+    ///
+    /// A registry can answer with any digest, and an index can refer to any image.
+    async fn is_hidden(&self, pinned: &str, configs: Vec<String>) -> Result<bool, EngineError> {
         let repository = reference::repository(pinned);
         let configs = configs.into_iter().map(|config| format!("{repository}@{config}"));
         let sources = self.resolve([pinned.to_owned()].into_iter().chain(configs).collect()).await?;
-        let is_seen = |source: &Option<Source>| match source {
-            Some(Source::Artifact(_) | Source::Foreign(_)) => true,
-            Some(Source::Missing(_)) | None => false,
-        };
-        Ok(sources.iter().all(is_seen).then_some(usable))
+        Ok(sources.iter().any(|source| match source {
+            Some(Source::Artifact(_) | Source::Foreign(_)) => false,
+            Some(Source::Missing(_)) | None => true,
+        }))
     }
 
     /// Asks the service what references stand for, and returns its answers in their order.
@@ -250,8 +245,8 @@ impl BuildSources {
                 let pinned = format!("{repository}@{digest}");
                 let usable = ImageDecision::Usable { name, id: Some(held.id.clone()) };
                 if !held.is_in_containerd && !self.engine.has_credentials(image) {
-                    let config = Some(held.config_digest);
-                    return Ok(self.unless_hidden(&pinned, config, usable).await?.unwrap_or_else(missing));
+                    let is_hidden = self.is_hidden(&pinned, vec![held.config_digest]).await?;
+                    return Ok(if is_hidden { missing() } else { usable });
                 }
                 // Containerd calls every image as if it came from a registry; and what the engine has may
                 // have been pulled with credentials that this build may not use.
@@ -259,11 +254,8 @@ impl BuildSources {
             }
             None => (name, None),
         };
-        let digest = self.engine.registry_digest(&queried, &self.creator).await?;
-        // Pinned, so that the engine takes what was decided about.
-        let name = format!("{repository}@{digest}");
-        let usable = usable.unwrap_or_else(|| ImageDecision::Usable { name: name.clone(), id: None });
-        Ok(self.unless_hidden(&name, None, usable).await?.unwrap_or_else(missing))
+        let Some(name) = self.pin(&queried).await? else { return Ok(missing()) };
+        Ok(usable.unwrap_or(ImageDecision::Usable { name, id: None }))
     }
 
     fn decisions(&self) -> MutexGuard<'_, BTreeMap<String, ImageDecision>> {

@@ -37,7 +37,9 @@ pub(crate) enum FetchError {
     Remote(#[from] RemoteError),
 }
 
-/// Returns a build's context, a remote one with these credentials; retries while the service is unavailable, until the future is dropped.
+/// Returns a build's context; retries while the service is unavailable, until the future is dropped.
+///
+/// A remote context is fetched with `credentials`.
 ///
 /// # Errors
 ///
@@ -82,8 +84,8 @@ async fn fetch(
         hashing.update(&chunk);
         context.append(chunk.into()).await?;
     }
-    let digits: String = hashing.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    if build.archive == format!("sha256:{digits}") { Ok(context) } else { Err(FetchError::Other) }
+    let digest = format!("sha256:{}", hex::encode(hashing.finish()));
+    if build.archive == digest { Ok(context) } else { Err(FetchError::Other) }
 }
 
 /// Reports whether a retry may succeed.

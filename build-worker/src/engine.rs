@@ -58,7 +58,8 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
 
     /// Returns the digests of the configurations that an image has.
     ///
-    /// The reference always stands for the same image: it has a digest, or is the name of an artifact. An index refers to an image for each platform.
+    /// The reference always stands for the same image: it has a digest, or is the name of an artifact. An index
+    /// refers to an image for each platform.
     ///
     /// # Errors
     ///

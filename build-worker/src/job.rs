@@ -202,7 +202,11 @@ impl Job {
         }
         match &self.assignment.work {
             Some(Work::DockerBuild(order)) => {
-                let secrets = Arc::new(self.secrets.resolve(&self.assignment, order).await?);
+                let secrets = tokio::select! {
+                    biased;
+                    () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
+                    secrets = self.secrets.resolve(&self.assignment, order) => Arc::new(secrets?),
+                };
                 output.hide(Arc::clone(&secrets.scrubber));
                 let context = tokio::select! {
                     biased;

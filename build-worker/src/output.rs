@@ -80,7 +80,7 @@ pub(crate) struct Output {
     due: Option<Instant>,
     /// Step that was running when the work was stopped.
     interrupted: Option<usize>,
-    /// What hides secrets.
+    /// The filter of secrets.
     scrubber: Arc<Scrubber>,
 }
 

@@ -81,7 +81,9 @@ impl RemoteContexts {
         self.has_git
     }
 
-    /// Fetches the context that a URL names; each server gets the credentials of its host. Dropping the future ends the fetch.
+    /// Fetches the context that a URL names; each server gets the credentials of its host.
+    ///
+    /// Dropping the future ends the fetch.
     ///
     /// # Errors
     ///

@@ -36,7 +36,7 @@ pub(crate) struct SecretStore {
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct SecretValue(Arc<[u8]>);
 
-/// What one build may use.
+/// The secrets and SSH agents of one build.
 #[derive(Debug, Default)]
 pub(crate) struct BuildSecrets {
     /// Values by the ids by which steps mount them.
@@ -45,7 +45,7 @@ pub(crate) struct BuildSecrets {
     pub(crate) ssh_agents: BTreeMap<String, PathBuf>,
     /// Credentials for the remote context.
     pub(crate) remote_credentials: Netrc,
-    /// What hides all values in texts.
+    /// The filter of all values.
     pub(crate) scrubber: Arc<Scrubber>,
 }
 
@@ -84,7 +84,7 @@ impl SecretStore {
         policy.map(drop).map_err(|error| format!("{}: {error}", path.display()))
     }
 
-    /// Reads what a build uses.
+    /// Reads the secrets that a build names.
     ///
     /// # Errors
     ///

@@ -58,7 +58,7 @@ impl StepGroup {
     /// engine's cache.
     pub(crate) fn new(parent: &str, worker: &str, engine_id: &str) -> Self {
         let digest = digest(&SHA256, format!("{engine_id}\n{worker}").as_bytes());
-        let digits: String = digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let digits = hex::encode(&digest.as_ref()[..8]);
         let safe = |character: char| if character.is_ascii_alphanumeric() { character } else { '_' };
         let worker: String = worker.chars().take(Self::LONGEST_NAME).map(safe).collect();
         let name = format!("trailer-{worker}-{digits}");

@@ -34,7 +34,7 @@ impl TrustDomain {
             lines.sort();
             hashing.update(lines.concat().as_bytes());
         }
-        Self(hashing.finish().as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+        Self(hex::encode(&hashing.finish().as_ref()[..8]))
     }
 }
 

@@ -149,10 +149,8 @@ impl Inspection {
             Form::Gzip(gzip) => gzip.finish()?,
         };
         let paths = archive.finish()?;
-        let digits: String =
-            self.hashing.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Inspected {
-            digest: ContextDigest(format!("sha256:{digits}")),
+            digest: ContextDigest(format!("sha256:{}", hex::encode(self.hashing.finish()))),
             size_bytes: i64::try_from(self.size).unwrap_or(i64::MAX),
             paths,
         })

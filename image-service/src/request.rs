@@ -39,6 +39,14 @@ pub(crate) struct RequestId {
     digest: String,
 }
 
+#[cfg(test)]
+impl Request {
+    /// Creates a request without options.
+    pub(crate) fn plain(caller: Principal) -> Self {
+        Self { caller, id: None, validate_only: false, trace: None, created: Created::default() }
+    }
+}
+
 impl RequestId {
     const MAX_CHARS: usize = 128;
 

@@ -7,8 +7,8 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bollard::Docker;
 use futures_util::TryStreamExt as _;
 use proto::images::{
-    Build, BuildErrorKind, BuildSecret, BuildState, DockerfileSource, GenerateSource, GeneratedStep, Image,
-    ImageConfig, SshAgent, StepState, build_event::Event, image_config::Source,
+    Build, BuildErrorKind, BuildSecret, BuildState, DockerfileSource, Image, SshAgent, build_event::Event,
+    image_config::Source,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -16,8 +16,8 @@ use tempfile::TempDir;
 use crate::{
     answers::{joined_lines, lines},
     client::{Client, image, of_source},
-    contexts::{self, tar_of},
-    debian_workspace::{PATIENCE, import_debian},
+    contexts::tar_of,
+    debian_workspace::PATIENCE,
     engine_fixture::Real,
     eventually::eventually_within,
     fake_engine::FakeEngine,
@@ -25,6 +25,7 @@ use crate::{
     web_server::{Answer, WebServer, commit_submodule, make_repository},
 };
 
+mod package_index;
 mod ssh;
 
 const TOKEN: &str = "tok+en/4711=ä-0815";
@@ -312,98 +313,4 @@ async fn a_private_context_is_fetched_with_the_credentials_of_its_host() -> anyh
     worker.stop().await?;
     assert!(fs::read_dir(&spool)?.next().is_none(), "nothing is left of a checkout");
     Ok(())
-}
-
-/// Returns the archive of a base image with a package index that requires a password.
-///
-/// Steps reach no other container and not this host, so the index runs within the step, as soon as that runs Python.
-fn index_archive(base: &str, password: &str) -> anyhow::Result<Vec<u8>> {
-    const WHEEL: &str = "import sys, zipfile\nz = zipfile.ZipFile(sys.argv[1], 'w')\n\
-        i = 'trailer_private-1.0.dist-info/'\n\
-        z.writestr('trailer_private.py', 'VALUE = 4711\\n')\n\
-        z.writestr(i + 'METADATA', 'Metadata-Version: 2.1\\nName: trailer-private\\nVersion: 1.0\\n')\n\
-        z.writestr(i + 'WHEEL', 'Wheel-Version: 1.0\\nGenerator: x\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')\n\
-        z.writestr(i + 'RECORD', '')\nz.close()";
-    const PYTHON: &str = "#!/bin/sh\n\
-        /index/busybox httpd -p 127.0.0.1:8000 -h /index/www -r private -c /index/httpd.conf\n\
-        exec /usr/bin/python3 \"$@\"\n";
-    let directory = tempfile::tempdir()?;
-    let name = "trailer_private-1.0-py3-none-any.whl";
-    let wheel = directory.path().join(name);
-    anyhow::ensure!(Command::new("python3").args(["-c", WHEEL]).arg(&wheel).status()?.success());
-    let dockerfile = format!(
-        "FROM {base}\nCOPY . /index/\nRUN install /index/python3 /usr/local/bin/python3 && chmod +x /index/busybox"
-    );
-    tar_of(&[
-        ("Dockerfile", dockerfile.as_bytes()),
-        ("www/simple/trailer-private/index.html", format!("<a href=\"{name}\">{name}</a>").as_bytes()),
-        (&format!("www/simple/trailer-private/{name}"), &fs::read(&wheel)?),
-        ("httpd.conf", format!("/:robot:{password}\n").as_bytes()),
-        ("python3", PYTHON.as_bytes()),
-        ("busybox", &fs::read("/bin/busybox")?),
-    ])
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_generated_image_installs_from_a_private_index() -> anyhow::Result<()> {
-    const PASSWORD: &str = "index-sesame-4711";
-    let url = format!("http://robot:{PASSWORD}@127.0.0.1:8000/simple");
-    let conf = format!("[global]\nindex-url = {url}\n");
-    let secrets = Secrets::new(&[("pip-conf", &conf, json!({})), ("index-url", &url, json!({}))])?;
-    let real =
-        Real::start_with(&["--secrets-dir", secrets.path()?, "--allow-local", "trailer-test/*"]).await?;
-    let alice = real.alice();
-    let debian = format!("trailer-test/debian-{}:12", real.run);
-    import_debian(&real.docker, &debian).await?;
-    let archive = alice.upload("", &index_archive(&debian, PASSWORD)?).await?.digest;
-    let base = contexts::image_of(&format!("Index {}", real.run), contexts::named(&archive, ""));
-    let (base, built, _) = run(&alice, base).await?;
-    assert_eq!(built.state(), BuildState::Succeeded, "{:?}", built.error);
-    let wanted = |name: &str, exposed: BuildSecret| {
-        let source = GenerateSource {
-            base_image: base.reference.clone(),
-            python_packages: vec!["trailer-private".to_owned()],
-            ..GenerateSource::default()
-        };
-        let steps = vec![GeneratedStep::PythonPackages.into()];
-        Image {
-            name: format!("{name} {}", real.run),
-            config: Some(ImageConfig {
-                source: Some(Source::Generate(source)),
-                secrets: vec![BuildSecret { id: "index".to_owned(), steps, ..exposed }],
-                ..ImageConfig::default()
-            }),
-            ..Image::default()
-        }
-    };
-    let by_file = BuildSecret {
-        name: "pip-conf".to_owned(),
-        file: "/etc/pip.conf".to_owned(),
-        ..BuildSecret::default()
-    };
-    let by_variable = BuildSecret {
-        name: "index-url".to_owned(),
-        environment: "PIP_INDEX_URL".to_owned(),
-        ..BuildSecret::default()
-    };
-    let mut made = Vec::new();
-    for wanted in [wanted("By file", by_file), wanted("By variable", by_variable)] {
-        let (created, built, history) = run(&alice, wanted).await?;
-        assert_eq!(built.state(), BuildState::Succeeded, "{:?} {:?}", built.error, lines(&history));
-        let ran = history.iter().any(|event| match &event.event {
-            Some(Event::StepChange(step)) => step.name.contains("pip") && step.state() == StepState::Done,
-            _ => false,
-        });
-        assert!(ran, "{history:?}");
-        let records = format!("{history:?}{:?}", real.docker.image_history(&created.reference).await?);
-        assert!(!records.contains(PASSWORD), "{records}");
-        let image = exported(&real.docker, &created.reference).await?;
-        assert!(contains(&image, "VALUE = 4711"), "the package is installed");
-        // The index itself has the password, but no URL with it.
-        assert!(!contains(&image, &format!("robot:{PASSWORD}@")), "the URL is in the image");
-        made.push(created.reference);
-    }
-    made.extend([base.reference, debian]);
-    let made: Vec<&str> = made.iter().map(String::as_str).collect();
-    real.clean(&made).await
 }

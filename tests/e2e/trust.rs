@@ -1,14 +1,13 @@
 //! Isolation of builds from each other, on the real Docker Engine that `tests/run` provides.
 
 use anyhow::Context as _;
-use bytes::Bytes;
-use http::Method;
 use image_service::Role;
 use proto::images::{
     BuildErrorKind, BuildState, GenerateSource, Image, Permission, PullSource, image_config::Source,
 };
 use serde_json::{Value, json};
 
+use self::forgery::Forgery;
 use crate::{
     answers::lines,
     base_image,
@@ -18,6 +17,8 @@ use crate::{
     registries::{self, Setting},
     registry::Registry,
 };
+
+mod forgery;
 
 /// The output of one build: the lines that its steps have printed, and the number of cached steps.
 #[derive(Debug)]
@@ -288,60 +289,6 @@ async fn a_hidden_image_elsewhere_is_refused_in_the_words_of_its_neighbours() ->
     assert!(refusals[0].contains("--allow-source"), "{refusals:?}");
     assert_eq!(refusals[0], refusals[1]);
     Ok(())
-}
-
-/// An image of a registry that somebody has put together from the parts of others.
-struct Forgery<'a> {
-    registry: &'a Registry,
-    repository: String,
-}
-
-impl Forgery<'_> {
-    /// Takes all parts of an image from another repository of the registry and returns its manifest, as an
-    /// index would list it.
-    async fn take(&self, repository: &str, digest: &str) -> anyhow::Result<(Value, Bytes)> {
-        const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-        let get = async |digest: &str| {
-            let path = format!("{repository}/manifests/{digest}");
-            self.registry.call(Method::GET, &path, "", Bytes::new()).await
-        };
-        let mut digest = digest.to_owned();
-        let mut found = get(&digest).await?;
-        if found.content_type == INDEX {
-            let index: Value = serde_json::from_slice(&found.body)?;
-            digest = index["manifests"][0]["digest"].as_str().context("a digest")?.to_owned();
-            found = get(&digest).await?;
-        }
-        let manifest: Value = serde_json::from_slice(&found.body)?;
-        let layers = manifest["layers"].as_array().context("layers")?;
-        for part in layers.iter().chain([&manifest["config"]]) {
-            let part = part["digest"].as_str().context("a digest")?;
-            let path = format!("{}/blobs/uploads/?mount={part}&from={repository}", self.repository);
-            self.registry.call(Method::POST, &path, "", Bytes::new()).await?;
-        }
-        self.put(&digest, &found.content_type, found.body.clone()).await?;
-        let size = found.body.len();
-        Ok((json!({ "mediaType": found.content_type, "digest": digest, "size": size }), found.body))
-    }
-
-    async fn put(&self, version: &str, content_type: &str, manifest: Bytes) -> anyhow::Result<()> {
-        let path = format!("{}/manifests/{version}", self.repository);
-        self.registry.call(Method::PUT, &path, content_type, manifest).await?;
-        Ok(())
-    }
-
-    /// Puts an index of manifests, each with its platform.
-    async fn put_index(&self, tag: &str, manifests: &[(&Value, &str)]) -> anyhow::Result<()> {
-        let mut listed = Vec::new();
-        for (manifest, architecture) in manifests {
-            let mut manifest = (*manifest).clone();
-            manifest["platform"] = json!({ "os": "linux", "architecture": architecture });
-            listed.push(manifest);
-        }
-        let content_type = "application/vnd.oci.image.index.v1+json";
-        let index = json!({ "schemaVersion": 2, "mediaType": content_type, "manifests": listed });
-        self.put(tag, content_type, index.to_string().into()).await
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -85,7 +85,7 @@ impl Control {
     /// Connects to BuildKit and opens a session that serves registry credentials and, for a build, its context,
     /// its Dockerfile and its secrets.
     ///
-    /// What the engine keeps of a Dockerfile is compared with that of sessions with the same key only.
+    /// The engine compares a Dockerfile with what it has kept of sessions with the same key only.
     ///
     /// # Errors
     ///

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use bollard::moby::buildkit::v1::SolveRequest;
@@ -73,6 +74,8 @@ impl KnownConfigs {
 impl DockerEngine {
     /// Maximum number of platforms of an index.
     const MAX_PLATFORMS: usize = 64;
+    /// Maximum duration of a lookup, for all platforms of an index.
+    const PATIENCE: Duration = Duration::from_secs(300);
 
     pub(super) async fn resolve_configs(
         &self,
@@ -101,8 +104,10 @@ impl DockerEngine {
             ..SolveRequest::default()
         };
         let mut client = control.client.clone();
+        let late = || EngineError::Unreachable(format!("{pinned}: the registry does not respond"));
         let resolved = tokio::select! {
             resolved = resolve(&control, &name, pinned, wanted) => resolved,
+            () = tokio::time::sleep(Self::PATIENCE) => Err(late()),
             // It lasts until the call is dropped, unless it fails.
             opened = client.solve(opening) => Err(match opened {
                 Err(status) => error_of(&status),
@@ -155,15 +160,9 @@ async fn resolve(
         let codec = ProstCodec::<ResolveImageConfigRequest, ResolveImageConfigResponse>::default();
         let answer = gateway.unary(request, http::uri::PathAndQuery::from_static(METHOD), codec).await;
         let config = answer.map_err(|status| error_of(&status))?.into_inner().config;
-        configs.push(digest_of(&config));
+        configs.push(format!("sha256:{}", hex::encode(digest(&SHA256, &config))));
     }
     configs.sort();
     configs.dedup();
     Ok(configs)
-}
-
-fn digest_of(config: &[u8]) -> String {
-    let hash = digest(&SHA256, config);
-    let digits: Vec<String> = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{}", digits.concat())
 }

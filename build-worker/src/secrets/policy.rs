@@ -7,7 +7,7 @@ use serde::{
     de::{Error, MapAccess, Visitor},
 };
 
-/// Who may use which secret, by name. What is not named here is for nobody.
+/// The rules for secrets, by name. A secret without a rule is for nobody.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Policy {

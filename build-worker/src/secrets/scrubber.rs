@@ -22,7 +22,7 @@ pub(crate) struct Scrubber {
     automaton: Option<AhoCorasick>,
     /// Texts in order, by which the begin of one is found.
     texts: Vec<Vec<u8>>,
-    /// What replaces each text.
+    /// Replacements of the texts.
     replacements: Vec<String>,
     /// Length of the longest text.
     longest: usize,

@@ -15,7 +15,7 @@ impl TrustDomain {
     pub(crate) fn new(creator: &str, requested_by: &str) -> Self {
         // Subjects have no control characters.
         let digest = digest(&SHA256, format!("{creator}\n{requested_by}").as_bytes());
-        Self(digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+        Self(hex::encode(&digest.as_ref()[..8]))
     }
 }
 

@@ -22,8 +22,7 @@ impl Binding {
     pub(super) fn new(catalogue_id: Uuid, query: &str, view: View, caller: &Principal) -> Self {
         let bound = format!("{catalogue_id}/{query}/{view:?}/{:?}", caller.visibility());
         let digest = digest(&SHA256, bound.as_bytes());
-        let digest = digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { digest, catalogue_id }
+        Self { digest: hex::encode(&digest.as_ref()[..8]), catalogue_id }
     }
 
     /// Issues a token for a position, which the caller can read.

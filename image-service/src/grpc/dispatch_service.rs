@@ -26,6 +26,7 @@ use crate::{
     worker_session::{Opened, Session},
 };
 
+mod assignment;
 mod engine_contents;
 mod message;
 mod sources;

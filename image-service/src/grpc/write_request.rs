@@ -145,8 +145,7 @@ pub(super) fn open<T: WriteRequest>(
         // Otherwise the content could equal that of a request with a longer name.
         content.push(0);
         message.encode(&mut content).map_err(|error| Error::Internal(Box::new(error)))?;
-        let digest: String =
-            digest(&SHA256, &content).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = hex::encode(digest(&SHA256, &content));
         id = violations.take("request_id", RequestId::parse(text, digest));
     }
     let trace = telemetry::traceparent(&Span::current());

@@ -8,6 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+mod apt_package;
 mod python_requirement;
 mod rules;
 mod secret;

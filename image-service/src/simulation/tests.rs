@@ -57,13 +57,7 @@ fn request(subject: &str) -> Request {
         vec![Role::Builder, Role::Admin],
         Timestamp::from_micros(i64::MAX),
     );
-    Request {
-        caller,
-        id: None,
-        validate_only: false,
-        trace: None,
-        created: crate::request::Created::default(),
-    }
+    Request::plain(caller)
 }
 
 /// Formats the outcome of an operation for comparison.

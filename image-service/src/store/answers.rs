@@ -172,12 +172,12 @@ fn forget(txn: &WriteTransaction, keys: &[Key]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{access::Principal, dispatch::Policy, request::Created};
+    use crate::{access::Principal, dispatch::Policy};
 
     fn request(id: usize) -> Result<Request, String> {
         let caller = Principal::new("alice".to_owned(), Vec::new(), Timestamp::from_micros(i64::MAX));
         let id = Some(RequestId::parse(id.to_string(), String::new())?);
-        Ok(Request { caller, id, validate_only: false, trace: None, created: Created::default() })
+        Ok(Request { id, ..Request::plain(caller) })
     }
 
     #[tokio::test]

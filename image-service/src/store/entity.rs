@@ -257,7 +257,7 @@ table! {
 }
 
 table! {
-    /// What each caller uses, who has any of it.
+    /// Usage of each caller that has any.
     creator, "creators", key { subject: String }
     /// Number of images that the caller has created.
     images: i64,

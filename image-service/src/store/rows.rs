@@ -188,5 +188,5 @@ fn requirements_key(build: &Build) -> Result<String, DbErr> {
 /// Returns a short digest that is the same in every process.
 fn digest(text: &str) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
-    digest.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&digest.as_ref()[..16])
 }

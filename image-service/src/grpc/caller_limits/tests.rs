@@ -102,3 +102,21 @@ fn callers_are_removed_when_the_rate_has_made_up_for_their_calls() {
     drop((slot, permit));
     callers.open_stream(&watcher).expect("it was closed");
 }
+
+#[test]
+fn responses_that_a_caller_does_not_read_are_bounded() {
+    let callers = Callers::new(CallerLimits { calls: 10, ..UNLIMITED });
+    let call = |name| {
+        let slot = CallSlot::default();
+        callers.begin_call(&caller(name), Some(&slot)).expect("a call");
+        slot
+    };
+    let (first, second) = (call("alice"), call("alice"));
+    first.send(2 * Callers::MAX_SENDING).expect("a single one is always sent");
+    assert!(matches!(second.send(1), Err(Error::TooManyBytes { .. })));
+    call("bob").send(1).expect("others have a bound of their own");
+    drop(first);
+    second.send(Callers::MAX_SENDING).expect("the first is over");
+    drop(second);
+    assert_eq!(accounts(&callers), 0);
+}

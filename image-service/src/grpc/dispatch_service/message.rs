@@ -6,17 +6,15 @@ use proto::dispatch as wire;
 
 use crate::{
     access::{Pools, is_subject},
-    build::{
-        BuildId, DistantBase, Failure, Fault, LineStart, LogStream, RecordedEvent, StepState, Workspace,
-    },
+    build::{BuildId, DistantBase, Failure, Fault, LineStart, LogStream, RecordedEvent, StepState},
     build_context::ContextDigest,
     dispatch::{
         Attempt, Hello, KeptAttempt, PROTOCOL_VERSION, Report, Reported, ToWorker, Welcome, WithheldAbility,
         WorkerEvent,
     },
     error::{Error, Violations},
-    grpc::field,
-    image::{Capability, Configuration, Dockerfile, ImageId, Source},
+    grpc::{dispatch_service::assignment, field},
+    image::{Capability, ImageId},
     queue::Queue,
     timestamp::Timestamp,
 };
@@ -321,7 +319,7 @@ pub(super) fn to_worker(message: ToWorker) -> wire::ConnectResponse {
             image_id: image.to_string(),
             reference: reference.to_string(),
             timeout: prost_types::Duration::try_from(timeout).ok(),
-            work: work(&configuration, workspace),
+            work: assignment::work(&configuration, workspace),
             traceparent: trace.unwrap_or_default(),
             trust_domain: trust_domain.to_string(),
             creator,
@@ -337,52 +335,6 @@ pub(super) fn to_worker(message: ToWorker) -> wire::ConnectResponse {
         ToWorker::Cancel(attempt) => Message::Cancel(wire::Cancel { attempt: Some(attempt.into()) }),
         ToWorker::Drop(attempt) => Message::Drop(wire::Drop { attempt: Some(attempt.into()) }),
     })
-}
-
-/// Returns the work of an assignment.
-///
-/// This is never `None`, because a worker that has taken a build supports what the build requires.
-fn work(configuration: &Configuration, workspace: Option<Workspace>) -> Option<wire::assignment::Work> {
-    if let Some(Workspace { container, source }) = workspace {
-        let snapshot = wire::Snapshot { container, source_image_id: source.to_string() };
-        return Some(wire::assignment::Work::Snapshot(snapshot));
-    }
-    let by_hand = match &configuration.source {
-        Source::Pull(pull) => {
-            return Some(wire::assignment::Work::Pull(wire::Pull { reference: pull.reference.clone() }));
-        }
-        Source::Dockerfile(dockerfile) => dockerfile.clone(),
-        Source::Generate(_) => Dockerfile::default(),
-    };
-    let written = configuration.written()?;
-    Some(wire::assignment::Work::DockerBuild(wire::DockerBuild {
-        dockerfile: written.text,
-        files: written
-            .files
-            .into_iter()
-            .map(|file| wire::ContextFile {
-                path: file.path,
-                content: file.content.into(),
-                executable: file.executable,
-            })
-            .collect(),
-        build_args: by_hand.build_args,
-        target: by_hand.target,
-        archive: by_hand.archive,
-        remote: by_hand.remote,
-        dockerfile_path: by_hand.dockerfile_path,
-        pull_base: configuration.pull_base,
-        no_cache: configuration.no_cache,
-        squash: configuration.squash,
-        push: configuration.push,
-        secrets: configuration.secrets.iter().map(|secret| named(&secret.id, &secret.name)).collect(),
-        ssh_agents: configuration.ssh_agents.iter().map(|agent| named(&agent.id, &agent.name)).collect(),
-        remote_credentials: by_hand.remote_credentials,
-    }))
-}
-
-fn named(id: &str, name: &str) -> wire::NamedSecret {
-    wire::NamedSecret { id: id.to_owned(), name: name.to_owned() }
 }
 
 fn answer(message: wire::connect_response::Message) -> wire::ConnectResponse {

@@ -1,6 +1,6 @@
 //! The rules for single texts of a configuration. The error of each function is the violated rule.
 
-use super::python_requirement::is_requirement;
+use super::{apt_package::is_package, python_requirement::is_requirement};
 use crate::{build_context::ContextDigest, image::reference::PulledReference};
 
 const MAX_PATH: usize = 255;
@@ -71,7 +71,7 @@ pub(super) fn variable(name: &str) -> Result<(), &'static str> {
 
 /// Checks an apt package: `name`, `name:architecture`, `name=version`, `name/release`.
 pub(super) fn apt_package(package: &str) -> Result<(), &'static str> {
-    let fits = package.len() <= 255 && fits_apt(package);
+    let fits = package.len() <= 255 && is_package(package);
     if fits {
         Ok(())
     } else {
@@ -79,29 +79,6 @@ pub(super) fn apt_package(package: &str) -> Result<(), &'static str> {
             "must be the name of a Debian package, optionally followed by `:architecture`, `=version` or `/release`",
         )
     }
-}
-
-fn fits_apt(package: &str) -> bool {
-    let lower = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    let name_end = package.find([':', '=', '/']).unwrap_or(package.len());
-    let (name, rest) = package.split_at(name_end);
-    let (architecture, rest) = match rest.strip_prefix(':') {
-        Some(rest) => rest.split_at(rest.find(['=', '/']).unwrap_or(rest.len())),
-        None => ("any", rest),
-    };
-    let version = rest.strip_prefix(['=', '/']).unwrap_or(if rest.is_empty() { "any" } else { "" });
-    let version_fits = |c: char| c.is_ascii_alphanumeric() || ".+-:~_".contains(c);
-    name.len() >= 2
-        && name.starts_with(lower)
-        && name.chars().all(|c| lower(c) || "+.-".contains(c))
-        && !name.ends_with('-')
-        && !architecture.is_empty()
-        && !architecture.ends_with('-')
-        && architecture.chars().all(|c| lower(c) || c == '-')
-        && version.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && version.chars().all(version_fits)
-        // As the last character of all, as at the end of a name, it would remove the package.
-        && !package.ends_with('-')
 }
 
 /// Checks a Python package: a requirement as of PEP 508, with spaces, markers and URLs.
@@ -153,46 +130,6 @@ pub(super) fn stage(name: &str) -> Result<(), &'static str> {
     } else {
         Err("must be letters, digits, `_`, `.` and `-`, beginning with a letter or digit: at most 255")
     }
-}
-
-/// Maximum length of the id of a secret.
-pub(super) const MAX_SECRET_ID: usize = 64;
-
-/// Checks that the engine takes the id of a secret for nothing else: by these names it looks for credentials.
-pub(super) fn secret_id(id: &str) -> Result<(), &'static str> {
-    let lower = id.to_ascii_lowercase();
-    if lower.starts_with("git_auth_") || lower.starts_with("http_auth_") {
-        Err("must not begin with `GIT_AUTH_` or `HTTP_AUTH_`, which are the engine's")
-    } else {
-        Ok(())
-    }
-}
-
-/// Checks the name of a secret at a worker, which is the name of a file there.
-pub(super) fn secret_name(name: &str) -> Result<(), &'static str> {
-    let fits = name.len() <= 253
-        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
-    if fits {
-        Ok(())
-    } else {
-        Err("must be letters, digits, `_`, `.` and `-`, beginning with a letter or digit: at most 253")
-    }
-}
-
-/// Checks the name of a variable that is a secret.
-pub(super) fn secret_variable(name: &str) -> Result<(), &'static str> {
-    if name == "PATH" {
-        Err("must not be `PATH`, by which the step finds its programs")
-    } else {
-        variable(name)
-    }
-}
-
-/// Checks the path of a secret, which stands unquoted among the options of a mount.
-pub(super) fn secret_file(path: &str) -> Result<(), &'static str> {
-    let fits = path.chars().all(|c| c.is_ascii_alphanumeric() || "_.-+@/".contains(c));
-    if fits { image_path(path) } else { Err("must be letters, digits, `_`, `.`, `-`, `+`, `@` and `/`") }
 }
 
 /// Checks the name of a worker, or the name or value of a label.

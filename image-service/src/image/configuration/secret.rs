@@ -44,6 +44,8 @@ pub(crate) struct SshAgent {
 
 const MAX_SECRETS: usize = 16;
 const MAX_AGENTS: usize = 4;
+/// Maximum length of the id of a secret.
+const MAX_ID: usize = 64;
 
 impl Secret {
     /// Returns the field by which a step could not see both secrets.
@@ -107,7 +109,7 @@ pub(super) fn check(
         }
         let field = format!("{field}.secrets[{i}]");
         let mut refuse = |name: &str, rule: &'static str| violations.add(format!("{field}.{name}"), rule);
-        if let Err(rule) = rules::secret_id(&secret.id) {
+        if let Err(rule) = id_rule(&secret.id) {
             refuse("id", rule);
         }
         match source {
@@ -130,10 +132,8 @@ pub(super) fn check(
                 {
                     refuse("steps", "must name steps of a generated Dockerfile, each once");
                 }
-                let exposures: [(&str, &str, Rule); 2] = [
-                    ("file", &secret.file, rules::secret_file),
-                    ("environment", &secret.environment, rules::secret_variable),
-                ];
+                let exposures: [(&str, &str, Rule); 2] =
+                    [("file", &secret.file, file_rule), ("environment", &secret.environment, variable_rule)];
                 let given: Vec<_> = exposures.iter().filter(|(_, text, _)| !text.is_empty()).collect();
                 match given[..] {
                     [(name, text, rule)] => {
@@ -161,16 +161,57 @@ fn check_all<'a>(
     }
     let mut ids = BTreeSet::new();
     for (i, (id, name)) in named.enumerate() {
-        if id.len() > rules::MAX_SECRET_ID || rules::secret_name(id).is_err() {
+        if id.len() > MAX_ID || name_rule(id).is_err() {
             let rule =
                 "must be letters, digits, `_`, `.` and `-`, beginning with a letter or digit: at most 64";
             violations.add(format!("{field}[{i}].id"), rule);
         } else if !ids.insert(id) {
             violations.add(format!("{field}[{i}].id"), "must be unique in the list");
         }
-        if let Err(rule) = rules::secret_name(name) {
+        if let Err(rule) = name_rule(name) {
             violations.add(format!("{field}[{i}].name"), rule);
         }
+    }
+}
+
+/// Checks that the engine takes the id of a secret for nothing else: by these names it looks for credentials.
+fn id_rule(id: &str) -> Result<(), &'static str> {
+    let lower = id.to_ascii_lowercase();
+    if lower.starts_with("git_auth_") || lower.starts_with("http_auth_") {
+        Err("must not begin with `GIT_AUTH_` or `HTTP_AUTH_`, which are the engine's")
+    } else {
+        Ok(())
+    }
+}
+
+/// Checks the name of a secret at a worker, which is the name of a file there.
+pub(super) fn name_rule(name: &str) -> Result<(), &'static str> {
+    let fits = name.len() <= 253
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
+    if fits {
+        Ok(())
+    } else {
+        Err("must be letters, digits, `_`, `.` and `-`, beginning with a letter or digit: at most 253")
+    }
+}
+
+/// Checks the name of a variable that is a secret.
+fn variable_rule(name: &str) -> Result<(), &'static str> {
+    if name == "PATH" {
+        Err("must not be `PATH`, by which the step finds its programs")
+    } else {
+        rules::variable(name)
+    }
+}
+
+/// Checks the path of a secret, which stands unquoted among the options of a mount.
+fn file_rule(path: &str) -> Result<(), &'static str> {
+    let fits = path.chars().all(|c| c.is_ascii_alphanumeric() || "_.-+@/".contains(c));
+    if fits {
+        rules::image_path(path)
+    } else {
+        Err("must be letters, digits, `_`, `.`, `-`, `+`, `@` and `/`")
     }
 }
 

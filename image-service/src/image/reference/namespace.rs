@@ -101,7 +101,7 @@ impl fmt::Display for Namespace {
 fn directory(creator: &str) -> String {
     const MAX_SLUG: usize = 40;
     let digest = digest(&SHA256, creator.as_bytes());
-    let distinct: String = digest.as_ref()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let distinct = hex::encode(&digest.as_ref()[..4]);
     format!("{}-{distinct}", words(creator, MAX_SLUG, "creator"))
 }
 

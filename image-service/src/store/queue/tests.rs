@@ -25,13 +25,7 @@ type Outcome = Result<(), Box<dyn Error>>;
 fn request(subject: &str) -> Request {
     let never = Timestamp::from_micros(i64::MAX);
     let caller = Principal::new(subject.to_owned(), vec![Role::Builder, Role::Admin], never);
-    Request {
-        caller,
-        id: None,
-        validate_only: false,
-        trace: None,
-        created: crate::request::Created::default(),
-    }
+    Request::plain(caller)
 }
 
 fn image(name: &str) -> Result<NewImage, Box<dyn Error>> {
