@@ -1,23 +1,28 @@
 //! Sources of one build: the images that it may use, by the catalogue's word and the operator's rules.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use proto::dispatch::{
     ArtifactSource, Attempt, DistantBase, MissingSource, ResolveSourcesRequest, source::Source,
 };
 
 use crate::{
     artifact_name::ArtifactName,
-    engine::{Engine, EngineError, EngineImage, ImageDecision, Platforms, SourcePolicy},
+    base_images::{BaseImage, BaseImages, Origin},
+    engine::{Engine, EngineError, EngineImage, EventSender, ImageDecision, Manifest, SourcePolicy},
     fault,
     labels::IMAGE_LABEL,
+    locks::SharedLock,
     reference,
     service_client::ServiceClient,
     source_rules::{Pattern, SourceRules},
 };
+
+mod registry_images;
 
 /// The sources of an attempt. What was decided stays decided until its end.
 #[derive(Debug)]
@@ -26,19 +31,26 @@ pub(crate) struct BuildSources {
     pub(crate) catalogue: String,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) service: Arc<dyn ServiceClient>,
+    pub(crate) bases: Arc<BaseImages>,
     pub(crate) rules: Arc<SourceRules>,
     /// Creator of the image that is built.
     pub(crate) creator: String,
     /// Set if registries are asked for newer images.
     pub(crate) pull_base: bool,
-    /// Platforms that may be wanted of images.
-    pub(crate) platforms: Platforms,
+    /// Set if the Dockerfile may name another platform than the engine's own.
+    pub(crate) names_platform: bool,
+    /// References to images that the Dockerfile shows before the build, in its words.
+    pub(crate) references: BTreeSet<String>,
+    /// Frontend that the Dockerfile names, in its words.
+    pub(crate) frontend: Option<String>,
     /// Set if the engine has no known flaw about frontends that a Dockerfile names.
     pub(crate) allows_frontends: bool,
     /// Set if the engine has no known flaw about directories of Git repositories.
     pub(crate) allows_git_directories: bool,
     /// Decisions by canonical reference.
     pub(crate) decisions: Mutex<BTreeMap<String, ImageDecision>>,
+    /// Locks that keep the base images in the engine.
+    pub(crate) in_use: Mutex<Vec<SharedLock>>,
 }
 
 impl BuildSources {
@@ -46,54 +58,8 @@ impl BuildSources {
     const NOT_FOUND: &str = "not found";
     /// Maximum number of references in one request to the service.
     const MAX_REFERENCES: usize = 64;
-
-    /// Decides about the images that a Dockerfile names; references that are none are left to the engine.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if the service or the engine does not answer.
-    pub(crate) async fn decide_all(
-        &self,
-        references: impl IntoIterator<Item = String>,
-    ) -> Result<(), EngineError> {
-        let images: Vec<String> =
-            references.into_iter().filter_map(|reference| reference::canonical(&reference)).collect();
-        self.decide_images(&images).await
-    }
-
-    /// Decides about the frontend that a Dockerfile names, and returns its name in the engine; `None` for the
-    /// engine's own.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if the frontend may not be run or does not exist, or if that cannot be decided now.
-    pub(crate) async fn decide_frontend(&self, named: Option<&str>) -> Result<Option<String>, EngineError> {
-        /// Repository of the frontend that the engine has built in.
-        const OFFICIAL: &str = "docker.io/docker/dockerfile";
-        let Some(named) = named else { return Ok(None) };
-        let refused = |rule: &str| Err(EngineError::Refused(format!("{named}: {rule}")));
-        let Some(image) = reference::canonical(named) else { return refused("is no reference to an image") };
-        if !self.rules.allow_frontend(&image) {
-            return match reference::repository(&image) {
-                OFFICIAL => Ok(None),
-                _ => refused("the operator of the worker allows no such frontend (--allow-frontend)"),
-            };
-        }
-        if !self.allows_frontends {
-            return refused("frontends are not run, because of a flaw of the engine");
-        }
-        self.decide_images(std::slice::from_ref(&image)).await?;
-        match self.decisions().get(&image) {
-            Some(ImageDecision::Usable { name, .. }) => Ok(Some(name.clone())),
-            Some(ImageDecision::Missing(reason)) => refused(reason),
-            Some(ImageDecision::Elsewhere { holder, may_build: true }) => {
-                Err(EngineError::BaseElsewhere { image: named.to_owned(), holder: holder.clone() })
-            }
-            Some(ImageDecision::Elsewhere { .. }) => refused("only another worker's engine has it"),
-            Some(ImageDecision::Refused) => refused("comes from no allowed registry (--allow-source)"),
-            None => refused(Self::NOT_FOUND),
-        }
-    }
+    /// Maximum number of images that are pulled at the same time.
+    const PULLS: usize = 4;
 
     /// Decides about a pull, and returns the reference with the digest to pull.
     ///
@@ -123,53 +89,65 @@ impl BuildSources {
         }
     }
 
-    async fn decide_images(&self, images: &[String]) -> Result<(), EngineError> {
-        for (image, source) in images.iter().zip(self.resolve(images.to_vec()).await?) {
-            let decision = match source {
-                Some(Source::Artifact(artifact)) => self.artifact(artifact).await?,
-                Some(Source::Foreign(_)) => match self.foreign(image).await {
-                    Err(EngineError::Refused(reason)) => ImageDecision::Missing(words_of(&reason)),
-                    decision => decision?,
-                },
-                Some(Source::Missing(MissingSource { is_elsewhere: true }))
-                    if !self.rules.allow_from_registry(image) =>
-                {
-                    ImageDecision::Refused
-                }
-                // What the worker does not understand is not there, either.
-                Some(Source::Missing(_)) | None => ImageDecision::Missing(Self::NOT_FOUND.to_owned()),
-            };
-            self.decisions().insert(image.clone(), decision);
-        }
+    /// Decides about images, and has the engine pull those that it needs.
+    async fn decide_images(&self, images: &[String], events: &EventSender) -> Result<(), EngineError> {
+        let sources = self.resolve(images.to_vec()).await?;
+        let named = images.iter().cloned().zip(sources);
+        let deciding = stream::iter(named).map(|(image, source)| self.decide_image(image, source, events));
+        deciding.buffer_unordered(Self::PULLS).try_collect().await
+    }
+
+    async fn decide_image(
+        &self,
+        image: String,
+        source: Option<Source>,
+        events: &EventSender,
+    ) -> Result<(), EngineError> {
+        let decided = match source {
+            Some(Source::Artifact(artifact)) => self.artifact(&image, artifact, events).await,
+            Some(Source::Foreign(_)) => self.foreign(&image, events).await,
+            Some(Source::Missing(MissingSource { is_elsewhere: true }))
+                if !self.rules.allow_from_registry(&image) =>
+            {
+                Ok(ImageDecision::Refused)
+            }
+            // What the worker does not understand is not there, either.
+            Some(Source::Missing(_)) | None => Ok(missing()),
+        };
+        let decision = match decided {
+            Err(EngineError::Refused(reason)) => ImageDecision::Missing(words_of(&reason)),
+            decided => decided?,
+        };
+        self.decisions().insert(image, decision);
         Ok(())
     }
 
-    /// Returns a reference with the digest that the registry has for it, so that the engine takes what was decided
-    /// about; `None` if that is an image which the requester cannot see.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if the registry refuses or does not have all of the image, or if that cannot be decided
-    /// now.
-    async fn pin(&self, image: &str) -> Result<Option<String>, EngineError> {
-        let digest = self.engine.registry_digest(image, &self.creator).await?;
-        let pinned = format!("{}@{digest}", reference::repository(image));
-        let configs = self.engine.config_digests(&pinned, self.platforms, &self.creator).await?;
-        Ok((!self.is_hidden(&pinned, configs).await?).then_some(pinned))
-    }
-
-    /// Reports whether an image of a registry, with these digests of its configurations, is one that the requester
-    /// cannot see.
-    ///
-    /// A registry can answer with any digest, and an index can refer to any image.
-    async fn is_hidden(&self, pinned: &str, configs: Vec<String>) -> Result<bool, EngineError> {
-        let repository = reference::repository(pinned);
-        let configs = configs.into_iter().map(|config| format!("{repository}@{config}"));
-        let sources = self.resolve([pinned.to_owned()].into_iter().chain(configs).collect()).await?;
-        Ok(sources.iter().any(|source| match source {
-            Some(Source::Artifact(_) | Source::Foreign(_)) => false,
-            Some(Source::Missing(_)) | None => true,
-        }))
+    /// Decides about the frontend that the Dockerfile names, and returns its name in the engine; `None` for the
+    /// engine's own.
+    async fn decide_frontend(&self, events: &EventSender) -> Result<Option<String>, EngineError> {
+        /// Repository of the frontend that the engine has built in.
+        const OFFICIAL: &str = "docker.io/docker/dockerfile";
+        let Some(named) = &self.frontend else { return Ok(None) };
+        let refused = |rule: &str| Err(EngineError::Refused(format!("{named}: {rule}")));
+        let Some(image) = reference::canonical(named) else { return refused("is no reference to an image") };
+        if !self.rules.allow_frontend(&image) {
+            return match reference::repository(&image) {
+                OFFICIAL => Ok(None),
+                _ => refused("the operator of the worker allows no such frontend (--allow-frontend)"),
+            };
+        }
+        if !self.allows_frontends {
+            return refused("frontends are not run, because of a flaw of the engine");
+        }
+        match self.decide(&image, events).await? {
+            ImageDecision::Usable { name, .. } => Ok(Some(name)),
+            ImageDecision::Missing(reason) => refused(&reason),
+            ImageDecision::Elsewhere { holder, may_build: true } => {
+                Err(EngineError::BaseElsewhere { image: named.clone(), holder })
+            }
+            ImageDecision::Elsewhere { .. } => refused("only another worker's engine has it"),
+            ImageDecision::Refused => refused("comes from no allowed registry (--allow-source)"),
+        }
     }
 
     /// Asks the service what references stand for, and returns its answers in their order.
@@ -197,8 +175,13 @@ impl BuildSources {
         Ok(sources)
     }
 
-    /// Decides about an artifact of the catalogue: its name in this engine, or else its digest in a registry.
-    async fn artifact(&self, artifact: ArtifactSource) -> Result<ImageDecision, EngineError> {
+    /// Decides about an artifact of the catalogue, which this engine has, or else a registry.
+    async fn artifact(
+        &self,
+        image: &str,
+        artifact: ArtifactSource,
+        events: &EventSender,
+    ) -> Result<ImageDecision, EngineError> {
         let name = artifact.name.unwrap_or_default();
         let image_id = name.image_id.clone();
         let name = ArtifactName {
@@ -208,15 +191,22 @@ impl BuildSources {
         };
         let name = name.to_string();
         if let Some(held) = self.engine.image(&name).await? {
-            return Ok(ImageDecision::Usable { name, id: Some(held.id) });
+            return match held.manifest {
+                Manifest::OfIndex(_) | Manifest::Unknown if self.names_platform => Err(no_platforms(image)),
+                Manifest::Only | Manifest::OfIndex(_) | Manifest::Unknown => {
+                    Ok(ImageDecision::Usable { name, id: held.id })
+                }
+            };
         }
-        Ok(match reference::canonical(&artifact.registry_reference) {
-            Some(name) if !artifact.registry_reference.is_empty() => ImageDecision::Usable { name, id: None },
-            Some(_) | None => ImageDecision::Elsewhere {
+        match reference::canonical(&artifact.registry_reference) {
+            Some(pinned) if !artifact.registry_reference.is_empty() => {
+                Ok(self.usable(self.hold(image, &pinned, events).await?.base))
+            }
+            Some(_) | None => Ok(ImageDecision::Elsewhere {
                 holder: DistantBase { image_id, worker: artifact.worker },
                 may_build: artifact.worker_may_build,
-            },
-        })
+            }),
+        }
     }
 
     /// Decides about an image that is none of the catalogue's.
@@ -227,35 +217,48 @@ impl BuildSources {
     /// # Errors
     ///
     /// Returns an error if a registry refuses, or if that cannot be decided now.
-    async fn foreign(&self, image: &str) -> Result<ImageDecision, EngineError> {
-        let missing = || ImageDecision::Missing(Self::NOT_FOUND.to_owned());
-        let name = image.to_owned();
+    async fn foreign(&self, image: &str, events: &EventSender) -> Result<ImageDecision, EngineError> {
+        if reference::is_ours(image) {
+            return Ok(missing());
+        }
         let held = self.engine.image(image).await?;
         if let Some(held) = held.as_ref().filter(|_| self.rules.allow_local(image)) {
-            return Ok(ImageDecision::Usable { name, id: Some(held.id.clone()) });
+            let base = self.bases.keep(held, &held.id, Origin::Found).await?;
+            return Ok(base.map_or_else(missing, |base| self.usable(base)));
         }
         if !self.rules.allow_from_registry(image) {
             return Ok(ImageDecision::Refused);
         }
         let repository = reference::repository(image);
-        let (queried, usable) = match held.filter(|_| !self.pull_base) {
+        let pinned = match held.filter(|_| !self.pull_base) {
             Some(held) if held.labels.contains_key(IMAGE_LABEL) => return Ok(missing()),
             Some(held) => {
                 let Some(digest) = digest_of(repository, &held) else { return Ok(missing()) };
                 let pinned = format!("{repository}@{digest}");
-                let usable = ImageDecision::Usable { name, id: Some(held.id.clone()) };
-                if !held.is_in_containerd && !self.engine.has_credentials(image) {
-                    let is_hidden = self.is_hidden(&pinned, vec![held.config_digest]).await?;
-                    return Ok(if is_hidden { missing() } else { usable });
+                // Containerd calls every image as if it came from a registry; and what the engine has may have
+                // been pulled with credentials that this build may not use.
+                if held.is_in_containerd || self.engine.has_credentials(image) {
+                    self.pin(&pinned).await?
+                } else {
+                    (!self.is_hidden(&pinned, digest).await?).then_some(pinned)
                 }
-                // Containerd calls every image as if it came from a registry; and what the engine has may
-                // have been pulled with credentials that this build may not use.
-                (pinned, Some(usable))
             }
-            None => (name, None),
+            None => self.pin(image).await?,
         };
-        let Some(name) = self.pin(&queried).await? else { return Ok(missing()) };
-        Ok(usable.unwrap_or(ImageDecision::Usable { name, id: None }))
+        let Some(pinned) = pinned else { return Ok(missing()) };
+        let held = self.hold(image, &pinned, events).await?;
+        Ok(if self.may_have(&pinned, &held).await? { self.usable(held.base) } else { missing() })
+    }
+
+    /// Returns the decision to use a base image, which is then kept until the end of the attempt.
+    fn usable(&self, base: BaseImage) -> ImageDecision {
+        let BaseImage { name, image, in_use } = base;
+        self.in_use().push(in_use);
+        ImageDecision::Usable { name, id: image.id }
+    }
+
+    fn in_use(&self) -> MutexGuard<'_, Vec<SharedLock>> {
+        self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn decisions(&self) -> MutexGuard<'_, BTreeMap<String, ImageDecision>> {
@@ -269,10 +272,6 @@ impl SourcePolicy for BuildSources {
         self.decisions().clone()
     }
 
-    fn creator(&self) -> &str {
-        &self.creator
-    }
-
     fn hosts(&self) -> Vec<String> {
         self.rules.hosts.iter().map(Pattern::text).map(str::to_owned).collect()
     }
@@ -281,13 +280,27 @@ impl SourcePolicy for BuildSources {
         self.allows_git_directories
     }
 
-    async fn decide(&self, image: &str) -> Result<Option<ImageDecision>, EngineError> {
-        if self.decisions().contains_key(image) {
-            return Ok(None);
-        }
-        self.decide_images(&[image.to_owned()]).await?;
-        Ok(self.decisions().get(image).cloned())
+    async fn prepare(&self, events: &EventSender) -> Result<Option<String>, EngineError> {
+        let images = self.references.iter().filter_map(|reference| reference::canonical(reference));
+        self.decide_images(&images.collect::<Vec<_>>(), events).await?;
+        self.decide_frontend(events).await
     }
+
+    async fn decide(&self, image: &str, events: &EventSender) -> Result<ImageDecision, EngineError> {
+        self.decide_images(&[image.to_owned()], events).await?;
+        Ok(self.decisions().get(image).cloned().unwrap_or_else(missing))
+    }
+}
+
+/// Returns the error of a build that may name a platform, on an engine that does not tell platforms apart.
+fn no_platforms(image: &str) -> EngineError {
+    EngineError::Refused(format!(
+        "{image}: with containerd's store, Dockerfiles that name a platform need Docker 28 or later"
+    ))
+}
+
+fn missing() -> ImageDecision {
+    ImageDecision::Missing(BuildSources::NOT_FOUND.to_owned())
 }
 
 /// Returns a registry's refusal in the words of this worker.

@@ -189,6 +189,10 @@ pub struct Config {
     #[arg(long, env = "TRAILER_COLLECT_EVERY", default_value = "1m", value_parser = humantime::parse_duration)]
     pub collect_every: Duration,
 
+    /// Time for which the engine keeps a base image that it has pulled for a build, after its last use.
+    #[arg(long, env = "TRAILER_KEEP_BASES", default_value = "24h", value_parser = humantime::parse_duration)]
+    pub keep_bases: Duration,
+
     /// Time that running builds may take to finish after SIGTERM before they are handed back.
     #[arg(long, env = "TRAILER_DRAIN_GRACE", default_value = "30s", value_parser = humantime::parse_duration)]
     pub drain_grace: Duration,

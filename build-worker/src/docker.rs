@@ -3,34 +3,31 @@
 //! Builds use BuildKit's Control API; pulls, pushes, commits, tags and images use the engine's own. Each
 //! piece of work has its own connections, so that closing them ends it and leaves no session behind.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, time::Duration};
 
 use bollard::{
     API_DEFAULT_VERSION, Docker,
     errors::Error as BollardError,
-    models::{ContainerConfig, ImageInspect, ImageSummary},
+    models::{ContainerConfig, ImageInspect, ImageManifestSummary, ImageSummary, OciPlatform},
     query_parameters::{
         CommitContainerOptionsBuilder, InspectContainerOptions, ListImagesOptionsBuilder,
         RemoveImageOptionsBuilder, TagImageOptionsBuilder,
     },
 };
-use tokio::sync::mpsc;
+use serde::Deserialize;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::AbortOnDropHandle,
 };
 
-use self::{
-    connection::{Connections, Host},
-    image_config::KnownConfigs,
-    solve::EventSender,
-};
+use self::connection::{Connections, Host};
 use crate::{
     engine::{
-        BuildOrder, Engine, EngineError, EngineEvent, EngineImage, EngineInfo, LabelledImage, Platforms,
-        RunningWork,
+        BuildOrder, Configuration, Engine, EngineError, EngineEvent, EngineImage, EngineInfo, EventSender,
+        LabelledImage, Manifest, RunningWork,
     },
-    fault::Fault,
+    fault::{self, Fault},
     reference,
     registry_credentials::DockerConfig,
 };
@@ -56,7 +53,6 @@ pub(crate) struct DockerEngine {
     docker: Docker,
     connections: Connections,
     docker_config: DockerConfig,
-    known_configs: Arc<KnownConfigs>,
 }
 
 /// Work that the engine runs over connections of its own.
@@ -91,7 +87,7 @@ impl DockerEngine {
         let host = Host::parse(address).map_err(EngineError::Refused)?;
         let connections = Connections::new(host);
         let docker = connect(&connections, Self::TIMEOUT_SECONDS)?;
-        Ok(Self { docker, connections, docker_config, known_configs: Arc::default() })
+        Ok(Self { docker, connections, docker_config })
     }
 
     /// Reports whether the engine's processes run on this host, as far as its address shows.
@@ -130,6 +126,31 @@ impl DockerEngine {
         }
     }
 
+    /// Returns the manifest that an image has for the engine's platform.
+    async fn manifest(&self, name: &str, image: &ImageInspect) -> Result<Manifest, EngineError> {
+        #[derive(Deserialize)]
+        struct Inspected {
+            #[serde(rename = "Manifests")]
+            manifests: Option<Vec<ImageManifestSummary>>,
+        }
+        if has_graph_driver(image) {
+            return Ok(Manifest::Only);
+        }
+        let broken = |error: &dyn std::error::Error| EngineError::Broken(error.to_string());
+        let path = format!("/images/{name}/json?manifests=1");
+        let inspecting =
+            timeout(Duration::from_secs(Self::TIMEOUT_SECONDS), self.connections.get_json(&path));
+        let inspected = inspecting.await.map_err(|late| broken(&late))?;
+        let (_, inspected) = inspected.map_err(|error| broken(&error))?;
+        let Inspected { manifests } = serde_json::from_value(inspected).map_err(|error| broken(&error))?;
+        let Some(manifests) = manifests else { return Ok(Manifest::Unknown) };
+        match own_manifest(image, manifests) {
+            Some(own) if image.id.as_ref() == Some(&own) => Ok(Manifest::Only),
+            Some(own) => Ok(Manifest::OfIndex(own)),
+            None => Err(EngineError::Refused(format!("{name}: has no image for the platform of the engine"))),
+        }
+    }
+
     /// Returns the size of an image on the engine's disk, in bytes.
     ///
     /// Inspecting an image reports less if containerd stores it, so its size is then taken from the list of
@@ -144,6 +165,19 @@ impl DockerEngine {
         let listed = listed.into_iter().find(|listed| Some(&listed.id) == image.id.as_ref());
         Ok(listed.map_or(inspected, |listed| listed.size))
     }
+}
+
+/// Returns the digest of the manifest for the platform of an image that was inspected.
+fn own_manifest(image: &ImageInspect, manifests: Vec<ImageManifestSummary>) -> Option<String> {
+    let is_own = |platform: &OciPlatform| {
+        platform.os == image.os
+            && platform.architecture == image.architecture
+            && platform.variant.as_deref().unwrap_or_default() == image.variant.as_deref().unwrap_or_default()
+    };
+    let own = manifests.into_iter().find(|manifest| {
+        manifest.available && manifest.image_data.as_ref().is_some_and(|data| is_own(&data.platform))
+    });
+    own.and_then(|manifest| manifest.descriptor.digest)
 }
 
 /// Reports whether a graph driver holds an image.
@@ -212,13 +246,8 @@ impl Engine for DockerEngine {
         digest.ok_or_else(|| EngineError::Broken(format!("no registry reports the digest of {reference}")))
     }
 
-    async fn config_digests(
-        &self,
-        pinned: &str,
-        platforms: Platforms,
-        creator: &str,
-    ) -> Result<Vec<String>, EngineError> {
-        self.resolve_configs(pinned, platforms, creator).await
+    async fn configuration(&self, name: &str) -> Result<Configuration, EngineError> {
+        self.resolve_configuration(name).await
     }
 
     fn has_credentials(&self, reference: &str) -> bool {
@@ -311,6 +340,8 @@ impl Engine for DockerEngine {
             config_digest: config_digest(&image),
             size_bytes: self.size(name, &image).await?,
             is_in_containerd: !has_graph_driver(&image),
+            manifest: self.manifest(name, &image).await?,
+            layers: image.root_fs.and_then(|root| root.layers).unwrap_or_default(),
             repo_digests: image.repo_digests.unwrap_or_default(),
             names: image.repo_tags.unwrap_or_default(),
             labels: image.config.and_then(|config| config.labels).unwrap_or_default(),
@@ -350,16 +381,21 @@ fn is_missing(error: &BollardError) -> bool {
 
 impl From<BollardError> for EngineError {
     fn from(error: BollardError) -> Self {
-        if let BollardError::DockerStreamError { error } = error {
-            return Self::new(Fault::of_message(&error).unwrap_or(Fault::User), error);
-        }
-        let BollardError::DockerResponseServerError { status_code, message } = error else {
+        let (status_code, message) = if let BollardError::DockerStreamError { error } = error {
+            (None, error)
+        } else if let BollardError::DockerResponseServerError { status_code, message } = error {
+            (Some(status_code), message)
+        } else {
             return Self::Broken(error.to_string());
         };
+        // A registry may be a server of any kind, whose answer is not for the build.
+        let shown =
+            if message.contains("response body") { fault::without_answer(&message) } else { message.clone() };
         match status_code {
-            429 => Self::Unreachable(message),
-            400..=499 => Self::Refused(message),
-            _ => Self::new(Fault::of_message(&message).unwrap_or(Fault::Engine), message),
+            Some(429) => Self::Unreachable(shown),
+            Some(400..=499) => Self::Refused(shown),
+            Some(_) => Self::new(Fault::of_message(&message).unwrap_or(Fault::Engine), shown),
+            None => Self::new(Fault::of_message(&message).unwrap_or(Fault::User), shown),
         }
     }
 }

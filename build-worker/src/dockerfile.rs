@@ -38,10 +38,15 @@ pub(crate) fn frontend(dockerfile: &str) -> Option<&str> {
     None
 }
 
-/// Returns the references to images that a Dockerfile names, in its words.
+/// Returns the references to images that a Dockerfile names for a stage, in its words; for the last one if
+/// `target` is empty.
 ///
 /// References that depend on more than ARG defaults and build arguments are left out.
-pub(crate) fn image_references(dockerfile: &str, build_args: &HashMap<String, String>) -> BTreeSet<String> {
+pub(crate) fn image_references(
+    dockerfile: &str,
+    build_args: &HashMap<String, String>,
+    target: &str,
+) -> BTreeSet<String> {
     let Ok(dockerfile) = parse_dockerfile::parse(dockerfile) else { return BTreeSet::new() };
     let mut variables = HashMap::new();
     for argument in dockerfile.global_args() {
@@ -51,22 +56,31 @@ pub(crate) fn image_references(dockerfile: &str, build_args: &HashMap<String, St
             variables.extend(value.map(|value| (name.to_owned(), value)));
         }
     }
-    let mut names = BTreeSet::new();
-    let mut references = BTreeSet::new();
+    let mut stages: Vec<Uses> = Vec::new();
     for stage in dockerfile.stages() {
         let from = expand(&stage.from.image.value, &variables);
         let copied =
             stage.instructions.iter().flat_map(sources).filter_map(|source| expand(source, &variables));
-        let is_image = |name: &String| {
-            !name.is_empty()
-                && *name != "scratch"
-                && !names.contains(&name.to_lowercase())
-                && !name.bytes().all(|byte| byte.is_ascii_digit())
-        };
-        references.extend(from.into_iter().chain(copied).filter(is_image));
-        names.extend(stage.from.as_.as_ref().map(|(_, name)| name.value.to_lowercase()));
+        let name = stage.from.as_.as_ref().map(|(_, name)| name.value.to_lowercase());
+        let mut uses = Uses { name, ..Uses::default() };
+        for source in from.into_iter().chain(copied).filter(|name| !name.is_empty() && name != "scratch") {
+            match position(&stages, &source) {
+                Some(stage) => drop(uses.stages.insert(stage)),
+                None => drop(uses.images.insert(source)),
+            }
+        }
+        stages.push(uses);
     }
-    references
+    let last = stages.len().saturating_sub(1);
+    let mut needed = BTreeSet::from([position(&stages, target).unwrap_or(last)]);
+    let mut images = BTreeSet::new();
+    for (number, uses) in stages.into_iter().enumerate().rev() {
+        if needed.contains(&number) {
+            needed.extend(uses.stages);
+            images.extend(uses.images);
+        }
+    }
+    images
 }
 
 /// Reports whether a Dockerfile may name another platform than the engine's own.
@@ -88,6 +102,20 @@ pub(crate) fn may_name_platform(dockerfile: &str, build_args: &HashMap<String, S
     let words = code.iter().flat_map(|line| line.split_whitespace());
     let own_flags = words.filter(|word| own.iter().flatten().any(|own| own == word)).count();
     joined.matches(FLAG).count() != own_flags
+}
+
+/// A stage by what it uses: images, and earlier stages by their numbers.
+#[derive(Default)]
+struct Uses {
+    name: Option<String>,
+    stages: BTreeSet<usize>,
+    images: BTreeSet<String>,
+}
+
+/// Returns the number of a stage, given by its name or its number.
+fn position(stages: &[Uses], stage: &str) -> Option<usize> {
+    let name = stage.to_lowercase();
+    stages.iter().rposition(|uses| uses.name.as_ref() == Some(&name)).or_else(|| stage.parse().ok())
 }
 
 /// Returns the declarations of an ARG instruction, each with its default.
@@ -167,7 +195,23 @@ mod tests {
 
     fn references(dockerfile: &str, build_args: &[(&str, &str)]) -> Vec<String> {
         let build_args = build_args.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        image_references(dockerfile, &build_args.collect()).into_iter().collect()
+        image_references(dockerfile, &build_args.collect(), "").into_iter().collect()
+    }
+
+    #[test]
+    fn only_what_the_built_stage_needs_is_named() {
+        const DOCKERFILE: &str = "FROM a AS tools\nFROM b AS test\nCOPY --from=tools / /\nFROM c AS last\nCOPY --from=1 / /\n\
+                                  FROM d AS other";
+        for (target, expected) in [
+            ("", &["d"][..]),
+            ("Test", &["a", "b"]),
+            ("last", &["a", "b", "c"]),
+            ("0", &["a"]),
+            ("none", &["d"]),
+        ] {
+            let references = image_references(DOCKERFILE, &HashMap::new(), target);
+            assert_eq!(references.iter().collect::<Vec<_>>(), expected, "{target}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use proto::dispatch::DistantBase;
+use tokio::sync::mpsc;
 
 pub(crate) use crate::output::Progress;
 use crate::{context::Context, fault::Fault, secrets::BuildSecrets};
@@ -56,22 +57,13 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// unavailable, and [`EngineError::Broken`] if the engine does not work or reports no digest.
     async fn registry_digest(&self, reference: &str, creator: &str) -> Result<String, EngineError>;
 
-    /// Returns the digests of the configurations that an image has.
-    ///
-    /// The reference always stands for the same image: it has a digest, or is the name of an artifact. An index
-    /// refers to an image for each platform.
+    /// Returns the configuration of an image as builds get it, by a name that always stands for the image.
     ///
     /// # Errors
     ///
-    /// Returns [`EngineError::Refused`] if the registry denies access or lacks a part of the image,
-    /// [`EngineError::Unreachable`] if the registry cannot be reached or a source of credentials is
-    /// unavailable, and [`EngineError::Broken`] if the engine does not work.
-    async fn config_digests(
-        &self,
-        pinned: &str,
-        platforms: Platforms,
-        creator: &str,
-    ) -> Result<Vec<String>, EngineError>;
+    /// Returns [`EngineError::Refused`] if there is no such image, and [`EngineError::Broken`] if the engine does
+    /// not work.
+    async fn configuration(&self, name: &str) -> Result<Configuration, EngineError>;
 
     /// Reports whether there are credentials for the repository of a reference, whoever may use them.
     fn has_credentials(&self, reference: &str) -> bool;
@@ -175,35 +167,39 @@ pub(crate) trait SourcePolicy: fmt::Debug + Send + Sync {
     /// Returns the decisions so far, by the canonical reference of each image.
     fn images(&self) -> BTreeMap<String, ImageDecision>;
 
-    /// Returns the creator of the image, who decides which registry credentials the build may use.
-    fn creator(&self) -> &str;
-
     /// Returns patterns of the hosts that ADD may fetch from.
     fn hosts(&self) -> Vec<String>;
 
     /// Reports whether ADD may fetch a directory of a Git repository rather than all of it.
     fn allows_git_directories(&self) -> bool;
 
-    /// Decides about an image that the engine was denied, by its canonical reference.
+    /// Decides about the images that the Dockerfile shows before the build, as [`Self::decide`] does, and returns
+    /// the name of the frontend to run; `None` for the engine's own.
     ///
-    /// Returns `None` if the image was decided about before.
+    /// # Errors
+    ///
+    /// Returns an error if the frontend may not be run, or if a decision cannot be made now.
+    async fn prepare(&self, events: &EventSender) -> Result<Option<String>, EngineError>;
+
+    /// Decides about an image by its canonical reference, and has the engine pull it if necessary.
+    ///
+    /// The progress of pulls goes to `events`.
     ///
     /// # Errors
     ///
     /// Returns an error if the decision cannot be made now.
-    async fn decide(&self, image: &str) -> Result<Option<ImageDecision>, EngineError>;
+    async fn decide(&self, image: &str, events: &EventSender) -> Result<ImageDecision, EngineError>;
 }
 
 /// A decision about an image that a build names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ImageDecision {
-    /// The engine uses the image with this name, which may be another one than the build names.
+    /// The engine has the image by this name, which may be another one than the build names.
     Usable {
         /// Canonical reference.
         name: String,
-        /// ID of the image in the engine, if the engine has it; engines may append it to the name as a
-        /// digest.
-        id: Option<String>,
+        /// ID of the image in the engine; engines may append it to the name as a digest.
+        id: String,
     },
     /// No such image exists for the requester, for this reason.
     Missing(String),
@@ -227,15 +223,6 @@ impl ImageDecision {
     }
 }
 
-/// The platforms for which an image is wanted.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Platforms {
-    /// The engine's own.
-    Own,
-    /// All that the image has.
-    All,
-}
-
 /// A build for the engine to run.
 #[derive(Debug)]
 pub(crate) struct BuildOrder {
@@ -251,9 +238,6 @@ pub(crate) struct BuildOrder {
     pub(crate) labels: HashMap<String, String>,
     /// Values of `ARG` instructions.
     pub(crate) build_args: HashMap<String, String>,
-    /// Image that is run as the frontend, by the name that was decided about; the engine's own frontend if
-    /// `None`.
-    pub(crate) frontend: Option<String>,
     /// Stage to build; the last one if empty.
     pub(crate) target: String,
     /// Set if the cache is not used.
@@ -301,6 +285,9 @@ impl Dockerfile {
         !is_text && reason.contains("stream error received")
     }
 }
+
+/// The sender of the events of work that the engine runs.
+pub(crate) type EventSender = mpsc::Sender<Result<EngineEvent, EngineError>>;
 
 /// A message of the engine about its work.
 #[derive(Debug)]
@@ -352,9 +339,31 @@ pub(crate) struct EngineImage {
     pub(crate) repo_digests: Vec<String>,
     /// Set if containerd stores the image; then it has such names even if no registry ever had it.
     pub(crate) is_in_containerd: bool,
+    pub(crate) manifest: Manifest,
+    /// Digests of its layers, uncompressed, from the lowest to the highest.
+    pub(crate) layers: Vec<String>,
     /// Names of the image, each `repository:tag`.
     pub(crate) names: Vec<String>,
     pub(crate) labels: HashMap<String, String>,
+}
+
+/// The manifest that an image has for the platform of its engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Manifest {
+    /// The image is for a single platform.
+    Only,
+    /// The image is an index, which refers to a manifest with this digest.
+    OfIndex(String),
+    /// The engine does not report it, as Docker before 28 does not for what containerd stores.
+    Unknown,
+}
+
+/// The configuration of an image, as far as it identifies the image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Configuration {
+    pub(crate) digest: String,
+    /// Digests of the layers, uncompressed, from the lowest to the highest.
+    pub(crate) layers: Vec<String>,
 }
 
 /// An image that was found by its labels.

@@ -5,60 +5,32 @@
 //! service's answer and the removal.
 //!
 //! When a build ends, the previous image of its record may become unused. Soon afterwards the service is
-//! asked about that image alone, because there may be thousands of others; all images, and all names of
-//! artifacts, are checked periodically. An image that was pulled only loses its name: whoever else pulled it
-//! may need it.
+//! asked about that image alone, because there may be thousands of others; all images, all names of
+//! artifacts, and all base images are checked periodically. An artifact that was pulled only loses its name:
+//! whoever else pulled it may need it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use proto::dispatch::{self as wire, FindUnusedImagesRequest, FindUnusedImagesResponse, HeldImage};
 use tokio::{
-    sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock},
+    sync::Notify,
     time::{Instant, sleep, timeout},
 };
 use uuid::Uuid;
 
 use crate::{
     artifact_name::ArtifactName,
+    base_images::BaseImages,
     engine::{Engine, EngineError, LabelledImage},
     labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
+    locks::{ExclusiveLock, Locks},
     service_client::{self, ServiceClient, ServiceError},
     stale_tags::ATTEMPTS,
 };
-
-/// The locks of the records that have running builds, by record ID.
-#[derive(Debug, Default)]
-pub(crate) struct Records(Mutex<BTreeMap<String, Weak<RwLock<()>>>>);
-
-/// The guard of a running build; no image of its record is removed while the guard lives.
-pub(crate) type SharedLock = OwnedRwLockReadGuard<()>;
-
-impl Records {
-    /// Waits until a build of the record may run.
-    pub(crate) async fn lock_shared(&self, record: &str) -> SharedLock {
-        self.lock(record).read_owned().await
-    }
-
-    /// Prevents builds of the record from starting; returns `None` if one is running.
-    fn try_lock_exclusive(&self, record: &str) -> Option<OwnedRwLockWriteGuard<()>> {
-        self.lock(record).try_write_owned().ok()
-    }
-
-    fn lock(&self, record: &str) -> Arc<RwLock<()>> {
-        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        records.retain(|_, lock| lock.strong_count() > 0);
-        if let Some(lock) = records.get(record).and_then(Weak::upgrade) {
-            return lock;
-        }
-        let lock = Arc::new(RwLock::new(()));
-        records.insert(record.to_owned(), Arc::downgrade(&lock));
-        lock
-    }
-}
 
 /// The images that builds have replaced since the last collection, by the engine's image ID.
 #[derive(Debug, Default)]
@@ -88,7 +60,9 @@ pub(crate) struct ImageGc {
     pub(crate) worker: String,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) service: Arc<dyn ServiceClient>,
-    pub(crate) records: Arc<Records>,
+    /// Locks of the records that have running builds, by record ID; no image of such a record is removed.
+    pub(crate) records: Arc<Locks>,
+    pub(crate) bases: Arc<BaseImages>,
     /// ID of the catalogue that builds come from; empty until the first connection.
     pub(crate) catalogue: Mutex<String>,
     pub(crate) replaced: Arc<Replaced>,
@@ -150,6 +124,9 @@ impl ImageGc {
             let mut collected = self.collect(&catalogue, replaced, &mut removed).await;
             if is_full && collected.is_ok() {
                 collected = self.collect_names(&catalogue).await;
+            }
+            if is_full && collected.is_ok() {
+                collected = self.bases.collect().await.map_err(CollectError::from);
             }
             if let Err(error) = collected {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
@@ -240,10 +217,7 @@ impl ImageGc {
     }
 
     /// Keeps builds of those of these records from starting that have none running.
-    fn lock_idle<'a>(
-        &self,
-        records: impl Iterator<Item = &'a str>,
-    ) -> BTreeMap<&'a str, OwnedRwLockWriteGuard<()>> {
+    fn lock_idle<'a>(&self, records: impl Iterator<Item = &'a str>) -> BTreeMap<&'a str, ExclusiveLock> {
         let records: BTreeSet<&str> = records.collect();
         let lock = |record| Some((record, self.records.try_lock_exclusive(record)?));
         records.into_iter().filter_map(lock).collect()

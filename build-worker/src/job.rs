@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     artifact_name::ArtifactName,
+    base_images::BaseImages,
     engine::Engine,
     outbox::Outbox,
     output::{FailedStep, Output},
@@ -56,6 +57,7 @@ pub(crate) struct Job {
     pub(crate) group: StepGroup,
     /// Processes of steps; `None` if the engine's processes are not on this host.
     pub(crate) processes: Option<StepProcesses>,
+    pub(crate) bases: Arc<BaseImages>,
     /// The operator's rules on the sources of builds.
     pub(crate) source_rules: Arc<SourceRules>,
     /// Build arguments that name the proxies of builds.
@@ -213,11 +215,7 @@ impl Job {
                     () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
                     context = self.context(order, &secrets.remote_credentials) => context?,
                 };
-                let build = tokio::select! {
-                    biased;
-                    () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
-                    build = self.start(order, context, secrets) => build?,
-                };
+                let build = self.start(order, context, secrets)?;
                 let built = self.relay_progress(build, output).await?.ok_or_else(|| {
                     Ended::by_broken_engine("the engine ended the build without an image".to_owned())
                 })?;

@@ -10,8 +10,8 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tracing::Instrument as _;
 
 use crate::{
-    image_gc::Records,
     job::{Control, Job, StopReason},
+    locks::Locks,
     outbox::{Outbox, Unreadable},
     telemetry,
 };
@@ -59,7 +59,7 @@ impl Entry {
     ///
     /// The entry is removed when every report is durable; the slot and the lock are kept until the work has
     /// stopped.
-    pub(crate) async fn run(self, job: &Job, slots: &Semaphore, records: &Records) -> Option<String> {
+    pub(crate) async fn run(self, job: &Job, slots: &Semaphore, records: &Locks) -> Option<String> {
         let may_begin = async {
             let at_work = records.lock_shared(&job.assignment.image_id).await;
             // The semaphore is never closed.

@@ -56,6 +56,7 @@ use self::{
 
 mod artifact_audit;
 mod artifact_name;
+mod base_images;
 mod build_files;
 mod build_sources;
 mod config;
@@ -78,6 +79,7 @@ mod job;
 mod jobs;
 mod labels;
 mod lease;
+mod locks;
 mod outbox;
 mod output;
 mod readiness;

@@ -41,6 +41,11 @@ pub(crate) fn familiar(canonical: &str) -> &str {
     short.strip_prefix("library/").filter(|official| !official.contains('/')).unwrap_or(short)
 }
 
+/// Reports whether a canonical reference is a name of ours, which no registry can answer for.
+pub(crate) fn is_ours(canonical: &str) -> bool {
+    canonical.starts_with("trailer.invalid/") || canonical.starts_with("trailer.invalid:")
+}
+
 /// Splits a reference into the host of its registry and the path of its repository there.
 ///
 /// The host is the first part, if that cannot be a folder of Docker Hub.

@@ -54,15 +54,12 @@ pub(crate) enum Credentials {
     RegistryToken(String),
 }
 
-/// The reason why there are no credentials, in a text without secrets.
+/// The reason why there are no credentials, which the operator of the worker has to fix, without secrets.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum CredentialsError {
-    /// Credentials that the operator of the worker has to fix.
-    #[error("the credentials for {registry}: {reason}")]
-    Unavailable { registry: String, reason: String },
-    /// Images for which an engine that asks by host cannot be given credentials.
-    #[error("one build cannot use both {first} and {second}: the worker's credentials for them differ")]
-    Ambiguous { first: String, second: String },
+#[error("the credentials for {registry}: {reason}")]
+pub(crate) struct CredentialsError {
+    pub(crate) registry: String,
+    pub(crate) reason: String,
 }
 
 impl DockerConfig {
@@ -82,41 +79,16 @@ impl DockerConfig {
     ///
     /// # Errors
     ///
-    /// Returns [`CredentialsError::Unavailable`] if the configuration cannot be read or its helper fails.
+    /// Returns an error if the configuration cannot be read or its helper fails.
     pub(crate) async fn credentials(
         &self,
         reference: &str,
         creator: &str,
     ) -> Result<Option<Credentials>, CredentialsError> {
-        self.common_credentials(&[reference], creator).await
-    }
-
-    /// Returns the credentials that the repositories of all these references on one registry share, or
-    /// `None`.
-    ///
-    /// Otherwise like [`Self::credentials`].
-    ///
-    /// # Errors
-    ///
-    /// Returns [`CredentialsError::Ambiguous`] if the credentials for the repositories differ, or only some
-    /// have any; and [`CredentialsError::Unavailable`] as [`Self::credentials`] does.
-    pub(crate) async fn common_credentials(
-        &self,
-        references: &[&str],
-        creator: &str,
-    ) -> Result<Option<Credentials>, CredentialsError> {
-        let Some((first, others)) = references.split_first() else { return Ok(None) };
-        let (host, _) = reference::host_and_path(first);
-        let unavailable = |reason| CredentialsError::Unavailable { registry: host.to_owned(), reason };
+        let (host, _) = reference::host_and_path(reference);
+        let unavailable = |reason| CredentialsError { registry: host.to_owned(), reason };
         let config = self.config().map_err(unavailable)?;
-        let origin = config.origin(first, creator).map_err(unavailable)?;
-        for other in others {
-            if config.origin(other, creator).map_err(unavailable)? != origin {
-                let [first, second] = [first, other].map(|image| reference::familiar(image).to_owned());
-                return Err(CredentialsError::Ambiguous { first, second });
-            }
-        }
-        match origin {
+        match config.origin(reference, creator).map_err(unavailable)? {
             Origin::Nothing => Ok(None),
             Origin::Entry(credentials) => Ok(Some(credentials)),
             Origin::Helper { name, server, in_file } => match self.helpers.get(&name, &server).await {

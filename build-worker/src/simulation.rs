@@ -93,6 +93,7 @@ impl Process {
             spool_dir: None,
             spool_limit: 0,
             collect_every: Duration::from_secs(3_600),
+            keep_bases: Duration::from_secs(3_600),
             drain_grace: Duration::from_secs(10),
             server_ca: None,
             allow_plaintext: false,

@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     artifact_audit,
+    base_images::BaseImages,
     config::Config,
     engine::{Engine, EngineInfo},
     image_gc::ImageGc,
@@ -94,6 +95,7 @@ impl Worker {
             engine: Arc::clone(&engine),
             service: Arc::clone(&service),
             records: Arc::default(),
+            bases: Arc::new(BaseImages::new(Arc::clone(&engine), config.keep_bases)),
             catalogue: Mutex::default(),
             replaced: Arc::default(),
             every: config.collect_every,
@@ -136,7 +138,7 @@ impl Worker {
             biased;
             () = self.readiness.engine.run(self.engine.as_ref(), || self.step_processes()) => {}
             () = self.begin() => {}
-            () = self.image_gc.run() => {}
+            () = Box::pin(self.image_gc.run()) => {}
             () = Box::pin(self.audit_artifacts()) => {}
             () = self.drain(shutdown) => {}
         }
@@ -338,6 +340,7 @@ impl Worker {
             steps: self.steps.clone(),
             group: self.step_group(),
             processes: self.step_processes(),
+            bases: Arc::clone(&self.image_gc.bases),
             source_rules: Arc::clone(&self.source_rules),
             proxies: self.docker_config.proxy_arguments(&self.config.docker_host),
             compression: self.config.compression.clone().unwrap_or_default(),

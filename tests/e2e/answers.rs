@@ -1,6 +1,6 @@
 //! Helpers that extract what tests check in responses.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use proto::images as api;
 use tonic::{Code, Status};
@@ -20,6 +20,24 @@ pub(crate) fn lines(events: &[api::BuildEvent]) -> Vec<&str> {
             | None => None,
         })
         .collect()
+}
+
+/// Returns the lines that the steps of a Dockerfile printed, in order, without those of pulls.
+pub(crate) fn lines_of_steps(events: &[api::BuildEvent]) -> Vec<&str> {
+    let mut steps = HashSet::new();
+    let mut lines = Vec::new();
+    for event in events {
+        match &event.event {
+            Some(api::build_event::Event::StepChange(change)) if change.name.starts_with('[') => {
+                steps.insert((event.attempt, change.step));
+            }
+            Some(api::build_event::Event::LogLine(line)) if steps.contains(&(event.attempt, line.step)) => {
+                lines.push(line.text.as_str());
+            }
+            Some(_) | None => {}
+        }
+    }
+    lines
 }
 
 /// Returns the lines and pieces of lines that were printed, in order.

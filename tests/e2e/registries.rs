@@ -44,6 +44,11 @@ pub(crate) struct Setting {
 
 impl Setting {
     pub(crate) async fn start() -> anyhow::Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts with these flags of the worker.
+    pub(crate) async fn start_with(flags_of_worker: &[&str]) -> anyhow::Result<Self> {
         let (docker, docker_host) = engine_fixture::connect().await?;
         let registry = Registry::start().await?;
         let proxy = Proxy::start(registry.addr).await?;
@@ -58,7 +63,8 @@ impl Setting {
         let service = Service::start_with(&flags).await?;
         let config = DockerConfig::with(PASSWORD, &[registry.addr, proxy.addr()])?;
         let run = uuid::Uuid::new_v4().simple().to_string();
-        let flags = ["--docker-config", config.path()?, "--collect-every", "500ms"];
+        let flags =
+            [&["--docker-config", config.path()?, "--collect-every", "500ms"], flags_of_worker].concat();
         let worker = Worker::start_at(&service, service.addr, &format!("w-{run}"), &docker_host, &flags)?;
         Ok(Self { docker, registry, proxy, service, _worker: worker, config, run })
     }

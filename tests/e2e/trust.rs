@@ -9,13 +9,14 @@ use serde_json::{Value, json};
 
 use self::forgery::Forgery;
 use crate::{
-    answers::lines,
+    answers::lines_of_steps,
     base_image,
     client::{Client, image, of_source},
     contexts::{self, tar_of},
     engine_fixture::Real,
+    eventually::eventually_true,
     registries::{self, Setting},
-    registry::Registry,
+    registry::{DockerConfig, PASSWORD, Registry},
 };
 
 mod forgery;
@@ -38,7 +39,7 @@ async fn build(client: &Client, wanted: Image) -> anyhow::Result<Built> {
     Ok(Built {
         id: created.id,
         reference: created.reference.clone(),
-        lines: lines(&history).into_iter().map(str::to_owned).collect(),
+        lines: lines_of_steps(&history).into_iter().map(str::to_owned).collect(),
         cached: built.steps.unwrap_or_default().cached,
     })
 }
@@ -48,7 +49,7 @@ async fn rebuild(client: &Client, id: &str) -> anyhow::Result<Vec<String>> {
     let build = client.build(id).await?;
     let built = client.finished(&build.id).await?;
     anyhow::ensure!(built.state() == BuildState::Succeeded, "{built:?}");
-    Ok(lines(&client.history(&build.id, 0).await?).into_iter().map(str::to_owned).collect())
+    Ok(lines_of_steps(&client.history(&build.id, 0).await?).into_iter().map(str::to_owned).collect())
 }
 
 const PRINT_RANDOM: &str = "RUN echo ran $(/bin/busybox od -An -tx1 -N8 /dev/urandom)";
@@ -295,7 +296,8 @@ async fn a_hidden_image_elsewhere_is_refused_in_the_words_of_its_neighbours() ->
 async fn a_registry_that_repeats_a_hidden_image_does_not_have_it_either() -> anyhow::Result<()> {
     let setting = Setting::start().await?;
     let (alice, bob) = (setting.alice(), setting.service.builder("bob"));
-    let base_digest = setting.publish_base("base").await?;
+    setting.publish_base("base").await?;
+    let public = setting.publish_base("public").await?;
     let base = setting.in_registry("base:1");
     let wanted = setting.pushed(setting.registry.addr, "secret", &base, "RUN echo treasure > /secret");
     let secret = build(&alice, wanted).await?;
@@ -304,7 +306,7 @@ async fn a_registry_that_repeats_a_hidden_image_does_not_have_it_either() -> any
     let repository = repository.strip_prefix(&setting.in_registry("")).context("of the registry")?;
 
     let forgery = Forgery { registry: &setting.registry, repository: "forged/all".to_owned() };
-    let (own, _) = forgery.take("base", &base_digest).await?;
+    let (own, _) = forgery.take("public", &public).await?;
     let (taken, manifest) = forgery.take(repository, &artifact.repo_digest).await?;
     let content_type = taken["mediaType"].as_str().context("a type")?;
     forgery.put("copy", content_type, manifest.clone()).await?;
@@ -321,6 +323,9 @@ async fn a_registry_that_repeats_a_hidden_image_does_not_have_it_either() -> any
         format!("FROM {}", forged("copy")),
         format!("FROM {}", forged("renamed")),
         format!("FROM {}", forged("index")),
+    ];
+    // Of an index, builds get the image for the engine's platform alone: it is refused, or has no secret.
+    let platforms = [
         format!("FROM --platform=linux/arm64 {}", forged("platforms")),
         format!("ARG A=arm64\nFROM --pl'atform'=linux/$A {}", forged("platforms")),
     ];
@@ -329,13 +334,17 @@ async fn a_registry_that_repeats_a_hidden_image_does_not_have_it_either() -> any
         let hidden = failure(&bob, named("Hidden", &format!("{way}\n{print}"))).await?;
         assert!(hidden.contains("not found") && !hidden.contains("treasure"), "{way}: {hidden}");
     }
+    for way in &platforms {
+        let refused = failure(&bob, named("Platform", &format!("{way}\n{print}"))).await?;
+        assert!(!refused.is_empty() && !refused.contains("treasure"), "{way}: {refused}");
+    }
     for tag in ["copy", "renamed", "index"] {
         let pulled = registries::pulled(&format!("Pulled {tag}"), &forged(tag));
         let hidden = failure(&bob, pulled).await?;
         assert!(hidden.contains("not found"), "{tag}: {hidden}");
     }
     let mut made = vec![secret.reference.clone()];
-    for way in &ways[..3] {
+    for way in &ways {
         let mut wanted = named("Seen", &format!("{way}\n{print}"));
         wanted.config.as_mut().context("a configuration")?.no_cache = true;
         let seen = build(&alice, wanted).await?;
@@ -351,4 +360,92 @@ async fn a_registry_that_repeats_a_hidden_image_does_not_have_it_either() -> any
         setting.remove(&reference).await?;
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_cannot_replace_a_layer_of_another_image() -> anyhow::Result<()> {
+    let setting = Setting::start().await?;
+    let (alice, bob) = (setting.alice(), setting.service.builder("bob"));
+    let (genuine, other) = (setting.publish_base("genuine").await?, setting.publish_base("other").await?);
+    let forgery = Forgery { registry: &setting.registry, repository: "forged/layer".to_owned() };
+    let (taken, manifest) = forgery.take("genuine", &genuine).await?;
+    let (_, of_other) = forgery.take("other", &other).await?;
+    let mut manifest: Value = serde_json::from_slice(&manifest)?;
+    let of_other: Value = serde_json::from_slice(&of_other)?;
+    manifest["layers"] = of_other["layers"].clone();
+    let content_type = taken["mediaType"].as_str().context("a type")?;
+    forgery.put("1", content_type, manifest.to_string().into()).await?;
+
+    // The engine has none of these layers yet.
+    let from = |name: &str, base: &str| {
+        let dockerfile = format!("FROM {}\nRUN cat /etc/text; echo", setting.in_registry(base));
+        image(&format!("{name} {}", setting.run), &dockerfile)
+    };
+    let refused = failure(&bob, from("Forged", "forged/layer:1")).await?;
+    assert!(!refused.is_empty());
+    let pulled = registries::pulled("Pulled", &setting.in_registry("forged/layer:1"));
+    assert!(!failure(&bob, pulled).await?.is_empty());
+    let of_genuine = build(&alice, from("Genuine", "genuine:1")).await?;
+    let of_other = build(&alice, from("Other", "other:1")).await?;
+    assert_eq!((of_genuine.lines.len(), of_other.lines.len()), (1, 1), "{of_genuine:?}, {of_other:?}");
+    assert_ne!(of_genuine.lines, of_other.lines, "the layer was replaced");
+    setting.remove(&of_genuine.reference).await?;
+    setting.remove(&of_other.reference).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_pulled_with_credentials_is_private_by_its_digest_too() -> anyhow::Result<()> {
+    let setting = Setting::start().await?;
+    let digest = setting.publish_base("crew/base").await?;
+    let forgery = Forgery { registry: &setting.registry, repository: "open/copy".to_owned() };
+    let (_, manifest) = forgery.take("crew/base", &digest).await?;
+    let manifest: Value = serde_json::from_slice(&manifest)?;
+    let content_type = manifest["mediaType"].as_str().unwrap_or("application/vnd.oci.image.manifest.v1+json");
+    forgery.put("1", content_type, manifest.to_string().into()).await?;
+    // Credentials for one repository are for alice alone, those for the other for everybody.
+    let [crew, open] = ["crew", "open"].map(|path| setting.in_registry(path));
+    let entry = DockerConfig::entry(PASSWORD);
+    let config = json!({
+        "auths": { &crew: entry, &open: entry },
+        "trailer": { &crew: { "creators": ["alice"] } },
+    });
+    setting.config.write(&config.to_string())?;
+    let (alice, bob) = (setting.alice(), setting.service.builder("bob"));
+    let from = |name: &str, base: &str| {
+        image(
+            &format!("{name} {}", setting.run),
+            &format!("FROM {}\nRUN echo built", setting.in_registry(base)),
+        )
+    };
+    let mine = build(&alice, from("Mine", "crew/base:1")).await?;
+    let hidden = failure(&bob, from("Hidden", "open/copy:1")).await?;
+    assert!(hidden.contains("not found"), "{hidden}");
+    let pulled = registries::pulled("Pulled", &setting.in_registry("open/copy:1"));
+    let hidden = failure(&bob, pulled).await?;
+    assert!(hidden.contains("not found"), "{hidden}");
+    // Whoever may use the credentials may use the copy.
+    let copy = build(&alice, from("Copy", "open/copy:1")).await?;
+    setting.remove(&mine.reference).await?;
+    setting.remove(&copy.reference).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_image_is_kept_for_builds_and_removed_when_none_uses_it() -> anyhow::Result<()> {
+    let setting = Setting::start_with(&["--keep-bases", "4s"]).await?;
+    let digest = setting.publish_base("base").await?;
+    let pinned = setting.in_registry(&format!("base@{digest}"));
+    let alice = setting.alice();
+    let from = |name: &str| {
+        let dockerfile = format!("FROM {}\nRUN echo {name}", setting.in_registry("base:1"));
+        image(&format!("{name} {}", setting.run), &dockerfile)
+    };
+    let first = build(&alice, from("first")).await?;
+    assert!(setting.docker.inspect_image(&pinned).await.is_ok(), "the engine has not kept {pinned}");
+    let second = build(&alice, from("second")).await?;
+    for built in [&first, &second] {
+        setting.remove(&built.reference).await?;
+        alice.delete(&built.id).await?;
+    }
+    eventually_true("the base image goes", async || Ok(setting.docker.inspect_image(&pinned).await.is_err()))
+        .await
 }

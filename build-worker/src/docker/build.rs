@@ -2,15 +2,11 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    DockerEngine,
-    connection::Connections,
-    control::Control,
-    credentials::SessionCredentials,
-    solve::{self, EventSender},
-    source_policy, squash,
+use super::{DockerEngine, connection::Connections, control::Control, solve, source_policy, squash};
+use crate::{
+    engine::{BuildOrder, BuiltImage, Engine, EngineError, EventSender, ImageDecision},
+    reference,
 };
-use crate::engine::{BuildOrder, BuiltImage, Engine, EngineError};
 
 impl DockerEngine {
     /// Builds an image, and squashes it if requested; returns `None` if the build was cancelled.
@@ -28,7 +24,7 @@ impl DockerEngine {
             return Ok(Some(built));
         }
         let order = squash::order(connections, order, &built).await?;
-        let squashed = self.solve(connections, &order, &order.name, cancel, events).await;
+        let squashed = self.solve(connections, &order, &order.name, None, cancel, events).await;
         // The squashed image has taken its only name, or else it is removed with that name.
         if let Err(error) = self.remove(&built.id).await {
             tracing::warn!(id = built.id, %error, "cannot remove the image before squashing");
@@ -46,24 +42,31 @@ impl DockerEngine {
     ) -> Result<Option<BuiltImage>, EngineError> {
         /// Maximum number of images that are decided about while the build runs.
         const MAX_DECISIONS: usize = 16;
+        let Some(frontend) = cancel.run_until_cancelled(order.sources.prepare(events)).await else {
+            return Ok(None);
+        };
+        let frontend = frontend?;
         let mut name = order.name.clone();
         let mut decisions = 0;
         loop {
-            let error = match self.solve(connections, order, &name, cancel, events).await {
+            let solved = self.solve(connections, order, &name, frontend.as_deref(), cancel, events).await;
+            let error = match solved {
                 Err(error) => error,
                 solved => return solved,
             };
-            let Some(source) = source_policy::denied(&error) else { return Err(error) };
+            let Some(source) = source_policy::denied(&error) else {
+                return Err(self.explain(order, error).await);
+            };
             let Some(image) = source_policy::image(&source) else {
                 return Err(source_policy::error(&source, None));
             };
-            let Some(decision) = cancel.run_until_cancelled(order.sources.decide(image)).await else {
+            if let Some(known) = order.sources.images().get(image) {
+                return Err(source_policy::error(&source, Some(known)));
+            }
+            let Some(decision) = cancel.run_until_cancelled(order.sources.decide(image, events)).await else {
                 return Ok(None);
             };
-            let Some(decision) = decision? else {
-                let known = order.sources.images().remove(image);
-                return Err(source_policy::error(&source, known.as_ref()));
-            };
+            let decision = decision?;
             decisions += 1;
             if !decision.is_usable() || decisions > MAX_DECISIONS {
                 return Err(source_policy::error(&source, Some(&decision)));
@@ -72,22 +75,42 @@ impl DockerEngine {
         }
     }
 
+    /// Explains why the engine looked for an image that was decided about in a registry, by a name of ours.
+    ///
+    /// It has the image for another platform, or somebody has removed the image meanwhile.
+    async fn explain(&self, order: &BuildOrder, error: EngineError) -> EngineError {
+        let Some(sought) = source_policy::sought(&error) else { return error };
+        let images = order.sources.images();
+        let is_sought = |decision: &ImageDecision| match decision {
+            ImageDecision::Usable { name, .. } => *name == sought,
+            ImageDecision::Missing(_) | ImageDecision::Refused | ImageDecision::Elsewhere { .. } => false,
+        };
+        let image = images.iter().find(|(_, decision)| is_sought(decision)).map(|(image, _)| image);
+        let image = reference::familiar(image.unwrap_or(&sought));
+        match self.image(&sought).await {
+            Ok(Some(_)) => EngineError::Refused(format!(
+                "{image}: is not for the platform that the build wants; builds use images for the platform of their engine"
+            )),
+            Ok(None) => EngineError::Unreachable(format!("{image}: somebody has removed it from the engine")),
+            Err(error) => error,
+        }
+    }
+
     async fn solve(
         &self,
         connections: &Connections,
         order: &BuildOrder,
         name: &str,
+        frontend: Option<&str>,
         cancel: &CancellationToken,
         events: &EventSender,
     ) -> Result<Option<BuiltImage>, EngineError> {
-        // What the session gives and what the policy allows are decided together.
-        let credentials = SessionCredentials::of_build(self.docker_config.clone(), order.sources.as_ref());
-        let open = Control::open(connections, &order.cgroup_parent, credentials, Some(order));
+        let open = Control::open(connections, &order.cgroup_parent, Some(order));
         let Some(control) = cancel.run_until_cancelled(open).await else {
             return Ok(None);
         };
         let control = control?;
-        let request = solve::request(order, name, &control.session);
+        let request = solve::request(order, name, frontend, &control.session);
         let solved = solve::solve(&control, request, &order.stages, cancel, events).await;
         solved.map_err(|error| {
             let is_of_dockerfile =
@@ -97,7 +120,7 @@ impl DockerEngine {
                     "the Dockerfile has bytes that are not UTF-8 where the engine cannot take them";
                 return EngineError::Refused(RULE.to_owned());
             }
-            control.credentials.explain(error)
+            error
         })
     }
 }

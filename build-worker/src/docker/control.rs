@@ -1,7 +1,7 @@
 //! Client of BuildKit's Control API, with a session on the same connection.
 //!
-//! The engine calls back over the session: it fetches the build context and the Dockerfile, and asks for
-//! credentials if a registry requires them. Therefore none has to be passed to the engine in advance.
+//! The engine calls back over the session: it fetches the build context and the Dockerfile, and asks for secrets.
+//! It gets no registry credentials, because a build uses nothing that the engine does not have yet.
 
 use std::{io, sync::Arc};
 
@@ -12,7 +12,7 @@ use bollard::{
             secrets::v1::secrets_server::SecretsServer,
             v1::{BytesMessage, control_client::ControlClient},
         },
-        filesync::v1::{auth_server::AuthServer, file_sync_server::FileSyncServer},
+        filesync::v1::file_sync_server::FileSyncServer,
         sshforward::v1::ssh_server::SshServer,
         upload::v1::upload_server::UploadServer,
     },
@@ -32,7 +32,6 @@ use tonic::{
 
 use super::{
     connection::Connections,
-    credentials::SessionCredentials,
     session::{DockerfileSource, Healthy, Upload},
     session_secrets::SessionSecrets,
 };
@@ -46,29 +45,18 @@ pub(super) struct Control {
     pub(super) channel: Channel,
     /// ID of the session; empty if there is none.
     pub(super) session: String,
-    pub(super) credentials: Arc<SessionCredentials>,
     _serving: [AbortOnDropHandle<()>; 2],
 }
 
 /// Methods that the engine may call over the session.
-const EXPOSED: [&str; 10] = [
+const EXPOSED: [&str; 6] = [
     "/moby.upload.v1.Upload/Pull",
     "/moby.filesync.v1.FileSync/DiffCopy",
     "/moby.buildkit.secrets.v1.Secrets/GetSecret",
     "/moby.sshforward.v1.SSH/CheckAgent",
     "/moby.sshforward.v1.SSH/ForwardAgent",
-    "/moby.filesync.v1.Auth/Credentials",
-    "/moby.filesync.v1.Auth/FetchToken",
-    "/moby.filesync.v1.Auth/GetTokenAuthority",
-    "/moby.filesync.v1.Auth/VerifyTokenAuthority",
     "/grpc.health.v1.Health/Check",
 ];
-
-impl Drop for Control {
-    fn drop(&mut self) {
-        self.credentials.close();
-    }
-}
 
 impl Control {
     /// Size of the buffer between the session's server and the connection, in bytes per direction.
@@ -82,8 +70,8 @@ impl Control {
     /// An error quotes the whole Dockerfile in the trailers, encoded twice.
     const LARGEST_TRAILERS: u32 = 16 * 1024 * 1024;
 
-    /// Connects to BuildKit and opens a session that serves registry credentials and, for a build, its context,
-    /// its Dockerfile and its secrets.
+    /// Connects to BuildKit and opens a session that serves, for a build, its context, its Dockerfile and its
+    /// secrets.
     ///
     /// The engine compares a Dockerfile with what it has kept of sessions with the same key only.
     ///
@@ -93,7 +81,6 @@ impl Control {
     pub(super) async fn open(
         connections: &Connections,
         shared_key: &str,
-        credentials: SessionCredentials,
         order: Option<&BuildOrder>,
     ) -> Result<Self, EngineError> {
         let broken = |error: &dyn std::error::Error| EngineError::Broken(error.to_string());
@@ -119,10 +106,8 @@ impl Control {
         expose(request.metadata_mut(), &session, shared_key).map_err(|error| broken(&error))?;
         let answers =
             client.session(request).await.map_err(|status| EngineError::Broken(status.to_string()))?;
-        let credentials = Arc::new(credentials);
         let services = Server::builder()
             .initial_stream_window_size(Self::WINDOW)
-            .add_service(AuthServer::from_arc(Arc::clone(&credentials)))
             .add_optional_service(
                 order.map(|order| SecretsServer::new(SessionSecrets(Arc::clone(&order.secrets)))),
             )
@@ -144,7 +129,7 @@ impl Control {
         };
         let serving = AbortOnDropHandle::new(tokio::spawn(serving));
         let pumping = AbortOnDropHandle::new(tokio::spawn(pump(answers.into_inner(), write)));
-        Ok(Self { client, channel, session, credentials, _serving: [serving, pumping] })
+        Ok(Self { client, channel, session, _serving: [serving, pumping] })
     }
 }
 

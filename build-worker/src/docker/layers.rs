@@ -40,7 +40,7 @@ impl Layers {
     /// Ends the layers whose end the engine has not reported, and then the whole transfer.
     pub(super) fn succeeded(&self) -> Vec<Progress> {
         let unfinished = self.reported.iter().filter(|(_, layer)| !layer.is_over);
-        let layers = unfinished.map(|(layer, _)| layer_step(layer, StepState::Done));
+        let layers = unfinished.map(|(layer, _)| self.layer(layer, StepState::Done));
         layers.chain([self.whole(StepState::Done, String::new())]).collect()
     }
 
@@ -60,7 +60,7 @@ impl Layers {
         let layer = id.filter(|_| !status.starts_with("Pulling from"));
         let Some(layer) = layer else {
             let is_of_some_layer = detail.is_some() || matches!(status.as_str(), "Preparing" | "Waiting");
-            return if is_of_some_layer { Vec::new() } else { vec![line(Self::WHOLE, &status)] };
+            return if is_of_some_layer { Vec::new() } else { vec![self.line(Self::WHOLE, &status)] };
         };
         let state = match status.as_str() {
             "Pulling fs layer" | "Waiting" => StepState::Pending,
@@ -70,7 +70,7 @@ impl Layers {
         };
         let mut progress = Vec::new();
         if !self.reported.contains_key(&layer) || state != StepState::Pending {
-            progress.push(layer_step(&layer, state));
+            progress.push(self.layer(&layer, state));
         }
         let size =
             detail.and_then(|detail| Some((detail.current?, detail.total.filter(|&total| total > 0)?)));
@@ -81,7 +81,7 @@ impl Layers {
                 None => status.clone(),
             };
             // The line precedes the step's end.
-            progress.insert(0, line(&layer, &text));
+            progress.insert(0, self.line(&layer, &text));
             let is_over = matches!(state, StepState::Done | StepState::Cached);
             self.reported.insert(layer, Layer { status, tenths, is_over });
         }
@@ -89,24 +89,29 @@ impl Layers {
     }
 
     fn whole(&self, state: StepState, error: String) -> Progress {
-        step(Self::WHOLE, self.name.clone(), state, error)
+        self.step(Self::WHOLE, self.name.clone(), state, error)
     }
-}
 
-fn layer_step(layer: &str, state: StepState) -> Progress {
-    step(layer, format!("layer {layer}"), state, String::new())
-}
+    fn layer(&self, layer: &str, state: StepState) -> Progress {
+        self.step(layer, format!("layer {layer}"), state, String::new())
+    }
 
-fn step(id: &str, name: String, state: StepState, error: String) -> Progress {
-    Progress::Step { id: id.to_owned(), name, state, error, at: None }
-}
+    fn step(&self, part: &str, name: String, state: StepState, error: String) -> Progress {
+        Progress::Step { id: self.id(part), name, state, error, at: None }
+    }
 
-fn line(step: &str, text: &str) -> Progress {
-    Progress::Output {
-        step: step.to_owned(),
-        stderr: false,
-        bytes: format!("{text}\n").into_bytes(),
-        at: None,
+    fn line(&self, part: &str, text: &str) -> Progress {
+        Progress::Output {
+            step: self.id(part),
+            stderr: false,
+            bytes: format!("{text}\n").into_bytes(),
+            at: None,
+        }
+    }
+
+    /// Returns the ID of a step; a build may transfer several images.
+    fn id(&self, part: &str) -> String {
+        format!("{}: {part}", self.name)
     }
 }
 

@@ -12,21 +12,17 @@ use bollard::moby::buildkit::v1::{CacheOptions, SolveRequest, StatusRequest};
 use futures_util::StreamExt;
 use prost::Message;
 use serde::Deserialize;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use super::{clips::Clips, control::Control, progress, session::DOCKERFILE_SOURCE, source_policy};
 use crate::{
-    engine::{BuildOrder, BuiltImage, Dockerfile, EngineError, EngineEvent},
+    engine::{BuildOrder, BuiltImage, Dockerfile, EngineError, EngineEvent, EventSender},
     fault::{Fault, without_answer},
 };
 
 /// The engine's own frontend.
 const DOCKERFILE: &str = "dockerfile.v0";
-
-/// The sender of the events of work that the engine runs.
-pub(super) type EventSender = mpsc::Sender<Result<EngineEvent, EngineError>>;
 
 /// Runs a build to its end; returns `None` if it was cancelled.
 ///
@@ -114,8 +110,8 @@ async fn relay_progress(
     }
 }
 
-/// Returns the request for a build.
-pub(super) fn request(order: &BuildOrder, name: &str, session: &str) -> SolveRequest {
+/// Returns the request for a build by this frontend, the name of an image, or else by the engine's own.
+pub(super) fn request(order: &BuildOrder, name: &str, frontend: Option<&str>, session: &str) -> SolveRequest {
     let context = format!("http://buildkit-session/{session}");
     let (filename, is_beside) = match &order.dockerfile {
         Dockerfile::InContext(path) => (path, false),
@@ -127,19 +123,19 @@ pub(super) fn request(order: &BuildOrder, name: &str, session: &str) -> SolveReq
         ("cgroup-parent".to_owned(), order.cgroup_parent.clone()),
         // Keeps a frontend from fetching and running another one that the Dockerfile names: a client that
         // sends a command line counts as a frontend.
-        ("cmdline".to_owned(), order.frontend.clone().unwrap_or_else(|| DOCKERFILE.to_owned())),
+        ("cmdline".to_owned(), frontend.unwrap_or(DOCKERFILE).to_owned()),
         // The memory of a process may hold a secret: it is never dumped, not even to a program, as with 0.
         ("ulimit".to_owned(), "core=1:1".to_owned()),
         // What the engine has need not be asked for: the worker has decided what stands for each name.
         ("image-resolve-mode".to_owned(), "local".to_owned()),
     ]);
     // Frontends of the first kind run in a container, without the host's network.
-    let frontend = if order.frontend.is_some() { "gateway.v0" } else { DOCKERFILE };
+    let kind = if frontend.is_some() { "gateway.v0" } else { DOCKERFILE };
     if is_beside {
         attributes.insert("dockerfilekey".to_owned(), DOCKERFILE_SOURCE.to_owned());
     }
-    if let Some(image) = &order.frontend {
-        attributes.insert("source".to_owned(), image.clone());
+    if let Some(image) = frontend {
+        attributes.insert("source".to_owned(), image.to_owned());
     }
     if !order.target.is_empty() {
         attributes.insert("target".to_owned(), order.target.clone());
@@ -157,7 +153,7 @@ pub(super) fn request(order: &BuildOrder, name: &str, session: &str) -> SolveReq
     SolveRequest {
         r#ref: name.to_owned(),
         session: session.to_owned(),
-        frontend: frontend.to_owned(),
+        frontend: kind.to_owned(),
         frontend_attrs: attributes,
         exporter_deprecated: "moby".to_owned(),
         exporter_attrs_deprecated: exporter,

@@ -65,9 +65,7 @@ pub(super) fn policy(sources: &dyn SourcePolicy, context: &str) -> Policy {
                     rules.push(Rule { updates: Some(updates), ..convert });
                 }
                 rules.push(rule(PolicyAction::Allow, &name, MatchType::Exact));
-                rules.extend(
-                    id.map(|id| rule(PolicyAction::Allow, &format!("{name}@{id}"), MatchType::Exact)),
-                );
+                rules.push(rule(PolicyAction::Allow, &format!("{name}@{id}"), MatchType::Exact));
             }
             ImageDecision::Missing(_) | ImageDecision::Refused | ImageDecision::Elsewhere { .. } => {}
         }
@@ -86,6 +84,18 @@ pub(super) fn denied(error: &EngineError) -> Option<String> {
     let message = error.to_string();
     let (before, _) = message.split_once("\" denied by policy")?;
     before.rsplit_once("source \"").map(|(_, source)| source.to_owned())
+}
+
+/// Returns the name of ours that the engine has looked up in a registry, if a build failed with this error
+/// because of it.
+pub(super) fn sought(error: &EngineError) -> Option<String> {
+    const URL: &str = "://trailer.invalid/v2/";
+    const VERSION: &str = "/manifests/";
+    let message = error.to_string();
+    let (_, path) = message.split_once(URL)?;
+    let (repository, rest) = path.split_once(VERSION)?;
+    let tag: String = rest.chars().take_while(|c| c.is_alphanumeric() || "_.-".contains(*c)).collect();
+    Some(format!("trailer.invalid/{repository}:{tag}"))
 }
 
 /// Returns the canonical reference of a source that is an image.
@@ -126,25 +136,22 @@ pub(super) fn error(source: &str, decision: Option<&ImageDecision>) -> EngineErr
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::collections::BTreeMap;
 
     use proto::dispatch::DistantBase;
 
     use super::*;
+    use crate::engine::EventSender;
 
-    /// Decisions that are never extended, for images that alice has created.
+    /// Decisions that are never extended.
     #[derive(Debug)]
-    pub(in crate::docker) struct FixedDecisions(pub(in crate::docker) BTreeMap<String, ImageDecision>);
+    struct FixedDecisions(BTreeMap<String, ImageDecision>);
 
     #[tonic::async_trait]
     impl SourcePolicy for FixedDecisions {
         fn images(&self) -> BTreeMap<String, ImageDecision> {
             self.0.clone()
-        }
-
-        fn creator(&self) -> &str {
-            "alice"
         }
 
         fn hosts(&self) -> Vec<String> {
@@ -155,16 +162,20 @@ pub(super) mod tests {
             false
         }
 
-        async fn decide(&self, _image: &str) -> Result<Option<ImageDecision>, EngineError> {
+        async fn prepare(&self, _events: &EventSender) -> Result<Option<String>, EngineError> {
             Ok(None)
+        }
+
+        async fn decide(&self, image: &str, _events: &EventSender) -> Result<ImageDecision, EngineError> {
+            Ok(self.0[image].clone())
         }
     }
 
     #[test]
     fn nothing_is_allowed_but_what_was_decided() {
         let decisions = [
-            ("a", ImageDecision::Usable { name: "a".to_owned(), id: Some("sha256:0".to_owned()) }),
-            ("b", ImageDecision::Usable { name: "c".to_owned(), id: None }),
+            ("a", ImageDecision::Usable { name: "a".to_owned(), id: "sha256:0".to_owned() }),
+            ("b", ImageDecision::Usable { name: "c".to_owned(), id: "sha256:1".to_owned() }),
             ("d", ImageDecision::Missing("not found".to_owned())),
             ("e", ImageDecision::Refused),
             ("f", ImageDecision::Elsewhere { holder: DistantBase::default(), may_build: true }),
@@ -194,6 +205,7 @@ pub(super) mod tests {
                 "Allow docker-image://a@sha256:0",
                 "Convert docker-image://b to docker-image://c",
                 "Allow docker-image://c",
+                "Allow docker-image://c@sha256:1",
             ]
         );
     }
@@ -229,6 +241,16 @@ pub(super) mod tests {
         ] {
             assert_eq!(commit.is_match(&url), is_denied, "{url}");
         }
+    }
+
+    #[test]
+    fn a_name_of_ours_that_was_sought_is_in_the_error() {
+        let of_engine = "a:1: failed to resolve source metadata for a:1: failed to do request: Head \
+            \"https://trailer.invalid/v2/base/pulled/manifests/0a1b\": dial tcp: lookup trailer.invalid: no such host";
+        let sought_by = |message: &str| sought(&EngineError::Unreachable(message.to_owned()));
+        assert_eq!(sought_by(of_engine).as_deref(), Some("trailer.invalid/base/pulled:0a1b"));
+        assert_eq!(sought_by(&of_engine.replace("trailer.invalid", "registry.example")), None);
+        assert_eq!(sought_by("exit code: 1"), None);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::connection::Connections;
 use crate::{
     context::{self, Context},
     context_archive,
-    engine::{BuildOrder, BuiltImage, Dockerfile, EngineError, ImageDecision, SourcePolicy},
+    engine::{BuildOrder, BuiltImage, Dockerfile, EngineError, EventSender, ImageDecision, SourcePolicy},
     reference,
 };
 
@@ -73,13 +73,8 @@ struct SquashedImage {
 impl SourcePolicy for SquashedImage {
     fn images(&self) -> BTreeMap<String, ImageDecision> {
         let Self { name, id } = self;
-        let usable = ImageDecision::Usable { name: name.clone(), id: Some(id.clone()) };
+        let usable = ImageDecision::Usable { name: name.clone(), id: id.clone() };
         BTreeMap::from([(name.clone(), usable)])
-    }
-
-    fn creator(&self) -> &str {
-        // No registry has the image.
-        ""
     }
 
     fn hosts(&self) -> Vec<String> {
@@ -90,8 +85,12 @@ impl SourcePolicy for SquashedImage {
         false
     }
 
-    async fn decide(&self, _image: &str) -> Result<Option<ImageDecision>, EngineError> {
+    async fn prepare(&self, _events: &EventSender) -> Result<Option<String>, EngineError> {
         Ok(None)
+    }
+
+    async fn decide(&self, image: &str, _events: &EventSender) -> Result<ImageDecision, EngineError> {
+        Ok(ImageDecision::Missing(format!("{image} is not squashed")))
     }
 }
 
@@ -135,7 +134,6 @@ pub(super) async fn order(
         stages: Vec::new(),
         labels: config.labels,
         build_args,
-        frontend: None,
         target: String::new(),
         sources: Arc::new(SquashedImage {
             name: reference::canonical(&order.tag).unwrap_or_default(),

@@ -11,9 +11,9 @@ use bollard::{
 };
 use futures_util::{Stream, StreamExt, TryStreamExt};
 
-use super::{DockerEngine, config_digest, connect, credentials::Found, layers::Layers, solve::EventSender};
+use super::{DockerEngine, config_digest, connect, credentials::Found, layers::Layers};
 use crate::{
-    engine::{BuiltImage, EngineError, EngineEvent, Progress, RunningWork},
+    engine::{BuiltImage, EngineError, EngineEvent, EventSender, Progress, RunningWork},
     reference,
 };
 

@@ -1,7 +1,7 @@
 //! Docker builds: their context, what they may use, and their start.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex},
 };
 
@@ -14,7 +14,7 @@ use crate::{
     context_download,
     context_preparation::{PreparedContext, prepare},
     dockerfile,
-    engine::{BuildOrder, EngineError, Platforms, RunningWork},
+    engine::{BuildOrder, EngineError, RunningWork},
     engine_support::{ADD_GIT_DIRECTORY, FOREIGN_FRONTENDS},
     labels::{CATALOGUE_LABEL, IMAGE_LABEL, REFERENCE_LABEL, WORKER_LABEL},
     secrets::{BuildSecrets, Netrc},
@@ -47,8 +47,8 @@ impl Job {
         })
     }
 
-    /// Starts a build once it is known what it may use.
-    pub(super) async fn start(
+    /// Starts a build, of which the engine first learns what it may use.
+    pub(super) fn start(
         &self,
         order: &DockerBuild,
         prepared: PreparedContext,
@@ -60,11 +60,13 @@ impl Job {
         build_args.extend(order.build_args.clone());
         build_args.insert(CACHE_MOUNT_NAMESPACE.to_owned(), domain.to_string());
         let PreparedContext { context, dockerfile, text } = prepared;
-        let names_platform = dockerfile::may_name_platform(&text, &build_args);
-        let platforms = if names_platform { Platforms::All } else { Platforms::Own };
-        let sources = self.sources(order.pull_base, platforms);
-        sources.decide_all(dockerfile::image_references(&text, &build_args)).await?;
-        let frontend = sources.decide_frontend(dockerfile::frontend(&text)).await?;
+        let sources = BuildSources {
+            pull_base: order.pull_base,
+            names_platform: dockerfile::may_name_platform(&text, &build_args),
+            references: dockerfile::image_references(&text, &build_args, &order.target),
+            frontend: dockerfile::frontend(&text).map(str::to_owned),
+            ..self.sources()
+        };
         self.engine.build(BuildOrder {
             name: self.name(),
             tag: self.attempt_tag(),
@@ -72,7 +74,6 @@ impl Job {
             dockerfile,
             stages: dockerfile::stages(&text),
             build_args,
-            frontend,
             target: order.target.clone(),
             sources: Arc::new(sources),
             no_cache: order.no_cache,
@@ -84,21 +85,25 @@ impl Job {
         })
     }
 
-    /// Returns the sources of the attempt, about which nothing is decided yet.
-    pub(super) fn sources(&self, pull_base: bool, platforms: Platforms) -> BuildSources {
+    /// Returns the sources of an attempt without a Dockerfile, about which nothing is decided yet.
+    pub(super) fn sources(&self) -> BuildSources {
         let support = self.readiness.support();
         BuildSources {
             attempt: self.assignment.attempt.clone().unwrap_or_default(),
             catalogue: self.catalogue.clone(),
             engine: Arc::clone(&self.engine),
             service: Arc::clone(&self.service),
+            bases: Arc::clone(&self.bases),
             rules: Arc::clone(&self.source_rules),
             creator: self.assignment.creator.clone(),
-            pull_base,
-            platforms,
+            pull_base: false,
+            names_platform: false,
+            references: BTreeSet::new(),
+            frontend: None,
             allows_frontends: !support.withholds(FOREIGN_FRONTENDS),
             allows_git_directories: !support.withholds(ADD_GIT_DIRECTORY),
             decisions: Mutex::default(),
+            in_use: Mutex::default(),
         }
     }
 

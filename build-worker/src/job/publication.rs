@@ -5,7 +5,7 @@ use super::{
     outcome::{Artifact, Ended, Stop},
 };
 use crate::{
-    engine::{BuiltImage, EngineError, EngineImage, Platforms},
+    engine::{BuiltImage, EngineError, EngineImage},
     output::Output,
     reference,
 };
@@ -73,9 +73,7 @@ impl Job {
         if let Some(reported) = reported.into_iter().find(|digest| !digest.is_empty()) {
             return Ok(reported.clone());
         }
-        let name = self.artifact_name().to_string();
-        let configs = self.engine.config_digests(&name, Platforms::Own, &self.assignment.creator).await?;
-        Ok(configs.into_iter().next().unwrap_or_default())
+        Ok(self.engine.configuration(&self.artifact_name().to_string()).await?.digest)
     }
 
     /// Pushes the reference and returns the digest that both the engine and the registry have for it.

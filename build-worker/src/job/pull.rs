@@ -5,7 +5,7 @@ use super::{
     outcome::{Artifact, Ended, Stop},
 };
 use crate::{
-    engine::Platforms,
+    base_images::Origin,
     output::{FailedStep, Output},
 };
 
@@ -13,7 +13,7 @@ impl Job {
     /// Pulls an image that its requester may use, gives it the name of the artifact, and checks that the
     /// engine has it.
     pub(super) async fn pull(&self, reference: &str, output: &mut Output) -> Result<Artifact, Ended> {
-        let sources = self.sources(false, Platforms::Own);
+        let sources = self.sources();
         let pinned = tokio::select! {
             biased;
             () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
@@ -23,19 +23,26 @@ impl Job {
             let step = FailedStep { name: format!("pull {reference}"), ..FailedStep::default() };
             Ended::by_engine(&error, Some(step))
         })?;
+        let was_there = self.engine.image(&pinned).await?.is_some();
         let pull = self.engine.pull(reference, &pinned, &self.assignment.creator)?;
         let pulled = self.relay_progress(pull, output).await?;
         let missing = || Ended::by_broken_engine(format!("{reference} was pulled and is not there"));
         let pulled = pulled.ok_or_else(missing)?;
+        let image = self.engine.image(&pinned).await?.ok_or_else(missing)?;
+        let origin = if was_there { Origin::Found } else { Origin::Pulled };
+        let held = sources.keep(&pinned, image, origin).await?;
+        if !sources.may_have(&pinned, &held).await? {
+            return Err(Ended::by_user(format!("{reference}: not found")));
+        }
         let name = self.artifact_name().to_string();
-        self.engine.tag(&pulled.id, &name).await?;
-        let image = self.engine.image(&name).await?.filter(|image| image.id == pulled.id);
-        let image = image.ok_or_else(missing)?;
+        self.engine.tag(&held.image.id, &name).await?;
+        let named = self.engine.image(&name).await?.filter(|named| named.id == held.image.id);
+        let named = named.ok_or_else(missing)?;
         Ok(Artifact {
             repo_digest: pulled.repo_digest.unwrap_or_default(),
-            image_id: image.id,
-            config_digest: pulled.config_digest,
-            size_bytes: image.size_bytes,
+            image_id: named.id,
+            config_digest: held.config_digest,
+            size_bytes: named.size_bytes,
             replaced: None,
         })
     }

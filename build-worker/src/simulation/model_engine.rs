@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     engine::{
-        BuildOrder, BuiltImage, Engine, EngineError, EngineEvent, EngineImage, EngineInfo, LabelledImage,
-        Platforms, Progress, RunningWork,
+        BuildOrder, BuiltImage, Configuration, Engine, EngineError, EngineEvent, EngineImage, EngineInfo,
+        LabelledImage, Manifest, Progress, RunningWork,
     },
     reference,
 };
@@ -216,15 +216,12 @@ impl Engine for ModelEngine {
         digest.ok_or_else(|| EngineError::Refused(format!("{reference} is in no registry")))
     }
 
-    async fn config_digests(
-        &self,
-        pinned: &str,
-        _platforms: Platforms,
-        _creator: &str,
-    ) -> Result<Vec<String>, EngineError> {
+    async fn configuration(&self, name: &str) -> Result<Configuration, EngineError> {
         self.alive().await?;
         // Its images have no configurations but themselves.
-        Ok(self.state().images.get(pinned).cloned().into_iter().collect())
+        let id = self.state().images.get(name).cloned();
+        let digest = id.ok_or_else(|| EngineError::Refused(format!("there is no {name}")))?;
+        Ok(Configuration { digest, layers: Vec::new() })
     }
 
     fn has_credentials(&self, _reference: &str) -> bool {
@@ -291,6 +288,8 @@ impl Engine for ModelEngine {
                 size_bytes: 1,
                 repo_digests,
                 is_in_containerd: false,
+                manifest: Manifest::Only,
+                layers: Vec::new(),
                 names: vec![name.to_owned()],
                 labels: HashMap::new(),
             }

@@ -73,8 +73,8 @@ impl Reference {
     /// Reports whether a name is reserved for what workers do in their engines, so that no image may be given
     /// it.
     pub(crate) fn is_reserved(name: &str) -> bool {
-        const ATTEMPTS: &str = "trailer.invalid/attempt/";
-        name.starts_with(Self::ARTIFACTS) || name.starts_with(ATTEMPTS)
+        const OTHERS: [&str; 2] = ["trailer.invalid/attempt/", "trailer.invalid/base/"];
+        name.starts_with(Self::ARTIFACTS) || OTHERS.iter().any(|others| name.starts_with(others))
     }
 
     pub(crate) fn repository(&self) -> &str {
