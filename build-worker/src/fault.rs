@@ -77,13 +77,15 @@ const REMOTE: [&str; 41] = [
 ];
 
 /// Phrases of a registry's refusal, in lower case. An engine reports many of them as errors of its own.
-const REFUSED: [&str; 9] = [
+const REFUSED: [&str; 11] = [
     "unauthorized",
     "authentication required",
     "no basic auth credentials",
     "denied",
     "forbidden",
     "manifest unknown",
+    "blob unknown",
+    "unknown blob",
     "not found",
     "server gave http response to https client",
     "x509: ",
@@ -99,6 +101,10 @@ impl Fault {
         }
         let message = message.to_lowercase();
         let has = |words: &[&str]| words.iter().any(|words| message.contains(words));
+        // Containerd reads on where a registry has broken off, but not what it does not have.
+        if has(&["httpreadseeker"]) && has(&[": not found"]) {
+            return Some(Self::User);
+        }
         [(&ENGINE[..], Self::Engine), (&REMOTE, Self::Remote), (&REFUSED, Self::User)]
             .into_iter()
             .find_map(|(words, fault)| has(words).then_some(fault))
@@ -159,6 +165,12 @@ mod tests {
                 "fatal: unable to look up nosuch.invalid (port 9418) (Name or service not known)",
                 Some(Fault::Remote),
             ),
+            (
+                "failed to copy: httpReadSeeker: failed open: content at https://r.example/v2/x/blobs/sha256:0 not found: not found",
+                Some(Fault::User),
+            ),
+            ("failed to copy: httpReadSeeker: failed open: unexpected status code 503", Some(Fault::Remote)),
+            ("error pulling image configuration: unknown blob", Some(Fault::User)),
             ("error parsing HTTP 429 response body: invalid character '<'", Some(Fault::Remote)),
             ("invalid response status 404", None),
             ("invalid response status 502", Some(Fault::Remote)),

@@ -315,7 +315,8 @@ pub(crate) fn grantee(subject: &str) -> String {
 pub(crate) async fn count_bytes(database: &DatabaseConnection) -> anyhow::Result<()> {
     for statement in [
         "DELETE FROM creators",
-        "INSERT INTO creators (subject, images, index_bytes) SELECT creator, COUNT(*), SUM(index_bytes) FROM images GROUP BY creator",
+        "INSERT INTO creators (subject, images, index_bytes, context_bytes, answer_bytes) \
+         SELECT creator, COUNT(*), SUM(index_bytes), 0, 0 FROM images GROUP BY creator",
         "UPDATE catalogue SET index_bytes = (SELECT SUM(index_bytes) FROM images)",
     ] {
         execute(database, statement).await?;

@@ -11,7 +11,7 @@ use bollard::{
 };
 use futures_util::{Stream, StreamExt, TryStreamExt};
 
-use super::{DockerEngine, config_digest, connect, credentials::Found, layers::Layers};
+use super::{DockerEngine, connect, credentials::Found, inspect::config_digest, layers::Layers};
 use crate::{
     engine::{BuiltImage, EngineError, EngineEvent, EventSender, Progress, RunningWork},
     reference,
