@@ -53,6 +53,16 @@ pub(crate) struct BuildSources {
     pub(crate) in_use: Mutex<Vec<SharedLock>>,
 }
 
+/// A pull that may begin.
+#[derive(Debug)]
+pub(crate) struct DecidedPull {
+    /// Reference with the digest to pull.
+    pub(crate) pinned: String,
+    /// Set if the catalogue says that it is an artifact which the requester may see. Of any other image it has to be
+    /// asked once it was pulled.
+    pub(crate) is_artifact: bool,
+}
+
 impl BuildSources {
     /// Reason why an image is missing that the requester cannot see.
     const NOT_FOUND: &str = "not found";
@@ -61,17 +71,17 @@ impl BuildSources {
     /// Maximum number of images that are pulled at the same time.
     const PULLS: usize = 4;
 
-    /// Decides about a pull, and returns the reference with the digest to pull.
+    /// Decides about a pull.
     ///
     /// # Errors
     ///
     /// Returns an error if the image may not be pulled or does not exist, or if that cannot be decided now.
-    pub(crate) async fn decide_pull(&self, named: &str) -> Result<String, EngineError> {
+    pub(crate) async fn decide_pull(&self, named: &str) -> Result<DecidedPull, EngineError> {
         let refused = |rule: &str| Err(EngineError::Refused(format!("{named}: {rule}")));
         let Some(image) = reference::canonical(named) else { return refused("is no reference to an image") };
         match self.resolve(vec![image.clone()]).await?.pop().flatten() {
             Some(Source::Artifact(artifact)) if !artifact.registry_reference.is_empty() => {
-                return Ok(artifact.registry_reference);
+                return Ok(DecidedPull { pinned: artifact.registry_reference, is_artifact: true });
             }
             Some(Source::Foreign(_)) => {}
             Some(Source::Missing(MissingSource { is_elsewhere: true }))
@@ -82,7 +92,7 @@ impl BuildSources {
             return refused("the operator of the worker allows no images from there (--allow-source)");
         }
         match self.pin(&image).await {
-            Ok(Some(pinned)) => Ok(pinned),
+            Ok(Some(pinned)) => Ok(DecidedPull { pinned, is_artifact: false }),
             Ok(None) => refused(Self::NOT_FOUND),
             Err(EngineError::Refused(reason)) => refused(&words_of(&reason)),
             Err(error) => Err(error),

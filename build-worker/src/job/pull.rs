@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     base_images::Origin,
+    build_sources::DecidedPull,
     output::{FailedStep, Output},
 };
 
@@ -14,12 +15,12 @@ impl Job {
     /// engine has it.
     pub(super) async fn pull(&self, reference: &str, output: &mut Output) -> Result<Artifact, Ended> {
         let sources = self.sources();
-        let pinned = tokio::select! {
+        let decided = tokio::select! {
             biased;
             () = self.control.stop.cancelled() => return Err(Ended::Stopped(Stop::Confirmed)),
-            pinned = sources.decide_pull(reference) => pinned,
+            decided = sources.decide_pull(reference) => decided,
         };
-        let pinned = pinned.map_err(|error| {
+        let DecidedPull { pinned, is_artifact } = decided.map_err(|error| {
             let step = FailedStep { name: format!("pull {reference}"), ..FailedStep::default() };
             Ended::by_engine(&error, Some(step))
         })?;
@@ -31,7 +32,7 @@ impl Job {
         let image = self.engine.image(&pinned).await?.ok_or_else(missing)?;
         let origin = if was_there { Origin::Found } else { Origin::Pulled };
         let held = sources.keep(&pinned, image, origin).await?;
-        if !sources.may_have(&pinned, &held).await? {
+        if !is_artifact && !sources.may_have(&pinned, &held).await? {
             return Err(Ended::by_user(format!("{reference}: not found")));
         }
         let name = self.artifact_name().to_string();

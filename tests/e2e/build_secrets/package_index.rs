@@ -29,12 +29,15 @@ fn index_archive(base: &str, password: &str) -> anyhow::Result<Vec<u8>> {
     const PYTHON: &str = "#!/bin/sh\n\
         /index/busybox httpd -p 127.0.0.1:8000 -h /index/www -r private -c /index/httpd.conf\n\
         exec /usr/bin/python3 \"$@\"\n";
+    // Once, rather than in each image that is generated.
+    const INSTALL: &str =
+        "apt-get update -qq && apt-get install -qq -y --no-install-recommends python3-pip >/dev/null";
     let directory = tempfile::tempdir()?;
     let name = "trailer_private-1.0-py3-none-any.whl";
     let wheel = directory.path().join(name);
     anyhow::ensure!(Command::new("python3").args(["-c", WHEEL]).arg(&wheel).status()?.success());
     let dockerfile = format!(
-        "FROM {base}\nCOPY . /index/\nRUN install /index/python3 /usr/local/bin/python3 && chmod +x /index/busybox"
+        "FROM {base}\nRUN {INSTALL}\nCOPY . /index/\nRUN install /index/python3 /usr/local/bin/python3 && chmod +x /index/busybox"
     );
     tar_of(&[
         ("Dockerfile", dockerfile.as_bytes()),
