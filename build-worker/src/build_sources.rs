@@ -318,6 +318,10 @@ fn missing() -> ImageDecision {
 /// An image that does not exist is reported like one that the requester cannot see. The answer of a server
 /// that is no registry is not passed on.
 fn words_of(reason: &str) -> String {
+    const NO_PLATFORM: [&str; 2] = ["no matching manifest for", "no match for platform"];
+    if NO_PLATFORM.iter().any(|words| reason.contains(words)) {
+        return "has no image for the platform of the engine".to_owned();
+    }
     let is_missing = ["manifest unknown", "name unknown", "not found", "no such manifest"];
     if is_missing.iter().any(|words| reason.to_lowercase().contains(words)) {
         return BuildSources::NOT_FOUND.to_owned();

@@ -26,7 +26,7 @@ pub(crate) const PASSWORD: &str = "sesame-4711";
 pub(crate) struct Registry {
     pub(crate) addr: SocketAddr,
     process: Child,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 /// A Docker configuration directory.
@@ -60,7 +60,7 @@ impl Registry {
             .stderr(Stdio::null())
             .spawn()
             .context("the tests need docker-registry: run them by tests/run")?;
-        let registry = Self { addr, process, _directory: directory };
+        let registry = Self { addr, process, directory };
         eventually_true("the registry listens", async || Ok(TcpStream::connect(addr).is_ok())).await?;
         Ok(registry)
     }
@@ -103,6 +103,15 @@ impl Registry {
         anyhow::ensure!(head.status.is_success(), "{path}: {} {body:?}", head.status);
         let content_type = head.headers.get("Content-Type").map(|value| value.to_str()).transpose()?;
         Ok(Answer { content_type: content_type.unwrap_or_default().to_owned(), body })
+    }
+}
+
+impl Registry {
+    /// Removes the content of a blob, which manifests and repositories still refer to.
+    pub(crate) fn lose_blob(&self, digest: &str) -> anyhow::Result<()> {
+        let (algorithm, hex) = digest.split_once(':').context("a digest")?;
+        let blobs = self.directory.path().join("storage/docker/registry/v2/blobs").join(algorithm);
+        Ok(fs::remove_dir_all(blobs.join(&hex[..2]).join(hex))?)
     }
 }
 

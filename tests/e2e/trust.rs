@@ -449,3 +449,28 @@ async fn a_base_image_is_kept_for_builds_and_removed_when_none_uses_it() -> anyh
     eventually_true("the base image goes", async || Ok(setting.docker.inspect_image(&pinned).await.is_err()))
         .await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_not_whole_is_the_users_to_correct() -> anyhow::Result<()> {
+    let setting = Setting::start().await?;
+    let digest = setting.publish_base("base").await?;
+    let forgery = Forgery { registry: &setting.registry, repository: "broken/all".to_owned() };
+    let (taken, manifest) = forgery.take("base", &digest).await?;
+    forgery.put_index("platform", &[(&taken, "s390x")]).await?;
+    forgery.put("layer", taken["mediaType"].as_str().context("a type")?, manifest.clone()).await?;
+    let manifest: Value = serde_json::from_slice(&manifest)?;
+    let layer = manifest["layers"][0]["digest"].as_str().context("a layer")?;
+    setting.registry.lose_blob(layer)?;
+    let bob = setting.service.builder("bob");
+    for tag in ["platform", "layer"] {
+        let base = setting.in_registry(&format!("broken/all:{tag}"));
+        // These check that there was one attempt.
+        let pulled = registries::pulled(&format!("Pulled {tag}"), &base);
+        assert!(!failure(&bob, pulled).await?.is_empty(), "{tag}");
+        let from = image(&format!("From {tag} {}", setting.run), &format!("FROM {base}\nENV A=b"));
+        let refused = failure(&bob, from).await?;
+        assert!(refused.contains(&base), "{tag}: {refused}");
+        assert_eq!(refused.contains("platform of the engine"), tag == "platform", "{refused}");
+    }
+    Ok(())
+}
