@@ -1,5 +1,7 @@
 //! Isolation of builds from each other, on the real Docker Engine that `tests/run` provides.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use image_service::Role;
 use proto::images::{
@@ -431,18 +433,23 @@ async fn what_was_pulled_with_credentials_is_private_by_its_digest_too() -> anyh
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_base_image_is_kept_for_builds_and_removed_when_none_uses_it() -> anyhow::Result<()> {
-    let setting = Setting::start_with(&["--keep-bases", "4s"]).await?;
+    let setting = Setting::start_with(&["--keep-bases", "1s", "--slots", "3"]).await?;
     let digest = setting.publish_base("base").await?;
     let pinned = setting.in_registry(&format!("base@{digest}"));
     let alice = setting.alice();
     let from = |name: &str| {
-        let dockerfile = format!("FROM {}\nRUN echo {name}", setting.in_registry("base:1"));
+        let dockerfile = format!("FROM {}\nRUN echo {name} && sleep 1", setting.in_registry("base:1"));
         image(&format!("{name} {}", setting.run), &dockerfile)
     };
-    let first = build(&alice, from("first")).await?;
-    assert!(setting.docker.inspect_image(&pinned).await.is_ok(), "the engine has not kept {pinned}");
-    let second = build(&alice, from("second")).await?;
-    for built in [&first, &second] {
+    // Some begin while the base image is removed.
+    let mut made = Vec::new();
+    for round in 0..4 {
+        let [a, b, c] = ["a", "b", "c"].map(|name| from(&format!("{name}{round}")));
+        let built = tokio::try_join!(build(&alice, a), build(&alice, b), build(&alice, c))?;
+        made.extend([built.0, built.1, built.2]);
+        tokio::time::sleep(Duration::from_millis(700 * round)).await;
+    }
+    for built in made {
         setting.remove(&built.reference).await?;
         alice.delete(&built.id).await?;
     }

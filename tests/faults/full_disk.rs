@@ -128,6 +128,6 @@ async fn a_full_disk_stops_what_would_add_to_it_and_nothing_else() -> anyhow::Re
     })
     .await?;
     let log = fs::read_to_string(directory.path().join("image-service.log")).context("the log")?;
-    assert_eq!(log.matches("the disk of the catalogue is full").count(), 1, "{log}");
+    assert_eq!(log.matches("(STORAGE_FULL)").count(), 1, "{log}");
     Ok(())
 }
