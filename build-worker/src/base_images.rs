@@ -7,11 +7,11 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use ring::digest::{SHA256, digest};
 use tokio::time::Instant;
 
 use crate::{
@@ -20,10 +20,13 @@ use crate::{
     reference,
 };
 
-/// The base images that the engine keeps for builds.
+/// The base images that the engine keeps for the builds of a worker.
 #[derive(Debug)]
 pub(crate) struct BaseImages {
     engine: Arc<dyn Engine>,
+    /// Beginning of the names, `trailer.invalid/base/<16 hexadecimal digits for the worker>/`: what one worker does not
+    /// use, another one on the same engine may.
+    prefix: String,
     /// Time for which a base image is kept after its last use.
     kept: Duration,
     /// Locks of the names that builds use.
@@ -41,13 +44,6 @@ pub(crate) struct BaseImage {
     pub(crate) in_use: SharedLock,
 }
 
-/// The name of a base image in its engine, `trailer.invalid/base/<origin>:<digest>`.
-struct BaseName<'a> {
-    origin: Origin,
-    /// Digest of the configuration, or of an index, without its algorithm.
-    digest: &'a str,
-}
-
 /// The way in which an image came to the engine.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
@@ -58,11 +54,10 @@ pub(crate) enum Origin {
 }
 
 impl BaseImages {
-    /// Pattern of the repositories of base images.
-    const REPOSITORIES: &str = "trailer.invalid/base/*";
-
-    pub(crate) fn new(engine: Arc<dyn Engine>, kept: Duration) -> Self {
-        Self { engine, kept, in_use: Locks::default(), last_uses: Mutex::default() }
+    pub(crate) fn new(engine: Arc<dyn Engine>, worker: &str, kept: Duration) -> Self {
+        let worker = hex::encode(&digest(&SHA256, worker.as_bytes()).as_ref()[..8]);
+        let prefix = format!("trailer.invalid/base/{worker}/");
+        Self { engine, prefix, kept, in_use: Locks::default(), last_uses: Mutex::default() }
     }
 
     /// Keeps an image that this digest stands for, of its configuration or of an index; returns `None` if the
@@ -80,7 +75,7 @@ impl BaseImages {
         origin: Origin,
     ) -> Result<Option<BaseImage>, EngineError> {
         let (_, digest) = digest.split_once(':').unwrap_or_default();
-        let name = |origin| BaseName { origin, digest }.to_string();
+        let name = |origin: Origin| format!("{}{}:{digest}", self.prefix, origin.repository());
         let in_use = self.in_use.lock_shared(digest).await;
         for known in [Origin::Pulled, Origin::Found].map(name) {
             if let Some(image) = self.engine.image(&known).await? {
@@ -104,12 +99,14 @@ impl BaseImages {
     ///
     /// Returns an error if the engine cannot list its images.
     pub(crate) async fn collect(&self) -> Result<(), EngineError> {
-        let names = self.engine.names(Self::REPOSITORIES).await?;
+        let names = self.engine.names(&format!("{}*", self.prefix)).await?;
         let now = Instant::now();
         self.last_uses().retain(|name, _| names.contains(name));
         for name in names {
             let last_use = *self.last_uses().entry(name.clone()).or_insert(now);
-            let Some(BaseName { origin, digest }) = BaseName::parse(&name) else { continue };
+            let (repository, digest) = reference::parts(&name);
+            let origin = repository.strip_prefix(&self.prefix).and_then(Origin::of_repository);
+            let Some(origin) = origin else { continue };
             if now.duration_since(last_use) < self.kept {
                 continue;
             }
@@ -143,28 +140,16 @@ impl BaseImages {
     }
 }
 
-impl<'a> BaseName<'a> {
-    const PULLED: &'static str = "trailer.invalid/base/pulled";
-    const FOUND: &'static str = "trailer.invalid/base/found";
-
-    /// Parses a name, `repository:tag`; returns `None` if it is no base image's.
-    fn parse(name: &'a str) -> Option<Self> {
-        let (repository, digest) = reference::parts(name);
-        let origin = match repository {
-            Self::PULLED => Origin::Pulled,
-            Self::FOUND => Origin::Found,
-            _ => return None,
-        };
-        Some(Self { origin, digest })
+impl Origin {
+    /// Returns the last part of the repository of a base image.
+    fn repository(self) -> &'static str {
+        match self {
+            Self::Pulled => "pulled",
+            Self::Found => "found",
+        }
     }
-}
 
-impl fmt::Display for BaseName<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let repository = match self.origin {
-            Origin::Pulled => Self::PULLED,
-            Origin::Found => Self::FOUND,
-        };
-        write!(f, "{repository}:{}", self.digest)
+    fn of_repository(name: &str) -> Option<Self> {
+        [Self::Pulled, Self::Found].into_iter().find(|origin| origin.repository() == name)
     }
 }

@@ -95,7 +95,7 @@ impl Worker {
             engine: Arc::clone(&engine),
             service: Arc::clone(&service),
             records: Arc::default(),
-            bases: Arc::new(BaseImages::new(Arc::clone(&engine), config.keep_bases)),
+            bases: Arc::new(BaseImages::new(Arc::clone(&engine), &config.name, config.keep_bases)),
             catalogue: Mutex::default(),
             replaced: Arc::default(),
             every: config.collect_every,
