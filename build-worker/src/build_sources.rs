@@ -201,7 +201,7 @@ impl BuildSources {
         };
         let name = name.to_string();
         if let Some(held) = self.engine.image(&name).await? {
-            return match held.manifest {
+            return match self.engine.manifest(&held, &name).await? {
                 Manifest::OfIndex(_) | Manifest::Unknown if self.names_platform => Err(no_platforms(image)),
                 Manifest::Only | Manifest::OfIndex(_) | Manifest::Unknown => {
                     Ok(ImageDecision::Usable { name, id: held.id })

@@ -24,7 +24,7 @@ use self::connection::{Connections, Host};
 use crate::{
     engine::{
         BuildOrder, Configuration, Engine, EngineError, EngineEvent, EngineImage, EngineInfo, EventSender,
-        LabelledImage, RunningWork,
+        LabelledImage, Manifest, RunningWork,
     },
     fault::{self, Fault},
     reference,
@@ -173,6 +173,10 @@ impl Engine for DockerEngine {
     async fn registry_digest(&self, reference: &str, creator: &str) -> Result<String, EngineError> {
         let digest = self.inspect_in_registry(reference, creator).await?.descriptor.digest;
         digest.ok_or_else(|| EngineError::Broken(format!("no registry reports the digest of {reference}")))
+    }
+
+    async fn manifest(&self, image: &EngineImage, name: &str) -> Result<Manifest, EngineError> {
+        self.inspect_manifest(image, name).await
     }
 
     async fn configuration(&self, name: &str) -> Result<Configuration, EngineError> {

@@ -66,6 +66,14 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// not work.
     async fn configuration(&self, name: &str) -> Result<Configuration, EngineError>;
 
+    /// Returns the manifest that an image with this name has for the engine's platform.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`EngineError::Refused`] if the image has none, and [`EngineError::Broken`] if the engine does not
+    /// work.
+    async fn manifest(&self, image: &EngineImage, name: &str) -> Result<Manifest, EngineError>;
+
     /// Reports whether there are credentials for the repository of a reference, whoever may use them.
     fn has_credentials(&self, reference: &str) -> bool;
 
@@ -232,21 +240,19 @@ pub(crate) type EventSender = mpsc::Sender<Result<EngineEvent, EngineError>>;
 pub(crate) enum EngineEvent {
     /// Changes of steps, and their output.
     Progress(Vec<Progress>),
-    /// The image that was built or pulled.
+    /// The image that was built.
     Built(BuiltImage),
     /// A gap in the progress, with its reason.
     Gap(&'static str),
 }
 
-/// An image that a build or a pull has produced.
+/// An image that a build has produced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BuiltImage {
     /// ID of the image in the engine.
     pub(crate) id: String,
     /// Digest of its configuration, the same on every engine; empty if the engine does not report it.
     pub(crate) config_digest: String,
-    /// Digest in its registry; `None` unless it was pulled.
-    pub(crate) repo_digest: Option<String>,
 }
 
 /// An engine's description of itself.
@@ -277,7 +283,6 @@ pub(crate) struct EngineImage {
     pub(crate) repo_digests: Vec<String>,
     /// Set if containerd stores the image; then it has such names even if no registry ever had it.
     pub(crate) is_in_containerd: bool,
-    pub(crate) manifest: Manifest,
     /// Digests of its layers, uncompressed, from the lowest to the highest.
     pub(crate) layers: Vec<String>,
     /// Names of the image, each `repository:tag`.
@@ -332,6 +337,11 @@ pub(crate) enum EngineError {
 }
 
 impl EngineError {
+    /// Creates the error about an image that was there a moment ago.
+    pub(crate) fn removed(image: &str) -> Self {
+        Self::Unreachable(format!("{image}: somebody has removed it from the engine"))
+    }
+
     pub(crate) fn new(fault: Fault, message: String) -> Self {
         match fault {
             Fault::User => Self::Refused(message),

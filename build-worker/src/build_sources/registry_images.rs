@@ -90,7 +90,7 @@ impl BuildSources {
                 }
             }
         }
-        let pulled = self.engine.image(pinned).await?.ok_or_else(|| removed(pinned))?;
+        let pulled = self.engine.image(pinned).await?.ok_or_else(|| EngineError::removed(pinned))?;
         self.keep(pinned, pulled, Origin::Pulled).await
     }
 
@@ -108,8 +108,8 @@ impl BuildSources {
         image: EngineImage,
         origin: Origin,
     ) -> Result<HeldImage, EngineError> {
-        self.keep_by(&image.id, &image, origin).await.map(|kept| self.in_use().push(kept.in_use))?;
-        let (name, image, origin) = match &image.manifest {
+        let whole = self.keep_by(&image.id, &image, origin).await?;
+        let (name, image, origin) = match self.engine.manifest(&image, name).await? {
             Manifest::Unknown if self.names_platform => return Err(no_platforms(name)),
             Manifest::Only | Manifest::Unknown => (name.to_owned(), image, origin),
             Manifest::OfIndex(digest) => {
@@ -119,7 +119,12 @@ impl BuildSources {
             }
         };
         let config_digest = self.config_digest(&name, &image).await?;
-        let base = self.keep_by(&config_digest, &image, origin).await?;
+        let base = if config_digest == image.id {
+            whole
+        } else {
+            self.in_use().push(whole.in_use);
+            self.keep_by(&config_digest, &image, origin).await?
+        };
         Ok(HeldImage { image, config_digest, base })
     }
 
@@ -129,7 +134,7 @@ impl BuildSources {
         image: &EngineImage,
         origin: Origin,
     ) -> Result<BaseImage, EngineError> {
-        self.bases.keep(image, digest, origin).await?.ok_or_else(|| removed(&image.id))
+        self.bases.keep(image, digest, origin).await?.ok_or_else(|| EngineError::removed(&image.id))
     }
 
     /// Returns an image that came with its index, by a name of its own.
@@ -142,7 +147,7 @@ impl BuildSources {
         while let Some(event) = naming.next().await {
             event?;
         }
-        let named = self.engine.image(own).await?.ok_or_else(|| removed(own))?;
+        let named = self.engine.image(own).await?.ok_or_else(|| EngineError::removed(own))?;
         Ok((named, Origin::Pulled))
     }
 
@@ -159,8 +164,4 @@ impl BuildSources {
         }
         Ok(digest)
     }
-}
-
-fn removed(image: &str) -> EngineError {
-    EngineError::Unreachable(format!("{image}: somebody has removed it from the engine"))
 }

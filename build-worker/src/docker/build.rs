@@ -91,7 +91,7 @@ impl DockerEngine {
             Ok(Some(_)) => EngineError::Refused(format!(
                 "{image}: is not for the platform that the build wants; builds use images for the platform of their engine"
             )),
-            Ok(None) => EngineError::Unreachable(format!("{image}: somebody has removed it from the engine")),
+            Ok(None) => EngineError::removed(image),
             Err(error) => error,
         }
     }

@@ -28,7 +28,7 @@ impl Found {
 
     /// Adds to a registry's refusal that credentials could not be had.
     ///
-    /// What the operator of the worker has to fix is worth a retry.
+    /// The operator of the worker has to fix that, so it is worth a retry.
     pub(super) fn explain(&self, error: EngineError) -> EngineError {
         /// Words of a refusal that credentials may change, in lower case.
         const WORDS: [&str; 5] =

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use bollard::models::{ImageInspect, ImageManifestSummary, OciPlatform};
-use serde::Deserialize;
+use http::StatusCode;
 use tokio::time::timeout;
 
 use super::{DockerEngine, is_missing};
@@ -25,7 +25,6 @@ impl DockerEngine {
             config_digest: config_digest(&image),
             size_bytes: self.size(name, &image).await?,
             is_in_containerd: !has_graph_driver(&image),
-            manifest: self.manifest(name, &image).await?,
             layers: image.root_fs.and_then(|root| root.layers).unwrap_or_default(),
             repo_digests: image.repo_digests.unwrap_or_default(),
             names: image.repo_tags.unwrap_or_default(),
@@ -33,27 +32,28 @@ impl DockerEngine {
         }))
     }
 
-    /// Returns the manifest that an image has for the engine's platform.
-    async fn manifest(&self, name: &str, image: &ImageInspect) -> Result<Manifest, EngineError> {
-        #[derive(Deserialize)]
-        struct Inspected {
-            #[serde(rename = "Manifests")]
-            manifests: Option<Vec<ImageManifestSummary>>,
-        }
-        if has_graph_driver(image) {
+    pub(super) async fn inspect_manifest(
+        &self,
+        image: &EngineImage,
+        name: &str,
+    ) -> Result<Manifest, EngineError> {
+        if !image.is_in_containerd {
             return Ok(Manifest::Only);
         }
         let broken = |error: &dyn std::error::Error| EngineError::Broken(error.to_string());
         let path = format!("/images/{name}/json?manifests=1");
         let inspecting =
             timeout(Duration::from_secs(Self::TIMEOUT_SECONDS), self.connections.get_json(&path));
-        let inspected = inspecting.await.map_err(|late| broken(&late))?;
-        let (_, inspected) = inspected.map_err(|error| broken(&error))?;
-        let Inspected { manifests } = serde_json::from_value(inspected).map_err(|error| broken(&error))?;
-        let Some(manifests) = manifests else { return Ok(Manifest::Unknown) };
-        match own_manifest(image, manifests) {
-            Some(own) if image.id.as_ref() == Some(&own) => Ok(Manifest::Only),
-            Some(own) => Ok(Manifest::OfIndex(own)),
+        let (status, inspected) =
+            inspecting.await.map_err(|late| broken(&late))?.map_err(|error| broken(&error))?;
+        if status == StatusCode::NOT_FOUND {
+            return Err(EngineError::removed(name));
+        }
+        let inspected: ImageInspect = serde_json::from_value(inspected).map_err(|error| broken(&error))?;
+        let Some(manifests) = &inspected.manifests else { return Ok(Manifest::Unknown) };
+        match own_manifest(&inspected, manifests) {
+            Some(own) if own == image.id => Ok(Manifest::Only),
+            Some(own) => Ok(Manifest::OfIndex(own.to_owned())),
             None => Err(EngineError::Refused(format!("{name}: has no image for the platform of the engine"))),
         }
     }
@@ -75,16 +75,16 @@ impl DockerEngine {
 }
 
 /// Returns the digest of the manifest for the platform of an image that was inspected.
-fn own_manifest(image: &ImageInspect, manifests: Vec<ImageManifestSummary>) -> Option<String> {
+fn own_manifest<'a>(image: &ImageInspect, manifests: &'a [ImageManifestSummary]) -> Option<&'a str> {
     let is_own = |platform: &OciPlatform| {
         platform.os == image.os
             && platform.architecture == image.architecture
             && platform.variant.as_deref().unwrap_or_default() == image.variant.as_deref().unwrap_or_default()
     };
-    let own = manifests.into_iter().find(|manifest| {
+    let own = manifests.iter().find(|manifest| {
         manifest.available && manifest.image_data.as_ref().is_some_and(|data| is_own(&data.platform))
     });
-    own.and_then(|manifest| manifest.descriptor.digest)
+    own.and_then(|manifest| manifest.descriptor.digest.as_deref())
 }
 
 /// Reports whether a graph driver holds an image.
@@ -97,7 +97,7 @@ fn has_graph_driver(image: &ImageInspect) -> bool {
 /// Returns the digest of an image's configuration; empty if the engine does not report it.
 ///
 /// Docker before 28 does not report it for images that containerd stores.
-pub(super) fn config_digest(image: &ImageInspect) -> String {
+fn config_digest(image: &ImageInspect) -> String {
     if has_graph_driver(image) {
         return image.id.clone().unwrap_or_default();
     }

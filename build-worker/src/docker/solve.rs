@@ -74,7 +74,6 @@ pub(super) async fn solve(
     let built = BuiltImage {
         id: digest("containerimage.digest"),
         config_digest: digest("containerimage.config.digest"),
-        repo_digest: None,
     };
     if built.id.is_empty() {
         return Err(EngineError::Broken("it ended the build without an image".to_owned()));

@@ -11,9 +11,9 @@ use bollard::{
 };
 use futures_util::{Stream, StreamExt, TryStreamExt};
 
-use super::{DockerEngine, connect, credentials::Found, inspect::config_digest, layers::Layers};
+use super::{DockerEngine, connect, credentials::Found, layers::Layers};
 use crate::{
-    engine::{BuiltImage, EngineError, EngineEvent, EventSender, Progress, RunningWork},
+    engine::{EngineError, EngineEvent, EventSender, Progress, RunningWork},
     reference,
 };
 
@@ -48,50 +48,34 @@ impl Transfer {
         }
     }
 
-    /// Runs the transfer; returns the image that was pulled.
+    /// Runs the transfer to its end.
     async fn run(
         &self,
         docker: &Docker,
         credentials: Option<DockerCredentials>,
         layers: &mut Layers,
         events: &EventSender,
-    ) -> Result<Option<BuiltImage>, EngineError> {
+    ) -> Result<(), EngineError> {
         match self {
-            Self::Pull { pinned, .. } => pull(docker, pinned, credentials, layers, events).await.map(Some),
+            // A pull by digest sets no tag; one by tag would take the tag from the image that has it.
+            Self::Pull { pinned, .. } => {
+                let (repository, digest) = reference::parts(pinned);
+                let options = CreateImageOptionsBuilder::new().from_image(repository).tag(digest).build();
+                let pulling = docker.create_image(Some(options), None, credentials).map_ok(|info| {
+                    Transferred { id: info.id, status: info.status, detail: info.progress_detail }
+                });
+                relay_layers(pulling, layers, events).await
+            }
             Self::Push(reference) => {
                 let (repository, tag) = reference::parts(reference);
                 let options = PushImageOptions { tag: Some(tag.to_owned()), ..PushImageOptions::default() };
                 let pushing = docker.push_image(repository, Some(options), credentials).map_ok(|info| {
                     Transferred { id: None, status: info.status, detail: info.progress_detail }
                 });
-                relay_layers(pushing, layers, events).await.map(|()| None)
+                relay_layers(pushing, layers, events).await
             }
         }
     }
-}
-
-/// Pulls by digest, which sets no tag: a pull by tag would take it from the image that has it.
-async fn pull(
-    docker: &Docker,
-    pinned: &str,
-    credentials: Option<DockerCredentials>,
-    layers: &mut Layers,
-    events: &EventSender,
-) -> Result<BuiltImage, EngineError> {
-    let (repository, repo_digest) = reference::parts(pinned);
-    let options = CreateImageOptionsBuilder::new().from_image(repository).tag(repo_digest).build();
-    let pulling = docker.create_image(Some(options), None, credentials).map_ok(|info| Transferred {
-        id: info.id,
-        status: info.status,
-        detail: info.progress_detail,
-    });
-    relay_layers(pulling, layers, events).await?;
-    let image = docker.inspect_image(&format!("{repository}@{repo_digest}")).await?;
-    Ok(BuiltImage {
-        config_digest: config_digest(&image),
-        id: image.id.unwrap_or_default(),
-        repo_digest: Some(repo_digest.to_owned()),
-    })
 }
 
 impl DockerEngine {
@@ -160,12 +144,7 @@ impl DockerEngine {
             };
             // The receiver may be gone.
             match ended {
-                Ok(image) => {
-                    send_progress(&events, layers.succeeded()).await;
-                    if let Some(image) = image {
-                        drop(events.send(Ok(EngineEvent::Built(image))).await);
-                    }
-                }
+                Ok(()) => drop(send_progress(&events, layers.succeeded()).await),
                 Err(error) => {
                     send_progress(&events, layers.failed(error.to_string())).await;
                     drop(events.send(Err(error)).await);

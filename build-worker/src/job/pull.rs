@@ -8,6 +8,7 @@ use crate::{
     base_images::Origin,
     build_sources::DecidedPull,
     output::{FailedStep, Output},
+    reference,
 };
 
 impl Job {
@@ -26,9 +27,8 @@ impl Job {
         })?;
         let was_there = self.engine.image(&pinned).await?.is_some();
         let pull = self.engine.pull(reference, &pinned, &self.assignment.creator)?;
-        let pulled = self.relay_progress(pull, output).await?;
+        self.relay_progress(pull, output).await?;
         let missing = || Ended::by_broken_engine(format!("{reference} was pulled and is not there"));
-        let pulled = pulled.ok_or_else(missing)?;
         let image = self.engine.image(&pinned).await?.ok_or_else(missing)?;
         let origin = if was_there { Origin::Found } else { Origin::Pulled };
         let held = sources.keep(&pinned, image, origin).await?;
@@ -40,7 +40,7 @@ impl Job {
         let named = self.engine.image(&name).await?.filter(|named| named.id == held.image.id);
         let named = named.ok_or_else(missing)?;
         Ok(Artifact {
-            repo_digest: pulled.repo_digest.unwrap_or_default(),
+            repo_digest: reference::parts(&pinned).1.to_owned(),
             image_id: named.id,
             config_digest: held.config_digest,
             size_bytes: named.size_bytes,

@@ -29,7 +29,7 @@ impl Job {
             return Err(Ended::Stopped(Stop::Confirmed));
         }
         let before = self.engine.image(&self.assignment.reference).await?;
-        let committed = BuiltImage { id: image_id, config_digest: String::new(), repo_digest: None };
+        let committed = BuiltImage { id: image_id, config_digest: String::new() };
         self.name_image(&committed, before.as_ref()).await
     }
 }

@@ -224,6 +224,11 @@ impl Engine for ModelEngine {
         Ok(Configuration { digest, layers: Vec::new() })
     }
 
+    async fn manifest(&self, _image: &EngineImage, _name: &str) -> Result<Manifest, EngineError> {
+        self.alive().await?;
+        Ok(Manifest::Only)
+    }
+
     fn has_credentials(&self, _reference: &str) -> bool {
         false
     }
@@ -288,7 +293,6 @@ impl Engine for ModelEngine {
                 size_bytes: 1,
                 repo_digests,
                 is_in_containerd: false,
-                manifest: Manifest::Only,
                 layers: Vec::new(),
                 names: vec![name.to_owned()],
                 labels: HashMap::new(),
@@ -349,7 +353,7 @@ impl Run {
             Outcome::Succeeds | Outcome::RefusesPush => {
                 self.send(step(StepState::Done)).await;
                 let id = image_id(&self.name);
-                Ok(EngineEvent::Built(BuiltImage { id, config_digest: String::new(), repo_digest: None }))
+                Ok(EngineEvent::Built(BuiltImage { id, config_digest: String::new() }))
             }
             Outcome::Fails => Err(EngineError::Refused("a step failed".to_owned())),
             Outcome::Breaks => Err(EngineError::Broken("it broke".to_owned())),
